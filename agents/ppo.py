@@ -1,0 +1,361 @@
+"""Recurrent PPO over whole sequences, as a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
+
+from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
+from srwm_rl.errors import UserError
+from srwm_rl.policy import SRWMPolicy
+
+SelfPPO = TypeVar("SelfPPO", bound="PPO")
+
+
+class PPOTerms(NamedTuple):
+    """Sums over steps of what a PPO minibatch adds up; divide by the number of steps for SB3's means."""
+
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+def ppo_terms(
+    values: Tensor,
+    log_probs: Tensor,
+    entropy: Tensor,
+    old: Sequences,
+    advantages: Tensor,
+    clip_range: float,
+    clip_range_vf: float | None,
+) -> PPOTerms:
+    """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and its companions.
+
+    Every tensor is `[T, N]`; `advantages` are those of `old`, normalised or not.
+    """
+    log_ratio = log_probs - old.old_log_probs
+    ratio = log_ratio.exp()
+    surrogate = torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    if clip_range_vf is not None:
+        values = old.old_values + (values - old.old_values).clamp(-clip_range_vf, clip_range_vf)
+    with torch.no_grad():
+        approx_kl = ((ratio - 1) - log_ratio).sum()  # http://joschu.net/blog/kl-approx.html
+        clip_fraction = ((ratio - 1).abs() > clip_range).float().sum()
+    return PPOTerms(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
+
+
+class PPO(OnPolicyAlgorithm):
+    """PPO for policies with a memory, trained on whole unrolls with back-propagation through the core.
+
+    Differences from `sb3_contrib.RecurrentPPO`: a rollout keeps only the core states with which its sequences begin;
+    minibatches are whole environments' sequences (or equal chunks), never padded; the encoder runs over all their frames at
+    once; images are not copied to channels-first.
+
+    Args:
+        policy: `SRWMPolicy`, or any of the names "SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy" (all the same).
+        env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the core its
+            previous action, previous reward and step within the episode.
+        batch_size: steps per minibatch, at least `sequence_length`; None: a quarter of the rollout.
+        sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
+        bptt: cut the gradient through the core's state every so many steps; None: never.
+        frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of whole
+            sequences whose gradients are added up, which changes memory and nothing else.
+
+    The others are SB3 PPO's, with its defaults.
+
+    Raises:
+        UserError: counts or coefficients out of range, a batch that holds no whole sequence.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"), SRWMPolicy
+    )
+    policy: SRWMPolicy
+    rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[SRWMPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 256,
+        batch_size: int | None = None,
+        n_epochs: int = 4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        sequence_length: int | None = None,
+        bptt: int | None = None,
+        frames_at_once: int = 512,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=SequenceRolloutBuffer,  # type: ignore[arg-type]
+            rollout_buffer_kwargs={"sequence_length": sequence_length},
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size, self.n_epochs, self.target_kl = batch_size, n_epochs, target_kl
+        self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.sequence_length, self.bptt, self.frames_at_once = sequence_length, bptt, frames_at_once
+        self._core_state: Tensor | None = None  # [L, B, S]
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_settings()
+        super()._setup_model()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def _check_settings(self) -> None:
+        counts = ("n_steps", "n_epochs", "batch_size", "sequence_length", "bptt", "frames_at_once")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
+        length = self.sequence_length or self.n_steps
+        if self.batch_size is not None and self.batch_size < length:
+            raise UserError(
+                f"batch_size {self.batch_size} holds no whole sequence of {length} steps; "
+                f"use a multiple of {length}, or a smaller sequence_length"
+            )
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
+        if isinstance(env, VecEnv):
+            return env
+        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])  # type: ignore[list-item, return-value]
+
+    def collect_rollouts(  # type: ignore[override]
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: SequenceRolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Play `n_rollout_steps` steps in every environment and fill the buffer.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert self._last_obs is not None, "no observation to start from; call learn()"
+        self.policy.set_training_mode(False)
+        if self._core_state is None or self._core_state.shape[1] != env.num_envs:
+            self._core_state = self.policy.initial_state(env.num_envs)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        while not rollout_buffer.full:
+            began_with = self._core_state
+            with torch.no_grad():
+                step = self.policy.act(self._obs_tensor(self._last_obs), began_with, self._starts_tensor())
+            new_obs, rewards, dones, infos = env.step(self._env_actions(step.actions))
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            rewards = self._bootstrap_truncated(rewards, dones, infos, step.values, step.core_state)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                step.actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                step.values,
+                step.log_probs,
+                began_with,
+            )
+            self._last_obs, self._last_episode_starts, self._core_state = new_obs, dones, step.core_state  # type: ignore[assignment]
+        with torch.no_grad():
+            last = self.policy.act(self._obs_tensor(self._last_obs), self._core_state, self._starts_tensor())
+        rollout_buffer.compute_returns_and_advantage(last.values, dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _obs_tensor(self, obs: Any) -> Tensor | dict[str, Tensor]:
+        return obs_as_tensor(obs, self.device)  # type: ignore[return-value]
+
+    def _starts_tensor(self) -> Tensor:
+        return torch.as_tensor(self._last_episode_starts, device=self.device)
+
+    def _env_actions(self, actions: Tensor) -> np.ndarray:
+        array: np.ndarray = actions.cpu().numpy()
+        if isinstance(self.action_space, spaces.Box):
+            # A Gaussian is unbounded; the buffer keeps what was sampled, the environment gets what it can take.
+            array = np.clip(array, self.action_space.low, self.action_space.high)
+        return array
+
+    def _bootstrap_truncated(
+        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], values: Tensor, core_state: Tensor
+    ) -> np.ndarray:
+        """Add the discounted value of its last state to the reward of every episode that was cut short.
+
+        The core state is the one after step t, not yet reset. An environment that cannot show its last observation
+        (ProcGen) lends the value of the step before.
+        """
+        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        if not cut:
+            return rewards
+        rewards = rewards.astype(np.float32, copy=True)
+        shown = [i for i in cut if infos[i].get("terminal_observation") is not None]
+        for i in set(cut) - set(shown):
+            rewards[i] += self.gamma * values[i].item()
+        if shown:
+            last = [infos[i]["terminal_observation"] for i in shown]
+            obs = (
+                {k: np.stack([each[k] for each in last]) for k in last[0]}
+                if isinstance(last[0], dict)
+                else np.stack(last)
+            )
+            with torch.no_grad():
+                no_starts = torch.zeros(len(shown), device=self.device)
+                step = self.policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
+            rewards[shown] += self.gamma * step.values.cpu().numpy()
+        return rewards
+
+    def train(self) -> None:
+        """Update the policy with the present rollout: `n_epochs` passes over shuffled minibatches of whole sequences."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        stats: dict[str, list[float]] = defaultdict(list)
+        for _ in range(self.n_epochs):
+            for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
+                terms, grad_norm = self._gradient(minibatch, clip_range, clip_range_vf)
+                steps = len(minibatch) * self.rollout_buffer.sequence_length
+                means = {name: value.item() / steps for name, value in terms._asdict().items()}
+                for name, value in means.items():
+                    stats[name].append(value)
+                if self.target_kl is not None and means["approx_kl"] > 1.5 * self.target_kl:
+                    break
+                stats["grad_norm"].append(grad_norm.item())
+                self.policy.optimizer.step()
+            else:
+                self._n_updates += 1
+                continue
+            break
+        self._log_training({name: float(np.mean(values)) for name, values in stats.items()}, clip_range, clip_range_vf)
+
+    def _sequences_per_minibatch(self) -> int:
+        length = self.rollout_buffer.sequence_length
+        batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
+        return int(batch_size // length)
+
+    def _gradient(
+        self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
+    ) -> tuple[PPOTerms, Tensor]:
+        """Leave the minibatch's clipped gradient in the parameters; return its summed terms and the norm before clipping."""
+        advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
+        mean, scale = advantages.mean(), advantages.std() + 1e-8
+        normalize = self.normalize_advantage and advantages.numel() > 1
+        groups = np.array_split(minibatch, -(-len(minibatch) // self._sequences_at_once()))
+        self.policy.optimizer.zero_grad()
+        total: PPOTerms | None = None
+        for group in groups:
+            old = self.rollout_buffer.sequences(group)
+            new = self.policy.evaluate_sequence(
+                old.observations, old.actions, old.core_state, old.episode_starts, self.bptt
+            )
+            scaled = (old.advantages - mean) / scale if normalize else old.advantages
+            terms = ppo_terms(new.values, new.log_probs, new.entropy, old, scaled, clip_range, clip_range_vf)
+            loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
+            (loss / advantages.numel()).backward()  # type: ignore[no-untyped-call]
+            detached = PPOTerms(*(each.detach() for each in terms))
+            total = detached if total is None else PPOTerms(*(a + b for a, b in zip(total, detached, strict=True)))
+        assert total is not None
+        return total, torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+
+    def _sequences_at_once(self) -> int:
+        if not self.policy.features_extractor.images:
+            return self.rollout_buffer.n_sequences
+        return max(1, self.frames_at_once // self.rollout_buffer.sequence_length)
+
+    def _log_training(self, means: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
+        loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]
+        buffer = self.rollout_buffer
+        record = {
+            "entropy_loss": -means["entropy"],
+            "policy_gradient_loss": means["policy_loss"],
+            "value_loss": means["value_loss"],
+            "approx_kl": means["approx_kl"],
+            "clip_fraction": means["clip_fraction"],
+            "loss": loss,
+            "grad_norm": means.get("grad_norm", 0.0),
+            "explained_variance": explained_variance(
+                buffer.values.flatten().cpu().numpy(), buffer.returns.flatten().cpu().numpy()
+            ),
+            "clip_range": clip_range,
+        }
+        if clip_range_vf is not None:
+            record["clip_range_vf"] = clip_range_vf
+        if hasattr(self.policy, "log_std"):
+            record["std"] = self.policy.log_std.exp().mean().item()
+        for name, value in record.items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: SelfPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "PPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPPO:
+        """Train for `total_timesteps` environment steps; arguments as in SB3."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_core_state"]

@@ -1,0 +1,117 @@
+"""Everything a training run is, as one tree of arrays and plain values: taken between two updates, and put back."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+
+from srwm_rl.agents.ppo import PPO
+from srwm_rl.errors import UserError
+from srwm_rl.saved import load_policy_arrays, policy_arrays
+
+COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
+
+
+def capture_state(model: PPO) -> dict[str, Any]:
+    """Return the run's state between two updates: weights, optimizer, counters, generators, environments, memory.
+
+    `"environments"` is None where the environments cannot tell their state; a run resumed from there is not exact.
+    """
+    obs = model._last_obs
+    return {
+        "policy": policy_arrays(model.policy),
+        "optimizer": _optimizer_state(model.policy.optimizer),
+        "counters": {name: getattr(model, name) for name in COUNTERS},
+        "generators": _generator_states(),
+        "environments": environment_state(model.env),
+        "core_state": None if model._core_state is None else model._core_state.cpu().numpy(),
+        "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
+        "episode_starts": np.copy(model._last_episode_starts),  # type: ignore[arg-type]
+        "episodes": [dict(each) for each in model.ep_info_buffer or ()],
+        "successes": [bool(each) for each in model.ep_success_buffer or ()],
+    }
+
+
+def restore_state(model: PPO, state: dict[str, Any], source: str) -> bool:
+    """Put a captured state back into a model built with the same settings.
+
+    Returns:
+        Whether the environments went on where they were; if not, they were reset and new episodes begin.
+
+    Raises:
+        UserError: the state is of another architecture.
+    """
+    load_policy_arrays(model.policy, state["policy"], source)
+    _restore_optimizer(model.policy.optimizer, state["optimizer"], source)
+    for name in COUNTERS:
+        setattr(model, name, state["counters"][name])
+    window = model._stats_window_size
+    model.ep_info_buffer, model.ep_success_buffer = deque(state["episodes"], window), deque(state["successes"], window)
+    exact = state["environments"] is not None and hasattr(model.env, "set_state")
+    if exact:
+        model.env.set_state(state["environments"])  # type: ignore[union-attr]
+        model._last_obs = state["last_obs"]
+        model._last_episode_starts = state["episode_starts"]
+        core_state = state["core_state"]
+        model._core_state = None if core_state is None else torch.as_tensor(core_state, device=model.device)
+    else:
+        model._last_obs = model._core_state = None  # learn() resets the environments
+    _restore_generators(state["generators"])  # last: what stands above may have drawn from them
+    return exact
+
+
+def environment_state(env: Any) -> dict[str, Any] | None:
+    """Return the environments' own state, or None where they have no access to it."""
+    if not getattr(env, "supports_state", False):
+        return None
+    state: dict[str, Any] = env.get_state()
+    return state
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        str(index): {
+            name: np.array(value.cpu().numpy()) if isinstance(value, torch.Tensor) else value
+            for name, value in entries.items()
+        }
+        for index, entries in optimizer.state_dict()["state"].items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:
+    whole = optimizer.state_dict()
+    n_parameters = sum(len(group["params"]) for group in whole["param_groups"])
+    if state and len(state) != n_parameters:
+        raise UserError(f"{source} is of another architecture: its optimizer knows {len(state)} of {n_parameters} weights")
+    whole["state"] = {
+        int(index): {
+            name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+            for name, value in entries.items()
+        }
+        for index, entries in state.items()
+    }
+    optimizer.load_state_dict(whole)
+
+
+def _generator_states() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # SB3 and the minibatches draw from the global one
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state().numpy(),
+        "cuda": [each.numpy() for each in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "numpy": [kind, np.asarray(keys), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))
+    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
+        torch.cuda.set_rng_state_all([torch.from_numpy(np.array(each)) for each in states["cuda"]])
+    np.random.set_state(tuple(states["numpy"]))
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))

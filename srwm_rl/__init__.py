@@ -1,0 +1,64 @@
+"""Agents whose memory is a network that rewrites its own weights (SRWM), for Gymnasium and Stable-Baselines3.
+
+Importing this registers the environments with Gymnasium and loads nothing heavy; torch arrives with the first use.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srwm_rl.cores import Core, core_names, make_core, register_core
+    from srwm_rl.errors import UserError
+    from srwm_rl.ops import srwm_scan
+    from srwm_rl.policy import SRWMPolicy
+    from srwm_rl.saved import Agent, load
+
+__version__ = "0.1.0"
+__all__ = [
+    "Agent",
+    "Core",
+    "SRWMPolicy",
+    "UserError",
+    "core_names",
+    "load",
+    "make_core",
+    "register_core",
+    "srwm_scan",
+]
+
+_HOMES = {
+    "Agent": "srwm_rl.saved",
+    "Core": "srwm_rl.cores",
+    "SRWMPolicy": "srwm_rl.policy",
+    "UserError": "srwm_rl.errors",
+    "core_names": "srwm_rl.cores",
+    "load": "srwm_rl.saved",
+    "make_core": "srwm_rl.cores",
+    "register_core": "srwm_rl.cores",
+    "srwm_scan": "srwm_rl.ops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'srwm_rl' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _silence_gym() -> None:
+    # SB3 and ProcGen import the retired `gym`, which prints a four-line notice taken from this module.
+    if "gym" not in sys.modules:
+        notices = ModuleType("gym_notices.notices")
+        notices.notices = {}  # type: ignore[attr-defined]
+        sys.modules.setdefault("gym_notices.notices", notices)
+
+
+_silence_gym()

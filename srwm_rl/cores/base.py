@@ -1,0 +1,45 @@
+"""What every memory has in common: tensors in, tensors out, the state an argument and a return value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Core(nn.Module, ABC):
+    """A memory between the encoder and the policy's heads.
+
+    A subclass packs whatever it carries in time into one tensor `[L, B, S]` in which zeros mean a new episode, so that
+    trainers, buffers and SB3's own recurrent classes can hold it without knowing what it is.
+
+    Attributes:
+        input_size: I, width of the encoder's features.
+        output_size: O, width of what the heads read.
+        state_layers: L. May be 0 for a core without memory.
+        state_size: S, floats per layer and environment.
+    """
+
+    def __init__(self, input_size: int, output_size: int, state_layers: int, state_size: int) -> None:
+        super().__init__()
+        self.input_size, self.output_size = input_size, output_size
+        self.state_layers, self.state_size = state_layers, state_size
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the state of `batch` new episodes, `[L, B, S]` zeros on the core's device."""
+        like = next(self.parameters())
+        return torch.zeros(self.state_layers, batch, self.state_size, dtype=like.dtype, device=like.device)
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over an unroll.
+
+        Args:
+            x: `[T, B, I]` features.
+            state: `[L, B, S]` as the previous unroll left it.
+            episode_starts: `[T, B]`; where non-zero, that environment's state is zeroed *before* the step.
+
+        Returns:
+            `y` `[T, B, O]` and the new state `[L, B, S]`.
+        """

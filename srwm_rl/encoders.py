@@ -1,0 +1,182 @@
+"""From observations to the features that a core reads: a ResNet for images, an MLP for vectors, and the agent's own past."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, is_image_space_channels_first
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from srwm_rl.errors import UserError
+
+# Keys under which an environment may hand the agent its own past (see srwm_rl.envs.VecMemoryInputs). They bypass the MLP.
+PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
+MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv(relu(conv(relu(x))))` at constant width; `[N, C, h, w]` to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, h, w]` to `[N, C, h, w]`."""
+        return x + self.second(torch.relu(self.first(torch.relu(x))))
+
+
+class ImpalaCNN(nn.Module):
+    """The IMPALA paper's ResNet (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561, figure 3), uint8 in.
+
+    Frames stay as the environment made them until the first convolution: a permuted view of channels-last uint8 memory
+    is converted in one pass, a micro-batch at a time so that activations stay in the processor's cache.
+
+    Args:
+        shape: the observation space's shape, `(h, w, C)` or `(C, h, w)`.
+        channels_first: which of the two.
+        channels: width of each stage; each halves height and width.
+        features: width of the output.
+        micro_batch: frames per pass on a CPU.
+        scale: what a pixel is multiplied by.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels_first: bool,
+        channels: tuple[int, ...] = (16, 32, 32),
+        features: int = 256,
+        micro_batch: int = 32,
+        scale: float = 1 / 255,
+    ) -> None:
+        super().__init__()
+        self.channels_first, self.micro_batch, self.scale = channels_first, micro_batch, scale
+        width, height, depth = (shape[2], shape[1], shape[0]) if channels_first else (shape[1], shape[0], shape[2])
+        stages: list[nn.Module] = []
+        for out in channels:
+            stages += [
+                nn.Conv2d(depth, out, 3, padding=1),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                ResidualBlock(out),
+                ResidualBlock(out),
+            ]
+            depth, width, height = out, (width + 1) // 2, (height + 1) // 2
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(depth * width * height, features)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map frames `[N, *shape]` of any number type to `[N, features]`."""
+        if frames.device.type != "cpu" or len(frames) <= self.micro_batch:
+            return self._encode(frames)
+        return torch.cat([self._encode(part) for part in frames.split(self.micro_batch)])
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
+        x = x.to(self.head.weight.dtype, memory_format=torch.channels_last) * self.scale
+        return torch.relu(self.head(torch.relu(self.stages(x)).flatten(1)))
+
+
+class StepEmbedding(nn.Module):
+    """Sines and cosines of the step within the episode, `[N, 1]` to `[N, 2 * n_periods]`.
+
+    With it a key can name *when*. Periods grow geometrically from 3 steps to `longest`.
+    """
+
+    periods: Tensor
+
+    def __init__(self, n_periods: int = 6, longest: float = 256.0) -> None:
+        super().__init__()
+        periods = torch.logspace(math.log10(3.0), math.log10(longest), n_periods)
+        self.register_buffer("periods", periods, persistent=False)
+
+    def forward(self, step: Tensor) -> Tensor:
+        """Map steps `[N, 1]`, 0 at an episode's first observation, to `[N, 2 * n_periods]`."""
+        angle = 2 * math.pi * step / self.periods
+        return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+class Encoder(BaseFeaturesExtractor):
+    """One feature vector from whatever the observation holds; each key's part is concatenated in the keys' order.
+
+    Images go through `ImpalaCNN`; the agent's previous action and reward pass through unchanged and its step within
+    the episode as sines; everything else is flattened (discrete values as one-hots), joined and passed through an MLP.
+
+    Args:
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of them.
+        mlp: widths of the MLP's layers; empty: the vectors go to the core as they are.
+        cnn: settings of `ImpalaCNN`.
+        step_periods, step_longest: settings of `StepEmbedding`.
+        normalize_images: multiply pixels by 1/255.
+
+    Raises:
+        UserError: an observation space of another kind.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        mlp: tuple[int, ...] = (64,),
+        cnn: dict[str, Any] | None = None,
+        step_periods: int = 6,
+        step_longest: float = 256.0,
+        normalize_images: bool = True,
+    ) -> None:
+        parts = (
+            observation_space.spaces if isinstance(observation_space, spaces.Dict) else {MAIN_KEY: observation_space}
+        )
+        super().__init__(observation_space, features_dim=1)
+        self.images = nn.ModuleDict()
+        self.plain: list[str] = []
+        self.vectors: list[str] = []
+        width = vector_width = 0
+        for key, space in parts.items():
+            if is_image(space):
+                settings = {"scale": 1 / 255 if normalize_images else 1.0} | (cnn or {})
+                self.images[key] = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
+                width += self.images[key].head.out_features
+            elif key == EPISODE_STEP:
+                width += 2 * step_periods
+            elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+                self.plain.append(key)
+                width += get_flattened_obs_dim(space)
+            elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+                self.vectors.append(key)
+                vector_width += get_flattened_obs_dim(space)
+            else:
+                raise UserError(
+                    f"observation {key!r} is a {type(space).__name__} space; "
+                    "wrap the environment so that it is Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
+                )
+        self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in parts else None
+        self.mlp = _mlp(vector_width, mlp) if self.vectors else nn.Identity()
+        self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Map `{key: [N, ...]}`, vectors as floats and frames as they are, to `[N, features_dim]`."""
+        features = [cnn(observations[key]) for key, cnn in self.images.items()]
+        if self.vectors:
+            features.append(self.mlp(torch.cat([observations[key].flatten(1) for key in self.vectors], dim=1)))
+        features += [observations[key].flatten(1) for key in self.plain]
+        if self.step is not None:
+            features.append(self.step(observations[EPISODE_STEP]))
+        return torch.cat(features, dim=1) if len(features) > 1 else features[0]
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Say whether a space holds uint8 images, `(h, w, C)` or `(C, h, w)`."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3 and is_image_space(space)
+
+
+def _mlp(width: int, sizes: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers)

@@ -1,0 +1,20 @@
+"""The one error a user can cause, and the nearest-match hint its messages carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Say in one line what is wrong with what the user gave, and what to do.
+
+    The command line prints it without a traceback and exits with code 2; in Python code it is a `ValueError`.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest known name, or the list of known names when none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
