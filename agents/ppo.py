@@ -43,7 +43,7 @@ def ppo_terms(
     clip_range: float,
     clip_range_vf: float | None,
 ) -> PPOTerms:
-    """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and its companions.
+    """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and the rest.
 
     Every tensor is `[T, N]`; `advantages` are those of `old`, normalised or not.
     """
@@ -62,18 +62,18 @@ class PPO(OnPolicyAlgorithm):
     """PPO for policies with a memory, trained on whole unrolls with back-propagation through the core.
 
     Differences from `sb3_contrib.RecurrentPPO`: a rollout keeps only the core states with which its sequences begin;
-    minibatches are whole environments' sequences (or equal chunks), never padded; the encoder runs over all their frames at
-    once; images are not copied to channels-first.
+    minibatches are whole environments' sequences (or equal chunks), never padded; the encoder runs over all their
+    frames at once; images are not copied to channels-first.
 
     Args:
-        policy: `SRWMPolicy`, or any of the names "SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy" (all the same).
-        env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the core its
-            previous action, previous reward and step within the episode.
+        policy: `SRWMPolicy` or its name; "MlpPolicy", "CnnPolicy" and "MultiInputPolicy" mean the same.
+        env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the
+            core its previous action, previous reward and step within the episode.
         batch_size: steps per minibatch, at least `sequence_length`; None: a quarter of the rollout.
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
-        frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of whole
-            sequences whose gradients are added up, which changes memory and nothing else.
+        frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of
+            whole sequences whose gradients are added up, which changes memory and nothing else.
 
     The others are SB3 PPO's, with its defaults.
 
@@ -174,7 +174,7 @@ class PPO(OnPolicyAlgorithm):
         # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
         if isinstance(env, VecEnv):
             return env
-        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])  # type: ignore[list-item, return-value]
+        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -223,7 +223,7 @@ class PPO(OnPolicyAlgorithm):
         return True
 
     def _obs_tensor(self, obs: Any) -> Tensor | dict[str, Tensor]:
-        return obs_as_tensor(obs, self.device)  # type: ignore[return-value]
+        return obs_as_tensor(obs, self.device)
 
     def _starts_tensor(self) -> Tensor:
         return torch.as_tensor(self._last_episode_starts, device=self.device)
@@ -264,7 +264,7 @@ class PPO(OnPolicyAlgorithm):
         return rewards
 
     def train(self) -> None:
-        """Update the policy with the present rollout: `n_epochs` passes over shuffled minibatches of whole sequences."""
+        """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -295,7 +295,7 @@ class PPO(OnPolicyAlgorithm):
     def _gradient(
         self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
     ) -> tuple[PPOTerms, Tensor]:
-        """Leave the minibatch's clipped gradient in the parameters; return its summed terms and the norm before clipping."""
+        """Leave the minibatch's clipped gradient in the parameters; return its summed terms and its unclipped norm."""
         advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
         mean, scale = advantages.mean(), advantages.std() + 1e-8
         normalize = self.normalize_advantage and advantages.numel() > 1
@@ -310,7 +310,7 @@ class PPO(OnPolicyAlgorithm):
             scaled = (old.advantages - mean) / scale if normalize else old.advantages
             terms = ppo_terms(new.values, new.log_probs, new.entropy, old, scaled, clip_range, clip_range_vf)
             loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
-            (loss / advantages.numel()).backward()  # type: ignore[no-untyped-call]
+            (loss / advantages.numel()).backward()
             detached = PPOTerms(*(each.detach() for each in terms))
             total = detached if total is None else PPOTerms(*(a + b for a, b in zip(total, detached, strict=True)))
         assert total is not None

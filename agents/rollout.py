@@ -1,4 +1,4 @@
-"""A rollout: T steps of B environments in the environments' own types, and the one core state each sequence began with."""
+"""A rollout: T steps of B environments in their own types, and the core state with which each sequence began."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Sequences(NamedTuple):
 class SequenceRolloutBuffer:
     """Rollout storage for recurrent training; SB3's constructor, so that `OnPolicyAlgorithm` can build it.
 
-    Frames stay uint8. States are kept only where a sequence begins: for 2 x 8 heads x 16, 256 steps and 64 environments that
-    is 3.4 MB, where a state per step (as sb3-contrib keeps four of) would be 0.9 GB each.
+    Frames stay uint8. States are kept only where a sequence begins: for 2 x 8 heads x 16, 256 steps and 64 environments
+    that is 3.4 MB, where a state per step (sb3-contrib keeps four) would be 0.9 GB each.
 
     Args:
         buffer_size: T, steps per environment.
@@ -122,7 +122,12 @@ class SequenceRolloutBuffer:
         self.pos += 1
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """Fill `advantages` and `returns`; `last_values` `[B]` of the state after the rollout, `dones` `[B]` of its last step."""
+        """Fill `advantages` and `returns`.
+
+        Args:
+            last_values: `[B]`, of the state after the rollout.
+            dones: `[B]`, whether the last step ended an episode.
+        """
         last = torch.as_tensor(dones, dtype=torch.float32, device=self.device)[None]
         episode_ends = torch.cat((self.episode_starts[1:], last))  # step t ended an episode where t + 1 starts one
         result = generalized_advantages(
@@ -144,17 +149,19 @@ class SequenceRolloutBuffer:
     def sequences(self, indices: np.ndarray) -> Sequences:
         """Gather whole sequences; index i is environment `i % B`, chunk `i // B`."""
         chunks, envs = np.divmod(indices, self.n_envs)
-        fields = (
-            self.actions, self.episode_starts, self.values, self.log_probs, self.advantages, self.returns
-        )  # fmt: skip
         obs = self.observations
-        gathered = (
-            {k: self._gather(v, chunks, envs) for k, v in obs.items()}
+        return Sequences(
+            observations={k: self._gather(v, chunks, envs) for k, v in obs.items()}
             if isinstance(obs, dict)
-            else self._gather(obs, chunks, envs)
+            else self._gather(obs, chunks, envs),
+            actions=self._gather(self.actions, chunks, envs),
+            episode_starts=self._gather(self.episode_starts, chunks, envs),
+            old_values=self._gather(self.values, chunks, envs),
+            old_log_probs=self._gather(self.log_probs, chunks, envs),
+            advantages=self._gather(self.advantages, chunks, envs),
+            returns=self._gather(self.returns, chunks, envs),
+            core_state=torch.stack([self.core_states[c][:, e] for c, e in zip(chunks, envs, strict=True)], dim=1),
         )
-        state = torch.stack([self.core_states[c][:, e] for c, e in zip(chunks, envs, strict=True)], dim=1)
-        return Sequences(gathered, *(self._gather(each, chunks, envs) for each in fields), core_state=state)
 
     def sequences_field(self, name: str, indices: np.ndarray) -> Tensor:
         """Gather one `[T, B]` field, `[T, N]`, without the observations."""

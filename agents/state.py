@@ -86,7 +86,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
     whole = optimizer.state_dict()
     n_parameters = sum(len(group["params"]) for group in whole["param_groups"])
     if state and len(state) != n_parameters:
-        raise UserError(f"{source} is of another architecture: its optimizer knows {len(state)} of {n_parameters} weights")
+        raise UserError(
+            f"{source} is of another architecture: its optimizer knows {len(state)} of {n_parameters} weights"
+        )
     whole["state"] = {
         int(index): {
             name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value

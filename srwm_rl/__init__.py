@@ -62,3 +62,13 @@ def _silence_gym() -> None:
 
 
 _silence_gym()
+
+
+def _register_envs() -> None:
+    # Here and not in srwm_rl.envs: gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module and looks no further.
+    from srwm_rl.envs.registration import register_envs
+
+    register_envs()
+
+
+_register_envs()

@@ -1,9 +1,9 @@
-"""From observations to the features that a core reads: a ResNet for images, an MLP for vectors, and the agent's own past."""
+"""From observations to the features a core reads: a ResNet for images, an MLP for vectors, and the agent's own past."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from gymnasium import spaces
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srwm_rl.errors import UserError
 
-# Keys under which an environment may hand the agent its own past (see srwm_rl.envs.VecMemoryInputs). They bypass the MLP.
+# Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
 MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
 
@@ -28,7 +28,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, h, w]` to `[N, C, h, w]`."""
-        return x + self.second(torch.relu(self.first(torch.relu(x))))
+        inner: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + inner
 
 
 class ImpalaCNN(nn.Module):
@@ -139,8 +140,9 @@ class Encoder(BaseFeaturesExtractor):
         for key, space in parts.items():
             if is_image(space):
                 settings = {"scale": 1 / 255 if normalize_images else 1.0} | (cnn or {})
-                self.images[key] = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
-                width += self.images[key].head.out_features
+                network = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
+                self.images[key] = network
+                width += network.head.out_features
             elif key == EPISODE_STEP:
                 width += 2 * step_periods
             elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
@@ -152,7 +154,7 @@ class Encoder(BaseFeaturesExtractor):
             else:
                 raise UserError(
                     f"observation {key!r} is a {type(space).__name__} space; "
-                    "wrap the environment so that it is Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
+                    "wrap the environment to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
                 )
         self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in parts else None
         self.mlp = _mlp(vector_width, mlp) if self.vectors else nn.Identity()
@@ -169,7 +171,7 @@ class Encoder(BaseFeaturesExtractor):
         return torch.cat(features, dim=1) if len(features) > 1 else features[0]
 
 
-def is_image(space: spaces.Space[Any]) -> bool:
+def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
     """Say whether a space holds uint8 images, `(h, w, C)` or `(C, h, w)`."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and is_image_space(space)
 

@@ -87,4 +87,5 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[..., hidden]` to `[..., hidden]`."""
-        return x + self.down(torch.relu(self.up(self.layer_norm(x))))
+        inner: Tensor = self.down(torch.relu(self.up(self.layer_norm(x))))
+        return x + inner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     """Actor-critic policy with any `srwm_rl` core as its memory; actor and critic share encoder and core.
 
     Args:
-        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them; images stay uint8 and in the
-            environment's layout until the first convolution.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them; images stay uint8 and in
+            the environment's layout until the first convolution.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         lr_schedule: learning rate as a function of the remaining progress (SB3).
         core: a core's name, see `srwm_rl.core_names()`.
@@ -90,7 +90,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         if use_sde:
             raise UserError("SRWMPolicy has no state-dependent exploration; leave use_sde=False")
         self.core_name, self.core_kwargs = core, core_kwargs or {}
-        self.encoder_kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()}
+        self.encoder_kwargs = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
+        }
         # RecurrentActorCriticPolicy would build LSTMs here; its own parent builds all the rest.
         ActorCriticPolicy.__init__(
             self,
@@ -122,8 +124,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         super()._build(lr_schedule)
         self.ortho_init = ortho
         if ortho:
-            gains = {self.features_extractor.mlp: 2**0.5, self.mlp_extractor: 2**0.5}
-            for module, gain in (gains | {self.action_net: 0.01, self.value_net: 1.0}).items():
+            encoder: Encoder = self.features_extractor  # type: ignore[assignment]
+            gains = {encoder.mlp: 2**0.5, self.mlp_extractor: 2**0.5, self.action_net: 0.01, self.value_net: 1.0}
+            for module, gain in gains.items():
                 module.apply(partial(self.init_weights, gain=gain))
 
     def settings(self) -> dict[str, Any]:
@@ -139,12 +142,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         }
 
     @property
-    def lstm_actor(self) -> _RecurrentShape:
+    def lstm_actor(self) -> _RecurrentShape:  # type: ignore[override]
         """Describe the state to sb3-contrib, which sizes its `[L, B, S]` buffers by it."""
         return _RecurrentShape(self.core.state_layers, self.core.state_size, self.core.input_size)
 
     @property
-    def lstm_hidden_state_shape(self) -> tuple[int, int, int]:
+    def lstm_hidden_state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """Shape of one environment's state, `(L, 1, S)`, in sb3-contrib's words."""
         return (self.core.state_layers, 1, self.core.state_size)
 
@@ -178,9 +181,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         log_probs = distribution.log_prob(actions.flatten(0, 1))
         entropy = distribution.entropy()
         entropy = -log_probs if entropy is None else entropy
-        return SequenceEvaluation(
-            *(each.view(n_steps, batch) for each in (values, log_probs, entropy)), core_state=core_state
-        )
+        shape = (n_steps, batch)
+        return SequenceEvaluation(values.view(shape), log_probs.view(shape), entropy.view(shape), core_state)
 
     def encode(self, obs: Obs, n: int) -> Tensor:
         """Map observations with any leading axes that hold `n` together to features `[n, I]`."""
@@ -193,7 +195,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             key: each if is_image(parts_spaces[key]) else _as_floats(each, parts_spaces[key])
             for key, each in flat.items()
         }
-        return self.features_extractor(ready)
+        features: Tensor = self.features_extractor(ready)
+        return features
 
     def _step(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> tuple[Distribution, Tensor, Tensor]:
         features = self.encode(obs, len(episode_starts))
@@ -206,7 +209,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     # What follows answers sb3-contrib's and SB3's own calls, in their layouts.
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, obs: Obs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """Act as `RecurrentPPO` asks; all four of its state arrays hold this policy's one core state."""
@@ -214,18 +217,20 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         pair = (step.core_state, step.core_state)
         return step.actions, step.values[:, None], step.log_probs, RNNStates(pair, pair)
 
-    def get_distribution(
+    def get_distribution(  # type: ignore[override]
         self, obs: Obs, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
     ) -> tuple[Distribution, tuple[Tensor, ...]]:
         """Return the action distribution for `[B, ...]` observations and the new state."""
         distribution, _, core_state = self._step(obs, lstm_states[0], episode_starts)
         return distribution, (core_state, core_state)
 
-    def predict_values(self, obs: Obs, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:
+    def predict_values(  # type: ignore[override]
+        self, obs: Obs, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
+    ) -> Tensor:
         """Return the values `[B, 1]` of `[B, ...]` observations."""
         return self._step(obs, lstm_states[0], episode_starts)[1][:, None]
 
-    def evaluate_actions(
+    def evaluate_actions(  # type: ignore[override]
         self, obs: Obs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate `RecurrentPPO`'s padded minibatch, which is batch-major: `[B * T, ...]`, B from the state."""
@@ -316,12 +321,11 @@ def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
         return activation_fn  # type: ignore[return-value]
     if activation_fn not in ACTIVATIONS:
         raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, not {activation_fn!r}")
-    return ACTIVATIONS[activation_fn]  # type: ignore[index]
+    return ACTIVATIONS[activation_fn]
 
 
 def _as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
-    result: Tensor = preprocess_obs(obs, space, normalize_images=False)  # type: ignore[assignment]
-    return result
+    return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))
 
 
 def _time_major(batch_major: Tensor, batch: int) -> Tensor:

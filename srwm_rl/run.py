@@ -46,7 +46,9 @@ class Run:
             except FileExistsError:
                 number += 1
             except OSError as error:
-                raise UserError(f"cannot make the run folder {path}: {error.strerror}; choose another with -f") from error
+                raise UserError(
+                    f"cannot make the run folder {path}: {error.strerror}; choose another with -f"
+                ) from error
         (path / CHECKPOINTS).mkdir()
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         return cls(path, config)
@@ -59,11 +61,15 @@ class Run:
             UserError: there is none at `path`.
         """
         if not path.exists():
-            raise UserError(f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1")
+            raise UserError(
+                f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
+            )
         try:
             config = json.loads((path / CONFIG).read_text())
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no run folder: it has no readable {CONFIG}; give one that srwm-rl train made") from error
+            raise UserError(
+                f"{path} is no run folder: it has no readable {CONFIG}; give one that srwm-rl train made"
+            ) from error
         if not isinstance(config, dict) or "train" not in config:
             raise UserError(f"{path / CONFIG} was not written by srwm-rl train; give a run folder that was")
         return cls(path, config)

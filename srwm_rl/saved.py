@@ -44,8 +44,8 @@ class Agent:
 
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:
-    """Return the policy's weights by name, each once, as float32 arrays on the CPU."""
-    return {name: each.detach().cpu().contiguous().numpy() for name, each in policy.named_parameters()}
+    """Return copies of the policy's weights by name, each once, as float32 arrays on the CPU."""
+    return {name: np.array(each.detach().cpu().numpy(), order="C") for name, each in policy.named_parameters()}
 
 
 def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -73,8 +73,21 @@ def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source
             parameter.copy_(torch.from_numpy(arrays[name]))
 
 
-def save_model(path: Path, policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> None:
+def save_model(
+    path: Path,
+    policy: SRWMPolicy,
+    config: dict[str, Any],
+    num_timesteps: int,
+    arrays: dict[str, np.ndarray] | None = None,
+) -> None:
     """Write a model file: weights, architecture, spaces, the run's settings and its age in steps.
+
+    Args:
+        path: the file.
+        policy: whose architecture it is.
+        config: the run's settings, JSON types.
+        num_timesteps: environment steps the weights were trained for.
+        arrays: the weights; None: the policy's present ones.
 
     Raises:
         OSError: it cannot be written.
@@ -89,7 +102,7 @@ def save_model(path: Path, policy: SRWMPolicy, config: dict[str, Any], num_times
         "config": config,
         "num_timesteps": num_timesteps,
     }
-    write_file(path, policy_arrays(policy), meta)
+    write_file(path, policy_arrays(policy) if arrays is None else arrays, meta)
 
 
 def load(path: str | Path, device: str = "cpu") -> Agent:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class LSTMCore(Core):
         bounds = sorted({0, *resets, x.shape[0]})
         h, c = state.chunk(2, dim=-1)  # [L, B, hidden]
         outputs = []
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             mask = keep[start, :, None]
             y, (h, c) = self.lstm(x[start:stop], ((h * mask).contiguous(), (c * mask).contiguous()))
             outputs.append(y)

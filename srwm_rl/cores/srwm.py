@@ -11,7 +11,7 @@ from srwm_rl.cores.base import Core
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.layers import FeedForwardBlock, Norm, SRWMLayer
 
-# What the published RL agent does differently from our defaults (IDSIA/modern-srwm, reinforcement_learning/torchbeast/layer.py).
+# Where the published RL agent differs: IDSIA/modern-srwm, reinforcement_learning/torchbeast/layer.py, class SRlayer.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {"input_softmax": False, "norm": "residual", "query_init": 0.01, "beta_init": 0.0},
     "paper": {"input_softmax": True, "norm": "none", "query_init": 1.0, "beta_init": 0.0},
@@ -29,7 +29,7 @@ class SRWMCore(Core):
         n_layers: L.
         n_heads: H; `D = hidden_size / H`.
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
-        variant: "default", or "paper" for the published layer exactly; sets the four settings below where they are None.
+        variant: "default", or "paper" for the published layer exactly; sets the four settings below where None.
         input_softmax, norm, query_init, beta_init: see `srwm_rl.layers.SRWMLayer`.
 
     Raises:

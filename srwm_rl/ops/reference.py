@@ -1,4 +1,4 @@
-"""The recurrence in plain PyTorch: reads like the paper, runs anywhere, and is what every fast twin is tested against."""
+"""The recurrence in plain PyTorch: reads like the paper, runs anywhere, and is what fast twins are tested against."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ def srwm_scan_reference(
     slow = weight.expand(batch, heads, size, columns).reshape(batch * heads, size, columns)  # [BH, D, 3D+4]
     shift = torch.zeros_like(slow) if shift is None else shift.reshape(batch * heads, size, columns)
     inputs = x.reshape(n_steps, batch * heads, 1, size)  # [T, BH, 1, D]
-    keep = None if episode_starts is None else _keep_masks(episode_starts, heads, x.dtype)
+    keep = [None] * n_steps if episode_starts is None else _keep_masks(episode_starts, heads, x.dtype)
 
     rate_of_column = torch.arange(columns, device=x.device).div(size, rounding_mode="floor").clamp(max=3)
 
     ys = []
     for t in range(n_steps):
-        if keep is not None and keep[t] is not None:
-            shift = shift * keep[t]
+        mask = keep[t]
+        if mask is not None:
+            shift = shift * mask
         y, shift = _step(inputs[t], slow, shift, rate_of_column)
         ys.append(y)
     return torch.stack(ys).view(n_steps, batch, heads, size), shift.reshape(batch, heads, size, columns)

@@ -1,0 +1,86 @@
+"""What the command line hangs on a training loop: a progress bar, checkpoints, a clean stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm.auto import tqdm
+
+
+class ProgressBar(BaseCallback):
+    """A live line with steps, mean return of the last episodes, steps per second and the time left."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self.total = total
+
+    def _on_training_start(self) -> None:
+        # On a terminal the line is live; in a log file one line every ten seconds is enough.
+        self.bar = tqdm(total=self.total, initial=self.num_timesteps, unit="step", unit_scale=True, smoothing=0.05)
+        if not self.bar.fp.isatty():
+            self.bar.mininterval = 10.0
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        episodes = self.model.ep_info_buffer or ()
+        if episodes:
+            self.bar.set_postfix({"return": f"{np.mean([e['r'] for e in episodes]):.3g}"}, refresh=False)
+
+    def _on_training_end(self) -> None:
+        self.bar.close()
+
+    def close(self) -> None:
+        """End the line, also when training was interrupted."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class Checkpoints(BaseCallback):
+    """Take the run's state between updates and save it every so often.
+
+    The latest state is kept in memory, so that a run interrupted anywhere in the next update can still be saved at
+    once, and goes on later as if nothing had happened.
+
+    Args:
+        capture: returns the state tree of the model as it is now.
+        save: writes a state tree.
+        every_steps: save when at least so many environment steps have passed.
+        every_seconds: or so much time.
+    """
+
+    def __init__(
+        self,
+        capture: Callable[[], dict[str, Any]],
+        save: Callable[[dict[str, Any]], None],
+        every_steps: int,
+        every_seconds: float = 600.0,
+    ) -> None:
+        super().__init__()
+        self.capture, self.save = capture, save
+        self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.latest: dict[str, Any] | None = None
+
+    def _on_training_start(self) -> None:
+        self.saved_at, self.saved_time = self.num_timesteps, time.monotonic()
+
+    def _on_rollout_start(self) -> None:
+        self.latest = self.capture()
+        due = self.num_timesteps - self.saved_at >= self.every_steps
+        if due or time.monotonic() - self.saved_time >= self.every_seconds:
+            self.save_latest()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def save_latest(self) -> None:
+        """Save the state of the last moment between two updates."""
+        if self.latest is not None:
+            self.save(self.latest)
+            self.saved_at, self.saved_time = self.num_timesteps, time.monotonic()

@@ -1,0 +1,48 @@
+"""The run's metrics as JSON lines, one per update, exact across resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import KVWriter
+
+
+class MetricsFile(KVWriter):
+    """An SB3 logger output: one JSON object per update, appended; can be cut back to where a checkpoint was taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab")
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Append `{"step": step, ...}`; numbers only, non-finite ones as null."""
+        numbers = {key: _number(value) for key, value in sorted(key_values.items()) if _is_number(value)}
+        self.file.write(json.dumps({"step": step, **numbers}).encode() + b"\n")
+        self.file.flush()
+
+    @property
+    def position(self) -> int:
+        """Length in bytes, to be stored with a checkpoint."""
+        return self.file.tell()
+
+    def cut(self, position: int) -> None:
+        """Forget what was written after a checkpoint that is being resumed."""
+        if position < self.file.tell():
+            self.file.truncate(position)
+            self.file.seek(position)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float | int | None:
+    plain: float | int = value.item() if isinstance(value, np.number) else value
+    return plain if math.isfinite(plain) else None

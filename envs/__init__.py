@@ -1,0 +1,98 @@
+"""Environments: ProcGen, small memory tasks and any Gymnasium id, stepped in batches, for Stable-Baselines3."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srwm_rl.envs.batch import BatchEnv, BatchStep
+    from srwm_rl.envs.gym_envs import BatchGymEnv, BatchGymVectorEnv
+    from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
+    from srwm_rl.envs.inputs import VecMemoryInputs
+    from srwm_rl.envs.levels import LevelRange
+    from srwm_rl.envs.levels_vec_env import LevelsVecEnv
+    from srwm_rl.envs.make import (
+        EnvSpec,
+        is_solvable,
+        list_envs,
+        make_batch_env,
+        make_levels_env,
+        make_vec_env,
+        normalizer,
+        resolve,
+    )
+    from srwm_rl.envs.procgen import ProcgenBatch
+    from srwm_rl.envs.procgen_games import GAMES, MODE_GAMES, PRESETS
+    from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION, normalized_return
+    from srwm_rl.envs.registration import register_envs
+    from srwm_rl.envs.tasks import TASKS, BanditBatch, RecallBatch
+    from srwm_rl.envs.vec_env import BatchVecEnv, ProcgenVecEnv
+
+_MODULES = {
+    "batch": ("BatchEnv", "BatchStep"),
+    "gym_envs": ("BatchGymEnv", "BatchGymVectorEnv"),
+    "gymnasium_batch": ("GymnasiumBatch",),
+    "inputs": ("VecMemoryInputs",),
+    "levels": ("LevelRange",),
+    "levels_vec_env": ("LevelsVecEnv",),
+    "make": (
+        "EnvSpec",
+        "is_solvable",
+        "list_envs",
+        "make_batch_env",
+        "make_levels_env",
+        "make_vec_env",
+        "normalizer",
+        "resolve",
+    ),
+    "procgen": ("ProcgenBatch",),
+    "procgen_games": ("GAMES", "MODE_GAMES", "PRESETS"),
+    "procgen_scores": ("PROCGEN_NORMALIZATION", "normalized_return"),
+    "registration": ("register_envs",),
+    "tasks": ("TASKS", "BanditBatch", "RecallBatch"),
+    "vec_env": ("BatchVecEnv", "ProcgenVecEnv"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "GAMES",
+    "MODE_GAMES",
+    "PRESETS",
+    "PROCGEN_NORMALIZATION",
+    "TASKS",
+    "BanditBatch",
+    "BatchEnv",
+    "BatchGymEnv",
+    "BatchGymVectorEnv",
+    "BatchStep",
+    "BatchVecEnv",
+    "EnvSpec",
+    "GymnasiumBatch",
+    "LevelRange",
+    "LevelsVecEnv",
+    "ProcgenBatch",
+    "ProcgenVecEnv",
+    "RecallBatch",
+    "VecMemoryInputs",
+    "is_solvable",
+    "list_envs",
+    "make_batch_env",
+    "make_levels_env",
+    "make_vec_env",
+    "normalized_return",
+    "normalizer",
+    "register_envs",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: the SB3 adapters bring torch with them, which the command line's --help cannot wait for.
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

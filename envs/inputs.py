@@ -1,0 +1,179 @@
+"""What a memory may get besides the observation: its previous action, its previous reward, and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from srwm_rl.envs.batch import Array, Observation, State
+from srwm_rl.envs.vec_env import Step, check_arrays
+from srwm_rl.errors import UserError, did_you_mean
+
+KEYS = {"action": "previous_action", "reward": "previous_reward", "step": "episode_step"}
+"""The inputs one can ask for, and the keys under which they stand in the observation."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class ActionEncoder:
+    """Write actions as numbers: one-hot per choice, bits as they are, Box values flattened and clipped to their bounds.
+
+    `space` is the Box of one encoded action, wide enough for the zeros that stand for "no action yet".
+    """
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self._space = action_space
+        low: Array | float = 0.0
+        high: Array | float = 1.0
+        if isinstance(action_space, spaces.Discrete):
+            self._sizes, self._starts = np.array([action_space.n]), np.array([action_space.start])
+        elif isinstance(action_space, spaces.MultiDiscrete):
+            self._sizes, self._starts = action_space.nvec.ravel(), action_space.start.ravel()
+        elif isinstance(action_space, spaces.Box):
+            low, high = action_space.low.ravel(), action_space.high.ravel()
+        elif not isinstance(action_space, spaces.MultiBinary):
+            raise UserError(f"actions of type {type(action_space).__name__} cannot be an input; leave out 'action'")
+        self._one_hot = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
+        width = int(self._sizes.sum()) if self._one_hot else int(np.prod(action_space.shape or (1,)))
+        low, high = np.broadcast_to(low, (width,)), np.broadcast_to(high, (width,))
+        self.space = spaces.Box(np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32))
+
+    def encode(self, actions: Array) -> FloatArray:
+        """Return `actions` `[n, ...]` as `[n, k]`."""
+        flat = np.asarray(actions).reshape(len(actions), -1)
+        if not self._one_hot:
+            if isinstance(self._space, spaces.Box):
+                flat = np.clip(flat, self._space.low.ravel(), self._space.high.ravel())
+            return flat.astype(np.float32)
+        out = np.zeros((len(flat), *self.space.shape), np.float32)
+        offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        np.put_along_axis(out, (flat - self._starts + offsets).astype(np.int64), 1.0, axis=1)
+        return out
+
+
+class VecMemoryInputs(VecEnvWrapper):
+    """Turn observations into a Dict with what the agent did and got in the step before.
+
+    The observation itself stands under "observation" (the same array, not a copy; the entries of a Dict observation
+    keep their keys), beside `previous_action` float32 `[n, k]`, `previous_reward` float32 `[n, 1]` and `episode_step`
+    float32 `[n, 1]`. All three are 0 at an episode's first observation. A `terminal_observation` gets them too.
+
+    Args:
+        venv: The environments.
+        inputs: Which of "action", "reward" and "step" to add.
+        reward_clip: Rewards are clipped to +- this; None leaves them (the paper's RL code clips to 1).
+
+    Raises:
+        UserError: If an input is not known or its key is taken, or `reward_clip` is not positive.
+    """
+
+    venv: VecEnv
+
+    def __init__(
+        self, venv: VecEnv, inputs: Sequence[str] = ("action", "reward", "step"), reward_clip: float | None = 1.0
+    ) -> None:
+        for name in inputs:
+            if name not in KEYS:
+                raise UserError(f"there is no memory input {name!r}{did_you_mean(str(name), KEYS)}")
+        if reward_clip is not None and not reward_clip > 0:
+            raise UserError(f"reward_clip must be above 0, or None for no clipping, not {reward_clip!r}")
+        self.inputs = tuple(inputs)
+        self.reward_clip = reward_clip
+        self._encoder = ActionEncoder(venv.action_space) if "action" in self.inputs else None
+        super().__init__(venv, observation_space=self._space(venv.observation_space))
+        self._extra: dict[str, FloatArray] = {}
+        self._last_actions: Array = np.zeros(0)
+        self._clear()
+
+    def _space(self, base: spaces.Space[Any]) -> spaces.Dict:
+        clip = np.inf if self.reward_clip is None else self.reward_clip
+        added: dict[str, spaces.Space[Any]] = {
+            "previous_reward": spaces.Box(-clip, clip, (1,), np.float32),
+            "episode_step": spaces.Box(0.0, np.inf, (1,), np.float32),
+        }
+        if self._encoder is not None:
+            added["previous_action"] = self._encoder.space
+        parts = dict(base.spaces) if isinstance(base, spaces.Dict) else {"observation": base}
+        for name in self.inputs:
+            if KEYS[name] in parts:
+                raise UserError(f"the observation has a key {KEYS[name]!r} already; leave {name!r} out of the inputs")
+            parts[KEYS[name]] = added[KEYS[name]]
+        return spaces.Dict(parts)
+
+    def _clear(self) -> None:
+        widths = {KEYS[name]: self.observation_space[KEYS[name]].shape for name in self.inputs}  # type: ignore[index]
+        self._extra = {key: np.zeros((self.num_envs, *shape), np.float32) for key, shape in widths.items()}
+        self._steps = np.zeros(self.num_envs, np.int64)
+
+    def reset(self) -> Observation:
+        """Start new episodes everywhere and return their first observations."""
+        obs = self.venv.reset()
+        self._clear()
+        return self._join(obs, self._extra)  # type: ignore[arg-type]
+
+    def step_async(self, actions: Array) -> None:
+        """Pass the actions on and remember them as they were given."""
+        self._last_actions = np.array(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> Step:
+        """Act, and return observations, rewards, dones and infos."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        self._steps += 1
+        extra = self._inputs(rewards)
+        for i in np.flatnonzero(dones):
+            if infos[i].get("terminal_observation") is not None:
+                row = {key: value[i].copy() for key, value in extra.items()}
+                infos[i]["terminal_observation"] = self._join(infos[i]["terminal_observation"], row)
+        for value in extra.values():
+            value[dones] = 0.0
+        self._steps[dones] = 0
+        self._extra = extra
+        return self._join(obs, extra), rewards, dones, infos  # type: ignore[arg-type]
+
+    def _inputs(self, rewards: Array) -> dict[str, FloatArray]:
+        extra: dict[str, FloatArray] = {}
+        if self._encoder is not None:
+            extra["previous_action"] = self._encoder.encode(self._last_actions)
+        if "reward" in self.inputs:
+            clip = np.inf if self.reward_clip is None else self.reward_clip
+            extra["previous_reward"] = np.clip(rewards, -clip, clip).astype(np.float32)[:, None]
+        if "step" in self.inputs:
+            extra["episode_step"] = self._steps.astype(np.float32)[:, None]
+        return extra
+
+    @staticmethod
+    def _join(obs: Observation, extra: dict[str, FloatArray]) -> dict[str, Array]:
+        return {**(obs if isinstance(obs, dict) else {"observation": obs}), **extra}
+
+    def observe(self) -> Observation:
+        """Return the current observations without stepping, as after `set_state`."""
+        return self._join(self.venv.observe(), self._extra)  # type: ignore[attr-defined]
+
+    def get_state(self) -> State:
+        """Return everything that decides what happens next, without pickles."""
+        extra = {key: value.copy() for key, value in self._extra.items()}
+        return {"venv": self.venv.get_state(), "steps": self._steps.copy(), **extra}  # type: ignore[attr-defined]
+
+    def set_state(self, state: State) -> None:
+        """Continue exactly where `get_state` was called.
+
+        Raises:
+            UserError: If the state is not one of such environments.
+        """
+        check_arrays(state, {"steps": self._steps, **self._extra}, "venv")
+        self.venv.set_state(state["venv"])  # type: ignore[attr-defined]
+        self._steps = state["steps"].copy()
+        self._extra = {key: state[key].copy() for key in self._extra}
+
+    def getattr_depth_check(self, name: str, already_found: bool) -> str | None:
+        """Let wrappers around this one find the methods that stand here in front of the inner ones' on purpose."""
+        if name in ("get_state", "set_state", "observe") and not already_found:
+            return None
+        found: str | None = super().getattr_depth_check(name, already_found)
+        return found

@@ -1,0 +1,199 @@
+"""From the text a user gives (`--env coinrun,maze`) to environments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium
+
+from srwm_rl.envs.batch import BatchEnv
+from srwm_rl.envs.levels import LevelRange
+from srwm_rl.envs.procgen_games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_games, require_procgen
+from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION
+from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
+from srwm_rl.envs.tasks import TASKS
+from srwm_rl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+MemoryInputs = Sequence[str]
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Say what a user's `env` is: its kind, and the names of its games, its task or its Gymnasium id."""
+
+    kind: Literal["procgen", "task", "gymnasium"]
+    names: tuple[str, ...]
+
+
+def resolve(env: str) -> EnvSpec:
+    """Find out what `env` names: ProcGen games ("coinrun,maze", "paper6"), a task, or a Gymnasium id.
+
+    Raises:
+        UserError: If nothing is called so (with the nearest name), or ProcGen is needed and not installed.
+    """
+    if not isinstance(env, str) or not env.strip():
+        raise UserError("env must be the name of an environment, such as 'coinrun', 'recall' or 'CartPole-v1'")
+    name = env.strip().removeprefix("srwm_rl:")
+    name = PROCGEN_IDS.get(name, TASK_IDS.get(name, name))
+    if name in TASKS:
+        return EnvSpec("task", (name,))
+    if name in PRESETS or {part.strip() for part in name.split(",")} & set(GAMES):
+        games = parse_games(name)
+        require_procgen()
+        return EnvSpec("procgen", games)
+    return EnvSpec("gymnasium", (_gymnasium_id(name),))
+
+
+def _gymnasium_id(name: str) -> str:
+    register_envs()
+    module, colon, env_id = name.rpartition(":")
+    try:
+        if colon:
+            import_module(module)
+        gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        if isinstance(error, ImportError):
+            reason = " ".join(str(error).split())
+            raise UserError(f"env {name!r}: module {module!r} cannot be imported: {reason}") from error
+        known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
+        hint = did_you_mean(name, known)
+        if "known:" in hint:  # Gymnasium's whole list would not be one clear line
+            hint = "; give a ProcGen game, 'recall', 'bandit' or a registered Gymnasium id"
+        raise UserError(f"there is no environment {name!r}{hint}") from error
+    return name
+
+
+def list_envs() -> dict[str, list[str]]:
+    """List every name that `resolve` knows, by kind."""
+    register_envs()
+    ours = {*PROCGEN_IDS, *TASK_IDS}
+    return {
+        "procgen": list(GAMES),
+        "presets": list(PRESETS),
+        "task": list(TASKS),
+        "gymnasium": sorted(env_id for env_id in gymnasium.registry if env_id not in ours),
+    }
+
+
+def make_batch_env(
+    env: str,
+    n_envs: int,
+    levels: str | LevelRange,
+    seed: int,
+    mode: str = "easy",
+    env_kwargs: dict[str, Any] | None = None,
+) -> BatchEnv:
+    """Make `n_envs` environments.
+
+    Args:
+        env: What `resolve` understands.
+        n_envs: How many; with several games a multiple of their number.
+        levels: The levels that episodes are drawn from.
+        seed: Start of the random level sequences.
+        mode: ProcGen's distribution mode.
+        env_kwargs: Further arguments of the environment.
+
+    Raises:
+        UserError: If an argument is wrong.
+    """
+    spec = resolve(env)
+    kwargs = dict(env_kwargs or {})
+    if spec.kind == "procgen":
+        from srwm_rl.envs.procgen import ProcgenBatch
+
+        _check_kwargs(env, kwargs, {*SETTINGS, *OPTIONS})
+        return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
+    if mode != "easy":
+        raise UserError(f"mode {mode!r} is for ProcGen games; {spec.names[0]} has no modes, leave it out")
+    if spec.kind == "task":
+        task: Any = TASKS[spec.names[0]]
+        _check_kwargs(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
+        made: BatchEnv = task(n_envs, levels, seed, **kwargs)
+        return made
+    from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
+
+    return GymnasiumBatch(spec.names[0], n_envs, levels, seed, env_kwargs=kwargs)
+
+
+def _check_kwargs(env: str, kwargs: dict[str, Any], known: set[str]) -> None:
+    for name in kwargs:
+        if name not in known:
+            raise UserError(f"{env} has no setting {name!r}{did_you_mean(str(name), known)}")
+
+
+def make_vec_env(
+    env: str,
+    n_envs: int,
+    levels: str | LevelRange,
+    seed: int,
+    mode: str = "easy",
+    env_kwargs: dict[str, Any] | None = None,
+    inputs: MemoryInputs = ("action", "reward", "step"),
+    reward_clip: float | None = 1.0,
+) -> VecEnv:
+    """Make `n_envs` environments for Stable-Baselines3, with memory inputs unless `inputs` is empty.
+
+    See `make_batch_env` and `VecMemoryInputs` for the arguments.
+    """
+    from srwm_rl.envs.vec_env import BatchVecEnv
+
+    venv = BatchVecEnv(make_batch_env(env, n_envs, levels, seed, mode, env_kwargs))
+    return _with_inputs(venv, inputs, reward_clip)
+
+
+def make_levels_env(
+    env: str,
+    n_envs: int,
+    levels: Sequence[int] | LevelRange | str,
+    repeats: int,
+    seed: int,
+    mode: str = "easy",
+    env_kwargs: dict[str, Any] | None = None,
+    inputs: MemoryInputs = ("action", "reward", "step"),
+    reward_clip: float | None = 1.0,
+) -> VecEnv:
+    """Make environments that play every level (of every game) exactly `repeats` times; see `LevelsVecEnv`.
+
+    The result has `remaining`, the number of episodes still to finish, with or without memory inputs.
+    """
+    from srwm_rl.envs.levels_vec_env import LevelsVecEnv
+
+    wanted = LevelRange.parse(levels) if isinstance(levels, str) else levels
+    venv = LevelsVecEnv(make_batch_env(env, n_envs, "all", seed, mode, env_kwargs), wanted, repeats)
+    return _with_inputs(venv, inputs, reward_clip)
+
+
+def _with_inputs(venv: VecEnv, inputs: MemoryInputs, reward_clip: float | None) -> VecEnv:
+    from srwm_rl.envs.inputs import VecMemoryInputs
+
+    return VecMemoryInputs(venv, inputs, reward_clip) if inputs else venv
+
+
+def is_solvable(env: str) -> bool:
+    """Tell whether the environment says of an episode whether it was solved."""
+    spec = resolve(env)
+    return spec.kind == "procgen" or (spec.kind == "task" and TASKS[spec.names[0]].solvable)
+
+
+def normalizer(
+    env: str, mode: str = "easy", env_kwargs: dict[str, Any] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Return `game -> (return worth 0, return worth 1)` for those games of `env` where it is known.
+
+    ProcGen's are published (`PROCGEN_NORMALIZATION`); a task's are its random and its best possible mean return.
+    """
+    spec = resolve(env)
+    if spec.kind == "procgen":
+        table = PROCGEN_NORMALIZATION.get(mode, {})
+        return {game: table[game] for game in spec.names if game in table}
+    if spec.kind == "task":
+        bounds = TASKS[spec.names[0]].score_range(**(env_kwargs or {}))
+        return {} if bounds is None else {spec.names[0]: bounds}
+    return {}

@@ -1,0 +1,133 @@
+"""ProcGen's games, modes and options, and the checks that its C++ leaves to the caller.
+
+ProcGen ends the whole process on an unknown game or a wrong number; so every value is checked here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from srwm_rl.envs.levels import LevelRange
+from srwm_rl.errors import UserError, did_you_mean
+
+GAMES = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
+    "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+)  # fmt: skip
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "paper6": ("bigfish", "fruitbot", "maze", "leaper", "plunder", "starpilot"),
+    "all16": GAMES,
+}
+"""Lists of games with a name; `paper6` is the multi-task set of the SRWM paper."""
+
+EXPLORATION_LEVELS = {
+    "coinrun": 1949448038,
+    "caveflyer": 1259048185,
+    "leaper": 1318677581,
+    "jumper": 1434825276,
+    "maze": 158988835,
+    "heist": 876640971,
+    "climber": 1561126160,
+    "ninja": 1123500215,
+}
+"""The one level that exploration mode plays (https://github.com/openai/procgen/blob/master/procgen/env.py)."""
+
+MODE_GAMES: dict[str, tuple[str, ...]] = {
+    "easy": GAMES,
+    "hard": GAMES,
+    "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
+    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
+    "exploration": tuple(sorted(EXPLORATION_LEVELS)),
+}
+"""Which games each mode knows (https://github.com/openai/procgen/blob/master/procgen/src/game.cpp, parse_options)."""
+
+MODE_NUMBERS = {"easy": 0, "hard": 1, "extreme": 2, "memory": 10, "exploration": 1}
+"""`DistributionMode` as a saved state holds it; exploration is one hard level."""
+
+OPTIONS: dict[str, bool] = {
+    "center_agent": True,
+    "use_backgrounds": True,
+    "use_monochrome_assets": False,
+    "restrict_themes": False,
+    "use_generated_assets": False,
+    "paint_vel_info": False,
+    "use_sequential_levels": False,
+}
+"""ProcGen's switches and their defaults."""
+
+
+SETTINGS = ("n_threads", "timeout_as_truncation", "render_mode")
+"""What else `ProcgenBatch` takes beyond games, levels, mode and seed."""
+
+
+def timeout(game: str, mode: str) -> int:
+    """Return the steps after which ProcGen ends an episode, as its saved states hold them."""
+    if (game, mode) == ("jumper", "memory"):
+        return 2000
+    return {"bigfish": 6000, "bossfight": 4000, "plunder": 4000, "leaper": 500, "maze": 500}.get(game, 1000)
+
+
+def parse_games(games: str | Sequence[str]) -> tuple[str, ...]:
+    """Read a game, a comma-separated list, a preset's name or a list of games.
+
+    Raises:
+        UserError: If a name is not known, twice there, or there is none.
+    """
+    names = [part.strip() for part in games.split(",")] if isinstance(games, str) else list(games)
+    if len(names) == 1 and names[0] in PRESETS:
+        return PRESETS[names[0]]
+    for name in names:
+        if name not in GAMES:
+            raise UserError(f"there is no ProcGen game {name!r}{did_you_mean(str(name), [*GAMES, *PRESETS])}")
+    if len(set(names)) != len(names) or not names:
+        raise UserError(f"ProcGen games {games!r}: name each game once, and at least one")
+    return tuple(names)
+
+
+def check_mode(games: Sequence[str], mode: str) -> None:
+    """Raise a UserError unless every game knows the mode."""
+    if mode not in MODE_GAMES:
+        raise UserError(f"there is no ProcGen mode {mode!r}{did_you_mean(str(mode), MODE_GAMES)}")
+    for game in games:
+        if game not in MODE_GAMES[mode]:
+            raise UserError(f"{game} has no {mode} mode; games with one: {', '.join(MODE_GAMES[mode])}")
+    if mode == "exploration" and len(games) > 1:
+        raise UserError("exploration mode plays one level of one game; give a single game")
+
+
+def level_range(games: Sequence[str], mode: str, levels: str | LevelRange) -> LevelRange:
+    """Return the range to play: exploration mode has one level of its own, others take what is asked for.
+
+    Raises:
+        UserError: If levels are asked for that exploration mode does not play.
+    """
+    asked = LevelRange.parse(levels)
+    if mode != "exploration":
+        return asked
+    level = EXPLORATION_LEVELS[games[0]]
+    only = LevelRange(level, level + 1)
+    if asked != only and str(asked) != "all":
+        raise UserError(f"exploration mode of {games[0]} plays level {level} only; give levels 'all'")
+    return only
+
+
+def check_options(options: dict[str, bool]) -> dict[str, bool]:
+    """Return ProcGen's switches with `options` over the defaults.
+
+    Raises:
+        UserError: If a name is not known or a value is not a boolean.
+    """
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise UserError(f"ProcGen has no option {name!r}{did_you_mean(name, [*OPTIONS, *SETTINGS])}")
+        if not isinstance(value, bool):
+            raise UserError(f"ProcGen option {name} must be True or False, not {value!r}")
+    return {**OPTIONS, **options}
+
+
+def require_procgen() -> None:
+    """Raise a UserError with the command to run unless ProcGen is installed."""
+    if find_spec("procgen") is None:
+        raise UserError("ProcGen is not installed; run: pip install 'srwm-rl[procgen]'")

@@ -1,0 +1,14 @@
+"""Small built-in memory tasks; `TASKS` maps a name to its class, and one more row adds a task."""
+
+from __future__ import annotations
+
+from srwm_rl.envs.tasks.bandit import BanditBatch
+from srwm_rl.envs.tasks.base import TaskBatch
+from srwm_rl.envs.tasks.recall import RecallBatch
+
+TASKS: dict[str, type[TaskBatch]] = {
+    "recall": RecallBatch,
+    "bandit": BanditBatch,
+}
+
+__all__ = ["TASKS", "BanditBatch", "RecallBatch", "TaskBatch"]

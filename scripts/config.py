@@ -1,0 +1,208 @@
+"""The settings of a training run, each written once with type, default and meaning; the command line comes of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from srwm_rl.errors import UserError, did_you_mean
+
+Arg = tyro.conf.arg
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an agent, or go on with a run."""
+
+    env: str = "coinrun"
+    """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit); any Gymnasium id. See --env-list."""
+    core: str = "srwm"
+    """The agent's memory: srwm, lstm or feedforward."""
+    algo: Literal["ppo"] = "ppo"
+    """The trainer."""
+    n_timesteps: Annotated[int, Arg(aliases=["-n"])] = 1_000_000
+    """Environment steps in all."""
+    preset: str | None = None
+    """A set of defaults for a purpose (quickstart, demo); other options override it."""
+    resume: str | None = None
+    """Go on with this run folder; only -n may be given a new value."""
+    dry_run: bool = False
+    """Say what would be trained and stop."""
+    env_list: bool = False
+    """List the environments and stop."""
+
+    n_envs: int = 64
+    """Environments that step together."""
+    levels: str = "0:200"
+    """Training levels, start:stop; a level is a seed where the environment has no levels. "all": no limit."""
+    eval_levels: str = "1000:1200"
+    """Held-out levels for srwm-rl eval; must not overlap the training levels."""
+    mode: str = "easy"
+    """ProcGen's distribution mode: easy, hard, extreme, memory, exploration."""
+    env_kwargs: tuple[str, ...] = ()
+    """Further settings of the environment, as name:value."""
+    inputs: tuple[Literal["action", "reward", "step"], ...] = ("action", "reward", "step")
+    """What the core is shown of its own past: previous action, previous reward, step within the episode."""
+    reward_clip: float = 1.0
+    """Clip the previous reward that the core is shown to +- this; 0: no clipping."""
+    normalize_reward: bool = True
+    """Train on rewards divided by the running deviation of the return."""
+
+    core_kwargs: tuple[str, ...] = ()
+    """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper."""
+    encoder_kwargs: tuple[str, ...] = ()
+    """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
+
+    learning_rate: float = 5e-4
+    """Adam's step size."""
+    lr_decay: Literal["none", "linear"] = "none"
+    """Lower the learning rate linearly to 0 over the run, or not."""
+    n_steps: int = 256
+    """T, steps per environment and update."""
+    batch_size: int = 2048
+    """Steps per minibatch; whole sequences of n_steps (or sequence_length)."""
+    sequence_length: int | None = None
+    """Steps per training sequence, a divisor of n_steps; None: n_steps."""
+    bptt: int | None = None
+    """Cut the gradient through the memory every so many steps; None: never."""
+    n_epochs: int = 3
+    """Passes over each rollout."""
+    gamma: float = 0.999
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradient norm above which the gradient is scaled down."""
+    target_kl: float | None = None
+    """Stop an update early above this divergence; None: never."""
+
+    seed: int = 0
+    """Of weights, actions and environments."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
+    n_threads: int | None = None
+    """Threads for torch; None: one per core."""
+    save_freq: int = 200_000
+    """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
+    log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
+    """Where run folders are made: <log_folder>/<algo>_<core>/<env>_<n>."""
+    progress: Annotated[bool, Arg(aliases=["-P"])] = True
+    """Show a live progress bar."""
+    verbose: int = 1
+    """0: errors only, 1: the plan and the result, 2: tracebacks too."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "save_freq"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("sequence_length", "bptt", "n_threads"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        for name, low, high in RANGES:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"--{name.replace('_', '-')} must lie in [{low:g}, {high:g}], not {value:g}")
+        for name in ("env_kwargs", "core_kwargs", "encoder_kwargs"):
+            pairs(getattr(self, name), name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
+        """Rebuild what `to_json` gave.
+
+        Raises:
+            UserError: unknown or unfit settings.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in data:
+            if name not in known:
+                raise UserError(
+                    f"the run's settings have an unknown name {name!r}; it is from another version of srwm-rl"
+                )
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**settings)
+
+
+RANGES = (
+    ("gamma", 0.0, 1.0),
+    ("gae_lambda", 0.0, 1.0),
+    ("learning_rate", 0.0, 1e3),
+    ("clip_range", 0.0, 1e3),
+    ("ent_coef", 0.0, 1e3),
+    ("vf_coef", 0.0, 1e3),
+    ("max_grad_norm", 0.0, 1e9),
+    ("reward_clip", 0.0, 1e9),
+    ("target_kl", 0.0, 1e3),
+    ("seed", 0, 2**31 - 1),
+)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+# What differs from the defaults above, which follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D),
+# for environments of another kind: short episodes, vectors, a small network.
+SMALL: dict[str, Any] = {
+    "n_envs": 64,
+    "n_steps": 32,
+    "batch_size": 512,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "levels": "0:1000000",
+    "eval_levels": "1000000:1001000",
+    "normalize_reward": False,
+    "core_kwargs": ("hidden_size:32", "n_layers:1", "n_heads:4"),
+    "save_freq": 500_000,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
+    "demo": {"env": "coinrun", "n_timesteps": 150_000},
+}
+
+
+def defaults(env: str | None, preset: str | None) -> TrainConfig:
+    """Return the defaults for a kind of environment and a preset.
+
+    Raises:
+        UserError: an unknown preset or environment.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
+    chosen = PRESETS[preset] if preset else {}
+    env = env or chosen.get("env", TrainConfig.env)
+    from srwm_rl.envs.make import resolve
+
+    of_kind: dict[str, Any] = {} if resolve(env).kind == "procgen" else SMALL
+    settings: dict[str, Any] = {**of_kind, **chosen, "env": env, "preset": preset}
+    return TrainConfig(**settings)
+
+
+def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
+    """Read `name:value` texts; a value is JSON where it can be read as such, else text.
+
+    Raises:
+        UserError: a text without a name or a colon.
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not colon or not name or not value:
+            raise UserError(f"--{option.replace('_', '-')} takes name:value, not {text!r}")
+        try:
+            result[name] = json.loads(value)
+        except ValueError:
+            result[name] = {"True": True, "False": False, "None": None}.get(value, value)
+    return result

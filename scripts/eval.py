@@ -1,0 +1,248 @@
+"""`srwm-rl eval`: every training and every held-out level, exactly k times each."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import parse
+from srwm_rl.scripts.config import TrainConfig, pairs
+
+if TYPE_CHECKING:
+    from srwm_rl.agents.evaluation import Episodes, Predictor
+    from srwm_rl.envs.levels import LevelRange
+
+Arg = tyro.conf.arg
+PROG = "srwm-rl eval"
+MOST_TRAINING_LEVELS = 1000
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Play every training level and every held-out level exactly k times, and print the returns."""
+
+    run: tyro.conf.Positional[str]
+    """A run folder, or a model file."""
+    eval_levels: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Held-out levels, start:stop; repeat the option for several splits. Default: those the run was started with."""
+    train_levels: str | None = None
+    """Training levels to play; "none" to leave them out. Default: all the run trained on (of more than 1,000, as many
+    spread evenly over them)."""
+    repeats: Annotated[int, Arg(aliases=["-k"])] = 1
+    """Episodes per level."""
+    deterministic: bool = False
+    """Take the most probable action instead of sampling one."""
+    random: bool = False
+    """Play the held-out levels with random actions too, for comparison."""
+    json: str | None = None
+    """Write everything, returns per level included, to this file."""
+    allow_overlap: bool = False
+    """Accept held-out levels that were trained on."""
+    n_envs: int = 64
+    """Environments that step together."""
+    seed: int = 0
+    """Of sampled actions and of the bootstrap."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    progress: Annotated[bool, Arg(aliases=["-P"])] = True
+    """Show a progress bar."""
+    verbose: int = 1
+    """2: tracebacks on errors."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "n_envs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Levels that are played and reported together."""
+
+    name: str
+    levels: tuple[int, ...]
+    label: str
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; return the exit code."""
+    config = parse(EvalConfig, argv, PROG)
+    if config.json is not None and not os.access(Path(config.json).resolve().parent, os.W_OK):
+        raise UserError(f"cannot write {config.json}: {Path(config.json).resolve().parent} is no folder to write in")
+    import torch
+
+    from srwm_rl import load
+    from srwm_rl.agents.evaluation import RandomAgent
+
+    agent = load(config.run, config.device)
+    trained = TrainConfig.from_json(agent.config)
+    splits = choose_splits(config, trained)
+    results: dict[str, Episodes] = {}
+    for split in splits:
+        torch.manual_seed(config.seed)
+        results[split.name] = _play(agent, split, config, trained)
+    if config.random:
+        for split in splits:
+            if split.name != "train":
+                name = f"random, {split.name}"
+                results[name] = _play(RandomAgent(agent.policy.action_space, config.seed), split, config, trained)
+    report = summarise(config, trained, agent.num_timesteps, {s.name: s.label for s in splits}, results)
+    print(render(report))
+    if config.json is not None:
+        Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
+    """Return the training split (if any) and the held-out ones.
+
+    Raises:
+        UserError: ranges that cannot be read, or that overlap without --allow-overlap.
+    """
+    from srwm_rl.envs.levels import LevelRange
+
+    training = LevelRange.parse(trained.levels)
+    held_out = [LevelRange.parse(text) for text in config.eval_levels or (trained.eval_levels,)]
+    for each in held_out:
+        if training.overlap(each) and not config.allow_overlap:
+            raise UserError(
+                f"levels {each} were trained on ({trained.levels}): {training.overlap(each)} of {len(each)}; "
+                "choose others with --eval-levels, or insist with --allow-overlap"
+            )
+    names = ["held-out"] if len(held_out) == 1 else [f"held-out {each}" for each in held_out]
+    splits = [Split(name, tuple(each), str(each)) for name, each in zip(names, held_out, strict=True)]
+    if config.train_levels != "none":
+        wanted = training if config.train_levels is None else LevelRange.parse(config.train_levels)
+        splits.insert(0, _training_split(wanted, everything=config.train_levels is not None))
+    return splits
+
+
+def _training_split(levels: LevelRange, everything: bool) -> Split:
+    if everything or len(levels) <= MOST_TRAINING_LEVELS:
+        return Split("train", tuple(levels), str(levels))
+    step = len(levels) // MOST_TRAINING_LEVELS
+    some = tuple(range(levels.start, levels.stop, step))[:MOST_TRAINING_LEVELS]
+    return Split("train", some, f"{levels}, every {step:,}th")
+
+
+def _play(agent: Predictor, split: Split, config: EvalConfig, trained: TrainConfig) -> Episodes:
+    from tqdm.auto import tqdm
+
+    from srwm_rl.agents.evaluation import play_levels
+    from srwm_rl.envs.make import make_levels_env
+
+    env = make_levels_env(
+        trained.env,
+        config.n_envs,
+        split.levels,
+        config.repeats,
+        config.seed,
+        trained.mode,
+        pairs(trained.env_kwargs, "env_kwargs"),
+        trained.inputs,
+        trained.reward_clip or None,
+    )
+    try:
+        with tqdm(total=None, desc=split.name, unit=" episodes", disable=not config.progress, leave=False) as bar:
+            return play_levels(agent, env, config.deterministic, bar.update)
+    finally:
+        env.close()
+
+
+def summarise(
+    config: EvalConfig, trained: TrainConfig, steps: int, labels: dict[str, str], results: dict[str, Episodes]
+) -> dict[str, Any]:
+    """Return everything the table and the JSON file say."""
+    from srwm_rl.agents.statistics import difference_interval
+    from srwm_rl.envs.make import normalizer
+
+    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+    rows = []
+    for name, episodes in results.items():
+        games = episodes.games()
+        for game in games if len(games) == 1 else ["all games", *games]:
+            chosen = episodes if game == "all games" else episodes.of(game)
+            rows.append({"split": name, "game": game, **_row(chosen, bounds, config.seed)})
+    gaps = []
+    if "train" in results:
+        for name, episodes in results.items():
+            if name != "train" and not name.startswith("random"):
+                gap = difference_interval(results["train"].level_means(), episodes.level_means(), config.seed)
+                gaps.append({"split": name, **_interval_json(gap)})
+    return {
+        "run": config.run,
+        "env": trained.env,
+        "mode": trained.mode,
+        "core": trained.core,
+        "num_timesteps": steps,
+        "actions": "deterministic" if config.deterministic else "stochastic",
+        "repeats": config.repeats,
+        "levels": labels,
+        "overlap_allowed": config.allow_overlap,
+        "rows": rows,
+        "generalization_gap": gaps,
+        "episodes": {name: [list(each) for each in sorted(episodes)] for name, episodes in results.items()},
+        "episode_fields": ["game", "level", "return", "length", "solved"],
+    }
+
+
+def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
+    from srwm_rl.agents.statistics import mean_interval
+
+    solved = episodes.solved()
+    games = episodes.games()
+    normalized = None
+    if all(game in bounds for game in games):
+        # The mean over games of normalised means, as the ProcGen paper aggregates.
+        each = [(episodes.of(g).level_means().mean() - bounds[g][0]) / (bounds[g][1] - bounds[g][0]) for g in games]
+        normalized = float(sum(each) / len(each))
+    return {
+        "levels": len(episodes.level_means()),
+        "return": _interval_json(mean_interval(episodes.level_means(), seed)),
+        "length": sum(each.length for each in episodes) / len(episodes),
+        "solved": None if solved is None else _interval_json(mean_interval(solved, seed)),
+        "normalized": normalized,
+    }
+
+
+def _interval_json(interval: Any) -> dict[str, float | None]:
+    return {
+        key: value if abs(value) != float("inf") else None
+        for key, value in zip(("mean", "low", "high"), interval, strict=True)
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return the table as text."""
+    head = ("split", "game", "levels", "return [95% interval]", "solved", "normalised", "length")
+    rows = [head]
+    for row in report["rows"]:
+        solved = "-" if row["solved"] is None else f"{row['solved']['mean']:.1%}"
+        normalized = "-" if row["normalized"] is None else f"{row['normalized']:.3f}"
+        split = row["split"]
+        label = report["levels"].get(split.removeprefix("random, "), "")
+        shown = split if ":" in split or not label else f"{split} {label}"
+        rows.append(
+            (shown, row["game"], str(row["levels"]), _text(row["return"]), solved, normalized, f"{row['length']:.1f}")
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    title = (
+        f"{report['env']} ({report['mode']}), core {report['core']}, {report['num_timesteps']:,} steps, "
+        f"{report['actions']} actions, {report['repeats']} episode(s) per level"
+    )
+    gaps = [f"generalisation gap (train - {gap['split']}): {_text(gap)}" for gap in report["generalization_gap"]]
+    overlap = ["INVALID as a held-out score: overlapping levels were allowed"] if report["overlap_allowed"] else []
+    return "\n".join([title, "", *lines, "", *gaps, *overlap]).rstrip()
+
+
+def _text(interval: dict[str, float | None]) -> str:
+    low, high = ("?" if each is None else f"{each:.2f}" for each in (interval["low"], interval["high"]))
+    return f"{interval['mean']:.2f} [{low}, {high}]"

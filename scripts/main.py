@@ -1,0 +1,61 @@
+"""`srwm-rl`: one word chooses the command, each in a file of its own; errors are one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from itertools import pairwise
+
+import srwm_rl
+from srwm_rl.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "train": "train an agent, or go on with a run",
+    "eval": "play every training and held-out level and print the returns",
+    "doctor": "check the installation and name each problem's fix",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 1 (a check failed), 2 (wrong input), 130 (interrupted)."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"srwm-rl {srwm_rl.__version__}")
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+        result: int = import_module(f"srwm_rl.scripts.{words[0]}").main(words[1:])
+        return result
+    except UserError as error:
+        if _wants_traceback(words):
+            traceback.print_exc()
+        print(f"srwm-rl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("srwm-rl: interrupted", file=sys.stderr)
+        return 130
+
+
+def _wants_traceback(words: list[str]) -> bool:
+    return "--verbose=2" in words or ("--verbose", "2") in pairwise(words)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: srwm-rl COMMAND [options]\n\n"
+        "Agents whose memory is a network that rewrites its own weights, for ProcGen and any Gymnasium environment.\n\n"
+        f"commands:\n{commands}\n\n"
+        "srwm-rl COMMAND --help lists a command's options; srwm-rl --version prints the version.\n"
+        "First steps: srwm-rl train --preset quickstart"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What a run is to be, said before it starts and kept with it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srwm_rl.run import Run
+from srwm_rl.scripts.config import TrainConfig
+
+if TYPE_CHECKING:
+    from srwm_rl.agents import PPO
+
+
+def run_base(config: TrainConfig) -> Path:
+    """Return `<log_folder>/<algo>_<core>/<env>`, to which `Run.create` adds a number."""
+    env = "".join(c if c.isalnum() or c in "-_." else "+" for c in config.env)
+    return Path(config.log_folder) / f"{config.algo}_{config.core}" / env
+
+
+def run_record(config: TrainConfig) -> dict[str, Any]:
+    """Return what `config.json` keeps: the settings, the versions, the command, the time."""
+    packages = ("srwm-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+    return {
+        "train": config.to_json(),
+        "command": shlex.join(["srwm-rl", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
+    """Say in a few lines what will be trained."""
+    import torch
+
+    from srwm_rl.envs.make import resolve
+
+    memory = model.policy.core
+    n_parameters = sum(each.numel() for each in model.policy.parameters())
+    floats = memory.state_layers * memory.state_size
+    core = " ".join((config.core, *config.core_kwargs))
+    mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
+    verb = "going on with" if run else "training"
+    per_update = config.n_envs * config.n_steps
+    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    return "\n".join(
+        (
+            f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
+            f"  network   {n_parameters:,} parameters; memory {floats:,} floats per environment",
+            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
+            f"  updates   {config.n_envs} environments x {config.n_steps} steps, {config.n_epochs} epochs of "
+            f"{-(-per_update // config.batch_size)} minibatches",
+            f"  device    {model.device}{threads}",
+        )
+    )

@@ -1,0 +1,246 @@
+"""`srwm-rl train`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srwm_rl.errors import UserError
+from srwm_rl.run import TENSORBOARD, Run
+from srwm_rl.scripts.cli import parse, peek, warn
+from srwm_rl.scripts.config import TrainConfig, defaults, pairs
+from srwm_rl.scripts.plan import describe, run_base, run_record
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from srwm_rl.agents import PPO
+
+PROG = "srwm-rl train"
+# What a resumed run may be given anew; all else is what makes it that run.
+FREE = {"n_timesteps", "resume", "dry_run", "progress", "verbose", "save_freq", "n_threads", "log_folder"}
+
+
+class Stop(BaseException):
+    """A signal asked the run to stop; raised between two bytecodes of whatever was going on."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; return the exit code."""
+    resume = peek(argv, "--resume")
+    if resume is not None and not {"-h", "--help"} & set(argv):
+        return _resume(argv, resume)
+    default = defaults(peek(argv, "--env"), peek(argv, "--preset"))
+    config = parse(TrainConfig, argv, PROG, default)
+    if config.env_list:
+        print(_env_list())
+        return 0
+    _check_levels(config)
+    return _train(config, None)
+
+
+def _resume(argv: list[str], path: str) -> int:
+    run = Run.open(Path(path))
+    stored = replace(TrainConfig.from_json(run.config["train"]), resume=path)
+    config = parse(TrainConfig, argv, PROG, stored)
+    for field in fields(TrainConfig):
+        before, now = getattr(stored, field.name), getattr(config, field.name)
+        if before != now and field.name not in FREE:
+            flag = field.name.replace("_", "-")
+            raise UserError(
+                f"a resumed run keeps its settings: leave out --{flag} {now} (it is {before}), or start a new run"
+            )
+    return _train(config, run)
+
+
+def _train(config: TrainConfig, run: Run | None) -> int:
+    import torch
+
+    torch.set_num_threads(config.n_threads or torch.get_num_threads())
+    env = make_env(config)
+    try:
+        model = make_model(config, env)
+        if config.verbose:
+            print(describe(config, model, run), flush=True)
+        if config.dry_run:
+            return 0
+        if run is None:
+            run = Run.create(run_base(config), run_record(config))
+            if config.verbose:
+                print(f"  folder    {run.path}", flush=True)
+        return _learn(config, model, run)
+    finally:
+        env.close()
+
+
+def make_env(config: TrainConfig) -> VecEnv:
+    """Make the training environments: memory inputs inside, reward normalisation outside.
+
+    Raises:
+        UserError: settings that do not fit the environment.
+    """
+    from srwm_rl.envs.make import make_vec_env
+    from srwm_rl.envs.reward import VecNormalizeReward
+
+    env = make_vec_env(
+        config.env,
+        config.n_envs,
+        config.levels,
+        config.seed,
+        config.mode,
+        pairs(config.env_kwargs, "env_kwargs"),
+        config.inputs,
+        config.reward_clip or None,
+    )
+    return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
+
+
+def make_model(config: TrainConfig, env: VecEnv) -> PPO:
+    """Build the trainer and its policy.
+
+    Raises:
+        UserError: settings that do not fit.
+    """
+    from srwm_rl.agents import PPO
+
+    rate = config.learning_rate
+    return PPO(
+        "SRWMPolicy",
+        env,
+        learning_rate=(lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl,
+        sequence_length=config.sequence_length,
+        bptt=config.bptt,
+        policy_kwargs={
+            "core": config.core,
+            "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
+            "encoder_kwargs": pairs(config.encoder_kwargs, "encoder_kwargs"),
+        },
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _learn(config: TrainConfig, model: PPO, run: Run) -> int:
+    from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+    from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
+    from srwm_rl.agents.metrics import MetricsFile
+    from srwm_rl.agents.state import capture_state
+
+    metrics = MetricsFile(run.path / "metrics.jsonl")
+    capture = lambda: {**capture_state(model), "metrics": metrics.position}  # noqa: E731
+    checkpoints = Checkpoints(capture, lambda state: save(run, model, config, state), config.save_freq)
+    if config.resume is not None:
+        _restore(model, run, metrics)
+    model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
+    bar = ProgressBar(config.n_timesteps)
+    remaining = config.n_timesteps - model.num_timesteps
+    if remaining <= 0:
+        raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
+    try:
+        with _stop_on_signals():
+            model.learn(remaining, [checkpoints, *([bar] if config.progress else [])], reset_num_timesteps=False)
+            checkpoints.latest = capture()
+            checkpoints.save_latest()
+    except Stop as stop:
+        bar.close()
+        checkpoints.save_latest()
+        steps = 0 if checkpoints.latest is None else checkpoints.latest["counters"]["num_timesteps"]
+        resume = f"srwm-rl train --resume {shlex.quote(str(run.path))}"
+        print(f"\nsrwm-rl: stopped by {stop}; saved at {steps} steps. Go on with: {resume}", file=sys.stderr)
+        return 130
+    finally:
+        metrics.close()
+    if config.verbose:
+        print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
+    return 0
+
+
+def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> None:
+    """Write the run's checkpoint and, of the same moment, its model; a full disk costs a warning, not the run."""
+    from srwm_rl.files import pack, write_file
+    from srwm_rl.saved import save_model
+
+    steps = state["counters"]["num_timesteps"]
+    arrays, tree = pack(state)
+    try:
+        write_file(run.file("checkpoint", steps), arrays, {"format": 1, "kind": "checkpoint", "state": tree})
+        save_model(run.file("model", steps), model.policy, config.to_json(), steps, state["policy"])
+        run.sweep()
+    except OSError as error:
+        warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training goes on")
+
+
+def _restore(model: PPO, run: Run, metrics: Any) -> None:
+    from srwm_rl.agents.state import restore_state
+    from srwm_rl.files import read_file, unpack
+
+    lost = []
+    for path in reversed(run.files("checkpoint")):
+        try:
+            arrays, meta = read_file(path)
+            break
+        except UserError as error:
+            lost.append(str(error))
+    else:
+        raise UserError(f"{run.path} has no intact checkpoint to go on from" + (f" ({lost[0]})" if lost else ""))
+    if lost:
+        warn(f"{len(lost)} newer checkpoint(s) were damaged; going on from {path.name}")
+    state = unpack(arrays, meta["state"])
+    if not restore_state(model, state, str(path)):
+        warn(f"{model.env.__class__.__name__} cannot tell its state: the weights go on, the episodes start anew")
+    metrics.cut(state["metrics"])
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Stop`; after it, they work as they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: object) -> None:
+        restore()
+        raise Stop(signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _check_levels(config: TrainConfig) -> None:
+    from srwm_rl.envs.levels import LevelRange
+
+    train, held_out = LevelRange.parse(config.levels), LevelRange.parse(config.eval_levels)
+    if config.levels != "all" and train.overlap(held_out):
+        raise UserError(
+            f"--levels {train} and --eval-levels {held_out} overlap in {train.overlap(held_out)} levels; "
+            "hold out levels that are not trained on"
+        )
+
+
+def _env_list() -> str:
+    from srwm_rl.envs.make import list_envs
+
+    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items())

@@ -1,0 +1,194 @@
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from srwm_rl.envs import BatchGymEnv, ProcgenBatch, RecallBatch
+from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
+from srwm_rl.errors import UserError
+
+register_envs()
+register_envs()
+
+
+@pytest.mark.parametrize("env_id", [*PROCGEN_IDS, *TASK_IDS])
+def test_the_checkers_find_nothing(env_id):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gymnasium.make(env_id).unwrapped)
+        sb3_check_env(gymnasium.make(env_id), warn=True)
+
+
+def test_the_module_form_of_an_id_works():
+    env = gymnasium.make("srwm_rl.envs.registration:srwm_rl/Recall-v0", levels="0:9", delay=4)
+    assert env.reset(seed=1)[1]["level_seed"] < 9
+
+
+def test_seed_and_level_choose_the_episode():
+    env = gymnasium.make("procgen-coinrun-v0", num_levels=200, start_level=300, distribution_mode="hard")
+    one, info = env.reset(seed=5)
+    two, _ = env.reset()
+    again, _ = env.reset(seed=5)
+    assert 300 <= info["level_seed"] < 500
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, two)
+    obs, info = env.reset(options={"level": 1003})
+    assert info["level_seed"] == 1003
+    assert np.array_equal(obs, ProcgenBatch("coinrun", 1, "1003:1004", "hard").reset()[0])
+    assert 300 <= env.reset()[1]["level_seed"] < 500
+    env.reset(seed=2**40)
+
+
+def finish(env, action=4, most=2000):
+    total = 0.0
+    for _ in range(most):
+        obs, reward, terminated, truncated, info = env.step(action)
+        total += reward
+        if terminated or truncated:
+            return obs, terminated, info, total
+    raise AssertionError("no end")
+
+
+def test_after_the_end_nothing_moves_until_the_reset():
+    env = BatchGymEnv(ProcgenBatch("bossfight", 1, "0:50", seed=1))
+    _, start = env.reset()
+    obs, terminated, info, _ = finish(env)
+    assert terminated
+    assert info["is_success"] is False
+    assert info["prev_level_seed"] == start["level_seed"]
+    again, reward, terminated, _, same_info = env.step(4)
+    assert np.array_equal(obs, again)
+    assert again is not obs
+    assert (reward, terminated, same_info) == (0.0, True, info)
+    first, next_info = env.reset()
+    assert np.array_equal(first, obs)
+    assert next_info["level_seed"] == info["level_seed"]
+
+
+def test_a_chosen_level_ends_with_the_next_reset():
+    env = BatchGymEnv(ProcgenBatch("bossfight", 1, "0:50", seed=1))
+    env.reset(options={"level": 777})
+    assert finish(env)[2]["prev_level_seed"] == 777
+    assert env.reset()[1]["level_seed"] < 50
+    assert env.step(4)[4]["prev_level_seed"] < 50
+
+
+def test_episodes_follow_each_other_as_in_the_batch():
+    env, batch = BatchGymEnv(RecallBatch(1, seed=3)), RecallBatch(1, seed=3)
+    obs, rows = env.reset()[0], [batch.reset()[0]]
+    for _ in range(60):
+        assert np.array_equal(obs, rows[-1])
+        obs, reward, terminated, _, info = env.step(1)
+        step = batch.step(np.array([1]))
+        assert reward == step.rewards[0]
+        assert terminated == step.terminated[0]
+        rows.append(step.obs[0])
+        if terminated:
+            assert np.array_equal(obs, step.final_obs[0])
+            assert info["is_success"] == step.info["is_success"][0]
+            obs, _ = env.reset()
+
+
+def test_pictures_are_large_and_of_this_environment():
+    env = gymnasium.make("procgen-maze-v0", render_mode="rgb_array")
+    obs, _ = env.reset(seed=0)
+    picture = env.render()
+    assert picture.shape == (512, 512, 3)
+    small = picture.reshape(64, 8, 64, 8, 3).mean((1, 3))
+    assert np.abs(small - obs).mean() < 12
+    assert env.metadata["render_fps"] == 15
+    assert gymnasium.make("procgen-maze-v0").unwrapped.render() is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs"),
+    [
+        ("procgen-coinrun-v0", {"levels": "0:9", "num_levels": 9}),
+        ("procgen-coinrun-v0", {"mode": "easy", "distribution_mode": "easy"}),
+        ("procgen-coinrun-v0", {"mode": "memory"}),
+        ("procgen-coinrun-v0", {"num_levels": -5}),
+        ("procgen-coinrun-v0", {"num_levels": 5, "start_level": -1}),
+        ("procgen-coinrun-v0", {"use_background": False}),
+        ("srwm_rl/Bandit-v0", {"n_arm": 3}),
+        ("srwm_rl/Bandit-v0", {"n_arms": 0}),
+    ],
+)
+def test_wrong_settings_are_refused(env_id, kwargs):
+    for make in (gymnasium.make, lambda *a, **k: gymnasium.make_vec(*a, num_envs=2, **k)):
+        with pytest.raises(UserError):
+            make(env_id, **kwargs)
+
+
+def test_wrong_reset_options_are_refused():
+    env = BatchGymEnv(RecallBatch(1))
+    for options in ({"levels": [1]}, {"level": -1}, {"level": "3"}):
+        with pytest.raises(UserError):
+            env.reset(options=options)
+    with pytest.raises(UserError):
+        BatchGymEnv(RecallBatch(2))
+
+
+def test_vector_env_steps_as_the_batch_and_counts_episodes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gymnasium.make_vec("procgen-leaper-v0", num_envs=3, levels="0:50", seed=4)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert env.observation_space.shape == (3, 64, 64, 3)
+    batch = ProcgenBatch("leaper", 3, "0:50", seed=4)
+    obs, infos = env.reset()
+    assert np.array_equal(obs, batch.reset())
+    returns, lengths, ended = np.zeros(3), np.zeros(3, int), 0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        actions = rng.integers(0, 15, 3)
+        obs, rewards, terminated, _, infos = env.step(actions)
+        step = batch.step(actions)
+        assert np.array_equal(obs, step.obs)
+        assert np.array_equal(rewards, step.rewards)
+        assert env.observation_space.contains(obs)
+        returns += rewards
+        lengths += 1
+        assert ("episode" in infos) == terminated.any()
+        if terminated.any():
+            ended += terminated.sum()
+            assert np.array_equal(infos["_episode"], terminated)
+            assert infos["episode"]["r"][terminated].tolist() == returns[terminated].tolist()
+            assert infos["episode"]["l"][terminated].tolist() == lengths[terminated].tolist()
+            assert np.array_equal(infos["final_info"]["is_success"], step.info["is_success"] & terminated)
+            assert "final_obs" not in infos
+            returns[terminated], lengths[terminated] = 0, 0
+    assert ended > 3
+
+
+def test_vector_env_tells_final_observations_where_they_exist():
+    env = gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, n_pulls=3)
+    env.reset(seed=1)
+    env.step(np.array([0, 0]))
+    env.reset(options={"reset_mask": np.array([False, True])})
+    env.step(np.array([0, 0]))
+    *_, infos = env.step(np.array([0, 0]))
+    assert infos["_final_obs"].tolist() == [True, False]
+    assert infos["final_obs"][0].tolist() == [1.0]
+    assert infos["final_obs"][1] is None
+    assert infos["episode"]["l"].tolist() == [3, 0]
+
+
+def test_vector_env_resets_partly_and_by_level():
+    env = gymnasium.make_vec("procgen-maze-v0", num_envs=3, levels="0:50")
+    one, _ = env.reset(seed=3)
+    assert np.array_equal(one, env.reset(seed=3)[0])
+    obs, infos = env.reset(options={"reset_mask": np.array([True, False, False]), "levels": [999, 0, 0]})
+    assert infos["level_seed"][0] == 999
+    assert infos["_level_seed"].tolist() == [True, False, False]
+    assert np.array_equal(obs[1:], one[1:])
+    with pytest.raises(UserError):
+        env.reset(seed=3, options={"reset_mask": np.array([True, False, False])})
+    with pytest.raises(UserError):
+        env.reset(options={"mask": [True, False, False]})
+    with pytest.raises(UserError):
+        env.reset(seed=[1, 2, 3])
+    env.close()

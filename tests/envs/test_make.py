@@ -1,0 +1,159 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from srwm_rl import envs
+from srwm_rl.envs import LevelRange, make_batch_env, make_levels_env, make_vec_env, resolve
+from srwm_rl.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("env", "kind", "names"),
+    [
+        ("coinrun", "procgen", ("coinrun",)),
+        ("coinrun, maze", "procgen", ("coinrun", "maze")),
+        ("paper6", "procgen", ("bigfish", "fruitbot", "maze", "leaper", "plunder", "starpilot")),
+        ("procgen-coinrun-v0", "procgen", ("coinrun",)),
+        ("srwm_rl:procgen-coinrun-v0", "procgen", ("coinrun",)),
+        ("recall", "task", ("recall",)),
+        ("srwm_rl/Bandit-v0", "task", ("bandit",)),
+        ("CartPole-v1", "gymnasium", ("CartPole-v1",)),
+        ("gymnasium:CartPole-v1", "gymnasium", ("gymnasium:CartPole-v1",)),
+    ],
+)
+def test_names_are_resolved(env, kind, names):
+    assert (resolve(env).kind, resolve(env).names) == (kind, names)
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ("coinrum", "'coinrun'"),
+        ("coinrun,mase", "'maze'"),
+        ("recal", "'recall'"),
+        ("CartPol-v1", "'CartPole-v1'"),
+        ("procgen-coinrunn-v0", "'procgen-coinrun-v0'"),
+        ("paper7", "'paper6'"),
+        ("no_such_module_x:Env-v0", "no_such_module_x"),
+        ("", "name of an environment"),
+        (None, "name of an environment"),
+        ("ééé\nzzz", "no environment"),
+        ("all16,coinrun", "all16"),
+    ],
+)
+def test_unknown_names_are_refused_in_one_line_with_the_nearest(env, says):
+    with pytest.raises(UserError, match=says) as caught:
+        resolve(env)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_missing_procgen_is_told_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr("srwm_rl.envs.procgen_games.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'srwm-rl\[procgen\]'"):
+        resolve("coinrun")
+    assert resolve("recall").kind == "task"
+
+
+def test_every_listed_name_resolves():
+    listed = envs.list_envs()
+    assert len(listed["procgen"]) == 16
+    assert listed["presets"] == ["paper6", "all16"]
+    for kind in ("procgen", "presets", "task"):
+        assert all(resolve(name) for name in listed[kind])
+    assert resolve(listed["gymnasium"][0]).kind == "gymnasium"
+    assert "CartPole-v1" in listed["gymnasium"]
+
+
+def test_batches_get_their_settings():
+    env = make_batch_env("maze,heist", 4, "5:9", 3, "memory", {"use_backgrounds": False, "n_threads": 1})
+    assert (env.game_names, env.mode, str(env.levels), env.seed) == (["maze", "heist"] * 2, "memory", "5:9", 3)
+    assert env.options["use_backgrounds"] is False
+    assert make_batch_env("recall", 2, "0:9", 0, env_kwargs={"delay": 3}).delay == 3
+    cartpole = make_batch_env("CartPole-v1", 1, "0:9", 0, env_kwargs={"max_episode_steps": 2})
+    cartpole.reset()
+    cartpole.step(np.array([0]))
+    assert cartpole.step(np.array([0])).truncated[0]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"n_envs": 0},
+        {"n_envs": -2},
+        {"env": "paper6", "n_envs": 4},
+        {"levels": "9:2"},
+        {"seed": -1},
+        {"mode": "extreme"},
+        {"env": "recall", "mode": "hard"},
+        {"env_kwargs": {"use_background": True}},
+        {"env": "recall", "env_kwargs": {"delays": 3}},
+        {"env": "recall", "env_kwargs": {"seed": 3}},
+        {"env": "CartPole-v1", "env_kwargs": {"wheels": 3}},
+    ],
+)
+def test_wrong_arguments_are_refused(kwargs):
+    with pytest.raises(UserError) as caught:
+        make_vec_env(**{"env": "coinrun", "n_envs": 2, "levels": "0:9", "seed": 0, **kwargs})
+    assert "\n" not in str(caught.value)
+
+
+def test_vec_env_has_the_inputs_asked_for():
+    env = make_vec_env("coinrun", 2, "0:9", 0, inputs=("reward",), reward_clip=2.0)
+    assert set(env.observation_space.spaces) == {"observation", "previous_reward"}
+    assert env.observation_space["previous_reward"].high[0] == 2
+    assert make_vec_env("coinrun", 2, "0:9", 0, inputs=()).observation_space.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("inputs", [(), ("action", "step")])
+def test_levels_env_counts_down_through_the_wrapper(inputs):
+    env = make_levels_env("recall", 3, "100:104", 2, 0, inputs=inputs)
+    env.reset()
+    assert env.remaining == 8
+    levels = []
+    while env.remaining:
+        *_, infos = env.step(np.zeros(3, int))
+        levels += [info["level"] for info in infos if "episode" in info]
+    assert sorted(levels) == sorted(list(range(100, 104)) * 2)
+    listed = make_levels_env("recall", 2, [3, 9], 1, 0)
+    assert listed.remaining == make_levels_env("recall", 2, LevelRange(3, 5), 1, 0).remaining == 2
+
+
+def test_scores_are_scaled_where_it_is_known_how():
+    assert envs.is_solvable("paper6")
+    assert envs.is_solvable("recall")
+    assert not envs.is_solvable("bandit")
+    assert not envs.is_solvable("CartPole-v1")
+    assert envs.normalizer("coinrun,maze", "hard") == {"coinrun": (5, 10), "maze": (4, 10)}
+    assert envs.normalizer("maze", "memory") == {}
+    assert envs.normalizer("recall", env_kwargs={"n_symbols": 5}) == {"recall": (0.2, 1.0)}
+    assert envs.normalizer("bandit")["bandit"][1] == pytest.approx(6.66, abs=1e-3)
+    assert envs.normalizer("CartPole-v1") == {}
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(envs, name) is not None for name in envs.__all__)
+    assert set(envs.__all__) == set(dir(envs))
+    with pytest.raises(AttributeError):
+        _ = envs.nonsense
+
+
+def run_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_imports_are_light_and_point_down():
+    show = "; import sys; print(*sys.modules)"
+    for use in (
+        "e.LevelRange, e.resolve('recall'), e.register_envs(), e.TASKS",
+        "e.make_batch_env('recall', 2, '0:9', 0)",
+    ):
+        loaded = run_python(f"import srwm_rl.envs as e; {use}{show}")
+        assert not {"torch", "stable_baselines3", "procgen", "gym"} & set(loaded)
+    loaded = run_python(f"import srwm_rl.envs as e; [getattr(e, n) for n in e.__all__]{show}")
+    ours = {name.split(".")[1] for name in loaded if name.startswith("srwm_rl.")}
+    assert ours <= {"envs", "errors"}

@@ -1,0 +1,276 @@
+import copy
+import time
+
+import numpy as np
+import pytest
+
+from srwm_rl.envs.tasks import TASKS, BanditBatch, RecallBatch
+from srwm_rl.envs.tasks.bandit import bayes_optimal_return, random_return
+from srwm_rl.errors import UserError
+
+
+def play(env, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    return [env.step(rng.integers(0, env.action_space.n, env.n_envs)) for _ in range(steps)]
+
+
+def same(one, two, keep=slice(None)):
+    return all(
+        np.array_equal(a.obs[keep], b.obs[keep])
+        and np.array_equal(a.rewards[keep], b.rewards[keep])
+        and np.array_equal(a.info["level_seed"][keep], b.info["level_seed"][keep])
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+@tasks
+def test_seed_decides_the_trajectory(task):
+    steps = []
+    for seed in (1, 1, 2):
+        env = task(8, "0:1000", seed)
+        env.reset()
+        steps.append(play(env, 60))
+    assert same(steps[0], steps[1])
+    assert not same(steps[0], steps[2])
+
+
+@tasks
+def test_state_continues_bit_exactly_in_an_instance_with_another_seed(task):
+    env = task(8, "0:1000", 1)
+    env.reset()
+    play(env, 25)
+    env.reset(np.arange(8) < 2, np.full(8, 5000))
+    play(env, 7)
+    state = copy.deepcopy(env.get_state())
+    rest = play(env, 60, seed=3)
+    other = task(8, "0:1000", 99)
+    other.set_state(state)
+    assert same(rest, play(other, 60, seed=3))
+    assert np.array_equal(env.reset(), other.reset())
+    assert env.level_seed().tolist() == other.level_seed().tolist()
+
+
+@tasks
+def test_states_of_other_environments_are_refused(task):
+    env = task(4, "0:10", 1)
+    settings = {"delay": 7} if task is RecallBatch else {"n_pulls": 7}
+    for other in (task(5, "0:10", 1), task(4, "0:11", 1), task(4, "0:10", 1, **settings)):
+        with pytest.raises(UserError):
+            env.set_state(other.get_state())
+    other = BanditBatch(4, "0:10") if task is RecallBatch else RecallBatch(4, "0:10")
+    with pytest.raises(UserError):
+        env.set_state(other.get_state())
+
+
+@tasks
+def test_masked_reset_leaves_the_others_bit_identical(task):
+    touched, untouched = task(6, "0:1000", 1), task(6, "0:1000", 1)
+    for env in (touched, untouched):
+        env.reset()
+        play(env, 4)
+    mask = np.arange(6) % 2 == 0
+    touched.reset(mask)
+    one, two = play(touched, 60, seed=3), play(untouched, 60, seed=3)
+    assert same(one, two, ~mask)
+    assert not same(one, two, mask)
+
+
+@tasks
+def test_level_and_actions_fix_the_episode(task):
+    one, two = task(2, "0:1000", 1), task(2, "0:9", 2)
+    play(one, 5)
+    assert np.array_equal(one.reset(levels=[77, 78]), two.reset(levels=[77, 78]))
+    assert same(play(one, 40), play(two, 40))
+    assert one.level_seed().tolist() == [77, 78]
+    one.reset()
+    assert all(level < 1000 for level in one.level_seed())
+    assert one.level_seed().tolist() != [77, 78]
+
+
+@tasks
+def test_levels_seen_are_the_range(task):
+    env = task(16, "20:24", 1)
+    env.reset()
+    assert {int(x) for step in play(env, 200) for x in step.info["level_seed"]} == {20, 21, 22, 23}
+
+
+@tasks
+def test_returned_arrays_are_the_callers_own(task):
+    env = task(4, "0:100", 1)
+    env.reset()
+    step = play(env, 1)[0]
+    kept = copy.deepcopy(step)
+    play(env, 30)
+    assert same([step], [kept])
+
+
+@tasks
+def test_many_environments_cost_little(task):
+    env = task(1024)
+    env.reset()
+    play(env, 5)
+    start = time.perf_counter()
+    play(env, 50)
+    assert time.perf_counter() - start < 1.0  # 50,000 steps per second; measured: over a million
+
+
+def recall_answers(env):
+    """Play one episode per environment with a perfect memory; return cues, query clocks and final steps."""
+    obs = env.reset()
+    n = env.n_symbols
+    cues, clocks, clock = obs[:, :n].argmax(1), np.zeros(env.n_envs, int), 0
+    assert (obs[:, :n].sum(1) == 1).all()
+    while (clocks == 0).any():
+        clock += 1
+        step = env.step(cues)
+        clocks[(clocks == 0) & step.terminated] = clock
+    return cues, clocks
+
+
+def test_recall_shows_cue_then_distractors_then_query():
+    env = RecallBatch(1, "0:100", n_symbols=3, delay=6)
+    for level in range(30):
+        obs, seen = env.reset(levels=[level]), []
+        while True:
+            seen.append(obs[0])
+            step = env.step(np.array([0]))
+            if step.terminated[0]:
+                break
+            obs = step.obs
+        frames = np.array(seen)
+        assert frames.shape[1] == 7
+        assert frames[0, :3].sum() == 1
+        assert frames[0, 3:].sum() == 0
+        assert (frames[1:, :3] == 0).all()
+        assert (frames[1:-1, 3:6].sum(1) == 1).all()
+        assert frames[-1].tolist() == [0, 0, 0, 0, 0, 0, 1]
+        assert 3 <= len(frames) - 2 <= 6
+        assert step.rewards[0] == (frames[0, 0] == 1)
+        assert step.final_obs.sum() == 0
+
+
+def test_recall_pays_the_right_answer_and_only_that():
+    env = RecallBatch(64, "0:1000", seed=5)
+    obs = env.reset()
+    cue = obs[:, :4].argmax(1)
+    guess = np.where(np.arange(64) < 32, cue, (cue + 1) % 4)
+    finished = np.zeros(64, bool)
+    while not finished.all():
+        step = env.step(guess)
+        new = step.terminated & ~finished
+        right = np.arange(64) < 32
+        assert (step.rewards[new] == right[new]).all()
+        assert (step.info["is_success"][new] == right[new]).all()
+        assert (step.rewards[~step.terminated] == 0).all()
+        finished |= new
+
+
+def test_recall_cues_and_delays_are_spread_evenly():
+    env = RecallBatch(6000, seed=2)
+    cues, clocks = recall_answers(env)
+    assert np.all(np.abs(np.bincount(cues, minlength=4) / 6000 - 0.25) < 0.03)
+    delays = clocks - 2  # the cue and the query are no distractors
+    assert set(delays) == set(range(5, 11))
+    assert np.all(np.abs(np.bincount(delays)[5:] / 6000 - 1 / 6) < 0.03)
+    assert abs(np.corrcoef(cues, delays)[0, 1]) < 0.06
+
+
+def test_recall_without_memory_is_right_once_in_four():
+    env = RecallBatch(500, seed=2)
+    env.reset()
+    steps = play(env, 100)
+    ends = sum(int(s.terminated.sum()) for s in steps)
+    solved = sum(int((s.info["is_success"] & s.terminated).sum()) for s in steps)
+    assert ends > 3000
+    assert abs(solved / ends - 0.25) < 0.035
+
+
+def test_bandit_luck_is_the_same_for_the_same_choice():
+    one, two = BanditBatch(400, "0:400", n_pulls=6), BanditBatch(400, "0:400", n_pulls=6)
+    levels = np.arange(400)
+    one.reset(levels=levels)
+    two.reset(levels=levels)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        a, b = rng.integers(0, 5, (2, 400))
+        x, y = one.step(a).rewards, two.step(b).rewards
+        assert (x[a == b] == y[a == b]).all()
+        assert (x[a != b] != y[a != b]).any()
+
+
+def test_bandit_arms_pay_with_uniform_fixed_probabilities():
+    env = BanditBatch(2000, "0:2000", n_pulls=40)
+    env.reset(levels=np.arange(2000))
+    total = np.zeros(2000)
+    for k in range(40):
+        step = env.step(np.zeros(2000, int))
+        total += step.rewards
+        assert step.terminated.all() == (k == 39)
+    # Beta-binomial with a uniform prior: uniform on 0 .. 40, unlike 40 independent fair coins (variance 10).
+    assert abs(total.mean() - 20) < 1.2
+    assert 120 < total.var() < 160
+
+
+def test_bandit_random_play_pays_half():
+    env = BanditBatch(1000)
+    env.reset()
+    steps = play(env, 50)
+    mean = sum(s.rewards.sum() for s in steps) / 5000
+    assert abs(mean - random_return(10)) < 0.2
+
+
+def test_bandit_optimum_is_the_exact_one():
+    start = time.perf_counter()
+    assert round(bayes_optimal_return(5, 10), 3) == 6.660
+    assert round(bayes_optimal_return(10, 10), 3) == 6.714
+    assert round(bayes_optimal_return(5, 15), 3) == 10.432
+    assert time.perf_counter() - start < 10
+    assert bayes_optimal_return(1, 8) == pytest.approx(4)
+    assert bayes_optimal_return(2, 1) == pytest.approx(0.5)
+
+
+def test_bandit_greedy_posterior_play_stays_below_the_optimum_and_near_it():
+    env = BanditBatch(4000, seed=1)
+    env.reset()
+    wins, tries = np.zeros((2, 4000, 5))
+    total = 0.0
+    for _ in range(10):
+        arm = ((wins + 1) / (tries + 2)).argmax(1)
+        rewards = env.step(arm).rewards
+        total += rewards.sum()
+        wins[np.arange(4000), arm] += rewards
+        tries[np.arange(4000), arm] += 1
+    assert 6.45 < total / 4000 < 6.72  # published: 6.6; the standard error is 0.035
+
+
+@pytest.mark.parametrize(
+    ("task", "kwargs"),
+    [
+        (RecallBatch, {"n_envs": 0}),
+        (RecallBatch, {"n_symbols": 1}),
+        (RecallBatch, {"delay": 0}),
+        (BanditBatch, {"n_arms": 0}),
+        (BanditBatch, {"n_pulls": True}),
+        (BanditBatch, {"levels": "5:5"}),
+        (BanditBatch, {"seed": -3}),
+    ],
+)
+def test_wrong_arguments_are_refused(task, kwargs):
+    with pytest.raises(UserError):
+        task(**{"n_envs": 2, **kwargs})
+
+
+@tasks
+@pytest.mark.parametrize("bad", [[9, 0], [-1, 0], [0], [0.5, 0.5]])
+def test_wrong_actions_are_refused(task, bad):
+    with pytest.raises(UserError):
+        task(2).step(np.array(bad))
+
+
+def test_score_ranges_follow_the_settings():
+    assert RecallBatch.score_range(n_symbols=2, delay=3) == (0.5, 1.0)
+    assert BanditBatch.score_range() == (5.0, bayes_optimal_return(5, 10))
+    assert BanditBatch.score_range(n_pulls=100) is None
