@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
+from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
 from srwm_rl.policy import SRWMPolicy
 
@@ -172,6 +173,7 @@ class PPO(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
+        parts_of(env.observation_space)  # raises for spaces the policy cannot read
         if isinstance(env, VecEnv):
             return env
         return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
@@ -262,6 +264,21 @@ class PPO(OnPolicyAlgorithm):
                 step = self.policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
             rewards[shown] += self.gamma * step.values.cpu().numpy()
         return rewards
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        for info in infos if dones is None else (infos[i] for i in np.flatnonzero(dones)):
+            if "game" in info and "episode" in info:
+                info["episode"]["game"] = info["game"]
+        super()._update_info_buffer(infos, dones)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log: SB3's tags, and where several games are played the mean return of each."""
+        episodes = [each for each in self.ep_info_buffer or () if "game" in each]
+        games = sorted({each["game"] for each in episodes})
+        for game in games if len(games) > 1 else ():
+            returns = [each["r"] for each in episodes if each["game"] == game]
+            self.logger.record(f"rollout/{game}/ep_rew_mean", float(np.mean(returns)))
+        super().dump_logs(iteration)
 
     def train(self) -> None:
         """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""

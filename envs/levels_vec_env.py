@@ -82,6 +82,11 @@ class LevelsVecEnv(BatchVecEnv):
         self._finished += 1
         return {**super()._episode_info(step, i, now), "level": int(self._playing[i])}
 
+    @property
+    def supports_state(self) -> bool:
+        """Say no: an evaluation is run again, not resumed."""
+        return False
+
     def get_state(self) -> State:
         """Refuse: an evaluation is run again, not resumed."""
         raise UserError("an evaluation on chosen levels cannot be saved half-way; start it again")

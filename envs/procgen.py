@@ -111,7 +111,7 @@ class ProcgenBatch(BatchEnv):
         self._fresh = True
 
     def _make(self, games: str, n: int, levels: LevelRange, n_threads: int, render_mode: str | None = None) -> Any:
-        return _procgen_class()(
+        env = _procgen_class()(
             num=n,
             env_name=games,
             num_levels=len(levels),
@@ -123,6 +123,10 @@ class ProcgenBatch(BatchEnv):
             render_mode=render_mode,
             **self.options,
         )
+        # cffi looks a function up under a lock at its first use. If the garbage collector closes an old environment
+        # while a new one is being built, which holds that lock, the process hangs; so look `close` up now.
+        _ = env._c_lib.libenv_close
+        return env
 
     def step(self, actions: Array) -> BatchStep:
         """Act in every environment; see `BatchEnv.step`."""

@@ -95,6 +95,11 @@ class BatchVecEnv(VecEnv):
             info["terminal_observation"] = step.final_obs[i]
         return info
 
+    @property
+    def supports_state(self) -> bool:
+        """Say whether `get_state` and `set_state` work with this simulator."""
+        return self.batch_env.supports_state
+
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
         return self.batch_env.observe()

@@ -65,7 +65,7 @@ _silence_gym()
 
 
 def _register_envs() -> None:
-    # Here and not in srwm_rl.envs: gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module and looks no further.
+    # Here, not in srwm_rl.envs: gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module and no other.
     from srwm_rl.envs.registration import register_envs
 
     register_envs()

@@ -129,9 +129,7 @@ class Encoder(BaseFeaturesExtractor):
         step_longest: float = 256.0,
         normalize_images: bool = True,
     ) -> None:
-        parts = (
-            observation_space.spaces if isinstance(observation_space, spaces.Dict) else {MAIN_KEY: observation_space}
-        )
+        parts = parts_of(observation_space)
         super().__init__(observation_space, features_dim=1)
         self.images = nn.ModuleDict()
         self.plain: list[str] = []
@@ -148,14 +146,9 @@ class Encoder(BaseFeaturesExtractor):
             elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
                 self.plain.append(key)
                 width += get_flattened_obs_dim(space)
-            elif isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            else:
                 self.vectors.append(key)
                 vector_width += get_flattened_obs_dim(space)
-            else:
-                raise UserError(
-                    f"observation {key!r} is a {type(space).__name__} space; "
-                    "wrap the environment to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
-                )
         self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in parts else None
         self.mlp = _mlp(vector_width, mlp) if self.vectors else nn.Identity()
         self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
@@ -169,6 +162,22 @@ class Encoder(BaseFeaturesExtractor):
         if self.step is not None:
             features.append(self.step(observations[EPISODE_STEP]))
         return torch.cat(features, dim=1) if len(features) > 1 else features[0]
+
+
+def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """Return an observation space's parts by key; a space that is no Dict is one part, `MAIN_KEY`.
+
+    Raises:
+        UserError: a part that the encoder cannot read.
+    """
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
+    for key, part in parts.items():
+        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise UserError(
+                f"observation {key!r} is a {type(part).__name__} space; "
+                "wrap the environment to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
+            )
+    return parts
 
 
 def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:

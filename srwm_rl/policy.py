@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from srwm_rl.cores import make_core
-from srwm_rl.encoders import MAIN_KEY, Encoder, is_image
+from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
 from srwm_rl.errors import UserError
 
 Obs = Tensor | dict[str, Tensor]
@@ -89,7 +89,10 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     ) -> None:
         if use_sde:
             raise UserError("SRWMPolicy has no state-dependent exploration; leave use_sde=False")
+        if isinstance(action_space, spaces.Discrete) and action_space.start:
+            raise UserError(f"actions must count from 0, not {action_space.start}: wrap the environment to shift them")
         self.core_name, self.core_kwargs = core, core_kwargs or {}
+        self.parts = parts_of(observation_space)
         self.encoder_kwargs = {
             name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
         }
@@ -178,6 +181,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
         y, core_state = run_core(self.core, features, core_state, episode_starts, bptt)
         distribution, values = self._heads(y.flatten(0, 1))
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()  # Bernoulli's cross entropy takes no integers
         log_probs = distribution.log_prob(actions.flatten(0, 1))
         entropy = distribution.entropy()
         entropy = -log_probs if entropy is None else entropy
@@ -186,15 +191,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     def encode(self, obs: Obs, n: int) -> Tensor:
         """Map observations with any leading axes that hold `n` together to features `[n, I]`."""
-        parts = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-        space = self.observation_space
-        parts_spaces = space.spaces if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
-        flat = {key: parts[key].reshape(n, *(each.shape or ())) for key, each in parts_spaces.items()}
-        ready = {
+        given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
+        ready = {}
+        for key, space in self.parts.items():
+            part = given[key].reshape(n, *(space.shape or ()))
             # Images are scaled inside the CNN, where a micro-batch of them is in the cache.
-            key: each if is_image(parts_spaces[key]) else _as_floats(each, parts_spaces[key])
-            for key, each in flat.items()
-        }
+            ready[key] = part if is_image(space) else _as_floats(part, space)
         features: Tensor = self.features_extractor(ready)
         return features
 

@@ -91,6 +91,7 @@ def test_wrong_use_is_refused():
     env.set_options({"levels": [1, 2]})
     with pytest.raises(UserError, match="construction"):
         env.reset()
+    assert not env.supports_state
     with pytest.raises(UserError):
         env.get_state()
     with pytest.raises(UserError):

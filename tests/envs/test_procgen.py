@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,20 @@ from srwm_rl.envs.procgen import ProcgenBatch
 from srwm_rl.envs.procgen_games import EXPLORATION_LEVELS, GAMES, MODE_GAMES
 from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION, normalized_return
 from srwm_rl.errors import UserError
+
+
+@pytest.fixture
+def raw_procgen():
+    """Make raw ProcGen environments and close them: an open one can hang the garbage collector."""
+    made = []
+
+    def make(**kwargs):
+        made.append(ProcgenGym3Env(num_threads=0, **kwargs))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
 
 
 def actions(steps, n, seed=0):
@@ -36,16 +51,10 @@ def test_tables_are_those_of_the_installed_package():
     assert EXPLORATION_LEVELS == EXPLORATION_LEVEL_SEEDS
 
 
-def test_first_reset_and_steps_are_raw_procgen():
+def test_first_reset_and_steps_are_raw_procgen(raw_procgen):
     env = ProcgenBatch("coinrun,maze", 4, "3:20", seed=11, n_threads=0)
-    raw = ProcgenGym3Env(
-        num=4,
-        env_name="coinrun,maze",
-        num_levels=17,
-        start_level=3,
-        distribution_mode="easy",
-        rand_seed=11,
-        num_threads=0,
+    raw = raw_procgen(
+        num=4, env_name="coinrun,maze", num_levels=17, start_level=3, distribution_mode="easy", rand_seed=11
     )
     assert np.array_equal(env.reset(), raw.observe()[1]["rgb"])
     for a in actions(120, 4):
@@ -114,20 +123,14 @@ def test_masked_reset_is_the_full_reset_of_that_environment():
     assert same(play(masked, acts[10:]), play(full, acts[10:]), np.array([True, False]))
 
 
-def test_forced_levels_are_played_until_an_unforced_reset():
+def test_forced_levels_are_played_until_an_unforced_reset(raw_procgen):
     env = ProcgenBatch("leaper", 3, "0:10", seed=0)
     env.reset()
     play(env, actions(5, 3))
     obs = env.reset(levels=[1000, 2000, 2147483646])
     for i, level in enumerate((1000, 2000, 2147483646)):
-        alone = ProcgenGym3Env(
-            num=1,
-            env_name="leaper",
-            num_levels=1,
-            start_level=level,
-            distribution_mode="easy",
-            rand_seed=9,
-            num_threads=0,
+        alone = raw_procgen(
+            num=1, env_name="leaper", num_levels=1, start_level=level, distribution_mode="easy", rand_seed=9
         )
         assert np.array_equal(obs[i], alone.observe()[1]["rgb"][0])
     steps = play(env, actions(150, 3))
@@ -285,15 +288,24 @@ def test_every_game_of_every_mode_steps(mode):
         env.close()
 
 
-def test_exploration_plays_its_one_level():
+def test_exploration_plays_its_one_level(raw_procgen):
     env = ProcgenBatch("maze", 1, mode="exploration")
-    raw = ProcgenGym3Env(num=1, env_name="maze", distribution_mode="exploration", rand_seed=1, num_threads=0)
+    raw = raw_procgen(num=1, env_name="maze", distribution_mode="exploration", rand_seed=1)
     assert np.array_equal(env.reset(), raw.observe()[1]["rgb"])
 
 
 def test_options_reach_the_game():
     plain, bare = ProcgenBatch("coinrun", 1, "0:1"), ProcgenBatch("coinrun", 1, "0:1", use_backgrounds=False)
     assert not np.array_equal(plain.reset(), bare.reset())
+
+
+def test_closing_never_waits_for_the_lock_under_which_another_is_built():
+    env = ProcgenBatch("maze", 1)
+    with env._env._ffi._lock:
+        thread = threading.Thread(target=env.close)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_returned_arrays_are_the_callers_own():

@@ -201,6 +201,14 @@ def test_bandit_luck_is_the_same_for_the_same_choice():
         assert (x[a != b] != y[a != b]).any()
 
 
+def test_bandit_arms_have_separate_luck():
+    one, two = BanditBatch(8000, "0:8000"), BanditBatch(8000, "0:8000")
+    one.reset(levels=np.arange(8000))
+    two.reset(levels=np.arange(8000))
+    both = one.step(np.full(8000, 1)).rewards * two.step(np.full(8000, 3)).rewards
+    assert abs(both.mean() - 0.25) < 0.025  # one luck for all arms would give 1/3; the standard error is 0.005
+
+
 def test_bandit_arms_pay_with_uniform_fixed_probabilities():
     env = BanditBatch(2000, "0:2000", n_pulls=40)
     env.reset(levels=np.arange(2000))

@@ -166,6 +166,8 @@ def test_state_holds_the_running_episodes():
     for bad in ({}, {**state, "returns": np.zeros(3)}, {**state, "batch_env": {}}):
         with pytest.raises(UserError):
             other.set_state(bad)
+    assert env.supports_state
+    assert not BatchVecEnv(GymnasiumBatch("CartPole-v1", 1)).supports_state
     with pytest.raises(UserError, match="cannot save"):
         BatchVecEnv(GymnasiumBatch("CartPole-v1", 1)).get_state()
 

@@ -1,0 +1,324 @@
+"""PPO: what it stores, what it differentiates, what SB3 users call."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from srwm_rl import UserError, core_names
+from srwm_rl.agents import PPO
+from srwm_rl.envs import make_vec_env
+
+SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+
+
+class Probe(gymnasium.Env[Any, Any]):
+    """Random observations of any space; episodes of `length` steps, cut short (truncated) or ended (terminated)."""
+
+    def __init__(
+        self, observation_space: Any = None, action_space: Any = None, length: int = 5, cut: bool = False
+    ) -> None:
+        self.observation_space = observation_space or spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = action_space or spaces.Discrete(2)
+        self.length, self.cut, self.t = length, cut, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.t += 1
+        over = self.t == self.length
+        return self.observation_space.sample(), float(self.t), over and not self.cut, over and self.cut, {}
+
+
+def probe_model(n_envs: int = 4, n_steps: int = 16, core: str = "srwm", **settings: Any) -> PPO:
+    probe = {
+        key: settings.pop(key) for key in ("observation_space", "action_space", "length", "cut") if key in settings
+    }
+    env = DummyVecEnv([lambda: Probe(**probe) for _ in range(n_envs)])
+    policy_kwargs = {"core": core, **SMALL, **settings.pop("policy_kwargs", {})}
+    return PPO("SRWMPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy_kwargs, device="cpu", **settings)
+
+
+def fill(model: PPO) -> Any:
+    _, callback = model._setup_learn(10**6)
+    callback.on_training_start(locals(), globals())
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model.rollout_buffer
+
+
+@pytest.mark.parametrize("core", core_names())
+@pytest.mark.parametrize("sequence_length", [None, 8])
+def test_whole_sequences_evaluate_to_what_was_acted(core: str, sequence_length: int | None) -> None:
+    model = probe_model(core=core, sequence_length=sequence_length, batch_size=16)
+    fill(model)  # a second rollout begins in the middle of episodes
+    buffer = fill(model) if core == "feedforward" else _continue(model)
+    assert buffer.episode_starts[1:].any()
+    old = buffer.sequences(np.arange(buffer.n_sequences))
+    with torch.no_grad():
+        new = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
+    torch.testing.assert_close(new.values, old.old_values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(new.log_probs, old.old_log_probs, rtol=1e-4, atol=1e-5)
+
+
+def _continue(model: PPO) -> Any:
+    _, callback = model._setup_learn(10**6, reset_num_timesteps=False)
+    assert model.env is not None
+    assert model._core_state is not None
+    assert model._core_state.abs().max() > 0
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model.rollout_buffer
+
+
+def test_a_rollout_keeps_one_state_per_sequence() -> None:
+    model = probe_model(n_steps=16, sequence_length=8, batch_size=16)
+    assert len(fill(model).core_states) == 2
+    assert len(fill(probe_model(n_steps=16)).core_states) == 1
+
+
+@pytest.mark.parametrize("core", core_names())
+def test_a_learning_step_moves_every_parameter(core: str) -> None:
+    model = probe_model(core=core, ent_coef=0.01)
+    before = {name: each.detach().clone() for name, each in model.policy.named_parameters()}
+    model.learn(64)
+    for name, each in model.policy.named_parameters():
+        assert not torch.equal(each, before[name]), name
+        assert torch.isfinite(each).all(), name
+
+
+def srwm_gradients(model: PPO) -> list[float]:
+    """Largest gradient of the y, query, key and beta columns of the first layer's slow weight."""
+    fill(model)
+    model._gradient(np.arange(4), 0.2, None)
+    weight: torch.Tensor = model.policy.core.layers[0].weight  # type: ignore[assignment,index,union-attr]
+    assert weight.grad is not None
+    size = weight.shape[1]
+    return [part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)]
+
+
+def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() -> None:
+    assert min(srwm_gradients(probe_model())) > 0
+    y, query, key, beta = srwm_gradients(probe_model(bptt=1))
+    assert y > 0
+    assert (query, key, beta) == (0, 0, 0)
+
+
+def test_splitting_a_minibatch_for_memory_changes_nothing() -> None:
+    image = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    gradients = []
+    for frames_at_once in (10**6, 1):
+        model = probe_model(observation_space=image, frames_at_once=frames_at_once)
+        fill(model)
+        model._gradient(np.arange(4), 0.2, None)
+        gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
+    model = probe_model(n_envs=1, n_steps=4, length=4, cut=True, gamma=0.9)
+    seen: list[Any] = []
+    assert model.env is not None
+    step = model.env.step
+    model.env.step = lambda actions: seen.append(step(actions)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
+    buffer = fill(model)
+    final = seen[-1][3][0]["terminal_observation"]
+    observations = torch.cat((buffer.observations[:, 0], torch.as_tensor(final)[None]))[:, None]  # [5, 1, 3]
+    starts = torch.tensor([[1.0], [0], [0], [0], [0]])
+    with torch.no_grad():
+        actions = torch.zeros(5, 1, dtype=torch.int64)
+        values = model.policy.evaluate_sequence(observations, actions, model.policy.initial_state(1), starts).values
+    assert buffer.rewards[:3, 0].tolist() == [1, 2, 3]
+    torch.testing.assert_close(buffer.rewards[3, 0], 4 + 0.9 * values[4, 0])
+    assert abs(values[4, 0]) > 1e-3
+
+
+def test_terminated_episodes_do_not_bootstrap() -> None:
+    assert fill(probe_model(n_envs=1, n_steps=4, length=4)).rewards[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_truncation_without_a_last_observation_borrows_the_value_before() -> None:
+    model = probe_model(n_envs=2)
+    rewards = np.ones(2, np.float32)
+    infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}]
+    values = torch.tensor([10.0, 10.0])
+    result = model._bootstrap_truncated(rewards, np.ones(2, bool), infos, values, model.policy.initial_state(2))
+    assert result.tolist() == pytest.approx([1 + model.gamma * 10, 1])
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(3),
+        spaces.Box(-1, 1, (2,), np.float32),
+    ],
+    ids=str,
+)
+def test_action_spaces(action_space: Any) -> None:
+    model = probe_model(action_space=action_space)
+    model.learn(64)
+    assert model.env is not None
+    obs = model.env.reset()
+    actions, state = model.predict(obs, None, np.ones(4, bool))
+    assert all(action_space.contains(each) for each in actions)
+    model.predict(obs, state, np.zeros(4, bool), deterministic=True)
+
+
+@pytest.mark.parametrize(
+    "observation_space",
+    [
+        spaces.Discrete(4),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(4),
+        spaces.Box(0, 255, (24, 24, 3), np.uint8),
+        spaces.Box(0, 255, (3, 24, 24), np.uint8),
+        spaces.Dict(
+            a=spaces.Box(-1, 1, (2, 2), np.float32), b=spaces.Discrete(3), c=spaces.Box(0, 255, (16, 16, 1), np.uint8)
+        ),
+    ],
+    ids=["discrete", "multidiscrete", "multibinary", "hwc", "chw", "dict"],
+)
+def test_observation_spaces(observation_space: Any) -> None:
+    model = probe_model(observation_space=observation_space)
+    model.learn(64)
+    stored = model.rollout_buffer.observations
+    pairs = (
+        [(stored[key], space) for key, space in observation_space.spaces.items()]
+        if isinstance(stored, dict)
+        else [(stored, observation_space)]
+    )
+    for each, space in pairs:
+        assert each.dtype == torch.from_numpy(np.empty(0, space.dtype)).dtype  # frames stay uint8
+
+
+def test_unsupported_spaces_are_named() -> None:
+    with pytest.raises(UserError, match="count from 0"):
+        probe_model(action_space=spaces.Discrete(3, start=1))
+    with pytest.raises(UserError, match="Graph"):
+        PPO("SRWMPolicy", Probe(observation_space=spaces.Graph(spaces.Box(0, 1), None)))
+
+
+def test_save_and_load_give_the_same_actions_and_go_on_learning(tmp_path: Path) -> None:
+    model = probe_model()
+    model.learn(128)
+    model.save(tmp_path / "model")
+    loaded = PPO.load(tmp_path / "model", env=model.env, device="cpu")
+    obs = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
+    states: list[Any] = [None, None]
+    for _ in range(3):
+        (mine, states[0]), (theirs, states[1]) = (
+            each.predict(obs, state, deterministic=True) for each, state in zip((model, loaded), states, strict=True)
+        )
+        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(states[0][0], states[1][0])
+    loaded.learn(64)
+    assert loaded.num_timesteps == 64
+
+
+def test_sb3_callbacks_evaluation_and_progress_bar(tmp_path: Path) -> None:
+    env = sb3_make_vec_env("CartPole-v1", 4)
+    model = PPO("MlpPolicy", env, n_steps=32, policy_kwargs=SMALL, seed=0, tensorboard_log=str(tmp_path / "tb"))
+    held_out = sb3_make_vec_env("CartPole-v1", 2)
+    callbacks = [
+        CheckpointCallback(64, str(tmp_path)),
+        EvalCallback(held_out, eval_freq=32, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0),
+    ]
+    model.learn(256, callbacks, progress_bar=True)
+    assert (tmp_path / "best_model.zip").exists()
+    assert list(tmp_path.glob("rl_model_*_steps.zip"))
+    assert list((tmp_path / "tb").rglob("events*"))
+    mean, _ = evaluate_policy(model, held_out, 4)
+    assert mean >= 8  # CartPole's shortest episodes have that many steps
+
+
+def test_a_callback_can_stop_training() -> None:
+    model = probe_model()
+    model.learn(10_000, lambda local, _: local["self"].num_timesteps < 40)
+    assert model.num_timesteps == 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be"),
+        ({"n_epochs": -1}, "n_epochs must be"),
+        ({"batch_size": 8}, "holds no whole sequence of 16 steps"),
+        ({"sequence_length": 5, "batch_size": 32}, "must divide n_steps"),
+        ({"bptt": 0}, "bptt must be"),
+        ({"gamma": 5}, "gamma must lie"),
+        ({"policy_kwargs": {"core": "lstn"}}, "did you mean 'lstm'"),
+        ({"policy_kwargs": {"core_kwargs": {"hiden_size": 3}}}, "did you mean 'hidden_size'"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        probe_model(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:
+    success = {}
+    for core in ("srwm", "feedforward"):
+        env = make_vec_env("recall", 32, "0:100000", 0, env_kwargs={"n_symbols": 2, "delay": 2})
+        model = PPO(
+            "SRWMPolicy", env, learning_rate=3e-3, n_steps=16, batch_size=128, ent_coef=0.01, seed=0,
+            policy_kwargs={"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 1}}, stats_window_size=500,
+        )  # fmt: skip
+        model.learn(30_000)
+        success[core] = np.mean([each["r"] for each in model.ep_info_buffer or ()])
+    assert success["srwm"] > 0.9
+    assert success["feedforward"] < 0.65
+
+
+def test_returns_are_logged_per_game() -> None:
+    class Keep(KVWriter):
+        def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+            logged.update(key_values)
+
+    logged: dict[str, Any] = {}
+    env = make_vec_env("bigfish,dodgeball", 8, "0:200", 0)
+    tiny = {**SMALL, "encoder_kwargs": {"cnn": {"channels": [4]}}}
+    model = PPO("SRWMPolicy", env, n_steps=128, n_epochs=1, policy_kwargs=tiny, device="cpu")
+    model.set_logger(Logger(None, [Keep()]))
+    model.learn(1024)
+    env.close()
+    for game in ("bigfish", "dodgeball"):
+        returns = [each["r"] for each in model.ep_info_buffer or () if each["game"] == game]
+        assert logged[f"rollout/{game}/ep_rew_mean"] == pytest.approx(np.mean(returns))
+
+
+MEMORY = """
+import re
+from srwm_rl.agents import PPO
+from srwm_rl.envs import make_vec_env
+
+env = make_vec_env("bigfish", 64, "0:200", 0)
+model = PPO("SRWMPolicy", env, n_steps=256, batch_size=2048, n_epochs=1, target_kl=1e-9)  # a few minibatches will do
+model.learn(64 * 256)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_procgen_rollout_of_64_environments_and_256_steps_fits_in_2_gib() -> None:
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) < 2 * 1024**2

@@ -1,0 +1,79 @@
+"""Encoders: layouts, keys, and frames that are not copied on their way."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from srwm_rl import UserError
+from srwm_rl.encoders import Encoder, ImpalaCNN, StepEmbedding, parts_of
+
+
+def test_both_image_layouts_give_the_same_features() -> None:
+    torch.manual_seed(0)
+    last = ImpalaCNN((20, 24, 3), channels_first=False)
+    first = ImpalaCNN((3, 20, 24), channels_first=True)
+    first.load_state_dict(last.state_dict())
+    frames = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8)
+    torch.testing.assert_close(last(frames), first(frames.permute(0, 3, 1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_change_neither_features_nor_gradients() -> None:
+    torch.manual_seed(0)
+    whole, parts = ImpalaCNN((16, 16, 3), False, micro_batch=64), ImpalaCNN((16, 16, 3), False, micro_batch=4)
+    parts.load_state_dict(whole.state_dict())
+    frames = torch.randint(0, 256, (11, 16, 16, 3), dtype=torch.uint8)
+    a, b = whole(frames), parts(frames)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for (name, mine), theirs in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_frames_reach_the_first_convolution_channels_last() -> None:
+    network = ImpalaCNN((16, 16, 3), False)
+    seen = []
+    network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network(torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8))
+    assert seen[0].shape == (4, 3, 16, 16)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert 0 <= seen[0].min() <= seen[0].max() <= 1
+
+
+def test_published_cnn_has_the_published_size() -> None:
+    # 626,272 parameters in the authors' feed-forward agent: this CNN, and heads over 257 features for 15 actions.
+    network = ImpalaCNN((64, 64, 3), False)
+    heads = (257 + 1) * 15 + (257 + 1)
+    assert sum(each.numel() for each in network.parameters()) + heads == 626_272
+
+
+def test_every_key_counts_and_the_step_becomes_sines() -> None:
+    space = spaces.Dict(
+        observation=spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        vector=spaces.Box(-1, 1, (4,), np.float32),
+        previous_action=spaces.Box(0, 1, (5,), np.float32),
+        previous_reward=spaces.Box(-1, 1, (1,), np.float32),
+        episode_step=spaces.Box(0, np.inf, (1,), np.float32),
+    )
+    torch.manual_seed(0)
+    encoder = Encoder(space, mlp=(8,), cnn={"channels": (4,), "features": 10}, step_periods=3)
+    assert encoder.features_dim == 10 + 8 + 5 + 1 + 6
+    batch = {key: torch.as_tensor(np.stack([each.sample() for _ in range(2)])) for key, each in space.spaces.items()}
+    batch["episode_step"] = torch.tensor([[1.0], [2.0]])
+    features = encoder(batch)
+    assert features.shape == (2, encoder.features_dim)
+    for key in space.spaces:
+        changed = {**batch, key: batch[key] + 1}
+        assert not torch.allclose(encoder(changed), features), key
+
+
+def test_step_embedding_tells_early_and_late_steps_apart() -> None:
+    embedded = StepEmbedding(6, 256.0)(torch.arange(200.0)[:, None])
+    distance = torch.cdist(embedded, embedded) + torch.eye(200)
+    assert distance.min() > 0.05
+
+
+def test_unreadable_spaces_are_named() -> None:
+    with pytest.raises(UserError, match=r"'t' is a Text space"):
+        parts_of(spaces.Dict(t=spaces.Text(3)))
