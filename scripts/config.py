@@ -153,23 +153,44 @@ def _at_least_one(name: str, value: int) -> None:
         raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-# What differs from the defaults above, which follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D),
-# for environments of another kind: short episodes, vectors, a small network.
-SMALL: dict[str, Any] = {
-    "n_envs": 64,
-    "n_steps": 32,
-    "batch_size": 512,
-    "learning_rate": 1e-3,
-    "gamma": 0.99,
+# The defaults above follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Environments of another kind
+# have vectors to observe and seeds for levels: a small network, short updates, more levels.
+_OTHER: dict[str, Any] = {
     "levels": "0:1000000",
     "eval_levels": "1000000:1001000",
-    "normalize_reward": False,
-    "core_kwargs": ("hidden_size:32", "n_layers:1", "n_heads:4"),
-    "save_freq": 500_000,
+    "gamma": 0.99,
+    "learning_rate": 1e-3,
+    "batch_size": 512,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "procgen": {},
+    "task": {
+        **_OTHER,
+        "n_steps": 32,
+        "normalize_reward": False,
+        "core_kwargs": ("hidden_size:32", "n_layers:1", "n_heads:4"),
+    },
+    "gymnasium": {
+        **_OTHER,
+        "n_envs": 16,
+        "n_steps": 128,
+        "n_epochs": 8,
+        "ent_coef": 0.0,
+        "core_kwargs": ("hidden_size:64", "n_layers:1"),
+    },
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
-    "demo": {"env": "coinrun", "n_timesteps": 150_000},
+    "demo": {
+        "env": "coinrun",
+        "n_timesteps": 300_000,
+        "n_envs": 32,
+        "n_steps": 64,
+        "batch_size": 512,
+        "n_epochs": 2,
+        # A third of the published CNN's arithmetic, so that minutes on two cores show something.
+        "encoder_kwargs": ('cnn:{"channels":[8,16,16]}',),
+    },
 }
 
 
@@ -185,8 +206,7 @@ def defaults(env: str | None, preset: str | None) -> TrainConfig:
     env = env or chosen.get("env", TrainConfig.env)
     from srwm_rl.envs.make import resolve
 
-    of_kind: dict[str, Any] = {} if resolve(env).kind == "procgen" else SMALL
-    settings: dict[str, Any] = {**of_kind, **chosen, "env": env, "preset": preset}
+    settings: dict[str, Any] = {**KINDS[resolve(env).kind], **chosen, "env": env, "preset": preset}
     return TrainConfig(**settings)
 
 
