@@ -51,7 +51,8 @@ def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
     return "\n".join(
         (
             f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
-            f"  network   {n_parameters:,} parameters; memory {floats:,} floats per environment",
+            f"  network   {model.policy.features_extractor.describe()}",
+            f"            {n_parameters:,} parameters; memory {floats:,} floats per environment",
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
             f"  updates   {config.n_envs} environments x {config.n_steps} steps, {config.n_epochs} epochs of "
             f"{-(-per_update // config.batch_size)} minibatches",

@@ -72,6 +72,11 @@ class ImpalaCNN(nn.Module):
         self.head = nn.Linear(depth * width * height, features)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def describe(self) -> str:
+        """Return the stages' widths and the output's, such as "16/32/32-256"."""
+        widths = [str(stage.out_channels) for stage in self.stages if isinstance(stage, nn.Conv2d)]
+        return f"{'/'.join(widths)}-{self.head.out_features}"
+
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
         if frames.device.type != "cpu" or len(frames) <= self.micro_batch:
@@ -152,6 +157,14 @@ class Encoder(BaseFeaturesExtractor):
         self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in parts else None
         self.mlp = _mlp(vector_width, mlp) if self.vectors else nn.Identity()
         self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
+
+    def describe(self) -> str:
+        """Say in a few words what reads the observation, such as "IMPALA CNN 16/32/32-256 + previous_reward"."""
+        words = [f"IMPALA CNN {network.describe()}" for network in self.images.values()]  # type: ignore[operator]
+        if self.vectors:
+            sizes = [str(layer.out_features) for layer in self.mlp if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
+            words.append(f"MLP {'/'.join(sizes)}" if sizes else "vectors as they are")
+        return " + ".join([*words, *self.plain, *([EPISODE_STEP] if self.step is not None else [])])
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Map `{key: [N, ...]}`, vectors as floats and frames as they are, to `[N, features_dim]`."""

@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from srwm_rl.cores import make_core
+from srwm_rl.cores import Core, make_core
 from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
 from srwm_rl.errors import UserError
 
@@ -69,6 +69,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     The others are SB3's. Raises `UserError` for an unknown core or setting and for unsupported spaces.
     """
+
+    core: Core
+    features_extractor: Encoder
 
     def __init__(
         self,
@@ -127,8 +130,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         super()._build(lr_schedule)
         self.ortho_init = ortho
         if ortho:
-            encoder: Encoder = self.features_extractor  # type: ignore[assignment]
-            gains = {encoder.mlp: 2**0.5, self.mlp_extractor: 2**0.5, self.action_net: 0.01, self.value_net: 1.0}
+            gains = {
+                self.features_extractor.mlp: 2**0.5,
+                self.mlp_extractor: 2**0.5,
+                self.action_net: 0.01,
+                self.value_net: 1.0,
+            }
             for module, gain in gains.items():
                 module.apply(partial(self.init_weights, gain=gain))
 
