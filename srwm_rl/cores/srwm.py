@@ -13,7 +13,7 @@ from srwm_rl.layers import FeedForwardBlock, Norm, SRWMLayer
 
 # Where the published RL agent differs: IDSIA/modern-srwm, reinforcement_learning/torchbeast/layer.py, class SRlayer.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {"input_softmax": False, "norm": "residual", "query_init": 0.01, "beta_init": 0.0},
+    "default": {"input_softmax": False, "norm": "pre", "query_init": 0.01, "beta_init": 0.0},
     "paper": {"input_softmax": True, "norm": "none", "query_init": 1.0, "beta_init": 0.0},
 }
 
