@@ -6,8 +6,8 @@ import contextlib
 import io
 import re
 import sys
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -20,9 +20,10 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
     """Read `argv` into `config`, starting from `default`.
 
     Raises:
-        UserError: an unknown option (the nearest one is suggested), or a value that cannot be read.
+        UserError: an unknown option (the nearest one is suggested), one given twice, or a value that cannot be read.
         SystemExit: 0 after --help.
     """
+    _check_flags(config, argv, prog)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -39,8 +40,7 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
         raise UserError(f"{_one_line(errors.getvalue())}; see {prog} --help") from stop
     assert parsed is not None
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        raise UserError(f"unknown option {flag!r}{_nearest_flag(flag, config)}; see {prog} --help")
+        raise UserError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
     return parsed
 
 
@@ -55,23 +55,86 @@ def peek(argv: list[str], *names: str) -> str | None:
     return None
 
 
-def _nearest_flag(flag: str, config: Any) -> str:
-    if not is_dataclass(config):
-        return ""
-    flags = [f"--{field.name.replace('_', '-')}" for field in fields(config)]
-    hint = did_you_mean(flag.replace("_", "-"), flags)
-    return hint if "did you mean" in hint else ""
+def check_device(name: str) -> str:
+    """Return the device that `name` ("auto", "cpu", "cuda", "cuda:1") stands for.
+
+    Raises:
+        UserError: it is none, or not there; Stable-Baselines3 would silently take the CPU.
+    """
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if n_gpus else "cpu"
+    if name == "cpu":
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (name == "cuda" or index.isdecimal()):
+        raise UserError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:1")
+    if not n_gpus:
+        raise UserError(f"--device {name}: torch finds no GPU here; use --device cpu, and see srwm-rl doctor")
+    if int(index or 0) >= n_gpus:
+        raise UserError(f"--device {name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}")
+    return name
+
+
+def _check_flags(config: Any, argv: list[str], prog: str) -> None:
+    # Before tyro, which keeps the last of two values in silence and blames an unknown flag on its neighbours.
+    known, repeatable = _flags(config)
+    seen: set[str] = set()
+    for word in argv:
+        if not re.match(r"--[A-Za-z]|-[A-Za-z](=|$)", word):
+            continue
+        given = word.partition("=")[0]
+        flag = known.get(given.replace("_", "-"))
+        if flag is None:
+            names = [name for name in known if name.startswith("--") and not name.startswith("--no-")]
+            hint = did_you_mean(given.replace("_", "-"), names)
+            raise UserError(f"unknown option {given!r}{hint if 'did you mean' in hint else ''}; see {prog} --help")
+        if flag in seen and flag not in repeatable:
+            raise UserError(f"{flag} is given twice; give it once, with all its values")
+        seen.add(flag)
+
+
+def _flags(config: Any) -> tuple[dict[str, str], set[str]]:
+    """Return the options by every spelling, and those that may be repeated."""
+    known, repeatable = {"-h": "--help", "--help": "--help"}, set()
+    hints = get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if tyro.conf.Positional in marks:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+        known |= dict.fromkeys([flag, *aliases], flag)
+        if isinstance(field.default, bool):
+            known[f"--no-{flag[2:]}"] = flag
+        if tyro.conf.UseAppendAction in marks:
+            repeatable.add(flag)
+    return known, repeatable
+
+
+REPHRASED = (
+    (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError of ours
+    (
+        r"Error parsing (?:-\w/)?(\S+): invalid literal for int\(\) with base 10: (.*)",
+        r"\1 takes a whole number, not \2",
+    ),
+    (r"Error parsing (?:-\w/)?(\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (r"Missing value for argument '(?:-\w/)?(\S+)'.*", r"\1 needs a value"),
+    (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.", r"\2 takes one of \3, not \1"),
+    (r"Missing from [^:]*: [A-Z]+ (.*?)\.? \(required\)", r"something is missing: \1"),
+)
 
 
 def _one_line(text: str) -> str:
-    # tyro draws a box around its message and repeats where help is to be had.
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in text.splitlines()]
-    kept = [
-        line
-        for line in lines
-        if line and "full helptext" not in line and line not in ("Parsing error", "Required options")
-    ]
-    return " ".join(kept) or "the options cannot be read"
+    # tyro draws a box with a title around its message, and below a rule repeats where help is to be had.
+    lines = [re.sub(r"[│╭╮╰╯]+", " ", line).strip() for line in text.splitlines()[1:]]
+    kept = " ".join("\n".join(lines).partition("─")[0].split())
+    for pattern, plain in REPHRASED:
+        if re.fullmatch(pattern, kept):
+            return re.sub(pattern, plain, kept)
+    return kept or "the options cannot be read"
 
 
 def warn(message: str) -> None:

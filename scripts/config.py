@@ -124,13 +124,17 @@ class TrainConfig:
         Raises:
             UserError: unknown or unfit settings.
         """
-        known = {field.name for field in fields(cls)}
-        for name in data:
+        if not isinstance(data, dict):
+            raise UserError("the run's settings are damaged; give another run")
+        known = {field.name: field.default for field in fields(cls)}
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        for name, value in settings.items():
             if name not in known:
                 raise UserError(
                     f"the run's settings have an unknown name {name!r}; it is from another version of srwm-rl"
                 )
-        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+            if not _same_type(value, known[name]):
+                raise UserError(f"the run's settings are damaged: {name} cannot be {value!r}; give another run")
         return cls(**settings)
 
 
@@ -148,18 +152,25 @@ RANGES = (
 )
 
 
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None or type(value) is type(default):
+        return not isinstance(value, tuple) or all(isinstance(each, str) for each in value)
+    return isinstance(default, float) and type(value) is int
+
+
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-# The defaults above follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Environments of another kind
-# have vectors to observe and seeds for levels: a small network, short updates, more levels.
+# The defaults above follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Environments of another
+# kind have vectors to observe and seeds for levels: a small network, short updates, more levels.
 _OTHER: dict[str, Any] = {
     "levels": "0:1000000",
     "eval_levels": "1000000:1001000",
     "gamma": 0.99,
     "learning_rate": 1e-3,
+    "lr_decay": "linear",  # at a constant rate a solved task is now and then unlearned again
     "batch_size": 512,
 }
 KINDS: dict[str, dict[str, Any]] = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import parse
+from srwm_rl.scripts.cli import check_device, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class EvalConfig:
     seed: int = 0
     """Of sampled actions and of the bootstrap."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1."""
+    """auto, cpu, cuda, cuda:1."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
     """Show a progress bar."""
     verbose: int = 1
@@ -59,6 +60,8 @@ class EvalConfig:
         for name in ("repeats", "n_envs"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,14 @@ class Split:
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(EvalConfig, argv, PROG)
-    if config.json is not None and not os.access(Path(config.json).resolve().parent, os.W_OK):
-        raise UserError(f"cannot write {config.json}: {Path(config.json).resolve().parent} is no folder to write in")
+    if config.json is not None:
+        _check_writable(Path(config.json))
     import torch
 
     from srwm_rl import load
     from srwm_rl.agents.evaluation import RandomAgent
 
-    agent = load(config.run, config.device)
+    agent = load(config.run, check_device(config.device))
     trained = TrainConfig.from_json(agent.config)
     splits = choose_splits(config, trained)
     results: dict[str, Episodes] = {}
@@ -99,6 +102,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_writable(path: Path) -> None:
+    # Before the games are played: their results would be lost.
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: {folder} is no folder to write in")
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"cannot write {path}: give --json the name of a file")
+
+
 def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
     """Return the training split (if any) and the held-out ones.
 
@@ -115,16 +127,31 @@ def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
                 f"levels {each} were trained on ({trained.levels}): {training.overlap(each)} of {len(each)}; "
                 "choose others with --eval-levels, or insist with --allow-overlap"
             )
+    for one, other in combinations(held_out, 2):
+        if one == other or (one.overlap(other) and not config.allow_overlap):
+            raise UserError(f"--eval-levels {one} and {other} overlap in {one.overlap(other)} levels; separate them")
     names = ["held-out"] if len(held_out) == 1 else [f"held-out {each}" for each in held_out]
-    splits = [Split(name, tuple(each), str(each)) for name, each in zip(names, held_out, strict=True)]
-    if config.train_levels != "none":
-        wanted = training if config.train_levels is None else LevelRange.parse(config.train_levels)
-        splits.insert(0, _training_split(wanted, everything=config.train_levels is not None))
+    splits = [Split(name, _listed(each), str(each)) for name, each in zip(names, held_out, strict=True)]
+    if config.train_levels is None:
+        splits.insert(0, _training_split(training))
+    elif config.train_levels != "none":
+        chosen = LevelRange.parse(config.train_levels)
+        if training.overlap(chosen) < len(chosen):
+            raise UserError(
+                f"--train-levels {chosen} were not all trained on ({training}); use --eval-levels for others"
+            )
+        splits.insert(0, Split("train", _listed(chosen), str(chosen)))
     return splits
 
 
-def _training_split(levels: LevelRange, everything: bool) -> Split:
-    if everything or len(levels) <= MOST_TRAINING_LEVELS:
+def _listed(levels: LevelRange) -> tuple[int, ...]:
+    from srwm_rl.envs.levels import check_levels
+
+    return tuple(check_levels(levels).tolist())
+
+
+def _training_split(levels: LevelRange) -> Split:
+    if len(levels) <= MOST_TRAINING_LEVELS:
         return Split("train", tuple(levels), str(levels))
     step = len(levels) // MOST_TRAINING_LEVELS
     some = tuple(range(levels.start, levels.stop, step))[:MOST_TRAINING_LEVELS]
@@ -149,7 +176,9 @@ def _play(agent: Predictor, split: Split, config: EvalConfig, trained: TrainConf
         trained.reward_clip or None,
     )
     try:
-        with tqdm(total=None, desc=split.name, unit=" episodes", disable=not config.progress, leave=False) as bar:
+        total = env.remaining  # type: ignore[attr-defined]
+        quiet = None if config.progress else True  # None: quiet where stderr is no terminal
+        with tqdm(total=total, desc=split.name, unit="episode", disable=quiet, leave=False) as bar:
             return play_levels(agent, env, config.deterministic, bar.update)
     finally:
         env.close()
@@ -160,7 +189,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Return everything the table and the JSON file say."""
     from srwm_rl.agents.statistics import difference_interval
-    from srwm_rl.envs.make import normalizer
+    from srwm_rl.envs.levels import LevelRange
+    from srwm_rl.envs.make import normalizer, resolve
 
     bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
     rows = []
@@ -169,6 +199,7 @@ def summarise(
         for game in games if len(games) == 1 else ["all games", *games]:
             chosen = episodes if game == "all games" else episodes.of(game)
             rows.append({"split": name, "game": game, **_row(chosen, bounds, config.seed)})
+    held_out = [label for name, label in labels.items() if name != "train"]
     gaps = []
     if "train" in results:
         for name, episodes in results.items():
@@ -178,13 +209,13 @@ def summarise(
     return {
         "run": config.run,
         "env": trained.env,
-        "mode": trained.mode,
+        "mode": trained.mode if resolve(trained.env).kind == "procgen" else None,
         "core": trained.core,
         "num_timesteps": steps,
         "actions": "deterministic" if config.deterministic else "stochastic",
         "repeats": config.repeats,
         "levels": labels,
-        "overlap_allowed": config.allow_overlap,
+        "overlap": sum(LevelRange.parse(trained.levels).overlap(LevelRange.parse(each)) for each in held_out),
         "rows": rows,
         "generalization_gap": gaps,
         "episodes": {name: [list(each) for each in sorted(episodes)] for name, episodes in results.items()},
@@ -234,12 +265,15 @@ def render(report: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
+    env = report["env"] + (f" ({report['mode']})" if report["mode"] else "")
     title = (
-        f"{report['env']} ({report['mode']}), core {report['core']}, {report['num_timesteps']:,} steps, "
+        f"{env}, core {report['core']}, {report['num_timesteps']:,} steps, "
         f"{report['actions']} actions, {report['repeats']} episode(s) per level"
     )
     gaps = [f"generalisation gap (train - {gap['split']}): {_text(gap)}" for gap in report["generalization_gap"]]
-    overlap = ["INVALID as a held-out score: overlapping levels were allowed"] if report["overlap_allowed"] else []
+    overlap = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"] * bool(
+        report["overlap"]
+    )
     return "\n".join([title, "", *lines, "", *gaps, *overlap]).rstrip()
 
 

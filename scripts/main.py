@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
@@ -18,8 +19,24 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 (a check failed), 2 (wrong input), 130 (interrupted)."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, 1 (a check failed), 2 (wrong input), 130 (interrupted), 141 (whoever read the output left).
+    """
     words = sys.argv[1:] if argv is None else argv
+    # Before torch is loaded: its idle threads spin, which makes training ten times slower wherever a core is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = _main(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough; without this, Python complains once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
@@ -35,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         if _wants_traceback(words):
             traceback.print_exc()
         print(f"srwm-rl: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if _wants_traceback(words):
+            traceback.print_exc()
+        print(f"srwm-rl: error: {error.filename or words[0]}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("srwm-rl: interrupted", file=sys.stderr)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import UserError
-from srwm_rl.run import TENSORBOARD, Run
-from srwm_rl.scripts.cli import parse, peek, warn
+from srwm_rl.files import TEMPORARY
+from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.scripts.cli import check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
     from srwm_rl.agents import PPO
+    from srwm_rl.agents.metrics import MetricsFile
 
 PROG = "srwm-rl train"
+METRICS = "metrics.jsonl"
 # What a resumed run may be given anew; all else is what makes it that run.
 FREE = {"n_timesteps", "resume", "dry_run", "progress", "verbose", "save_freq", "n_threads", "log_folder"}
 
@@ -54,7 +58,7 @@ def _resume(argv: list[str], path: str) -> int:
         if before != now and field.name not in FREE:
             flag = field.name.replace("_", "-")
             raise UserError(
-                f"a resumed run keeps its settings: leave out --{flag} {now} (it is {before}), or start a new run"
+                f"a resumed run keeps its settings: leave out --{flag} (the run has {before!r}), or start a new run"
             )
     return _train(config, run)
 
@@ -63,20 +67,31 @@ def _train(config: TrainConfig, run: Run | None) -> int:
     import torch
 
     torch.set_num_threads(config.n_threads or torch.get_num_threads())
+    check_device(config.device)
     env = make_env(config)
     try:
         model = make_model(config, env)
-        if config.verbose:
-            print(describe(config, model, run), flush=True)
+        plan = describe(config, model, run)
         if config.dry_run:
+            print(plan)
             return 0
-        if run is None:
-            run = Run.create(run_base(config), run_record(config))
-            if config.verbose:
-                print(f"  folder    {run.path}", flush=True)
-        return _learn(config, model, run)
+        if run is not None:
+            return _learn(config, model, run, plan)
+        with _removed_if_empty(Run.create(run_base(config), run_record(config))) as run:
+            return _learn(config, model, run, plan)
     finally:
         env.close()
+
+
+@contextmanager
+def _removed_if_empty(run: Run) -> Iterator[Run]:
+    """Leave no folder of a run that ended before its first update."""
+    try:
+        yield run
+    finally:
+        metrics = run.path / METRICS
+        if not run.files("checkpoint") and not (metrics.exists() and metrics.stat().st_size):
+            shutil.rmtree(run.path, ignore_errors=True)
 
 
 def make_env(config: TrainConfig) -> VecEnv:
@@ -136,40 +151,63 @@ def make_model(config: TrainConfig, env: VecEnv) -> PPO:
     )
 
 
-def _learn(config: TrainConfig, model: PPO, run: Run) -> int:
-    from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
-
+def _learn(config: TrainConfig, model: PPO, run: Run, plan: str) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
     from srwm_rl.agents.state import capture_state
 
-    metrics = MetricsFile(run.path / "metrics.jsonl")
+    metrics = MetricsFile(run.path / METRICS)
     capture = lambda: {**capture_state(model), "metrics": metrics.position}  # noqa: E731
     checkpoints = Checkpoints(capture, lambda state: save(run, model, config, state), config.save_freq)
-    if config.resume is not None:
-        _restore(model, run, metrics)
-    model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
     bar = ProgressBar(config.n_timesteps)
-    remaining = config.n_timesteps - model.num_timesteps
-    if remaining <= 0:
-        raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
     try:
         with _stop_on_signals():
+            _prepare(config, model, run, metrics)
+            if config.verbose:
+                print(f"{plan}\n  folder    {run.path}", flush=True)
+            remaining = config.n_timesteps - model.num_timesteps
             model.learn(remaining, [checkpoints, *([bar] if config.progress else [])], reset_num_timesteps=False)
             checkpoints.latest = capture()
             checkpoints.save_latest()
     except Stop as stop:
         bar.close()
         checkpoints.save_latest()
-        steps = 0 if checkpoints.latest is None else checkpoints.latest["counters"]["num_timesteps"]
-        resume = f"srwm-rl train --resume {shlex.quote(str(run.path))}"
-        print(f"\nsrwm-rl: stopped by {stop}; saved at {steps} steps. Go on with: {resume}", file=sys.stderr)
+        warn(f"stopped by {stop}; {_how_to_go_on(run)}")
         return 130
     finally:
         metrics.close()
     if config.verbose:
         print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
     return 0
+
+
+def _prepare(config: TrainConfig, model: PPO, run: Run, metrics: MetricsFile) -> None:
+    """Take up a resumed run where it was, and open its logs."""
+    from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
+    if config.resume is not None:
+        _restore(model, run, metrics)
+        if model.num_timesteps >= config.n_timesteps:
+            raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
+        _keep_length(run, config.n_timesteps)
+    model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
+
+
+def _keep_length(run: Run, n_timesteps: int) -> None:
+    """Write a new -n into the run's settings: whatever stops it, --resume goes on to there with no other flag."""
+    if run.config["train"]["n_timesteps"] != n_timesteps:
+        run.config["train"]["n_timesteps"] = n_timesteps
+        temporary = run.path / f"{TEMPORARY}{CONFIG}"
+        temporary.write_text(json.dumps(run.config, indent=2) + "\n")
+        temporary.replace(run.path / CONFIG)
+
+
+def _how_to_go_on(run: Run) -> str:
+    saved = run.files("checkpoint")
+    if not saved:
+        return "nothing was learned yet, and nothing is kept"
+    steps = int(saved[-1].stem.rpartition("-")[2])
+    return f"saved at {steps} steps. Go on with: srwm-rl train --resume {shlex.quote(str(run.path))}"
 
 
 def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> None:
@@ -187,7 +225,7 @@ def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> No
         warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training goes on")
 
 
-def _restore(model: PPO, run: Run, metrics: Any) -> None:
+def _restore(model: PPO, run: Run, metrics: MetricsFile) -> None:
     from srwm_rl.agents.state import restore_state
     from srwm_rl.files import read_file, unpack
 
