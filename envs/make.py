@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -57,7 +58,9 @@ def _gymnasium_id(name: str) -> str:
     try:
         if colon:
             import_module(module)
-        gymnasium.spec(env_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of ids that have newer versions: the user chose
+            gymnasium.spec(env_id)
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         if isinstance(error, ImportError):
             reason = " ".join(str(error).split())

@@ -114,13 +114,19 @@ def _flags(config: Any) -> tuple[dict[str, str], set[str]]:
     return known, repeatable
 
 
+INT, FLOAT = "takes a whole number", "takes a number"
 REPHRASED = (
     (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError of ours
     (
         r"Error parsing (?:-\w/)?(\S+): invalid literal for int\(\) with base 10: (.*)",
-        r"\1 takes a whole number, not \2",
+        rf"\1 {INT}, not \2",
     ),
-    (r"Error parsing (?:-\w/)?(\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (r"Error parsing (?:-\w/)?(\S+): could not convert string to float: (.*)", rf"\1 {FLOAT}, not \2"),
+    (r"Error parsing (\S+): no type matching {None}\|INT could be instantiated from \[(.*?)\].*", rf"\1 {INT}, not \2"),
+    (
+        r"Error parsing (\S+): no type matching {None}\|FLOAT could be instantiated from \[(.*?)\].*",
+        rf"\1 {FLOAT}, not \2",
+    ),
     (r"Missing value for argument '(?:-\w/)?(\S+)'.*", r"\1 needs a value"),
     (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.", r"\2 takes one of \3, not \1"),
     (r"Missing from [^:]*: [A-Z]+ (.*?)\.? \(required\)", r"something is missing: \1"),

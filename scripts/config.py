@@ -205,8 +205,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def defaults(env: str | None, preset: str | None) -> TrainConfig:
-    """Return the defaults for a kind of environment and a preset.
+def defaults(env: str | None, preset: str | None, core: str | None = None) -> TrainConfig:
+    """Return the defaults for a kind of environment, a preset and a core.
 
     Raises:
         UserError: an unknown preset or environment.
@@ -218,6 +218,9 @@ def defaults(env: str | None, preset: str | None) -> TrainConfig:
     from srwm_rl.envs.make import resolve
 
     settings: dict[str, Any] = {**KINDS[resolve(env).kind], **chosen, "env": env, "preset": preset}
+    if core not in (None, "srwm"):  # the others have no heads
+        of_core = settings.get("core_kwargs", ())
+        settings["core_kwargs"] = tuple(each for each in of_core if not each.startswith("n_heads:"))
     return TrainConfig(**settings)
 
 

@@ -14,6 +14,7 @@ import tyro
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
+from srwm_rl.scripts.table import render
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation import Episodes, Predictor
@@ -247,36 +248,3 @@ def _interval_json(interval: Any) -> dict[str, float | None]:
         key: value if abs(value) != float("inf") else None
         for key, value in zip(("mean", "low", "high"), interval, strict=True)
     }
-
-
-def render(report: dict[str, Any]) -> str:
-    """Return the table as text."""
-    head = ("split", "game", "levels", "return [95% interval]", "solved", "normalised", "length")
-    rows = [head]
-    for row in report["rows"]:
-        solved = "-" if row["solved"] is None else f"{row['solved']['mean']:.1%}"
-        normalized = "-" if row["normalized"] is None else f"{row['normalized']:.3f}"
-        split = row["split"]
-        label = report["levels"].get(split.removeprefix("random, "), "")
-        shown = split if ":" in split or not label else f"{split} {label}"
-        rows.append(
-            (shown, row["game"], str(row["levels"]), _text(row["return"]), solved, normalized, f"{row['length']:.1f}")
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    env = report["env"] + (f" ({report['mode']})" if report["mode"] else "")
-    title = (
-        f"{env}, core {report['core']}, {report['num_timesteps']:,} steps, "
-        f"{report['actions']} actions, {report['repeats']} episode(s) per level"
-    )
-    gaps = [f"generalisation gap (train - {gap['split']}): {_text(gap)}" for gap in report["generalization_gap"]]
-    overlap = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"] * bool(
-        report["overlap"]
-    )
-    return "\n".join([title, "", *lines, "", *gaps, *overlap]).rstrip()
-
-
-def _text(interval: dict[str, float | None]) -> str:
-    low, high = ("?" if each is None else f"{each:.2f}" for each in (interval["low"], interval["high"]))
-    return f"{interval['mean']:.2f} [{low}, {high}]"

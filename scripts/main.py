@@ -28,9 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     # Before torch is loaded: its idle threads spin, which makes training ten times slower wherever a core is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = _main(words)
-        sys.stdout.flush()
-        return code
+        try:
+            return _main(words)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; without this, Python complains once more when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -47,6 +47,7 @@ def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
     verb = "going on with" if run else "training"
     per_update = config.n_envs * config.n_steps
+    n_updates = -(-config.n_timesteps // per_update)  # whole rollouts
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     return "\n".join(
         (
@@ -54,8 +55,8 @@ def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {floats:,} floats per environment",
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
-            f"  updates   {config.n_envs} environments x {config.n_steps} steps, {config.n_epochs} epochs of "
-            f"{-(-per_update // config.batch_size)} minibatches",
+            f"  updates   {n_updates:,} of {config.n_envs} environments x {config.n_steps} steps, "
+            f"{config.n_epochs} epochs of {-(-per_update // config.batch_size)} minibatches",
             f"  device    {model.device}{threads}",
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import signal
@@ -10,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
 from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> int:
     resume = peek(argv, "--resume")
     if resume is not None and not {"-h", "--help"} & set(argv):
         return _resume(argv, resume)
-    default = defaults(peek(argv, "--env"), peek(argv, "--preset"))
+    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"))
     config = parse(TrainConfig, argv, PROG, default)
     if config.env_list:
         print(_env_list())
@@ -76,8 +78,9 @@ def _train(config: TrainConfig, run: Run | None) -> int:
             print(plan)
             return 0
         if run is not None:
-            return _learn(config, model, run, plan)
-        with _removed_if_empty(Run.create(run_base(config), run_record(config))) as run:
+            with run.lock():
+                return _learn(config, model, run, plan)
+        with _removed_if_empty(Run.create(run_base(config), run_record(config))) as run, run.lock():
             return _learn(config, model, run, plan)
     finally:
         env.close()
@@ -154,11 +157,11 @@ def make_model(config: TrainConfig, env: VecEnv) -> PPO:
 def _learn(config: TrainConfig, model: PPO, run: Run, plan: str) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
-    from srwm_rl.agents.state import capture_state
 
     metrics = MetricsFile(run.path / METRICS)
-    capture = lambda: {**capture_state(model), "metrics": metrics.position}  # noqa: E731
-    checkpoints = Checkpoints(capture, lambda state: save(run, model, config, state), config.save_freq)
+    checkpoints = Checkpoints(
+        lambda: capture(model, metrics), lambda state: save(run, model, config, state), config.save_freq
+    )
     bar = ProgressBar(config.n_timesteps)
     try:
         with _stop_on_signals():
@@ -167,13 +170,16 @@ def _learn(config: TrainConfig, model: PPO, run: Run, plan: str) -> int:
                 print(f"{plan}\n  folder    {run.path}", flush=True)
             remaining = config.n_timesteps - model.num_timesteps
             model.learn(remaining, [checkpoints, *([bar] if config.progress else [])], reset_num_timesteps=False)
-            checkpoints.latest = capture()
+            checkpoints.latest = capture(model, metrics)
             checkpoints.save_latest()
     except Stop as stop:
         bar.close()
         checkpoints.save_latest()
         warn(f"stopped by {stop}; {_how_to_go_on(run)}")
         return 130
+    except BrokenPipeError:  # whoever read the progress left
+        checkpoints.save_latest()
+        raise
     finally:
         metrics.close()
     if config.verbose:
@@ -185,12 +191,15 @@ def _prepare(config: TrainConfig, model: PPO, run: Run, metrics: MetricsFile) ->
     """Take up a resumed run where it was, and open its logs."""
     from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
+    pending = {}
     if config.resume is not None:
-        _restore(model, run, metrics)
+        pending = restore(model, run, metrics)
         if model.num_timesteps >= config.n_timesteps:
             raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
         _keep_length(run, config.n_timesteps)
     model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
+    for name, (value, exclude) in pending.items():
+        model.logger.record(name, math.nan if value is None else value, tuple(exclude))
 
 
 def _keep_length(run: Run, n_timesteps: int) -> None:
@@ -210,46 +219,12 @@ def _how_to_go_on(run: Run) -> str:
     return f"saved at {steps} steps. Go on with: srwm-rl train --resume {shlex.quote(str(run.path))}"
 
 
-def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> None:
-    """Write the run's checkpoint and, of the same moment, its model; a full disk costs a warning, not the run."""
-    from srwm_rl.files import pack, write_file
-    from srwm_rl.saved import save_model
-
-    steps = state["counters"]["num_timesteps"]
-    arrays, tree = pack(state)
-    try:
-        write_file(run.file("checkpoint", steps), arrays, {"format": 1, "kind": "checkpoint", "state": tree})
-        save_model(run.file("model", steps), model.policy, config.to_json(), steps, state["policy"])
-        run.sweep()
-    except OSError as error:
-        warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training goes on")
-
-
-def _restore(model: PPO, run: Run, metrics: MetricsFile) -> None:
-    from srwm_rl.agents.state import restore_state
-    from srwm_rl.files import read_file, unpack
-
-    lost = []
-    for path in reversed(run.files("checkpoint")):
-        try:
-            arrays, meta = read_file(path)
-            break
-        except UserError as error:
-            lost.append(str(error))
-    else:
-        raise UserError(f"{run.path} has no intact checkpoint to go on from" + (f" ({lost[0]})" if lost else ""))
-    if lost:
-        warn(f"{len(lost)} newer checkpoint(s) were damaged; going on from {path.name}")
-    state = unpack(arrays, meta["state"])
-    if not restore_state(model, state, str(path)):
-        warn(f"{model.env.__class__.__name__} cannot tell its state: the weights go on, the episodes start anew")
-    metrics.cut(state["metrics"])
-
-
 @contextmanager
 def _stop_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Stop`; after it, they work as they did before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `Stop`; after it, they work as they did before."""
+    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # An ignored signal stays ignored: under nohup the run is to outlive its terminal.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, TypeGuard
 
@@ -11,7 +12,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, did_you_mean
 
 # Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
@@ -135,6 +136,8 @@ class Encoder(BaseFeaturesExtractor):
         normalize_images: bool = True,
     ) -> None:
         parts = parts_of(observation_space)
+        _check_widths("mlp", mlp, may_be_empty=True)
+        _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
         self.images = nn.ModuleDict()
         self.plain: list[str] = []
@@ -196,6 +199,23 @@ def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
 def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
     """Say whether a space holds uint8 images, `(h, w, C)` or `(C, h, w)`."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and is_image_space(space)
+
+
+def _check_cnn(settings: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(ImpalaCNN).parameters if name not in ("shape", "channels_first")]
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(f"the encoder's cnn has no setting {name!r}{did_you_mean(name, known)}")
+        if name == "channels":
+            _check_widths("cnn channels", value)
+        elif name != "scale":
+            _check_widths(f"cnn {name}", [value])
+
+
+def _check_widths(name: str, widths: Any, may_be_empty: bool = False) -> None:
+    fits = isinstance(widths, list | tuple) and all(type(each) is int and each >= 1 for each in widths)
+    if not fits or not (widths or may_be_empty):
+        raise UserError(f"the encoder's {name} must be whole numbers of at least 1, such as [64], not {widths!r}")
 
 
 def _mlp(width: int, sizes: tuple[int, ...]) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from srwm_rl.cores import Core, make_core
 from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, did_you_mean
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -95,7 +96,13 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         if isinstance(action_space, spaces.Discrete) and action_space.start:
             raise UserError(f"actions must count from 0, not {action_space.start}: wrap the environment to shift them")
         self.core_name, self.core_kwargs = core, core_kwargs or {}
+        if "input_size" in (core_kwargs or {}):
+            raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
         self.parts = parts_of(observation_space)
+        known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
+        for name in encoder_kwargs or {}:
+            if name not in known:
+                raise UserError(f"the encoder has no setting {name!r}{did_you_mean(name, known)}")
         self.encoder_kwargs = {
             name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
         }

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
@@ -74,6 +82,27 @@ class Run:
             raise UserError(f"{path / CONFIG} was not written by srwm-rl train; give a run folder that was")
         return cls(path, config)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other trainers out of the folder; the lock of a process that is killed is free at once.
+
+        Raises:
+            UserError: another process trains this run; its process id is named.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.path} is being trained by process {file.read().strip()}; stop that first"
+                    ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
     def file(self, kind: str, steps: int) -> Path:
         """Return where the `kind` ("model" or "checkpoint") of that age lies."""
         return self.path / CHECKPOINTS / f"{kind}-{steps:012d}.safetensors"
@@ -82,16 +111,16 @@ class Run:
         """Return the files of a kind, oldest first."""
         return sorted((self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors"))
 
-    def newest_model(self) -> Path:
-        """Return the newest model file.
+    def models(self) -> list[Path]:
+        """Return the model files, newest first.
 
         Raises:
             UserError: the run has none yet.
         """
-        models = self.files("model")
+        models = self.files("model")[::-1]
         if not models:
-            raise UserError(f"{self.path} has no model yet; train it for a while: srwm-rl train --resume {self.path}")
-        return models[-1]
+            raise UserError(f"{self.path} has no model: it was stopped before its first checkpoint; start a new run")
+        return models
 
     def sweep(self) -> None:
         """Delete all but the newest files of each kind, and what a killed save left behind."""

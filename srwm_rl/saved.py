@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from srwm_rl.run import Run
 from srwm_rl.spaces import space_from_json, space_to_json
 
 FORMAT = 1
+logger = logging.getLogger(__name__)
 
 
 class Agent:
@@ -106,15 +108,13 @@ def save_model(
 
 
 def load(path: str | Path, device: str = "cpu") -> Agent:
-    """Load the newest model of a run folder, or one model file, without executing anything in it.
+    """Load the newest intact model of a run folder, or one model file, without executing anything in it.
 
     Raises:
         UserError: no run and no model, a damaged or foreign file, a newer format, an unknown core.
     """
-    file = Path(path)
-    if not file.is_file():
-        file = Run.open(file).newest_model()
-    arrays, meta = read_file(file)
+    candidates = [Path(path)] if Path(path).is_file() else Run.open(Path(path)).models()
+    file, arrays, meta = _first_intact(candidates)
     if meta.get("kind") != "model":
         raise UserError(f"{file} is a {meta.get('kind')} file, not a model; give the run folder or a model file")
     if meta["format"] > FORMAT:
@@ -127,3 +127,12 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     policy = SRWMPolicy(observation_space, action_space, lambda _: 0.0, **settings).to(device)
     load_policy_arrays(policy, arrays, str(file))
     return Agent(policy, meta["config"], meta["num_timesteps"], file)
+
+
+def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    for file in candidates[:-1]:
+        try:
+            return (file, *read_file(file))
+        except UserError as error:
+            logger.warning("%s; taking an older model", error)
+    return (candidates[-1], *read_file(candidates[-1]))

@@ -130,3 +130,24 @@ def test_unmodified_recurrent_ppo_trains_it_and_computes_what_we_compute() -> No
     # One epoch has moved the weights a little; what the buffer holds was computed step by step before that.
     torch.testing.assert_close(values.flatten()[mask], data.old_values[mask], atol=0.2, rtol=0.2)
     torch.testing.assert_close(log_probs[mask], data.old_log_prob[mask], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"core_kwargs": {"input_size": 3}}, "input_size is no setting"),
+        ({"encoder_kwargs": {"mpl": [3]}}, "did you mean 'mlp'"),
+        ({"encoder_kwargs": {"mlp": 7}}, "encoder's mlp must be"),
+        ({"encoder_kwargs": {"mlp": ["a"]}}, "encoder's mlp must be"),
+        ({"encoder_kwargs": {"mlp": [0]}}, "encoder's mlp must be"),
+        ({"encoder_kwargs": {"cnn": {"channels": [-1]}}}, "encoder's cnn channels must be"),
+        ({"encoder_kwargs": {"cnn": {"channels": []}}}, "encoder's cnn channels must be"),
+        ({"encoder_kwargs": {"cnn": {"chanels": [4]}}}, "did you mean 'channels'"),
+        ({"encoder_kwargs": {"cnn": {"features": 0}}}, "encoder's cnn features must be"),
+        ({"activation_fn": "swish"}, "activation_fn must be one of"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        SRWMPolicy(VECTOR, spaces.Discrete(2), lambda _: 1e-3, **settings)
+    assert "\n" not in str(error.value)

@@ -1,5 +1,8 @@
 """Model files: what is saved acts the same after loading, and what does not fit is named."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +134,43 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None)
         Run.open(tmp_path)
 
 
-def test_a_run_without_models_says_how_to_get_one(tmp_path: Path) -> None:
+def test_a_run_without_models_says_what_to_do(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "recall", {"train": {}})
-    with pytest.raises(UserError, match="srwm-rl train --resume"):
+    with pytest.raises(UserError, match=r"has no model.*start a new run"):
         load(run.path)
+
+
+def test_a_damaged_newest_model_is_passed_over_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run.create(tmp_path / "recall", {"train": {}})
+    for steps in (5, 200):
+        save_model(run.file("model", steps), policy(), {}, steps)
+    newest = run.file("model", 200)
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert load(run.path).num_timesteps == 5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(newest) in caplog.text
+
+
+LOCKER = """
+import sys, time
+import os
+import subprocess
+import sys
+from pathlib import Path
+from srwm_rl.run import Run
+with Run.open(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_trainers_on_one_run_the_second_is_refused_and_a_killed_ones_lock_is_free(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "recall", {"train": {}})
+    with subprocess.Popen([sys.executable, "-c", LOCKER, str(run.path)], stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with pytest.raises(UserError, match=f"trained by process {first.pid};"), run.lock():
+            pass
+        first.kill()
+    with run.lock():
+        assert (run.path / ".lock").read_text() == str(os.getpid())

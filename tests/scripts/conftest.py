@@ -1,0 +1,106 @@
+"""Tiny runs and ways to call the command line, as a process and without one."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from srwm_rl.scripts.main import main
+
+SMALL = ("--n-epochs", "1", "--n-threads", "1", "--no-progress", "--core-kwargs", "hidden_size:8", "n_layers:1")
+RECALL = ("--env", "recall", "--levels", "0:12", "--eval-levels", "100:108", "--n-envs", "4", "--n-steps", "16")
+RECALL = (*RECALL, "--batch-size", "32", "--lr-decay", "none", *SMALL)
+PROCGEN = ("--n-envs", "4", "--n-steps", "16", "--batch-size", "64", "--encoder-kwargs", 'cnn:{"channels":[2]}', *SMALL)
+
+
+class Said(NamedTuple):
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """Return the one line with which bad input is refused."""
+        assert self.code == 2, self
+        assert self.err.startswith("srwm-rl: error: "), self
+        assert self.err.count("\n") == 1, self
+        assert "Traceback" not in self.err
+        return self.err.removeprefix("srwm-rl: error: ").rstrip()
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that runs the command line in this process."""
+
+    def run(*words: object) -> Said:
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Said(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Return a function that starts the command line as a process of its own, which ends with the test."""
+    started = []
+
+    def run(*words: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "srwm_rl", *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, bytes | None]]:
+    """Return a function that tells every path below a folder, with the content of the files."""
+    return _snapshot
+
+
+@pytest.fixture(scope="session")
+def recall_words() -> list[str]:
+    """Return the options of a tiny run on the recall task, of 64 steps per update."""
+    return list(RECALL)
+
+
+@pytest.fixture(scope="session")
+def procgen_words() -> list[str]:
+    """Return options that make a run on ProcGen tiny, with 64 steps per update."""
+    return list(PROCGEN)
+
+
+@pytest.fixture(scope="session")
+def recall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run of four updates, three of whose checkpoints are kept; copy it before changing it."""
+    logs = tmp_path_factory.mktemp("recall")
+    assert main(["train", *RECALL, "-n", "256", "--save-freq", "1", "-f", str(logs), "--verbose", "0"]) == 0
+    return logs / "ppo_srwm" / "recall_1"
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder to give to a command that must be refused, and check that nothing was written there."""
+    folder = tmp_path / "untouched"
+    folder.mkdir()
+    yield folder
+    assert _snapshot(folder) == {}

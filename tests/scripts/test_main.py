@@ -1,0 +1,83 @@
+"""The front door: help, unknown commands, tracebacks on request, readers that leave, and no foreign noise."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import srwm_rl
+from srwm_rl.scripts import main as main_module
+
+HEAVY = ("torch", "stable_baselines3", "procgen", "scipy")
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "-h"], ["doctor", "--help"]])
+def test_help_is_light_and_quiet(words: list[str]) -> None:
+    said = python(
+        "import sys\n"
+        "from srwm_rl.scripts.main import main\n"
+        "try:\n"
+        f"    code = main({words!r})\n"
+        "except SystemExit as stop:\n"
+        "    code = stop.code or 0\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stderr == ""
+    assert said.stdout.startswith("usage: srwm-rl")
+
+
+def test_nothing_foreign_is_printed_on_import() -> None:
+    said = python(
+        "import srwm_rl, srwm_rl.agents, srwm_rl.envs, stable_baselines3, sb3_contrib\n"
+        "from srwm_rl.envs import ProcgenVecEnv\n"
+        "env = ProcgenVecEnv('coinrun', 1); env.reset(); env.close()"
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+def test_no_command_prints_the_help_and_fails(call: Any) -> None:
+    assert call().code == 2
+    assert call("--help").code == 0
+    assert call("--version").out == f"srwm-rl {srwm_rl.__version__}\n"
+
+
+def test_unknown_command_suggests_the_nearest(call: Any) -> None:
+    assert call("trian").error() == "unknown command 'trian'; did you mean 'train'?"
+
+
+def test_traceback_on_request_only(call: Any) -> None:
+    wrong = ("train", "--env", "coinrum")
+    assert "Traceback" not in call(*wrong).err
+    for verbose in (("--verbose", "2"), ("--verbose=2",)):
+        loud = call(*wrong, *verbose)
+        assert loud.code == 2
+        assert "Traceback" in loud.err
+        assert loud.err.splitlines()[-1] == "srwm-rl: error: there is no environment 'coinrum'; did you mean 'coinrun'?"
+
+
+def test_an_error_of_the_system_is_one_line_too(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise PermissionError(13, "Permission denied", "/a/file")
+
+    monkeypatch.setattr(main_module, "import_module", refuse)
+    assert call("train").error() == "/a/file: Permission denied"
+
+
+@pytest.mark.parametrize("words", [["train", "--env-list"], ["train", "--help"], ["--help"]])
+def test_a_reader_that_leaves_is_no_error(words: list[str], tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "srwm_rl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait(60) == 141
