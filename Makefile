@@ -31,7 +31,7 @@ slow: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard srwm_rl/ops/csrc/*)
 	@test -n "$(PYTHON)" || { echo "srwm-rl needs Python 3.10, 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[procgen,dev]'

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+from importlib import import_module
+
+import torch
 from torch import Tensor
 
+from srwm_rl.ops import cpu
 from srwm_rl.ops.reference import srwm_scan_reference
 
-BACKENDS = ("auto", "reference")
+# Each fused backend is a module with `why_not(device_type, dtype, head_size)` and `scan(x, weight, shift, starts)`.
+_MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
+_BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+BACKENDS = ("auto", "reference", *_MODULES)
+_log = logging.getLogger(__name__)
 
 
 def srwm_scan(
@@ -31,18 +41,55 @@ def srwm_scan(
         weight: `[H, D, 3D+4]`, the slow weight; columns `y | q | k | beta`. Same dtype and device as `x`.
         shift: `[B, H, D, 3D+4]`, fast minus slow weight at the unroll's start; None: zeros, a new episode.
         episode_starts: `[T, B]`, bool or number: where non-zero the shift is zeroed *before* that step.
-        backend: "auto" picks the fastest one that can run; "reference" is plain PyTorch.
+        backend: "auto" picks the fused kernel of the device ("cpu": C, float32 and float64; "triton": CUDA, float32),
+            or, where there is none, the reference, and logs why, once; "reference" is plain PyTorch, which is also
+            the one with gradients of gradients.
 
     Returns:
         `y` `[T, B, H, D]` and the final `shift` `[B, H, D, 3D+4]`.
 
     Raises:
-        ValueError: a shape, dtype, device or backend that does not fit; the message names the argument.
+        ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     _check(x, weight, shift, episode_starts)
-    return srwm_scan_reference(x, weight, shift, episode_starts)
+    if x.numel() == 0:
+        backend = "reference"
+    chosen: str = _choose(backend, x.device.type, x.dtype, x.shape[-1])
+    if chosen == "reference":
+        return srwm_scan_reference(x, weight, shift, episode_starts)
+    starts = None if episode_starts is None else (episode_starts != 0).view(torch.uint8)
+    if chosen == "cpu":
+        return cpu.scan(x, weight, shift, starts)
+    from srwm_rl.ops import triton_scan  # here: it needs triton, which not every machine has
+
+    return triton_scan.scan(x, weight, shift, starts)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _choose(backend: str, device_type: str, dtype: torch.dtype, head_size: int) -> str:
+    """Return the name of the backend that will run."""
+    name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
+    if name == "reference":
+        return name
+    try:
+        why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size)
+    except ImportError as error:
+        why_not = f"{error.name or name} cannot be imported"
+    except KeyError:
+        why_not = f"no fused kernel for {device_type} tensors"
+    if not why_not:
+        return name
+    if backend != "auto":
+        raise ValueError(f"backend {backend!r} cannot run: {why_not}")
+    _log_fallback(why_not)
+    return "reference"
+
+
+@cache
+def _log_fallback(why_not: str) -> None:
+    _log.warning("srwm_scan runs step by step in plain PyTorch, which is slow: %s", why_not)
 
 
 def _check(x: Tensor, weight: Tensor, shift: Tensor | None, episode_starts: Tensor | None) -> None:

@@ -1,0 +1,166 @@
+"""The CPU backend: finds the C kernel of `csrc/`, and calls it on the tensors' memory with torch's own threads."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srwm_rl.ops.registration import CHUNK, register_scan
+
+VERSION = 1  # srwm_cpu_version() in csrc/srwm_cpu.c
+DTYPES = (torch.float32, torch.float64)
+REBUILD = "with a C compiler at hand, install the package again"
+_COUNTS = ("T", "B", "H", "D", "grain", "next")
+_POINTERS = ("x", "weight", "shift", "starts", "y", "final", "checkpoints")
+_POINTERS += ("grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
+# Nanoseconds that one weight costs in one step, roughly, and the shortest job worth waking a second thread for.
+_NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
+
+
+class _Job(ctypes.Structure):
+    """`Job` of csrc/srwm_cpu.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("failed", ctypes.c_int),
+    )
+
+
+class Kernel(NamedTuple):
+    """The loaded library, the best instruction set it may use here (0, 1, 2), and torch's OpenMP entry or 0."""
+
+    library: ctypes.CDLL
+    level: int
+    parallel: int
+
+
+LEVELS = ("portable", "AVX2", "AVX-512")
+
+
+@cache
+def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
+    """Load the kernel, once; a string says why there is none."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = folder / f"_srwm_cpu{suffix}"
+        if not path.exists():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.srwm_cpu_version() != VERSION:
+                return f"the C kernel {path.name} is of another version of the package; {REBUILD}"
+        except (OSError, AttributeError) as error:
+            return f"the C kernel cannot be loaded ({error}); {REBUILD}"
+        library.srwm_cpu_run.argtypes = (
+            ctypes.POINTER(_Job),
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_void_p,
+        )
+        return Kernel(library, library.srwm_cpu_level(), _torch_parallel())
+    return f"the C kernel is not built; {REBUILD}"
+
+
+def _torch_parallel() -> int:
+    # torch loads its OpenMP into the process's global names: its threads then do our work, and none are added.
+    if sys.platform == "win32":
+        return 0
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (OSError, AttributeError):
+        return 0
+    return ctypes.cast(entry, ctypes.c_void_p).value or 0
+
+
+def why_not(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
+    """Say why this backend cannot take such tensors, or return None."""
+    if device_type != "cpu":
+        return f"x is on {device_type}, not on the CPU"
+    if dtype not in DTYPES:
+        return f"x is {dtype}; the C kernel takes float32 and float64"
+    kernel = load_kernel()
+    return kernel if isinstance(kernel, str) else None
+
+
+def _run(x: Tensor, **tensors: Tensor | None) -> None:
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        raise RuntimeError(kernel)
+    n_steps, batch, heads, size = x.shape
+    job = _Job(T=n_steps, B=batch, H=heads, D=size, x=x.data_ptr())
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(job, name, tensor.data_ptr())
+    cost = x.numel() * (3 * size + 4) * _NS_PER_WEIGHT
+    threads = torch.get_num_threads() if cost > _NS_WORTH_THREADS else 1
+    is_double = int(x.dtype == torch.float64)
+    if kernel.library.srwm_cpu_run(ctypes.byref(job), is_double, kernel.level, threads, kernel.parallel):
+        raise MemoryError(f"srwm_scan: no memory for the work space of head size {size}")
+
+
+def forward(
+    x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step for `backward`."""
+    x, weight, shift, starts = _packed(x, weight, shift, starts)
+    n_steps, batch, heads, size = x.shape
+    y = torch.empty_like(x)
+    final = x.new_empty(batch, heads, size, 3 * size + 4)
+    checkpoints = x.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
+    kept = checkpoints if keep and n_steps > CHUNK else None
+    _run(x, weight=weight, shift=shift, starts=starts, y=y, final=final, checkpoints=kept)
+    return y, final, checkpoints
+
+
+def backward(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    checkpoints: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `x`, of `weight`, and of `shift` (empty where there was none)."""
+    x, weight, shift, starts, grad_y, grad_final = _packed(x, weight, shift, starts, grad_y, grad_final)
+    grad_x = torch.empty_like(x)
+    grad_weight = x.new_empty(x.shape[1], *weight.shape)  # one for each batch entry: the sum's order is then fixed
+    grad_shift = torch.empty_like(grad_weight) if shift is not None else x.new_empty(0)
+    _run(
+        x,
+        weight=weight,
+        shift=shift,
+        starts=starts,
+        checkpoints=checkpoints,
+        grad_y=grad_y,
+        grad_final=grad_final,
+        grad_x=grad_x,
+        grad_weight=grad_weight,
+        grad_shift=grad_shift if shift is not None else None,
+    )
+    return grad_x, grad_weight.sum(0), grad_shift
+
+
+def _packed(*tensors):  # type: ignore[no-untyped-def]
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+_operator = register_scan("cpu", forward, backward)
+
+
+def scan(x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run the checked arguments of `srwm_scan`; `starts` is uint8."""
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, shift))
+    if grad or torch.compiler.is_compiling() or type(x) is not Tensor:
+        y, final, _ = _operator(x, weight, shift, starts, grad)
+    else:  # acting: torch's dispatcher would cost as much as the step
+        y, final, _ = forward(x.detach(), weight.detach(), shift, starts, keep=False)
+    return y, final

@@ -1,0 +1,157 @@
+/* The SRWM recurrence on the CPU: plain C, no Python and no torch headers, called through ctypes.
+ *
+ * srwm_kernel.h is the algorithm; it is compiled for float and double, each portably and, on x86 with GCC or clang, for
+ * AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level() is the best this machine has.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK = 16 }; /* steps between checkpoints */
+
+typedef struct {
+    int64_t T, B, H, D, grain, next;
+    const void *x, *weight, *shift; /* shift: NULL for zeros */
+    const unsigned char *starts;    /* [T, B], or NULL */
+    void *y, *final, *checkpoints;  /* checkpoints [(T - 1) / CHUNK, B, H, D, 3D+4], or NULL: none wanted */
+    const void *grad_y, *grad_final; /* either may be NULL: zeros */
+    void *grad_x, *grad_weight, *grad_shift; /* grad_x NULL: forward. grad_weight [B, H, D, 3D+4], to be summed */
+    int failed;
+} Job;
+
+#define GLUE2(a, b) a##b
+#define GLUE(a, b) GLUE2(a, b)
+
+#if defined(__GNUC__)
+#define EXPORT __attribute__((visibility("default")))
+#define ALWAYS_INLINE __attribute__((always_inline))
+#define TAKE(job) __atomic_fetch_add(&(job)->next, (job)->grain, __ATOMIC_RELAXED)
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+#define PORTABLE_VLEN 4
+#else
+#define EXPORT __declspec(dllexport)
+#define ALWAYS_INLINE
+#define TAKE(job) (((job)->next += (job)->grain) - (job)->grain) /* one thread: see `run` */
+#define UNROLL
+#define PORTABLE_VLEN 1
+#endif
+#if defined(__clang__)
+#define SHUF(ivec, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#elif defined(__GNUC__)
+#define SHUF(ivec, a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors never leave this file */
+#endif
+#define SCALAR_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define SELECT_MAX(a, b) ((vec)(((ivec)((a) > (b)) & (ivec)(a)) | (~(ivec)((a) > (b)) & (ivec)(b))))
+
+#define REAL float
+#define IREAL int32_t
+#define EXP1 expf
+#define VLEN PORTABLE_VLEN
+#define NAME(x) GLUE(x, _f32)
+#define TARGET
+#if PORTABLE_VLEN == 1
+#define VMAX SCALAR_MAX
+#else
+#define VMAX SELECT_MAX
+#endif
+#include "srwm_kernel.h"
+
+#define REAL double
+#define REAL_IS_DOUBLE
+#define IREAL int64_t
+#define EXP1 exp
+#define VLEN 1
+#define NAME(x) GLUE(x, _f64)
+#define TARGET
+#define VMAX SCALAR_MAX
+#include "srwm_kernel.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define HAVE_X86
+#include <immintrin.h>
+
+#define REAL float
+#define IREAL int32_t
+#define EXP1 expf
+#define VLEN 8
+#define NAME(x) GLUE(x, _f32_avx2)
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#include "srwm_kernel.h"
+
+#define REAL double
+#define REAL_IS_DOUBLE
+#define IREAL int64_t
+#define EXP1 exp
+#define VLEN 4
+#define NAME(x) GLUE(x, _f64_avx2)
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) ((vec)_mm256_max_pd((__m256d)(a), (__m256d)(b)))
+#include "srwm_kernel.h"
+
+#define REAL float
+#define IREAL int32_t
+#define EXP1 expf
+#define VLEN 16
+#define NAME(x) GLUE(x, _f32_avx512)
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define VMAX(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#include "srwm_kernel.h"
+#endif
+
+/* Changes with Job or the meaning of a call, so that a stale build is noticed. */
+EXPORT int srwm_cpu_version(void) { return 1; }
+
+/* 0: portable, 1: AVX2, 2: AVX-512 */
+EXPORT int srwm_cpu_level(void) {
+#ifdef HAVE_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+typedef void (*Share)(void *);
+typedef void (*Parallel)(Share, void *, unsigned threads, unsigned flags); /* GOMP_parallel */
+
+static Share choose(int is_double, int level, int64_t D) {
+#ifdef HAVE_X86
+    if (is_double) return level >= 1 ? share_f64_avx2 : share_f64;
+    if (level >= 2 && D > 8) return share_f32_avx512; /* small heads would be mostly padding */
+    if (level >= 1) return share_f32_avx2;
+#else
+    (void)level, (void)D;
+#endif
+    return is_double ? share_f64 : share_f32;
+}
+
+/* Run the job; `parallel`: torch's own OpenMP entry, so that its threads do the work, or NULL. 1: out of memory. */
+EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Parallel parallel) {
+    int64_t pairs = job->B * job->H;
+    Share share = choose(is_double, level, job->D);
+    job->next = 0;
+    job->failed = 0;
+#if !defined(__GNUC__)
+    parallel = 0;
+#endif
+    if (!parallel || threads < 2) {
+        job->grain = pairs;
+        share(job);
+    } else {
+        job->grain = pairs / (4 * (int64_t)threads) + 1; /* several shares each: threads may be of unequal speed */
+        parallel(share, job, threads, 0);
+    }
+    return job->failed;
+}
+
+/* Windows' linker is told by setuptools to export a module's entry; this is no Python module. */
+EXPORT void *PyInit__srwm_cpu(void) { return 0; }

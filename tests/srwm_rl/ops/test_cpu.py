@@ -1,0 +1,262 @@
+"""The C kernel against the float64 reference, at every instruction set this machine has."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srwm_rl import srwm_scan
+from srwm_rl.ops import cpu, scan
+
+
+def _load_cases():  # type: ignore[no-untyped-def]
+    # Tests are no package (import mode importlib), so a file beside this one is loaded by its path.
+    name = "srwm_rl_ops_cases"
+    if name not in sys.modules:
+        spec = util.spec_from_file_location(name, Path(__file__).with_name("cases.py"))
+        sys.modules[name] = util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+cases = _load_cases()
+ROOT = Path(__file__).parents[3]
+KERNEL = cpu.load_kernel()
+pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
+LEVELS = () if isinstance(KERNEL, str) else range(KERNEL.level + 1)
+
+
+@pytest.fixture(params=LEVELS, ids=lambda level: cpu.LEVELS[level])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=request.param))
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 16, 17, 32, 64, 70])
+def test_every_head_size(level: int, dtype: torch.dtype, size: int) -> None:
+    for n_steps in (1, 37):
+        cases.check(cases.make_case(n_steps, 2, 3, size, seed=size), "cpu", dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases.cases(300, 40), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(LEVELS))
+def test_random_cases(case: object, contiguous: bool, dtype: torch.dtype, level: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=level))
+        cases.check(case, "cpu", dtype, contiguous=contiguous)
+
+
+@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
+def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
+    case = cases.make_case(36, 2, 1, 8)
+    case.starts.zero_()
+    case.starts[starts, 1] = True
+    cases.check(case, "cpu", torch.float32)
+    cases.check(case, "cpu", torch.float64)
+
+
+def test_wide_logits_and_rates_neither_overflow_nor_vanish(level: int) -> None:
+    case = cases.make_case(1, 2, 2, 16, resets=None)
+    cases.check(case._replace(x=case.x * 60), "cpu", torch.float32)
+    y, final = srwm_scan(case.x.float() * 1e4, case.weight.float(), backend="cpu")
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(final).all()
+
+
+def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int) -> None:
+    case = cases.make_case(100, 1, 1, 16, resets=None, with_shift=False)
+    case.weight[..., -4:] -= 14  # x sums to 1, so every rate is about 1e-6
+    cases.check(case, "cpu", torch.float32)
+
+
+def test_not_a_number_stays_one(level: int) -> None:
+    case = cases.make_case(3, 2, 1, 16, resets=None)
+    case.x[1, 0, 0, 3] = float("nan")
+    y, final = srwm_scan(case.x.float(), case.weight.float(), backend="cpu")
+    assert torch.isfinite(y[0]).all()
+    assert y[1:, 0].isnan().all()
+    assert final[0].isnan().all()
+    assert torch.isfinite(y[:, 1]).all()
+
+
+def test_gradcheck_through_chunks_and_resets(level: int) -> None:
+    case = cases.make_case(18, 2, 1, 2)
+    case.starts.zero_()
+    case.starts[7, 1] = True
+    inputs = [tensor.requires_grad_() for tensor in (case.x, case.weight, case.shift)]
+    assert torch.autograd.gradcheck(lambda *args: srwm_scan(*args, case.starts, backend="cpu"), inputs)
+
+
+def test_only_one_output_used() -> None:
+    case = cases.make_case(20, 2, 2, 8)
+    for chosen in (0, 1):
+        grads = []
+        for backend in ("cpu", "reference"):
+            inputs = [tensor.clone().requires_grad_() for tensor in (case.x, case.weight, case.shift)]
+            out = srwm_scan(*inputs, case.starts, backend=backend)[chosen]
+            grads.append(torch.autograd.grad(out.square().sum(), inputs))
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_split_unroll_equals_whole_unroll(level: int) -> None:
+    case = cases.make_case(50, 3, 2, 16)
+    x, weight, shift = (tensor.float() for tensor in (case.x, case.weight, case.shift))
+    y, final = srwm_scan(x, weight, shift, case.starts, backend="cpu")
+    ys, state = [], shift
+    for part in (slice(0, 1), slice(1, 16), slice(16, 19), slice(19, 50)):
+        piece, state = srwm_scan(x[part], weight, state, case.starts[part], backend="cpu")
+        ys.append(piece)
+    torch.testing.assert_close(torch.cat(ys), y)
+    torch.testing.assert_close(state, final)
+
+
+def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
+    case = cases.make_case(40, 16, 4, 16)
+    before = torch.get_num_threads()
+
+    def run(_: int = 0) -> list[Tensor]:
+        return list(cases.results(case, "cpu", torch.float32).values())
+
+    try:
+        torch.set_num_threads(1)
+        alone = run()
+        torch.set_num_threads(3)
+        together = [run(), *ThreadPoolExecutor(4).map(run, range(8))]
+    finally:
+        torch.set_num_threads(before)
+    for other in together:
+        assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_opcheck(plain: bool) -> None:
+    case = cases.make_case(18, 2, 2, 4)
+    x, weight, shift = (tensor.requires_grad_() for tensor in (case.x, case.weight, case.shift))
+    rest = (None, None) if plain else (shift, case.starts.view(torch.uint8))
+    torch.library.opcheck(torch.ops.srwm_rl.scan_cpu.default, (x, weight, *rest, True))
+
+
+def test_a_compiled_policy_does_not_break_at_it() -> None:
+    case = cases.make_case(18, 2, 2, 4)
+    x, weight = case.x.float().requires_grad_(), case.weight.float().requires_grad_()
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return srwm_scan(x * 2, weight, None, case.starts)[0].square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight), loss(x, weight))
+    ours = torch.autograd.grad(compiled(x, weight), (x, weight))
+    for a, b in zip(ours, torch.autograd.grad(loss(x, weight), (x, weight)), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, weight), loss(x, weight))
+
+
+def test_empty_batch_and_requests_that_cannot_be_met() -> None:
+    y, final = srwm_scan(torch.zeros(3, 0, 2, 4), torch.zeros(2, 4, 16), backend="cpu")
+    assert (y.shape, final.shape) == ((3, 0, 2, 4), (0, 2, 4, 16))
+    x, weight = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16), torch.zeros(1, 2, 10, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"backend 'cpu' cannot run: x is torch.bfloat16"):
+        srwm_scan(x, weight, backend="cpu")
+
+
+def test_falls_back_with_one_line_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = "the C kernel is not built; build it"
+    monkeypatch.setattr(cpu, "load_kernel", lambda: reason)
+    scan._log_fallback.cache_clear()
+    case = cases.make_case(3, 1, 1, 4)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            y, _ = srwm_scan(case.x, case.weight)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [reason]
+    assert torch.equal(y, srwm_scan(case.x, case.weight, backend="reference")[0])
+    with pytest.raises(ValueError, match="not built"):
+        srwm_scan(case.x, case.weight, backend="cpu")
+
+
+def test_a_missing_broken_or_stale_kernel_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not built" in cpu.load_kernel(tmp_path)
+    built = next(Path(cpu.__file__).parent.glob("_srwm_cpu*"))
+    copy = tmp_path / "stale" / built.name
+    copy.parent.mkdir()
+    shutil.copy(built, copy)
+    monkeypatch.setattr(cpu, "VERSION", -1)
+    assert "another version" in cpu.load_kernel(copy.parent)
+    (tmp_path / built.name).write_bytes(b"no library")
+    cpu.load_kernel.cache_clear()
+    assert "cannot be loaded" in cpu.load_kernel(tmp_path)
+
+
+def test_backward_keeps_no_more_than_inputs_and_checkpoints() -> None:
+    case = cases.make_case(4096, 1, 2, 8, resets=0.01)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    x = case.x.float().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        srwm_scan(x, case.weight.float(), case.shift.float(), case.starts, backend="cpu")
+    checkpoints = 4096 // 16 * case.shift.numel() * 4
+    assert sum(kept.values()) <= 2 * checkpoints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4, 16, 64])
+def test_4096_steps(level: int, size: int) -> None:
+    cases.check(cases.make_case(4096, 1, 1, size, resets=0.01), "cpu", torch.float32)
+
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
+@needs_gcc
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+    program, here = tmp_path / "sanitize", Path(__file__).parent
+    flags = ["-std=gnu11", "-O1", "-g1", "-fno-var-tracking", "-fno-math-errno", "-fno-sanitize-recover=all"]
+    sources = [f"-I{ROOT / 'srwm_rl/ops/csrc'}", here / "sanitize.c"]
+    subprocess.run(["gcc", *flags, f"-fsanitize={sanitizer}", *sources, "-o", program, "-lm", "-lpthread"], check=True)
+    # Without address randomisation, which older thread sanitizers cannot map under recent kernels.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    result = subprocess.run([*fixed, program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip().endswith("clean")
+
+
+@pytest.mark.slow
+def test_installs_without_a_compiler_and_ships_the_source(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "*.egg-info", "__pycache__", ".*_cache", "logs")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    code = "from setuptools import build_meta as b; import sys; print(b.build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tree, check=True, capture_output=True)
+    sdist = next(tmp_path.glob("*.tar.gz"))
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    source = next((tmp_path / "unpacked").iterdir())
+    assert (source / "srwm_rl/ops/csrc/srwm_kernel.h").exists()
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet", source]
+    for compiler, built in (("/bin/false", 0), ("cc", 1)):
+        if built and shutil.which("cc") is None:
+            continue
+        target = tmp_path / f"site{built}"
+        env = os.environ | {"CC": compiler}
+        subprocess.run([*pip, "--target", target], check=True, env=env, capture_output=True)
+        assert len(list(target.glob("srwm_rl/ops/_srwm_cpu*"))) == built
+        shutil.rmtree(source / "build", ignore_errors=True)
