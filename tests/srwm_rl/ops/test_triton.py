@@ -22,14 +22,11 @@ def _load(name: str, path: Path):  # type: ignore[no-untyped-def]
 
 
 cases = _load("srwm_rl_ops_cases", Path(__file__).with_name("cases.py"))
-before = os.environ.get("TRITON_INTERPRET")
-os.environ["TRITON_INTERPRET"] = "1"  # read when triton, and then a kernel, is imported
-try:
-    pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
-    from srwm_rl.ops import triton_scan
-finally:
-    if before is None:
-        del os.environ["TRITON_INTERPRET"]
+# Read when triton and its parts are imported, some of them during a test: so it stays set for this process.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
+from srwm_rl.ops import triton_scan  # noqa: E402
+
 interpreted = pytest.mark.skipif(not triton_scan.INTERPRETED, reason="triton_scan was imported without the interpreter")
 
 
