@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU")
     torch.set_num_threads(config.threads)
-    print(f"torch {torch.__version__}, {config.device}, {config.threads} thread(s); ns per head and step, medians")
+    clock = "CPU time" if (config.device, config.threads) == ("cpu", 1) else "wall time"
+    print(f"torch {torch.__version__}, {config.device}, {config.threads} thread(s)")
+    print(f"ns per head and step, medians, {clock}")
     print(
         f"{'work':<17} {'T,B,H,D':<14} {'backend':<10} {'ns':>9} {'bound':>7} {'x ref':>7} {'x loop':>7} {'error':>8}"
     )
