@@ -89,6 +89,15 @@ def _torch() -> Finding:
     )
 
 
+def _kernel() -> Finding:
+    from srwm_rl.ops.cpu import LEVELS, load_kernel
+
+    kernel = load_kernel()
+    if isinstance(kernel, str):
+        return Finding(False, "C kernel", f"{kernel}; until then srwm_scan is slow on the CPU", required=False)
+    return Finding(True, "C kernel", f"built, runs with {LEVELS[kernel.level]} instructions")
+
+
 def _gpu() -> Finding:
     import torch
 
@@ -116,6 +125,7 @@ def _disk() -> Finding:
 
 CHECKS: dict[str, Callable[[], Finding]] = {
     "srwm_scan": _torch,
+    "C kernel": _kernel,
     "gpu": _gpu,
     "procgen runs": _procgen,
     "folder": _disk,

@@ -14,6 +14,7 @@ from srwm_rl.errors import UserError, did_you_mean
 COMMANDS = {
     "train": "train an agent, or go on with a run",
     "eval": "play every training and held-out level and print the returns",
+    "bench": "time the recurrence, backend by backend (srwm-rl bench op)",
     "doctor": "check the installation and name each problem's fix",
 }
 

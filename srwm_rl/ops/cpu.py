@@ -18,8 +18,8 @@ VERSION = 1  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "grain", "next")
-_POINTERS = ("x", "weight", "shift", "starts", "y", "final", "checkpoints")
-_POINTERS += ("grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
+_OUTPUTS = ("y", "final", "checkpoints", "grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
+_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS)
 # Nanoseconds that one weight costs in one step, roughly, and the shortest job worth waking a second thread for.
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
 

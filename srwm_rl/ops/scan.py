@@ -67,7 +67,6 @@ def srwm_scan(
     return triton_scan.scan(x, weight, shift, starts)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _choose(backend: str, device_type: str, dtype: torch.dtype, head_size: int) -> str:
     """Return the name of the backend that will run."""
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
@@ -85,6 +84,10 @@ def _choose(backend: str, device_type: str, dtype: torch.dtype, head_size: int) 
         raise ValueError(f"backend {backend!r} cannot run: {why_not}")
     _log_fallback(why_not)
     return "reference"
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import all of torch's compiler here, for a second.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -25,7 +25,9 @@ typedef struct {
 
 #if defined(__GNUC__)
 #define EXPORT __attribute__((visibility("default")))
+#ifndef ALWAYS_INLINE /* the sanitizers' build sets it empty: inlined, it would take them minutes to compile */
 #define ALWAYS_INLINE __attribute__((always_inline))
+#endif
 #define TAKE(job) __atomic_fetch_add(&(job)->next, (job)->grain, __ATOMIC_RELAXED)
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")

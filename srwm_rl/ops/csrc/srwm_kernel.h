@@ -362,6 +362,15 @@ INLINE void NAME(span)(int D, const Job *job, const NAME(work) *work, int64_t pa
 /* to = from (NULL: zeros) + the edits of the `count` steps on record, without padding */
 INLINE void NAME(add_edits)(int D, const NAME(work) *work, int count, const REAL *from, REAL *to) {
     const int C = 3 * D + 4, P = P_OF(D);
+    if (count == 1 && from) { /* acting: nothing to sum */
+        const REAL *k = work->steps, *e = k + 3 * DQ_OF(D) + P;
+        for (int i = 0; i < D; i++, from += C, to += C) {
+            int c = 0;
+            for (; c + VLEN <= C; c += VLEN) STU(to + c, LDU(from + c) + LD(e + c) * k[i]);
+            for (; c < C; c++) to[c] = from[c] + e[c] * k[i];
+        }
+        return;
+    }
     for (int i = 0; i < D; i += 4) {
 #define CALL(nb) \
     NAME(edits_block)(P, nb, work->steps, STEP_SIZE(D), count, i, 3 * DQ_OF(D) + P + c, work->edits + c)

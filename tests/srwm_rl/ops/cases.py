@@ -48,14 +48,14 @@ def make_case(
     )
 
 
-def cases(max_steps: int, max_size: int, sizes: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Case]:
+def cases(max_steps: int, max_size: int) -> st.SearchStrategy[Case]:
     """Draw cases of any shape, with resets from none over few to every step."""
     return st.builds(
         make_case,
         st.one_of(st.integers(1, min(40, max_steps)), st.integers(1, max_steps)),
         st.integers(1, 3),
         st.integers(1, 3),
-        sizes or st.integers(1, max_size),
+        st.integers(1, max_size),
         seed=st.integers(0, 2**20),
         resets=st.sampled_from([None, 0.0, 0.02, 0.2, 1.0]),
         with_shift=st.booleans(),

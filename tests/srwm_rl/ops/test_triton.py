@@ -1,0 +1,137 @@
+"""The Triton kernel: its numbers through Triton's interpreter on the CPU, and its compilation for GPUs without one."""
+
+import os
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def _load(name: str, path: Path):  # type: ignore[no-untyped-def]
+    # Tests are no package (import mode importlib), so a file beside this one is loaded by its path.
+    if name not in sys.modules:
+        spec = util.spec_from_file_location(name, path)
+        sys.modules[name] = util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+cases = _load("srwm_rl_ops_cases", Path(__file__).with_name("cases.py"))
+# Read when triton and its parts are imported, some of them during a test: so it stays set for this process.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
+from srwm_rl.ops import triton_scan  # noqa: E402
+
+interpreted = pytest.mark.skipif(not triton_scan.INTERPRETED, reason="triton_scan was imported without the interpreter")
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("n_steps", "size", "resets", "with_shift"),
+    [
+        (1, 4, None, False),
+        (3, 4, None, True),
+        (20, 4, 0.2, True),
+        (35, 8, 0.1, True),
+        (18, 5, 1.0, True),
+        (17, 16, 0.0, False),
+        (2, 32, 0.3, True),
+        (2, 64, 0.3, True),
+    ],
+)
+def test_matches_the_reference(n_steps: int, size: int, resets: float | None, with_shift: bool) -> None:
+    case = cases.make_case(n_steps, 2, 1, size, resets=resets, with_shift=with_shift)
+    cases.check(case, "triton", torch.float32)
+
+
+@interpreted
+@settings(max_examples=4, deadline=None)
+@given(cases.cases(18, 8), st.booleans())
+def test_random_cases(case: object, contiguous: bool) -> None:
+    cases.check(case, "triton", torch.float32, contiguous=contiguous)
+
+
+@interpreted
+def test_opcheck() -> None:
+    case = cases.make_case(2, 1, 1, 4)
+    x, weight, shift = (tensor.float().requires_grad_() for tensor in (case.x, case.weight, case.shift))
+    arguments = (x, weight, shift, case.starts.view(torch.uint8), True)
+    torch.library.opcheck(torch.ops.srwm_rl.scan_triton.default, arguments)
+
+
+def test_says_what_it_cannot_take() -> None:
+    device = "cpu" if triton_scan.INTERPRETED else "cuda"
+    assert "float64" in triton_scan.why_not(device, torch.float64, 16)
+    assert "head size 65" in triton_scan.why_not(device, torch.float32, 65)
+    assert "mps" in triton_scan.why_not("mps", torch.float32, 16)
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from srwm_rl.ops import triton_scan as ours
+
+def build(kernel, flags):
+    sizes = ours._sizes(int(sys.argv[1]))
+    warps = sizes.pop("num_warps")
+    constants = sizes | flags
+    signature = {n: "constexpr" if n in constants else "*u8" if n == "starts" else "i32" if n in "TBH" else "*fp32"
+                 for n in kernel.arg_names}
+    built = compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32), {"num_warps": warps})
+    assert len(built.asm["cubin"])
+    return built
+
+for on in (False, True):
+    build(ours._forward_kernel, dict(SHIFT=on, STARTS=on, KEEP=on))
+    build(ours._backward_kernel, dict(SHIFT=on, STARTS=on, GRAD_Y=True, GRAD_FINAL=on))
+print("compiled")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4, 16, 24, 64])
+def test_compiles_for_a_gpu_without_one(size: int, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", COMPILE, str(size)], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "compiled" in result.stdout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_by_itself() -> None:
+    code = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch, cases
+from srwm_rl import srwm_scan
+for size in (4, 8, 16, 24, 32, 64):
+    case = cases.make_case(200, 3, 2, size)
+    truth = cases.results(case, "reference", torch.float64)
+    case = cases.Case(*(t if t is None else t.cuda() for t in case))
+    ours = {name: value.cpu() for name, value in cases.results(case, "triton", torch.float32).items()}
+    errors = cases.relative_errors(ours, truth)
+    assert max(errors.values()) < 1e-4, (size, errors)
+    again = cases.results(case, "triton", torch.float32)
+    assert all(torch.equal(value, again[name].cpu()) for name, value in ours.items()), "not deterministic"
+x = torch.randn(8, 4, 2, 16, device="cuda").softmax(-1)
+weight = torch.randn(2, 16, 52, device="cuda") / 4
+side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+with torch.cuda.stream(side):
+    srwm_scan(x, weight)
+torch.cuda.synchronize()
+with torch.cuda.graph(graph):
+    y, _ = srwm_scan(x, weight)
+graph.replay()
+torch.testing.assert_close(y, srwm_scan(x, weight, backend="reference")[0])
+"""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    here = str(Path(__file__).parent)
+    result = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
