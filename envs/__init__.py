@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from srwm_rl.envs.levels_vec_env import LevelsVecEnv
     from srwm_rl.envs.make import (
         EnvSpec,
-        is_solvable,
         list_envs,
         make_batch_env,
         make_levels_env,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     )
     from srwm_rl.envs.procgen import ProcgenBatch
     from srwm_rl.envs.procgen_games import GAMES, MODE_GAMES, PRESETS
-    from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION, normalized_return
+    from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION
     from srwm_rl.envs.registration import register_envs
     from srwm_rl.envs.tasks import TASKS, BanditBatch, RecallBatch
     from srwm_rl.envs.vec_env import BatchVecEnv, ProcgenVecEnv
@@ -38,7 +37,6 @@ _MODULES = {
     "levels_vec_env": ("LevelsVecEnv",),
     "make": (
         "EnvSpec",
-        "is_solvable",
         "list_envs",
         "make_batch_env",
         "make_levels_env",
@@ -48,7 +46,7 @@ _MODULES = {
     ),
     "procgen": ("ProcgenBatch",),
     "procgen_games": ("GAMES", "MODE_GAMES", "PRESETS"),
-    "procgen_scores": ("PROCGEN_NORMALIZATION", "normalized_return"),
+    "procgen_scores": ("PROCGEN_NORMALIZATION",),
     "registration": ("register_envs",),
     "tasks": ("TASKS", "BanditBatch", "RecallBatch"),
     "vec_env": ("BatchVecEnv", "ProcgenVecEnv"),
@@ -75,12 +73,10 @@ __all__ = [
     "ProcgenVecEnv",
     "RecallBatch",
     "VecMemoryInputs",
-    "is_solvable",
     "list_envs",
     "make_batch_env",
     "make_levels_env",
     "make_vec_env",
-    "normalized_return",
     "normalizer",
     "register_envs",
     "resolve",

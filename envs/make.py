@@ -17,7 +17,7 @@ from srwm_rl.envs.procgen_games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_
 from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION
 from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
 from srwm_rl.envs.tasks import TASKS
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -111,24 +111,18 @@ def make_batch_env(
     if spec.kind == "procgen":
         from srwm_rl.envs.procgen import ProcgenBatch
 
-        _check_kwargs(env, kwargs, {*SETTINGS, *OPTIONS})
+        check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
     if mode != "easy":
         raise UserError(f"mode {mode!r} is for ProcGen games; {spec.names[0]} has no modes, leave it out")
     if spec.kind == "task":
         task: Any = TASKS[spec.names[0]]
-        _check_kwargs(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
+        check_settings(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
         made: BatchEnv = task(n_envs, levels, seed, **kwargs)
         return made
     from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 
     return GymnasiumBatch(spec.names[0], n_envs, levels, seed, env_kwargs=kwargs)
-
-
-def _check_kwargs(env: str, kwargs: dict[str, Any], known: set[str]) -> None:
-    for name in kwargs:
-        if name not in known:
-            raise UserError(f"{env} has no setting {name!r}{did_you_mean(str(name), known)}")
 
 
 def make_vec_env(
@@ -177,12 +171,6 @@ def _with_inputs(venv: VecEnv, inputs: MemoryInputs, reward_clip: float | None) 
     from srwm_rl.envs.inputs import VecMemoryInputs
 
     return VecMemoryInputs(venv, inputs, reward_clip) if inputs else venv
-
-
-def is_solvable(env: str) -> bool:
-    """Tell whether the environment says of an episode whether it was solved."""
-    spec = resolve(env)
-    return spec.kind == "procgen" or (spec.kind == "task" and TASKS[spec.names[0]].solvable)
 
 
 def normalizer(

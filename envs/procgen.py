@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -265,8 +264,9 @@ class ProcgenBatch(BatchEnv):
 
 
 def _procgen_class() -> Any:
-    """Import ProcGen without the four lines that the old `gym`, which it pulls in, prints to stderr."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    # Here: not every platform has ProcGen. Its import leaves a file open, which a strict Python reports.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
         from procgen import ProcgenGym3Env
     return ProcgenGym3Env
 

@@ -44,9 +44,3 @@ PROCGEN_NORMALIZATION: dict[str, dict[str, tuple[float, float]]] = {
 
 Source: https://github.com/openai/train-procgen/blob/master/train_procgen/constants.py
 """
-
-
-def normalized_return(game: str, mode: str, ret: float) -> float | None:
-    """Return `(ret - min) / (max - min)`, or None where no range is published (memory, extreme, exploration)."""
-    bounds = PROCGEN_NORMALIZATION.get(mode, {}).get(game)
-    return None if bounds is None else (ret - bounds[0]) / (bounds[1] - bounds[0])

@@ -12,7 +12,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings
 
 # Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
@@ -203,9 +203,8 @@ def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
 
 def _check_cnn(settings: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(ImpalaCNN).parameters if name not in ("shape", "channels_first")]
+    check_settings("the encoder's cnn", settings, known)
     for name, value in settings.items():
-        if name not in known:
-            raise UserError(f"the encoder's cnn has no setting {name!r}{did_you_mean(name, known)}")
         if name == "channels":
             _check_widths("cnn channels", value)
         elif name != "scale":

@@ -13,6 +13,14 @@ class UserError(ValueError):
     """
 
 
+def check_settings(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` that names the first setting `owner` does not have, and the nearest one it has."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise UserError(f"{owner} has no setting {name!r}{did_you_mean(str(name), names)}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the nearest known name, or the list of known names when none is near."""
     names = sorted(known)

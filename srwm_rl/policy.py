@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from srwm_rl.cores import Core, make_core
 from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -100,9 +100,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
         self.parts = parts_of(observation_space)
         known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
-        for name in encoder_kwargs or {}:
-            if name not in known:
-                raise UserError(f"the encoder has no setting {name!r}{did_you_mean(name, known)}")
+        check_settings("the encoder", encoder_kwargs or {}, known)
         self.encoder_kwargs = {
             name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
         }

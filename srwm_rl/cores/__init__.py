@@ -10,7 +10,7 @@ from srwm_rl.cores.base import Core
 from srwm_rl.cores.feedforward import FeedForwardCore
 from srwm_rl.cores.lstm import LSTMCore
 from srwm_rl.cores.srwm import SRWMCore
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 __all__ = ["Core", "core_names", "make_core", "register_core"]
 
@@ -55,9 +55,8 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
     if name not in _CORES:
         raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
     known = [p for p in inspect.signature(_CORES[name]).parameters if p != "input_size"]
+    check_settings(f"core {name!r}", settings, known)
     for setting, value in settings.items():
-        if setting not in known:
-            raise UserError(f"core {name!r} has no setting {setting!r}{did_you_mean(setting, known)}")
         if setting in _COUNTS and value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"core {name!r}: {setting} must be a whole number of at least 1, not {value!r}")
     return _CORES[name](input_size, **settings)

@@ -77,3 +77,11 @@ def test_step_embedding_tells_early_and_late_steps_apart() -> None:
 def test_unreadable_spaces_are_named() -> None:
     with pytest.raises(UserError, match=r"'t' is a Text space"):
         parts_of(spaces.Dict(t=spaces.Text(3)))
+
+
+def test_the_encoder_says_what_it_is() -> None:
+    frames = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256"
+    both = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
+    assert Encoder(both, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
+    assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"
