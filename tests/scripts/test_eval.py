@@ -116,6 +116,8 @@ def test_several_games_have_a_row_each_and_one_together(call: Any, two_games: Pa
         assert [row["levels"] for row in rows] == [4, 2, 2]
         assert rows[0]["return"]["mean"] == pytest.approx(np.mean([row["return"]["mean"] for row in rows[1:]]))
         assert rows[0]["normalized"] == pytest.approx(np.mean([row["normalized"] for row in rows[1:]]))
+        for row, (low, high) in zip(rows[1:], ((-1.5, 32.4), (2.5, 64.0)), strict=True):  # the published easy ranges
+            assert row["normalized"] == pytest.approx((row["return"]["mean"] - low) / (high - low))
     assert result["mode"] == "easy"
 
 
