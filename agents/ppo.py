@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
-from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
 from srwm_rl.policy import SRWMPolicy
-
-SelfPPO = TypeVar("SelfPPO", bound="PPO")
 
 
 class PPOTerms(NamedTuple):
@@ -59,7 +53,7 @@ def ppo_terms(
     return PPOTerms(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
 
 
-class PPO(OnPolicyAlgorithm):
+class PPO(RecurrentAlgorithm):
     """PPO for policies with a memory, trained on whole unrolls with back-propagation through the core.
 
     Differences from `sb3_contrib.RecurrentPPO`: a rollout keeps only the core states with which its sequences begin;
@@ -82,10 +76,6 @@ class PPO(OnPolicyAlgorithm):
         UserError: counts or coefficients out of range, a batch that holds no whole sequence.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
-        ("SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"), SRWMPolicy
-    )
-    policy: SRWMPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
 
     def __init__(
@@ -137,46 +127,28 @@ class PPO(OnPolicyAlgorithm):
             seed=seed,
             device=device,
             _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            supported_action_spaces=ACTION_SPACES,
         )
         self.batch_size, self.n_epochs, self.target_kl = batch_size, n_epochs, target_kl
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.sequence_length, self.bptt, self.frames_at_once = sequence_length, bptt, frames_at_once
-        self._core_state: Tensor | None = None  # [L, B, S]
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_settings()
-        super()._setup_model()
-        self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
-
-    def _check_settings(self) -> None:
         counts = ("n_steps", "n_epochs", "batch_size", "sequence_length", "bptt", "frames_at_once")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
-                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
+        self._check_settings(counts, ("gamma", "gae_lambda"))
         length = self.sequence_length or self.n_steps
         if self.batch_size is not None and self.batch_size < length:
             raise UserError(
                 f"batch_size {self.batch_size} holds no whole sequence of {length} steps; "
                 f"use a multiple of {length}, or a smaller sequence_length"
             )
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
-        parts_of(env.observation_space)  # raises for spaces the policy cannot read
-        if isinstance(env, VecEnv):
-            return env
-        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
+        super()._setup_model()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -192,21 +164,19 @@ class PPO(OnPolicyAlgorithm):
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
         self.policy.set_training_mode(False)
-        if self._core_state is None or self._core_state.shape[1] != env.num_envs:
-            self._core_state = self.policy.initial_state(env.num_envs)
+        core_state = self._state_of(env)
         rollout_buffer.reset()
         callback.on_rollout_start()
         while not rollout_buffer.full:
-            began_with = self._core_state
             with torch.no_grad():
-                step = self.policy.act(self._obs_tensor(self._last_obs), began_with, self._starts_tensor())
+                step = self.policy.act(self._obs_tensor(self._last_obs), core_state, self._starts_tensor())
             new_obs, rewards, dones, infos = env.step(self._env_actions(step.actions))
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            rewards = self._bootstrap_truncated(rewards, dones, infos, step.values, step.core_state)
+            rewards = self._bootstrap_truncated(self.policy, rewards, dones, infos, step.values, step.core_state)
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 step.actions,
@@ -214,71 +184,19 @@ class PPO(OnPolicyAlgorithm):
                 self._last_episode_starts,  # type: ignore[arg-type]
                 step.values,
                 step.log_probs,
-                began_with,
+                core_state,
             )
-            self._last_obs, self._last_episode_starts, self._core_state = new_obs, dones, step.core_state  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._core_state = core_state = step.core_state
         with torch.no_grad():
-            last = self.policy.act(self._obs_tensor(self._last_obs), self._core_state, self._starts_tensor())
+            last = self.policy.act(self._obs_tensor(self._last_obs), core_state, self._starts_tensor())
         rollout_buffer.compute_returns_and_advantage(last.values, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _obs_tensor(self, obs: Any) -> Tensor | dict[str, Tensor]:
-        return obs_as_tensor(obs, self.device)
-
     def _starts_tensor(self) -> Tensor:
         return torch.as_tensor(self._last_episode_starts, device=self.device)
-
-    def _env_actions(self, actions: Tensor) -> np.ndarray:
-        array: np.ndarray = actions.cpu().numpy()
-        if isinstance(self.action_space, spaces.Box):
-            # A Gaussian is unbounded; the buffer keeps what was sampled, the environment gets what it can take.
-            array = np.clip(array, self.action_space.low, self.action_space.high)
-        return array
-
-    def _bootstrap_truncated(
-        self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], values: Tensor, core_state: Tensor
-    ) -> np.ndarray:
-        """Add the discounted value of its last state to the reward of every episode that was cut short.
-
-        The core state is the one after step t, not yet reset. An environment that cannot show its last observation
-        (ProcGen) lends the value of the step before.
-        """
-        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
-        if not cut:
-            return rewards
-        rewards = rewards.astype(np.float32, copy=True)
-        shown = [i for i in cut if infos[i].get("terminal_observation") is not None]
-        for i in set(cut) - set(shown):
-            rewards[i] += self.gamma * values[i].item()
-        if shown:
-            last = [infos[i]["terminal_observation"] for i in shown]
-            obs = (
-                {k: np.stack([each[k] for each in last]) for k in last[0]}
-                if isinstance(last[0], dict)
-                else np.stack(last)
-            )
-            with torch.no_grad():
-                no_starts = torch.zeros(len(shown), device=self.device)
-                step = self.policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
-            rewards[shown] += self.gamma * step.values.cpu().numpy()
-        return rewards
-
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        for info in infos if dones is None else (infos[i] for i in np.flatnonzero(dones)):
-            if "game" in info and "episode" in info:
-                info["episode"]["game"] = info["game"]
-        super()._update_info_buffer(infos, dones)
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Write the log: SB3's tags, and where several games are played the mean return of each."""
-        episodes = [each for each in self.ep_info_buffer or () if "game" in each]
-        games = sorted({each["game"] for each in episodes})
-        for game in games if len(games) > 1 else ():
-            returns = [each["r"] for each in episodes if each["game"] == game]
-            self.logger.record(f"rollout/{game}/ep_rew_mean", float(np.mean(returns)))
-        super().dump_logs(iteration)
 
     def train(self) -> None:
         """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""
@@ -316,7 +234,7 @@ class PPO(OnPolicyAlgorithm):
         advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
         mean, scale = advantages.mean(), advantages.std() + 1e-8
         normalize = self.normalize_advantage and advantages.numel() > 1
-        groups = np.array_split(minibatch, -(-len(minibatch) // self._sequences_at_once()))
+        groups = np.array_split(minibatch, self._n_groups(len(minibatch)))
         self.policy.optimizer.zero_grad()
         total: PPOTerms | None = None
         for group in groups:
@@ -333,15 +251,14 @@ class PPO(OnPolicyAlgorithm):
         assert total is not None
         return total, torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
 
-    def _sequences_at_once(self) -> int:
-        if not self.policy.features_extractor.images:
-            return self.rollout_buffer.n_sequences
-        return max(1, self.frames_at_once // self.rollout_buffer.sequence_length)
+    def _n_groups(self, n_sequences: int) -> int:
+        at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)
+        return 1 if at_once is None else -(-n_sequences // at_once)
 
     def _log_training(self, means: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
         loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]
         buffer = self.rollout_buffer
-        record = {
+        record: dict[str, float | None] = {
             "entropy_loss": -means["entropy"],
             "policy_gradient_loss": means["policy_loss"],
             "value_loss": means["value_loss"],
@@ -356,23 +273,4 @@ class PPO(OnPolicyAlgorithm):
         }
         if clip_range_vf is not None:
             record["clip_range_vf"] = clip_range_vf
-        if hasattr(self.policy, "log_std"):
-            record["std"] = self.policy.log_std.exp().mean().item()
-        for name, value in record.items():
-            self.logger.record(f"train/{name}", value)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def learn(
-        self: SelfPPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "PPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfPPO:
-        """Train for `total_timesteps` environment steps; arguments as in SB3."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_core_state"]
+        self._record(record)

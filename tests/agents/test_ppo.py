@@ -159,7 +159,9 @@ def test_truncation_without_a_last_observation_borrows_the_value_before() -> Non
     rewards = np.ones(2, np.float32)
     infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}]
     values = torch.tensor([10.0, 10.0])
-    result = model._bootstrap_truncated(rewards, np.ones(2, bool), infos, values, model.policy.initial_state(2))
+    result = model._bootstrap_truncated(
+        model.policy, rewards, np.ones(2, bool), infos, values, model.policy.initial_state(2)
+    )
     assert result.tolist() == pytest.approx([1 + model.gamma * 10, 1])
 
 

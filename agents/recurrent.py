@@ -1,0 +1,161 @@
+"""What PPO and IMPALA share: SB3's border, acting with a memory, truncated episodes, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
+
+from srwm_rl.encoders import parts_of
+from srwm_rl.errors import UserError
+from srwm_rl.policy import SRWMPolicy
+
+SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
+ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class RecurrentAlgorithm(OnPolicyAlgorithm):
+    """An SB3 on-policy algorithm whose policy is an `SRWMPolicy`; a subclass collects and learns.
+
+    Attributes:
+        frames_at_once: image frames whose activations are held at once while learning.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
+        ("SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"), SRWMPolicy
+    )
+    policy: SRWMPolicy
+    frames_at_once: int
+    _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold beyond weights, optimizer, counters, generators and environments."""
+        return {}
+
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `extra_state` returned."""
+
+    def _check_settings(self, counts: Iterable[str], fractions: Iterable[str]) -> None:
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in fractions:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
+        parts_of(env.observation_space)  # raises for spaces the policy cannot read
+        if isinstance(env, VecEnv):
+            return env
+        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
+
+    def _state_of(self, env: VecEnv) -> Tensor:
+        """Return the core state `[L, B, S]` with which the next step begins."""
+        if self._core_state is None or self._core_state.shape[1] != env.num_envs:
+            self._core_state = self.policy.initial_state(env.num_envs)
+        return self._core_state
+
+    def _obs_tensor(self, obs: Any) -> Tensor | dict[str, Tensor]:
+        return obs_as_tensor(obs, self.device)
+
+    def _env_actions(self, actions: Tensor) -> np.ndarray:
+        array: np.ndarray = actions.cpu().numpy()
+        if isinstance(self.action_space, spaces.Box):
+            # A Gaussian is unbounded; the buffer keeps what was sampled, the environment gets what it can take.
+            array = np.clip(array, self.action_space.low, self.action_space.high)
+        return array
+
+    def _bootstrap_truncated(
+        self,
+        policy: SRWMPolicy,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        values: Tensor,
+        core_state: Tensor,
+    ) -> np.ndarray:
+        """Add the discounted value of its last state to the reward of every episode that was cut short.
+
+        The core state is the one after step t, not yet reset. An environment that cannot show its last observation
+        (ProcGen) lends the value of the step before.
+        """
+        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        if not cut:
+            return rewards
+        rewards = rewards.astype(np.float32, copy=True)
+        shown = [i for i in cut if infos[i].get("terminal_observation") is not None]
+        for i in set(cut) - set(shown):
+            rewards[i] += self.gamma * values[i].item()
+        if shown:
+            obs = stack_obs([infos[i]["terminal_observation"] for i in shown])
+            with torch.no_grad():
+                no_starts = torch.zeros(len(shown), device=self.device)
+                step = policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
+            rewards[shown] += self.gamma * step.values.cpu().numpy()
+        return rewards
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        for info in infos if dones is None else (infos[i] for i in np.flatnonzero(dones)):
+            if "game" in info and "episode" in info:
+                info["episode"]["game"] = info["game"]
+        super()._update_info_buffer(infos, dones)
+
+    def _sequences_at_once(self, sequence_length: int) -> int | None:
+        """Return how many sequences go through the network at once; None: all, where there are no images."""
+        if not self.policy.features_extractor.images:
+            return None
+        return max(1, self.frames_at_once // sequence_length)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write the log: SB3's tags, and where several games are played the mean return of each."""
+        episodes = [each for each in self.ep_info_buffer or () if "game" in each]
+        games = sorted({each["game"] for each in episodes})
+        for game in games if len(games) > 1 else ():
+            returns = [each["r"] for each in episodes if each["game"] == game]
+            self.logger.record(f"rollout/{game}/ep_rew_mean", float(np.mean(returns)))
+        super().dump_logs(iteration)
+
+    def _record(self, values: dict[str, float | None]) -> None:
+        """Log a training step's means under `train/`, with what SB3 logs beside them."""
+        if hasattr(self.policy, "log_std"):
+            values = {**values, "std": self.policy.log_std.exp().mean().item()}
+        for name, value in values.items():
+            if value is not None:
+                self.logger.record(f"train/{name}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self: SelfRecurrent,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrent:
+        """Train for `total_timesteps` environment steps; arguments as in SB3."""
+        name = tb_log_name or type(self).__name__
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_core_state"]
+
+
+def stack_obs(observations: list[Any]) -> Any:
+    """Join single observations into a batch `[B, ...]`; dicts key by key."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([each[key] for each in observations]) for key in observations[0]}
+    return np.stack(observations)
