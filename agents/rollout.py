@@ -65,20 +65,13 @@ class SequenceRolloutBuffer:
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         shape = (buffer_size, n_envs)
-        if isinstance(observation_space, spaces.Dict):
-            self.observations: Obs = {k: self._storage(shape, s) for k, s in observation_space.spaces.items()}
-        else:
-            self.observations = self._storage(shape, observation_space)
-        self.actions = self._storage(shape, action_space)
+        self.observations = obs_storage(shape, observation_space, self.device)
+        self.actions = storage(shape, action_space, self.device)
         self.rewards, self.values, self.log_probs, self.episode_starts, self.advantages, self.returns = (
             torch.zeros(shape, device=self.device) for _ in range(6)
         )
         self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
         self.pos = 0
-
-    def _storage(self, shape: tuple[int, int], space: spaces.Space[Any]) -> Tensor:
-        dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
-        return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=self.device)
 
     def reset(self) -> None:
         """Forget the rollout; the memory is kept."""
@@ -108,12 +101,7 @@ class SequenceRolloutBuffer:
         t = self.pos
         if t % self.sequence_length == 0:
             self.core_states.append(core_state.clone())
-        if isinstance(self.observations, dict):
-            assert isinstance(obs, dict)
-            for key, storage in self.observations.items():
-                storage[t].copy_(torch.from_numpy(obs[key]))
-        else:
-            self.observations[t].copy_(torch.as_tensor(obs))
+        store(self.observations, t, obs)
         self.actions[t].copy_(actions.view_as(self.actions[t]))
         self.rewards[t].copy_(torch.from_numpy(rewards))
         self.episode_starts[t].copy_(torch.from_numpy(episode_starts))
@@ -174,3 +162,26 @@ class SequenceRolloutBuffer:
             return stored[:, torch.as_tensor(envs, device=self.device)]
         parts = [stored[c * length : (c + 1) * length, e] for c, e in zip(chunks, envs, strict=True)]
         return torch.stack(parts, dim=1)
+
+
+def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Tensor:
+    """Return zeros `[T, B, *space.shape]` of the type in which the environment gives them."""
+    dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
+    return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=device)
+
+
+def obs_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Obs:
+    """Return zeros for the observations of a rollout; a dict for a Dict space."""
+    if isinstance(space, spaces.Dict):
+        return {key: storage(shape, each, device) for key, each in space.spaces.items()}
+    return storage(shape, space, device)
+
+
+def store(stored: Obs, t: int, obs: np.ndarray | dict[str, np.ndarray]) -> None:
+    """Copy step t's observations `[B, ...]` into `[T, B, ...]`."""
+    if isinstance(stored, dict):
+        assert isinstance(obs, dict)
+        for key, each in stored.items():
+            each[t].copy_(torch.from_numpy(obs[key]))
+    else:
+        stored[t].copy_(torch.as_tensor(obs))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from srwm_rl.agents.ppo import PPO
+from srwm_rl.agents.recurrent import RecurrentAlgorithm
 from srwm_rl.errors import UserError
 from srwm_rl.saved import load_policy_arrays, policy_arrays
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 
 
-def capture_state(model: PPO) -> dict[str, Any]:
+def capture_state(model: RecurrentAlgorithm) -> dict[str, Any]:
     """Return the run's state between two updates: weights, optimizer, counters, generators, environments, memory.
 
     `"environments"` is None where the environments cannot tell their state; a run resumed from there is not exact.
@@ -32,11 +32,12 @@ def capture_state(model: PPO) -> dict[str, Any]:
         "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
         "episode_starts": np.copy(model._last_episode_starts),  # type: ignore[arg-type]
         "episodes": [dict(each) for each in model.ep_info_buffer or ()],
+        "extra": model.extra_state(),
         "successes": [bool(each) for each in model.ep_success_buffer or ()],
     }
 
 
-def restore_state(model: PPO, state: dict[str, Any], source: str) -> bool:
+def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str) -> bool:
     """Put a captured state back into a model built with the same settings.
 
     Returns:
@@ -51,6 +52,7 @@ def restore_state(model: PPO, state: dict[str, Any], source: str) -> bool:
         setattr(model, name, state["counters"][name])
     window = model._stats_window_size
     model.ep_info_buffer, model.ep_success_buffer = deque(state["episodes"], window), deque(state["successes"], window)
+    model.restore_extra_state(state.get("extra", {}))
     exact = state["environments"] is not None and hasattr(model.env, "set_state")
     if exact:
         model.env.set_state(state["environments"])  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srwm_rl.envs.batch import BatchEnv, BatchStep
+    from srwm_rl.envs.groups import GroupedVecEnv
     from srwm_rl.envs.gym_envs import BatchGymEnv, BatchGymVectorEnv
     from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
     from srwm_rl.envs.inputs import VecMemoryInputs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "batch": ("BatchEnv", "BatchStep"),
     "gym_envs": ("BatchGymEnv", "BatchGymVectorEnv"),
+    "groups": ("GroupedVecEnv",),
     "gymnasium_batch": ("GymnasiumBatch",),
     "inputs": ("VecMemoryInputs",),
     "levels": ("LevelRange",),
@@ -66,6 +68,7 @@ __all__ = [
     "BatchStep",
     "BatchVecEnv",
     "EnvSpec",
+    "GroupedVecEnv",
     "GymnasiumBatch",
     "LevelRange",
     "LevelsVecEnv",

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from srwm_rl.envs.batch import Observation, State
-from srwm_rl.envs.vec_env import check_arrays
+from srwm_rl.envs.vec_env import Step, check_arrays
+from srwm_rl.errors import UserError
 
 
 class VecNormalizeReward(VecNormalize):
@@ -65,3 +66,34 @@ class VecNormalizeReward(VecNormalize):
 
     def _moments(self) -> npt.NDArray[np.float64]:
         return np.array([self.ret_rms.mean, self.ret_rms.var, self.ret_rms.count], np.float64)
+
+
+class VecClipReward(VecEnvWrapper):
+    """Clip the rewards that the trainer learns from to +- a bound, as the paper's RL code does with 1.
+
+    Infos keep the raw returns. Put it outside of `VecMemoryInputs`, which clips what the agent sees for itself.
+
+    Args:
+        venv: The environments.
+        bound: Above 0.
+
+    Raises:
+        UserError: If the bound is not above 0.
+    """
+
+    venv: VecEnv
+
+    def __init__(self, venv: VecEnv, bound: float = 1.0) -> None:
+        if not bound > 0:
+            raise UserError(f"rewards can be clipped to a bound above 0, not to {bound!r}")
+        super().__init__(venv)
+        self.bound = bound
+
+    def reset(self) -> Observation:
+        """Start new episodes everywhere and return their first observations."""
+        return self.venv.reset()  # type: ignore[return-value]
+
+    def step_wait(self) -> Step:
+        """Act, and return observations, clipped rewards, dones and infos."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return obs, np.clip(rewards, -self.bound, self.bound), dones, infos  # type: ignore[return-value]

@@ -11,21 +11,21 @@ from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config import TrainConfig
 
 if TYPE_CHECKING:
-    from srwm_rl.agents import PPO
     from srwm_rl.agents.metrics import MetricsFile
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 FORMAT = 1
 PRIVATE = ("log_folder", "resume")  # settings that say where on whose disk: no part of a model that may be shared
 
 
-def capture(model: PPO, metrics: MetricsFile) -> dict[str, Any]:
+def capture(model: RecurrentAlgorithm, metrics: MetricsFile) -> dict[str, Any]:
     """Return the run's whole state, the place in its metrics included."""
     from srwm_rl.agents.state import capture_state
 
     return {**capture_state(model), "metrics": metrics.position, "log": _pending(model)}
 
 
-def _pending(model: PPO) -> dict[str, Any]:
+def _pending(model: RecurrentAlgorithm) -> dict[str, Any]:
     # SB3 writes what an update logged only after the next rollout; a run taken up in between would lose it.
     log = model.logger
     return {
@@ -34,7 +34,7 @@ def _pending(model: PPO) -> dict[str, Any]:
     }
 
 
-def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> None:
+def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[str, Any]) -> None:
     """Write the run's checkpoint and, of the same moment, its model; a full disk costs a warning, not the run."""
     from srwm_rl.files import pack, write_file
     from srwm_rl.saved import save_model
@@ -50,7 +50,7 @@ def save(run: Run, model: PPO, config: TrainConfig, state: dict[str, Any]) -> No
         warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training goes on")
 
 
-def restore(model: PPO, run: Run, metrics: MetricsFile) -> dict[str, Any]:
+def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile) -> dict[str, Any]:
     """Take up the run where its newest intact checkpoint was taken; say what is lost or not exact.
 
     Returns:
@@ -79,5 +79,7 @@ def restore(model: PPO, run: Run, metrics: MetricsFile) -> dict[str, Any]:
     state = unpack(arrays, meta["state"])
     if not restore_state(model, state, str(path)):
         warn(f"{model.env.__class__.__name__} cannot tell its state: the weights go on, the episodes start anew")
+    if not getattr(model, "synchronous", True):
+        warn("learning overlaps playing: the run goes on, but not exactly as if never stopped (--synchronous does)")
     metrics.cut(state["metrics"])
     return dict(state.get("log", {}))

@@ -21,12 +21,12 @@ class TrainConfig:
     """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit); any Gymnasium id. See --env-list."""
     core: str = "srwm"
     """The agent's memory: srwm, lstm or feedforward."""
-    algo: Literal["ppo"] = "ppo"
-    """The trainer."""
+    algo: Literal["ppo", "impala"] = "ppo"
+    """The trainer: ppo, or impala, which learns while it plays on (V-trace corrects for that)."""
     n_timesteps: Annotated[int, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all."""
     preset: str | None = None
-    """A set of defaults for a purpose (quickstart, demo); other options override it."""
+    """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
     resume: str | None = None
     """Go on with this run folder; only -n may be given a new value."""
     dry_run: bool = False
@@ -50,6 +50,8 @@ class TrainConfig:
     """Clip the previous reward that the core is shown to +- this; 0: no clipping."""
     normalize_reward: bool = True
     """Train on rewards divided by the running deviation of the return."""
+    loss_reward_clip: float = 0.0
+    """Train on rewards clipped to +- this, as the paper does with 1; 0: no clipping."""
 
     core_kwargs: tuple[str, ...] = ()
     """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper."""
@@ -57,7 +59,11 @@ class TrainConfig:
     """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
 
     learning_rate: float = 5e-4
-    """Adam's step size."""
+    """The optimizer's step size."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Default: adam for ppo, rmsprop for impala."""
+    rms_prop_eps: float = 0.01
+    """RMSProp's epsilon; impala's loss is a sum over the batch, as published."""
     lr_decay: Literal["none", "linear"] = "none"
     """Lower the learning rate linearly to 0 over the run, or not."""
     n_steps: int = 256
@@ -84,6 +90,16 @@ class TrainConfig:
     """Gradient norm above which the gradient is scaled down."""
     target_kl: float | None = None
     """Stop an update early above this divergence; None: never."""
+    vtrace_lambda: float = 1.0
+    """V-trace's lambda (impala)."""
+    rho_clip: float = 1.0
+    """V-trace's bound on the probability ratio in targets and policy gradient (impala); 0: none."""
+    c_clip: float = 1.0
+    """V-trace's bound on the ratio in the trace (impala); 0: none."""
+    synchronous: bool = False
+    """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact."""
+    n_groups: int | None = None
+    """Groups of environments (impala): one acts while the others step. None: two, if the environments divide."""
 
     seed: int = 0
     """Of weights, actions and environments."""
@@ -103,7 +119,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "save_freq"):
             _at_least_one(name, getattr(self, name))
-        for name in ("sequence_length", "bptt", "n_threads"):
+        for name in ("sequence_length", "bptt", "n_threads", "n_groups"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
         for name, low, high in RANGES:
@@ -112,6 +128,12 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} must lie in [{low:g}, {high:g}], not {value:g}")
         for name in ("env_kwargs", "core_kwargs", "encoder_kwargs"):
             pairs(getattr(self, name), name)
+        if self.normalize_reward and self.loss_reward_clip:
+            raise UserError("--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out")
+        for algo, names in ONLY.items():
+            for field in fields(self):
+                if field.name in names and algo != self.algo and getattr(self, field.name) != field.default:
+                    raise UserError(f"--{field.name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types."""
@@ -138,6 +160,11 @@ class TrainConfig:
         return cls(**settings)
 
 
+# What only one trainer has.
+ONLY = {
+    "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
+    "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous", "n_groups"),
+}
 RANGES = (
     ("gamma", 0.0, 1.0),
     ("gae_lambda", 0.0, 1.0),
@@ -147,6 +174,11 @@ RANGES = (
     ("vf_coef", 0.0, 1e3),
     ("max_grad_norm", 0.0, 1e9),
     ("reward_clip", 0.0, 1e9),
+    ("loss_reward_clip", 0.0, 1e9),
+    ("vtrace_lambda", 0.0, 1.0),
+    ("rho_clip", 0.0, 1e9),
+    ("c_clip", 0.0, 1e9),
+    ("rms_prop_eps", 0.0, 1e3),
     ("target_kl", 0.0, 1e3),
     ("seed", 0, 2**31 - 1),
 )
@@ -190,7 +222,35 @@ KINDS: dict[str, dict[str, Any]] = {
         "core_kwargs": ("hidden_size:64", "n_layers:1"),
     },
 }
+# IMPALA learns from every step once: shorter unrolls, and the optimizer, bounds and rates of the published setting.
+IMPALA: dict[str, Any] = {
+    "algo": "impala",
+    "optimizer": "rmsprop",
+    "learning_rate": 6e-4,
+    "lr_decay": "linear",
+    "max_grad_norm": 40.0,
+    "gamma": 0.99,
+    "n_epochs": TrainConfig.n_epochs,
+}
+IMPALA_KINDS: dict[str, dict[str, Any]] = {
+    "procgen": {**IMPALA, "n_steps": 50, "batch_size": 1600},
+    "task": {**IMPALA, "n_steps": 16, "batch_size": 256},
+    "gymnasium": {**IMPALA, "n_steps": 32, "batch_size": 256},
+}
+# IDSIA/modern-srwm, reinforcement_learning/README.md and torchbeast_procgen: the published RL agent and its training.
+_PAPER: dict[str, Any] = {
+    **IMPALA,
+    "n_timesteps": 50_000_000,
+    "n_envs": 48,
+    "n_steps": 50,
+    "batch_size": 32 * 50,
+    "inputs": ("reward",),
+    "normalize_reward": False,
+    "loss_reward_clip": 1.0,
+}
 PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {**_PAPER, "env": "paper6"},
+    "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
     "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
     "demo": {
         "env": "coinrun",
@@ -205,8 +265,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def defaults(env: str | None, preset: str | None, core: str | None = None) -> TrainConfig:
-    """Return the defaults for a kind of environment, a preset and a core.
+PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # those that have a published variant
+
+
+def defaults(env: str | None, preset: str | None, core: str | None = None, algo: str | None = None) -> TrainConfig:
+    """Return the defaults for a kind of environment, a preset, a core and a trainer.
 
     Raises:
         UserError: an unknown preset or environment.
@@ -217,7 +280,14 @@ def defaults(env: str | None, preset: str | None, core: str | None = None) -> Tr
     env = env or chosen.get("env", TrainConfig.env)
     from srwm_rl.envs.make import resolve
 
-    settings: dict[str, Any] = {**KINDS[resolve(env).kind], **chosen, "env": env, "preset": preset}
+    kind = resolve(env).kind
+    algo = algo or chosen.get("algo", TrainConfig.algo)
+    of_algo = IMPALA_KINDS[kind] if algo == "impala" else {}
+    settings: dict[str, Any] = {**KINDS[kind], **of_algo, **chosen, "env": env, "preset": preset}
+    if chosen.get("algo", algo) != algo:
+        raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")
+    if preset in ("paper", "paper-memory") and (core or TrainConfig.core) in PAPER_CORES:
+        settings["core_kwargs"] = ("variant:paper",)
     if core not in (None, "srwm"):  # the others have no heads
         of_core = settings.get("core_kwargs", ())
         settings["core_kwargs"] = tuple(each for each in of_core if not each.startswith("n_heads:"))

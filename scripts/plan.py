@@ -14,7 +14,7 @@ from srwm_rl.run import Run
 from srwm_rl.scripts.config import TrainConfig
 
 if TYPE_CHECKING:
-    from srwm_rl.agents import PPO
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 
 def run_base(config: TrainConfig) -> Path:
@@ -34,7 +34,7 @@ def run_record(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
+def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> str:
     """Say in a few lines what will be trained."""
     import torch
 
@@ -46,8 +46,6 @@ def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
     core = " ".join((config.core, *config.core_kwargs))
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
     verb = "going on with" if run else "training"
-    per_update = config.n_envs * config.n_steps
-    n_updates = -(-config.n_timesteps // per_update)  # whole rollouts
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     return "\n".join(
         (
@@ -55,8 +53,20 @@ def describe(config: TrainConfig, model: PPO, run: Run | None) -> str:
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {floats:,} floats per environment",
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
-            f"  updates   {n_updates:,} of {config.n_envs} environments x {config.n_steps} steps, "
-            f"{config.n_epochs} epochs of {-(-per_update // config.batch_size)} minibatches",
+            f"  updates   {_updates(config, model)}",
             f"  device    {model.device}{threads}",
         )
     )
+
+
+def _updates(config: TrainConfig, model: RecurrentAlgorithm) -> str:
+    per_rollout = config.n_envs * config.n_steps
+    rollouts = f"{config.n_envs} environments x {config.n_steps} steps"
+    if config.algo == "ppo":
+        return (
+            f"{-(-config.n_timesteps // per_rollout):,} of {rollouts}, "
+            f"{config.n_epochs} epochs of {-(-per_rollout // config.batch_size)} minibatches"
+        )
+    how = "in turn with playing" if config.synchronous else "while the actors play on"
+    n_unrolls = config.batch_size // config.n_steps
+    return f"{config.n_timesteps // config.batch_size:,} of {n_unrolls} unrolls, {how}; {rollouts} at a time"

@@ -11,25 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
 from srwm_rl.run import CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import check_device, parse, peek, warn
-from srwm_rl.scripts.config import TrainConfig, defaults, pairs
+from srwm_rl.scripts.config import ONLY, TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from srwm_rl.agents import PPO
     from srwm_rl.agents.metrics import MetricsFile
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 PROG = "srwm-rl train"
 METRICS = "metrics.jsonl"
 # What a resumed run may be given anew; all else is what makes it that run.
+SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_norm", "bptt", "seed", "device")
 FREE = {"n_timesteps", "resume", "dry_run", "progress", "verbose", "save_freq", "n_threads", "log_folder"}
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     resume = peek(argv, "--resume")
     if resume is not None and not {"-h", "--help"} & set(argv):
         return _resume(argv, resume)
-    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"))
+    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
     config = parse(TrainConfig, argv, PROG, default)
     if config.env_list:
         print(_env_list())
@@ -98,63 +99,95 @@ def _removed_if_empty(run: Run) -> Iterator[Run]:
 
 
 def make_env(config: TrainConfig) -> VecEnv:
-    """Make the training environments: memory inputs inside, reward normalisation outside.
+    """Make the training environments: memory inputs inside, reward scaling outside; in groups for IMPALA.
 
     Raises:
         UserError: settings that do not fit the environment.
     """
+    n_groups = _n_groups(config) if config.algo == "impala" else 1
+    if n_groups == 1:
+        return _make_group(config, config.n_envs, config.seed)
+    from srwm_rl.envs.groups import GroupedVecEnv
+
+    each = config.n_envs // n_groups
+    return GroupedVecEnv([_make_group(config, each, config.seed + i * each) for i in range(n_groups)])
+
+
+def _n_groups(config: TrainConfig) -> int:
+    from srwm_rl.envs.make import resolve
+
+    games = len(resolve(config.env).names)
+    if config.n_groups is None:
+        return 2 if config.n_envs % (2 * games) == 0 else 1
+    if config.n_envs % (config.n_groups * games):
+        of_games = f" of {games} games" if games > 1 else ""
+        raise UserError(
+            f"--n-envs {config.n_envs} cannot be divided evenly into {config.n_groups} groups{of_games}; "
+            f"use a multiple of {config.n_groups * games}, or another --n-groups"
+        )
+    return config.n_groups
+
+
+def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     from srwm_rl.envs.make import make_vec_env
-    from srwm_rl.envs.reward import VecNormalizeReward
+    from srwm_rl.envs.reward import VecClipReward, VecNormalizeReward
 
     env = make_vec_env(
         config.env,
-        config.n_envs,
+        n_envs,
         config.levels,
-        config.seed,
+        seed,
         config.mode,
         pairs(config.env_kwargs, "env_kwargs"),
         config.inputs,
         config.reward_clip or None,
     )
+    if config.loss_reward_clip:
+        return VecClipReward(env, config.loss_reward_clip)
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
 
 
-def make_model(config: TrainConfig, env: VecEnv) -> PPO:
+def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     """Build the trainer and its policy.
 
     Raises:
         UserError: settings that do not fit.
     """
-    from srwm_rl.agents import PPO
+    import torch
+
+    from srwm_rl.agents import IMPALA, PPO
 
     rate = config.learning_rate
-    return PPO(
+    policy_kwargs: dict[str, Any] = {
+        "core": config.core,
+        "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
+        "encoder_kwargs": pairs(config.encoder_kwargs, "encoder_kwargs"),
+    }
+    if config.optimizer == "rmsprop":
+        policy_kwargs |= {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"eps": config.rms_prop_eps}}
+    elif config.algo == "impala":
+        policy_kwargs["optimizer_class"] = torch.optim.Adam
+    shared = {name: getattr(config, name) for name in SHARED}
+    shared |= {
+        "learning_rate": (lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
+        "policy_kwargs": policy_kwargs,
+    }
+    if config.algo == "ppo":
+        return PPO("SRWMPolicy", env, **shared, **{name: getattr(config, name) for name in ONLY["ppo"]})
+    rho_clip = config.rho_clip or None
+    return IMPALA(
         "SRWMPolicy",
         env,
-        learning_rate=(lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
-        n_steps=config.n_steps,
-        batch_size=config.batch_size,
-        n_epochs=config.n_epochs,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        clip_range=config.clip_range,
-        ent_coef=config.ent_coef,
-        vf_coef=config.vf_coef,
-        max_grad_norm=config.max_grad_norm,
-        target_kl=config.target_kl,
-        sequence_length=config.sequence_length,
-        bptt=config.bptt,
-        policy_kwargs={
-            "core": config.core,
-            "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
-            "encoder_kwargs": pairs(config.encoder_kwargs, "encoder_kwargs"),
-        },
-        seed=config.seed,
-        device=config.device,
+        **shared,
+        vtrace_lambda=config.vtrace_lambda,
+        rho_clip=rho_clip,
+        pg_rho_clip=rho_clip,
+        c_clip=config.c_clip or None,
+        synchronous=config.synchronous,
     )
 
 
-def _learn(config: TrainConfig, model: PPO, run: Run, plan: str) -> int:
+def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
 
@@ -187,7 +220,7 @@ def _learn(config: TrainConfig, model: PPO, run: Run, plan: str) -> int:
     return 0
 
 
-def _prepare(config: TrainConfig, model: PPO, run: Run, metrics: MetricsFile) -> None:
+def _prepare(config: TrainConfig, model: RecurrentAlgorithm, run: Run, metrics: MetricsFile) -> None:
     """Take up a resumed run where it was, and open its logs."""
     from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 

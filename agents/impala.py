@@ -1,0 +1,426 @@
+"""IMPALA: actors that run ahead of the learner, corrected by V-trace, as a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from threading import RLock, Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from torch import Tensor
+
+from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
+from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
+from srwm_rl.agents.vtrace import vtrace
+from srwm_rl.errors import UserError
+from srwm_rl.policy import SRWMPolicy
+
+
+class IMPALATerms(NamedTuple):
+    """Sums over steps of what an IMPALA batch adds up."""
+
+    policy_loss: Tensor
+    value_loss: Tensor  # sum of half the squared distances, as in the paper
+    entropy: Tensor
+    rho: Tensor  # learner's over actor's probability of the action taken
+    rho_clipped: Tensor  # how often that ratio was above 1
+
+
+class _Group:
+    """Environments that step together, and the unroll they are in."""
+
+    def __init__(self, env: VecEnv, rows: slice) -> None:
+        self.env, self.rows = env, rows
+        self.stepping: Future[Any] | None = None
+
+    def begin(self, unrolls: Unrolls, obs: Any, starts: np.ndarray, core_state: Tensor) -> None:
+        """Start an unroll where the last one ended."""
+        self.unrolls, self.core_state = unrolls, core_state
+        self.obs = {key: each[self.rows] for key, each in obs.items()} if isinstance(obs, dict) else obs[self.rows]
+        self.starts = starts[self.rows]
+
+
+class IMPALA(RecurrentAlgorithm):
+    """IMPALA for policies with a memory (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561).
+
+    The actors play unrolls of `n_steps` and hand them to the learner, which takes the oldest `batch_size` steps,
+    back-propagates through the whole unroll and publishes its weights; V-trace corrects for the updates in between.
+    While it learns, the actors play on: acting for one group of environments overlaps stepping the others
+    (give a `srwm_rl.envs.GroupedVecEnv` for more than one group). The loss is a *sum* over the batch's steps, as
+    published: `max_grad_norm` and `rms_prop_eps` are in its units.
+
+    Args:
+        policy: `SRWMPolicy` or its name.
+        env: a Gymnasium environment or id, or an SB3 `VecEnv`.
+        n_steps: T, steps per unroll.
+        batch_size: steps the learner takes at once, a multiple of `n_steps`; None: one unroll of every environment.
+        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.vtrace.vtrace`.
+        vf_coef: weight of half the squared value error.
+        rms_prop_alpha, rms_prop_eps: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
+        synchronous: play, then learn, in one thread: the same seed gives the same run.
+        waiting_batches: the actors begin no unroll while so many batches wait for the learner.
+        bptt: cut the gradient through the core's state every so many steps; None: never.
+        frames_at_once: image frames whose activations are held at once; changes memory and nothing else.
+
+    The others are SB3's. Logged beside SB3's tags: `impala/policy_lag` (updates between the start of an unroll and its
+    use, mean and max), `impala/rho_mean`, `impala/rho_clip_fraction`, `impala/waiting` (unrolls in the queue).
+
+    Raises:
+        UserError: counts or coefficients out of range, a batch that is no whole number of unrolls.
+    """
+
+    rollout_buffer: UnrollQueue  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[SRWMPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 6e-4,
+        n_steps: int = 50,
+        batch_size: int | None = None,
+        gamma: float = 0.99,
+        vtrace_lambda: float = 1.0,
+        rho_clip: float | None = 1.0,
+        pg_rho_clip: float | None = 1.0,
+        c_clip: float | None = 1.0,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 40.0,
+        rms_prop_alpha: float = 0.99,
+        rms_prop_eps: float = 0.01,
+        synchronous: bool = False,
+        waiting_batches: int = 1,
+        bptt: int | None = None,
+        frames_at_once: int = 512,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}
+        optimizer = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": rms_prop}
+        given = policy_kwargs or {}
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=vtrace_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=UnrollQueue,  # type: ignore[arg-type]
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=given if "optimizer_class" in given else {**optimizer, **given},
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=ACTION_SPACES,
+        )
+        self.batch_size, self.synchronous, self.waiting_batches = batch_size, synchronous, waiting_batches
+        self.rho_clip, self.pg_rho_clip, self.c_clip = rho_clip, pg_rho_clip, c_clip
+        self.bptt, self.frames_at_once = bptt, frames_at_once
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_settings(("n_steps", "batch_size", "waiting_batches", "bptt", "frames_at_once"), ("gamma",))
+        if not 0 <= self.gae_lambda <= 1:
+            raise UserError(f"vtrace_lambda must lie in [0, 1], not {self.gae_lambda!r}")
+        for name in ("rho_clip", "pg_rho_clip", "c_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be above 0, or None for no clipping, not {value!r}")
+        if self.batch_size is not None and self.batch_size % self.n_steps:
+            raise UserError(
+                f"batch_size {self.batch_size} counts steps and must be a multiple of the {self.n_steps} steps of an "
+                f"unroll; {self.batch_size} unrolls are {self.batch_size * self.n_steps}"
+            )
+        super()._setup_model()
+        self._weights = RLock()  # held while weights change, and while a callback may look at them
+        self._acting: SRWMPolicy | None = None  # the actors' copy of the policy; None: they share the learner's
+        self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
+
+    @property
+    def unrolls_per_batch(self) -> int:
+        """Number of unrolls the learner takes at once."""
+        return self.n_envs if self.batch_size is None else self.batch_size // self.n_steps
+
+    @property
+    def max_policy_lag(self) -> int:
+        """Most updates there can be between the start of an unroll and its use, from the queue's limit.
+
+        When an unroll begins, fewer than `waiting_batches` batches wait; the unrolls being played join them, and the
+        learner may be amid an update.
+        """
+        batch = self.unrolls_per_batch
+        return (self.waiting_batches * batch - 1 + self.n_envs) // batch + 1
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the unrolls that wait for the learner."""
+        return {"unrolls": self.rollout_buffer.to_tree()}
+
+    def restore_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up the unrolls that waited."""
+        self.rollout_buffer.from_tree(state["unrolls"], self.device)
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: UnrollQueue, n_rollout_steps: int
+    ) -> bool:
+        """Play one unroll of `n_rollout_steps` steps in every environment and queue them for the learner.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert self._last_obs is not None, "no observation to start from; call learn()"
+        (self._acting or self.policy).set_training_mode(False)
+        core_state = self._state_of(env)
+        with self._weights:
+            callback.on_rollout_start()
+        groups = _groups_of(env)
+        for group in groups:
+            rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
+            version = self._refresh()
+            unrolls = Unrolls.empty(
+                n_rollout_steps,
+                group.env.num_envs,
+                self.observation_space,
+                self.action_space,
+                core_state[:, group.rows],
+                version,
+            )
+            group.begin(unrolls, self._last_obs, self._last_episode_starts, unrolls.core_state)  # type: ignore[arg-type]
+        with ThreadPoolExecutor(len(groups), "srwm-step") as pool:
+            goes_on = self._play(groups, pool, callback, n_rollout_steps)
+        if goes_on:
+            for group in groups:
+                rollout_buffer.put(group.unrolls)
+            self._take_up(groups)
+            with self._weights:
+                callback.update_locals(locals())
+                callback.on_rollout_end()
+        return goes_on
+
+    def _play(self, groups: list[_Group], pool: ThreadPoolExecutor, callback: BaseCallback, n_steps: int) -> bool:
+        """Act for one group while the others step; every environment plays `n_steps` steps."""
+        for t in range(n_steps + 1):
+            results = []
+            for group in groups:
+                if group.stepping is not None:
+                    results.append(self._finish_step(group, t - 1))
+                # All groups have made step t - 1, and the last one waits for its actions: one group alone stops as
+                # exactly as SB3's loop does.
+                if len(results) == len(groups) and not self._after_step(results, groups, callback):
+                    self._abandon(groups, t)
+                    return False
+                group.unrolls.observe(t, group.obs, group.starts)
+                if t < n_steps:
+                    self._start_step(group, t, pool)
+        return True
+
+    def _abandon(self, groups: list[_Group], t: int) -> None:
+        """Wait for the groups that step already, so that what comes next goes on from where they are."""
+        stepping = [group for group in groups if group.stepping is not None]
+        for group in stepping:
+            self._finish_step(group, t)
+            self.num_timesteps += group.env.num_envs
+        self._take_up(groups)
+
+    def _take_up(self, groups: list[_Group]) -> None:
+        """Remember where the environments are, for the next unroll."""
+        self._last_obs = _joined_obs([group.obs for group in groups])
+        self._last_episode_starts = np.concatenate([group.starts for group in groups])
+        self._core_state = torch.cat([group.core_state for group in groups], dim=1)
+
+    def _start_step(self, group: _Group, t: int, pool: ThreadPoolExecutor) -> None:
+        starts = torch.as_tensor(group.starts, device=self.device)
+        policy = self._acting or self.policy
+        with torch.no_grad():
+            group.step = policy.act(self._obs_tensor(group.obs), group.core_state, starts)
+        group.unrolls.act(t, group.step.actions, group.step.log_probs)
+        group.stepping = pool.submit(group.env.step, self._env_actions(group.step.actions))
+
+    def _finish_step(self, group: _Group, t: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        assert group.stepping is not None
+        group.obs, rewards, dones, infos = group.stepping.result()
+        group.stepping = None
+        step, policy = group.step, self._acting or self.policy
+        bootstrapped = self._bootstrap_truncated(policy, rewards, dones, infos, step.values, step.core_state)
+        group.unrolls.rewards[t].copy_(torch.from_numpy(bootstrapped))
+        group.core_state, group.starts = step.core_state, dones
+        return rewards, dones, infos
+
+    def _after_step(self, results: list[Any], groups: list[_Group], callback: BaseCallback) -> bool:
+        """Count a step that all groups have made, and show it to the callbacks as SB3 does."""
+        rewards, dones = (np.concatenate([each[i] for each in results]) for i in range(2))
+        infos = [info for each in results for info in each[2]]
+        self.num_timesteps += len(dones)
+        with self._weights:
+            callback.update_locals(locals())
+            goes_on = callback.on_step()
+        self._update_info_buffer(infos, dones)
+        return goes_on
+
+    def _refresh(self) -> int:
+        """Give the actors the newest weights; return how many updates these have had."""
+        with self._weights:
+            if self._acting is not None and self._acting_version != self._n_updates:
+                self._acting.load_state_dict(self.policy.state_dict())
+                self._acting_version = self._n_updates
+            return self._n_updates
+
+    def train(self) -> None:
+        """Learn from the batches that wait (synchronous mode), and log what was learned since the last call."""
+        if self.synchronous:
+            while (batch := self.rollout_buffer.take(self.unrolls_per_batch)) is not None:
+                self._update(batch)
+        learned, self._learned = self._learned, []
+        if not learned:
+            return
+        means = {name: float(np.mean([each[name] for each in learned])) for name in learned[0]}
+        means["impala/policy_lag_max"] = max(each["impala/policy_lag_max"] for each in learned)
+        for name in [each for each in means if each.startswith("impala/")]:
+            self.logger.record(name, means.pop(name))
+        self._record({"learning_rate": self.lr_schedule(self._current_progress_remaining), **means})
+
+    def _update(self, batch: Unrolls) -> None:
+        """Make one step of gradient descent on a batch."""
+        version = self._n_updates
+        self.policy.set_training_mode(True)
+        terms, grad_norm = self._gradient(batch)
+        with self._weights:
+            update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
+            self.policy.optimizer.step()
+            self._n_updates += 1
+        means = {name: value.item() / batch.rewards.numel() for name, value in terms._asdict().items()}
+        lag = (version - batch.versions).float()
+        self._learned.append(
+            {
+                "policy_gradient_loss": means["policy_loss"],
+                "value_loss": means["value_loss"],
+                "entropy_loss": -means["entropy"],
+                "loss": means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"],
+                "grad_norm": grad_norm.item(),
+                "impala/policy_lag": lag.mean().item(),
+                "impala/policy_lag_max": lag.max().item(),
+                "impala/rho_mean": means["rho"],
+                "impala/rho_clip_fraction": means["rho_clipped"],
+                "impala/waiting": float(len(self.rollout_buffer)),
+            }
+        )
+
+    def _gradient(self, batch: Unrolls) -> tuple[IMPALATerms, Tensor]:
+        """Leave the batch's clipped gradient in the parameters; return its summed terms and its unclipped norm."""
+        at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
+        self.policy.optimizer.zero_grad()
+        total: IMPALATerms | None = None
+        for start in range(0, batch.n, at_once):
+            terms = self._terms(batch.part(start, min(start + at_once, batch.n)))
+            loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
+            loss.backward()
+            detached = IMPALATerms(*(each.detach() for each in terms))
+            total = detached if total is None else IMPALATerms(*(a + b for a, b in zip(total, detached, strict=True)))
+        assert total is not None
+        return total, torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+
+    def _terms(self, unrolls: Unrolls) -> IMPALATerms:
+        # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
+        actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
+        new = self.policy.evaluate_sequence(
+            unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts, self.bptt
+        )
+        values, log_probs = new.values[:-1], new.log_probs[:-1]
+        log_rhos = (log_probs - unrolls.log_probs).detach()
+        targets = vtrace(
+            log_rhos,
+            self.gamma * (unrolls.episode_starts[1:] == 0),  # step t ended an episode where t + 1 starts one
+            unrolls.rewards,
+            values.detach(),
+            new.values[-1].detach(),
+            vtrace_lambda=self.gae_lambda,
+            rho_clip=self.rho_clip,
+            pg_rho_clip=self.pg_rho_clip,
+            c_clip=self.c_clip,
+        )
+        return IMPALATerms(
+            policy_loss=-(log_probs * targets.pg_advantages).sum(),
+            value_loss=0.5 * (targets.vs - values).square().sum(),
+            entropy=new.entropy[:-1].sum(),
+            rho=log_rhos.exp().sum(),
+            rho_clipped=(log_rhos > 0).float().sum(),
+        )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> IMPALA:
+        """Train for `total_timesteps` environment steps; arguments as in SB3.
+
+        Raises:
+            Exception: whatever went wrong in the learner's or an environment's thread.
+        """
+        with self._learner():
+            return super().learn(
+                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+
+    @contextmanager
+    def _learner(self) -> Iterator[None]:
+        """Run the learner beside the actors, unless synchronous."""
+        self.rollout_buffer.open()
+        if self.synchronous:
+            yield
+            return
+        self._acting, self._acting_version = deepcopy(self.policy), self._n_updates
+        thread = Thread(target=self._keep_learning, name="srwm-learner", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.rollout_buffer.close()
+            thread.join()
+            self._acting = None
+
+    def _keep_learning(self) -> None:
+        try:
+            while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
+                self._update(batch)
+        except BaseException as error:
+            self.rollout_buffer.fail(error)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_weights", "_acting", "_learned"]
+
+
+def _groups_of(env: VecEnv) -> list[_Group]:
+    # A wrapper around groups shows their attributes too; stepping them past it would skip what it does.
+    envs = [env] if isinstance(env, VecEnvWrapper) else getattr(env, "groups", [env])
+    stops = np.cumsum([each.num_envs for each in envs]).tolist()
+    return [_Group(each, slice(stop - each.num_envs, stop)) for each, stop in zip(envs, stops, strict=True)]
+
+
+def _joined_obs(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([each[key] for each in parts]) for key in parts[0]}
+    return np.concatenate(parts)
