@@ -397,10 +397,13 @@ class IMPALA(RecurrentAlgorithm):
         thread.start()
         try:
             yield
+            self.rollout_buffer.finish()  # what was played is learned from
+            thread.join()
         finally:
             self.rollout_buffer.close()
             thread.join()
             self._acting = None
+        self.rollout_buffer.check()
 
     def _keep_learning(self) -> None:
         try:

@@ -109,7 +109,7 @@ class UnrollQueue:
         self._changed = Condition()
         self._blocks: deque[Unrolls] = deque()
         self._error: BaseException | None = None
-        self._closed = False
+        self._finishing = self._closed = False
 
     def __len__(self) -> int:
         """Return the number of unrolls that wait."""
@@ -122,7 +122,7 @@ class UnrollQueue:
             BaseException: the learner's, if it has failed.
         """
         with self._changed:
-            self._check()
+            self.check()
             self._blocks.append(unrolls)
             self._changed.notify_all()
 
@@ -134,13 +134,13 @@ class UnrollQueue:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or self._closed or len(self) < limit)
-            self._check()
+            self.check()
 
     def take(self, n: int, wait: bool = False) -> Unrolls | None:
         """Remove and return the n oldest unrolls; None when fewer are there, or, waiting, when the queue is closed."""
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._closed or len(self) >= n)
+                self._changed.wait_for(lambda: self._closed or self._finishing or len(self) >= n)
                 if self._closed:
                     return None
             if len(self) < n:
@@ -157,10 +157,17 @@ class UnrollQueue:
 
     def open(self) -> None:
         """Let a learner wait for unrolls (again)."""
-        self._closed, self._error = False, None
+        self._finishing = self._closed = False
+        self._error = None
+
+    def finish(self) -> None:
+        """Say that nothing more comes: the learner takes the whole batches that are left, then ends."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """End the learner's waiting; what is in the queue stays there."""
+        """End the learner's work; what is in the queue stays there."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -171,7 +178,8 @@ class UnrollQueue:
             self._error = error
             self._changed.notify_all()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise the learner's error, if it has failed."""
         if self._error is not None:
             raise self._error
 

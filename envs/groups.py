@@ -61,7 +61,8 @@ class GroupedVecEnv(VecEnv):
     def reset(self) -> Observation:
         """Start new episodes everywhere and return their first observations."""
         obs = [each.reset() for each in self.groups]
-        self.reset_infos = [info for each in self.groups for info in each.reset_infos]
+        # Wrappers have a list of their own, which nothing fills.
+        self.reset_infos = [info for each in self.groups for info in each.unwrapped.reset_infos]
         self._reset_seeds()
         return join(obs)  # type: ignore[arg-type]
 

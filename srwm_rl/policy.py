@@ -317,9 +317,16 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
 
 def run_core(
-    core: nn.Module, x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    core: Core, x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run a core over `x` `[T, B, I]`, cutting the gradient through its state every `bptt` steps (None: never)."""
+    """Run a core over `x` `[T, B, I]`, cutting the gradient through its state every `bptt` steps (None: never).
+
+    A core that carries nothing over acts from zeros at every step; what was acted is what is learned from.
+    """
+    if not core.carries_over:
+        n_steps, batch, size = x.shape
+        y, state = core(x.reshape(1, n_steps * batch, size), state.repeat(1, n_steps, 1), episode_starts.reshape(1, -1))
+        return y.view(n_steps, batch, -1), state[:, -batch:]
     if bptt is None or bptt >= len(x):
         result: tuple[Tensor, Tensor] = core(x, state, episode_starts)
         return result

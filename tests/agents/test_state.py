@@ -9,30 +9,38 @@ import pytest
 import torch
 
 from srwm_rl import UserError, core_names
-from srwm_rl.agents import PPO
+from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.callbacks import Checkpoints
+from srwm_rl.agents.recurrent import RecurrentAlgorithm
 from srwm_rl.agents.state import capture_state, restore_state
-from srwm_rl.envs import make_vec_env
+from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from srwm_rl.envs.reward import VecNormalizeReward
 from srwm_rl.files import pack, read_file, unpack, write_file
 
 STEPS = 8 * 16  # per update
 
 
-def build(env: str, core: str, seed: int = 0) -> PPO:
-    venv = VecNormalizeReward(make_vec_env(env, 8, "0:200", seed), 0.99)
+def build(env: str, core: str, seed: int = 0, algo: str = "ppo") -> RecurrentAlgorithm:
     policy_kwargs = {
         "core": core,
         "core_kwargs": {"hidden_size": 16, "n_layers": 1},
         "encoder_kwargs": {"cnn": {"channels": [4, 4]}},
     }
+    if algo == "impala":
+        # Batches that do not divide a rollout: some unrolls wait for the learner when the state is taken.
+        groups = [VecNormalizeReward(make_vec_env(env, 4, "0:200", seed + 4 * g), 0.99) for g in range(2)]
+        return IMPALA(
+            "SRWMPolicy", GroupedVecEnv(groups), learning_rate=lambda left: 1e-3 * left, n_steps=16, batch_size=48,
+            seed=seed, policy_kwargs=policy_kwargs, device="cpu", synchronous=True,
+        )  # fmt: skip
+    venv = VecNormalizeReward(make_vec_env(env, 8, "0:200", seed), 0.99)
     return PPO(
         "SRWMPolicy", venv, learning_rate=lambda left: 1e-3 * left, n_steps=16, n_epochs=2, seed=seed,
         policy_kwargs=policy_kwargs, device="cpu",
     )  # fmt: skip
 
 
-def everything(model: PPO) -> dict[str, np.ndarray]:
+def everything(model: RecurrentAlgorithm) -> dict[str, np.ndarray]:
     arrays, tree = pack(capture_state(model))
     episodes = tree.pop("episodes")  # their times on the clock differ
     arrays["returns"] = np.array([each["r"] for each in episodes])
@@ -40,7 +48,7 @@ def everything(model: PPO) -> dict[str, np.ndarray]:
     return arrays
 
 
-def train(model: PPO, until: int, total: int) -> list[dict[str, Any]]:
+def train(model: RecurrentAlgorithm, until: int, total: int) -> list[dict[str, Any]]:
     """Train towards `total` steps but stop after `until`, at a boundary between updates; return the states there."""
     states: list[dict[str, Any]] = []
     keeper = Checkpoints(lambda: capture_state(model), states.append, 10**9)
@@ -57,20 +65,24 @@ def train(model: PPO, until: int, total: int) -> list[dict[str, Any]]:
     return states
 
 
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
 @pytest.mark.parametrize(("env", "core"), [*(("recall", core) for core in core_names()), ("coinrun,maze", "srwm")])
-def test_a_run_that_went_through_a_file_equals_one_that_was_never_stopped(env: str, core: str, tmp_path: Path) -> None:
-    whole = build(env, core)
+def test_a_run_that_went_through_a_file_equals_one_that_was_never_stopped(
+    env: str, core: str, algo: str, tmp_path: Path
+) -> None:
+    whole = build(env, core, algo=algo)
     train(whole, 10**9, 5 * STEPS)
 
-    first = build(env, core)
+    first = build(env, core, algo=algo)
     (state,) = train(first, 2 * STEPS, 5 * STEPS)
     assert state["counters"]["num_timesteps"] == 2 * STEPS
+    assert algo == "ppo" or state["extra"]["unrolls"], "nothing waits for the learner"
     arrays, tree = pack(state)
     write_file(tmp_path / "state", arrays, {"state": tree})
 
     torch.manual_seed(123)  # whatever happened in between does not matter
     np.random.seed(123)
-    second = build(env, core, seed=7)
+    second = build(env, core, seed=7, algo=algo)
     arrays, meta = read_file(tmp_path / "state")
     assert restore_state(second, unpack(arrays, meta["state"]), "state")
     train(second, 10**9, 5 * STEPS)

@@ -5,7 +5,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from srwm_rl.envs import make_vec_env
-from srwm_rl.envs.reward import VecNormalizeReward
+from srwm_rl.envs.reward import VecClipReward, VecNormalizeReward
 from srwm_rl.errors import UserError
 
 
@@ -65,3 +65,20 @@ def test_a_state_of_other_environments_is_refused() -> None:
 def test_support_for_states_is_that_of_the_environments_inside() -> None:
     assert bandits().supports_state
     assert not VecNormalizeReward(make_vec_env("CartPole-v1", 2, "0:10", 0)).supports_state
+
+
+def test_clipped_rewards_train_and_infos_keep_the_raw_return() -> None:
+    env = VecClipReward(make_vec_env("bandit", 4, "0:100", 0), 0.25)
+    env.reset()
+    rng = np.random.default_rng(0)
+    rewards, returns = [], []
+    for _ in range(30):
+        _, reward, _, infos = env.step(rng.integers(5, size=4))
+        rewards.append(reward)
+        returns += [info["episode"]["r"] for info in infos if "episode" in info]
+    assert set(np.unique(rewards)) == {0.0, 0.25}
+    assert max(returns) >= 1
+    assert env.supports_state
+    env.set_state(env.get_state())
+    with pytest.raises(UserError, match="bound above 0"):
+        VecClipReward(env, 0.0)

@@ -10,9 +10,12 @@ import pytest
 
 from srwm_rl.scripts.main import main
 
-SMALL = ("--n-epochs", "1", "--n-threads", "1", "--no-progress", "--core-kwargs", "hidden_size:8", "n_layers:1")
-RECALL = ("--env", "recall", "--levels", "0:12", "--eval-levels", "100:108", "--n-envs", "4", "--n-steps", "16")
-RECALL = (*RECALL, "--batch-size", "32", "--lr-decay", "none", *SMALL)
+SMALL = ("--n-threads", "1", "--no-progress", "--core-kwargs", "hidden_size:8", "n_layers:1")
+TASK = ("--env", "recall", "--levels", "0:12", "--eval-levels", "100:108", "--n-envs", "4", "--n-steps", "16")
+TASK = (*TASK, "--batch-size", "32", "--lr-decay", "none", *SMALL)
+RECALL = (*TASK, "--n-epochs", "1")
+IMPALA = (*TASK, "--algo", "impala")
+SMALL = (*SMALL, "--n-epochs", "1")
 PROCGEN = ("--n-envs", "4", "--n-steps", "16", "--batch-size", "64", "--encoder-kwargs", 'cnn:{"channels":[2]}', *SMALL)
 
 
@@ -81,6 +84,12 @@ def snapshot() -> Callable[[Path], dict[str, bytes | None]]:
 def recall_words() -> list[str]:
     """Return the options of a tiny run on the recall task, of 64 steps per update."""
     return list(RECALL)
+
+
+@pytest.fixture(scope="session")
+def impala_words() -> list[str]:
+    """Return the same for IMPALA, overlapped."""
+    return list(IMPALA)
 
 
 @pytest.fixture(scope="session")

@@ -54,13 +54,14 @@ def updates(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("name", "algo"), [("SIGINT", "ppo"), ("SIGTERM", "ppo"), ("SIGTERM", "impala")])
 def test_interrupted_and_resumed_is_as_if_never_interrupted(
-    name: str, start: Start, call: Any, recall_words: list[str], tmp_path: Path
+    name: str, algo: str, start: Start, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
 ) -> None:
-    words = ["train", *(word if word != "none" else "linear" for word in recall_words), "-n", 64 * 60]
+    tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
+    words = ["train", *(word if word != "none" else "linear" for word in tiny), "-n", 64 * 60]
     process = start(*words, "-f", tmp_path / "cut")
-    run = tmp_path / "cut" / "ppo_srwm" / "recall_1"
+    run = tmp_path / "cut" / f"{algo}_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.Signals[name])
     _, err = process.communicate(timeout=60)
@@ -71,7 +72,23 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     assert 0 < int(err.partition("saved at ")[2].split()[0]) < 64 * 60
     assert call("train", "--resume", run).code == 0
     assert call(*words, "-f", tmp_path / "whole").code == 0
-    assert_same_end(run, tmp_path / "whole" / "ppo_srwm" / "recall_1")
+    assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
+
+
+def test_an_overlapped_run_says_that_it_is_not_exact(
+    start: Start, call: Any, impala_words: list[str], tmp_path: Path
+) -> None:
+    process = start("train", *impala_words, "-n", 64 * 10_000, "-f", tmp_path)
+    run = tmp_path / "impala_srwm" / "recall_1"
+    wait_until(lambda: updates(run) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    steps = int(err.partition("saved at ")[2].split()[0])
+    said = call("train", "--resume", run, "-n", steps + 128)
+    assert said.code == 0
+    assert "not exactly as if never stopped (--synchronous does)" in said.err
+    assert metrics(run)[-1]["step"] == steps + 128
 
 
 def test_killed_and_resumed_is_as_if_never_killed(

@@ -1,0 +1,31 @@
+"""A tiny environment of any space, for the trainers' tests."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Probe(gymnasium.Env[Any, Any]):
+    """Random observations of any space; episodes of `length` steps, cut short (truncated) or ended (terminated)."""
+
+    def __init__(
+        self, observation_space: Any = None, action_space: Any = None, length: int = 5, cut: bool = False
+    ) -> None:
+        self.observation_space = observation_space or spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = action_space or spaces.Discrete(2)
+        self.length, self.cut, self.t = length, cut, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.t += 1
+        over = self.t == self.length
+        return self.observation_space.sample(), float(self.t), over and not self.cut, over and self.cut, {}

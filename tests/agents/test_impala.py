@@ -1,0 +1,432 @@
+"""IMPALA: what it learns from, how far its actors run ahead, and what happens when something in a thread fails."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+
+from srwm_rl import UserError, core_names
+from srwm_rl.agents import IMPALA
+from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
+from srwm_rl.envs import GroupedVecEnv, make_vec_env
+from tests.agents.probe import Probe
+
+SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+
+
+def probe_env(n_envs: int = 4, n_groups: int = 2, **probe: Any) -> GroupedVecEnv:
+    each = n_envs // n_groups
+    return GroupedVecEnv([DummyVecEnv([lambda: Probe(**probe) for _ in range(each)]) for _ in range(n_groups)])
+
+
+def probe_model(n_envs: int = 4, n_groups: int = 2, n_steps: int = 8, core: str = "srwm", **settings: Any) -> IMPALA:
+    probe = {
+        key: settings.pop(key) for key in ("observation_space", "action_space", "length", "cut") if key in settings
+    }
+    policy_kwargs = {"core": core, **SMALL, **settings.pop("policy_kwargs", {})}
+    settings = {"synchronous": True, "seed": 0, "device": "cpu", **settings}
+    env = probe_env(n_envs, n_groups, **probe)
+    return IMPALA("SRWMPolicy", env, n_steps=n_steps, policy_kwargs=policy_kwargs, **settings)
+
+
+def collect(model: IMPALA, rollouts: int = 1) -> Unrolls:
+    """Play, learn nothing, and return the unrolls of the last rollout."""
+    _, callback = model._setup_learn(10**6)
+    callback.on_training_start(locals(), globals())
+    assert model.env is not None
+    for _ in range(rollouts):
+        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        unrolls = model.rollout_buffer.take(model.n_envs)
+    assert unrolls is not None
+    return unrolls
+
+
+def other_threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith("srwm-")]
+
+
+@pytest.mark.parametrize("core", core_names())
+def test_unrolls_evaluate_to_what_was_acted(core: str) -> None:
+    model = probe_model(core=core)
+    unrolls = collect(model, rollouts=2)  # the second begins in the middle of episodes
+    assert unrolls.episode_starts[1:].any()
+    with torch.no_grad():
+        terms = model._terms(unrolls)
+        log_probs = model.policy.evaluate_sequence(
+            {k: v[:-1] for k, v in unrolls.observations.items()}
+            if isinstance(unrolls.observations, dict)
+            else unrolls.observations[:-1],
+            unrolls.actions,
+            unrolls.core_state,
+            unrolls.episode_starts[:-1],
+        ).log_probs
+    torch.testing.assert_close(log_probs, unrolls.log_probs, rtol=1e-4, atol=1e-5)
+    assert terms.rho.item() == pytest.approx(unrolls.rewards.numel(), rel=1e-4)
+
+
+def test_the_loss_is_the_papers_sum_written_out() -> None:
+    model = probe_model(ent_coef=0.03, vf_coef=0.7, gamma=0.9)
+    unrolls = collect(model)
+    with torch.no_grad():
+        unrolls.log_probs.add_(0.3 * torch.randn_like(unrolls.log_probs))  # as if the actors' policy was another
+    model.max_grad_norm = float("inf")
+    model._gradient(unrolls)
+    found = {name: each.grad.clone() for name, each in model.policy.named_parameters() if each.grad is not None}
+
+    actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
+    new = model.policy.evaluate_sequence(unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts)
+    v = new.values.detach().double()
+    loss = torch.zeros(())
+    n_steps, batch = unrolls.rewards.shape
+    for b in range(batch):
+        rho = (new.log_probs[:-1, b] - unrolls.log_probs[:, b]).detach().double().exp().clamp(max=1)
+        gamma = [0.0 if unrolls.episode_starts[t + 1, b] else 0.9 for t in range(n_steps)]
+        vs = [*([0.0] * n_steps), v[-1, b].item()]
+        for t in reversed(range(n_steps)):
+            delta = rho[t] * (unrolls.rewards[t, b] + gamma[t] * v[t + 1, b] - v[t, b])
+            vs[t] = (v[t, b] + delta + gamma[t] * rho[t] * (vs[t + 1] - v[t + 1, b])).item()
+        for t in range(n_steps):
+            advantage = (rho[t] * (unrolls.rewards[t, b] + gamma[t] * vs[t + 1] - v[t, b])).item()
+            loss = loss - new.log_probs[t, b] * advantage + 0.7 * 0.5 * (vs[t] - new.values[t, b]) ** 2
+            loss = loss - 0.03 * new.entropy[t, b]
+    model.policy.zero_grad()
+    loss.backward()
+    for name, each in model.policy.named_parameters():
+        assert each.grad is not None
+        torch.testing.assert_close(found[name], each.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() -> None:
+    largest = []
+    for bptt in (None, 1):
+        model = probe_model(bptt=bptt)
+        model._gradient(collect(model))
+        weight: Any = model.policy.core.layers[0].weight  # type: ignore[index,union-attr]
+        size = weight.shape[1]
+        largest.append([part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)])
+    assert min(largest[0]) > 0
+    assert largest[1][0] > 0
+    assert largest[1][1:] == [0, 0, 0]
+
+
+def test_splitting_a_batch_for_memory_changes_nothing() -> None:
+    gradients = []
+    for frames_at_once in (10**6, 1):
+        model = probe_model(observation_space=spaces.Box(0, 255, (32, 32, 3), np.uint8), frames_at_once=frames_at_once)
+        model._gradient(collect(model))
+        gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+@pytest.mark.parametrize("core", core_names())
+def test_learning_moves_every_parameter(core: str, synchronous: bool) -> None:
+    model = probe_model(core=core, synchronous=synchronous)
+    before = {name: each.detach().clone() for name, each in model.policy.named_parameters()}
+    model.learn(4 * 8 * 4)
+    assert model.num_timesteps == 4 * 8 * 4
+    assert model._n_updates >= 1
+    for name, each in model.policy.named_parameters():
+        assert not torch.equal(each, before[name]), name
+        assert torch.isfinite(each).all(), name
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_synchronous_runs_are_the_same_for_a_seed(n_groups: int) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        env = GroupedVecEnv([make_vec_env("recall", 8 // n_groups, "0:100", seed + 50 * g) for g in range(n_groups)])
+        model = IMPALA(
+            "SRWMPolicy", env, n_steps=6, batch_size=30, synchronous=True, seed=seed, device="cpu", policy_kwargs=SMALL
+        )
+        model.learn(8 * 6 * 6)
+        assert model._n_updates == 9
+        assert len(model.rollout_buffer) == 3  # 48 unrolls, 9 batches of 5
+        return torch.nn.utils.parameters_to_vector(model.policy.parameters())
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+class Keep(KVWriter):
+    """A log that stays in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.lines.append(dict(key_values))
+
+    def column(self, name: str) -> list[float]:
+        return [line[name] for line in self.lines if name in line]
+
+
+@pytest.mark.parametrize(("batch_size", "waiting_batches"), [(8, 1), (24, 1), (16, 3), (64, 1)])
+def test_the_actors_run_ahead_no_further_than_the_bound(
+    batch_size: int, waiting_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = probe_model(synchronous=False, batch_size=batch_size, waiting_batches=waiting_batches)
+    update = IMPALA._update
+
+    def slow(self: IMPALA, batch: Unrolls) -> None:
+        time.sleep(0.03)  # the actors would be far ahead if nothing held them
+        update(self, batch)
+
+    monkeypatch.setattr(IMPALA, "_update", slow)
+    log = Keep()
+    model.set_logger(Logger(None, [log]))
+    model.learn(4 * 8 * 20)
+    assert 0 < max(log.column("impala/policy_lag_max")) <= model.max_policy_lag
+    assert all(each > 0 for each in log.column("impala/rho_mean"))
+
+
+def test_on_policy_there_is_no_lag_and_the_ratio_is_one() -> None:
+    model = probe_model()
+    log = Keep()
+    model.set_logger(Logger(None, [log]))
+    model.learn(4 * 8 * 5)
+    assert log.column("impala/policy_lag_max") == [0.0] * 4  # SB3 writes an update's values after the next rollout
+    assert log.column("impala/rho_mean") == pytest.approx([1.0] * 4, rel=1e-3)
+    for name in ("value_loss", "policy_gradient_loss", "entropy_loss", "loss", "grad_norm", "learning_rate"):
+        assert len(log.column(f"train/{name}")) == 4
+
+
+class Broken(Probe):
+    """Fails after some steps."""
+
+    def step(self, action: Any) -> Any:
+        if self.t == 3:
+            raise RuntimeError("the simulator is gone")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_crash_in_an_environments_thread_ends_the_run_with_its_error(synchronous: bool) -> None:
+    env = GroupedVecEnv([DummyVecEnv([Probe, Probe]), DummyVecEnv([Broken, Broken])])
+    model = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=SMALL, synchronous=synchronous, device="cpu")
+    with pytest.raises(RuntimeError, match="the simulator is gone"):
+        model.learn(10_000)
+    assert other_threads() == []
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 64])
+def test_a_crash_of_the_learner_ends_the_run_with_its_error(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = probe_model(synchronous=False, batch_size=batch_size)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("the learner is gone")
+
+    monkeypatch.setattr(IMPALA, "_gradient", fail)
+    with pytest.raises(RuntimeError, match="the learner is gone"):
+        model.learn(10**7)
+    assert other_threads() == []
+    monkeypatch.undo()
+    model.learn(128)  # and it can be used again
+    assert model._n_updates >= 1
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_crash_in_a_callback_ends_the_run_with_its_error(synchronous: bool) -> None:
+    model = probe_model(synchronous=synchronous)
+
+    def fail(*_: Any) -> bool:
+        raise KeyError("the callback is gone")
+
+    with pytest.raises(KeyError, match="the callback is gone"):
+        model.learn(10_000, fail)
+    assert other_threads() == []
+
+
+def test_a_crash_in_the_last_update_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = probe_model(synchronous=False)
+    update = IMPALA._update
+
+    def late(self: IMPALA, batch: Unrolls) -> None:
+        time.sleep(0.5)  # the actors have finished by now
+        update(self, batch)
+        raise RuntimeError("the learner is gone")
+
+    monkeypatch.setattr(IMPALA, "_update", late)
+    with pytest.raises(RuntimeError, match="the learner is gone"):
+        model.learn(4 * 8)
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_a_callback_can_stop_training_and_it_goes_on_from_there(n_groups: int) -> None:
+    env = GroupedVecEnv([make_vec_env("recall", 4 // n_groups, "0:100", 50 * g) for g in range(n_groups)])
+    model = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=SMALL, synchronous=True, seed=0, device="cpu")
+    model.learn(10_000, lambda local, _: local["self"].num_timesteps < 40)
+    # With several groups the first had begun its next step when the last had made the tenth.
+    assert model.num_timesteps == (40 if n_groups == 1 else 42)
+    assert isinstance(model._last_obs, dict)
+    for key, expected in env.observe().items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(model._last_obs[key], expected)
+    model.learn(64, reset_num_timesteps=False)
+    assert model._n_updates >= 1
+
+
+def test_a_wrapper_around_groups_is_not_stepped_past() -> None:
+    class Double(VecEnvWrapper):
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            obs, rewards, dones, infos = self.venv.step_wait()
+            return obs, 2 * rewards, dones, infos
+
+    model = IMPALA("SRWMPolicy", Double(probe_env()), n_steps=4, policy_kwargs=SMALL, synchronous=True, device="cpu")
+    assert collect(model).rewards[:, 0].tolist() == [2, 4, 6, 8]
+
+
+def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
+    model = probe_model(n_envs=1, n_groups=1, n_steps=4, length=4, cut=True, gamma=0.9)
+    seen: list[Any] = []
+    (env,) = model.env.groups  # type: ignore[union-attr]
+    step = env.step
+    env.step = lambda actions: seen.append(step(actions)) or seen[-1]  # type: ignore[func-returns-value]
+    unrolls = collect(model)
+    final = seen[-1][3][0]["terminal_observation"]
+    assert isinstance(unrolls.observations, torch.Tensor)
+    observations = torch.cat((unrolls.observations[:4, 0], torch.as_tensor(final)[None]))[:, None]
+    starts = torch.tensor([[1.0], [0], [0], [0], [0]])
+    with torch.no_grad():
+        actions = torch.zeros(5, 1, dtype=torch.int64)
+        values = model.policy.evaluate_sequence(observations, actions, model.policy.initial_state(1), starts).values
+    assert unrolls.rewards[:3, 0].tolist() == [1, 2, 3]
+    torch.testing.assert_close(unrolls.rewards[3, 0], 4 + 0.9 * values[4, 0])
+
+
+def test_the_optimizer_is_the_papers_unless_another_is_named() -> None:
+    optimizer = probe_model().policy.optimizer
+    assert isinstance(optimizer, torch.optim.RMSprop)
+    assert {name: optimizer.defaults[name] for name in ("alpha", "eps", "momentum")} == {
+        "alpha": 0.99,
+        "eps": 0.01,
+        "momentum": 0,
+    }
+    adam = probe_model(policy_kwargs={"optimizer_class": torch.optim.Adam, **SMALL}).policy.optimizer
+    assert isinstance(adam, torch.optim.Adam)
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1, 1, (2,), np.float32)],
+    ids=str,
+)
+def test_action_spaces(action_space: Any) -> None:
+    model = probe_model(action_space=action_space, synchronous=False)
+    model.learn(64)
+    assert model.env is not None
+    actions, _ = model.predict(model.env.reset(), None, np.ones(4, bool))  # type: ignore[arg-type]
+    assert all(action_space.contains(each) for each in actions)
+
+
+def test_save_and_load_give_the_same_actions_and_go_on_learning(tmp_path: Path) -> None:
+    model = probe_model(synchronous=False)
+    model.learn(128)
+    model.save(tmp_path / "model")
+    loaded = IMPALA.load(tmp_path / "model", env=model.env, device="cpu")
+    obs = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
+    mine, state = model.predict(obs, deterministic=True)
+    theirs, other = loaded.predict(obs, deterministic=True)
+    np.testing.assert_array_equal(mine, theirs)
+    assert state is not None
+    assert other is not None
+    np.testing.assert_array_equal(state[0], other[0])
+    loaded.learn(64)
+    assert loaded.num_timesteps == 64
+    assert isinstance(loaded.policy.optimizer, torch.optim.RMSprop)
+
+
+def test_sb3_callbacks_work_beside_the_learner(tmp_path: Path) -> None:
+    model = IMPALA(
+        "MlpPolicy", sb3_make_vec_env("CartPole-v1", 4), n_steps=16, policy_kwargs=SMALL, seed=0,
+        tensorboard_log=str(tmp_path / "tb"), device="cpu",
+    )  # fmt: skip
+    held_out = sb3_make_vec_env("CartPole-v1", 2)
+    callbacks = [
+        CheckpointCallback(64, str(tmp_path)),
+        EvalCallback(held_out, eval_freq=64, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0),
+    ]
+    model.learn(512, callbacks, progress_bar=True)
+    assert (tmp_path / "best_model.zip").exists()
+    assert list((tmp_path / "tb" / "IMPALA_1").glob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be"),
+        ({"batch_size": 12}, "batch_size 12 counts steps .* 12 unrolls are 96"),
+        ({"waiting_batches": 0}, "waiting_batches must be"),
+        ({"vtrace_lambda": 1.5}, "vtrace_lambda must lie"),
+        ({"gamma": -1}, "gamma must lie"),
+        ({"rho_clip": 0}, "rho_clip must be above 0"),
+        ({"c_clip": -1.0}, "c_clip must be above 0"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        probe_model(**settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("synchronous", [True, False])
+def test_a_small_memory_task_is_learned(synchronous: bool) -> None:
+    kwargs = {"n_symbols": 2, "delay": 2}
+    env = GroupedVecEnv([make_vec_env("recall", 16, "0:100000", 16 * g, env_kwargs=kwargs) for g in range(2)])
+    model = IMPALA(
+        "SRWMPolicy", env, learning_rate=2e-3, n_steps=8, batch_size=128, synchronous=synchronous, seed=1,
+        policy_kwargs=SMALL, stats_window_size=500, device="cpu",
+    )  # fmt: skip
+    model.learn(50_000)
+    assert np.mean([each["r"] for each in model.ep_info_buffer or ()]) > 0.9
+
+
+def unrolls_of(n: int, version: int = 0) -> Unrolls:
+    box = spaces.Dict(a=spaces.Box(0, 255, (2,), np.uint8), b=spaces.Box(-1, 1, (1,), np.float32))
+    unrolls = Unrolls.empty(3, n, box, spaces.Discrete(4), torch.randn(1, n, 5), version)
+    unrolls.rewards.copy_(torch.arange(3 * n).view(3, n))
+    return unrolls
+
+
+def test_the_queue_is_first_in_first_out_whatever_sizes_are_put_and_taken() -> None:
+    queue = UnrollQueue(3)
+    for version, n in enumerate((3, 1, 4)):
+        queue.put(unrolls_of(n, version))
+    assert len(queue) == 8
+    first, second = queue.take(2), queue.take(4)
+    assert first is not None
+    assert second is not None
+    assert first.versions.tolist() == [0, 0]
+    assert second.versions.tolist() == [0, 1, 2, 2]
+    assert second.rewards[1].tolist() == [5, 1, 4, 5]
+    assert second.observations["a"].shape == (4, 4, 2)  # type: ignore[index,call-overload]
+    assert queue.take(3) is None
+    assert len(queue) == 2
+
+
+def test_the_queue_goes_through_a_checkpoint() -> None:
+    queue = UnrollQueue(3)
+    queue.put(unrolls_of(4, 7))
+    queue.take(1)
+    other = UnrollQueue(3)
+    other.from_tree(queue.to_tree(), torch.device("cpu"))
+    ours, theirs = queue.take(3), other.take(3)
+    assert ours is not None
+    assert theirs is not None
+    for name, mine, his in zip(Unrolls._fields, ours, theirs, strict=True):
+        if isinstance(mine, dict):
+            assert all(torch.equal(mine[key], his[key]) for key in mine)
+        else:
+            assert torch.equal(mine, his), name
+            assert mine.dtype == his.dtype
