@@ -146,3 +146,20 @@ def _one_line(text: str) -> str:
 def warn(message: str) -> None:
     """Print one line on stderr."""
     print(f"srwm-rl: {message}", file=sys.stderr)
+
+
+def allow_core(core: str, named: str | None) -> None:
+    """Import a core of the user's own, `my_module:MyCore`, if the command line itself names it.
+
+    A run folder's settings alone never decide what code is imported.
+
+    Raises:
+        UserError: the core is the user's own and `named` is not it, or it cannot be imported.
+    """
+    if ":" not in core:
+        return
+    if named != core:
+        raise UserError(f"core {core!r} is code of your own, which no file can start: add --core {core}")
+    from srwm_rl import import_core
+
+    import_core(core)

@@ -20,7 +20,8 @@ class TrainConfig:
     env: str = "coinrun"
     """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit); any Gymnasium id. See --env-list."""
     core: str = "srwm"
-    """The agent's memory: srwm, lstm or feedforward."""
+    """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; or a class of your
+    own, my_module:MyCore."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer: ppo, or impala, which learns while it plays on (V-trace corrects for that)."""
     n_timesteps: Annotated[int, Arg(aliases=["-n"])] = 1_000_000
@@ -230,7 +231,6 @@ IMPALA: dict[str, Any] = {
     "lr_decay": "linear",
     "max_grad_norm": 40.0,
     "gamma": 0.99,
-    "n_epochs": TrainConfig.n_epochs,
 }
 IMPALA_KINDS: dict[str, dict[str, Any]] = {
     "procgen": {**IMPALA, "n_steps": 50, "batch_size": 1600},
@@ -265,6 +265,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+HEADLESS = ("lstm", "gru", "feedforward")  # the cores without heads
 PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # those that have a published variant
 
 
@@ -281,16 +282,21 @@ def defaults(env: str | None, preset: str | None, core: str | None = None, algo:
     from srwm_rl.envs.make import resolve
 
     kind = resolve(env).kind
-    algo = algo or chosen.get("algo", TrainConfig.algo)
+    algo = algo or chosen.get("algo") or TrainConfig.algo
     of_algo = IMPALA_KINDS[kind] if algo == "impala" else {}
     settings: dict[str, Any] = {**KINDS[kind], **of_algo, **chosen, "env": env, "preset": preset}
+    if algo in ONLY:  # an unknown one is refused by name later
+        foreign = {name for other, names in ONLY.items() if other != algo for name in names}
+        settings = {name: value for name, value in settings.items() if name not in foreign}
     if chosen.get("algo", algo) != algo:
         raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")
     if preset in ("paper", "paper-memory") and (core or TrainConfig.core) in PAPER_CORES:
         settings["core_kwargs"] = ("variant:paper",)
-    if core not in (None, "srwm"):  # the others have no heads
-        of_core = settings.get("core_kwargs", ())
+    of_core = settings.get("core_kwargs", ())
+    if core in HEADLESS:
         settings["core_kwargs"] = tuple(each for each in of_core if not each.startswith("n_heads:"))
+    elif core and ":" in core:  # its settings are its own
+        settings["core_kwargs"] = ()
     return TrainConfig(**settings)
 
 

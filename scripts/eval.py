@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import check_device, parse
+from srwm_rl.scripts.cli import allow_core, check_device, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
 from srwm_rl.scripts.table import render
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Arg = tyro.conf.arg
 PROG = "srwm-rl eval"
 MOST_TRAINING_LEVELS = 1000
+MOST_ENVS = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class EvalConfig:
     train_levels: str | None = None
     """Training levels to play; "none" to leave them out. Default: all the run trained on (of more than 1,000, as many
     spread evenly over them)."""
+    protocol: Literal["paper"] | None = None
+    """paper: as the SRWM's authors evaluate: the most probable action, 200 episodes per game on each of the levels
+    0:200, 1000:1200, 1200:1400 and 1400:1600 (here every level once, where theirs are drawn)."""
     repeats: Annotated[int, Arg(aliases=["-k"])] = 1
     """Episodes per level."""
     deterministic: bool = False
@@ -46,10 +50,12 @@ class EvalConfig:
     """Write everything, returns per level included, to this file."""
     allow_overlap: bool = False
     """Accept held-out levels that were trained on."""
-    n_envs: int = 64
-    """Environments that step together."""
+    n_envs: int | None = None
+    """Environments that step together, a multiple of the number of games. Default: the most up to 64."""
     seed: int = 0
     """Of sampled actions and of the bootstrap."""
+    core: str | None = None
+    """The agent's core, if it is a class of your own: my_module:MyCore."""
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
@@ -59,10 +65,22 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in ("repeats", "n_envs"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        fixed = [name for name in PAPER if self.protocol and getattr(self, name) != getattr(EvalConfig, name)]
+        if fixed:
+            raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
+
+
+# IDSIA/modern-srwm, reinforcement_learning/README.md and polybeast_learner.py, function test.
+PAPER: dict[str, Any] = {
+    "train_levels": "0:200",
+    "eval_levels": ("1000:1200", "1200:1400", "1400:1600"),
+    "repeats": 1,
+    "deterministic": True,
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,8 @@ class Split:
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(EvalConfig, argv, PROG)
+    if config.protocol == "paper":
+        config = replace(config, protocol=None, **PAPER)
     if config.json is not None:
         _check_writable(Path(config.json))
     import torch
@@ -84,6 +104,8 @@ def main(argv: list[str]) -> int:
     from srwm_rl import load
     from srwm_rl.agents.evaluation import RandomAgent
 
+    if config.core is not None:
+        allow_core(config.core, config.core)
     agent = load(config.run, check_device(config.device))
     trained = TrainConfig.from_json(agent.config)
     splits = choose_splits(config, trained)
@@ -167,7 +189,7 @@ def _play(agent: Predictor, split: Split, config: EvalConfig, trained: TrainConf
 
     env = make_levels_env(
         trained.env,
-        config.n_envs,
+        config.n_envs or _default_n_envs(trained.env),
         split.levels,
         config.repeats,
         config.seed,
@@ -183,6 +205,13 @@ def _play(agent: Predictor, split: Split, config: EvalConfig, trained: TrainConf
             return play_levels(agent, env, config.deterministic, bar.update)
     finally:
         env.close()
+
+
+def _default_n_envs(env: str) -> int:
+    from srwm_rl.envs.make import resolve
+
+    n_games = len(resolve(env).names)
+    return MOST_ENVS // n_games * n_games
 
 
 def summarise(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def run_base(config: TrainConfig) -> Path:
     """Return `<log_folder>/<algo>_<core>/<env>`, to which `Run.create` adds a number."""
-    env = "".join(c if c.isalnum() or c in "-_." else "+" for c in config.env)
-    return Path(config.log_folder) / f"{config.algo}_{config.core}" / env
+    core, env = ("".join(c if c.isalnum() or c in "-_." else "+" for c in name) for name in (config.core, config.env))
+    return Path(config.log_folder) / f"{config.algo}_{core}" / env
 
 
 def run_record(config: TrainConfig) -> dict[str, Any]:

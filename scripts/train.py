@@ -17,7 +17,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
 from srwm_rl.run import CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, restore, save
-from srwm_rl.scripts.cli import check_device, parse, peek, warn
+from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import ONLY, TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
 
@@ -49,12 +49,14 @@ def main(argv: list[str]) -> int:
         print(_env_list())
         return 0
     _check_levels(config)
+    allow_core(config.core, config.core)
     return _train(config, None)
 
 
 def _resume(argv: list[str], path: str) -> int:
     run = Run.open(Path(path))
     stored = replace(TrainConfig.from_json(run.config["train"]), resume=path)
+    allow_core(stored.core, peek(argv, "--core"))
     config = parse(TrainConfig, argv, PROG, stored)
     for field in fields(TrainConfig):
         before, now = getattr(stored, field.name), getattr(config, field.name)
@@ -74,6 +76,10 @@ def _train(config: TrainConfig, run: Run | None) -> int:
     env = make_env(config)
     try:
         model = make_model(config, env)
+        if ":" in config.core:  # before hours are spent on a core that mixes up environments
+            from srwm_rl import check_core, make_core
+
+            check_core(make_core(config.core, model.policy.features_dim, **pairs(config.core_kwargs, "core_kwargs")))
         plan = describe(config, model, run)
         if config.dry_run:
             print(plan)

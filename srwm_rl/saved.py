@@ -120,6 +120,11 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     if meta["format"] > FORMAT:
         raise UserError(f"{file} has format {meta['format']}; upgrade srwm-rl, which reads up to {FORMAT}")
     settings = meta["policy"]
+    if settings["core"] not in core_names() and ":" in settings["core"]:
+        raise UserError(
+            f"{file} needs core {settings['core']!r}, code of your own, which no file can start: call "
+            f"srwm_rl.import_core({settings['core']!r}) first, or on the command line add --core {settings['core']}"
+        )
     if settings["core"] not in core_names():
         hint = did_you_mean(settings["core"], core_names())
         raise UserError(f"{file} needs core {settings['core']!r}, which is not registered{hint}")

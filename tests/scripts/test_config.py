@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from srwm_rl import core_names, make_core
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
 from srwm_rl.scripts.config import KINDS, PRESETS, RANGES, TrainConfig, defaults, pairs
@@ -82,12 +83,22 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
     [
         (["--gamma", "high"], "--gamma takes a number, not 'high'; see srwm-rl train --help"),
         (["-n", "1e6"], "--n-timesteps takes a whole number, not '1e6'; see srwm-rl train --help"),
-        (["--algo", "ppx"], "--algo takes one of 'ppo', not 'ppx'; see srwm-rl train --help"),
+        (["--algo", "ppx"], "--algo takes one of 'ppo', 'impala', not 'ppx'; see srwm-rl train --help"),
         (["--env"], "--env needs a value; see srwm-rl train --help"),
         (["--n-evs", "4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
         (["--n-evs=4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
         (["-z"], "unknown option '-z'; see srwm-rl train --help"),
         (["stray"], "unexpected argument 'stray'; see srwm-rl train --help"),
+        (
+            ["--algo", "impala", "--n-epochs", "7"],
+            "--n-epochs is a setting of ppo, not of impala; see srwm-rl train --help",
+        ),
+        (["--rho-clip", "2"], "--rho-clip is a setting of impala, not of ppo; see srwm-rl train --help"),
+        (
+            ["--loss-reward-clip", "1"],
+            "--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out; "
+            "see srwm-rl train --help",
+        ),
         (["--seed", "-1"], "--seed must lie in [0, 2.14748e+09], not -1; see srwm-rl train --help"),
         (["--core-kwargs", "x"], "--core-kwargs takes name:value, not 'x'; see srwm-rl train --help"),
     ],
@@ -176,10 +187,36 @@ def test_unknown_preset() -> None:
 
 def test_defaults_fit_every_core() -> None:
     assert any(each.startswith("n_heads:") for each in defaults("recall", None, "srwm").core_kwargs)
-    for core in ("lstm", "feedforward"):
+    for core in core_names():
         kwargs = defaults("recall", None, core).core_kwargs
         assert "hidden_size:32" in kwargs
-        assert not any(each.startswith("n_heads:") for each in kwargs)
+        make_core(core, 7, **pairs(kwargs, "core_kwargs"))
+    assert defaults("recall", None, "mine:Core").core_kwargs == ()
+
+
+@pytest.mark.parametrize("env", ["coinrun", "recall", "CartPole-v1"])
+def test_impala_has_defaults_of_its_own_and_the_papers_numbers(env: str) -> None:
+    config = defaults(env, None, algo="impala")
+    assert (config.algo, config.optimizer, config.max_grad_norm) == ("impala", "rmsprop", 40)
+    assert config.batch_size % config.n_steps == 0
+    assert defaults(env, None).max_grad_norm == 0.5
+
+
+@pytest.mark.parametrize(("preset", "env", "levels"), [("paper", "paper6", 200), ("paper-memory", "dodgeball,", 500)])
+def test_the_papers_presets_are_the_published_setting(preset: str, env: str, levels: int) -> None:
+    config = defaults(None, preset)
+    assert config.env.startswith(env)
+    assert config.levels == f"0:{levels}"
+    assert (config.n_envs, config.n_steps, config.batch_size) == (48, 50, 32 * 50)
+    assert (config.learning_rate, config.lr_decay, config.optimizer, config.rms_prop_eps) == (
+        6e-4, "linear", "rmsprop", 0.01,
+    )  # fmt: skip
+    assert (config.max_grad_norm, config.ent_coef, config.vf_coef, config.gamma) == (40, 0.01, 0.5, 0.99)
+    assert (config.loss_reward_clip, config.reward_clip, config.normalize_reward) == (1, 1, False)
+    assert config.inputs == ("reward",)
+    assert config.core_kwargs == ("variant:paper",)
+    assert config.mode == ("easy" if preset == "paper" else "memory")
+    assert defaults(None, preset, "lstm").core_kwargs == ()
 
 
 def test_every_setting_is_in_the_help(call: Any) -> None:

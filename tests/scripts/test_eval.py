@@ -141,6 +141,10 @@ REFUSED = [
     (["--eval-levels", "200:2000000000"], "too many to list"),
     (["--eval-levels", "9:3"], "hold no level"),
     (["--eval-levels", "x"], "not of the form 'start:stop'"),
+    (["--protocol", "paper", "-k", "3"], "--protocol paper decides --repeats"),
+    (["--protocol", "paper"], "--train-levels 0:200 were not all trained on (0:12)"),
+    (["--protocol", "papr"], "--protocol takes"),
+    (["--core", "there_is_none:Core"], "there is no module 'there_is_none'"),
     (["-k", "0"], "--repeats must be at least 1, not 0"),
     (["-k", "-1"], "--repeats must be at least 1, not -1"),
     (["--n-envs", "0"], "--n-envs must be at least 1, not 0"),
@@ -209,3 +213,15 @@ def test_evaluating_changes_nothing_in_the_run(call: Any, recall: Path, snapshot
     before = snapshot(recall)
     assert call("eval", recall).code == 0
     assert snapshot(recall) == before
+
+
+def test_the_papers_protocol(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+    words = ["0:300" if word == "0:12" else "2000:2008" if word == "100:108" else word for word in recall_words]
+    assert call("train", *words, "-n", 64, "-f", tmp_path, "--verbose", 0).code == 0
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    result = report(call, tmp_path, run, "--protocol", "paper")
+    assert result["actions"] == "deterministic"
+    starts = {"train": 0, "held-out 1000:1200": 1000, "held-out 1200:1400": 1200, "held-out 1400:1600": 1400}
+    assert result["levels"].keys() == starts.keys()
+    for split, start in starts.items():
+        assert played(result, split) == Counter({("recall", level): 1 for level in range(start, start + 200)})
