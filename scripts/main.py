@@ -14,6 +14,8 @@ from srwm_rl.errors import UserError, did_you_mean
 COMMANDS = {
     "train": "train an agent, or go on with a run",
     "eval": "play every training and held-out level and print the returns",
+    "import-official": "make a run of a checkpoint of the paper's authors' code",
+    "controls": "train a task with and without each part that could explain the result",
     "bench": "time the recurrence, backend by backend (srwm-rl bench op)",
     "doctor": "check the installation and name each problem's fix",
 }
@@ -49,7 +51,7 @@ def _main(words: list[str]) -> int:
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
-        result: int = import_module(f"srwm_rl.scripts.{words[0]}").main(words[1:])
+        result: int = import_module(f"srwm_rl.scripts.{words[0].replace('-', '_')}").main(words[1:])
         return result
     except UserError as error:
         if _wants_traceback(words):

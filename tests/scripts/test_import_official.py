@@ -46,7 +46,7 @@ def test_the_summary_says_what_it_is_and_what_to_run_next(call: Any, tmp_path: P
     assert "bigfish,fruitbot,maze,leaper,plunder,starpilot; mode easy" in lines[1]
     assert "0:200 for training, 1000:1200 held out" in lines[2]
     assert "does not name its games" in lines[3]
-    assert lines[-1] == f"Now: srwm-rl eval {run} --deterministic"
+    assert lines[-1] == f"Now: srwm-rl eval {run} --protocol paper"
     assert TrainConfig.from_json(json.loads((run / "config.json").read_text())["train"]).algo == "impala"
     assert call("import-official", GOLDEN, "-o", tmp_path / "quiet", "--verbose", 0).out == ""
 
@@ -58,6 +58,7 @@ def test_every_kind_is_imported_and_evaluated(core: str, call: Any, tmp_path: Pa
     assert said.code == 0
     assert "trained for 1,600 steps" in said.out
     assert "note" not in said.out
+    assert f"Now: srwm-rl eval {tmp_path / 'run'} --deterministic" in said.out  # its levels are not the paper's
     report = evaluate(call, tmp_path / "run", "--eval-levels", "1000:1002")
     assert (report["core"], report["env"], report["num_timesteps"]) == (core, "fruitbot", 1600)
     assert sorted(level for _, level, *_ in report["episodes"]["train"]) == [0, 1]
