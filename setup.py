@@ -8,10 +8,10 @@ unix = sys.platform != "win32"
 kernel = Extension(
     "srwm_rl.ops._srwm_cpu",
     ["srwm_rl/ops/csrc/srwm_cpu.c"],
-    depends=["srwm_rl/ops/csrc/srwm_kernel.h"],
+    depends=["srwm_rl/ops/csrc/srwm_kernel.h", "srwm_rl/ops/csrc/delta_kernel.h"],
     extra_compile_args=["-std=gnu11", "-O3", "-fno-math-errno", "-fvisibility=hidden"] if unix else ["/O2"],
     libraries=["m"] if unix else [],
-    optional=True,  # without it, srwm_scan runs its reference in plain PyTorch
+    optional=True,  # without it, srwm_scan and delta_scan run their reference in plain PyTorch
     py_limited_api=True,  # it is called through ctypes: one build serves every Python
 )
 setup(ext_modules=[kernel], options={"bdist_wheel": {"py_limited_api": "cp310"}})

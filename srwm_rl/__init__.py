@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srwm_rl.cores import Core, core_names, make_core, register_core
+    from srwm_rl.cores import Core, check_core, core_names, import_core, make_core, register_core
     from srwm_rl.errors import UserError
-    from srwm_rl.ops import srwm_scan
+    from srwm_rl.ops import delta_scan, srwm_scan
     from srwm_rl.policy import SRWMPolicy
     from srwm_rl.saved import Agent, load
 
@@ -23,7 +23,10 @@ __all__ = [
     "Core",
     "SRWMPolicy",
     "UserError",
+    "check_core",
     "core_names",
+    "delta_scan",
+    "import_core",
     "load",
     "make_core",
     "register_core",
@@ -35,7 +38,10 @@ _HOMES = {
     "Core": "srwm_rl.cores",
     "SRWMPolicy": "srwm_rl.policy",
     "UserError": "srwm_rl.errors",
+    "check_core": "srwm_rl.cores",
     "core_names": "srwm_rl.cores",
+    "delta_scan": "srwm_rl.ops",
+    "import_core": "srwm_rl.cores",
     "load": "srwm_rl.saved",
     "make_core": "srwm_rl.cores",
     "register_core": "srwm_rl.cores",

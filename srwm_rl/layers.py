@@ -1,36 +1,197 @@
-"""The SRWM layer and the feed-forward block that follows it."""
+"""The layers of the cores: memories of several heads that write their own weights, and the feed-forward block."""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from srwm_rl.errors import UserError
-from srwm_rl.ops import srwm_scan
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.ops import delta_scan, srwm_scan
 
 Norm = Literal["none", "residual", "pre"]
 NORMS: tuple[Norm, ...] = ("none", "residual", "pre")
+COLUMN_GROUPS = ("y", "query", "key", "beta")  # of an SRWM's weight, in this order
+_RETENTION_INIT = (0.98, 0.999)  # of the first and the last head: half of an edit is left after 34 and 693 steps
 
 
-class SRWMLayer(nn.Module):
-    """Multi-head self-referential weight matrix with an output projection and a residual path.
+class MemoryLayer(nn.Module, ABC):
+    """What every memory of several heads has around it: norm, heads, output projection and residual path.
+
+    A subclass sets `state_size` and writes `remember`.
+
+    Args:
+        hidden_size: width of the layer; `hidden_size = n_heads * head_size`.
+        n_heads: H, number of heads, each with a memory of its own.
+        input_softmax: feed each head the softmax of its slice of the input (the published SRWM layer for RL does).
+        norm: "none": `x + out(x)`, as published for RL; "residual": `LayerNorm(x) + out(x)`, as in the authors'
+            supervised code; "pre": `x + out(LayerNorm(x))`.
+
+    Attributes:
+        head_size: D.
+        state_size: floats that the layer carries for one environment.
+
+    Raises:
+        UserError: `hidden_size` is no multiple of `n_heads`, or `norm` is unknown.
+    """
+
+    state_size: int = 0
+
+    def __init__(self, hidden_size: int, n_heads: int, *, input_softmax: bool, norm: Norm) -> None:
+        super().__init__()
+        if hidden_size % n_heads:
+            raise UserError(f"hidden_size {hidden_size} is no multiple of n_heads {n_heads}; choose one that is")
+        if norm not in NORMS:
+            raise UserError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        self.n_heads, self.head_size = n_heads, hidden_size // n_heads
+        self.input_softmax, self.norm = input_softmax, norm
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.layer_norm = nn.LayerNorm(hidden_size) if norm != "none" else nn.Identity()
+
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Map `x` `[T, B, hidden]`, `state` `[B, state_size]`, `episode_starts` `[T, B]` to output and new state."""
+        normed = self.layer_norm(x)
+        heads = (normed if self.norm == "pre" else x).unflatten(-1, (self.n_heads, self.head_size))
+        if self.input_softmax:
+            heads = heads.softmax(-1)
+        y, state = self.remember(heads, state, episode_starts)
+        return (normed if self.norm == "residual" else x) + self.out(y.flatten(2)), state
+
+    @abstractmethod
+    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the heads' inputs `[T, B, H, D]` and `state` `[B, state_size]` to their outputs and the new state."""
+
+
+class SRWMLayer(MemoryLayer):
+    """Multi-head self-referential weight matrix; the state is the shift, `H * D * (E+2D+4)`.
 
     Irie et al., ICML 2022, eqs. 5-9 and section 3 (https://arxiv.org/abs/2202.05780).
 
     Args:
-        hidden_size: width of the layer; `hidden_size = n_heads * head_size`.
-        n_heads: number of heads, each with a self-referential matrix of its own.
-        input_softmax: feed each head the softmax of its slice of the input (the published RL layer does).
-        norm: "none": `x + out(x)`, as published for RL; "residual": `LayerNorm(x) + out(x)`, as in the authors'
-            supervised code; "pre": `x + out(LayerNorm(x))`.
+        hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
         query_init: initial standard deviation of the query columns, as a multiple of `1/sqrt(head_size)`.
             A small one makes the first queries uniform, so that the first edits are gentle.
-        beta_init: mean of the four rates' initial pre-activations; 0 makes the untrained rates 1/2 on average.
+        beta_init: initial mean of the beta columns. Under `input_softmax` it is the mean of the rates' initial
+            pre-activations as well: 0 makes the untrained rates 1/2 on average.
+        frozen: column groups of the slow weight that stay as drawn, among "query", "key", "beta": a list, or one text
+            with commas. A control: what is left of learning when the self-modification is not learnt.
+        retention: let the shift fade: each head chooses at each step, from the layer's input, how much of it to keep,
+            at first .98 to .999 depending on the head. The gate of Gated DeltaNet (Yang, Kautz, Hatamizadeh, ICLR 2025,
+            https://arxiv.org/abs/2412.06464), on the shift, so that what remains is the slow weight.
+        read_size: E, width of what each head reads out; None: D.
 
     Raises:
-        UserError: `hidden_size` is no multiple of `n_heads`, or `norm` is unknown.
+        UserError: as `MemoryLayer`, or `frozen` names an unknown group.
+    """
+
+    frozen_weight: Tensor | None
+    _columns: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        *,
+        input_softmax: bool,
+        norm: Norm,
+        query_init: float,
+        beta_init: float,
+        frozen: str | Sequence[str] = (),
+        retention: bool = False,
+        read_size: int | None = None,
+    ) -> None:
+        super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
+        self.query_init, self.beta_init = query_init, beta_init
+        size = self.head_size
+        self.widths = (read_size or size, size, size, 4)  # of COLUMN_GROUPS
+        self.shift_shape = (n_heads, size, sum(self.widths))  # [H, D, E+2D+4]
+        self.state_size = n_heads * size * sum(self.widths)
+        self.frozen = _groups(frozen)
+        learnt = torch.tensor(
+            [g not in self.frozen for g, n in zip(COLUMN_GROUPS, self.widths, strict=True) for _ in range(n)]
+        )
+        n_learnt = int(learnt.sum())
+        self.weight = nn.Parameter(torch.empty(n_heads, size, n_learnt))
+        # A buffer: no optimizer, whatever its weight decay, can move it, and it is saved all the same.
+        self.register_buffer(
+            "frozen_weight", torch.empty(n_heads, size, len(learnt) - n_learnt) if self.frozen else None
+        )
+        self.register_buffer("_columns", (~learnt).sort(stable=True).indices.argsort(), persistent=False)
+        self.gate = nn.Linear(hidden_size, n_heads) if retention else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the slow weight afresh, its frozen columns too, and open the retention gate."""
+        weight = torch.empty(self.shift_shape).normal_(std=self.head_size**-0.5)
+        _, query, _, beta = weight.split(self.widths, -1)
+        query *= self.query_init
+        beta += self.beta_init
+        stored = weight[..., self._columns.cpu().argsort()]
+        with torch.no_grad():
+            self.weight.copy_(stored[..., : self.weight.shape[-1]])
+            if self.frozen_weight is not None:
+                self.frozen_weight.copy_(stored[..., self.weight.shape[-1] :])
+            if self.gate is not None:
+                self.gate.weight.zero_()
+                self.gate.bias.copy_(torch.linspace(*_RETENTION_INIT, self.n_heads).logit())
+
+    def slow_weight(self) -> Tensor:
+        """Return the slow weight `[H, D, E+2D+4]`, learnt and frozen columns in their places."""
+        if self.frozen_weight is None:
+            return self.weight
+        return torch.cat((self.weight, self.frozen_weight), -1).index_select(-1, self._columns)
+
+    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""
+        kept = None if self.gate is None else self.gate(heads.flatten(2)).sigmoid()  # [T, B, H]
+        shift = state.unflatten(-1, self.shift_shape)
+        y, shift = srwm_scan(heads, self.slow_weight(), shift, episode_starts, retention=kept)
+        return y, shift.flatten(1)
+
+
+class SRDeltaLayer(SRWMLayer):
+    """An SRWM that reads out keys, queries, values and rates for a delta-rule fast weight.
+
+    The "SR-Delta" of Irie et al., ICML 2022. The state is the shift, then the fast weight:
+    `H * D * (5D+5) + H * D * D`. Arguments as `SRWMLayer`; a retention gate acts on the SRWM's shift alone.
+    """
+
+    def __init__(self, hidden_size: int, n_heads: int, **settings: Any) -> None:
+        super().__init__(hidden_size, n_heads, read_size=3 * (hidden_size // n_heads) + 1, **settings)
+        self.fast_shape = (n_heads, self.head_size, self.head_size)
+        self.shift_size = self.state_size
+        self.state_size += n_heads * self.head_size**2
+
+    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the SRWM, and with what it reads the fast weight: `[T, B, H, D]` to the same shape."""
+        shift, fast = state.tensor_split((self.shift_size,), dim=-1)
+        read, shift = super().remember(heads, shift, episode_starts)  # [T, B, H, 3D+1]
+        query, key, content, beta = read.split((*[self.head_size] * 3, 1), dim=-1)
+        y, fast = delta_scan(
+            key.softmax(-1),
+            content,
+            query.softmax(-1),
+            beta.squeeze(-1).sigmoid(),
+            fast.unflatten(-1, self.fast_shape),
+            episode_starts,
+        )
+        return y, torch.cat((shift, fast.flatten(1)), dim=-1)
+
+
+class DeltaLayer(MemoryLayer):
+    """Delta Net: a slow net that learns writes a fast weight by the delta rule; the state is `H * D * D`.
+
+    Schlag, Irie, Schmidhuber, ICML 2021 (https://arxiv.org/abs/2102.11174), with the feature map of its RL version in
+    Irie et al., NeurIPS 2021 (https://arxiv.org/abs/2106.06295): `elu + 1`, divided by its sum.
+
+    Args:
+        hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
+        query_init: factor on the initial rows of the slow net that make the queries.
+        beta_init: added to the pre-activation of every rate; 0 makes the untrained rates 1/2 on average.
     """
 
     def __init__(
@@ -43,37 +204,36 @@ class SRWMLayer(nn.Module):
         query_init: float,
         beta_init: float,
     ) -> None:
-        super().__init__()
-        if hidden_size % n_heads:
-            raise UserError(f"hidden_size {hidden_size} is no multiple of n_heads {n_heads}; choose one that is")
-        if norm not in NORMS:
-            raise UserError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
-        self.n_heads, self.head_size = n_heads, hidden_size // n_heads
-        self.input_softmax, self.norm = input_softmax, norm
-        self.query_init, self.beta_init = query_init, beta_init
-        self.weight = nn.Parameter(torch.empty(n_heads, self.head_size, 3 * self.head_size + 4))  # [H, D, 3D+4]
-        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.layer_norm = nn.LayerNorm(hidden_size) if norm != "none" else nn.Identity()
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the slow weight afresh."""
+        super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         size = self.head_size
+        self.beta_init = beta_init
+        self.fast_shape = (n_heads, size, size)
+        self.state_size = n_heads * size * size
+        self.slow_net = nn.Linear(hidden_size, n_heads * (3 * size + 1), bias=False)
         with torch.no_grad():
-            self.weight.normal_(std=size**-0.5)
-            self.weight[..., size : 2 * size] *= self.query_init
-            self.weight[..., 3 * size :] += self.beta_init
+            self.slow_net.weight.unflatten(0, (n_heads, -1))[:, :size] *= query_init
 
-    def forward(self, x: Tensor, shift: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Map `x` `[T, B, hidden]`, `shift` `[B, H, D, 3D+4]`, `episode_starts` `[T, B]` to output and new shift."""
-        n_steps, batch, hidden = x.shape
-        normed = self.layer_norm(x)
-        heads = (normed if self.norm == "pre" else x).view(n_steps, batch, self.n_heads, self.head_size)
-        if self.input_softmax:
-            heads = heads.softmax(-1)
-        y, shift = srwm_scan(heads, self.weight, shift, episode_starts)
-        out = self.out(y.reshape(n_steps, batch, hidden))
-        return (normed if self.norm == "residual" else x) + out, shift
+    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Write and read the fast weights: `[T, B, H, D]` to the same shape."""
+        made = self.slow_net(heads.flatten(2)).unflatten(-1, (self.n_heads, -1))  # [T, B, H, 3D+1]
+        query, key, content, beta = made.split((*[self.head_size] * 3, 1), dim=-1)
+        rate = (beta.squeeze(-1) + self.beta_init).sigmoid()
+        fast = state.unflatten(-1, self.fast_shape)
+        y, fast = delta_scan(_positive(key), content, _positive(query), rate, fast, episode_starts)
+        return y, fast.flatten(1)
+
+
+class FakeSRLayer(MemoryLayer):
+    """The SRWM layer without its self-modification: each head is one matrix `[D, D]`, and there is no state."""
+
+    def __init__(self, hidden_size: int, n_heads: int, *, input_softmax: bool, norm: Norm) -> None:
+        super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
+        size = self.head_size
+        self.weight = nn.Parameter(torch.empty(n_heads, size, size).normal_(std=size**-0.5))
+
+    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply each head's input by its matrix; the empty state passes through."""
+        return torch.einsum("tbhi,hij->tbhj", heads, self.weight), state
 
 
 class FeedForwardBlock(nn.Module):
@@ -89,3 +249,18 @@ class FeedForwardBlock(nn.Module):
         """Map `[..., hidden]` to `[..., hidden]`."""
         inner: Tensor = self.down(torch.relu(self.up(self.layer_norm(x))))
         return x + inner
+
+
+def _positive(x: Tensor) -> Tensor:
+    """Map `[..., D]` to positive numbers that sum to (almost) 1, the Delta Net's feature map."""
+    positive = F.elu(x) + 1
+    return positive / (positive.sum(-1, keepdim=True) + 1e-5)
+
+
+def _groups(frozen: str | Sequence[str]) -> tuple[str, ...]:
+    """Read the setting `frozen`, in the order of the columns."""
+    names = [name.strip() for name in frozen.split(",") if name.strip()] if isinstance(frozen, str) else list(frozen)
+    for name in names:
+        if name not in COLUMN_GROUPS[1:]:
+            raise UserError(f"frozen: unknown column group {name!r}{did_you_mean(str(name), COLUMN_GROUPS[1:])}")
+    return tuple(name for name in COLUMN_GROUPS if name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ class Core(nn.Module, ABC):
         output_size: O, width of what the heads read.
         state_layers: L. May be 0 for a core without memory.
         state_size: S, floats per layer and environment.
+        carries_over: False where the state of one call has no effect on the next (an ablation).
     """
+
+    carries_over: ClassVar[bool] = True
 
     def __init__(self, input_size: int, output_size: int, state_layers: int, state_size: int) -> None:
         super().__init__()

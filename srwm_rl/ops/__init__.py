@@ -1,5 +1,6 @@
-"""The recurrence of the self-referential weight matrix: one public function, `srwm_scan`."""
+"""The recurrences of networks that write their own weights: `srwm_scan` and `delta_scan`."""
 
+from srwm_rl.ops.delta import delta_scan
 from srwm_rl.ops.scan import srwm_scan
 
-__all__ = ["srwm_scan"]
+__all__ = ["delta_scan", "srwm_scan"]

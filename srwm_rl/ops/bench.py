@@ -1,4 +1,4 @@
-"""Time the backends of `srwm_scan` side by side; a backend whose results are wrong gets no time."""
+"""Time the backends of `srwm_scan` and `delta_scan` side by side; one whose results are wrong gets no time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srwm_rl.ops.backends import FUSED
+from srwm_rl.ops.delta import delta_scan
 from srwm_rl.ops.scan import srwm_scan
 
 SIZES = ((50, 32, 8, 16), (128, 64, 8, 16), (50, 32, 8, 8), (50, 32, 8, 32), (20, 16, 8, 64))  # T, B, H, D
 ACTING = ((1, 64, 8, 16), (1, 1, 8, 16))
+DELTA_SIZES = ((50, 32, 8, 16), (50, 32, 8, 32))
 LIMIT = 1e-4  # largest relative error at which a speed is printed
-# Multiply-adds per weight and step: read, read, write; backward adds its six and the recomputed step.
-_MACS_FORWARD, _MACS_BACKWARD = 3, 6 + 3
 
 
 class Row(NamedTuple):
@@ -56,25 +57,57 @@ def step_loop(
     return torch.stack(ys), torch.cat(fast, -1) - slow
 
 
+def delta_loop(
+    key: Tensor, value: Tensor, query: Tensor, rate: Tensor, weight: Tensor, starts: Tensor, *, backend: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Step through the delta rule as its equations are written: the baseline."""
+    ys = []
+    for t in range(len(key)):
+        weight = torch.where((starts[t] != 0)[:, None, None, None], 0, weight)
+        present = torch.einsum("bhi,bhij->bhj", key[t], weight)
+        edit = rate[t, ..., None] * (value[t] - present)
+        weight = weight + torch.einsum("bhi,bhj->bhij", key[t], edit)
+        ys.append(torch.einsum("bhi,bhij->bhj", query[t], weight))
+    return torch.stack(ys), weight
+
+
 Function = Callable[..., tuple[Tensor, Tensor]]
+Size = tuple[int, int, int, int]
+
+
+class _Op(NamedTuple):
+    """A recurrence to time; its last input is `episode_starts`, and gradients are taken of the others."""
+
+    name: str
+    function: Function
+    loop: Function
+    inputs: Callable[[Size, str], list[Tensor]]
+    columns: Callable[[int], int]
+    macs: tuple[int, int]  # multiply-adds per weight and step: forward, and what backward adds
 
 
 def measure(backends: tuple[str, ...], device: str = "cpu", repeats: int = 7) -> Iterator[list[Row]]:
     """Yield the rows of each work and size: the loop, the reference and the backends, timed in turns."""
-    for size in SIZES:
-        for work in ("forward", "forward+backward"):
-            yield _compare(work, size, backends, device, repeats)
-    for size in ACTING:
-        yield _compare("acting step", size, backends, device, repeats)
+    # Forward reads, reads and writes; backward has six products more, and runs the step again.
+    srwm = _Op("srwm_scan", srwm_scan, step_loop, _inputs, lambda size: 3 * size + 4, (3, 6 + 3))
+    delta = _Op("delta_scan", delta_scan, delta_loop, _delta_inputs, lambda size: size, (3, 6 + 2))
+    for op, sizes, works, acting in (
+        (srwm, SIZES, ("forward", "forward+backward"), "acting step"),
+        (delta, DELTA_SIZES, ("delta forward", "delta fw+backward"), "delta acting step"),
+    ):
+        having = tuple(each for each in backends if each in FUSED[op.name])
+        for size in sizes:
+            for work in works:
+                yield _compare(op, work, size, having, device, repeats)
+        for size in ACTING:
+            yield _compare(op, acting, size, having, device, repeats)
 
 
-def _compare(
-    work: str, size: tuple[int, int, int, int], backends: tuple[str, ...], device: str, repeats: int
-) -> list[Row]:
+def _compare(op: _Op, work: str, size: Size, backends: tuple[str, ...], device: str, repeats: int) -> list[Row]:
     n_steps, batch, heads, head_size = size
-    inputs = _inputs(size, device)
-    runs: dict[str, Function] = {"loop": step_loop, "reference": srwm_scan, **dict.fromkeys(backends, srwm_scan)}
-    truth = _run(srwm_scan, work, [None if t is None else t.double() for t in inputs], "reference")
+    inputs = op.inputs(size, device)
+    runs = {"loop": op.loop, "reference": op.function, **dict.fromkeys(backends, op.function)}
+    truth = _run(op.function, work, [t.double() for t in inputs], "reference")
     errors = {name: _error(_run(function, work, inputs, name), truth) for name, function in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     macs = []
@@ -84,7 +117,7 @@ def _compare(
         for name, function in runs.items():
             seconds[name].append(_clock(partial(_run, function, work, inputs, name), device, calls))
     steps = n_steps * batch * heads
-    mac_count = head_size * (3 * head_size + 4) * (_MACS_FORWARD + _MACS_BACKWARD * (work == "forward+backward"))
+    mac_count = head_size * op.columns(head_size) * (op.macs[0] + op.macs[1] * work.endswith("backward"))
     bound = mac_count * min(macs) * 1e9
     median = {name: statistics.median(values) / steps * 1e9 for name, values in seconds.items()}
     return [
@@ -98,7 +131,7 @@ def _compare(
 _BASES = ("reference", "loop")
 
 
-def _inputs(size: tuple[int, int, int, int], device: str) -> list[Tensor | None]:
+def _inputs(size: Size, device: str) -> list[Tensor]:
     n_steps, batch, heads, head_size = size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size, generator=generator).softmax(-1)
@@ -108,12 +141,22 @@ def _inputs(size: tuple[int, int, int, int], device: str) -> list[Tensor | None]
     return [x.to(device), weight.to(device), shift.to(device), starts.float().to(device)]
 
 
-def _run(function: Function, work: str, inputs: list[Tensor | None], backend: str) -> list[Tensor]:
-    if work != "forward+backward":
+def _delta_inputs(size: Size, device: str) -> list[Tensor]:
+    n_steps, batch, heads, head_size = size
+    generator = torch.Generator().manual_seed(0)
+    key, value, query = torch.randn(3, *size, generator=generator)
+    rate = torch.rand(size[:3], generator=generator)
+    weight = torch.randn(batch, heads, head_size, head_size, generator=generator)
+    starts = (torch.rand(n_steps, batch, generator=generator) < 0.02).float()
+    return [each.to(device) for each in (key.softmax(-1), value, query.softmax(-1), rate, weight, starts)]
+
+
+def _run(function: Function, work: str, inputs: list[Tensor], backend: str) -> list[Tensor]:
+    if not work.endswith("backward"):
         with torch.no_grad():
             return list(function(*inputs, backend=backend))
-    leaves = [t.detach().requires_grad_() for t in inputs[:3] if t is not None]
-    y, final = function(*leaves, inputs[3], backend=backend)
+    leaves = [t.detach().requires_grad_() for t in inputs[:-1]]
+    y, final = function(*leaves, inputs[-1], backend=backend)
     return [y.detach(), final.detach(), *torch.autograd.grad((y.sum(), final.sum()), leaves)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srwm_rl.ops.registration import CHUNK, register_scan
+from srwm_rl.ops.registration import CHUNK, DELTA_INPUTS, SRWM_INPUTS, Outputs, register_scan
 
-VERSION = 1  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 2  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "grain", "next")
 _OUTPUTS = ("y", "final", "checkpoints", "grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
-_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS)
+_DELTA = ("value", "query", "rate", "grad_value", "grad_query", "grad_rate")
+_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_DELTA)
 # Nanoseconds that one weight costs in one step, roughly, and the shortest job worth waking a second thread for.
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
 
@@ -90,7 +92,8 @@ def why_not(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
     return kernel if isinstance(kernel, str) else None
 
 
-def _run(x: Tensor, **tensors: Tensor | None) -> None:
+def _run(x: Tensor, columns: int, **tensors: Tensor | None) -> None:
+    """Run the job that the tensors describe, `Job`'s names; `columns` of a head's matrix, to judge its size."""
     kernel = load_kernel()
     if isinstance(kernel, str):
         raise RuntimeError(kernel)
@@ -99,11 +102,11 @@ def _run(x: Tensor, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None:
             setattr(job, name, tensor.data_ptr())
-    cost = x.numel() * (3 * size + 4) * _NS_PER_WEIGHT
+    cost = x.numel() * columns * _NS_PER_WEIGHT
     threads = torch.get_num_threads() if cost > _NS_WORTH_THREADS else 1
     is_double = int(x.dtype == torch.float64)
     if kernel.library.srwm_cpu_run(ctypes.byref(job), is_double, kernel.level, threads, kernel.parallel):
-        raise MemoryError(f"srwm_scan: no memory for the work space of head size {size}")
+        raise MemoryError(f"no memory for the C kernel's work space of head size {size}")
 
 
 def forward(
@@ -116,7 +119,7 @@ def forward(
     final = x.new_empty(batch, heads, size, 3 * size + 4)
     checkpoints = x.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
     kept = checkpoints if keep and n_steps > CHUNK else None
-    _run(x, weight=weight, shift=shift, starts=starts, y=y, final=final, checkpoints=kept)
+    _run(x, 3 * size + 4, weight=weight, shift=shift, starts=starts, y=y, final=final, checkpoints=kept)
     return y, final, checkpoints
 
 
@@ -136,6 +139,7 @@ def backward(
     grad_shift = torch.empty_like(grad_weight) if shift is not None else x.new_empty(0)
     _run(
         x,
+        weight.shape[-1],
         weight=weight,
         shift=shift,
         starts=starts,
@@ -153,14 +157,78 @@ def _packed(*tensors):  # type: ignore[no-untyped-def]
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
-_operator = register_scan("cpu", forward, backward)
+_operator = register_scan("scan_cpu", SRWM_INPUTS, lambda size: 3 * size + 4, forward, backward)
 
 
 def scan(x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run the checked arguments of `srwm_scan`; `starts` is uint8."""
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, shift))
-    if grad or torch.compiler.is_compiling() or type(x) is not Tensor:
-        y, final, _ = _operator(x, weight, shift, starts, grad)
+    return _call(_operator, forward, (x, weight, shift), starts)
+
+
+def _call(
+    operator: Callable[..., Outputs],
+    direct: Callable[..., Outputs],
+    inputs: tuple[Tensor | None, ...],
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if grad or torch.compiler.is_compiling() or type(inputs[0]) is not Tensor:
+        y, final, _ = operator(*inputs, starts, grad)
     else:  # acting: torch's dispatcher would cost as much as the step
-        y, final, _ = forward(x.detach(), weight.detach(), shift, starts, keep=False)
+        y, final, _ = direct(*(None if t is None else t.detach() for t in inputs), starts, keep=False)
     return y, final
+
+
+def delta_forward(
+    key: Tensor,
+    value: Tensor,
+    query: Tensor,
+    rate: Tensor,
+    weight: Tensor | None,
+    starts: Tensor | None,
+    keep: bool,
+) -> Outputs:
+    """Return `y`, the final fast weight and, with `keep`, the fast weight at every `CHUNK`-th step."""
+    key, value, query, rate, weight, starts = _packed(key, value, query, rate, weight, starts)
+    n_steps, batch, heads, size = key.shape
+    y = torch.empty_like(key)
+    final = key.new_empty(batch, heads, size, size)
+    checkpoints = key.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
+    kept = checkpoints if keep and n_steps > CHUNK else None
+    inputs = {"value": value, "query": query, "rate": rate, "shift": weight, "starts": starts}
+    _run(key, size, **inputs, y=y, final=final, checkpoints=kept)
+    return y, final, checkpoints
+
+
+def delta_backward(
+    key: Tensor,
+    value: Tensor,
+    query: Tensor,
+    rate: Tensor,
+    weight: Tensor | None,
+    starts: Tensor | None,
+    checkpoints: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of key, value, query, rate and the initial fast weight (empty where there was none)."""
+    key, value, query, rate, weight, starts, grad_y, grad_final = _packed(
+        key, value, query, rate, weight, starts, grad_y, grad_final
+    )
+    grads = {f"grad_{name}": torch.empty_like(like) for name, like in (("x", key), ("value", value), ("query", query))}
+    grads["grad_rate"] = torch.empty_like(rate)
+    inputs = {"value": value, "query": query, "rate": rate, "shift": weight, "starts": starts}
+    upstream = {"checkpoints": checkpoints, "grad_y": grad_y, "grad_final": grad_final}
+    grad_weight = None if weight is None else torch.empty_like(weight)
+    _run(key, key.shape[-1], **inputs, **upstream, **grads, grad_shift=grad_weight)
+    return *grads.values(), key.new_empty(0) if grad_weight is None else grad_weight
+
+
+_delta_operator = register_scan("delta_cpu", DELTA_INPUTS, lambda size: size, delta_forward, delta_backward)
+
+
+def delta_scan(
+    key: Tensor, value: Tensor, query: Tensor, rate: Tensor, weight: Tensor | None, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run the checked arguments of `srwm_rl.ops.delta_scan`; `starts` is uint8."""
+    return _call(_delta_operator, delta_forward, (key, value, query, rate, weight), starts)

@@ -1,4 +1,4 @@
-"""The recurrence in plain PyTorch: reads like the paper, runs anywhere, and is what fast twins are tested against."""
+"""The recurrences in plain PyTorch: read like the papers, run anywhere, and are what fast twins are tested against."""
 
 from __future__ import annotations
 
@@ -7,43 +7,80 @@ from torch import Tensor
 
 
 def srwm_scan_reference(
-    x: Tensor, weight: Tensor, shift: Tensor | None, episode_starts: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    episode_starts: Tensor | None,
+    retention: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step through the unroll; arguments and results as in `srwm_rl.ops.srwm_scan`, unchecked."""
     n_steps, batch, heads, size = x.shape
     columns = weight.shape[-1]
+    widths = (columns - 2 * size - 4, size, size, 4)  # E, D, D, 4
     # Heads and batch share one axis, so that every product of a step is a single batched call.
-    slow = weight.expand(batch, heads, size, columns).reshape(batch * heads, size, columns)  # [BH, D, 3D+4]
+    slow = weight.expand(batch, heads, size, columns).reshape(batch * heads, size, columns)  # [BH, D, E+2D+4]
     shift = torch.zeros_like(slow) if shift is None else shift.reshape(batch * heads, size, columns)
     inputs = x.reshape(n_steps, batch * heads, 1, size)  # [T, BH, 1, D]
-    keep = [None] * n_steps if episode_starts is None else _keep_masks(episode_starts, heads, x.dtype)
-
-    rate_of_column = torch.arange(columns, device=x.device).div(size, rounding_mode="floor").clamp(max=3)
+    fresh = _fresh(episode_starts, n_steps, heads)
+    alphas = None if retention is None else retention.reshape(n_steps, batch * heads, 1, 1)
+    rate_of_column = torch.tensor([n for n, width in enumerate(widths) for _ in range(width)], device=x.device)
 
     ys = []
     for t in range(n_steps):
-        mask = keep[t]
-        if mask is not None:
-            shift = shift * mask
-        y, shift = _step(inputs[t], slow, shift, rate_of_column)
+        starts = fresh[t]
+        if starts is not None:
+            shift = shift.masked_fill(starts, 0)
+        y, key, edit = _step(inputs[t], slow + shift, widths, rate_of_column)
+        shift = torch.baddbmm(shift if alphas is None else alphas[t] * shift, key.transpose(1, 2), edit)
         ys.append(y)
-    return torch.stack(ys).view(n_steps, batch, heads, size), shift.reshape(batch, heads, size, columns)
+    y = torch.stack(ys).view(n_steps, batch, heads, widths[0])
+    return y, shift.reshape(batch, heads, size, columns)
 
 
-def _step(x: Tensor, slow: Tensor, shift: Tensor, rate_of_column: Tensor) -> tuple[Tensor, Tensor]:
-    """Read from the fast weight, then let what was read rewrite it: `x` `[BH, 1, D]`, weights `[BH, D, 3D+4]`."""
-    size = x.shape[-1]
-    fast = slow + shift
-    y, query, key, beta = torch.bmm(x, fast).split((size, size, size, 4), dim=-1)  # [BH, 1, .]
+def _step(
+    x: Tensor, fast: Tensor, widths: tuple[int, int, int, int], rate_of_column: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read from the fast weight `[BH, D, E+2D+4]` what is to rewrite it: `x` `[BH, 1, D]` to output, key and edit."""
+    y, query, key, beta = torch.bmm(x, fast).split(widths, dim=-1)  # [BH, 1, .]
     query, key, rate = query.softmax(-1), key.softmax(-1), beta.sigmoid()
-    target = torch.bmm(query - key, fast)  # [BH, 1, 3D+4]: what the query reads minus what the key reads
-    edit = target * rate.index_select(-1, rate_of_column)
-    return y, torch.baddbmm(shift, key.transpose(1, 2), edit)
+    target = torch.bmm(query - key, fast)  # [BH, 1, E+2D+4]: what the query reads minus what the key reads
+    return y, key, target * rate.index_select(-1, rate_of_column)
 
 
-def _keep_masks(episode_starts: Tensor, heads: int, dtype: torch.dtype) -> list[Tensor | None]:
-    """Return for each step `[BH, 1, 1]` zeros and ones, or None where no episode starts, to skip the product there."""
-    keep = (episode_starts == 0).to(dtype)  # [T, B]
-    starts = (keep == 0).any(dim=1).tolist()
-    masks = keep.repeat_interleave(heads, dim=1)[..., None, None]  # [T, BH, 1, 1]
-    return [masks[t] if starts[t] else None for t in range(len(starts))]
+def delta_scan_reference(
+    key: Tensor,
+    value: Tensor,
+    query: Tensor,
+    rate: Tensor,
+    weight: Tensor | None,
+    episode_starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Step through the unroll; arguments and results as in `srwm_rl.ops.delta_scan`, unchecked."""
+    n_steps, batch, heads, size = key.shape
+    pairs = batch * heads
+    keys, values, queries = (each.reshape(n_steps, pairs, 1, size) for each in (key, value, query))  # [T, BH, 1, D]
+    rates = rate.reshape(n_steps, pairs, 1, 1)
+    fast = key.new_zeros(pairs, size, size) if weight is None else weight.reshape(pairs, size, size)
+    fresh = _fresh(episode_starts, n_steps, heads)
+
+    ys = []
+    for t in range(n_steps):
+        starts = fresh[t]
+        if starts is not None:
+            fast = fast.masked_fill(starts, 0)
+        edit = rates[t] * (values[t] - torch.bmm(keys[t], fast))  # [BH, 1, D]
+        fast = torch.baddbmm(fast, keys[t].transpose(1, 2), edit)
+        ys.append(torch.bmm(queries[t], fast))
+    return torch.stack(ys).view(n_steps, batch, heads, size), fast.view(batch, heads, size, size)
+
+
+def _fresh(episode_starts: Tensor | None, n_steps: int, heads: int) -> list[Tensor | None]:
+    """Return for each step which states to zero, `[BH, 1, 1]`, or None where no episode starts, to skip the work.
+
+    Filled, not multiplied by zero: the old episode may have blown up.
+    """
+    if episode_starts is None:
+        return [None] * n_steps
+    starts = episode_starts != 0  # [T, B]
+    masks = starts.repeat_interleave(heads, dim=1)[..., None, None]  # [T, BH, 1, 1]
+    return [masks[t] if any_start else None for t, any_start in enumerate(starts.any(dim=1).tolist())]

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-from importlib import import_module
-
-import torch
 from torch import Tensor
 
 from srwm_rl.ops import cpu
+from srwm_rl.ops.backends import check_backend, choose
+from srwm_rl.ops.checks import as_uint8, check_input, check_starts, check_tensor
 from srwm_rl.ops.reference import srwm_scan_reference
-
-# Each fused backend is a module with `why_not(device_type, dtype, head_size)` and `scan(x, weight, shift, starts)`.
-_MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
-_BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
-BACKENDS = ("auto", "reference", *_MODULES)
-_log = logging.getLogger(__name__)
 
 
 def srwm_scan(
@@ -25,6 +16,7 @@ def srwm_scan(
     shift: Tensor | None = None,
     episode_starts: Tensor | None = None,
     *,
+    retention: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run a self-referential weight matrix over a whole unroll, episode resets inside.
@@ -34,32 +26,38 @@ def srwm_scan(
         y, q, k, beta = split(x @ W);   q, k = softmax(q), softmax(k);   rate = sigmoid(beta)
         W <- W + k outer (rate * ((q - k) @ W)),   one rate for each of the four column groups y, q, k, beta
 
-    Gradients flow through time to `x`, to all four column groups of `weight`, and to `shift`.
+    Gradients flow through time to `x`, to all four column groups of `weight`, to `shift` and to `retention`.
 
     Args:
         x: `[T, B, H, D]`, floating point, whatever the layer made of its input; T >= 1.
-        weight: `[H, D, 3D+4]`, the slow weight; columns `y | q | k | beta`. Same dtype and device as `x`.
-        shift: `[B, H, D, 3D+4]`, fast minus slow weight at the unroll's start; None: zeros, a new episode.
+        weight: `[H, D, E+2D+4]`, the slow weight; columns `y | q | k | beta`. E, the width of `y`, is usually D, and
+            the fused kernels take no other. Same dtype and device as `x`.
+        shift: `[B, H, D, E+2D+4]`, fast minus slow weight at the unroll's start; None: zeros, a new episode.
         episode_starts: `[T, B]`, bool or number: where non-zero the shift is zeroed *before* that step.
+        retention: `[T, B, H]` in [0, 1], how much of the shift each step keeps: `shift <- retention * shift + edit`, so
+            that old edits fade and the slow weight returns; None: all of it. Runs in the reference only.
         backend: "auto" picks the fused kernel of the device ("cpu": C, float32 and float64; "triton": CUDA, float32),
             or, where there is none, the reference, and logs why, once; "reference" is plain PyTorch, which is also
             the one with gradients of gradients.
 
     Returns:
-        `y` `[T, B, H, D]` and the final `shift` `[B, H, D, 3D+4]`.
+        `y` `[T, B, H, E]` and the final `shift` `[B, H, D, E+2D+4]`.
 
     Raises:
         ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    _check(x, weight, shift, episode_starts)
+    check_backend("srwm_scan", backend)
+    _check(x, weight, shift, episode_starts, retention)
     if x.numel() == 0:
         backend = "reference"
-    chosen: str = _choose(backend, x.device.type, x.dtype, x.shape[-1])
+    size = x.shape[-1]
+    special = "retention is given" if retention is not None else ""
+    if weight.shape[-1] != 3 * size + 4:
+        special = f"y is {weight.shape[-1] - 2 * size - 4} wide, x {size}"
+    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, special)
     if chosen == "reference":
-        return srwm_scan_reference(x, weight, shift, episode_starts)
-    starts = None if episode_starts is None else (episode_starts != 0).view(torch.uint8)
+        return srwm_scan_reference(x, weight, shift, episode_starts, retention)
+    starts = as_uint8(episode_starts)
     if chosen == "cpu":
         return cpu.scan(x, weight, shift, starts)
     from srwm_rl.ops import triton_scan  # here: it needs triton, which not every machine has
@@ -67,51 +65,20 @@ def srwm_scan(
     return triton_scan.scan(x, weight, shift, starts)
 
 
-def _choose(backend: str, device_type: str, dtype: torch.dtype, head_size: int) -> str:
-    """Return the name of the backend that will run."""
-    name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
-    if name == "reference":
-        return name
-    try:
-        why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size)
-    except ImportError as error:
-        why_not = f"{error.name or name} cannot be imported"
-    except KeyError:
-        why_not = f"no fused kernel for {device_type} tensors"
-    if not why_not:
-        return name
-    if backend != "auto":
-        raise ValueError(f"backend {backend!r} cannot run: {why_not}")
-    _log_fallback(why_not)
-    return "reference"
-
-
-# What torch.compiler.assume_constant_result sets; calling it would import all of torch's compiler here, for a second.
-_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@cache
-def _log_fallback(why_not: str) -> None:
-    _log.warning("srwm_scan runs step by step in plain PyTorch, which is slow: %s", why_not)
-
-
-def _check(x: Tensor, weight: Tensor, shift: Tensor | None, episode_starts: Tensor | None) -> None:
-    if x.dim() != 4 or not x.is_floating_point() or x.shape[0] < 1:
-        raise ValueError(f"x must be floating point [T, B, H, D] with T >= 1, not {x.dtype} {list(x.shape)}")
-    n_steps, batch, heads, head_size = x.shape
-    columns = 3 * head_size + 4
-    _check_tensor("weight", weight, x, (heads, head_size, columns))
+def _check(
+    x: Tensor, weight: Tensor, shift: Tensor | None, episode_starts: Tensor | None, retention: Tensor | None
+) -> None:
+    check_input("x", x)
+    n_steps, batch, heads, size = x.shape
+    columns = weight.shape[-1] if weight.dim() else 0
+    if columns <= 2 * size + 4:
+        raise ValueError(
+            f"weight must be [H, D, E+2D+4], {[heads, size, 3 * size + 4]} where y is as wide as x, for x "
+            f"{list(x.shape)}, not {list(weight.shape)}"
+        )
+    check_tensor("weight", weight, (heads, size, columns), "x", x)
     if shift is not None:
-        _check_tensor("shift", shift, x, (batch, heads, head_size, columns))
-    if episode_starts is not None:
-        if episode_starts.shape != (n_steps, batch):
-            raise ValueError(f"episode_starts must be [T, B] = {[n_steps, batch]}, not {list(episode_starts.shape)}")
-        if episode_starts.device != x.device:
-            raise ValueError(f"episode_starts is on {episode_starts.device}, x on {x.device}")
-
-
-def _check_tensor(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must be {list(shape)} for x {list(x.shape)}, not {list(tensor.shape)}")
-    if tensor.dtype != x.dtype or tensor.device != x.device:
-        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, x is {x.dtype} on {x.device}")
+        check_tensor("shift", shift, (batch, heads, size, columns), "x", x)
+    if retention is not None:
+        check_tensor("retention", retention, (n_steps, batch, heads), "x", x)
+    check_starts(episode_starts, "x", x)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srwm_rl.ops.registration import CHUNK, register_scan
+from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, register_scan
 
 MAX_HEAD_SIZE = 64  # beyond, the registers do not hold a head's weight and its gradient
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -262,7 +262,7 @@ def _sizes(size: int) -> dict[str, int]:
     return {"D": size, "N": padded, "CHUNK": CHUNK, "num_warps": {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[padded]}
 
 
-_operator = register_scan("triton", forward, backward)
+_operator = register_scan("scan_triton", SRWM_INPUTS, lambda size: 3 * size + 4, forward, backward)
 
 
 def scan(x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-/* The SRWM recurrence on the CPU: plain C, no Python and no torch headers, called through ctypes.
+/* The SRWM recurrence and the delta rule on the CPU: plain C, no Python and no torch headers, called through ctypes.
  *
- * srwm_kernel.h is the algorithm; it is compiled for float and double, each portably and, on x86 with GCC or clang, for
- * AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level() is the best this machine has.
+ * srwm_kernel.h and delta_kernel.h are the algorithms; they are compiled for float and double, each portably and, on x86
+ * with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level() is the best this
+ * machine has.
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,6 +18,10 @@ typedef struct {
     void *y, *final, *checkpoints;  /* checkpoints [(T - 1) / CHUNK, B, H, D, 3D+4], or NULL: none wanted */
     const void *grad_y, *grad_final; /* either may be NULL: zeros */
     void *grad_x, *grad_weight, *grad_shift; /* grad_x NULL: forward. grad_weight [B, H, D, 3D+4], to be summed */
+    /* NULL: an SRWM. Else the delta rule: x is the key, weight is not used, shift, final and the checkpoints hold the
+     * fast weight, [B, H, D, D] */
+    const void *value, *query, *rate;
+    void *grad_value, *grad_query, *grad_rate;
     int failed;
 } Job;
 
@@ -108,7 +113,7 @@ typedef struct {
 #endif
 
 /* Changes with Job or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 1; }
+EXPORT int srwm_cpu_version(void) { return 2; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {

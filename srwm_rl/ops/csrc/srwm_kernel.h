@@ -1,4 +1,5 @@
-/* The SRWM recurrence for one number type and one vector width; srwm_cpu.c includes this once for each pair.
+/* The SRWM recurrence for one number type and one vector width; srwm_cpu.c includes this once for each pair, and it
+ * includes the delta rule, which shares its tools.
  *
  * Set before inclusion: REAL, VLEN (numbers per vector, 1: plain C), NAME(x), TARGET (function attribute), VMAX(a, b).
  * The algorithm, its backward pass and the checkpoint scheme are derived in ../README.md; names follow it.
@@ -563,6 +564,8 @@ INLINE void NAME(backward_pair)(int D, const Job *job, const NAME(work) *work, i
     }
 }
 
+#include "delta_kernel.h"
+
 /* ---- a thread's share ---- */
 
 /* Take pairs until none is left. Common head sizes get loops of known length. */
@@ -576,11 +579,15 @@ static TARGET void NAME(share)(void *data) {
     }
     for (int64_t from; (from = TAKE(job)) < job->B * job->H;) {
         for (int64_t pair = from; pair < from + job->grain && pair < job->B * job->H; pair++) {
-#define CASE(n)                                        \
-    if (backward)                                      \
-        NAME(backward_pair)(n, job, &work, pair);      \
-    else                                               \
-        NAME(forward_pair)(n, job, &work, pair);       \
+#define CASE(n)                                            \
+    if (job->value && backward)                            \
+        NAME(delta_backward_pair)(n, job, &work, pair);    \
+    else if (job->value)                                   \
+        NAME(delta_forward_pair)(n, job, &work, pair);     \
+    else if (backward)                                     \
+        NAME(backward_pair)(n, job, &work, pair);          \
+    else                                                   \
+        NAME(forward_pair)(n, job, &work, pair);           \
     break
             switch (D) {
 #ifndef REAL_IS_DOUBLE

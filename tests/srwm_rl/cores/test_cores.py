@@ -1,8 +1,5 @@
-"""Properties every core has, and the published SRWM core's own numbers."""
+"""Properties every core has. The published cores' own numbers are in test_official.py."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
@@ -10,11 +7,11 @@ from srwm_rl import Core, UserError, core_names, make_core, register_core
 from srwm_rl.cores import _CORES
 from srwm_rl.cores.srwm import SRWMCore
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "core_srwm.npz"
 SIZES = {"hidden_size": 16, "n_layers": 2}
 
 
 def unroll(core: Core, n_steps: int = 11, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return random features and state, and resets at a fifth of the steps."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n_steps, batch, core.input_size, generator=generator)
     state = 0.1 * torch.randn(core.initial_state(batch).shape, generator=generator)
@@ -39,6 +36,8 @@ def test_shapes_and_zero_initial_state(core: Core) -> None:
 def test_step_by_step_equals_whole_unroll(core: Core) -> None:
     x, state, starts = unroll(core)
     whole, final = core(x, state, starts)
+    if not core.carries_over:
+        pytest.skip("starts anew at every call: test_no_carry_starts_every_call_from_the_slow_weight")
     ys = []
     for t in range(len(x)):
         y, state = core(x[t : t + 1], state, starts[t : t + 1])
@@ -73,12 +72,15 @@ def test_every_parameter_gets_a_gradient(core: Core) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_all_column_groups_of_each_srwm_weight_get_a_gradient() -> None:
+@pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta"])
+def test_all_column_groups_of_each_srwm_weight_get_a_gradient(name: str) -> None:
     torch.manual_seed(0)
-    core = make_core("srwm", 5, **SIZES)
+    core = make_core(name, 5, **SIZES)
     core(*unroll(core))[0].square().sum().backward()
     for layer in core.layers:  # type: ignore[union-attr]
-        for columns in layer.weight.grad.split((2, 2, 2, 4), dim=-1):
+        groups = layer.weight.grad.split(layer.widths, dim=-1)
+        read = groups[0].split(2, dim=-1) if name == "sr_delta" else ()  # its queries, keys, values; rate
+        for columns in (*groups, *read):
             assert columns.abs().max() > 1e-8
 
 
@@ -91,34 +93,132 @@ def test_memory_remembers_and_feedforward_does_not() -> None:
         other = x.clone()
         other[0] += 1
         differs = not torch.allclose(core(x, state, starts)[0][-1], core(other, state, starts)[0][-1], atol=1e-7)
-        assert differs == (name != "feedforward")
+        assert differs == (name not in ("feedforward", "fake_sr"))
 
 
-def test_published_core_matches_the_authors_outputs_and_states() -> None:
-    with np.load(GOLDEN) as arrays:
-        golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    core = SRWMCore(20, hidden_size=32, n_layers=2, n_heads=4, ff_size=64, variant="paper")
-    weights = {"project.weight": golden["param/input_proj.weight"], "project.bias": golden["param/input_proj.bias"]}
-    for i in range(2):
-        srwm, ff = f"param/fwm_layers.{i}.", f"param/ff_layers.{i}."
-        weights[f"layers.{i}.weight"] = torch.cat([golden[srwm + n][0] for n in ("W_y", "W_q", "W_k", "w_b")], dim=-1)
-        weights[f"layers.{i}.out.weight"] = golden[srwm + "out_linear.weight"]
-        for ours, theirs in (("layer_norm", "layer_norm"), ("up", "ff_layers.0"), ("down", "ff_layers.3")):
-            for kind in ("weight", "bias"):
-                weights[f"blocks.{i}.{ours}.{kind}"] = golden[f"{ff}{theirs}.{kind}"]
-    core.load_state_dict(weights)
-    with torch.no_grad():
-        y, state = core(golden["x"], core.initial_state(3), golden["done"])
-    torch.testing.assert_close(y, golden["out"], rtol=1e-5, atol=1e-5)
-    # Their order: W_y of both layers, W_q of both, W_k, w_b; each the shift from the slow weight.
-    for layer, shift in enumerate(state.unflatten(-1, core.shift_shape)):
-        theirs = torch.cat([golden[f"final_state/{2 * kind + layer}"][0] for kind in range(4)], dim=-1)
-        torch.testing.assert_close(shift, theirs, rtol=1e-5, atol=1e-5)
+def test_no_carry_starts_every_call_from_the_slow_weight() -> None:
+    torch.manual_seed(0)
+    core, carries = make_core("srwm_no_carry", 5, **SIZES), make_core("srwm", 5, **SIZES)
+    carries.load_state_dict(core.state_dict())
+    x, state, starts = unroll(core)
+    y, final = core(x, state, starts)
+    zeros = core.initial_state(3)
+    torch.testing.assert_close(y, carries(x, zeros, starts)[0])
+    assert not torch.allclose(y, carries(x, state, starts)[0])
+    assert torch.equal(final, zeros)
+    for t in range(len(x)):  # one step at a time it is memoryless: the slow weight's own answer
+        alone = core(x[t : t + 1], core(x[:t], state, starts[:t])[1] if t else state, starts[t : t + 1])[0]
+        torch.testing.assert_close(alone, carries(x[t : t + 1], zeros, starts[t : t + 1])[0])
+
+
+def test_fake_sr_is_srwm_that_never_edits() -> None:
+    torch.manual_seed(0)
+    srwm, fake = make_core("srwm", 5, **SIZES), make_core("fake_sr", 5, **SIZES)
+    weights = srwm.state_dict()
+    fake.load_state_dict(weights | {f"layers.{i}.weight": weights[f"layers.{i}.weight"][..., :2] for i in range(2)})
+    x, _, starts = unroll(srwm)
+    first = [srwm(x[t : t + 1], srwm.initial_state(3), starts[t : t + 1])[0] for t in range(len(x))]
+    torch.testing.assert_close(fake(x, fake.initial_state(3), starts)[0], torch.cat(first))
+
+
+@pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta"])
+@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize("norm", ["none", "residual", "pre"])
+def test_every_norm_and_softmax_is_another_function(name: str, variant: str, norm: str) -> None:
+    outputs = []
+    for softmax in (False, True):
+        torch.manual_seed(0)
+        core = make_core(name, 5, variant=variant, norm=norm, input_softmax=softmax, **SIZES)
+        outputs.append(core(*unroll(core))[0])
+    assert torch.isfinite(torch.stack(outputs)).all()
+    assert not torch.allclose(*outputs)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "groups"),
+    [
+        (("query", "key", "beta"), ["query", "key", "beta"]),
+        (["key"], ["key"]),
+        ("key, query", ["key", "query"]),
+        ("", []),
+    ],
+)
+@pytest.mark.parametrize("name", ["srwm", "sr_delta"])
+def test_frozen_columns_stay_as_drawn(name: str, frozen: object, groups: list[str]) -> None:
+    torch.manual_seed(0)
+    core = make_core(name, 5, frozen=frozen, **SIZES)
+    torch.manual_seed(0)
+    free = make_core(name, 5, **SIZES)
+    for ours, theirs in zip(core.layers, free.layers, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(ours.slow_weight(), theirs.weight)  # the same draw, and every column in its place
+    torch.testing.assert_close(core(*unroll(core)), free(*unroll(core)))
+    before = [layer.slow_weight().detach().clone() for layer in core.layers]  # type: ignore[union-attr]
+    optimizer = torch.optim.AdamW(core.parameters(), lr=0.1, weight_decay=0.5)
+    core(*unroll(core))[0].square().sum().backward()
+    optimizer.step()
+    for layer, old in zip(core.layers, before, strict=True):  # type: ignore[arg-type]
+        new = layer.slow_weight().detach()
+        for group, was, now in zip(
+            ("y", "query", "key", "beta"), old.split(layer.widths, -1), new.split(layer.widths, -1), strict=True
+        ):
+            assert torch.equal(was, now) == (group in groups), group
+    loaded = make_core(name, 5, frozen=frozen, **SIZES)
+    loaded.load_state_dict(core.state_dict())
+    torch.testing.assert_close(loaded(*unroll(core)), core(*unroll(core)))
+
+
+@pytest.mark.parametrize("name", ["srwm", "sr_delta"])
+def test_retention_lets_the_shift_fade(name: str) -> None:
+    torch.manual_seed(0)
+    core = make_core(name, 5, retention=True, **SIZES)
+    state = core(*unroll(core))[1]
+    ys, finals = [], []
+    for bias in (40.0, -40.0):  # keeps all; keeps nothing but the last edit
+        for layer in core.layers:  # type: ignore[union-attr]
+            layer.gate.bias.data.fill_(bias)
+        y, final = core(*unroll(core))
+        ys.append(y)
+        finals.append(final)
+    torch.manual_seed(0)
+    plain = make_core(name, 5, **SIZES)
+    plain.load_state_dict(core.state_dict(), strict=False)
+    torch.testing.assert_close((ys[0], finals[0]), plain(*unroll(core)))
+    size = core.layers[0].shift_shape  # type: ignore[index,union-attr]
+    shifts = [s[..., : size[0] * size[1] * size[2]] for s in (finals[1], state, finals[0])]
+    assert shifts[0].norm() < 0.7 * shifts[1].norm() < shifts[2].norm()
+
+
+def test_retention_starts_near_one_and_learns() -> None:
+    torch.manual_seed(0)
+    core = make_core("srwm", 5, retention=True, **SIZES)
+    gate = core.layers[0].gate  # type: ignore[index,union-attr]
+    alphas = gate.bias.sigmoid()
+    assert 0.979 < alphas.min() < alphas.max() < 0.9991
+    core(*unroll(core))[0].square().sum().backward()
+    assert gate.weight.grad.abs().max() > 0
+    assert gate.bias.grad.abs().max() > 0
+
+
+def test_delta_rates_start_where_beta_init_says() -> None:
+    rates = []
+    for beta_init in (0.0, -9.0):
+        torch.manual_seed(0)
+        core = make_core("delta", 5, beta_init=beta_init, **SIZES)
+        rates.append(core(unroll(core)[0], core.initial_state(3), torch.zeros(11, 3))[1].abs().max())
+    assert rates[1] < 0.01 * rates[0]
+
+
+def test_small_query_init_makes_the_first_queries_of_delta_uniform() -> None:
+    torch.manual_seed(0)
+    layer = make_core("delta", 5, hidden_size=16, n_heads=2, query_init=0.01).layers[0]  # type: ignore[index,union-attr]
+    rows = layer.slow_net.weight.unflatten(0, (2, 25))
+    assert rows[:, :8].std() < 0.02 * rows[:, 8:].std()
 
 
 def test_default_variant_starts_with_small_queries() -> None:
-    default, paper = (SRWMCore(5, variant=v).layers[0].weight[..., 16:32].std() for v in ("default", "paper"))
-    assert default < 0.02 * paper
+    default, paper = (SRWMCore(5, variant=v).layers[0].weight for v in ("default", "paper"))
+    assert default[..., 16:32].std() < 0.02 * paper[..., 16:32].std()
+    assert 0.5 < default[..., 32:].std() / paper[..., 32:].std() < 2
 
 
 @pytest.mark.parametrize(
@@ -130,6 +230,14 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("srwm", {"hidden_size": 30, "n_heads": 4}, "multiple of n_heads"),
         ("srwm", {"variant": "papr"}, "did you mean 'paper'"),
         ("srwm", {"norm": "post"}, "norm must be one of"),
+        ("srwm", {"retention": "False"}, "retention must be true or false, not 'False'"),
+        ("delta", {"query_init": "small"}, "query_init must be a number"),
+        ("srwm", {"frozen": "querry"}, "did you mean 'query'"),
+        ("srwm", {"frozen": ["y"]}, "unknown column group 'y'"),
+        ("fake_sr", {"query_init": 1.0}, "has no setting 'query_init'"),
+        ("delta", {"retention": True}, "has no setting 'retention'"),
+        ("delta", {"variant": "papr"}, "did you mean 'paper'"),
+        ("gru", {"n_layers": 0}, "n_layers must be"),
     ],
 )
 def test_wrong_settings_are_named(name: str, settings: dict[str, object], message: str) -> None:

@@ -55,13 +55,38 @@ static void run(int64_t T, int64_t B, int64_t H, int64_t D, int is_double, int l
     for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++) free(all[i]);
 }
 
+static void run_delta(int64_t T, int64_t B, int64_t H, int64_t D, int is_double, int level, int sparse) {
+    int64_t steps = T * B * H * D, fast = B * H * D * D;
+    void *given[] = {numbers(steps, is_double), numbers(steps, is_double), numbers(steps, is_double),
+                     numbers(T * B * H, is_double), numbers(fast, is_double)}; /* key, value, query, rate, weight */
+    void *made[] = {numbers(steps, is_double), numbers(fast, is_double), numbers((T - 1) / CHUNK * fast, is_double)};
+    void *grads[] = {numbers(steps, is_double), numbers(steps, is_double), numbers(steps, is_double),
+                     numbers(T * B * H, is_double), numbers(fast, is_double)};
+    unsigned char *starts = malloc(T * B);
+    for (int64_t i = 0; i < T * B; i++) starts[i] = uniform() > 0.3f;
+    Job job = {.T = T, .B = B, .H = H, .D = D, .x = given[0], .value = given[1], .query = given[2], .rate = given[3]};
+    if (!sparse) job.shift = given[4], job.starts = starts;
+    job.y = made[0], job.final = made[1], job.checkpoints = made[2];
+    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    job.grad_y = sparse ? 0 : made[0], job.grad_final = sparse ? 0 : made[1];
+    job.grad_x = grads[0], job.grad_value = grads[1], job.grad_query = grads[2], job.grad_rate = grads[3];
+    job.grad_shift = sparse ? 0 : grads[4];
+    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    for (int i = 0; i < 5; i++) free(given[i]), free(grads[i]);
+    for (int i = 0; i < 3; i++) free(made[i]);
+    free(starts);
+}
+
 int main(void) {
     int64_t steps[] = {1, 2, 16, 17, 40};
     int runs = 0;
     for (int level = 0; level <= srwm_cpu_level(); level++) {
         for (int is_double = 0; is_double < 2; is_double++) {
             for (int64_t D = 1; D <= 70; D += D < 34 ? 1 : 5) {
-                for (int i = 0; i < 5; i++, runs++) run(steps[i], 2, 3, D, is_double, level, (D + i) % 3 == 0);
+                for (int i = 0; i < 5; i++, runs++) {
+                    run(steps[i], 2, 3, D, is_double, level, (D + i) % 3 == 0);
+                    run_delta(steps[i], 2, 3, D, is_double, level, (D + i) % 3 == 0);
+                }
             }
         }
     }

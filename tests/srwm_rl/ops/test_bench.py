@@ -15,6 +15,12 @@ def test_the_loop_is_the_same_recurrence() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_the_loop_is_the_same_delta_rule() -> None:
+    inputs = bench._delta_inputs((5, 2, 2, 4), "cpu")
+    for ours, theirs in zip(bench.delta_loop(*inputs), bench.delta_scan(*inputs, backend="reference"), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_wrong_backend_gets_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scan = bench.srwm_scan
 
@@ -24,6 +30,7 @@ def test_a_wrong_backend_gets_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(bench, "srwm_scan", broken)
     monkeypatch.setattr(bench, "SIZES", ((3, 2, 1, 4),))
+    monkeypatch.setattr(bench, "DELTA_SIZES", ((3, 2, 1, 4),))
     monkeypatch.setattr(bench, "ACTING", ())
     script = import_module("srwm_rl.scripts.bench")
     monkeypatch.setattr(script, "_backends", lambda device: ("cpu",))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srwm_rl import srwm_scan
-from srwm_rl.ops import cpu, scan
+from srwm_rl.ops import backends, cpu
 
 
 def _load_cases():  # type: ignore[no-untyped-def]
@@ -177,7 +177,7 @@ def test_falls_back_with_one_line_that_says_why(
 ) -> None:
     reason = "the C kernel is not built; build it"
     monkeypatch.setattr(cpu, "load_kernel", lambda: reason)
-    scan._log_fallback.cache_clear()
+    backends.log_fallback.cache_clear()
     case = cases.make_case(3, 1, 1, 4)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from srwm_rl import srwm_scan
+from srwm_rl.ops.backends import log_fallback
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "op_srwm.npz"
 
@@ -23,10 +24,10 @@ def joined(golden: dict[str, Tensor], prefix: str) -> Tensor:
 
 
 def random_case(
-    n_steps: int, batch: int, heads: int, size: int, seed: int = 0
+    n_steps: int, batch: int, heads: int, size: int, seed: int = 0, read: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    columns = 3 * size + 4
+    columns = (read or size) + 2 * size + 4
     x = torch.randn(n_steps, batch, heads, size, generator=generator, dtype=torch.float64)
     weight = torch.randn(heads, size, columns, generator=generator, dtype=torch.float64) / size**0.5
     shift = 0.3 * torch.randn(batch, heads, size, columns, generator=generator, dtype=torch.float64)
@@ -59,27 +60,69 @@ def test_matches_the_authors_gradient_of_the_slow_weight(golden: dict[str, Tenso
         torch.testing.assert_close(slow + shift[0], joined(golden, "final_")[n], rtol=1e-10, atol=1e-10)
 
 
-def test_matches_the_equations_written_out() -> None:
-    x, weight, shift, starts = random_case(7, 3, 2, 4)
-    y, final = srwm_scan(x, weight, shift, starts)
-    size = 4
-    groups = ((0, size), (size, 2 * size), (2 * size, 3 * size), (3 * size, 3 * size + 4))
-    for b in range(3):
-        for h in range(2):
+def written_out(
+    x: Tensor, weight: Tensor, shift: Tensor, starts: Tensor, retention: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the paper's equations on single vectors, with its two separate reads."""
+    n_steps, batch, heads, size = x.shape
+    read_size = weight.shape[-1] - 2 * size - 4
+    y = x.new_zeros(n_steps, batch, heads, read_size)
+    final = torch.zeros_like(shift)
+    edges = (0, read_size, read_size + size, read_size + 2 * size, read_size + 2 * size + 4)
+    for b in range(batch):
+        for h in range(heads):
             fast = weight[h] + shift[b, h]
-            for t in range(7):
+            for t in range(n_steps):
                 if starts[t, b]:
                     fast = weight[h].clone()
                 read = x[t, b, h] @ fast
-                torch.testing.assert_close(y[t, b, h], read[:size])
-                query, key = read[size : 2 * size].softmax(0), read[2 * size : 3 * size].softmax(0)
-                rates = read[3 * size :].sigmoid()
+                y[t, b, h] = read[:read_size]
+                query, key = read[edges[1] : edges[2]].softmax(0), read[edges[2] : edges[3]].softmax(0)
+                rates = read[edges[3] :].sigmoid()
                 target, present = query @ fast, key @ fast
-                edited = fast.clone()
-                for (start, stop), rate in zip(groups, rates, strict=True):
-                    edited[:, start:stop] += rate * torch.outer(key, target[start:stop] - present[start:stop])
+                kept = 1.0 if retention is None else retention[t, b, h]
+                edited = weight[h] + kept * (fast - weight[h])
+                for g, rate in enumerate(rates):
+                    group = slice(edges[g], edges[g + 1])
+                    edited[:, group] += rate * torch.outer(key, target[group] - present[group])
                 fast = edited
-            torch.testing.assert_close(final[b, h], fast - weight[h])
+            final[b, h] = fast - weight[h]
+    return y, final
+
+
+@pytest.mark.parametrize("read", [1, 4, 13])
+@pytest.mark.parametrize("retained", [False, True])
+def test_matches_the_equations_written_out(read: int, retained: bool) -> None:
+    x, weight, shift, starts = random_case(7, 3, 2, 4, read=read)
+    retention = torch.rand(7, 3, 2, dtype=x.dtype) if retained else None
+    ours = srwm_scan(x, weight, shift, starts, retention=retention)
+    torch.testing.assert_close(ours, written_out(x, weight, shift, starts, retention))
+
+
+def test_gradcheck_with_a_wide_output_and_retention() -> None:
+    x, weight, shift, starts = random_case(4, 2, 1, 2, read=7)
+    retention = torch.rand(4, 2, 1, dtype=x.dtype)
+    inputs = [each.requires_grad_() for each in (x, weight, shift, retention)]
+    assert torch.autograd.gradcheck(lambda x, w, s, r: srwm_scan(x, w, s, starts, retention=r), inputs)
+
+
+def test_what_no_fused_kernel_takes_runs_in_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    log_fallback.cache_clear()
+    x, weight, shift, _ = random_case(2, 1, 2, 4)
+    for _ in range(2):
+        srwm_scan(x, weight, shift, retention=torch.ones(2, 1, 2, dtype=x.dtype))
+    assert [record.getMessage().count("retention is given") for record in caplog.records] == [1]
+    with pytest.raises(ValueError, match="backend 'cpu' cannot run"):
+        srwm_scan(x, random_case(2, 1, 2, 4, read=5)[1], backend="cpu")
+
+
+def test_a_reset_forgets_an_episode_that_blew_up() -> None:
+    x, weight, shift, starts = random_case(4, 2, 1, 3)
+    starts[:] = torch.tensor([[True, False], *[[False, False]] * 3])
+    shift[0] = torch.nan
+    y, final = srwm_scan(x, weight, shift, starts, backend="reference")
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(final).all()
 
 
 def test_gradcheck_through_resets() -> None:
@@ -126,9 +169,11 @@ def test_a_reset_is_a_fresh_episode_for_that_environment_alone() -> None:
     [
         ("x", lambda a: a | {"x": a["x"][0]}),
         ("x", lambda a: a | {"x": a["x"].long()}),
-        ("weight", lambda a: a | {"weight": a["weight"][..., :-1]}),
+        ("weight", lambda a: a | {"weight": a["weight"][..., :12]}),
         ("weight", lambda a: a | {"weight": a["weight"].float()}),
         ("shift", lambda a: a | {"shift": a["shift"][:1]}),
+        ("retention", lambda a: a | {"retention": torch.ones(3, 2)}),
+        ("weight", lambda a: a | {"weight": torch.tensor(1.0)}),
         ("episode_starts", lambda a: a | {"episode_starts": a["episode_starts"][:-1]}),
         ("backend", lambda a: a | {"backend": "cuda"}),
     ],

@@ -1,0 +1,57 @@
+"""Which backend runs a recurrence: the one asked for, the device's fused kernel, or the reference, saying why."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib import import_module
+
+import torch
+
+# Each fused backend is a module with `why_not(device_type, dtype, head_size)` and the functions it has.
+_MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
+_BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+FUSED: dict[str, tuple[str, ...]] = {"srwm_scan": ("cpu", "triton"), "delta_scan": ("cpu",)}
+_log = logging.getLogger(__name__)
+
+
+def check_backend(function: str, backend: str) -> None:
+    """Raise a `ValueError` unless `function` has a backend of that name."""
+    names = ("auto", "reference", *FUSED[function])
+    if backend not in names:
+        raise ValueError(f"backend must be one of {', '.join(names)}, not {backend!r}")
+
+
+def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, special: str = "") -> str:
+    """Return the name of the backend that will run; `special`: what no fused kernel can do, if that is asked for.
+
+    Raises:
+        ValueError: the backend asked for cannot run; the message says why.
+    """
+    name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
+    if name == "reference":
+        return name
+    if name not in FUSED[function]:
+        why_not = f"no fused kernel for {device_type} tensors"
+    else:
+        try:
+            why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size)
+        except ImportError as error:
+            why_not = f"{error.name or name} cannot be imported"
+        why_not = why_not or (special and f"{special}, which no fused kernel takes")
+    if not why_not:
+        return name
+    if backend != "auto":
+        raise ValueError(f"backend {backend!r} cannot run: {why_not}")
+    log_fallback(function, why_not)
+    return "reference"
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import all of torch's compiler here, for a second.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def log_fallback(function: str, why_not: str) -> None:
+    """Say, once for each reason, that a slow path runs."""
+    _log.warning("%s runs step by step in plain PyTorch, which is slow: %s", function, why_not)

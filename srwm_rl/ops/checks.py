@@ -1,0 +1,37 @@
+"""The checks of arguments that the public functions of this folder share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    """Raise a `ValueError` unless `tensor` has this shape and the dtype and device of the first argument, `like`."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)} for {like_name} {list(like.shape)}, not {list(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, {like_name} is {like.dtype} on {like.device}")
+
+
+def check_input(name: str, tensor: Tensor) -> None:
+    """Raise a `ValueError` unless `tensor` can be an unroll's first argument, `[T, B, H, D]`."""
+    if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.shape[0] < 1:
+        raise ValueError(
+            f"{name} must be floating point [T, B, H, D] with T >= 1, not {tensor.dtype} {list(tensor.shape)}"
+        )
+
+
+def check_starts(episode_starts: Tensor | None, like_name: str, like: Tensor) -> None:
+    """Raise a `ValueError` unless `episode_starts` is None or `[T, B]` on the device of `like` `[T, B, ...]`."""
+    if episode_starts is None:
+        return
+    if episode_starts.shape != like.shape[:2]:
+        raise ValueError(f"episode_starts must be [T, B] = {list(like.shape[:2])}, not {list(episode_starts.shape)}")
+    if episode_starts.device != like.device:
+        raise ValueError(f"episode_starts is on {episode_starts.device}, {like_name} on {like.device}")
+
+
+def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
+    """Return the flags as the fused kernels read them."""
+    return None if episode_starts is None else (episode_starts != 0).view(torch.uint8)

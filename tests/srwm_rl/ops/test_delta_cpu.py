@@ -1,0 +1,201 @@
+"""The C kernel of the delta rule against the float64 reference, at every instruction set this machine has."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srwm_rl import delta_scan
+from srwm_rl.ops import backends, cpu
+
+KERNEL = cpu.load_kernel()
+pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
+LEVELS = () if isinstance(KERNEL, str) else range(KERNEL.level + 1)
+NAMES = ("key", "value", "query", "rate", "weight")
+
+
+class Case(NamedTuple):
+    """Arguments of `delta_scan`, and the gradients of what it returns, in float64."""
+
+    inputs: dict[str, Tensor]
+    starts: Tensor | None
+    upstream: tuple[Tensor, Tensor]
+
+
+def make_case(
+    n_steps: int,
+    batch: int,
+    heads: int,
+    size: int,
+    *,
+    seed: int = 0,
+    resets: float | None = 0.1,
+    with_weight: bool = True,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    unroll = (n_steps, batch, heads, size)
+    key, query = draw(*unroll).softmax(-1), draw(*unroll).softmax(-1)
+    inputs = {"key": key, "value": draw(*unroll), "query": query, "rate": draw(*unroll[:3]).sigmoid()}
+    if with_weight:
+        inputs["weight"] = draw(batch, heads, size, size)
+    starts = None if resets is None else torch.rand(n_steps, batch, generator=generator) < resets
+    return Case(inputs, starts, (draw(*unroll), draw(batch, heads, size, size)))
+
+
+def scattered(tensor: Tensor) -> Tensor:
+    """Return an equal tensor whose memory has gaps and another order."""
+    return torch.stack((tensor, torch.full_like(tensor, 7)), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
+
+
+def results(case: Case, backend: str, dtype: torch.dtype, contiguous: bool = True) -> dict[str, Tensor]:
+    lay_out = torch.Tensor.contiguous if contiguous else scattered
+    inputs = {name: lay_out(tensor.to(dtype)).requires_grad_() for name, tensor in case.inputs.items()}
+    out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)
+    grads = torch.autograd.grad(out, list(inputs.values()), [lay_out(each.to(dtype)) for each in case.upstream])
+    return dict(zip(("y", "final", *inputs), (*(each.detach() for each in out), *grads), strict=True))
+
+
+def check(case: Case, dtype: torch.dtype, contiguous: bool = True) -> None:
+    truth, ours = results(case, "reference", torch.float64), results(case, "cpu", dtype, contiguous)
+    assert ours.keys() == truth.keys()
+    for name, right in truth.items():
+        assert ours[name].shape == right.shape
+        error = (ours[name].double() - right).abs().max() / right.abs().max().clamp(min=1e-30)
+        assert error <= (1e-4 if dtype == torch.float32 else 1e-9), (name, error)
+
+
+@pytest.fixture(params=LEVELS, ids=lambda level: cpu.LEVELS[level])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=request.param))  # type: ignore[union-attr]
+    return int(request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 16, 17, 32, 64, 70])
+def test_every_head_size(level: int, dtype: torch.dtype, size: int) -> None:
+    for n_steps in (1, 37):
+        check(make_case(n_steps, 2, 3, size, seed=size), dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 100),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 2**20),
+    st.sampled_from([None, 0.0, 0.02, 0.2, 1.0]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(LEVELS),
+)
+def test_random_cases(
+    n_steps: int,
+    batch: int,
+    heads: int,
+    size: int,
+    seed: int,
+    resets: float | None,
+    with_weight: bool,
+    contiguous: bool,
+    dtype: torch.dtype,
+    level: int,
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=level))  # type: ignore[union-attr]
+        check(
+            make_case(n_steps, batch, heads, size, seed=seed, resets=resets, with_weight=with_weight), dtype, contiguous
+        )
+
+
+@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
+def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
+    case = make_case(36, 2, 1, 8)
+    assert case.starts is not None
+    case.starts.zero_()
+    case.starts[starts, 1] = True
+    check(case, torch.float32)
+    check(case, torch.float64)
+
+
+def test_an_episode_that_blew_up_leaves_nothing_behind(level: int) -> None:
+    case = make_case(40, 2, 2, 5, resets=None)
+    case.inputs["rate"][3, 0] = torch.nan  # the padding of its matrices is then no number either
+    starts = torch.zeros(40, 2)
+    starts[20] = 1
+    ours = results(case._replace(starts=starts), "cpu", torch.float32)
+    assert ours["y"][3:20, 0].isnan().all()
+    for name in ("y", "key", "value", "query", "rate"):
+        assert torch.isfinite(ours[name][20:]).all(), name
+        assert torch.isfinite(ours[name][:, 1]).all(), name
+    assert torch.isfinite(ours["final"]).all()
+
+
+def test_only_one_output_used() -> None:
+    case = make_case(20, 2, 2, 8)
+    for chosen in (0, 1):
+        grads = []
+        for backend in ("cpu", "reference"):
+            inputs = {name: each.clone().requires_grad_() for name, each in case.inputs.items()}
+            out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)[chosen]
+            wanted = [each for name, each in inputs.items() if chosen == 0 or name != "query"]
+            grads.append(torch.autograd.grad(out.square().sum(), wanted))
+        for ours, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
+    case = make_case(40, 32, 4, 16)
+    before = torch.get_num_threads()
+
+    def run(_: int = 0) -> list[Tensor]:
+        return list(results(case, "cpu", torch.float32).values())
+
+    try:
+        torch.set_num_threads(1)
+        alone = run()
+        torch.set_num_threads(3)
+        together = [run(), *ThreadPoolExecutor(4).map(run, range(4))]
+    finally:
+        torch.set_num_threads(before)
+    for other in together:
+        assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_opcheck(plain: bool) -> None:
+    case = make_case(18, 2, 2, 4)
+    assert case.starts is not None
+    inputs: list[Any] = [each.requires_grad_() for each in case.inputs.values()]
+    rest = (*inputs[:4], None, None) if plain else (*inputs, case.starts.view(torch.uint8))
+    torch.library.opcheck(torch.ops.srwm_rl.delta_cpu.default, (*rest, True))
+
+
+def test_falls_back_with_one_line_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cpu, "load_kernel", lambda: "the C kernel is not built; build it")
+    backends.log_fallback.cache_clear()
+    case = make_case(3, 1, 1, 4)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            y, _ = delta_scan(**case.inputs)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["delta_scan"]
+    assert torch.equal(y, delta_scan(**case.inputs, backend="reference")[0])
+    with pytest.raises(ValueError, match="not built"):
+        delta_scan(**case.inputs, backend="cpu")
+
+
+def test_empty_batch() -> None:
+    y, final = delta_scan(*[torch.zeros(3, 0, 2, 4)] * 3, torch.zeros(3, 0, 2), backend="cpu")
+    assert (y.shape, final.shape) == ((3, 0, 2, 4), (0, 2, 4, 4))
