@@ -111,18 +111,21 @@ class SRWMLayer(MemoryLayer):
         self.shift_shape = (n_heads, size, sum(self.widths))  # [H, D, E+2D+4]
         self.state_size = n_heads * size * sum(self.widths)
         self.frozen = _groups(frozen)
-        learnt = torch.tensor(
-            [g not in self.frozen for g, n in zip(COLUMN_GROUPS, self.widths, strict=True) for _ in range(n)]
-        )
-        n_learnt = int(learnt.sum())
-        self.weight = nn.Parameter(torch.empty(n_heads, size, n_learnt))
-        # A buffer: no optimizer, whatever its weight decay, can move it, and it is saved all the same.
-        self.register_buffer(
-            "frozen_weight", torch.empty(n_heads, size, len(learnt) - n_learnt) if self.frozen else None
-        )
-        self.register_buffer("_columns", (~learnt).sort(stable=True).indices.argsort(), persistent=False)
+        self._add_weight()
         self.gate = nn.Linear(hidden_size, n_heads) if retention else None
         self.reset_parameters()
+
+    def _add_weight(self) -> None:
+        """Make room for the slow weight: what is learnt as the parameter `weight`, what is frozen as a buffer.
+
+        A buffer is saved like a parameter, but no optimizer, whatever its weight decay, can move it.
+        """
+        frozen = [group in self.frozen for group, n in zip(COLUMN_GROUPS, self.widths, strict=True) for _ in range(n)]
+        learnt_first = torch.tensor(frozen).sort(stable=True).indices
+        heads, size, columns = self.shift_shape
+        self.weight = nn.Parameter(torch.empty(heads, size, columns - sum(frozen)))
+        self.register_buffer("frozen_weight", torch.empty(heads, size, sum(frozen)) if self.frozen else None)
+        self.register_buffer("_columns", learnt_first.argsort(), persistent=False)  # where each column is stored
 
     def reset_parameters(self) -> None:
         """Draw the slow weight afresh, its frozen columns too, and open the retention gate."""
@@ -130,11 +133,11 @@ class SRWMLayer(MemoryLayer):
         _, query, _, beta = weight.split(self.widths, -1)
         query *= self.query_init
         beta += self.beta_init
-        stored = weight[..., self._columns.cpu().argsort()]
+        learnt, frozen = weight[..., self._columns.cpu().argsort()].tensor_split((self.weight.shape[-1],), dim=-1)
         with torch.no_grad():
-            self.weight.copy_(stored[..., : self.weight.shape[-1]])
+            self.weight.copy_(learnt)
             if self.frozen_weight is not None:
-                self.frozen_weight.copy_(stored[..., self.weight.shape[-1] :])
+                self.frozen_weight.copy_(frozen)
             if self.gate is not None:
                 self.gate.weight.zero_()
                 self.gate.bias.copy_(torch.linspace(*_RETENTION_INIT, self.n_heads).logit())
