@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
+from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.agents.vtrace import vtrace
@@ -32,6 +33,10 @@ class IMPALATerms(NamedTuple):
     entropy: Tensor
     rho: Tensor  # learner's over actor's probability of the action taken
     rho_clipped: Tensor  # how often that ratio was above 1
+
+
+class _ClosedError(Exception):
+    """The run is over; what the learner was computing is not needed."""
 
 
 class _Group:
@@ -69,12 +74,15 @@ class IMPALA(RecurrentAlgorithm):
         waiting_batches: the actors begin no unroll while so many batches wait for the learner.
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; changes memory and nothing else.
+        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
+            step or the update and logs it (`train/skipped`).
 
     The others are SB3's. Logged beside SB3's tags: `impala/policy_lag` (updates between the start of an unroll and its
     use, mean and max), `impala/rho_mean`, `impala/rho_clip_fraction`, `impala/waiting` (unrolls in the queue).
 
     Raises:
         UserError: counts or coefficients out of range, a batch that is no whole number of unrolls.
+        FaultError: from `learn`; see `on_nan`.
     """
 
     rollout_buffer: UnrollQueue  # type: ignore[assignment]
@@ -100,6 +108,7 @@ class IMPALA(RecurrentAlgorithm):
         waiting_batches: int = 1,
         bptt: int | None = None,
         frames_at_once: int = 512,
+        on_nan: OnNan = "stop",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -135,7 +144,7 @@ class IMPALA(RecurrentAlgorithm):
         )
         self.batch_size, self.synchronous, self.waiting_batches = batch_size, synchronous, waiting_batches
         self.rho_clip, self.pg_rho_clip, self.c_clip = rho_clip, pg_rho_clip, c_clip
-        self.bptt, self.frames_at_once = bptt, frames_at_once
+        self.bptt, self.frames_at_once, self.on_nan = bptt, frames_at_once, on_nan
         if _init_setup_model:
             self._setup_model()
 
@@ -190,7 +199,7 @@ class IMPALA(RecurrentAlgorithm):
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
         (self._acting or self.policy).set_training_mode(False)
-        core_state = self._state_of(env)
+        core_state = self._guard.memory(self._state_of(env), self.num_timesteps)
         with self._weights:
             callback.on_rollout_start()
         groups = _groups_of(env)
@@ -250,16 +259,19 @@ class IMPALA(RecurrentAlgorithm):
 
     def _start_step(self, group: _Group, t: int, pool: ThreadPoolExecutor) -> None:
         starts = torch.as_tensor(group.starts, device=self.device)
-        policy = self._acting or self.policy
-        with torch.no_grad():
-            group.step = policy.act(self._obs_tensor(group.obs), group.core_state, starts)
+        policy, obs = self._acting or self.policy, self._obs_tensor(group.obs)
+        group.step, group.core_state = self._guard.act(policy, obs, group.core_state, starts, self.num_timesteps)
+        if t == 0:
+            group.unrolls.core_state.copy_(group.core_state)  # a sick memory was emptied
         group.unrolls.act(t, group.step.actions, group.step.log_probs)
         group.stepping = pool.submit(group.env.step, self._env_actions(group.step.actions))
 
     def _finish_step(self, group: _Group, t: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         assert group.stepping is not None
-        group.obs, rewards, dones, infos = group.stepping.result()
+        obs, rewards, dones, infos = group.stepping.result()
         group.stepping = None
+        group.obs = self._guard.arrays("observation", obs, self.num_timesteps)
+        rewards = self._guard.arrays("reward", rewards, self.num_timesteps)
         step, policy = group.step, self._acting or self.policy
         bootstrapped = self._bootstrap_truncated(policy, rewards, dones, infos, step.values, step.core_state)
         group.unrolls.rewards[t].copy_(torch.from_numpy(bootstrapped))
@@ -304,6 +316,8 @@ class IMPALA(RecurrentAlgorithm):
         version = self._n_updates
         self.policy.set_training_mode(True)
         terms, grad_norm = self._gradient(batch)
+        if not self._may_step(terms, grad_norm):
+            return
         with self._weights:
             update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
             self.policy.optimizer.step()
@@ -326,18 +340,20 @@ class IMPALA(RecurrentAlgorithm):
         )
 
     def _gradient(self, batch: Unrolls) -> tuple[IMPALATerms, Tensor]:
-        """Leave the batch's clipped gradient in the parameters; return its summed terms and its unclipped norm."""
+        """Leave the batch's gradient in the parameters; return its summed terms and its norm."""
         at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
         self.policy.optimizer.zero_grad()
         total: IMPALATerms | None = None
         for start in range(0, batch.n, at_once):
+            if self.rollout_buffer.closed:
+                raise _ClosedError  # whoever asked the run to stop does not wait for a whole batch
             terms = self._terms(batch.part(start, min(start + at_once, batch.n)))
             loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
             loss.backward()
             detached = IMPALATerms(*(each.detach() for each in terms))
             total = detached if total is None else IMPALATerms(*(a + b for a, b in zip(total, detached, strict=True)))
         assert total is not None
-        return total, torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        return total, self._gradient_norm()
 
     def _terms(self, unrolls: Unrolls) -> IMPALATerms:
         # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
@@ -409,6 +425,8 @@ class IMPALA(RecurrentAlgorithm):
         try:
             while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
                 self._update(batch)
+        except _ClosedError:
+            pass
         except BaseException as error:
             self.rollout_buffer.fail(error)
 

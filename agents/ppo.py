@@ -13,10 +13,11 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
 from srwm_rl.errors import UserError
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.policy import ActStep, SRWMPolicy
 
 
 class PPOTerms(NamedTuple):
@@ -69,11 +70,14 @@ class PPO(RecurrentAlgorithm):
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of
             whole sequences whose gradients are added up, which changes memory and nothing else.
+        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
+            step or the update and logs it (`train/skipped`).
 
     The others are SB3 PPO's, with its defaults.
 
     Raises:
         UserError: counts or coefficients out of range, a batch that holds no whole sequence.
+        FaultError: from `learn`; see `on_nan`.
     """
 
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
@@ -98,6 +102,7 @@ class PPO(RecurrentAlgorithm):
         sequence_length: int | None = None,
         bptt: int | None = None,
         frames_at_once: int = 512,
+        on_nan: OnNan = "stop",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -133,6 +138,7 @@ class PPO(RecurrentAlgorithm):
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.sequence_length, self.bptt, self.frames_at_once = sequence_length, bptt, frames_at_once
+        self.on_nan = on_nan
         if _init_setup_model:
             self._setup_model()
 
@@ -164,13 +170,14 @@ class PPO(RecurrentAlgorithm):
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
         self.policy.set_training_mode(False)
-        core_state = self._state_of(env)
+        core_state = self._guard.memory(self._state_of(env), self.num_timesteps)
         rollout_buffer.reset()
         callback.on_rollout_start()
         while not rollout_buffer.full:
-            with torch.no_grad():
-                step = self.policy.act(self._obs_tensor(self._last_obs), core_state, self._starts_tensor())
+            step, core_state = self._act(core_state)
             new_obs, rewards, dones, infos = env.step(self._env_actions(step.actions))
+            new_obs = self._guard.arrays("observation", new_obs, self.num_timesteps)
+            rewards = self._guard.arrays("reward", rewards, self.num_timesteps)
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
@@ -188,15 +195,15 @@ class PPO(RecurrentAlgorithm):
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             self._core_state = core_state = step.core_state
-        with torch.no_grad():
-            last = self.policy.act(self._obs_tensor(self._last_obs), core_state, self._starts_tensor())
+        last, self._core_state = self._act(core_state)
         rollout_buffer.compute_returns_and_advantage(last.values, dones)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _starts_tensor(self) -> Tensor:
-        return torch.as_tensor(self._last_episode_starts, device=self.device)
+    def _act(self, core_state: Tensor) -> tuple[ActStep, Tensor]:
+        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
+        return self._guard.act(self.policy, self._obs_tensor(self._last_obs), core_state, starts, self.num_timesteps)
 
     def train(self) -> None:
         """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""
@@ -208,6 +215,8 @@ class PPO(RecurrentAlgorithm):
         for _ in range(self.n_epochs):
             for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
                 terms, grad_norm = self._gradient(minibatch, clip_range, clip_range_vf)
+                if not self._may_step(terms, grad_norm):
+                    continue
                 steps = len(minibatch) * self.rollout_buffer.sequence_length
                 means = {name: value.item() / steps for name, value in terms._asdict().items()}
                 for name, value in means.items():
@@ -220,7 +229,9 @@ class PPO(RecurrentAlgorithm):
                 self._n_updates += 1
                 continue
             break
-        self._log_training({name: float(np.mean(values)) for name, values in stats.items()}, clip_range, clip_range_vf)
+        if stats:
+            means = {name: float(np.mean(values)) for name, values in stats.items()}
+            self._log_training(means, clip_range, clip_range_vf)
 
     def _sequences_per_minibatch(self) -> int:
         length = self.rollout_buffer.sequence_length
@@ -230,7 +241,7 @@ class PPO(RecurrentAlgorithm):
     def _gradient(
         self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
     ) -> tuple[PPOTerms, Tensor]:
-        """Leave the minibatch's clipped gradient in the parameters; return its summed terms and its unclipped norm."""
+        """Leave the minibatch's gradient in the parameters; return its summed terms and its norm."""
         advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
         mean, scale = advantages.mean(), advantages.std() + 1e-8
         normalize = self.normalize_advantage and advantages.numel() > 1
@@ -249,7 +260,7 @@ class PPO(RecurrentAlgorithm):
             detached = PPOTerms(*(each.detach() for each in terms))
             total = detached if total is None else PPOTerms(*(a + b for a, b in zip(total, detached, strict=True)))
         assert total is not None
-        return total, torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        return total, self._gradient_norm()
 
     def _n_groups(self, n_sequences: int) -> int:
         at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)

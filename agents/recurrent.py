@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.faults import ON_NAN, Guard, OnNan
 from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
 from srwm_rl.policy import SRWMPolicy
@@ -29,6 +30,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     Attributes:
         frames_at_once: image frames whose activations are held at once while learning.
+        on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.faults.Guard`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
@@ -36,6 +38,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     )
     policy: SRWMPolicy
     frames_at_once: int
+    on_nan: OnNan
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
 
     def extra_state(self) -> dict[str, Any]:
@@ -44,6 +47,12 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def restore_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `extra_state` returned."""
+
+    def _setup_model(self) -> None:
+        if self.on_nan not in ON_NAN:
+            raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}, not {self.on_nan!r}")
+        super()._setup_model()
+        self._guard = Guard(self.on_nan)
 
     def _check_settings(self, counts: Iterable[str], fractions: Iterable[str]) -> None:
         for name in counts:
@@ -101,6 +110,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             rewards[i] += self.gamma * values[i].item()
         if shown:
             obs = stack_obs([infos[i]["terminal_observation"] for i in shown])
+            obs = self._guard.arrays("last observation", obs, self.num_timesteps)
             with torch.no_grad():
                 no_starts = torch.zeros(len(shown), device=self.device)
                 step = policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
@@ -119,6 +129,16 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return None
         return max(1, self.frames_at_once // sequence_length)
 
+    def _gradient_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+
+    def _may_step(self, terms: Any, grad_norm: Tensor) -> bool:
+        """Clip the gradient, once it is known to be finite: clipping by a sick norm would spread it to all of them."""
+        if not self._guard.update(terms, grad_norm, self.policy.named_parameters(), self._n_updates):
+            return False
+        torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, grad_norm)
+        return True
+
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and where several games are played the mean return of each."""
         episodes = [each for each in self.ep_info_buffer or () if "game" in each]
@@ -132,6 +152,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """Log a training step's means under `train/`, with what SB3 logs beside them."""
         if hasattr(self.policy, "log_std"):
             values = {**values, "std": self.policy.log_std.exp().mean().item()}
+        if self._guard.skipped:
+            values = {**values, "skipped": float(self._guard.skipped)}
         for name, value in values.items():
             if value is not None:
                 self.logger.record(f"train/{name}", value)
@@ -151,7 +173,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_core_state"]
+        return [*super()._excluded_save_params(), "_core_state", "_guard"]
 
 
 def stack_obs(observations: list[Any]) -> Any:

@@ -109,7 +109,7 @@ class UnrollQueue:
         self._changed = Condition()
         self._blocks: deque[Unrolls] = deque()
         self._error: BaseException | None = None
-        self._finishing = self._closed = False
+        self._finishing = self.closed = False
 
     def __len__(self) -> int:
         """Return the number of unrolls that wait."""
@@ -133,15 +133,15 @@ class UnrollQueue:
             BaseException: the learner's, if it has failed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._closed or len(self) < limit)
+            self._changed.wait_for(lambda: self._error is not None or self.closed or len(self) < limit)
             self.check()
 
     def take(self, n: int, wait: bool = False) -> Unrolls | None:
         """Remove and return the n oldest unrolls; None when fewer are there, or, waiting, when the queue is closed."""
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._closed or self._finishing or len(self) >= n)
-                if self._closed:
+                self._changed.wait_for(lambda: self.closed or self._finishing or len(self) >= n)
+                if self.closed:
                     return None
             if len(self) < n:
                 return None
@@ -157,7 +157,7 @@ class UnrollQueue:
 
     def open(self) -> None:
         """Let a learner wait for unrolls (again)."""
-        self._finishing = self._closed = False
+        self._finishing = self.closed = False
         self._error = None
 
     def finish(self) -> None:
@@ -169,7 +169,7 @@ class UnrollQueue:
     def close(self) -> None:
         """End the learner's work; what is in the queue stays there."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:

@@ -10,7 +10,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, check_count, check_seed
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, LevelSampler
-from srwm_rl.errors import UserError
+from srwm_rl.errors import FaultError, UserError
 
 
 class GymnasiumBatch(BatchEnv):
@@ -101,9 +101,10 @@ class GymnasiumBatch(BatchEnv):
         info["level_seed"] = self._level.copy()
         return BatchStep(self.observe(), rewards, terminated, truncated, info, final_obs)
 
-    def _failure(self, i: int, what: str, error: Exception) -> RuntimeError:
-        place = f"level {self._level[i]}, step {self._clock[i]}"
-        return RuntimeError(f"{self.env_id} failed in {what} ({place}): {type(error).__name__}: {error}")
+    def _failure(self, i: int, what: str, error: Exception) -> FaultError:
+        place = f"environment {i}, level {self._level[i]}, step {self._clock[i]}"
+        reason = " ".join(str(error).split())
+        return FaultError(f"{self.env_id} failed in {what} ({place}): {type(error).__name__}: {reason}")
 
     def observe(self) -> Observation:
         """Return the current observations without stepping."""

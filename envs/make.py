@@ -68,7 +68,7 @@ def _gymnasium_id(name: str) -> str:
         known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
         hint = did_you_mean(name, known)
         if "known:" in hint:  # Gymnasium's whole list would not be one clear line
-            hint = "; give a ProcGen game, 'recall', 'bandit' or a registered Gymnasium id"
+            hint = f"; give a ProcGen game, a task ({', '.join(TASKS)}) or a registered Gymnasium id"
         raise UserError(f"there is no environment {name!r}{hint}") from error
     return name
 
@@ -134,14 +134,15 @@ def make_vec_env(
     env_kwargs: dict[str, Any] | None = None,
     inputs: MemoryInputs = ("action", "reward", "step"),
     reward_clip: float | None = 1.0,
+    on_nan: Literal["stop", "skip"] = "stop",
 ) -> VecEnv:
     """Make `n_envs` environments for Stable-Baselines3, with memory inputs unless `inputs` is empty.
 
-    See `make_batch_env` and `VecMemoryInputs` for the arguments.
+    See `make_batch_env`, `VecMemoryInputs` and `BatchVecEnv` for the arguments.
     """
     from srwm_rl.envs.vec_env import BatchVecEnv
 
-    venv = BatchVecEnv(make_batch_env(env, n_envs, levels, seed, mode, env_kwargs))
+    venv = BatchVecEnv(make_batch_env(env, n_envs, levels, seed, mode, env_kwargs), on_nan)
     return _with_inputs(venv, inputs, reward_clip)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, State, check_array
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.procgen import ProcgenBatch
-from srwm_rl.errors import UserError
+from srwm_rl.errors import FaultError, UserError
 
+OnNan = Literal["stop", "skip"]
 Step = tuple[Observation, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]
 
 
@@ -28,18 +30,28 @@ class BatchVecEnv(VecEnv):
     `TimeLimit.truncated`, and where they exist `is_success` and `terminal_observation`. Other infos are empty.
 
     `set_options({"levels": [...]})` fixes the level of every environment at the next `reset`.
+
+    Args:
+        batch_env: The simulator.
+        on_nan: What to do when it gives a reward or an observation that is not finite, which would destroy whatever is
+            trained on it: "stop" raises; "skip" puts 0 in its place and says so once per game.
+
+    Raises:
+        FaultError: With "stop", from `step_wait` and `reset`; the quantity, game, level and step are named.
     """
 
     reset_infos: list[dict[str, Any]]
 
-    def __init__(self, batch_env: BatchEnv) -> None:
+    def __init__(self, batch_env: BatchEnv, on_nan: OnNan = "stop") -> None:
         self.batch_env = batch_env
+        self.on_nan = on_nan
         self.level_range = batch_env.levels
         self._games = batch_env.game_names
         self._returns = np.zeros(batch_env.n_envs, np.float64)
         self._lengths = np.zeros(batch_env.n_envs, np.int64)
         self._started = time.perf_counter()
         self._actions: Any = None
+        self._told: set[tuple[str, str]] = set()  # faults that were warned of
         super().__init__(batch_env.n_envs, batch_env.observation_space, batch_env.action_space)
 
     def reset(self) -> Observation:
@@ -51,6 +63,7 @@ class BatchVecEnv(VecEnv):
         self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
+        obs = self._finite("observation", obs)  # type: ignore[assignment]
         self.reset_infos = [{"level_seed": level} for level in self.batch_env.level_seed().tolist()]
         return obs
 
@@ -65,7 +78,7 @@ class BatchVecEnv(VecEnv):
 
     def step_wait(self) -> Step:
         """Act, and return observations, rewards, dones and infos."""
-        step = self.batch_env.step(self._actions)
+        step = self._checked(self.batch_env.step(self._actions))
         self._returns += step.rewards
         self._lengths += 1
         dones = step.terminated | step.truncated
@@ -78,6 +91,34 @@ class BatchVecEnv(VecEnv):
             self._returns[ended] = 0.0
             self._lengths[ended] = 0
         return step.obs, step.rewards, dones, infos
+
+    def _checked(self, step: BatchStep) -> BatchStep:
+        played = step.info["prev_level_seed"]  # where an episode ended, the level is the next one's already
+        rewards = self._finite("reward", step.rewards, played)
+        obs = self._finite("observation", step.obs)
+        last = None if step.final_obs is None else self._finite("last observation", step.final_obs, played)
+        if rewards is step.rewards and obs is step.obs and last is step.final_obs:
+            return step
+        return step._replace(rewards=rewards, obs=obs, final_obs=last)  # type: ignore[arg-type]
+
+    def _finite(self, what: str, values: Observation, levels: Array | None = None) -> Observation:
+        """Return arrays `[n, ...]` as they are where they are finite; else do what `on_nan` says."""
+        if isinstance(values, dict):
+            checked = {key: self._finite(f"{what} {key!r}", each, levels) for key, each in values.items()}
+            return values if all(checked[key] is each for key, each in values.items()) else checked  # type: ignore[return-value]
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            return values
+        bad = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
+        level = int((self.batch_env.level_seed() if levels is None else levels)[bad])
+        place = f"{self._games[bad]}, environment {bad}, level {level}, step {self._lengths[bad]}"
+        if self.on_nan == "stop":
+            raise FaultError(f"the {what} is not finite ({place})")
+        if (what, self._games[bad]) not in self._told:
+            self._told.add((what, self._games[bad]))
+            warnings.warn(
+                f"the {what} is not finite and counts as 0 ({place}); further ones are not told", stacklevel=2
+            )
+        return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
     def _episode_info(self, step: BatchStep, i: int, now: float) -> dict[str, Any]:
         info: dict[str, Any] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from srwm_rl.errors import UserError
 from srwm_rl.run import Run
 from srwm_rl.scripts.cli import warn
@@ -40,6 +42,11 @@ def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[s
     from srwm_rl.saved import save_model
 
     steps = state["counters"]["num_timesteps"]
+    arrays, tree = pack({**state, "environments": None})
+    sick = next((name for name, each in arrays.items() if each.dtype.kind == "f" and not np.isfinite(each).all()), None)
+    if sick is not None:  # whatever made it so, the older checkpoints are worth more
+        warn(f"not saved at {steps} steps: {sick.lstrip('/')} is not finite; the older checkpoints stay")
+        return
     arrays, tree = pack(state)
     shared = {name: value for name, value in config.to_json().items() if name not in PRIVATE}
     try:

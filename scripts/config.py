@@ -102,6 +102,9 @@ class TrainConfig:
     n_groups: int | None = None
     """Groups of environments (impala): one acts while the others step. None: two, if the environments divide."""
 
+    on_nan: Literal["stop", "skip"] = "stop"
+    """At a number that is not finite: stop, with the last good checkpoint kept, or skip that step or update."""
+
     seed: int = 0
     """Of weights, actions and environments."""
     device: str = "auto"

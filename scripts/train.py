@@ -11,26 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from srwm_rl.errors import UserError
+from srwm_rl.errors import FaultError, UserError
 from srwm_rl.files import TEMPORARY
 from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.scripts.build import make_env, make_model
 from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
-from srwm_rl.scripts.config import ONLY, TrainConfig, defaults, pairs
+from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
-
     from srwm_rl.agents.metrics import MetricsFile
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 PROG = "srwm-rl train"
 METRICS = "metrics.jsonl"
 # What a resumed run may be given anew; all else is what makes it that run.
-SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_norm", "bptt", "seed", "device")
 FREE = {"n_timesteps", "resume", "dry_run", "progress", "verbose", "save_freq", "n_threads", "log_folder"}
 
 
@@ -104,95 +102,6 @@ def _removed_if_empty(run: Run) -> Iterator[Run]:
             shutil.rmtree(run.path, ignore_errors=True)
 
 
-def make_env(config: TrainConfig) -> VecEnv:
-    """Make the training environments: memory inputs inside, reward scaling outside; in groups for IMPALA.
-
-    Raises:
-        UserError: settings that do not fit the environment.
-    """
-    n_groups = _n_groups(config) if config.algo == "impala" else 1
-    if n_groups == 1:
-        return _make_group(config, config.n_envs, config.seed)
-    from srwm_rl.envs.groups import GroupedVecEnv
-
-    each = config.n_envs // n_groups
-    return GroupedVecEnv([_make_group(config, each, config.seed + i * each) for i in range(n_groups)])
-
-
-def _n_groups(config: TrainConfig) -> int:
-    from srwm_rl.envs.make import resolve
-
-    games = len(resolve(config.env).names)
-    if config.n_groups is None:
-        return 2 if config.n_envs % (2 * games) == 0 else 1
-    if config.n_envs % (config.n_groups * games):
-        of_games = f" of {games} games" if games > 1 else ""
-        raise UserError(
-            f"--n-envs {config.n_envs} cannot be divided evenly into {config.n_groups} groups{of_games}; "
-            f"use a multiple of {config.n_groups * games}, or another --n-groups"
-        )
-    return config.n_groups
-
-
-def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
-    from srwm_rl.envs.make import make_vec_env
-    from srwm_rl.envs.reward import VecClipReward, VecNormalizeReward
-
-    env = make_vec_env(
-        config.env,
-        n_envs,
-        config.levels,
-        seed,
-        config.mode,
-        pairs(config.env_kwargs, "env_kwargs"),
-        config.inputs,
-        config.reward_clip or None,
-    )
-    if config.loss_reward_clip:
-        return VecClipReward(env, config.loss_reward_clip)
-    return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
-
-
-def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
-    """Build the trainer and its policy.
-
-    Raises:
-        UserError: settings that do not fit.
-    """
-    import torch
-
-    from srwm_rl.agents import IMPALA, PPO
-
-    rate = config.learning_rate
-    policy_kwargs: dict[str, Any] = {
-        "core": config.core,
-        "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
-        "encoder_kwargs": pairs(config.encoder_kwargs, "encoder_kwargs"),
-    }
-    if config.optimizer == "rmsprop":
-        policy_kwargs |= {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"eps": config.rms_prop_eps}}
-    elif config.algo == "impala":
-        policy_kwargs["optimizer_class"] = torch.optim.Adam
-    shared = {name: getattr(config, name) for name in SHARED}
-    shared |= {
-        "learning_rate": (lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
-        "policy_kwargs": policy_kwargs,
-    }
-    if config.algo == "ppo":
-        return PPO("SRWMPolicy", env, **shared, **{name: getattr(config, name) for name in ONLY["ppo"]})
-    rho_clip = config.rho_clip or None
-    return IMPALA(
-        "SRWMPolicy",
-        env,
-        **shared,
-        vtrace_lambda=config.vtrace_lambda,
-        rho_clip=rho_clip,
-        pg_rho_clip=rho_clip,
-        c_clip=config.c_clip or None,
-        synchronous=config.synchronous,
-    )
-
-
 def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
@@ -216,6 +125,11 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str) 
         checkpoints.save_latest()
         warn(f"stopped by {stop}; {_how_to_go_on(run)}")
         return 130
+    except FaultError as fault:
+        bar.close()
+        checkpoints.save_latest()
+        warn(f"stopped: {fault}. The weights from before it are kept; {_how_to_go_on(run)}")
+        return 3
     except BrokenPipeError:  # whoever read the progress left
         checkpoints.save_latest()
         raise

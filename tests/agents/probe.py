@@ -1,5 +1,6 @@
 """A tiny environment of any space, for the trainers' tests."""
 
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,8 @@ class Probe(gymnasium.Env[Any, Any]):
     def __init__(
         self, observation_space: Any = None, action_space: Any = None, length: int = 5, cut: bool = False
     ) -> None:
-        self.observation_space = observation_space or spaces.Box(-1, 1, (3,), np.float32)
+        # A copy: groups step in threads, and one space for all would be one random generator for all.
+        self.observation_space = deepcopy(observation_space or spaces.Box(-1, 1, (3,), np.float32))
         self.action_space = action_space or spaces.Discrete(2)
         self.length, self.cut, self.t = length, cut, 0
 

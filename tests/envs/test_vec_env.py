@@ -9,7 +9,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
 
 from srwm_rl.envs import BanditBatch, BatchVecEnv, GymnasiumBatch, ProcgenBatch, ProcgenVecEnv, RecallBatch
-from srwm_rl.errors import UserError
+from srwm_rl.errors import FaultError, UserError
 
 
 def random_steps(env, steps, seed=0):
@@ -184,3 +184,38 @@ def test_sb3_learns_and_evaluates_on_it():
             model, ProcgenVecEnv("bossfight", 4, "1000:1010"), n_eval_episodes=5, return_episode_rewards=True
         )
     assert len(returns) == len(lengths) == 5
+
+
+class Sick(RecallBatch):
+    """Gives a reward and an observation that are not finite, at the third step."""
+
+    what = "reward"
+
+    def step(self, actions):
+        step = super().step(actions)
+        if self._clock.max() != 3:
+            return step
+        rewards, obs = step.rewards.copy(), step.obs.copy()
+        (rewards if self.what == "reward" else obs)[2] = np.inf
+        return step._replace(rewards=rewards, obs=obs)
+
+
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_a_number_that_is_not_finite_is_named_or_counts_as_0(what):
+    def batch():
+        sick = Sick(4, "5:6", delay=10)
+        sick.what = what
+        return sick
+
+    stops = BatchVecEnv(batch())
+    stops.reset()
+    for _ in range(2):
+        stops.step(np.zeros(4, int))
+    with pytest.raises(FaultError, match=rf"the {what} is not finite \(recall, environment 2, level 5, step 2\)"):
+        stops.step(np.zeros(4, int))
+    skips = BatchVecEnv(batch(), on_nan="skip")
+    skips.reset()
+    with pytest.warns(UserWarning, match=f"the {what} is not finite and counts as 0"):
+        steps = [skips.step(np.zeros(4, int)) for _ in range(9)]
+    assert all(np.isfinite(obs).all() and np.isfinite(rewards).all() for obs, rewards, *_ in steps)
+    assert not steps[2][1][2] if what == "reward" else not steps[2][0][2].any()

@@ -1,0 +1,157 @@
+"""Numbers that are not finite: found before they reach a weight, and named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from srwm_rl.errors import FaultError
+from srwm_rl.policy import ActStep, SRWMPolicy
+
+OnNan = Literal["stop", "skip"]
+ON_NAN = ("stop", "skip")
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """Check what a trainer is about to learn from or to write into its weights.
+
+    Args:
+        on_nan: "stop" raises `FaultError`; "skip" leaves out the step at which the number turned up (an observation or
+            reward counts as 0, an environment's memory is emptied, an update is not made) and logs what it did.
+
+    Attributes:
+        skipped: how many steps and updates were left out.
+    """
+
+    def __init__(self, on_nan: OnNan) -> None:
+        self.on_nan = on_nan
+        self.skipped = 0
+
+    def fault(self, what: str, remedy: str) -> None:
+        """Raise, or say what is done instead.
+
+        Raises:
+            FaultError: "stop".
+        """
+        if self.on_nan == "stop":
+            raise FaultError(what)
+        self.skipped += 1
+        if self.skipped <= 10:
+            logger.warning("%s; %s%s", what, remedy, " (further ones are only counted)" * (self.skipped == 10))
+
+    def arrays(self, what: str, values: Any, step: int) -> Any:
+        """Return observations or rewards `[B, ...]` with 0 where they are not finite; dicts key by key."""
+        if isinstance(values, dict):
+            return {key: self.arrays(f"{what} {key!r}", each, step) for key, each in values.items()}
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            return values
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+        self.fault(f"the {what} of environment {bad[0]} is not finite at step {step:,}", "it counts as 0")
+        return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def act(
+        self, policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor, step: int
+    ) -> tuple[ActStep, Tensor]:
+        """Act, and see that what comes out is finite.
+
+        Returns:
+            The step, and the core state `[L, B, S]` with which it began: a sick one was emptied.
+
+        Raises:
+            FaultError: "stop", or weights that are sick themselves, for which nothing can be left out.
+        """
+        with torch.no_grad():
+            result = _try_to_act(policy, obs, core_state, episode_starts)
+            if result is not None:
+                return result, core_state
+            obs = self._finite_obs(obs, step)
+            core_state = self.memory(core_state, step)
+            result = _try_to_act(policy, obs, core_state, episode_starts)
+            if result is None:
+                where = _first_sick_module(policy, obs, core_state, episode_starts)
+                raise FaultError(f"the policy's output is not finite at step {step:,}: {where}")
+            return result, core_state
+
+    def memory(self, core_state: Tensor, step: int) -> Tensor:
+        """Return the core state `[L, B, S]` with zeros for every environment in which it is not finite."""
+        sick = ~torch.isfinite(core_state).all(dim=2)  # [L, B]
+        if not sick.any():
+            return core_state
+        layer, env = sick.nonzero()[0].tolist()
+        place = f"layer {layer}, environment {env}"
+        self.fault(f"the fast weights are not finite at step {step:,} ({place})", "that memory is emptied")
+        return core_state.masked_fill(sick.any(dim=0)[None, :, None], 0.0)
+
+    def _finite_obs(self, obs: Any, step: int) -> Any:
+        if isinstance(obs, dict):
+            return {key: self._finite_obs(each, step) for key, each in obs.items()}
+        return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step), device=obs.device)
+
+    def update(
+        self, terms: Any, grad_norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], number: int
+    ) -> bool:
+        """Say whether an update may be made.
+
+        Args:
+            terms: a NamedTuple of the loss's terms.
+            grad_norm: norm of the whole gradient before clipping.
+            parameters: by name, with their gradients.
+            number: which update it is.
+
+        Raises:
+            FaultError: "stop".
+        """
+        if bool(torch.isfinite(grad_norm)) and all(bool(torch.isfinite(each)) for each in terms):
+            return True
+        loss = [name.replace("_", " ") for name, each in terms._asdict().items() if not torch.isfinite(each)]
+        gradient = [name for name, each in parameters if each.grad is not None and not torch.isfinite(each.grad).all()]
+        parts = [f"the {name}" for name in loss[:1]] + [f"the gradient of {name}" for name in gradient[:1]]
+        what = " and ".join(parts) or "the gradient's norm"
+        self.fault(f"{what} is not finite in update {number:,}", "the update is left out")
+        return False
+
+
+def _try_to_act(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> ActStep | None:
+    try:
+        result = policy.act(obs, core_state, episode_starts)
+    except ValueError:  # torch's distributions refuse parameters that are not finite
+        return None
+    return result if bool(torch.isfinite(result.values + result.log_probs).all()) else None
+
+
+def _first_sick_module(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> str:
+    """Name the first weight that is not finite, or else the first module whose output is not."""
+    for name, parameter in policy.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"weight {name} is sick"
+    with _watched(policy) as sick, suppress(ValueError):
+        policy.act(obs, core_state, episode_starts)
+    return f"first in the output of {sick[0]}" if sick else "in the action distribution"
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[str]]:
+    """Collect, in the order of their computation, the names of modules whose output is not finite."""
+    sick: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if any(isinstance(each, Tensor) and not torch.isfinite(each).all() for each in tensors):
+                sick.append(name)
+
+        return hook
+
+    handles = [each.register_forward_hook(note(name)) for name, each in module.named_modules() if name]
+    try:
+        yield sick
+    finally:
+        for handle in handles:
+            handle.remove()
