@@ -126,6 +126,12 @@ class BatchEnv(ABC):
     def level_seed(self) -> IntArray:
         """Return the levels being played, `[n]`."""
 
+    def places(self) -> str:
+        """Say which games and levels are being played, for whoever wonders why a step does not end."""
+        games, levels = self.game_names, self.level_seed().tolist()
+        shown = [f"{game} level {level}" for game, level in zip(games, levels, strict=True)][:8]
+        return f"the environments are in {', '.join(shown)}{', ...' if self.n_envs > 8 else ''}"
+
     @abstractmethod
     def reseed(self, seed: int) -> None:
         """Start over exactly as a new instance with this seed would; call `reset` next."""

@@ -45,6 +45,7 @@ class GymnasiumBatch(BatchEnv):
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space, levels, seed)
         self._batched_actions = batch_space(self.action_space, self.n_envs)
         self._latest: list[Any] = [None] * self.n_envs
+        self._busy = 0  # the environment that steps or is reset
         self._level: IntArray = np.zeros(self.n_envs, np.int64)
         self._clock: IntArray = np.zeros(self.n_envs, np.int64)
         self.reseed(self.seed)
@@ -72,7 +73,8 @@ class GymnasiumBatch(BatchEnv):
     def _begin(self, mask: BoolArray) -> None:
         self._level[mask] = self._sampler.draw(mask)
         self._clock[mask] = 0
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
+            self._busy = i
             try:
                 self._latest[i], _ = self.envs[i].reset(seed=int(self._level[i]))
             except Exception as error:
@@ -85,6 +87,7 @@ class GymnasiumBatch(BatchEnv):
         terminated, truncated = np.zeros((2, self.n_envs), np.bool_)
         infos: list[dict[str, Any]] = [{}] * self.n_envs
         for i, action in enumerate(iterate(self._batched_actions, actions)):
+            self._busy = i
             try:
                 self._latest[i], rewards[i], terminated[i], truncated[i], infos[i] = self.envs[i].step(action)
             except Exception as error:
@@ -101,10 +104,16 @@ class GymnasiumBatch(BatchEnv):
         info["level_seed"] = self._level.copy()
         return BatchStep(self.observe(), rewards, terminated, truncated, info, final_obs)
 
+    def places(self) -> str:
+        """Say which environment is stepping or being reset, with its level and step."""
+        return f"{self.env_id} is busy in {self._place(self._busy)}"
+
     def _failure(self, i: int, what: str, error: Exception) -> FaultError:
-        place = f"environment {i}, level {self._level[i]}, step {self._clock[i]}"
         reason = " ".join(str(error).split())
-        return FaultError(f"{self.env_id} failed in {what} ({place}): {type(error).__name__}: {reason}")
+        return FaultError(f"{self.env_id} failed in {what} ({self._place(i)}): {type(error).__name__}: {reason}")
+
+    def _place(self, i: int) -> str:
+        return f"environment {i}, level {self._level[i]}, step {self._clock[i]}"
 
     def observe(self) -> Observation:
         """Return the current observations without stepping."""

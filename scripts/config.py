@@ -29,7 +29,15 @@ class TrainConfig:
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
     resume: str | None = None
-    """Go on with this run folder; only -n may be given a new value."""
+    """Go on with this run folder, exactly; -n may be given a new value."""
+    override: bool = False
+    """With --resume: accept new values of the trainer's settings. The run's history keeps them."""
+    verify: bool = False
+    """With --resume: play the stretch between the two newest checkpoints again, compare it bit by bit, and stop."""
+    supervise: bool = False
+    """Train in a process of its own and start it again from the last checkpoint when it is killed, aborts or hangs."""
+    hang_seconds: int = 600
+    """Say where the environments are, and with --supervise start again, when no step ends for so long; 0: never."""
     dry_run: bool = False
     """Say what would be trained and stop."""
     env_list: bool = False
@@ -134,6 +142,9 @@ class TrainConfig:
             pairs(getattr(self, name), name)
         if self.normalize_reward and self.loss_reward_clip:
             raise UserError("--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out")
+        for name in ("override", "verify"):
+            if getattr(self, name) and self.resume is None:
+                raise UserError(f"--{name} is for a run that goes on: give --resume RUN too")
         for algo, names in ONLY.items():
             for field in fields(self):
                 if field.name in names and algo != self.algo and getattr(self, field.name) != field.default:
@@ -184,6 +195,7 @@ RANGES = (
     ("c_clip", 0.0, 1e9),
     ("rms_prop_eps", 0.0, 1e3),
     ("target_kl", 0.0, 1e3),
+    ("hang_seconds", 0, 10**6),
     ("seed", 0, 2**31 - 1),
 )
 

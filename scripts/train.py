@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.files import TEMPORARY
-from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.run import TENSORBOARD, Run
 from srwm_rl.scripts.build import make_env, make_model
 from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.plan import describe, run_base, run_record
+from srwm_rl.scripts.resume import METRICS, check_changes, keep_settings, stored_config, verify
 
 if TYPE_CHECKING:
     from srwm_rl.agents.metrics import MetricsFile
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 PROG = "srwm-rl train"
-METRICS = "metrics.jsonl"
-# What a resumed run may be given anew; all else is what makes it that run.
-FREE = {"n_timesteps", "resume", "dry_run", "progress", "verbose", "save_freq", "n_threads", "log_folder"}
 
 
 class Stop(BaseException):
@@ -39,34 +34,29 @@ class Stop(BaseException):
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     resume = peek(argv, "--resume")
+    run, changes = None, {}
     if resume is not None and not {"-h", "--help"} & set(argv):
-        return _resume(argv, resume)
-    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
-    config = parse(TrainConfig, argv, PROG, default)
+        run = Run.open(Path(resume))
+        stored = stored_config(run, resume)
+        allow_core(stored.core, peek(argv, "--core"))
+        config = parse(TrainConfig, argv, PROG, stored)
+        changes = check_changes(stored, config)
+    else:
+        default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
+        config = parse(TrainConfig, argv, PROG, default)
+        allow_core(config.core, config.core)
     if config.env_list:
         print(_env_list())
         return 0
     _check_levels(config)
-    allow_core(config.core, config.core)
-    return _train(config, None)
+    if config.supervise:
+        from srwm_rl.scripts.supervise import supervise
+
+        return supervise(argv, config.hang_seconds)
+    return _train(config, run, changes)
 
 
-def _resume(argv: list[str], path: str) -> int:
-    run = Run.open(Path(path))
-    stored = replace(TrainConfig.from_json(run.config["train"]), resume=path)
-    allow_core(stored.core, peek(argv, "--core"))
-    config = parse(TrainConfig, argv, PROG, stored)
-    for field in fields(TrainConfig):
-        before, now = getattr(stored, field.name), getattr(config, field.name)
-        if before != now and field.name not in FREE:
-            flag = field.name.replace("_", "-")
-            raise UserError(
-                f"a resumed run keeps its settings: leave out --{flag} (the run has {before!r}), or start a new run"
-            )
-    return _train(config, run)
-
-
-def _train(config: TrainConfig, run: Run | None) -> int:
+def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
     import torch
 
     torch.set_num_threads(config.n_threads or torch.get_num_threads())
@@ -84,9 +74,12 @@ def _train(config: TrainConfig, run: Run | None) -> int:
             return 0
         if run is not None:
             with run.lock():
-                return _learn(config, model, run, plan)
+                if config.verify:
+                    print(verify(run, config, model))
+                    return 0
+                return _learn(config, model, run, plan, changes)
         with _removed_if_empty(Run.create(run_base(config), run_record(config))) as run, run.lock():
-            return _learn(config, model, run, plan)
+            return _learn(config, model, run, plan, {})
     finally:
         env.close()
 
@@ -102,22 +95,25 @@ def _removed_if_empty(run: Run) -> Iterator[Run]:
             shutil.rmtree(run.path, ignore_errors=True)
 
 
-def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str) -> int:
+def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, changes: dict[str, list[Any]]) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
+    from srwm_rl.scripts.watchdog import Watchdog
 
     metrics = MetricsFile(run.path / METRICS)
     checkpoints = Checkpoints(
         lambda: capture(model, metrics), lambda state: save(run, model, config, state), config.save_freq
     )
     bar = ProgressBar(config.n_timesteps)
+    watchdog = Watchdog(run.path, config.hang_seconds)
+    callbacks = [checkpoints, watchdog, *([bar] if config.progress else [])]
     try:
         with _stop_on_signals():
-            _prepare(config, model, run, metrics)
+            _prepare(config, model, run, metrics, changes)
             if config.verbose:
                 print(f"{plan}\n  folder    {run.path}", flush=True)
             remaining = config.n_timesteps - model.num_timesteps
-            model.learn(remaining, [checkpoints, *([bar] if config.progress else [])], reset_num_timesteps=False)
+            model.learn(remaining, callbacks, reset_num_timesteps=False)
             checkpoints.latest = capture(model, metrics)
             checkpoints.save_latest()
     except Stop as stop:
@@ -134,13 +130,16 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str) 
         checkpoints.save_latest()
         raise
     finally:
+        watchdog.close()
         metrics.close()
     if config.verbose:
         print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
     return 0
 
 
-def _prepare(config: TrainConfig, model: RecurrentAlgorithm, run: Run, metrics: MetricsFile) -> None:
+def _prepare(
+    config: TrainConfig, model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, changes: dict[str, list[Any]]
+) -> None:
     """Take up a resumed run where it was, and open its logs."""
     from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
@@ -149,19 +148,10 @@ def _prepare(config: TrainConfig, model: RecurrentAlgorithm, run: Run, metrics: 
         pending = restore(model, run, metrics)
         if model.num_timesteps >= config.n_timesteps:
             raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
-        _keep_length(run, config.n_timesteps)
+        keep_settings(run, config, model.num_timesteps, changes)
     model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
     for name, (value, exclude) in pending.items():
         model.logger.record(name, math.nan if value is None else value, tuple(exclude))
-
-
-def _keep_length(run: Run, n_timesteps: int) -> None:
-    """Write a new -n into the run's settings: whatever stops it, --resume goes on to there with no other flag."""
-    if run.config["train"]["n_timesteps"] != n_timesteps:
-        run.config["train"]["n_timesteps"] = n_timesteps
-        temporary = run.path / f"{TEMPORARY}{CONFIG}"
-        temporary.write_text(json.dumps(run.config, indent=2) + "\n")
-        temporary.replace(run.path / CONFIG)
 
 
 def _how_to_go_on(run: Run) -> str:
