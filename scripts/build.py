@@ -66,6 +66,17 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
 
 
+def resolved_precision(config: TrainConfig) -> str:
+    """Return what "auto" means on this machine."""
+    if config.precision != "auto":
+        return config.precision
+    from stable_baselines3.common.utils import get_device
+
+    from srwm_rl.encoders import fastest_precision
+
+    return fastest_precision(get_device(config.device))
+
+
 def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     """Build the trainer and its policy.
 
@@ -80,7 +91,10 @@ def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     policy_kwargs: dict[str, Any] = {
         "core": config.core,
         "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
-        "encoder_kwargs": pairs(config.encoder_kwargs, "encoder_kwargs"),
+        "encoder_kwargs": {
+            "precision": resolved_precision(config),
+            **pairs(config.encoder_kwargs, "encoder_kwargs"),
+        },
     }
     if config.optimizer == "rmsprop":
         policy_kwargs |= {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"eps": config.rms_prop_eps}}

@@ -117,6 +117,8 @@ class TrainConfig:
     """Of weights, actions and environments."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
     n_threads: int | None = None
     """Threads for torch; None: one per core."""
     save_freq: int = 200_000

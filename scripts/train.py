@@ -8,12 +8,13 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.run import TENSORBOARD, Run
-from srwm_rl.scripts.build import make_env, make_model
+from srwm_rl.scripts.build import make_env, make_model, resolved_precision
 from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
@@ -61,6 +62,8 @@ def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) 
 
     torch.set_num_threads(config.n_threads or torch.get_num_threads())
     check_device(config.device)
+    if run is None:  # said once, so that the run goes on in it wherever it is resumed
+        config = replace(config, precision=resolved_precision(config))
     env = make_env(config)
     try:
         model = make_model(config, env)

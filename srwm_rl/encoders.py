@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings
 
@@ -19,13 +20,36 @@ PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_re
 MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
 
 
+PRECISIONS = ("float32", "bfloat16")
+
+
+def fastest_precision(device: torch.device | str) -> str:
+    """Return the precision in which a CNN runs fastest: "bfloat16" where the hardware multiplies it, else "float32"."""
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX; without them it is emulated
+    return "bfloat16" if supported else "float32"
+
+
+class Conv(nn.Conv2d):
+    """A 3 x 3 convolution that computes in its input's type; the weights stay float32, and so do their gradients."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Map `[N, C_in, h, w]` to `[N, C_out, h, w]`, the input multiplied by `scale`."""
+        weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than a pass over the frames
+        assert self.bias is not None
+        return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), padding=1)
+
+
 class ResidualBlock(nn.Module):
     """`x + conv(relu(conv(relu(x))))` at constant width; `[N, C, h, w]` to the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first, self.second = Conv(channels, channels), Conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, h, w]` to `[N, C, h, w]`."""
@@ -46,6 +70,10 @@ class ImpalaCNN(nn.Module):
         features: width of the output.
         micro_batch: frames per pass on a CPU.
         scale: what a pixel is multiplied by.
+        precision: "float32", or "bfloat16" for the arithmetic; weights, gradients and output are float32 either way.
+
+    Raises:
+        UserError: another precision.
     """
 
     def __init__(
@@ -56,14 +84,18 @@ class ImpalaCNN(nn.Module):
         features: int = 256,
         micro_batch: int = 32,
         scale: float = 1 / 255,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise UserError(f"the encoder's precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.precision = precision
         self.channels_first, self.micro_batch, self.scale = channels_first, micro_batch, scale
         width, height, depth = (shape[2], shape[1], shape[0]) if channels_first else (shape[1], shape[0], shape[2])
         stages: list[nn.Module] = []
         for out in channels:
             stages += [
-                nn.Conv2d(depth, out, 3, padding=1),
+                Conv(depth, out),
                 nn.MaxPool2d(3, stride=2, padding=1),
                 ResidualBlock(out),
                 ResidualBlock(out),
@@ -74,9 +106,9 @@ class ImpalaCNN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def describe(self) -> str:
-        """Return the stages' widths and the output's, such as "16/32/32-256"."""
+        """Return the stages' widths and the output's, such as "16/32/32-256 in bfloat16"."""
         widths = [str(stage.out_channels) for stage in self.stages if isinstance(stage, nn.Conv2d)]
-        return f"{'/'.join(widths)}-{self.head.out_features}"
+        return f"{'/'.join(widths)}-{self.head.out_features} in {self.precision}"
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
@@ -86,8 +118,15 @@ class ImpalaCNN(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
-        x = x.to(self.head.weight.dtype, memory_format=torch.channels_last) * self.scale
-        return torch.relu(self.head(torch.relu(self.stages(x)).flatten(1)))
+        # Whole numbers up to 256 are exact in bfloat16, so frames lose nothing.
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
+        x = x.to(dtype, memory_format=torch.channels_last)
+        x = self.stages[0](x, self.scale)
+        for stage in self.stages[1:]:
+            x = stage(x)
+        x = torch.relu(x).flatten(1)
+        head = self.head
+        return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
 
 
 class StepEmbedding(nn.Module):
@@ -121,6 +160,7 @@ class Encoder(BaseFeaturesExtractor):
         cnn: settings of `ImpalaCNN`.
         step_periods, step_longest: settings of `StepEmbedding`.
         normalize_images: multiply pixels by 1/255.
+        precision: in which the CNN computes, "float32" or "bfloat16"; see `fastest_precision`.
 
     Raises:
         UserError: an observation space of another kind.
@@ -134,6 +174,7 @@ class Encoder(BaseFeaturesExtractor):
         step_periods: int = 6,
         step_longest: float = 256.0,
         normalize_images: bool = True,
+        precision: str = "float32",
     ) -> None:
         parts = parts_of(observation_space)
         _check_widths("mlp", mlp, may_be_empty=True)
@@ -145,7 +186,7 @@ class Encoder(BaseFeaturesExtractor):
         width = vector_width = 0
         for key, space in parts.items():
             if is_image(space):
-                settings = {"scale": 1 / 255 if normalize_images else 1.0} | (cnn or {})
+                settings = {"scale": 1 / 255 if normalize_images else 1.0, "precision": precision} | (cnn or {})
                 network = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
                 width += network.head.out_features
@@ -207,7 +248,7 @@ def _check_cnn(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name == "channels":
             _check_widths("cnn channels", value)
-        elif name != "scale":
+        elif name not in ("scale", "precision"):
             _check_widths(f"cnn {name}", [value])
 
 

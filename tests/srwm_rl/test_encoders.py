@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
-from srwm_rl.encoders import Encoder, ImpalaCNN, StepEmbedding, parts_of
+from srwm_rl.encoders import Encoder, ImpalaCNN, StepEmbedding, fastest_precision, parts_of
 
 
 def test_both_image_layouts_give_the_same_features() -> None:
@@ -35,10 +35,47 @@ def test_frames_reach_the_first_convolution_channels_last() -> None:
     network = ImpalaCNN((16, 16, 3), False)
     seen = []
     network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    network(torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8))
-    assert seen[0].shape == (4, 3, 16, 16)
+    frames = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    network(frames)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
-    assert 0 <= seen[0].min() <= seen[0].max() <= 1
+    assert torch.equal(seen[0], frames.permute(0, 3, 1, 2).float())
+
+
+def test_pixels_are_scaled_in_the_first_convolution() -> None:
+    torch.manual_seed(0)
+    network, plain = ImpalaCNN((16, 16, 3), False, scale=0.25), ImpalaCNN((16, 16, 3), False, scale=1.0)
+    plain.load_state_dict(network.state_dict())
+    frames = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    torch.testing.assert_close(network(frames), plain(frames * 0.25), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
+    frames = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
+    seen, gradients, features = [], [], []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = ImpalaCNN((32, 32, 3), False, micro_batch=4, precision=precision)
+        network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        features.append(network(frames))
+        features[-1].square().sum().backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None]))
+    assert torch.equal(seen[0], seen[3].float())  # frames are exact in bfloat16
+    assert seen[3].dtype == torch.bfloat16
+    for pair in (features, gradients):
+        assert pair[1].dtype == torch.float32
+        assert (pair[1] - pair[0]).norm() < 0.02 * pair[0].norm()
+        assert not torch.equal(pair[0], pair[1])
+
+
+def test_float64_stays_float64() -> None:
+    network = ImpalaCNN((16, 16, 3), False).double()
+    assert network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).dtype == torch.float64
+
+
+def test_the_fastest_precision_is_one_of_ours_and_a_wrong_one_is_named() -> None:
+    assert fastest_precision("cpu") in ("float32", "bfloat16")
+    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, not 'float16'"):
+        ImpalaCNN((16, 16, 3), False, precision="float16")
 
 
 def test_published_cnn_has_the_published_size() -> None:
@@ -81,7 +118,7 @@ def test_unreadable_spaces_are_named() -> None:
 
 def test_the_encoder_says_what_it_is() -> None:
     frames = spaces.Box(0, 255, (16, 16, 3), np.uint8)
-    assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256"
+    assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256 in float32"
     both = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
     assert Encoder(both, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
     assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"
