@@ -26,7 +26,7 @@ def capture_state(model: RecurrentAlgorithm) -> dict[str, Any]:
         "policy": policy_arrays(model.policy),
         "optimizer": _optimizer_state(model.policy.optimizer),
         "counters": {name: getattr(model, name) for name in COUNTERS},
-        "generators": _generator_states(),
+        "generators": generator_states(),
         "environments": environment_state(model.env),
         "core_state": None if model._core_state is None else model._core_state.cpu().numpy(),
         "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str)
         model._core_state = None if core_state is None else torch.as_tensor(core_state, device=model.device)
     else:
         model._last_obs = model._core_state = None  # learn() resets the environments
-    _restore_generators(state["generators"])  # last: what stands above may have drawn from them
+    restore_generators(state["generators"])  # last: what stands above may have drawn from them
     return exact
 
 
@@ -101,7 +101,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
     optimizer.load_state_dict(whole)
 
 
-def _generator_states() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
+    """Return the states of torch's, numpy's and Python's random generators."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # SB3 and the minibatches draw from the global one
     version, internal, gauss_next = random.getstate()
     return {
@@ -112,7 +113,8 @@ def _generator_states() -> dict[str, Any]:
     }
 
 
-def _restore_generators(states: dict[str, Any]) -> None:
+def restore_generators(states: dict[str, Any]) -> None:
+    """Put back what `generator_states` returned."""
     torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))
     if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all([torch.from_numpy(np.array(each)) for each in states["cuda"]])

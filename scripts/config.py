@@ -121,6 +121,10 @@ class TrainConfig:
     """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
     n_threads: int | None = None
     """Threads for torch; None: one per core."""
+    eval_freq: int = 0
+    """Environment steps between evaluations on training and held-out levels while training; 0: none."""
+    eval_episodes: int = 50
+    """Levels of each kind and game that such an evaluation plays."""
     save_freq: int = 200_000
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
@@ -131,7 +135,7 @@ class TrainConfig:
     """0: errors only, 1: the plan and the result, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "save_freq"):
+        for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "save_freq", "eval_episodes"):
             _at_least_one(name, getattr(self, name))
         for name in ("sequence_length", "bptt", "n_threads", "n_groups"):
             if getattr(self, name) is not None:
@@ -198,6 +202,7 @@ RANGES = (
     ("rms_prop_eps", 0.0, 1e3),
     ("target_kl", 0.0, 1e3),
     ("hang_seconds", 0, 10**6),
+    ("eval_freq", 0, 10**12),
     ("seed", 0, 2**31 - 1),
 )
 

@@ -18,6 +18,7 @@ from srwm_rl.scripts.build import make_env, make_model, resolved_precision
 from srwm_rl.scripts.checkpoints import capture, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
+from srwm_rl.scripts.looking import watchers
 from srwm_rl.scripts.plan import describe, run_base, run_record
 from srwm_rl.scripts.resume import METRICS, check_changes, keep_settings, stored_config, verify
 
@@ -109,7 +110,7 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
     )
     bar = ProgressBar(config.n_timesteps)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    callbacks = [checkpoints, watchdog, *([bar] if config.progress else [])]
+    callbacks = [checkpoints, watchdog, *watchers(config, model, watchdog.beat), *([bar] if config.progress else [])]
     try:
         with _stop_on_signals():
             _prepare(config, model, run, metrics, changes)

@@ -42,14 +42,18 @@ class Watchdog(BaseCallback):
         if self.seconds:
             Thread(target=self._listen, name="srwm-watchdog", daemon=True).start()
 
-    def _on_step(self) -> bool:
+    def beat(self) -> None:
+        """Say that something has been done."""
         self._beat = time.monotonic()
         if self.status is not None:
             os.utime(self.status)
+
+    def _on_step(self) -> bool:
+        self.beat()
         return True
 
     def _on_rollout_end(self) -> None:
-        self._on_step()
+        self.beat()
 
     def _on_training_end(self) -> None:
         self.close()

@@ -1,0 +1,71 @@
+"""What a training run is watched with: its edits of itself, and levels played now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from srwm_rl.scripts.config import TrainConfig, pairs
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from srwm_rl.agents.evaluation import Episodes
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
+
+
+def watchers(config: TrainConfig, model: RecurrentAlgorithm, beat: Callable[[], None]) -> list[BaseCallback]:
+    """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
+
+    Args:
+        config: the run's settings.
+        model: the trainer.
+        beat: called whenever an episode of an evaluation ends.
+    """
+    from srwm_rl.agents.watching import HeldOut, SelfModification
+
+    callbacks: list[BaseCallback] = [SelfModification()]
+    if config.eval_freq:
+        ranges = {"train": config.levels, "test": config.eval_levels}
+        plays = {
+            split: _player(config, model, _some(text, config.eval_episodes), beat) for split, text in ranges.items()
+        }
+        callbacks.append(HeldOut(plays, config.eval_freq))
+    return callbacks
+
+
+def _some(text: str, n: int) -> list[int]:
+    """Return `n` levels spread evenly over a range, or all of a shorter one."""
+    from srwm_rl.envs.levels import LevelRange
+
+    levels = LevelRange.parse(text)
+    step = max(1, len(levels) // n)
+    return list(range(levels.start, levels.stop, step))[:n]
+
+
+def _player(
+    config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], beat: Callable[[], None]
+) -> Callable[[], Episodes]:
+    def play() -> Episodes:
+        from srwm_rl.agents.evaluation import play_levels
+        from srwm_rl.envs.make import make_levels_env, resolve
+
+        games = len(resolve(config.env).names)
+        n_envs = games * max(1, min(config.n_envs, 64) // games)
+        env = make_levels_env(
+            config.env,
+            n_envs,
+            levels,
+            1,
+            config.seed,
+            config.mode,
+            pairs(config.env_kwargs, "env_kwargs"),
+            config.inputs,
+            config.reward_clip or None,
+        )
+        try:
+            return play_levels(model.policy, env, on_progress=lambda _: beat())
+        finally:
+            env.close()
+
+    return play
