@@ -1,86 +1,42 @@
-"""`srwm-rl bench op`: the time of the recurrence, by backend and size, beside the bound of its arithmetic."""
+"""`srwm-rl bench op|env|encoder|train`: ratios measured in one run, and no figure where results differ."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import parse
 
-if TYPE_CHECKING:
-    from srwm_rl.ops.bench import Row
-
 PROG = "srwm-rl bench"
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time the recurrence: `srwm-rl bench op`."""
-
-    threads: int = 1
-    """Threads of torch."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    repeats: int = 7
-    """Measurements of each number; the median is printed."""
-    json: Path | None = None
-    """Write the table to this file too."""
-    verbose: int = 1
-    """2: tracebacks on errors."""
+KINDS = {
+    "op": ("operators", "OperatorBench", "the recurrence, backend by backend, beside its arithmetic's bound"),
+    "env": ("environments", "EnvBench", "ProcGen through our layers, beside ProcGen itself"),
+    "encoder": ("encoder", "EncoderBench", "the CNN, by layout and precision"),
+    "train": ("training", "TrainBench", "a trainer, beside its bound and sb3-contrib's"),
+}
 
 
 def main(argv: list[str]) -> int:
-    """Print the table; return 1 if a backend's results are wrong."""
-    if not argv or argv[0] not in ("op", "-h", "--help"):
-        what = argv[0] if argv else ""
-        raise UserError(f"bench needs to know of what, not {what!r}{did_you_mean(what, ['op'])}; see {PROG} --help")
-    config = parse(BenchConfig, argv[argv[0] == "op" :], f"{PROG} op")
-    if config.device not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, not {config.device!r}")
+    """Run a benchmark; return 1 if some results were wrong."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {PROG} KIND [options]\n\n" + "\n".join(f"  {k:<8} {what}" for k, (_, _, what) in KINDS.items()))
+        return 0 if argv else 2
+    if argv[0] not in KINDS:
+        raise UserError(
+            f"bench needs to know of what, not {argv[0]!r}{did_you_mean(argv[0], KINDS)}; see {PROG} --help"
+        )
+    module_name, config_name, _ = KINDS[argv[0]]
+    module = import_module(f"srwm_rl.scripts.benchmarks.{module_name}")
+    config: Any = parse(getattr(module, config_name), argv[1:], f"{PROG} {argv[0]}")
     import torch
 
-    from srwm_rl.ops import bench
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU")
-    torch.set_num_threads(config.threads)
-    clock = "CPU time" if (config.device, config.threads) == ("cpu", 1) else "wall time"
-    print(f"torch {torch.__version__}, {config.device}, {config.threads} thread(s)")
-    print(f"ns per head and step, medians, {clock}")
-    print(
-        f"{'work':<17} {'T,B,H,D':<14} {'backend':<10} {'ns':>9} {'bound':>7} {'x ref':>7} {'x loop':>7} {'error':>8}"
-    )
-    rows = []
-    for group in bench.measure(_backends(config.device), config.device, config.repeats):
-        rows += group
-        for row in group:
-            print(_line(row), flush=True)
-    print("loop: the recurrence step by step as its authors wrote it; bound: its multiply-adds at torch's matmul speed")
-    if config.json:
-        config.json.write_text(json.dumps([row._asdict() for row in rows], indent=1))
-    return int(any(row.ns is None for row in rows))
-
-
-def _backends(device: str) -> tuple[str, ...]:
-    import torch
-
-    from srwm_rl.ops import cpu
-
-    if device == "cuda":
-        return ("triton",)
-    why_not = cpu.why_not(device, torch.float32, 16)
-    if why_not:
-        print(f"no cpu backend: {why_not}")
-    return () if why_not else ("cpu",)
-
-
-def _line(row: Row) -> str:
-    size = ",".join(map(str, row.size))
-    head = f"{row.work:<17} {size:<14} {row.backend:<10}"
-    if row.ns is None:
-        return f"{head} wrong results (relative error {row.error:.1e}): not timed"
-    ratios = f"{row.vs_reference:>7.1f} {row.vs_loop:>7.1f}"
-    return f"{head} {row.ns:>9.1f} {row.bound_ns:>7.1f} {ratios} {row.error:>8.0e}"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.json is not None and not config.json.resolve().parent.is_dir():
+        raise UserError(f"--json: there is no folder {config.json.resolve().parent}")
+    result: dict[str, Any] = module.run(config)
+    if config.json is not None:
+        config.json.write_text(json.dumps({"torch": torch.__version__, **result}, indent=1, default=str) + "\n")
+    return int(result.get("wrong", False))

@@ -32,11 +32,11 @@ def test_a_wrong_backend_gets_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(bench, "SIZES", ((3, 2, 1, 4),))
     monkeypatch.setattr(bench, "DELTA_SIZES", ((3, 2, 1, 4),))
     monkeypatch.setattr(bench, "ACTING", ())
-    script = import_module("srwm_rl.scripts.bench")
+    script = import_module("srwm_rl.scripts.benchmarks.operators")
     monkeypatch.setattr(script, "_backends", lambda device: ("cpu",))
     threads = torch.get_num_threads()
     try:
-        assert main(["bench", "op", "--repeats", "1"]) == 1
+        assert main(["bench", "op", "--rounds", "1"]) == 1
     finally:
         torch.set_num_threads(threads)
     assert capsys.readouterr().out.count("wrong results") == 2

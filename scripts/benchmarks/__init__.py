@@ -1,0 +1,1 @@
+"""What `srwm-rl bench` times, one file per kind."""

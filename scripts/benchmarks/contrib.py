@@ -1,0 +1,50 @@
+"""sb3-contrib's RecurrentPPO with the same encoder as ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from srwm_rl.encoders import ImpalaCNN
+from srwm_rl.policy import SRWMPolicy
+
+
+class PlainFeatures(BaseFeaturesExtractor):
+    """The IMPALA CNN as SB3 users write it: float32, channels first (SB3 has scaled the pixels already)."""
+
+    def __init__(
+        self, observation_space: spaces.Box, widths: tuple[int, ...] = (16, 32, 32), features: int = 256
+    ) -> None:
+        super().__init__(observation_space, features)
+        network = ImpalaCNN(observation_space.shape, True, widths, features, scale=1.0)
+        self.network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map `[N, C, h, w]` to `[N, features]`."""
+        x = observations
+        for stage in self.network.stages:
+            x = stage(x)
+        return torch.relu(self.network.head(torch.relu(x).flatten(1)))
+
+
+def policy_kwargs(ours: SRWMPolicy) -> dict[str, Any]:
+    """Return settings of `CnnLstmPolicy` or `MlpLstmPolicy` that match ours in encoder and width."""
+    width = ours.core.output_size
+    shared: dict[str, Any] = {
+        "lstm_hidden_size": width,
+        "shared_lstm": True,
+        "enable_critic_lstm": False,
+        "net_arch": [],
+    }
+    images = list(ours.features_extractor.images.values())
+    if not images:
+        return {**shared, "net_arch": []}
+    network = images[0]
+    assert isinstance(network, ImpalaCNN)
+    widths = tuple(stage.out_channels for stage in network.stages if isinstance(stage, nn.Conv2d))
+    settings = {"widths": widths, "features": network.head.out_features}
+    return {**shared, "features_extractor_class": PlainFeatures, "features_extractor_kwargs": settings}

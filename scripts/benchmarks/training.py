@@ -1,0 +1,234 @@
+"""`srwm-rl bench train`: steps per second of collecting, learning and both, the bound, and sb3-contrib beside it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.benchmarks.measure import Rate, ratio, show_ratio, summary
+from srwm_rl.scripts.benchmarks.options import Common
+from srwm_rl.scripts.config import TrainConfig, defaults
+
+if TYPE_CHECKING:
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
+
+
+@dataclass(frozen=True)
+class TrainBench(Common):
+    """Time training: `srwm-rl bench train`."""
+
+    env: str = "bigfish"
+    """A ProcGen game, a task, any Gymnasium id."""
+    core: str = "srwm"
+    """The agent's memory."""
+    algo: Literal["ppo", "impala"] = "ppo"
+    """The trainer; impala is timed in turn with playing."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In which the CNN computes."""
+    n_envs: int = 64
+    """Environments that step together."""
+    n_steps: int = 64
+    """Steps per environment and update."""
+    batch_size: int = 512
+    """Steps per minibatch."""
+    n_epochs: int = 3
+    """Passes over each rollout (ppo)."""
+    against: Literal["sb3-contrib", "feedforward"] | None = None
+    """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same CNN, an LSTM of as many units as our
+    core is wide, and the same environments, epochs and batch; or our own PPO without a memory."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+
+
+def run(config: TrainBench) -> dict[str, Any]:
+    """Print the table and return it."""
+    ours = _ours(config)
+    updates: dict[str, Callable[[], tuple[int, float, float]]] = {"srwm-rl": _updater(ours)}
+    if config.against == "sb3-contrib":
+        updates["sb3-contrib"] = _updater(_theirs(config, ours))
+    elif config.against == "feedforward":
+        updates["feedforward"] = _updater(_ours(replace(config, core="feedforward")))
+    print(
+        f"{config.env}, core {config.core}, {config.algo}, {config.n_envs} x {config.n_steps} steps, "
+        f"{config.n_epochs if config.algo == 'ppo' else 1} epoch(s), batch {config.batch_size}, "
+        f"{ours.policy.features_extractor.describe()}; {ours.device}, {torch.get_num_threads()} thread(s)"
+    )
+    rows: dict[str, dict[str, list[float]]] = {name: {"collect": [], "learn": [], "both": []} for name in updates}
+    for number in range(config.rounds + 1):
+        for name, update in updates.items():
+            steps, collecting, learning = update()
+            if number:
+                rows[name]["collect"].append(steps / collecting)
+                rows[name]["learn"].append(steps / learning)
+                rows[name]["both"].append(steps / (collecting + learning))
+    result = {name: {part: summary(each)._asdict() for part, each in parts.items()} for name, parts in rows.items()}
+    for name, parts in rows.items():
+        said = "   ".join(f"{part} {summary(each)}" for part, each in parts.items())
+        print(f"{name:<12} {said} steps/s")
+    bound = _bound(config, ours)
+    share = summary(rows["srwm-rl"]["both"]).median / bound["bound"]
+    print(
+        f"bound        1 / (1/E + 1/A + k/L) = {bound['bound']:,.0f} steps/s, of environments {bound['E']:,.0f}, "
+        f"acting {bound['A']:,.0f}, learning {bound['L']:,.0f} x {bound['k']:.0f}; reached: {share:.0%}"
+    )
+    out: dict[str, Any] = {
+        "bench": "train",
+        "settings": _settings(config),
+        "rows": result,
+        "bound": bound,
+        "reached": share,
+    }
+    for other in updates.keys() - {"srwm-rl"}:
+        ratios: dict[str, Rate] = {part: ratio(rows["srwm-rl"][part], rows[other][part]) for part in rows[other]}
+        print(f"x {other:<10} {'   '.join(f'{part} {show_ratio(each)}' for part, each in ratios.items())}")
+        out["ratio"] = {part: each._asdict() for part, each in ratios.items()}
+    if config.against == "sb3-contrib":
+        memory = {name: _memory(config, name) for name in updates}
+        out["peak_mib"] = memory
+        print(f"peak memory  srwm-rl {memory['srwm-rl']:,.0f} MiB, sb3-contrib {memory['sb3-contrib']:,.0f} MiB")
+    return out
+
+
+def _settings(config: TrainBench) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if name not in ("json", "verbose")}
+
+
+def _ours(config: TrainBench) -> RecurrentAlgorithm:
+    from srwm_rl.scripts.build import make_env, make_model
+
+    train: TrainConfig = defaults(config.env, None, config.core, config.algo)
+    shared = {"core": config.core, "precision": config.precision, "device": config.device, "n_envs": config.n_envs}
+    train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
+    train = replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
+    return make_model(train, make_env(train))
+
+
+def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
+    """Return RecurrentPPO as its users set it up, on environments of its own with the same layers around them."""
+    if config.algo != "ppo":
+        raise UserError("--against sb3-contrib compares PPO with PPO; leave out --algo")
+    from sb3_contrib import RecurrentPPO
+
+    from srwm_rl.envs.make import make_vec_env
+    from srwm_rl.scripts.benchmarks.contrib import policy_kwargs
+
+    env = make_vec_env(config.env, config.n_envs, "0:200", 0, inputs=())
+    name = "CnnLstmPolicy" if ours.policy.features_extractor.images else "MlpLstmPolicy"
+    return RecurrentPPO(
+        name,
+        env,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        policy_kwargs=policy_kwargs(ours.policy),
+        seed=0,
+        device=config.device,
+    )
+
+
+def _updater(model: Any) -> Callable[[], tuple[int, float, float]]:
+    _, callback = model._setup_learn(10**9)
+    callback.on_training_start(locals(), globals())
+
+    def update() -> tuple[int, float, float]:
+        before = model.num_timesteps
+        start = time.perf_counter()
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        middle = time.perf_counter()
+        model.train()
+        return model.num_timesteps - before, middle - start, time.perf_counter() - middle
+
+    return update
+
+
+def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
+    """Time the parts alone: stepping, acting, and one forward and backward pass over what a minibatch holds."""
+    assert model.env is not None
+    env, policy = model.env, model.policy
+    actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
+    obs = model._obs_tensor(model._last_obs)
+    starts = torch.zeros(env.num_envs, device=model.device)
+    state = policy.initial_state(env.num_envs)
+
+    def act() -> None:
+        with torch.no_grad():
+            policy.act(obs, state, starts)
+
+    n = max(1, config.batch_size // config.n_steps)
+    many = (
+        {k: v[None, :1].expand(config.n_steps, n, *v.shape[1:]) for k, v in obs.items()}
+        if isinstance(obs, dict)
+        else (obs[None, :1].expand(config.n_steps, n, *obs.shape[1:]))
+    )
+    done = torch.zeros((config.n_steps, n, *np.shape(actions)[1:]), dtype=torch.int64, device=model.device)
+    if actions.dtype.kind == "f":
+        done = done.float()
+    begins = torch.zeros(config.n_steps, n, device=model.device)
+
+    def learn() -> None:
+        # In the parts in which the trainer does it, whose activations fit into the memory it was given.
+        at_once = model._sequences_at_once(config.n_steps) or n
+        for first in range(0, n, at_once):
+            rows = slice(first, min(first + at_once, n))
+            part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
+            seen = policy.evaluate_sequence(
+                part, done[:, rows], policy.initial_state(rows.stop - rows.start), begins[:, rows]
+            )
+            (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
+        policy.zero_grad()
+
+    seconds = 0.4 * config.rounds
+    speed = {
+        "E": _speed(lambda: env.step(actions), env.num_envs, seconds),
+        "A": _speed(act, env.num_envs, seconds),
+        "L": _speed(learn, n * config.n_steps, seconds),
+        "k": float(config.n_epochs if config.algo == "ppo" else 1),
+    }
+    return speed | {"bound": 1 / (1 / speed["E"] + 1 / speed["A"] + speed["k"] / speed["L"])}
+
+
+def _speed(work: Callable[[], Any], each: int, seconds: float) -> float:
+    work()
+    rates = []
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline or len(rates) < 3:
+        start = time.perf_counter()
+        work()
+        rates.append(each / (time.perf_counter() - start))
+    return float(np.median(rates))
+
+
+def _memory(config: TrainBench, side: str) -> float:
+    """Return the peak memory in MiB of a process that makes two updates."""
+    words = {k: v for k, v in _settings(config).items() if v is not None and k not in ("rounds",)}
+    code = (
+        "import json, sys; from srwm_rl.scripts.benchmarks.training import measure_memory; "
+        "measure_memory(json.loads(sys.argv[1]), sys.argv[2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(words), side], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"{side} could not be measured: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def measure_memory(settings: dict[str, Any], side: str) -> None:
+    """Make two updates in this process and print its peak memory in MiB."""
+    config = TrainBench(**settings)
+    ours = _ours(config)
+    model = ours if side == "srwm-rl" else _theirs(config, ours)
+    update = _updater(model)
+    update()
+    update()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
