@@ -16,6 +16,7 @@ from srwm_rl.files import TEMPORARY, pack, read_file
 from srwm_rl.run import CONFIG, Run
 from srwm_rl.scripts.checkpoints import FORMAT, capture, take_up
 from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.looking import watchers
 
 if TYPE_CHECKING:
     from srwm_rl.agents.metrics import MetricsFile
@@ -101,7 +102,7 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
         log.write_bytes((run.path / METRICS).read_bytes())
         metrics = MetricsFile(log)
         try:
-            state = _replay(model, older, metrics, config.n_timesteps, goal)
+            state = _replay(config, model, older, metrics, goal)
         finally:
             metrics.close()
         found, tree = pack(state)
@@ -135,7 +136,7 @@ def _two_checkpoints(run: Run) -> tuple[Path, Path]:
 
 
 def _replay(
-    model: RecurrentAlgorithm, start: Path, metrics: MetricsFile, n_timesteps: int, goal: int
+    config: TrainConfig, model: RecurrentAlgorithm, start: Path, metrics: MetricsFile, goal: int
 ) -> dict[str, Any]:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
@@ -159,7 +160,8 @@ def _replay(
         model.logger.record(name, float("nan") if value is None else value, tuple(exclude))
     until = Until()
     try:
-        model.learn(n_timesteps - model.num_timesteps, until, reset_num_timesteps=False)
+        callbacks = [until, *watchers(config, model, lambda: None)]
+        model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
     except _ReachedError:
         assert until.state is not None
         return until.state

@@ -1,0 +1,105 @@
+"""`--resume`: which settings may change, what a change leaves behind, and the proof that a run is exact."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl.files import read_file, write_file
+from srwm_rl.run import Run
+from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.resume import FREE, WITH_OVERRIDE
+
+
+@pytest.fixture
+def copied(recall: Path, tmp_path: Path) -> Path:
+    """Return a copy of a finished run with three checkpoints."""
+    return Path(shutil.copytree(recall, tmp_path / "copied"))
+
+
+def test_every_setting_that_may_change_exists() -> None:
+    assert set(TrainConfig.__dataclass_fields__) >= FREE | WITH_OVERRIDE
+    assert not FREE & WITH_OVERRIDE
+
+
+def test_a_run_is_verified_and_left_as_it_was(call: Any, recall: Path, snapshot: Any) -> None:
+    before = snapshot(recall)
+    said = call("train", "--resume", recall, "--verify")
+    assert said.code == 0, said
+    assert "exact: from 192 to 256 steps" in said.out
+    assert "bit for bit" in said.out
+    after = snapshot(recall)
+    before.pop(".lock", None)
+    after.pop(".lock", None)
+    assert after == before
+
+
+def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
+    call: Any, impala_words: list[str], tmp_path: Path
+) -> None:
+    words = [*impala_words, "--synchronous", "--eval-freq", 64, "--eval-episodes", 4, "--save-freq", 1, "-n", 320]
+    assert call("train", *words, "-f", tmp_path).code == 0
+    said = call("train", "--resume", tmp_path / "impala_srwm" / "recall_1", "--verify")
+    assert said.code == 0, said
+    assert "exact: from 256 to 320 steps" in said.out
+
+
+@pytest.mark.parametrize("what", ["weight", "log"])
+def test_a_run_that_is_not_exact_is_found_out(what: str, call: Any, copied: Path) -> None:
+    newest = Run.open(copied).files("checkpoint")[-1]
+    if what == "weight":
+        arrays, meta = read_file(newest)
+        name = next(name for name in arrays if name.startswith("/policy/") and "core" in name)
+        arrays[name] = np.nextafter(arrays[name], np.float32(np.inf))
+        write_file(newest, arrays, meta)
+        part = f"first {name}"
+    else:
+        log = copied / "metrics.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True)
+        last = json.loads(lines[-1])
+        last["train/loss"] = 0.5  # as many bytes as before, so that the positions still fit
+        text = json.dumps(last).encode() + b"\n"
+        log.write_bytes(b"".join(lines[:-1]) + text)
+        part = "metrics.jsonl"
+    assert part in call("train", "--resume", copied, "--verify").error()
+
+
+def test_what_cannot_be_verified_is_said(call: Any, copied: Path, impala_words: list[str], tmp_path: Path) -> None:
+    assert call("train", *impala_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
+    overlapped = tmp_path / "impala_srwm" / "recall_1"
+    assert "no two runs are the same" in call("train", "--resume", overlapped, "--verify").error()
+    for path in Run.open(copied).files("checkpoint")[:-1]:
+        path.unlink()
+    assert "needs two" in call("train", "--resume", copied, "--verify").error()
+    words = ["--env", "CartPole-v1", "--n-envs", 2, "--n-steps", 16, "--batch-size", 16, "--n-epochs", 1, "-n", 96]
+    assert call("train", *words, "--save-freq", 1, "--no-progress", "-f", tmp_path).code == 0
+    cartpole = tmp_path / "ppo_srwm" / "CartPole-v1_1"
+    assert "cannot tell its state" in call("train", "--resume", cartpole, "--verify").error()
+
+
+def test_the_trainers_settings_change_with_override_and_leave_a_trace(call: Any, copied: Path) -> None:
+    words = ["train", "--resume", copied, "-n", 384, "--learning-rate", 0.0005]
+    assert "--learning-rate 0.001: leave it out, or insist with --override" in call(*words).error()
+    assert call(*words, "--override").code == 0
+    config = json.loads((copied / "config.json").read_text())
+    assert config["train"]["learning_rate"] == 0.0005
+    assert config["history"] == [{"at": 256, "changed": {"learning_rate": [0.001, 0.0005]}}]
+    assert call("train", "--resume", copied, "-n", 448).code == 0  # the new rate is the run's own now
+    last = json.loads((copied / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["train/learning_rate"] == 0.0005
+
+
+@pytest.mark.parametrize(
+    "words", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:16"]]
+)
+def test_what_makes_it_another_run_is_refused_even_so(words: list[str], call: Any, recall: Path) -> None:
+    said = call("train", "--resume", recall, "-n", 384, "--override", *words)
+    assert "a resumed run keeps its settings" in said.error()
+
+
+@pytest.mark.parametrize("word", ["--override", "--verify"])
+def test_they_are_for_resumed_runs(word: str, call: Any) -> None:
+    assert f"{word} is for a run that goes on" in call("train", "--env", "recall", word).error()
