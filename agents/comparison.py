@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -148,12 +148,12 @@ def common_thresholds(*scores: FloatArray) -> FloatArray:
 
 
 def rliable_version() -> str | None:
-    """Return the version of `rliable`, or None where it is not installed."""
+    """Return the version of `rliable`, or None where it is not installed or cannot be imported."""
     try:
-        import rliable  # noqa: F401
+        from rliable import library, metrics  # noqa: F401
 
         return version("rliable")
-    except (ImportError, PackageNotFoundError):
+    except Exception:  # not only ImportError: it imports arch, which fails in other ways beside some releases of pandas
         return None
 
 

@@ -22,7 +22,7 @@ from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.agents.vtrace import vtrace
 from srwm_rl.errors import UserError
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.policy import ActStep, SRWMPolicy
 
 
 class IMPALATerms(NamedTuple):
@@ -41,6 +41,12 @@ class _ClosedError(Exception):
 
 class _Group:
     """Environments that step together, and the unroll they are in."""
+
+    unrolls: Unrolls
+    core_state: Tensor  # [L, B, S], with which the next step begins
+    obs: Any  # [B, ...]
+    starts: np.ndarray  # [B]
+    step: ActStep  # the last one
 
     def __init__(self, env: VecEnv, rows: slice) -> None:
         self.env, self.rows = env, rows
@@ -164,6 +170,7 @@ class IMPALA(RecurrentAlgorithm):
         super()._setup_model()
         self._weights = RLock()  # held while weights change, and while a callback may look at them
         self._acting: SRWMPolicy | None = None  # the actors' copy of the policy; None: they share the learner's
+        self._acting_version = 0  # how many updates it has had
         self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
 
     @property

@@ -185,7 +185,7 @@ class PPO(RecurrentAlgorithm):
             self._update_info_buffer(infos, dones)
             rewards = self._bootstrap_truncated(self.policy, rewards, dones, infos, step.values, step.core_state)
             rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
+                self._last_obs,
                 step.actions,
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ class PPO(RecurrentAlgorithm):
                 step.log_probs,
                 core_state,
             )
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._last_obs, self._last_episode_starts = new_obs, dones
             self._core_state = core_state = step.core_state
         last, self._core_state = self._act(core_state)
         rollout_buffer.compute_returns_and_advantage(last.values, dones)

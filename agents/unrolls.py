@@ -15,6 +15,10 @@ from torch import Tensor
 from srwm_rl.agents.rollout import Obs, obs_storage, storage, store
 
 
+# Of `Unrolls`: the tensors whose second axis counts the unrolls.
+FIELDS = ("episode_starts", "actions", "rewards", "log_probs", "core_state")
+
+
 class Unrolls(NamedTuple):
     """N unrolls of T steps, time-major, with the observation that follows them."""
 
@@ -71,7 +75,8 @@ class Unrolls(NamedTuple):
     def _each(self, change: Callable[[Tensor, int], Tensor]) -> Unrolls:
         obs = self.observations
         changed = {key: change(each, 1) for key, each in obs.items()} if isinstance(obs, dict) else change(obs, 1)
-        return Unrolls(changed, *(change(each, 1) for each in self[1:-1]), change(self.versions, 0))  # type: ignore[arg-type]
+        fields = {name: change(getattr(self, name), 1) for name in FIELDS}
+        return Unrolls(observations=changed, versions=change(self.versions, 0), **fields)
 
     def to_tree(self) -> dict[str, Any]:
         """Return the unrolls as arrays by name, for a checkpoint."""
@@ -91,12 +96,12 @@ def joined(parts: list[Unrolls]) -> Unrolls:
         return parts[0]
     first = parts[0].observations
     obs = (
-        {key: torch.cat([each.observations[key] for each in parts], dim=1) for key in first}  # type: ignore[index,call-overload]
+        {key: torch.cat([each.observations[key] for each in parts], dim=1) for key in first}  # type: ignore[index]
         if isinstance(first, dict)
         else torch.cat([each.observations for each in parts], dim=1)  # type: ignore[misc]
     )
-    others = [torch.cat([each[i] for each in parts], dim=1) for i in range(1, len(Unrolls._fields) - 1)]  # type: ignore[misc]
-    return Unrolls(obs, *others, torch.cat([each.versions for each in parts]))
+    fields = {name: torch.cat([getattr(each, name) for each in parts], dim=1) for name in FIELDS}
+    return Unrolls(observations=obs, versions=torch.cat([each.versions for each in parts]), **fields)
 
 
 class UnrollQueue:

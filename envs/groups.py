@@ -148,5 +148,5 @@ def join(parts: Sequence[Observation]) -> Observation:
     """Concatenate observations `[n_i, ...]` to `[sum n_i, ...]`; dicts key by key."""
     first = parts[0]
     if isinstance(first, dict):
-        return {key: np.concatenate([each[key] for each in parts]) for key in first}  # type: ignore[index,call-overload]
+        return {key: np.concatenate([each[key] for each in parts]) for key in first}
     return np.concatenate(parts)  # type: ignore[arg-type]

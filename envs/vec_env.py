@@ -63,7 +63,7 @@ class BatchVecEnv(VecEnv):
         self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
-        obs = self._finite("observation", obs)  # type: ignore[assignment]
+        obs = self._finite("observation", obs)
         self.reset_infos = [{"level_seed": level} for level in self.batch_env.level_seed().tolist()]
         return obs
 

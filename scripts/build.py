@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.config import ONLY, TrainConfig, pairs
+from srwm_rl.scripts.config import ONLY, Precision, TrainConfig, pairs
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -66,7 +66,7 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
 
 
-def resolved_precision(config: TrainConfig) -> str:
+def resolved_precision(config: TrainConfig) -> Precision:
     """Return what "auto" means on this machine."""
     if config.precision != "auto":
         return config.precision
@@ -74,7 +74,7 @@ def resolved_precision(config: TrainConfig) -> str:
 
     from srwm_rl.encoders import fastest_precision
 
-    return fastest_precision(get_device(config.device))
+    return "bfloat16" if fastest_precision(get_device(config.device)) == "bfloat16" else "float32"
 
 
 def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:

@@ -11,6 +11,7 @@ import tyro
 from srwm_rl.errors import UserError, did_you_mean
 
 Arg = tyro.conf.arg
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class TrainConfig:
     """Of weights, actions and environments."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
     n_threads: int | None = None
     """Threads for torch; None: one per core."""

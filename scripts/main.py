@@ -14,6 +14,11 @@ from srwm_rl.errors import UserError, did_you_mean
 COMMANDS = {
     "train": "train an agent, or go on with a run",
     "eval": "play every training and held-out level and print the returns",
+    "report": "write a page on runs: curves, returns per game and level, settings",
+    "compare": "play the same held-out levels with two agents, level by level",
+    "watch": "film an agent that plays, and beside it its network that edits itself",
+    "replay": "play a recorded episode again and check that it is the same",
+    "export": "write an agent for other programs: ONNX, or a Stable-Baselines3 zip",
     "import-official": "make a run of a checkpoint of the paper's authors' code",
     "controls": "train a task with and without each part that could explain the result",
     "bench": "time the recurrence, backend by backend (srwm-rl bench op)",

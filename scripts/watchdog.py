@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import time
 from pathlib import Path
 from threading import Event, Thread
@@ -71,7 +70,7 @@ class Watchdog(BaseCallback):
             told = self._beat
             warn(f"no step has ended for {silent:.0f} seconds{self._places()}")
             if self.status is not None:
-                faulthandler.dump_traceback(file=sys.__stderr__)
+                faulthandler.dump_traceback(file=2)  # the real one, whatever sys.stderr is now
                 os._exit(HUNG)
 
     def _places(self) -> str:

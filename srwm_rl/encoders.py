@@ -121,9 +121,8 @@ class ImpalaCNN(nn.Module):
         # Whole numbers up to 256 are exact in bfloat16, so frames lose nothing.
         dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
         x = x.to(dtype, memory_format=torch.channels_last)
-        x = self.stages[0](x, self.scale)
-        for stage in self.stages[1:]:
-            x = stage(x)
+        for number, stage in enumerate(self.stages):
+            x = stage(x) if number else stage(x, self.scale)
         x = torch.relu(x).flatten(1)
         head = self.head
         return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
@@ -186,7 +185,7 @@ class Encoder(BaseFeaturesExtractor):
         width = vector_width = 0
         for key, space in parts.items():
             if is_image(space):
-                settings = {"scale": 1 / 255 if normalize_images else 1.0, "precision": precision} | (cnn or {})
+                settings: dict[str, Any] = {"scale": 1 / 255 if normalize_images else 1.0, "precision": precision} | (cnn or {})
                 network = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
                 width += network.head.out_features

@@ -47,10 +47,10 @@ def run(config: EnvBench) -> dict[str, Any]:
     rates = alternate(sides, config.rounds)
     print(f"{config.env}, {config.n_envs} environments, {config.n_steps} steps a round, {config.rounds} rounds in turn")
     rows = []
-    for name, each in rates.items():
-        against = ratio(each, rates["raw ProcGen"])
-        print(f"{name:<20} {summary(each)!s:>32} steps/s   x raw {show_ratio(against)}")
-        rows.append({"name": name, "steps_per_second": summary(each)._asdict(), "ratio": against._asdict()})
+    for name, found in rates.items():
+        against = ratio(found, rates["raw ProcGen"])
+        print(f"{name:<20} {summary(found)!s:>32} steps/s   x raw {show_ratio(against)}")
+        rows.append({"name": name, "steps_per_second": summary(found)._asdict(), "ratio": against._asdict()})
     for env in (vec, inputs):
         env.close()
     return {"bench": "env", "env": config.env, "n_envs": config.n_envs, "rows": rows}

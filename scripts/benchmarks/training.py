@@ -107,7 +107,12 @@ def _ours(config: TrainBench) -> RecurrentAlgorithm:
     from srwm_rl.scripts.build import make_env, make_model
 
     train: TrainConfig = defaults(config.env, None, config.core, config.algo)
-    shared = {"core": config.core, "precision": config.precision, "device": config.device, "n_envs": config.n_envs}
+    shared: dict[str, Any] = {
+        "core": config.core,
+        "precision": config.precision,
+        "device": config.device,
+        "n_envs": config.n_envs,
+    }
     train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
     train = replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
     return make_model(train, make_env(train))
@@ -199,7 +204,7 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
 
 def _speed(work: Callable[[], Any], each: int, seconds: float) -> float:
     work()
-    rates = []
+    rates: list[float] = []
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(rates) < 3:
         start = time.perf_counter()
