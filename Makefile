@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 BIN := $(VENV)/bin
 TYPES := build/types
 
-.PHONY: demo test lint types slow install clean
+.PHONY: demo test lint types slow lock audit install clean
 
 demo: install
 	$(BIN)/srwm-rl train --preset demo
@@ -28,6 +28,15 @@ types: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Hashes for the development versions; needs the package index.
+lock: install
+	$(BIN)/python requirements/lock.py
+
+# Known vulnerabilities among them; fails, too, where the advisories cannot be reached and nothing was audited.
+audit: install
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit==2.10.1; }
+	$(BIN)/python requirements/audit.py build/audit/bin/pip-audit
 
 install: $(VENV)/.installed
 

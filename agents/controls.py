@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from srwm_rl.agents.evaluation import Predictor
 from srwm_rl.agents.statistics import mean_interval
 from srwm_rl.cores import make_core
 from srwm_rl.errors import UserError, did_you_mean
@@ -84,15 +83,16 @@ def core_settings(control: Control, common: dict[str, Any], input_size: int) -> 
     if not control.matched:
         return {**common, **control.core_kwargs}
     target = parameter_count(make_core("srwm", input_size, **common))
-    return {"hidden_size": matched_width(control.core, input_size, target), **control.core_kwargs}
+    n_layers = common["n_layers"]
+    return {"hidden_size": matched_width(control.core, input_size, n_layers, target), "n_layers": n_layers}
 
 
-def matched_width(core: str, input_size: int, target: int) -> int:
-    """Return the `hidden_size` with which one layer of `core` comes nearest to `target` parameters."""
+def matched_width(core: str, input_size: int, n_layers: int, target: int) -> int:
+    """Return the `hidden_size` with which `core` comes nearest to `target` parameters."""
 
     def count(width: int) -> int:
         with torch.device("meta"):  # sizes without memory
-            return parameter_count(make_core(core, input_size, hidden_size=width, n_layers=1))
+            return parameter_count(make_core(core, input_size, hidden_size=width, n_layers=n_layers))
 
     width = next((width for width in range(1, WIDEST) if count(width) >= target), WIDEST)
     return min((max(width - 1, 1), width), key=lambda each: abs(count(each) - target))
@@ -101,24 +101,6 @@ def matched_width(core: str, input_size: int, target: int) -> int:
 def parameter_count(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(each.numel() for each in module.parameters() if each.requires_grad)
-
-
-class Forgetful:
-    """Acts as `agent` would if every observation were an episode's first: an SRWM keeps its slow weight."""
-
-    def __init__(self, agent: Predictor) -> None:
-        self.agent = agent
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Act on `[B, ...]` observations as SB3's `predict` does, from a zero state."""
-        rows = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        return self.agent.predict(observation, state, np.ones(len(rows), bool), deterministic)
 
 
 @dataclass
@@ -131,6 +113,13 @@ class Row:
     scores: list[float] = field(default_factory=list)
     train_scores: list[float] = field(default_factory=list)
     """The same at the length of training, where the test is longer; else empty."""
+
+    def add(self, test: float, at_training_length: float | None, parameters: int) -> None:
+        """Add one training's scores."""
+        self.scores.append(test)
+        if at_training_length is not None:
+            self.train_scores.append(at_training_length)
+        self.parameters = parameters
 
     def summary(self, random: float, best: float, solved: float) -> dict[str, Any]:
         """Return the row in JSON's types.
@@ -161,6 +150,6 @@ class Row:
 
 
 def best_rate(rates: Iterable[float], score: Callable[[float], float]) -> float:
-    """Return the learning rate with the highest score, the lowest of equal ones; a lone one is not tried."""
-    candidates = sorted(rates)
+    """Return the learning rate with the highest score, the highest of equal ones; a lone one is not tried."""
+    candidates = sorted(rates, reverse=True)
     return candidates[0] if len(candidates) == 1 else max(candidates, key=score)

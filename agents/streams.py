@@ -38,9 +38,9 @@ class StreamSettings:
     """Its settings."""
     bptt: int | None = None
     """Cut the gradient through the core's state every so many steps; None: never."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     """Adam's step size at first; it falls linearly to 0."""
-    n_updates: int = 1500
+    n_updates: int = 1000
     """Gradient steps."""
     batch: int = 64
     """Streams per gradient step."""
@@ -120,5 +120,5 @@ def accuracy_by_step(model: StreamModel, n_steps: int, n_streams: int = 1000, fo
     """Return the fraction of right answers at each step of fresh streams, `[T]`; 1/2 is chance."""
     bits, parity = parity_streams(n_steps, n_streams, torch.Generator().manual_seed(TEST_SEED))
     with torch.no_grad():
-        odd = model(bits, forget=forget) > 0
-    return (odd == (parity == 1)).float().mean(1)
+        logits: Tensor = model(bits, forget=forget)
+    return ((logits > 0) == (parity == 1)).float().mean(1)

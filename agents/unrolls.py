@@ -14,7 +14,6 @@ from torch import Tensor
 
 from srwm_rl.agents.rollout import Obs, obs_storage, storage, store
 
-
 # Of `Unrolls`: the tensors whose second axis counts the unrolls.
 FIELDS = ("episode_starts", "actions", "rewards", "log_probs", "core_state")
 

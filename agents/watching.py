@@ -45,7 +45,9 @@ class SelfModification(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        policy, core_state = self.model.policy, self.model._core_state
+        # Where a learner runs beside the actors, the copy that acts: to listen to a network changes its methods.
+        policy = getattr(self.model, "_acting", None) or self.model.policy
+        core_state = self.model._core_state
         if core_state is None or not count_heads(policy.core):
             return
         obs = self.model._obs_tensor(self.model._last_obs)

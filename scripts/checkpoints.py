@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 FORMAT = 1
-PRIVATE = ("log_folder", "resume")  # settings that say where on whose disk: no part of a model that may be shared
+# Settings of one command, or that say where on whose disk: no part of a model that may be shared.
+PRIVATE = ("log_folder", "resume", "override", "verify")
 
 
 def capture(model: RecurrentAlgorithm, metrics: MetricsFile) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def _pending(model: RecurrentAlgorithm) -> dict[str, Any]:
 def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[str, Any]) -> None:
     """Write the run's checkpoint and, of the same moment, its model; a full disk costs a warning, not the run."""
     from srwm_rl.files import pack, write_file
-    from srwm_rl.saved import save_model
+    from srwm_rl.saved import describe, save_model
 
     steps = state["counters"]["num_timesteps"]
     arrays, tree = pack({**state, "environments": None})
@@ -49,12 +51,19 @@ def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[s
         return
     arrays, tree = pack(state)
     shared = {name: value for name, value in config.to_json().items() if name not in PRIVATE}
+    described = describe(model.policy, shared, steps)
     try:
-        write_file(run.file("checkpoint", steps), arrays, {"format": FORMAT, "kind": "checkpoint", "state": tree})
+        write_file(
+            run.file("checkpoint", steps),
+            arrays,
+            {**described, "format": FORMAT, "kind": "checkpoint", "state": tree},
+        )
         save_model(run.file("model", steps), model.policy, shared, steps, state["policy"])
         run.sweep()
     except OSError as error:
         warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training goes on")
+    except ValueError as error:  # an infinite number outside of the arrays, or more than a file may hold
+        warn(f"not saved at {steps} steps: {error}; the older checkpoints stay")
 
 
 def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile) -> dict[str, Any]:
@@ -66,27 +75,114 @@ def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile) -> dict[s
     Raises:
         UserError: there is no intact checkpoint, or it is of another architecture.
     """
-    from srwm_rl.agents.state import restore_state
-    from srwm_rl.files import read_file, unpack
-
-    lost = []
-    for path in reversed(run.files("checkpoint")):
-        try:
-            arrays, meta = read_file(path)
-            if meta.get("kind") == "checkpoint" and meta["format"] <= FORMAT:
-                break
-            lost.append(f"{path} is no checkpoint of this version of srwm-rl")
-        except UserError as error:
-            lost.append(str(error))
-    else:
-        why = f" ({lost[0]})" if lost else ""
-        raise UserError(f"{run.path} has no intact checkpoint to go on from{why}; start a new run")
+    path, arrays, meta, lost = _newest_intact(run)
     if lost:
         warn(f"{len(lost)} newer checkpoint(s) cannot be used ({lost[0]}); going on from {path.name}")
-    state = unpack(arrays, meta["state"])
-    if not restore_state(model, state, str(path)):
+    exact, pending = take_up(model, path, arrays, meta, metrics)
+    if not exact:
         warn(f"{model.env.__class__.__name__} cannot tell its state: the weights go on, the episodes start anew")
     if not getattr(model, "synchronous", True):
         warn("learning overlaps playing: the run goes on, but not exactly as if never stopped (--synchronous does)")
+    return pending
+
+
+def take_up(
+    model: RecurrentAlgorithm, path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], metrics: MetricsFile
+) -> tuple[bool, dict[str, Any]]:
+    """Put a checkpoint's content into a model, and cut the metrics back to its moment.
+
+    Returns:
+        Whether the environments went on where they were, and what was logged and not yet written.
+
+    Raises:
+        UserError: it is damaged, or of another architecture.
+    """
+    from srwm_rl.agents.state import restore_state
+    from srwm_rl.scripts.checked_state import check_state
+    from srwm_rl.scripts.untrusted import named
+
+    state = _state(path, arrays, meta)
+    check_state(model, state, str(path))
+    try:
+        with named(str(path)):
+            exact = restore_state(model, state, str(path))
+    except UserError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged: its state cannot be restored ({what:.200})") from error
     metrics.cut(state["metrics"])
-    return dict(state.get("log", {}))
+    return exact, dict(state.get("log", {}))
+
+
+def _newest_intact(run: Run) -> tuple[Path, dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """Return the newest intact checkpoint, and why newer ones were passed over.
+
+    Only the run's own files are looked at: a checkpoint holds what its simulator takes back without a question.
+    """
+    from srwm_rl.files import read_file
+
+    lost: list[str] = []
+    for path in reversed(run.files("checkpoint")):
+        try:
+            arrays, meta = read_file(path)
+            number = meta.get("format")
+            if meta.get("kind") == "checkpoint" and type(number) is int and 1 <= number <= FORMAT:
+                return path, arrays, meta, lost
+            lost.append(f"{path} is no checkpoint of this version of srwm-rl")
+        except UserError as error:
+            lost.append(str(error))
+    why = f" ({lost[0]})" if lost else ""
+    raise UserError(f"{run.path} has no intact checkpoint to go on from{why}; start a new run")
+
+
+def _state(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
+    from srwm_rl.files import unpack
+
+    state = meta.get("state")
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is damaged: it has no state; use another checkpoint")
+    try:
+        unpacked: dict[str, Any] = unpack(arrays, state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return unpacked
+
+
+# What decides how large the networks and environments of a run are.
+SIZES = ("env", "mode", "env_kwargs", "n_envs", "inputs", "core", "core_kwargs", "encoder_kwargs")
+
+
+def check_resumable(run: Run, config: TrainConfig) -> None:
+    """Check a run's settings against its newest intact checkpoint, before anything is built of them.
+
+    A width of a billion in config.json is refused here, by the weights that are there.
+
+    Raises:
+        UserError: there is no intact checkpoint, it contradicts itself, or the settings are not its own.
+    """
+    from srwm_rl.blueprint import build_policy, check_meta
+    from srwm_rl.saved import FORMAT as MODEL_FORMAT
+    from srwm_rl.scripts.untrusted import check_environment, read_settings
+
+    path, arrays, meta, _ = _newest_intact(run)
+    if "policy" not in meta:  # of a version that did not describe the policy
+        return
+    described = {name: value for name, value in meta.items() if name != "state"}
+    check_meta({**described, "kind": "model"}, str(path), MODEL_FORMAT)
+    recorded = read_settings(meta["config"], str(path))
+    for name in SIZES:
+        ours, theirs = getattr(config, name), getattr(recorded, name)
+        if ours != theirs:
+            raise UserError(
+                f"{path} is of another architecture, or of other environments: it was trained with {name} "
+                f"{theirs!r:.120}, not {ours!r:.120}; use the same environments and n_envs"
+            )
+    state = _state(path, arrays, meta)
+    starts, weights = state.get("episode_starts"), state.get("policy")
+    if not isinstance(starts, np.ndarray) or starts.shape != (config.n_envs,) or not isinstance(weights, dict):
+        raise UserError(f"{path} is damaged: it is not of {config.n_envs:,} environments")
+    if not all(isinstance(each, np.ndarray) for each in weights.values()):
+        raise UserError(f"{path} is damaged: its policy cannot be; use another checkpoint")
+    policy = build_policy(meta, weights, str(path))
+    check_environment(recorded, policy.observation_space, policy.action_space, str(path))

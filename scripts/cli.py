@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
-from dataclasses import fields
+from collections import deque
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -16,6 +19,19 @@ from srwm_rl.errors import UserError, did_you_mean
 Config = TypeVar("Config")
 
 
+@dataclass(frozen=True)
+class Bare:
+    """Mark an option of a dataclass (by `Annotated`) that may stand alone on the command line.
+
+    Attributes:
+        value: what it then stands for.
+        given: pattern of a value; its first group is what is read.
+    """
+
+    value: str
+    given: str
+
+
 def parse(config: type[Config], argv: list[str], prog: str, default: Config | None = None) -> Config:
     """Read `argv` into `config`, starting from `default`.
 
@@ -23,6 +39,7 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
         UserError: an unknown option (the nearest one is suggested), one given twice, or a value that cannot be read.
         SystemExit: 0 after --help.
     """
+    argv = _fill(config, argv)
     _check_flags(config, argv, prog)
     errors = io.StringIO()
     try:
@@ -42,6 +59,33 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
     return parsed
+
+
+def _fill(config: Any, argv: list[str]) -> list[str]:
+    """Give the options marked `Bare` their values."""
+    hints = get_type_hints(config, include_extras=True)
+    marks = {
+        f"--{field.name.replace('_', '-')}": mark
+        for field in fields(config)
+        for mark in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(mark, Bare)
+    }
+    filled: list[str] = []
+    rest = deque(argv)
+    while rest:
+        word = rest.popleft()
+        flag, equals, value = word.partition("=")
+        mark = marks.get(flag.replace("_", "-"))
+        if mark is not None and equals:
+            match = re.fullmatch(mark.given, value)
+            word = f"{flag}={match[1] if match else value}"
+        elif mark is not None:
+            match = re.fullmatch(mark.given, rest[0]) if rest else None
+            word = f"{flag}={match[1] if match else mark.value}"
+            if match:
+                rest.popleft()
+        filled.append(word)
+    return filled
 
 
 def peek(argv: list[str], *names: str) -> str | None:
@@ -141,6 +185,15 @@ def _one_line(text: str) -> str:
         if re.fullmatch(pattern, kept):
             return re.sub(pattern, plain, kept)
     return kept or "the options cannot be read"
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise a `UserError` unless a file can be written at `path`: before work whose results would be lost."""
+    folder = path.resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: {folder} is no folder to write in")
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise UserError(f"cannot write {path}: give {option} the name of a file")
 
 
 def warn(message: str) -> None:

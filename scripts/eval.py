@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import allow_core, check_device, parse
+from srwm_rl.scripts.cli import Bare, allow_core, check_device, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
 from srwm_rl.scripts.table import render
+from srwm_rl.scripts.trusted import open_agent
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation import Episodes, Predictor
@@ -46,6 +47,12 @@ class EvalConfig:
     """Take the most probable action instead of sampling one."""
     random: bool = False
     """Play the held-out levels with random actions too, for comparison."""
+    freeze_edits: Annotated[int | None, Bare("0", r"(?:after=)?(\d+)")] = None
+    """Play once more with the network's edits of itself frozen: its weights stay as they were learnt. With a number,
+    --freeze-edits=5: from that step of each episode on they stay as they are then."""
+    lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play once more with the edits of one head left out, layer.head, counted from 0; repeat the option for others,
+    each by itself."""
     json: str | None = None
     """Write everything, returns per level included, to this file."""
     allow_overlap: bool = False
@@ -56,6 +63,11 @@ class EvalConfig:
     """Of sampled actions and of the bootstrap."""
     core: str | None = None
     """The agent's core, if it is a class of your own: my_module:MyCore."""
+    trust: bool = False
+    """Load a zip that model.save() wrote. Reading one can run code that is in it: only if you trust whoever made it.
+    It does not say what it was trained on: give --env, --train-levels and --eval-levels too."""
+    env: str | None = None
+    """The environment of such a zip; or of a model, if it is of a module of your own: my_module:MyEnv-v0."""
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
@@ -72,6 +84,11 @@ class EvalConfig:
             raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
+        if self.freeze_edits is not None and self.freeze_edits < 0:
+            raise UserError(f"--freeze-edits must be at least 0, not {self.freeze_edits}")
+        for each in self.lesion:
+            if not re.fullmatch(r"\d{1,9}\.\d{1,9}", each, re.ASCII):
+                raise UserError(f"--lesion takes layer.head, such as 0.3, not {each!r}")
 
 
 # IDSIA/modern-srwm, reinforcement_learning/README.md and polybeast_learner.py, function test.
@@ -98,16 +115,17 @@ def main(argv: list[str]) -> int:
     if config.protocol == "paper":
         config = replace(config, protocol=None, **PAPER)
     if config.json is not None:
-        _check_writable(Path(config.json))
+        check_writable(Path(config.json), "--json")
     import torch
 
-    from srwm_rl import load
     from srwm_rl.agents.evaluation import RandomAgent
+    from srwm_rl.scripts.interventions import choose_interventions, compare
 
     if config.core is not None:
         allow_core(config.core, config.core)
-    agent = load(config.run, check_device(config.device))
-    trained = TrainConfig.from_json(agent.config)
+    agent: Any  # an Agent, or a model; either has a policy
+    agent, trained, steps = open_agent(config, check_device(config.device))
+    interventions = choose_interventions(config, agent)
     splits = choose_splits(config, trained)
     results: dict[str, Episodes] = {}
     for split in splits:
@@ -118,20 +136,19 @@ def main(argv: list[str]) -> int:
             if split.name != "train":
                 name = f"random, {split.name}"
                 results[name] = _play(RandomAgent(agent.policy.action_space, config.seed), split, config, trained)
-    report = summarise(config, trained, agent.num_timesteps, {s.name: s.label for s in splits}, results)
+    report = summarise(config, trained, steps, {s.name: s.label for s in splits}, results)
+    if interventions:
+        report["interventions"] = []
+    for what, held in interventions.items():
+        played: dict[str, Episodes] = {}
+        for split in splits:
+            torch.manual_seed(config.seed)  # the luck of the sampled actions is that of the agent as it is
+            played[split.name] = _play(held, split, config, trained)
+        report["interventions"].append(compare(what, config, trained, results, played))
     print(render(report))
     if config.json is not None:
         Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return 0
-
-
-def _check_writable(path: Path) -> None:
-    # Before the games are played: their results would be lost.
-    folder = path.resolve().parent
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write {path}: {folder} is no folder to write in")
-    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
-        raise UserError(f"cannot write {path}: give --json the name of a file")
 
 
 def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
@@ -220,22 +237,15 @@ def summarise(
     """Return everything the table and the JSON file say."""
     from srwm_rl.agents.statistics import difference_interval
     from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.envs.make import normalizer, resolve
+    from srwm_rl.envs.make import resolve
 
-    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
-    rows = []
-    for name, episodes in results.items():
-        games = episodes.games()
-        for game in games if len(games) == 1 else ["all games", *games]:
-            chosen = episodes if game == "all games" else episodes.of(game)
-            rows.append({"split": name, "game": game, **_row(chosen, bounds, config.seed)})
     held_out = [label for name, label in labels.items() if name != "train"]
     gaps = []
     if "train" in results:
         for name, episodes in results.items():
             if name != "train" and not name.startswith("random"):
                 gap = difference_interval(results["train"].level_means(), episodes.level_means(), config.seed)
-                gaps.append({"split": name, **_interval_json(gap)})
+                gaps.append({"split": name, **interval_json(gap)})
     return {
         "run": config.run,
         "env": trained.env,
@@ -246,11 +256,32 @@ def summarise(
         "repeats": config.repeats,
         "levels": labels,
         "overlap": sum(LevelRange.parse(trained.levels).overlap(LevelRange.parse(each)) for each in held_out),
-        "rows": rows,
+        "rows": [row for name, episodes in results.items() for row in split_rows(name, episodes, config, trained)],
         "generalization_gap": gaps,
-        "episodes": {name: [list(each) for each in sorted(episodes)] for name, episodes in results.items()},
+        "episodes": {name: episodes_json(episodes) for name, episodes in results.items()},
         "episode_fields": ["game", "level", "return", "length", "solved"],
     }
+
+
+def split_rows(name: str, episodes: Episodes, config: EvalConfig, trained: TrainConfig) -> list[dict[str, Any]]:
+    """Return the table's rows of one split: each game's and, of several, that of all together."""
+    from srwm_rl.envs.make import normalizer
+
+    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+    return [
+        {"split": name, "game": game, **_row(chosen, bounds, config.seed)} for game, chosen in by_game(episodes).items()
+    ]
+
+
+def by_game(episodes: Episodes) -> dict[str, Episodes]:
+    """Return the episodes of each game and, if there are several, before them those of all."""
+    games = {game: episodes.of(game) for game in episodes.games()}
+    return games if len(games) == 1 else {"all games": episodes, **games}
+
+
+def episodes_json(episodes: Episodes) -> list[list[Any]]:
+    """Return the episodes in JSON's types, in order."""
+    return [list(each) for each in sorted(episodes)]
 
 
 def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
@@ -265,14 +296,15 @@ def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) 
         normalized = float(sum(each) / len(each))
     return {
         "levels": len(episodes.level_means()),
-        "return": _interval_json(mean_interval(episodes.level_means(), seed)),
+        "return": interval_json(mean_interval(episodes.level_means(), seed)),
         "length": sum(each.length for each in episodes) / len(episodes),
-        "solved": None if solved is None else _interval_json(mean_interval(solved, seed)),
+        "solved": None if solved is None else interval_json(mean_interval(solved, seed)),
         "normalized": normalized,
     }
 
 
-def _interval_json(interval: Any) -> dict[str, float | None]:
+def interval_json(interval: Any) -> dict[str, float | None]:
+    """Return an interval in JSON's types; None where nothing is known of the spread."""
     return {
         key: value if abs(value) != float("inf") else None
         for key, value in zip(("mean", "low", "high"), interval, strict=True)

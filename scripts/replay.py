@@ -15,8 +15,8 @@ import tyro
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_writable, parse
 from srwm_rl.scripts.config import TrainConfig
-from srwm_rl.scripts.scene import Album
-from srwm_rl.scripts.trace import Trace, load_trace
+from srwm_rl.scripts.pictures.scene import Album
+from srwm_rl.scripts.pictures.trace import Trace, load_trace
 from srwm_rl.scripts.untrusted import allow_env, check_environment
 
 Arg = tyro.conf.arg
@@ -43,7 +43,7 @@ class ReplayConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return 0, or 1 if something happened otherwise than recorded."""
-    from srwm_rl.scripts.video import check_video
+    from srwm_rl.scripts.pictures.video import check_video
     from srwm_rl.scripts.watch import film
 
     config = parse(ReplayConfig, argv, PROG)

@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl.errors import UserError
 from srwm_rl.policy import SRWMPolicy
 from srwm_rl.saved import Agent, load_policy_arrays, policy_arrays
-from srwm_rl.scripts.build import make_model
 from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.training.build import make_model
 
 
 def make_zip(agent: Agent, trained: TrainConfig) -> tuple[bytes, str]:

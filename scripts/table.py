@@ -9,11 +9,12 @@ def render(report: dict[str, Any]) -> str:
     """Return the table as text."""
     head = ("split", "game", "levels", "return [95% interval]", "solved", "normalised", "length")
     rows = [head]
-    for row in report["rows"]:
+    interventions = report.get("interventions", [])
+    for row in [*report["rows"], *(row for each in interventions for row in each["rows"])]:
         solved = "-" if row["solved"] is None else f"{row['solved']['mean']:.1%}"
         normalized = "-" if row["normalized"] is None else f"{row['normalized']:.3f}"
         split = row["split"]
-        label = report["levels"].get(split.removeprefix("random, "), "")
+        label = report["levels"].get(split.rpartition(", ")[2], "")
         shown = split if ":" in split or not label else f"{split} {label}"
         rows.append(
             (shown, row["game"], str(row["levels"]), _text(row["return"]), solved, normalized, f"{row['length']:.1f}")
@@ -30,7 +31,21 @@ def render(report: dict[str, Any]) -> str:
     overlap = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"] * bool(
         report["overlap"]
     )
-    return "\n".join([title, "", *lines, "", *gaps, *overlap]).rstrip()
+    changes = [_change(each["name"], row) for each in interventions for row in each["differences"]]
+    return "\n".join([title, "", *lines, "", *gaps, *changes, *overlap]).rstrip()
+
+
+def _change(name: str, row: dict[str, Any]) -> str:
+    """Say what an intervention cost on one split of one game."""
+    game = f", {row['game']}" if row["several"] else ""
+    solved = ""
+    if row["solved"] is not None:
+        low, high = ("?" if row["solved"][end] is None else f"{row['solved'][end]:+.1%}" for end in ("low", "high"))
+        solved = f", solved {row['solved']['mean']:+.1%} [{low}, {high}]"
+    return (
+        f"as it is minus {name} ({row['split']}{game}; paired, {row['levels']} levels): return {_text(row['return'])}"
+        f"{solved}"
+    )
 
 
 def _text(interval: dict[str, float | None]) -> str:

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.run import TENSORBOARD, Run
-from srwm_rl.scripts.build import make_env, make_model, resolved_precision
-from srwm_rl.scripts.checkpoints import capture, restore, save
+from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
-from srwm_rl.scripts.looking import watchers
-from srwm_rl.scripts.plan import describe, run_base, run_record
-from srwm_rl.scripts.resume import METRICS, check_changes, keep_settings, stored_config, verify
+from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision
+from srwm_rl.scripts.training.looking import watchers
+from srwm_rl.scripts.training.plan import describe, run_base, run_record
+from srwm_rl.scripts.training.resume import METRICS, check_changes, keep_settings, stored_config, verify
+from srwm_rl.scripts.untrusted import allow_env
 
 if TYPE_CHECKING:
     from srwm_rl.agents.metrics import MetricsFile
@@ -41,8 +42,10 @@ def main(argv: list[str]) -> int:
         run = Run.open(Path(resume))
         stored = stored_config(run, resume)
         allow_core(stored.core, peek(argv, "--core"))
+        allow_env(stored.env, peek(argv, "--env"), str(run.path / CONFIG))
         config = parse(TrainConfig, argv, PROG, stored)
         changes = check_changes(stored, config)
+        check_resumable(run, stored)
     else:
         default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
         config = parse(TrainConfig, argv, PROG, default)
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> int:
         return 0
     _check_levels(config)
     if config.supervise:
-        from srwm_rl.scripts.supervise import supervise
+        from srwm_rl.scripts.training.supervise import supervise
 
         return supervise(argv, config.hang_seconds)
     return _train(config, run, changes)
@@ -102,7 +105,7 @@ def _removed_if_empty(run: Run) -> Iterator[Run]:
 def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, changes: dict[str, list[Any]]) -> int:
     from srwm_rl.agents.callbacks import Checkpoints, ProgressBar
     from srwm_rl.agents.metrics import MetricsFile
-    from srwm_rl.scripts.watchdog import Watchdog
+    from srwm_rl.scripts.training.watchdog import Watchdog
 
     metrics = MetricsFile(run.path / METRICS)
     checkpoints = Checkpoints(

@@ -17,8 +17,8 @@ from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import allow_core, check_device, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.eval import EvalConfig
-from srwm_rl.scripts.scene import Album, Scene, fps_of
-from srwm_rl.scripts.trace import Trace
+from srwm_rl.scripts.pictures.scene import Album, Scene, fps_of
+from srwm_rl.scripts.pictures.trace import Trace
 from srwm_rl.scripts.trusted import open_agent
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class WatchConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    from srwm_rl.scripts.video import check_video
+    from srwm_rl.scripts.pictures.video import check_video
 
     config = parse(WatchConfig, argv, PROG)
     if config.output is not None:  # before the model is loaded and the game is played
@@ -212,8 +212,8 @@ def film(trace: Trace, album: Album, output: Path, progress: bool) -> int:
     """Draw a trace and write the video; return the number of frames."""
     from tqdm.auto import tqdm
 
-    from srwm_rl.scripts.film import Film, Titles
-    from srwm_rl.scripts.video import write_video
+    from srwm_rl.scripts.pictures.film import Film, Titles
+    from srwm_rl.scripts.pictures.video import write_video
 
     about = trace.about
     actions = "most probable actions" if about["deterministic"] else "sampled actions"

@@ -185,7 +185,8 @@ class Encoder(BaseFeaturesExtractor):
         width = vector_width = 0
         for key, space in parts.items():
             if is_image(space):
-                settings: dict[str, Any] = {"scale": 1 / 255 if normalize_images else 1.0, "precision": precision} | (cnn or {})
+                scale = 1 / 255 if normalize_images else 1.0
+                settings: dict[str, Any] = {"scale": scale, "precision": precision, **(cnn or {})}
                 network = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
                 width += network.head.out_features

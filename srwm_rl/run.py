@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from srwm_rl.errors import UserError
-from srwm_rl.files import TEMPORARY
+from srwm_rl.files import TEMPORARY, read_small, write_whole
+from srwm_rl.inert_json import parse_json
 
 CONFIG, CHECKPOINTS, TENSORBOARD = "config.json", "checkpoints", "tensorboard"
 KEEP = 3
+MOST_CONFIG_BYTES = 2**20
 
 
 class Run:
@@ -58,8 +61,9 @@ class Run:
                     f"cannot make the run folder {path}: {error.strerror}; choose another with -f"
                 ) from error
         (path / CHECKPOINTS).mkdir()
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        return cls(path, config)
+        run = cls(path, config)
+        run.write_config()
+        return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -73,22 +77,48 @@ class Run:
                 f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
             )
         try:
-            config = json.loads((path / CONFIG).read_text())
-        except (OSError, ValueError) as error:
+            config = parse_json(read_small(path / CONFIG, MOST_CONFIG_BYTES))
+        except ValueError as error:
+            why = str(error) if isinstance(error, UserError) else "that is no JSON, or not such as srwm-rl writes"
             raise UserError(
-                f"{path} is no run folder: it has no readable {CONFIG}; give one that srwm-rl train made"
+                f"{path} is no run folder: it has no readable {CONFIG} ({why}); give one that srwm-rl train made"
             ) from error
-        if not isinstance(config, dict) or "train" not in config:
+        if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
             raise UserError(f"{path / CONFIG} was not written by srwm-rl train; give a run folder that was")
         return cls(path, config)
+
+    def write_config(self) -> None:
+        """Write `config` to the folder, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_whole(self.path / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
+
+    def check_own(self) -> None:
+        """Check that all there is to write and to delete is the folder's own.
+
+        Through a link a run would write into, and delete from, whatever folder somebody else chose.
+
+        Raises:
+            UserError: something in the folder is a link, a pipe or a device; it is named.
+        """
+        folders = [self.path, self.path / CHECKPOINTS, self.path / TENSORBOARD]
+        for path in (each for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UserError(
+                    f"{path} is a link, or no regular file: a run is written in its own folder only; "
+                    "put the file itself there, or start a new run"
+                )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other trainers out of the folder; the lock of a process that is killed is free at once.
 
         Raises:
-            UserError: another process trains this run; its process id is named.
+            UserError: another process trains this run (its process id is named), or a link is in the folder.
         """
+        self.check_own()
         with (self.path / ".lock").open("a+") as file:
             if fcntl is not None:
                 try:
@@ -109,7 +139,11 @@ class Run:
 
     def files(self, kind: str) -> list[Path]:
         """Return the files of a kind, oldest first."""
-        return sorted((self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors"))
+        found = {
+            each: each.stem.removeprefix(f"{kind}-") for each in (self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors")
+        }
+        ours = [each for each, steps in found.items() if re.fullmatch("[0-9]{12,15}", steps)]
+        return sorted(ours, key=lambda each: int(found[each]))
 
     def models(self) -> list[Path]:
         """Return the model files, newest first.
@@ -123,7 +157,15 @@ class Run:
         return models
 
     def sweep(self) -> None:
-        """Delete all but the newest files of each kind, and what a killed save left behind."""
+        """Delete all but the newest files of each kind, and what a killed save left behind.
+
+        Raises:
+            UserError: the folder of checkpoints is a link: its files may not be this run's to delete.
+        """
+        if (self.path / CHECKPOINTS).is_symlink():
+            raise UserError(
+                f"{self.path / CHECKPOINTS} is a link: nothing is deleted there; put the folder itself there"
+            )
         old = [each for kind in ("model", "checkpoint") for each in self.files(kind)[:-KEEP]]
         for path in [*old, *(self.path / CHECKPOINTS).glob(f"{TEMPORARY}*")]:
             path.unlink(missing_ok=True)

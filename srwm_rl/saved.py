@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from srwm_rl.cores import core_names
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.blueprint import build_policy, check_finite, check_meta, check_shapes
+from srwm_rl.errors import UserError
 from srwm_rl.files import read_file, write_file
 from srwm_rl.policy import SRWMPolicy
 from srwm_rl.run import Run
-from srwm_rl.spaces import space_from_json, space_to_json
+from srwm_rl.spaces import space_to_json
 
 FORMAT = 1
 logger = logging.getLogger(__name__)
@@ -41,8 +41,17 @@ class Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Act as `SRWMPolicy.predict` does."""
-        return self.policy.predict(obs, state, episode_start, deterministic)
+        """Act as `SRWMPolicy.predict` does.
+
+        Raises:
+            UserError: an observation or a state that does not fit, or weights that give no numbers.
+        """
+        try:
+            return self.policy.predict(obs, state, episode_start, deterministic)
+        except UserError:
+            raise
+        except ValueError as error:  # torch's distributions refuse what is not finite
+            raise UserError(f"{self.path} is sick: it answers what is no number; use an earlier checkpoint") from error
 
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:
@@ -57,19 +66,8 @@ def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source
         UserError: a weight is missing, surplus, of another shape or type, or not finite; the message names it.
     """
     parameters = dict(policy.named_parameters())
-    if parameters.keys() != arrays.keys():
-        odd = sorted(parameters.keys() ^ arrays.keys())[0]
-        how = "lacks" if odd in parameters else "has a surplus"
-        raise UserError(f"{source} is of another architecture: it {how} weight {odd!r}")
-    for name, parameter in parameters.items():
-        array = arrays[name]
-        if array.shape != tuple(parameter.shape) or array.dtype != np.float32:
-            raise UserError(
-                f"{source} is of another architecture: weight {name!r} is {array.dtype} {list(array.shape)}, "
-                f"not float32 {list(parameter.shape)}"
-            )
-        if not np.isfinite(array).all():
-            raise UserError(f"{source} is sick: weight {name!r} is not finite; use an earlier checkpoint")
+    check_shapes({name: tuple(each.shape) for name, each in parameters.items()}, arrays, source)
+    check_finite(arrays, source)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.from_numpy(arrays[name]))
@@ -95,7 +93,17 @@ def save_model(
         OSError: it cannot be written.
         UserError: a space that cannot be described.
     """
-    meta = {
+    meta = describe(policy, config, num_timesteps)
+    write_file(path, policy_arrays(policy) if arrays is None else arrays, meta)
+
+
+def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> dict[str, Any]:
+    """Return what a model file says beside its weights: what it takes to build the policy again, and its history.
+
+    Raises:
+        UserError: a space that cannot be described.
+    """
+    return {
         "format": FORMAT,
         "kind": "model",
         "policy": policy.settings(),
@@ -104,7 +112,6 @@ def save_model(
         "config": config,
         "num_timesteps": num_timesteps,
     }
-    write_file(path, policy_arrays(policy) if arrays is None else arrays, meta)
 
 
 def load(path: str | Path, device: str = "cpu") -> Agent:
@@ -115,23 +122,10 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     """
     candidates = [Path(path)] if Path(path).is_file() else Run.open(Path(path)).models()
     file, arrays, meta = _first_intact(candidates)
-    if meta.get("kind") != "model":
-        raise UserError(f"{file} is a {meta.get('kind')} file, not a model; give the run folder or a model file")
-    if meta["format"] > FORMAT:
-        raise UserError(f"{file} has format {meta['format']}; upgrade srwm-rl, which reads up to {FORMAT}")
-    settings = meta["policy"]
-    if settings["core"] not in core_names() and ":" in settings["core"]:
-        raise UserError(
-            f"{file} needs core {settings['core']!r}, code of your own, which no file can start: call "
-            f"srwm_rl.import_core({settings['core']!r}) first, or on the command line add --core {settings['core']}"
-        )
-    if settings["core"] not in core_names():
-        hint = did_you_mean(settings["core"], core_names())
-        raise UserError(f"{file} needs core {settings['core']!r}, which is not registered{hint}")
-    observation_space, action_space = (space_from_json(meta[f"{kind}_space"]) for kind in ("observation", "action"))
-    policy = SRWMPolicy(observation_space, action_space, lambda _: 0.0, **settings).to(device)
+    check_meta(meta, str(file), FORMAT)
+    policy = build_policy(meta, arrays, str(file))
     load_policy_arrays(policy, arrays, str(file))
-    return Agent(policy, meta["config"], meta["num_timesteps"], file)
+    return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file)
 
 
 def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from srwm_rl.envs.tasks.bandit import BanditBatch
 from srwm_rl.envs.tasks.base import TaskBatch
+from srwm_rl.envs.tasks.parity import ParityBatch
 from srwm_rl.envs.tasks.recall import RecallBatch
+from srwm_rl.envs.tasks.repeat_previous import RepeatPreviousBatch
 
 TASKS: dict[str, type[TaskBatch]] = {
     "recall": RecallBatch,
     "bandit": BanditBatch,
+    "parity": ParityBatch,
+    "repeat_previous": RepeatPreviousBatch,
 }
 
-__all__ = ["TASKS", "BanditBatch", "RecallBatch", "TaskBatch"]
+__all__ = ["TASKS", "BanditBatch", "ParityBatch", "RecallBatch", "RepeatPreviousBatch", "TaskBatch"]

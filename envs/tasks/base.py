@@ -24,6 +24,8 @@ class TaskBatch(BatchEnv):
 
     name: ClassVar[str]
     supports_state = True
+    memory_inputs: ClassVar[tuple[str, ...]] = ("action", "reward", "step")
+    """What `VecMemoryInputs` may add without giving the task's answer away."""
 
     def __init__(
         self,

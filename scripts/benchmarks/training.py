@@ -104,7 +104,7 @@ def _settings(config: TrainBench) -> dict[str, Any]:
 
 
 def _ours(config: TrainBench) -> RecurrentAlgorithm:
-    from srwm_rl.scripts.build import make_env, make_model
+    from srwm_rl.scripts.training.build import make_env, make_model
 
     train: TrainConfig = defaults(config.env, None, config.core, config.algo)
     shared: dict[str, Any] = {

@@ -26,7 +26,7 @@ from srwm_rl.scripts.pages.tables import (
     returns_by_game,
     score_bounds,
 )
-from srwm_rl.scripts.resume import METRICS
+from srwm_rl.scripts.training.resume import METRICS
 
 # What may differ between the runs of one section: the seed, and what does not change the agent.
 FREE = {

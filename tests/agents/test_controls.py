@@ -1,14 +1,10 @@
 """Controls: which there are, how they are matched in size, and how their scores are added up."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 
 from srwm_rl import make_core
 from srwm_rl.agents.controls import (
     CONTROLS,
-    Forgetful,
     Row,
     best_rate,
     choose_controls,
@@ -48,26 +44,6 @@ def test_the_nearest_width_is_taken() -> None:
     target = parameter_count(make_core("srwm", 16, **COMMON))
     off = [abs(parameter_count(make_core("gru", 16, hidden_size=width + d)) - target) for d in (-1, 0, 1)]
     assert off[1] == min(off)
-
-
-class Recorder:
-    """Remember whether each call was told that episodes start."""
-
-    def __init__(self) -> None:
-        self.starts: list[Any] = []
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
-        self.starts.append(episode_start)
-        return np.zeros(len(episode_start)), ("a state",)
-
-
-@pytest.mark.parametrize("observation", [np.zeros((3, 2)), {"observation": np.zeros((3, 2))}])
-def test_a_forgetful_agent_starts_afresh_at_every_step(observation: Any) -> None:
-    inner = Recorder()
-    assert Forgetful(inner).predict(observation, ("a state",), np.zeros(3, bool))[1] == ("a state",)
-    assert inner.starts[0].tolist() == [True, True, True]
 
 
 def test_rows_say_what_the_scores_say() -> None:

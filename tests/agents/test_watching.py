@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from srwm_rl import core_names
-from srwm_rl.agents import PPO
+from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.evaluation import play_levels
 from srwm_rl.agents.watching import HeldOut, SelfModification
 from srwm_rl.envs import make_levels_env, make_vec_env
@@ -92,3 +92,13 @@ def test_held_out_levels_are_played_at_multiples_and_scored() -> None:
         assert line["eval/gap"] == pytest.approx(line["eval_train/mean_reward"] - line["eval_test/mean_reward"])
         assert 0 <= line["eval_test/success_rate"] <= 1
         assert 6 <= line["eval_test/mean_ep_length"] <= 13
+
+
+def test_it_does_not_disturb_a_learner_that_runs_beside() -> None:
+    env = make_vec_env("recall", 8, "0:50", 0)
+    kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
+    made = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    log = Keep()
+    made.set_logger(Logger(None, [log]))
+    made.learn(60 * 64, SelfModification())  # raised from the learner's thread when the two shared a network
+    assert sum("srwm/l0/edit" in line for line in log.lines) == 60

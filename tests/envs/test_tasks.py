@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from srwm_rl.envs.tasks import TASKS, BanditBatch, RecallBatch
+from srwm_rl.envs.tasks import TASKS, BanditBatch, ParityBatch, RecallBatch, RepeatPreviousBatch
 from srwm_rl.envs.tasks.bandit import bayes_optimal_return, random_return
 from srwm_rl.errors import UserError
 
@@ -24,6 +24,8 @@ def same(one, two, keep=slice(None)):
 
 
 tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+# A setting of each task that changes what a level contains.
+OTHER = {RecallBatch: "delay", BanditBatch: "n_pulls", ParityBatch: "length", RepeatPreviousBatch: "k"}
 
 
 @tasks
@@ -56,7 +58,7 @@ def test_state_continues_bit_exactly_in_an_instance_with_another_seed(task):
 @tasks
 def test_states_of_other_environments_are_refused(task):
     env = task(4, "0:10", 1)
-    settings = {"delay": 7} if task is RecallBatch else {"n_pulls": 7}
+    settings = {OTHER[task]: 7}
     for other in (task(5, "0:10", 1), task(4, "0:11", 1), task(4, "0:10", 1, **settings)):
         with pytest.raises(UserError):
             env.set_state(other.get_state())

@@ -225,3 +225,81 @@ def test_the_papers_protocol(call: Any, recall_words: list[str], tmp_path: Path)
     assert result["levels"].keys() == starts.keys()
     for split, start in starts.items():
         assert played(result, split) == Counter({("recall", level): 1 for level in range(start, start + 200)})
+
+
+def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_path: Path) -> None:
+    words = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "-k", 2)
+    result = report(call, tmp_path, recall, *words)
+    plain = report(call, tmp_path, recall, "-k", 2)
+    assert {key: value for key, value in result.items() if key != "interventions"} == plain
+    names = ["edits frozen", "no edits in head 0.1", "no edits in head 0.7"]
+    assert [each["name"] for each in result["interventions"]] == names
+    for each in result["interventions"]:
+        assert [row["split"] for row in each["rows"]] == [f"{each['name']}, {split}" for split in ("train", "held-out")]
+        for row in each["differences"]:
+            live, held = ({} for _ in range(2))  # type: ignore[var-annotated]
+            for into, episodes in ((live, result["episodes"]), (held, each["episodes"])):
+                for _, level, value, *_ in episodes[row["split"]]:
+                    into.setdefault(level, []).append(value)
+            assert live.keys() == held.keys()
+            pairs = np.array([np.mean(live[level]) - np.mean(held[level]) for level in sorted(live)])
+            assert row["return"]["mean"] == pytest.approx(pairs.mean())
+            assert row["return"]["low"] <= row["return"]["mean"] <= row["return"]["high"]
+            assert row["levels"] == len(pairs)
+            assert row["solved"]["mean"] == pytest.approx(pairs.mean())  # recall pays 1 for a right answer
+    assert report(call, tmp_path, recall, *words) == result
+
+
+def test_the_table_shows_both_and_the_difference(call: Any, recall: Path) -> None:
+    said = call("eval", recall, "--freeze-edits=after=3", "--train-levels", "none")
+    lines = [line for line in said.out.splitlines() if line]
+    assert any(line.startswith("held-out 100:108 ") for line in lines)
+    assert any(line.startswith("edits frozen from step 3 on, held-out 100:108 ") for line in lines)
+    assert "as it is minus edits frozen from step 3 on (held-out; paired, 8 levels): return " in lines[-1]
+    assert ", solved " in lines[-1]
+
+
+@pytest.mark.parametrize("words", [["--freeze-edits=2"], ["--freeze-edits", "2"], ["--freeze-edits", "after=2"]])
+def test_how_the_step_may_be_written(words: list[str], call: Any, recall: Path, tmp_path: Path) -> None:
+    (only,) = report(call, tmp_path, *words, recall, "--train-levels", "none")["interventions"]
+    assert only["name"] == "edits frozen from step 2 on"
+
+
+def test_a_run_may_stand_behind_the_bare_option(call: Any, recall: Path, tmp_path: Path) -> None:
+    (only,) = report(call, tmp_path, "--freeze-edits", recall, "--train-levels", "none")["interventions"]
+    assert only["name"] == "edits frozen"
+
+
+def test_several_games_have_a_difference_each(call: Any, two_games: Path, tmp_path: Path) -> None:
+    words = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--freeze-edits")
+    (only,) = report(call, tmp_path, two_games, *words)["interventions"]
+    assert [row["game"] for row in only["differences"]] == ["all games", "fruitbot", "starpilot"]
+    means = [row["return"]["mean"] for row in only["differences"]]
+    assert means[0] == pytest.approx((means[1] + means[2]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--freeze-edits=x"], "--freeze-edits takes a whole number, not 'x'"),
+        (["--freeze-edits=-1"], "--freeze-edits must be at least 0, not -1"),
+        (["--freeze-edits", "--freeze-edits"], "--freeze-edits is given twice"),
+        (["--lesion", "3"], "--lesion takes layer.head, such as 0.3, not '3'"),
+        (["--lesion", "a.b"], "--lesion takes layer.head"),
+        (["--lesion", "0.-1"], "--lesion takes layer.head"),
+        (["--lesion", "1.0"], "there is no head 1.0: core 'srwm' has layers 0 to 0 with heads 0 to 7"),
+        (["--lesion", "0.8"], "there is no head 0.8"),
+    ],
+)
+def test_wrong_interventions_are_refused_before_playing(words: list[str], part: str, call: Any, recall: Path) -> None:
+    said = call("eval", recall, *words)
+    assert part in said.error()
+    assert said.out == ""
+
+
+def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+    words = ["--core", "feedforward", "-n", 64, "-f", tmp_path, "--verbose", 0]
+    assert call("train", *recall_words, *words).code == 0
+    run = tmp_path / "ppo_feedforward" / "recall_1"
+    assert "core 'feedforward' carries nothing from step to step" in call("eval", run, "--freeze-edits").error()
+    assert "core 'feedforward' carries nothing" in call("eval", run, "--lesion", "0.0").error()

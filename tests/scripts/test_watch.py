@@ -13,9 +13,10 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
-from srwm_rl.scripts import replay, video, watch
-from srwm_rl.scripts.film import GAME, HOLD, MARGIN, SIZE
-from srwm_rl.scripts.trace import load_trace
+from srwm_rl.scripts import replay, watch
+from srwm_rl.scripts.pictures import video
+from srwm_rl.scripts.pictures.film import GAME, HOLD, MARGIN, SIZE
+from srwm_rl.scripts.pictures.trace import load_trace
 
 TOP = 92  # of the game
 PANEL = slice(MARGIN + GAME + 30, SIZE[0])

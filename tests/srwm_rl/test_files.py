@@ -122,3 +122,70 @@ def test_trees_survive_packing() -> None:
     np.testing.assert_array_equal(again["a"]["b"], np.arange(3))
     assert again["a"]["c"] == [1, 2.5, None, "x", True, 2.0]
     assert (again["d"], again["e"][0], again["big"]) == (b"\0\1", b"", 2**127)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "long"])
+def test_what_the_disk_does_not_give_back_is_not_published(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(tmp_path / "f", ARRAYS, {"x": 1})
+    before = (tmp_path / "f").read_bytes()
+
+    def flush(descriptor: int) -> None:
+        (temporary,) = tmp_path.glob(".tmp-*")
+        content = temporary.read_bytes()
+        turned = content[:-1] + bytes([content[-1] ^ 1])
+        temporary.write_bytes({"flipped": turned, "short": content[:-1], "long": content + b"\0"}[damage])
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with pytest.raises(OSError, match="gives back other bytes"):
+        write_file(tmp_path / "f", ARRAYS, {"x": 2})
+    monkeypatch.undo()
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f").read_bytes() == before
+
+
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("keep me")
+    for name in ("f", f".tmp-{os.getpid()}-f"):  # the file itself, and where it is written first
+        (tmp_path / name).symlink_to(tmp_path / "theirs")
+    write_file(tmp_path / "f", ARRAYS, {"x": 1})
+    assert (tmp_path / "theirs").read_text() == "keep me"
+    assert not (tmp_path / "f").is_symlink()
+    assert read_file(tmp_path / "f")[1] == {"x": 1}
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("pipe", "link", "."):
+        with pytest.raises(UserError, match="is no regular file"):
+            read_file(tmp_path / name)
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srwm_rl.files.MOST_ARRAYS", 2)
+    with pytest.raises(UserError, match="too much for one file"):
+        write_file(tmp_path / "f", ARRAYS, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("meta", "again"),
+    [({"rate": 1e-05}, b"1E-05"), ({"name": "\xe9"}, b"\\\\u00E9")],
+)
+def test_a_change_that_means_the_same_is_noticed_too(meta: dict[str, Any], again: bytes, tmp_path: Path) -> None:
+    blob = serialise(ARRAYS, meta)
+    old = again.swapcase() if again[0:1] == b"1" else again.lower()
+    assert blob.count(old) == 1
+    (tmp_path / "f").write_bytes(blob.replace(old, again))
+    with pytest.raises(UserError, match="not as srwm-rl writes it"):
+        read_file(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    "node", [{"$array": "/nothing"}, {"$bytes": "/nothing"}, {"$array": ["a"]}, {"$bytes": None}, [{"$array": 1}]]
+)
+def test_a_tree_that_names_what_is_not_there_is_refused(node: Any) -> None:
+    with pytest.raises(UserError, match="has no array"):
+        unpack({"a": np.zeros(1)}, {"x": node})

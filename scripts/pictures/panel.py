@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from srwm_rl.scripts.chart import Chart, Curve, Heat, Section, number
-from srwm_rl.scripts.colours import GREEN, ORANGE, Colour
+from srwm_rl.scripts.pictures.chart import Chart, Curve, Heat, Section, number
+from srwm_rl.scripts.pictures.colours import GREEN, ORANGE, Colour
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]

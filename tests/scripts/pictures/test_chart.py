@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srwm_rl.scripts import canvas
-from srwm_rl.scripts.chart import Chart, Curve, Heat, Section, _columns, number
-from srwm_rl.scripts.colours import INK, RAMPS, paint, ramp, to_oklab
-from srwm_rl.scripts.panel import running_returns
+from srwm_rl.scripts.pictures import canvas
+from srwm_rl.scripts.pictures.chart import Chart, Curve, Heat, Section, _columns, number
+from srwm_rl.scripts.pictures.colours import INK, RAMPS, paint, ramp, to_oklab
+from srwm_rl.scripts.pictures.panel import running_returns
 
 
 @pytest.mark.parametrize("name", RAMPS)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from srwm_rl.scripts.canvas import SMALLEST, Canvas
-from srwm_rl.scripts.colours import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, RULE, Bytes, Colour, paint
+from srwm_rl.scripts.pictures.canvas import SMALLEST, Canvas
+from srwm_rl.scripts.pictures.colours import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, RULE, Bytes, Colour, paint
 
 Array = npt.NDArray
 HEADER, GAP, SPACE, AXIS = 19, 3, 9, 20  # heights: of a title, between plots, between sections, of the time axis

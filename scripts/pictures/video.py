@@ -14,7 +14,7 @@ from PIL import Image
 
 from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
-from srwm_rl.scripts.colours import Bytes
+from srwm_rl.scripts.pictures.colours import Bytes
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
 EXTENSIONS = (".mp4", ".gif")

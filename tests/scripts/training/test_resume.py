@@ -11,7 +11,7 @@ import pytest
 from srwm_rl.files import read_file, write_file
 from srwm_rl.run import Run
 from srwm_rl.scripts.config import TrainConfig
-from srwm_rl.scripts.resume import FREE, WITH_OVERRIDE
+from srwm_rl.scripts.training.resume import FREE, WITH_OVERRIDE
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from srwm_rl.scripts.colours import INK, PAPER, Colour
+from srwm_rl.scripts.pictures.colours import INK, PAPER, Colour
 
 Anchor = Literal["l", "m", "r"]
 SMALLEST = 11  # of letters that can be read in a video, in pixels

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from gymnasium import spaces
 from PIL import Image
 
-from srwm_rl.scripts.canvas import Canvas, fit, width
-from srwm_rl.scripts.chart import Chart, Heat, Section, number
-from srwm_rl.scripts.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes
-from srwm_rl.scripts.panel import Arrays, choice_names, chosen, highest, panel, running_returns
+from srwm_rl.scripts.pictures.canvas import Canvas, fit, width
+from srwm_rl.scripts.pictures.chart import Chart, Heat, Section, number
+from srwm_rl.scripts.pictures.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes
+from srwm_rl.scripts.pictures.panel import Arrays, choice_names, chosen, highest, panel, running_returns
 
 SIZE = (1280, 720)
 GAME = 512  # ProcGen's own picture

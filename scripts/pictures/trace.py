@@ -17,8 +17,8 @@ from gymnasium import spaces
 
 from srwm_rl.errors import UserError
 from srwm_rl.files import TEMPORARY
-from srwm_rl.scripts.panel import RATE_LABELS, choice_names
-from srwm_rl.scripts.scene import Scene
+from srwm_rl.scripts.pictures.panel import RATE_LABELS, choice_names
+from srwm_rl.scripts.pictures.scene import Scene
 
 FORMAT = 1
 _META = "meta"  # JSON, as bytes: an array of text would be four times as large

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srwm_rl.errors import UserError
-from srwm_rl.files import TEMPORARY, pack, read_file
+from srwm_rl.files import pack, read_file
 from srwm_rl.run import CONFIG, Run
 from srwm_rl.scripts.checkpoints import FORMAT, capture, take_up
 from srwm_rl.scripts.config import TrainConfig
-from srwm_rl.scripts.looking import watchers
+from srwm_rl.scripts.training.looking import watchers
+from srwm_rl.scripts.untrusted import read_settings
 
 if TYPE_CHECKING:
     from srwm_rl.agents.metrics import MetricsFile
@@ -63,16 +64,14 @@ def check_changes(stored: TrainConfig, wanted: TrainConfig) -> dict[str, list[An
 def keep_settings(run: Run, config: TrainConfig, steps: int, changes: dict[str, list[Any]]) -> None:
     """Write a new length and changed settings into the run, so that --resume goes on to there with no other flag."""
     train = run.config["train"]
-    if train["n_timesteps"] == config.n_timesteps and not changes:
+    if train.get("n_timesteps") == config.n_timesteps and not changes:
         return
     train["n_timesteps"] = config.n_timesteps
     for name, (_, now) in changes.items():
         train[name] = now
     if changes:
         run.config.setdefault("history", []).append({"at": steps, "changed": changes})
-    temporary = run.path / f"{TEMPORARY}{CONFIG}"
-    temporary.write_text(json.dumps(run.config, indent=2) + "\n")
-    temporary.replace(run.path / CONFIG)
+    run.write_config()
 
 
 class _ReachedError(Exception):
@@ -203,4 +202,4 @@ def _timeless(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def stored_config(run: Run, path: str) -> TrainConfig:
     """Return the settings with which a run goes on."""
-    return replace(TrainConfig.from_json(run.config["train"]), resume=path)
+    return replace(read_settings(run.config["train"], str(run.path / CONFIG)), resume=path)

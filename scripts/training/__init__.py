@@ -1,0 +1,1 @@
+"""What stands behind `srwm-rl train`: from settings to a run that can be stopped, resumed and trusted."""
