@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from srwm_rl.errors import FaultError
 from srwm_rl.policy import ActStep, SRWMPolicy
 
 OnNan = Literal["stop", "skip"]
+Result = TypeVar("Result")
 ON_NAN = ("stop", "skip")
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,20 @@ class Guard:
         if isinstance(obs, dict):
             return {key: self._finite_obs(each, step) for key, each in obs.items()}
         return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step), device=obs.device)
+
+    def attempt(self, evaluate: Callable[[], Result], number: int) -> Result | None:
+        """Return what `evaluate` gives, or None where torch refused logits that are not finite.
+
+        Raises:
+            FaultError: "stop".
+        """
+        try:
+            return evaluate()
+        except ValueError as error:
+            if "Expected parameter" not in str(error):  # of torch's distributions
+                raise
+            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
+            return None
 
     def update(
         self, terms: Any, grad_norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], number: int

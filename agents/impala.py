@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from threading import RLock, Thread
 from typing import Any, NamedTuple
 
@@ -322,9 +323,10 @@ class IMPALA(RecurrentAlgorithm):
         """Make one step of gradient descent on a batch."""
         version = self._n_updates
         self.policy.set_training_mode(True)
-        terms, grad_norm = self._gradient(batch)
-        if not self._may_step(terms, grad_norm):
+        found = self._guard.attempt(partial(self._gradient, batch), version)
+        if found is None or not self._may_step(*found):
             return
+        terms, grad_norm = found
         with self._weights:
             update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
             self.policy.optimizer.step()

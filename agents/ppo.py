@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,9 +215,11 @@ class PPO(RecurrentAlgorithm):
         stats: dict[str, list[float]] = defaultdict(list)
         for _ in range(self.n_epochs):
             for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
-                terms, grad_norm = self._gradient(minibatch, clip_range, clip_range_vf)
-                if not self._may_step(terms, grad_norm):
+                evaluate = partial(self._gradient, minibatch, clip_range, clip_range_vf)
+                found = self._guard.attempt(evaluate, self._n_updates)
+                if found is None or not self._may_step(*found):
                     continue
+                terms, grad_norm = found
                 steps = len(minibatch) * self.rollout_buffer.sequence_length
                 means = {name: value.item() / steps for name, value in terms._asdict().items()}
                 for name, value in means.items():

@@ -144,6 +144,25 @@ def test_a_sick_update_is_left_out(
     assert torch.isfinite(weights(model)).all()
 
 
+@pytest.mark.parametrize("algo", ALGOS)
+def test_sick_logits_in_an_update(algo: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    heads, calls = SRWMPolicy._heads, [0]
+
+    def sick(self: SRWMPolicy, y: torch.Tensor) -> Any:
+        calls[0] += y.requires_grad
+        return heads(self, y * NAN if y.requires_grad and calls[0] == 2 else y)
+
+    monkeypatch.setattr(SRWMPolicy, "_heads", sick)
+    with pytest.raises(FaultError, match="the policy's logits are not finite in update"):
+        healthy(algo, "stop").learn(4 * 2 * STEPS)
+    calls[0] = 0
+    model = healthy(algo, "skip")
+    with caplog.at_level(logging.WARNING):
+        model.learn(4 * 2 * STEPS)
+    assert model._guard.skipped == 1
+    assert torch.isfinite(weights(model)).all()
+
+
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_a_sick_fast_weight_is_emptied_or_stopped_at(algo: str, caplog: pytest.LogCaptureFixture) -> None:
     for on_nan in ("stop", "skip"):
