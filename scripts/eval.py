@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import Bare, allow_core, check_device, check_writable, parse
+from srwm_rl.scripts.cli import Bare, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
 from srwm_rl.scripts.table import render
-from srwm_rl.scripts.trusted import open_agent
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation import Episodes, Predictor
@@ -53,6 +52,8 @@ class EvalConfig:
     lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Play once more with the edits of one head left out, layer.head, counted from 0; repeat the option for others,
     each by itself."""
+    env_kwargs: tuple[str, ...] = ()
+    """Settings of the environment other than in training, as name:value, such as a longer task."""
     json: str | None = None
     """Write everything, returns per level included, to this file."""
     allow_overlap: bool = False
@@ -84,6 +85,7 @@ class EvalConfig:
             raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
+        pairs(self.env_kwargs, "env_kwargs")
         if self.freeze_edits is not None and self.freeze_edits < 0:
             raise UserError(f"--freeze-edits must be at least 0, not {self.freeze_edits}")
         for each in self.lesion:
@@ -116,35 +118,9 @@ def main(argv: list[str]) -> int:
         config = replace(config, protocol=None, **PAPER)
     if config.json is not None:
         check_writable(Path(config.json), "--json")
-    import torch
+    from srwm_rl.scripts.evaluations import evaluate
 
-    from srwm_rl.agents.evaluation import RandomAgent
-    from srwm_rl.scripts.interventions import choose_interventions, compare
-
-    if config.core is not None:
-        allow_core(config.core, config.core)
-    agent: Any  # an Agent, or a model; either has a policy
-    agent, trained, steps = open_agent(config, check_device(config.device))
-    interventions = choose_interventions(config, agent)
-    splits = choose_splits(config, trained)
-    results: dict[str, Episodes] = {}
-    for split in splits:
-        torch.manual_seed(config.seed)
-        results[split.name] = _play(agent, split, config, trained)
-    if config.random:
-        for split in splits:
-            if split.name != "train":
-                name = f"random, {split.name}"
-                results[name] = _play(RandomAgent(agent.policy.action_space, config.seed), split, config, trained)
-    report = summarise(config, trained, steps, {s.name: s.label for s in splits}, results)
-    if interventions:
-        report["interventions"] = []
-    for what, held in interventions.items():
-        played: dict[str, Episodes] = {}
-        for split in splits:
-            torch.manual_seed(config.seed)  # the luck of the sampled actions is that of the agent as it is
-            played[split.name] = _play(held, split, config, trained)
-        report["interventions"].append(compare(what, config, trained, results, played))
+    report = evaluate(config)
     print(render(report))
     if config.json is not None:
         Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -42,6 +42,7 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     if config.core is not None:
         allow_core(config.core, config.core)
     agent, trained, steps = open_agent(config, check_device(config.device))
+    trained = replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
     core = agent.policy.core  # type: ignore[attr-defined]
     if freeze and core.carries_over and core.state_layers * core.state_size:
         config = replace(config, freeze_edits=config.freeze_edits or 0)

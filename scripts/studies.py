@@ -28,16 +28,11 @@ class TaskSettings:
     """Settings of the environment in which the trained agents are tested as well, as name:value."""
 
 
-# Where answers change nothing but their own reward, a discount of 0 says so and takes away the noise of later rewards.
-# Five times the usual learning rate then decides within minutes; with ten times as much some seeds are lost. A rollout
-# holds whole episodes, so that no gradient ends inside one. Among four suits, a larger entropy bonus keeps an agent
-# from settling early on some of them.
-_ANSWERS = {"gamma": 0.0, "gae_lambda": 0.0, "learning_rate": 5e-3}
 TASK_SETTINGS: dict[str, TaskSettings] = {
     "recall": TaskSettings(400_000, {"learning_rate": 3e-3}),
     "bandit": TaskSettings(500_000, {"learning_rate": 3e-3}),
-    "parity": TaskSettings(150_000, {**_ANSWERS, "n_steps": 40, "batch_size": 400}, ("length:160",)),
-    "repeat_previous": TaskSettings(500_000, {**_ANSWERS, "ent_coef": 0.05, "n_steps": 51, "batch_size": 510}),
+    "parity": TaskSettings(150_000, test_kwargs=("length:160",)),
+    "repeat_previous": TaskSettings(500_000),
 }
 
 
@@ -81,13 +76,10 @@ class TaskStudy(Study):
 
     def __init__(self, task: str, n_timesteps: int | None, rates: tuple[float, ...], n_levels: int) -> None:
         from srwm_rl.envs.make import normalizer
-        from srwm_rl.envs.tasks import TASKS
 
         self._task = TASK_SETTINGS[task]
-        settings: dict[str, Any] = {"inputs": TASKS[task].memory_inputs, "n_timesteps": self._task.n_timesteps}
-        self.config: TrainConfig = replace(defaults(task, None), device="cpu", **settings, **self._task.settings)
-        if n_timesteps is not None:
-            self.config = replace(self.config, n_timesteps=n_timesteps)
+        steps = n_timesteps or self._task.n_timesteps
+        self.config: TrainConfig = replace(defaults(task, None), device="cpu", n_timesteps=steps, **self._task.settings)
         self.rates = rates or (self.config.learning_rate,)
         self.n_levels = n_levels
         test_kwargs = pairs(self._task.test_kwargs, "env_kwargs")

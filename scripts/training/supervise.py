@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from srwm_rl.run import Run
-from srwm_rl.scripts.cli import warn
+from srwm_rl.scripts.cli import peek, warn
 from srwm_rl.scripts.training.watchdog import HUNG, STATUS
 
 # What the child decided itself: done, wrong input, a fault that playing on would only repeat, stopped by a signal.
@@ -103,14 +103,10 @@ def _why(code: int) -> str:
 
 def _resumed(words: list[str], run: Run) -> list[str]:
     """Return the command that goes on with a run; what may differ from its settings is kept."""
-    kept = []
-    for name in ("--core", "--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
-        for i, word in enumerate(words):
-            if word == name and i + 1 < len(words):
-                kept += [name, words[i + 1]]
-            elif word.startswith(f"{name}="):
-                kept.append(word)
-    kept += [word for word in words if word in ("--no-progress", "--progress", "-P")]
-    if "--core" in kept and ":" not in kept[kept.index("--core") + 1]:
-        del kept[kept.index("--core") : kept.index("--core") + 2]
+    kept = [word for word in words if word in ("--no-progress", "--progress", "-P")]
+    for name in ("--core", "--env", "--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
+        value = peek(words, name)
+        # Code of one's own is imported only where the command line names it; other names are the run's settings.
+        if value is not None and (name not in ("--core", "--env") or ":" in value):
+            kept += [name, value]
     return ["--resume", str(run.path), *kept]

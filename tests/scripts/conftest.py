@@ -10,7 +10,7 @@ import pytest
 
 from srwm_rl.scripts.main import main
 
-SMALL = ("--n-threads", "1", "--no-progress", "--core-kwargs", "hidden_size:8", "n_layers:1", "n_heads:2")
+SMALL = ("--n-threads", "1", "--no-progress", "--core-kwargs", "hidden_size:16", "n_layers:1")
 TASK = ("--env", "recall", "--levels", "0:12", "--eval-levels", "100:108", "--n-envs", "4", "--n-steps", "16")
 TASK = (*TASK, "--batch-size", "32", "--lr-decay", "none", *SMALL)
 RECALL = (*TASK, "--n-epochs", "1")

@@ -27,7 +27,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) ->
     logs = tmp_path_factory.mktemp("others")
     words = ["train", *recall_words, "-f", str(logs), "--verbose", "0"]
     assert main([*words, "--seed", "1", "-n", "256"]) == 0
-    short = [word for word in words if word not in ("--core-kwargs", "hidden_size:8", "n_layers:1", "n_heads:2")]
+    short = [word for word in words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     for seed in ("0", "1"):
         assert main([*short, "--core", "feedforward", "--seed", seed, "-n", "128"]) == 0
     return [logs / "ppo_srwm" / "recall_1", *(logs / "ppo_feedforward" / f"recall_{i}" for i in (1, 2))]

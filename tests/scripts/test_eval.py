@@ -303,3 +303,9 @@ def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_words: li
     run = tmp_path / "ppo_feedforward" / "recall_1"
     assert "core 'feedforward' carries nothing from step to step" in call("eval", run, "--freeze-edits").error()
     assert "core 'feedforward' carries nothing" in call("eval", run, "--lesion", "0.0").error()
+
+
+def test_an_environment_set_otherwise_than_in_training(call: Any, recall: Path, tmp_path: Path) -> None:
+    longer = report(call, tmp_path, recall, "--env-kwargs", "delay:30")
+    assert min(each[3] for each in longer["episodes"]["train"]) >= 17  # half the delay, the cue and the question
+    assert "has no setting 'dealy'" in call("eval", recall, "--env-kwargs", "dealy:30").error()

@@ -42,7 +42,7 @@ def test_it_trains_resumes_and_is_evaluated_where_the_command_names_it(
     algo: str, module: str, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
 ) -> None:
     tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
-    words = [word for word in tiny if word not in ("--core-kwargs", "hidden_size:8", "n_layers:1", "n_heads:2")]
+    words = [word for word in tiny if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     core = f"{module}:Decay"
     said = call("train", *words, "--core", core, "--core-kwargs", "width:5", "-n", 64, "-f", tmp_path / "logs")
     assert said.code == 0, said
@@ -56,7 +56,7 @@ def test_no_file_decides_what_code_runs(
 ) -> None:
     from srwm_rl.cores import _CORES
 
-    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:8", "n_layers:1", "n_heads:2")]
+    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     assert call("train", *words, "--core", f"{module}:Decay", "-n", 64, "-f", tmp_path / "logs").code == 0
     run = tmp_path / "logs" / f"ppo_{module}+Decay" / "recall_1"
     monkeypatch.delitem(_CORES, f"{module}:Decay")  # as in a new process

@@ -149,7 +149,7 @@ def test_frozen_edits_are_left_out_where_there_are_none(
 ) -> None:
     assert "Live against frozen" in page(call, tmp_path, recall)
     assert "Live against frozen" not in page(call, tmp_path, recall, "--no-freeze")
-    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:8", "n_layers:1", "n_heads:2")]
+    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     train = ("train", *words, "--core", "feedforward", "-n", 64, "-f", tmp_path / "logs", "--verbose", 0)
     assert call(*train).code == 0
     assert "Live against frozen" not in page(call, tmp_path, tmp_path / "logs" / "ppo_feedforward" / "recall_1")

@@ -69,7 +69,7 @@ def test_a_run_whose_settings_build_another_policy_makes_no_zip(recall: Path, ca
     from srwm_rl.saved import load, save_model
 
     agent = load(recall)
-    config = {**agent.config, "core_kwargs": ["hidden_size:16", "n_layers:1"]}
+    config = {**agent.config, "core_kwargs": ["hidden_size:24", "n_layers:1"]}
     odd = untouched.parent / "odd.safetensors"
     save_model(odd, agent.policy, config, 256)
     message = call("export", odd, "--format", "sb3", "-o", untouched / "model.zip").error()

@@ -125,7 +125,7 @@ def test_plan_folder_and_result_are_said(call: Any, recall_words: list[str], tmp
     run = tmp_path / "ppo_srwm" / "recall_1"
     assert said.code == 0
     assert said.err == ""
-    for part in ("core srwm hidden_size:8", "parameters", "0:12 for training, 100:108 held out", "cpu", str(run)):
+    for part in ("core srwm hidden_size:16", "parameters", "0:12 for training, 100:108 held out", "cpu", str(run)):
         assert part in said.out
     assert said.out.rstrip().endswith(f"srwm-rl eval {run}")
     settings = json.loads((run / "config.json").read_text())
@@ -255,7 +255,7 @@ def edit(run: Path, **settings: Any) -> None:
     ("settings", "part"),
     [
         ({"core": "lstm"}, "is of another architecture"),
-        ({"core_kwargs": ["hidden_size:16", "n_layers:1"]}, "is of another architecture"),
+        ({"core_kwargs": ["hidden_size:24", "n_layers:1"]}, "is of another architecture"),
         ({"env": "bandit"}, "is of another architecture"),
         ({"n_envs": 2}, "use the same environments and n_envs"),
         ({"n_envs": "4"}, "settings are damaged: n_envs cannot be '4'"),
