@@ -4,6 +4,7 @@ A process of its own, for a hook stays for good. It fails if an import ends in a
 if anything is run, imported, compiled, connected to or written elsewhere on the way.
 """
 
+import os
 import random
 import shutil
 import sys
@@ -31,7 +32,11 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
     """Note what must not happen while a file is imported."""
     if not armed:
         return
-    writes = event == "open" and "w" in str(arguments[1]) and not str(arguments[0]).startswith(str(FOLDER))
+    # Opening by number only wraps a descriptor that was opened by name before, which is an event of its own.
+    by_name = event == "open" and not isinstance(arguments[0], int)
+    flags = arguments[2] if by_name else 0
+    writing = by_name and ("w" in str(arguments[1]) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    writes = writing and not str(arguments[0]).startswith(str(FOLDER))
     if writes or event.startswith(FORBIDDEN):
         seen.append(f"{event} {str(arguments)[:100]}")
 
