@@ -28,11 +28,16 @@ def render(report: dict[str, Any]) -> str:
         f"{report['actions']} actions, {report['repeats']} episode(s) per level"
     )
     gaps = [f"generalisation gap (train - {gap['split']}): {_text(gap)}" for gap in report["generalization_gap"]]
+    seen = [
+        f"{len(levels)} level(s) of {game}, {split}, begin with a frame that begins a training level too"
+        for split, games in report.get("same_first_frame", {}).items()
+        for game, levels in games.items()
+    ]
     overlap = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"] * bool(
         report["overlap"]
     )
     changes = [_change(each["name"], row) for each in interventions for row in each["differences"]]
-    return "\n".join([title, "", *lines, "", *gaps, *changes, *overlap]).rstrip()
+    return "\n".join([title, "", *lines, "", *gaps, *changes, *seen, *overlap]).rstrip()
 
 
 def _change(name: str, row: dict[str, Any]) -> str:

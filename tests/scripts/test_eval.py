@@ -309,3 +309,13 @@ def test_an_environment_set_otherwise_than_in_training(call: Any, recall: Path, 
     longer = report(call, tmp_path, recall, "--env-kwargs", "delay:30")
     assert min(each[3] for each in longer["episodes"]["train"]) >= 17  # half the delay, the cue and the question
     assert "has no setting 'dealy'" in call("eval", recall, "--env-kwargs", "dealy:30").error()
+
+
+def test_levels_that_look_like_training_levels_are_counted(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
+    words = ["train", "--env", "maze", *procgen_words, "--levels", "0:200", "--eval-levels", "1005:1011", "-n", 64]
+    assert call(*words, "-f", tmp_path, "--verbose", 0).code == 0
+    run = tmp_path / "ppo_srwm" / "maze_1"
+    result = report(call, tmp_path, run, "--train-levels", "none")
+    assert result["same_first_frame"] == {"held-out": {"maze": [1008, 1010]}}
+    said = call("eval", run, "--train-levels", "none")
+    assert "2 level(s) of maze, held-out, begin with a frame that begins a training level too" in said.out
