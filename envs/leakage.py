@@ -30,7 +30,7 @@ def first_frames(game: str, mode: str, levels: Sequence[int], **options: bool) -
             some = list(levels[start : start + n_envs])
             padded = np.array(some + some[:1] * (n_envs - len(some)))
             frames = np.asarray(env.reset(levels=padded))
-            digests += [hashlib.sha256(np.ascontiguousarray(frame)).digest() for frame in frames[: len(some)]]
+            digests += [hashlib.sha256(frame.tobytes()).digest() for frame in frames[: len(some)]]
     finally:
         env.close()
     return digests
