@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from srwm_rl.envs.procgen import ProcgenBatch
 
 
-def first_frames(game: str, mode: str, levels: Sequence[int], **options: bool) -> list[bytes]:
+def first_frames(game: str, mode: str, levels: Sequence[int], **options: Any) -> list[bytes]:
     """Return a digest of the first frame of each level of a ProcGen game, in order.
 
     Args:
@@ -36,7 +37,7 @@ def first_frames(game: str, mode: str, levels: Sequence[int], **options: bool) -
     return digests
 
 
-def same_first_frame(game: str, mode: str, train: Sequence[int], held_out: Sequence[int], **options: bool) -> list[int]:
+def same_first_frame(game: str, mode: str, train: Sequence[int], held_out: Sequence[int], **options: Any) -> list[int]:
     """Return the held-out levels whose first frame is, pixel for pixel, that of a training level."""
     seen = set(first_frames(game, mode, train, **options))
     digests = first_frames(game, mode, held_out, **options)
