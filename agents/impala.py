@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -15,15 +15,16 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.actors import Group, groups_of, joined_obs
 from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.agents.vtrace import vtrace
 from srwm_rl.errors import UserError
-from srwm_rl.policy import ActStep, SRWMPolicy
+from srwm_rl.policy import SRWMPolicy
 
 
 class IMPALATerms(NamedTuple):
@@ -38,26 +39,6 @@ class IMPALATerms(NamedTuple):
 
 class _ClosedError(Exception):
     """The run is over; what the learner was computing is not needed."""
-
-
-class _Group:
-    """Environments that step together, and the unroll they are in."""
-
-    unrolls: Unrolls
-    core_state: Tensor  # [L, B, S], with which the next step begins
-    obs: Any  # [B, ...]
-    starts: np.ndarray  # [B]
-    step: ActStep  # the last one
-
-    def __init__(self, env: VecEnv, rows: slice) -> None:
-        self.env, self.rows = env, rows
-        self.stepping: Future[Any] | None = None
-
-    def begin(self, unrolls: Unrolls, obs: Any, starts: np.ndarray, core_state: Tensor) -> None:
-        """Start an unroll where the last one ended."""
-        self.unrolls, self.core_state = unrolls, core_state
-        self.obs = {key: each[self.rows] for key, each in obs.items()} if isinstance(obs, dict) else obs[self.rows]
-        self.starts = starts[self.rows]
 
 
 class IMPALA(RecurrentAlgorithm):
@@ -210,7 +191,7 @@ class IMPALA(RecurrentAlgorithm):
         core_state = self._guard.memory(self._state_of(env), self.num_timesteps)
         with self._weights:
             callback.on_rollout_start()
-        groups = _groups_of(env)
+        groups = groups_of(env)
         for group in groups:
             rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
             version = self._refresh()
@@ -234,7 +215,7 @@ class IMPALA(RecurrentAlgorithm):
                 callback.on_rollout_end()
         return goes_on
 
-    def _play(self, groups: list[_Group], pool: ThreadPoolExecutor, callback: BaseCallback, n_steps: int) -> bool:
+    def _play(self, groups: list[Group], pool: ThreadPoolExecutor, callback: BaseCallback, n_steps: int) -> bool:
         """Act for one group while the others step; every environment plays `n_steps` steps."""
         for t in range(n_steps + 1):
             results = []
@@ -251,7 +232,7 @@ class IMPALA(RecurrentAlgorithm):
                     self._start_step(group, t, pool)
         return True
 
-    def _abandon(self, groups: list[_Group], t: int) -> None:
+    def _abandon(self, groups: list[Group], t: int) -> None:
         """Wait for the groups that step already, so that what comes next goes on from where they are."""
         stepping = [group for group in groups if group.stepping is not None]
         for group in stepping:
@@ -259,13 +240,13 @@ class IMPALA(RecurrentAlgorithm):
             self.num_timesteps += group.env.num_envs
         self._take_up(groups)
 
-    def _take_up(self, groups: list[_Group]) -> None:
+    def _take_up(self, groups: list[Group]) -> None:
         """Remember where the environments are, for the next unroll."""
-        self._last_obs = _joined_obs([group.obs for group in groups])
+        self._last_obs = joined_obs([group.obs for group in groups])
         self._last_episode_starts = np.concatenate([group.starts for group in groups])
         self._core_state = torch.cat([group.core_state for group in groups], dim=1)
 
-    def _start_step(self, group: _Group, t: int, pool: ThreadPoolExecutor) -> None:
+    def _start_step(self, group: Group, t: int, pool: ThreadPoolExecutor) -> None:
         starts = torch.as_tensor(group.starts, device=self.device)
         policy, obs = self._acting or self.policy, self._obs_tensor(group.obs)
         group.step, group.core_state = self._guard.act(policy, obs, group.core_state, starts, self.num_timesteps)
@@ -274,7 +255,7 @@ class IMPALA(RecurrentAlgorithm):
         group.unrolls.act(t, group.step.actions, group.step.log_probs)
         group.stepping = pool.submit(group.env.step, self._env_actions(group.step.actions))
 
-    def _finish_step(self, group: _Group, t: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def _finish_step(self, group: Group, t: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
         assert group.stepping is not None
         obs, rewards, dones, infos = group.stepping.result()
         group.stepping = None
@@ -286,7 +267,7 @@ class IMPALA(RecurrentAlgorithm):
         group.core_state, group.starts = step.core_state, dones
         return rewards, dones, infos
 
-    def _after_step(self, results: list[Any], groups: list[_Group], callback: BaseCallback) -> bool:
+    def _after_step(self, results: list[Any], groups: list[Group], callback: BaseCallback) -> bool:
         """Count a step that all groups have made, and show it to the callbacks as SB3 does."""
         rewards, dones = (np.concatenate([each[i] for each in results]) for i in range(2))
         infos = [info for each in results for info in each[2]]
@@ -441,16 +422,3 @@ class IMPALA(RecurrentAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_weights", "_acting", "_learned"]
-
-
-def _groups_of(env: VecEnv) -> list[_Group]:
-    # A wrapper around groups shows their attributes too; stepping them past it would skip what it does.
-    envs = [env] if isinstance(env, VecEnvWrapper) else getattr(env, "groups", [env])
-    stops = np.cumsum([each.num_envs for each in envs]).tolist()
-    return [_Group(each, slice(stop - each.num_envs, stop)) for each, stop in zip(envs, stops, strict=True)]
-
-
-def _joined_obs(parts: list[Any]) -> Any:
-    if isinstance(parts[0], dict):
-        return {key: np.concatenate([each[key] for each in parts]) for key in parts[0]}
-    return np.concatenate(parts)
