@@ -127,6 +127,8 @@ class TrainConfig:
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
     eval_episodes: int = 50
     """Levels of each kind and game that such an evaluation plays."""
+    video_freq: int = 0
+    """Environment steps between films of a held-out level, in the run's folder videos/; 0: none."""
     save_freq: int = 200_000
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
@@ -205,6 +207,7 @@ RANGES = (
     ("target_kl", 0.0, 1e3),
     ("hang_seconds", 0, 10**6),
     ("eval_freq", 0, 10**12),
+    ("video_freq", 0, 10**12),
     ("seed", 0, 2**31 - 1),
 )
 

@@ -18,7 +18,7 @@ from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
 from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision
-from srwm_rl.scripts.training.looking import watchers
+from srwm_rl.scripts.training.looking import filming, watchers
 from srwm_rl.scripts.training.plan import describe, run_base, run_record
 from srwm_rl.scripts.training.resume import METRICS, check_changes, keep_settings, stored_config, verify
 from srwm_rl.scripts.untrusted import allow_env
@@ -113,7 +113,8 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
     )
     bar = ProgressBar(config.n_timesteps)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    callbacks = [checkpoints, watchdog, *watchers(config, model, watchdog.beat), *([bar] if config.progress else [])]
+    looking = [*watchers(config, model, watchdog.beat), *filming(config, model, run.path, watchdog.beat)]
+    callbacks = [checkpoints, watchdog, *looking, *([bar] if config.progress else [])]
     try:
         with _stop_on_signals():
             _prepare(config, model, run, metrics, changes)

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     output = _default_output(config, scene) if config.output is None else Path(config.output)
     check_video(output)
     check_writable(output, "-o")
-    trace, album = record(agent, scene, _about(config, trained, agent, scene), config)
+    trace, album = record(agent, scene, describe(config, trained, agent, scene), config)
     with closing(album):
         if config.trace is not None:
             trace.save(Path(config.trace))
@@ -153,7 +153,8 @@ def _default_output(config: WatchConfig, scene: Scene) -> Path:
     return Path(f"{safe}.{'gif' if config.gif else 'mp4'}")
 
 
-def _about(config: WatchConfig, trained: TrainConfig, agent: Agent, scene: Scene) -> dict[str, Any]:
+def describe(config: WatchConfig, trained: TrainConfig, agent: Agent, scene: Scene) -> dict[str, Any]:
+    """Return what the film's titles say of the run."""
     path = Path(config.run).resolve()
     return {
         "run": path.stem if path.is_file() else path.name,

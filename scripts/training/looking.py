@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config import TrainConfig, pairs
 
 if TYPE_CHECKING:
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
 
     from srwm_rl.agents.evaluation import Episodes
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
+
+
+VIDEO_STEPS = 150  # ten seconds of ProcGen
 
 
 def watchers(config: TrainConfig, model: RecurrentAlgorithm, beat: Callable[[], None]) -> list[BaseCallback]:
@@ -69,3 +75,55 @@ def _player(
             env.close()
 
     return play
+
+
+def filming(config: TrainConfig, model: RecurrentAlgorithm, run: Path, beat: Callable[[], None]) -> list[BaseCallback]:
+    """Return, with --video-freq, the callback that films a held-out level now and then.
+
+    Raises:
+        UserError: the video's codec is missing.
+    """
+    if not config.video_freq:
+        return []
+    from stable_baselines3.common.callbacks import BaseCallback as Callback
+
+    from srwm_rl.agents.watching import undisturbed
+    from srwm_rl.scripts.pictures.video import check_video
+
+    check_video(Path("film.mp4"))
+
+    class Films(Callback):
+        before = 0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            self.before = self.num_timesteps
+
+        def _on_rollout_end(self) -> None:
+            if self.num_timesteps // config.video_freq > self.before // config.video_freq:
+                with undisturbed():
+                    _film(config, model, run)
+                beat()
+
+    return [Films()]
+
+
+def _film(config: TrainConfig, model: RecurrentAlgorithm, run: Path) -> None:
+    from srwm_rl.saved import Agent
+    from srwm_rl.scripts import watch
+
+    output = run / "videos" / f"{model.num_timesteps:012d}.mp4"
+    # Where a learner runs beside the actors, the copy that acts: to listen to a network changes its methods.
+    policy = getattr(model, "_acting", None) or model.policy
+    agent = Agent(policy, config.to_json(), model.num_timesteps, output)
+    options = watch.WatchConfig(run=str(run), steps=VIDEO_STEPS, progress=False, seed=config.seed)
+    scene = watch.choose_scene(options, config)
+    try:
+        output.parent.mkdir(exist_ok=True)
+        trace, album = watch.record(agent, scene, watch.describe(options, config, agent, scene), options)
+        with closing(album):
+            watch.film(trace, album, output, progress=False)
+    except OSError as error:  # a full disk costs the film, not the run
+        warn(f"no film at {model.num_timesteps} steps ({error.strerror}); training goes on")

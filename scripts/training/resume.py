@@ -27,7 +27,7 @@ METRICS = "metrics.jsonl"
 # What says how a command runs and nothing of what is learned.
 FREE = {
     "n_timesteps", "resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "progress",
-    "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes",
+    "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes", "video_freq",
 }  # fmt: skip
 # What may be changed in the middle of a run by whoever says so: it is then no longer the run it was.
 WITH_OVERRIDE = {
