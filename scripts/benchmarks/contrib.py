@@ -42,7 +42,7 @@ def policy_kwargs(ours: SRWMPolicy) -> dict[str, Any]:
     }
     images = list(ours.features_extractor.images.values())
     if not images:
-        return {**shared, "net_arch": []}
+        return shared
     network = images[0]
     assert isinstance(network, ImpalaCNN)
     widths = tuple(stage.out_channels for stage in network.stages if isinstance(stage, nn.Conv2d))

@@ -75,7 +75,8 @@ class Watchdog(BaseCallback):
 
     def _places(self) -> str:
         try:
-            places: list[Any] = self.training_env.env_method("places", indices=[0])
+            places: list[Any] = self.training_env.env_method("places")
         except Exception:  # whatever environments these are, the warning must get out
             return ""
-        return f"; {places[0]}" if places and places[0] else ""
+        # Groups of environments answer each for itself, once per environment.
+        return "".join(f"; {place}" for place in dict.fromkeys(places) if place)
