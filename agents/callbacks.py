@@ -1,4 +1,4 @@
-"""What the command line hangs on a training loop: a progress bar, checkpoints, a clean stop."""
+"""What the command line hangs on a training loop: a progress bar, checkpoints, a record of the levels, a score."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
+
+from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 
 class ProgressBar(BaseCallback):
@@ -25,7 +27,7 @@ class ProgressBar(BaseCallback):
             self.bar.mininterval = 10.0
 
     def _on_step(self) -> bool:
-        self.bar.update(self.training_env.num_envs)
+        self.bar.update(self.num_timesteps - self.bar.n)  # other processes' steps count too
         return True
 
     def _on_rollout_end(self) -> None:
@@ -84,3 +86,74 @@ class Checkpoints(BaseCallback):
         if self.latest is not None:
             self.save(self.latest)
             self.saved_at, self.saved_time = self.num_timesteps, time.monotonic()
+
+
+class LevelRecorder(BaseCallback):
+    """Note every level that the training environments begin; nothing is done in a step that ends no episode.
+
+    Of several processes, the first notes at the end of each rollout what the others' environments began.
+
+    Args:
+        add: called with a game and a level, again and again with the same.
+    """
+
+    model: RecurrentAlgorithm
+
+    def __init__(self, add: Callable[[str, int], None]) -> None:
+        super().__init__()
+        self.add = add
+        self.begun: set[tuple[str, int]] = set()  # here and since the last rollout, where there are several processes
+
+    def _note(self, game: str, level: int) -> None:
+        if self.model.processes.size == 1:
+            self.add(game, level)
+        else:
+            self.begun.add((game, level))
+
+    def _on_rollout_end(self) -> None:
+        if self.model.processes.size > 1:
+            for part in self.model.processes.gather(sorted(self.begun)):
+                for game, level in part:
+                    self.add(game, level)
+            self.begun.clear()
+
+    def _on_training_start(self) -> None:
+        try:
+            games = self.training_env.get_attr("game_names")
+            levels = self.training_env.env_method("level_seed")
+        except AttributeError:  # environments that know no levels
+            return
+        # Environments that are simulated together answer together, once for each of them.
+        for game, level in {pair for group in zip(games, levels, strict=True) for pair in zip(*group, strict=True)}:
+            self._note(game, int(level))
+
+    def _on_step(self) -> bool:
+        for i in np.flatnonzero(self.locals["dones"]):
+            info = self.locals["infos"][i]
+            # The one that ended, too: an environment may have moved on by itself since it said what it began.
+            for name in ("prev_level_seed", "level_seed"):
+                if name in info and "game" in info:
+                    self._note(info["game"], int(info[name]))
+        return True
+
+
+class TrainingReturn(BaseCallback):
+    """Score the weights that act by the mean return of the last training episodes (`rollout/ep_rew_mean`).
+
+    Once per rollout, as soon as there are as many episodes as the mean is taken over.
+
+    Args:
+        on_score: called with it at the end of a rollout, before the update.
+    """
+
+    def __init__(self, on_score: Callable[[float], None]) -> None:
+        super().__init__()
+        self.on_score = on_score
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        episodes = self.model.ep_info_buffer or ()
+        if len(episodes) >= self.model._stats_window_size:
+            self.on_score(float(np.mean([each["r"] for each in episodes])))

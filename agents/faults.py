@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -58,9 +59,23 @@ class Guard:
         return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
     def act(
-        self, policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor, step: int
+        self,
+        policy: SRWMPolicy,
+        obs: Any,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        step: int,
+        act: Callable[[Any, Tensor, Tensor], ActStep] | None = None,
     ) -> tuple[ActStep, Tensor]:
         """Act, and see that what comes out is finite.
+
+        Args:
+            policy: that acts.
+            obs: `[B, ...]` or a dict of such.
+            core_state: `[L, B, S]`.
+            episode_starts: `[B]`.
+            step: environment steps so far.
+            act: a faster `policy.act`; None: that itself.
 
         Returns:
             The step, and the core state `[L, B, S]` with which it began: a sick one was emptied.
@@ -69,12 +84,12 @@ class Guard:
             FaultError: "stop", or weights that are sick themselves, for which nothing can be left out.
         """
         with torch.no_grad():
-            result = _try_to_act(policy, obs, core_state, episode_starts)
+            result = _try_to_act(act or policy.act, obs, core_state, episode_starts)
             if result is not None:
                 return result, core_state
             obs = self._finite_obs(obs, step)
             core_state = self.memory(core_state, step)
-            result = _try_to_act(policy, obs, core_state, episode_starts)
+            result = _try_to_act(policy.act, obs, core_state, episode_starts)
             if result is None:
                 where = _first_sick_module(policy, obs, core_state, episode_starts)
                 raise FaultError(f"the policy's output is not finite at step {step:,}: {where}")
@@ -95,8 +110,15 @@ class Guard:
             return {key: self._finite_obs(each, step) for key, each in obs.items()}
         return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step), device=obs.device)
 
-    def attempt(self, evaluate: Callable[[], Result], number: int) -> Result | None:
+    def attempt(
+        self, evaluate: Callable[[], Result], number: int, give_up: Callable[[], None] = lambda: None
+    ) -> Result | None:
         """Return what `evaluate` gives, or None where torch refused logits that are not finite.
+
+        Args:
+            evaluate: makes an update's gradient.
+            number: which update it is.
+            give_up: called when it cannot be made, before anything is raised.
 
         Raises:
             FaultError: "stop".
@@ -106,13 +128,14 @@ class Guard:
         except ValueError as error:
             if "Expected parameter" not in str(error):  # of torch's distributions
                 raise
+            give_up()
             self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
             return None
 
     def update(
         self, terms: Any, grad_norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], number: int
-    ) -> bool:
-        """Say whether an update may be made.
+    ) -> dict[str, float] | None:
+        """Return an update's numbers if it may be made, else None; they cross from the device together.
 
         Args:
             terms: a NamedTuple of the loss's terms.
@@ -120,22 +143,31 @@ class Guard:
             parameters: by name, with their gradients.
             number: which update it is.
 
+        Returns:
+            The terms by name, and `grad_norm`.
+
         Raises:
             FaultError: "stop".
         """
-        if bool(torch.isfinite(grad_norm)) and all(bool(torch.isfinite(each)) for each in terms):
-            return True
-        loss = [name.replace("_", " ") for name, each in terms._asdict().items() if not torch.isfinite(each)]
+        numbers = dict(zip((*terms._fields, "grad_norm"), torch.stack((*terms, grad_norm)).tolist(), strict=True))
+        if all(map(math.isfinite, numbers.values())):
+            return numbers
+        loss = [name.replace("_", " ") for name in terms._fields if not math.isfinite(numbers[name])]
+        if {"policy loss", "entropy"} <= set(loss):  # which have nothing else in common
+            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
+            return None
         gradient = [name for name, each in parameters if each.grad is not None and not torch.isfinite(each.grad).all()]
         parts = [f"the {name}" for name in loss[:1]] + [f"the gradient of {name}" for name in gradient[:1]]
         what = " and ".join(parts) or "the gradient's norm"
         self.fault(f"{what} is not finite in update {number:,}", "the update is left out")
-        return False
+        return None
 
 
-def _try_to_act(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> ActStep | None:
+def _try_to_act(
+    act: Callable[[Any, Tensor, Tensor], ActStep], obs: Any, core_state: Tensor, episode_starts: Tensor
+) -> ActStep | None:
     try:
-        result = policy.act(obs, core_state, episode_starts)
+        result = act(obs, core_state, episode_starts)
     except ValueError:  # torch's distributions refuse parameters that are not finite
         return None
     return result if bool(torch.isfinite(result.values + result.log_probs).all()) else None

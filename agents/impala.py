@@ -24,7 +24,7 @@ from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.agents.vtrace import vtrace
 from srwm_rl.errors import UserError
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.policy import Obs, SRWMPolicy
 
 
 class IMPALATerms(NamedTuple):
@@ -207,6 +207,7 @@ class IMPALA(RecurrentAlgorithm):
         with ThreadPoolExecutor(len(groups), "srwm-step") as pool:
             goes_on = self._play(groups, pool, callback, n_rollout_steps)
         if goes_on:
+            self._share_episodes()
             for group in groups:
                 rollout_buffer.put(group.unrolls)
             self._take_up(groups)
@@ -227,9 +228,10 @@ class IMPALA(RecurrentAlgorithm):
                 if len(results) == len(groups) and not self._after_step(results, groups, callback):
                     self._abandon(groups, t)
                     return False
-                group.unrolls.observe(t, group.obs, group.starts)
+                obs = self._obs_tensor(group.obs)
+                group.unrolls.observe(t, obs, group.starts)
                 if t < n_steps:
-                    self._start_step(group, t, pool)
+                    self._start_step(group, obs, t, pool)
         return True
 
     def _abandon(self, groups: list[Group], t: int) -> None:
@@ -237,7 +239,7 @@ class IMPALA(RecurrentAlgorithm):
         stepping = [group for group in groups if group.stepping is not None]
         for group in stepping:
             self._finish_step(group, t)
-            self.num_timesteps += group.env.num_envs
+            self.num_timesteps += group.env.num_envs * self.processes.size
         self._take_up(groups)
 
     def _take_up(self, groups: list[Group]) -> None:
@@ -246,10 +248,12 @@ class IMPALA(RecurrentAlgorithm):
         self._last_episode_starts = np.concatenate([group.starts for group in groups])
         self._core_state = torch.cat([group.core_state for group in groups], dim=1)
 
-    def _start_step(self, group: Group, t: int, pool: ThreadPoolExecutor) -> None:
+    def _start_step(self, group: Group, obs: Obs, t: int, pool: ThreadPoolExecutor) -> None:
         starts = torch.as_tensor(group.starts, device=self.device)
-        policy, obs = self._acting or self.policy, self._obs_tensor(group.obs)
-        group.step, group.core_state = self._guard.act(policy, obs, group.core_state, starts, self.num_timesteps)
+        policy = self._acting or self.policy
+        group.step, group.core_state = self._guard.act(
+            policy, obs, group.core_state, starts, self.num_timesteps, self._acting_by(policy)
+        )
         if t == 0:
             group.unrolls.core_state.copy_(group.core_state)  # a sick memory was emptied
         group.unrolls.act(t, group.step.actions, group.step.log_probs)
@@ -271,7 +275,7 @@ class IMPALA(RecurrentAlgorithm):
         """Count a step that all groups have made, and show it to the callbacks as SB3 does."""
         rewards, dones = (np.concatenate([each[i] for each in results]) for i in range(2))
         infos = [info for each in results for info in each[2]]
-        self.num_timesteps += len(dones)
+        self.num_timesteps += len(dones) * self.processes.size
         with self._weights:
             callback.update_locals(locals())
             goes_on = callback.on_step()
@@ -304,15 +308,14 @@ class IMPALA(RecurrentAlgorithm):
         """Make one step of gradient descent on a batch."""
         version = self._n_updates
         self.policy.set_training_mode(True)
-        found = self._guard.attempt(partial(self._gradient, batch), version)
-        if found is None or not self._may_step(*found):
+        n_steps = batch.rewards.numel() * self.processes.size
+        means = self._evaluate(partial(self._gradient, batch), IMPALATerms, n_steps)
+        if means is None:
             return
-        terms, grad_norm = found
         with self._weights:
-            update_learning_rate(self.policy.optimizer, self.lr_schedule(self._current_progress_remaining))
+            update_learning_rate(self.policy.optimizer, self.lr_schedule(self._progress))
             self.policy.optimizer.step()
             self._n_updates += 1
-        means = {name: value.item() / batch.rewards.numel() for name, value in terms._asdict().items()}
         lag = (version - batch.versions).float()
         self._learned.append(
             {
@@ -320,7 +323,7 @@ class IMPALA(RecurrentAlgorithm):
                 "value_loss": means["value_loss"],
                 "entropy_loss": -means["entropy"],
                 "loss": means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"],
-                "grad_norm": grad_norm.item(),
+                "grad_norm": means["grad_norm"],
                 "impala/policy_lag": lag.mean().item(),
                 "impala/policy_lag_max": lag.max().item(),
                 "impala/rho_mean": means["rho"],
@@ -330,7 +333,7 @@ class IMPALA(RecurrentAlgorithm):
         )
 
     def _gradient(self, batch: Unrolls) -> tuple[IMPALATerms, Tensor]:
-        """Leave the batch's gradient in the parameters; return its summed terms and its norm."""
+        """Leave the gradient of all processes' batches in the parameters; return its summed terms and its norm."""
         at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
         self.policy.optimizer.zero_grad()
         total: IMPALATerms | None = None
@@ -343,7 +346,7 @@ class IMPALA(RecurrentAlgorithm):
             detached = IMPALATerms(*(each.detach() for each in terms))
             total = detached if total is None else IMPALATerms(*(a + b for a, b in zip(total, detached, strict=True)))
         assert total is not None
-        return total, self._gradient_norm()
+        return self._sum(total), self._gradient_norm()
 
     def _terms(self, unrolls: Unrolls) -> IMPALATerms:
         # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
@@ -386,10 +389,21 @@ class IMPALA(RecurrentAlgorithm):
         Raises:
             Exception: whatever went wrong in the learner's or an environment's thread.
         """
+        self._even_out()
         with self._learner():
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
+
+    def _even_out(self) -> None:
+        """Let as many unrolls wait in every process, as after a run that was stopped between two processes' updates.
+
+        Each batch takes part in an update of all: one batch more here would wait for the others for ever.
+        """
+        waiting = len(self.rollout_buffer)
+        surplus = waiting - min(self.processes.all_gather(waiting))
+        if surplus:
+            self.rollout_buffer.take(surplus)
 
     @contextmanager
     def _learner(self) -> Iterator[None]:
@@ -405,6 +419,9 @@ class IMPALA(RecurrentAlgorithm):
             yield
             self.rollout_buffer.finish()  # what was played is learned from
             thread.join()
+        except BaseException:
+            self.processes.abandon()  # the learner may be waiting for processes that will not come
+            raise
         finally:
             self.rollout_buffer.close()
             thread.join()

@@ -18,7 +18,7 @@ from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
 from srwm_rl.errors import UserError
-from srwm_rl.policy import ActStep, SRWMPolicy
+from srwm_rl.policy import ActStep, Obs, SRWMPolicy
 
 
 class PPOTerms(NamedTuple):
@@ -175,18 +175,19 @@ class PPO(RecurrentAlgorithm):
         rollout_buffer.reset()
         callback.on_rollout_start()
         while not rollout_buffer.full:
-            step, core_state = self._act(core_state)
+            obs = self._obs_tensor(self._last_obs)
+            step, core_state = self._act(obs, core_state)
             new_obs, rewards, dones, infos = env.step(self._env_actions(step.actions))
             new_obs = self._guard.arrays("observation", new_obs, self.num_timesteps)
             rewards = self._guard.arrays("reward", rewards, self.num_timesteps)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.processes.size
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
             rewards = self._bootstrap_truncated(self.policy, rewards, dones, infos, step.values, step.core_state)
             rollout_buffer.add(
-                self._last_obs,
+                obs,
                 step.actions,
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
@@ -196,15 +197,17 @@ class PPO(RecurrentAlgorithm):
             )
             self._last_obs, self._last_episode_starts = new_obs, dones
             self._core_state = core_state = step.core_state
-        last, self._core_state = self._act(core_state)
+        last, self._core_state = self._act(self._obs_tensor(self._last_obs), core_state)
         rollout_buffer.compute_returns_and_advantage(last.values, dones)
+        self._share_episodes()
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _act(self, core_state: Tensor) -> tuple[ActStep, Tensor]:
+    def _act(self, obs: Obs, core_state: Tensor) -> tuple[ActStep, Tensor]:
         starts = torch.as_tensor(self._last_episode_starts, device=self.device)
-        return self._guard.act(self.policy, self._obs_tensor(self._last_obs), core_state, starts, self.num_timesteps)
+        act = self._acting_by(self.policy)
+        return self._guard.act(self.policy, obs, core_state, starts, self.num_timesteps, act)
 
     def train(self) -> None:
         """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""
@@ -215,18 +218,15 @@ class PPO(RecurrentAlgorithm):
         stats: dict[str, list[float]] = defaultdict(list)
         for _ in range(self.n_epochs):
             for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
-                evaluate = partial(self._gradient, minibatch, clip_range, clip_range_vf)
-                found = self._guard.attempt(evaluate, self._n_updates)
-                if found is None or not self._may_step(*found):
+                gradient = partial(self._gradient, minibatch, clip_range, clip_range_vf)
+                steps = len(minibatch) * self.rollout_buffer.sequence_length * self.processes.size
+                means = self._evaluate(gradient, PPOTerms, steps)
+                if means is None:
                     continue
-                terms, grad_norm = found
-                steps = len(minibatch) * self.rollout_buffer.sequence_length
-                means = {name: value.item() / steps for name, value in terms._asdict().items()}
                 for name, value in means.items():
                     stats[name].append(value)
                 if self.target_kl is not None and means["approx_kl"] > 1.5 * self.target_kl:
                     break
-                stats["grad_norm"].append(grad_norm.item())
                 self.policy.optimizer.step()
             else:
                 self._n_updates += 1
@@ -244,10 +244,11 @@ class PPO(RecurrentAlgorithm):
     def _gradient(
         self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
     ) -> tuple[PPOTerms, Tensor]:
-        """Leave the minibatch's gradient in the parameters; return its summed terms and its norm."""
+        """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm."""
         advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
-        mean, scale = advantages.mean(), advantages.std() + 1e-8
-        normalize = self.normalize_advantage and advantages.numel() > 1
+        n_steps = advantages.numel() * self.processes.size
+        normalize = self.normalize_advantage and n_steps > 1
+        mean, std = self.processes.mean_and_std(advantages) if normalize else advantages.new_tensor([0.0, 1.0])
         groups = np.array_split(minibatch, self._n_groups(len(minibatch)))
         self.policy.optimizer.zero_grad()
         total: PPOTerms | None = None
@@ -256,14 +257,14 @@ class PPO(RecurrentAlgorithm):
             new = self.policy.evaluate_sequence(
                 old.observations, old.actions, old.core_state, old.episode_starts, self.bptt
             )
-            scaled = (old.advantages - mean) / scale if normalize else old.advantages
+            scaled = (old.advantages - mean) / (std + 1e-8) if normalize else old.advantages
             terms = ppo_terms(new.values, new.log_probs, new.entropy, old, scaled, clip_range, clip_range_vf)
             loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
-            (loss / advantages.numel()).backward()
+            (loss / n_steps).backward()
             detached = PPOTerms(*(each.detach() for each in terms))
             total = detached if total is None else PPOTerms(*(a + b for a, b in zip(total, detached, strict=True)))
         assert total is not None
-        return total, self._gradient_norm()
+        return self._sum(total), self._gradient_norm()
 
     def _n_groups(self, n_sequences: int) -> int:
         at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)
@@ -272,6 +273,8 @@ class PPO(RecurrentAlgorithm):
     def _log_training(self, means: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
         loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]
         buffer = self.rollout_buffer
+        parts = self.processes.gather([each.flatten().cpu().numpy() for each in (buffer.values, buffer.returns)])
+        values, returns = (np.concatenate(each) for each in zip(*parts, strict=True))
         record: dict[str, float | None] = {
             "entropy_loss": -means["entropy"],
             "policy_gradient_loss": means["policy_loss"],
@@ -279,10 +282,8 @@ class PPO(RecurrentAlgorithm):
             "approx_kl": means["approx_kl"],
             "clip_fraction": means["clip_fraction"],
             "loss": loss,
-            "grad_norm": means.get("grad_norm", 0.0),
-            "explained_variance": explained_variance(
-                buffer.values.flatten().cpu().numpy(), buffer.returns.flatten().cpu().numpy()
-            ),
+            "grad_norm": means["grad_norm"],
+            "explained_variance": explained_variance(values, returns),
             "clip_range": clip_range,
         }
         if clip_range_vf is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,12 +16,15 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.faults import ON_NAN, Guard, OnNan
+from srwm_rl.agents.graphs import GraphedActing
 from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.policy import ActStep, Obs, SRWMPolicy
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
+Terms = TypeVar("Terms", bound=tuple[Tensor, ...])
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -31,6 +34,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     Attributes:
         frames_at_once: image frames whose activations are held at once while learning.
         on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.faults.Guard`.
+        processes: those that train this policy together, each with its own environments; see `join`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
@@ -39,7 +43,22 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     policy: SRWMPolicy
     frames_at_once: int
     on_nan: OnNan
+    processes: Processes = ALONE
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
+    _graph: GraphedActing | None = None
+    _ended: list[dict[str, Any]]  # episodes that ended here in this rollout, while there are other processes
+    _progress: float  # what is left of the run at the last update, 1 to 0: the same in all processes
+
+    def join(self, processes: Processes) -> None:
+        """Train together with other processes, from process 0's weights on; call it before `learn`.
+
+        Every process builds its own model, with its own environments and another seed; `n_envs` and `batch_size` are
+        each process's own, `num_timesteps` counts the steps of all. From here on all processes must do the same calls:
+        each rollout and each update waits for all of them.
+        """
+        self.processes = processes
+        self._ended = []
+        processes.copy_from_first([*self.policy.parameters()])
 
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold beyond weights, optimizer, counters, generators and environments."""
@@ -77,8 +96,21 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             self._core_state = self.policy.initial_state(env.num_envs)
         return self._core_state
 
-    def _obs_tensor(self, obs: Any) -> Tensor | dict[str, Tensor]:
-        return obs_as_tensor(obs, self.device)
+    def _obs_tensor(self, obs: Any) -> Obs:
+        """Return observations `[B, ...]` on the device, in their own types."""
+        if self.device.type != "cuda":
+            return obs_as_tensor(obs, self.device)
+        if isinstance(obs, dict):
+            return {key: self._obs_tensor(each) for key, each in obs.items()}  # type: ignore[misc]
+        return torch.from_numpy(obs).pin_memory().to(self.device, non_blocking=True)
+
+    def _acting_by(self, policy: SRWMPolicy) -> Callable[[Obs, Tensor, Tensor], ActStep]:
+        """Return what acts for a policy: on a GPU a captured graph of it."""
+        if self.device.type != "cuda":
+            return policy.act
+        if self._graph is None or self._graph.policy is not policy:
+            self._graph = GraphedActing(policy)
+        return self._graph
 
     def _env_actions(self, actions: Tensor) -> np.ndarray:
         array: np.ndarray = actions.cpu().numpy()
@@ -121,7 +153,25 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         for info in infos if dones is None else (infos[i] for i in np.flatnonzero(dones)):
             if "game" in info and "episode" in info:
                 info["episode"]["game"] = info["game"]
-        super()._update_info_buffer(infos, dones)
+        if self.processes.size == 1:
+            super()._update_info_buffer(infos, dones)
+            return
+        for i, info in enumerate(infos):
+            over = dones is not None and bool(dones[i])
+            if over or "episode" in info:
+                entry = {"at": self.num_timesteps, "episode": info.get("episode")}
+                self._ended.append({**entry, "success": info.get("is_success") if over else None})
+
+    def _share_episodes(self) -> None:
+        """Let process 0 count the episodes of all processes, in the order in which they ended."""
+        if self.processes.size == 1:
+            return
+        found, self._ended = self.processes.gather(self._ended), []
+        for each in sorted((each for part in found for each in part), key=lambda each: int(each["at"])):
+            if each["episode"] is not None:
+                self.ep_info_buffer.append(each["episode"])  # type: ignore[union-attr]
+            if each["success"] is not None:
+                self.ep_success_buffer.append(each["success"])  # type: ignore[union-attr]
 
     def _sequences_at_once(self, sequence_length: int) -> int | None:
         """Return how many sequences go through the network at once; None: all, where there are no images."""
@@ -129,15 +179,51 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return None
         return max(1, self.frames_at_once // sequence_length)
 
+    def _evaluate(
+        self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms], n_steps: int
+    ) -> dict[str, float] | None:
+        """Leave an update's gradient in the parameters, clipped, once it is known to be finite.
+
+        To clip by a sick norm would spread it to all weights. The other processes wait for this one's part of the sum
+        also where it cannot be evaluated: they get numbers that are not finite, and leave out the same update or stop.
+
+        Args:
+            gradient: leaves the gradient there and returns the loss's terms, summed over steps, and the norm.
+            kind: the terms' NamedTuple.
+            n_steps: how many steps they are sums of.
+
+        Returns:
+            The terms' means, and `grad_norm` before clipping; None: the update is to be left out.
+        """
+
+        def give_up() -> None:
+            self.policy.zero_grad()
+            names: Any = kind
+            self._sum(names(*(torch.full((), torch.nan, device=self.device) for _ in names._fields)))
+
+        found = self._guard.attempt(gradient, self._n_updates, give_up)
+        numbers = found and self._guard.update(*found, self.policy.named_parameters(), self._n_updates)
+        if found is None or numbers is None:
+            return None
+        norm = numbers.pop("grad_norm")
+        if norm >= self.max_grad_norm:  # else it would multiply by one
+            torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, found[1])
+        return {**{name: number / n_steps for name, number in numbers.items()}, "grad_norm": norm}
+
+    def _sum(self, terms: Terms) -> Terms:
+        """Sum terms and gradients over all processes, in place, and let process 0 say how far the run is."""
+        self._progress = self._current_progress_remaining
+        if self.processes.size > 1:
+            progress = torch.full((), self._progress if self.processes.first else 0.0, device=self.device)
+            parameters = [each for each in self.policy.parameters() if each.requires_grad]
+            # All processes must send the same; what got no gradient here got none in the others.
+            parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+            self.processes.sum_([progress, *terms, *parts])
+            self._progress = progress.item()
+        return terms
+
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
-
-    def _may_step(self, terms: Any, grad_norm: Tensor) -> bool:
-        """Clip the gradient, once it is known to be finite: clipping by a sick norm would spread it to all of them."""
-        if not self._guard.update(terms, grad_norm, self.policy.named_parameters(), self._n_updates):
-            return False
-        torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, grad_norm)
-        return True
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and where several games are played the mean return of each."""
@@ -173,7 +259,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_core_state", "_guard"]
+        return [*super()._excluded_save_params(), "_core_state", "_graph", "_guard", "processes", "_ended"]
 
 
 def stack_obs(observations: list[Any]) -> Any:

@@ -12,7 +12,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from srwm_rl.agents.rollout import Obs, obs_storage, storage, store
+from srwm_rl.agents.rollout import obs_storage, storage, store
+from srwm_rl.policy import Obs
 
 # Of `Unrolls`: the tensors whose second axis counts the unrolls.
 FIELDS = ("episode_starts", "actions", "rewards", "log_probs", "core_state")

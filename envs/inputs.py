@@ -39,6 +39,9 @@ class ActionEncoder:
         elif not isinstance(action_space, spaces.MultiBinary):
             raise UserError(f"actions of type {type(action_space).__name__} cannot be an input; leave out 'action'")
         self._one_hot = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
+        if self._one_hot:
+            # Where each choice's ones begin, less the number that the choice counts from.
+            self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]) - self._starts
         width = int(self._sizes.sum()) if self._one_hot else int(np.prod(action_space.shape or (1,)))
         low, high = np.broadcast_to(low, (width,)), np.broadcast_to(high, (width,))
         self.space = spaces.Box(np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32))
@@ -51,8 +54,7 @@ class ActionEncoder:
                 flat = np.clip(flat, self._space.low.ravel(), self._space.high.ravel())
             return flat.astype(np.float32)
         out = np.zeros((len(flat), *self.space.shape), np.float32)
-        offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
-        np.put_along_axis(out, (flat - self._starts + offsets).astype(np.int64), 1.0, axis=1)
+        out[np.arange(len(flat))[:, None], flat + self._offsets] = 1.0
         return out
 
 
@@ -141,8 +143,9 @@ class VecMemoryInputs(VecEnvWrapper):
         if self._encoder is not None:
             extra["previous_action"] = self._encoder.encode(self._last_actions)
         if "reward" in self.inputs:
-            clip = np.inf if self.reward_clip is None else self.reward_clip
-            extra["previous_reward"] = np.clip(rewards, -clip, clip).astype(np.float32)[:, None]
+            if self.reward_clip is not None:
+                rewards = np.minimum(np.maximum(rewards, -self.reward_clip), self.reward_clip)
+            extra["previous_reward"] = rewards.astype(np.float32)[:, None]  # a copy: the ends of episodes are zeroed
         if "step" in self.inputs:
             extra["episode_step"] = self._steps.astype(np.float32)[:, None]
         return extra

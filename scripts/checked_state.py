@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from srwm_rl.blueprint import MOST_STEPS, check_finite, check_shapes
+from srwm_rl.blueprint import MOST_STEPS, check_finite, check_score, check_shapes
 from srwm_rl.errors import UserError
+from srwm_rl.levels_played import LevelsPlayed
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
@@ -22,36 +23,53 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "policy": (dict,),
     "optimizer": (dict,),
     "counters": (dict,),
+    "episodes": (list,),
+    "successes": (list,),
+    "metrics": (int,),
+}
+# What each of several processes has of its own; the first one's stand beside the entries above.
+OWN_ENTRIES: dict[str, tuple[type, ...]] = {
     "generators": (dict,),
     "environments": (dict, type(None)),
     "core_state": (np.ndarray, type(None)),
     "last_obs": (np.ndarray, dict),
     "episode_starts": (np.ndarray,),
-    "episodes": (list,),
-    "successes": (list,),
-    "metrics": (int,),
 }
 LARGEST_MOMENT = 1e18  # the square of the largest gradient norm that a setting lets through
-OPTIONAL: dict[str, tuple[type, ...]] = {"extra": (dict,), "log": (dict,)}
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    "log": (dict,),
+    "processes": (list,),
+    "best": (dict, type(None)),
+    "levels_played": (dict,),
+}
+OWN_OPTIONAL: dict[str, tuple[type, ...]] = {"extra": (dict,)}
 
 
 def check_state(model: RecurrentAlgorithm, state: Any, source: str) -> None:
     """Check that a state is one that this model, with these environments, could have been in.
+
+    A state of several processes is checked whole in each of them: all find the same error.
 
     Raises:
         UserError: it is not; the message names the file and what does not fit.
     """
     if not isinstance(state, dict):
         raise _damaged(source, "state")
-    for name, types in {**ENTRIES, **{name: OPTIONAL[name] for name in OPTIONAL.keys() & state.keys()}}.items():
-        if type(state.get(name, ...)) not in types:
-            raise _damaged(source, name)
+    _check_types(state, ENTRIES, OPTIONAL, source)
     _check_weights(model, state["policy"], source)
     _check_optimizer(model, state["optimizer"], source)
     _check_counters(state, source)
-    _check_place(model, state, source)
+    _check_parts(model, state, source)
     _check_logs(state, source)
-    _check_generators(state["generators"], source)
+    _check_logbook(state, source)
+
+
+def _check_types(
+    state: dict[str, Any], entries: dict[str, tuple[type, ...]], optional: dict[str, tuple[type, ...]], source: str
+) -> None:
+    for name, types in {**entries, **{name: optional[name] for name in optional.keys() & state.keys()}}.items():
+        if type(state.get(name, ...)) not in types:
+            raise _damaged(source, name)
 
 
 def _damaged(source: str, name: str) -> UserError:
@@ -114,9 +132,24 @@ def _check_counters(state: dict[str, Any], source: str) -> None:
         raise _damaged(source, "metrics")
 
 
-def _check_place(model: RecurrentAlgorithm, state: dict[str, Any], source: str) -> None:
+def _check_parts(model: RecurrentAlgorithm, state: dict[str, Any], source: str) -> None:
+    """Check what each of the processes that wrote the state had of its own; they shared the environments equally."""
+    from srwm_rl.agents.state import parts_of_state
+
+    parts = parts_of_state(state)
+    n_envs, odd = divmod(model.n_envs * model.processes.size, len(parts))
+    if odd:
+        raise UserError(f"{source} has {len(parts)} processes, who cannot have shared the run's environments equally")
+    for part in parts:
+        if not isinstance(part, dict):
+            raise _damaged(source, "processes")
+        _check_types(part, OWN_ENTRIES, OWN_OPTIONAL, source)
+        _check_place(model, part, n_envs, source)
+        _check_generators(part["generators"], source)
+
+
+def _check_place(model: RecurrentAlgorithm, state: dict[str, Any], n_envs: int, source: str) -> None:
     """Check the last observations, the episodes' starts and the memory, which have an entry per environment."""
-    n_envs = model.n_envs
     starts = state["episode_starts"]
     if starts.ndim == 1 and len(starts) != n_envs:
         raise UserError(f"{source} has {len(starts)} environments, not {n_envs}; use the same environments and n_envs")
@@ -150,6 +183,16 @@ def _check_logs(state: dict[str, Any], source: str) -> None:
         pair = isinstance(entry, list) and len(entry) == 2 and type(entry[0]) in (int, float, type(None))
         if not pair or not isinstance(entry[1], list) or not all(isinstance(each, str) for each in entry[1]):
             raise _damaged(source, "log")
+
+
+def _check_logbook(state: dict[str, Any], source: str) -> None:
+    if (best := state.get("best")) is not None:
+        steps = best.get("steps")
+        if type(steps) is not int or not 0 <= steps <= state["counters"]["num_timesteps"]:
+            raise _damaged(source, "best score")
+        check_score({name: value for name, value in best.items() if name != "steps"}, source)
+    if "levels_played" in state:
+        LevelsPlayed.from_tree(state["levels_played"], source)
 
 
 def _check_generators(states: dict[str, Any], source: str) -> None:

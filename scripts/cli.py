@@ -197,8 +197,9 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one line on stderr."""
-    print(f"srwm-rl: {message}", file=sys.stderr)
+    """Print one line on stderr; of several processes, all but the first say which they are."""
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    print(f"srwm-rl: {message}" if rank == "0" else f"srwm-rl: process {rank}: {message}", file=sys.stderr)
 
 
 def allow_core(core: str, named: str | None) -> None:

@@ -16,6 +16,7 @@ from srwm_rl.scripts.cli import allow_core, check_device, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.eval import EvalConfig, choose_splits
 from srwm_rl.scripts.trusted import open_agent
+from srwm_rl.scripts.validity import count, explain
 
 if TYPE_CHECKING:
     from srwm_rl.scripts.pairing import Side
@@ -29,7 +30,7 @@ class CompareConfig:
     """Play the same held-out levels with two agents, A and B, and say how much better A is, level by level."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Two run folders or model files: A, then B."""
+    """Two run folders or model files: A, then B. RUN/best is the best model of a run, RUN its newest."""
     a: tuple[str, ...] = ()
     """Several runs of A, trained with different seeds."""
     b: tuple[str, ...] = ()
@@ -38,6 +39,8 @@ class CompareConfig:
     """Held-out levels, start:stop; repeat the option for several ranges. Default: those all runs were started with."""
     repeats: Annotated[int, Arg(aliases=["-k"])] = 1
     """Episodes per level and run."""
+    allow_overlap: bool = False
+    """Accept held-out levels that a run was trained on; the result is marked invalid."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
     output: Annotated[str | None, Arg(aliases=["-o"])] = None
@@ -116,10 +119,11 @@ def play(config: CompareConfig) -> tuple[Side, Side]:
     if config.core is not None:
         allow_core(config.core, config.core)
     names = [name for side in config.sides() for name in side]
-    trained = {name: open_agent(config.eval_config(name), device)[1] for name in names}
+    agents = {name: open_agent(config.eval_config(name), device) for name in names}
+    trained = {name: settings for name, (_, settings, _) in agents.items()}
     check_comparable(trained, named_levels=bool(config.eval_levels))
-    for name, settings in trained.items():
-        choose_splits(config.eval_config(name), settings)
+    for name, (agent, settings, _) in agents.items():
+        choose_splits(config.eval_config(name), settings, getattr(agent, "levels_played", None))
     first, second = (
         Side(letter, list(of), [trained[each] for each in of], [evaluate(config.eval_config(each)) for each in of])
         for letter, of in zip("AB", config.sides(), strict=True)
@@ -174,7 +178,17 @@ def render(report: dict[str, Any]) -> str:
         difference = "-" if row["difference"] is None else _text(row["difference"])
         game = f"{row['game']} (normalised)" if row["normalized"] else row["game"]
         rows.append((game, str(row["levels"]), *means, difference, _text(row["improvement"]), counts))
-    return "\n".join([title, *sides, "", *_aligned(rows), "", *_seed_lines(report["seeds"])]).rstrip()
+    lines = [title, *sides, "", *_aligned(rows), "", *_seed_lines(report["seeds"])]
+    return "\n".join([*lines, *(line for each in warnings_of(report) for line in each)]).rstrip()
+
+
+def warnings_of(report: dict[str, Any]) -> list[list[str]]:
+    """Return, for each side whose held-out score is none, a line that says so and lines that say why."""
+    return [
+        [f"INVALID as a held-out score of {letter}: {count(found)} of the levels were trained on", *explain(found)]
+        for letter in "AB"
+        if (found := report[letter]["trained_on"])
+    ]
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
@@ -214,4 +228,5 @@ def make_page(sides: tuple[Side, Side], report: dict[str, Any], command: str) ->
         command=command,
         pictures=pictures(report),
         differences=setting_differences(first, second),
+        warnings=warnings_of(report),
     )

@@ -133,6 +133,8 @@ class TrainConfig:
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
     """Where run folders are made: <log_folder>/<algo>_<core>/<env>_<n>."""
+    profile: bool = False
+    """Time the parts of three updates, print the table, and write a trace of one update for the browser."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
     """Show a live progress bar."""
     verbose: int = 1

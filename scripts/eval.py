@@ -15,10 +15,12 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import Bare, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig, pairs
 from srwm_rl.scripts.table import render
+from srwm_rl.scripts.validity import TrainedOn, count, explain, levels_trained_on
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation import Episodes, Predictor
     from srwm_rl.envs.levels import LevelRange
+    from srwm_rl.levels_played import LevelsPlayed
 
 Arg = tyro.conf.arg
 PROG = "srwm-rl eval"
@@ -31,7 +33,7 @@ class EvalConfig:
     """Play every training level and every held-out level exactly k times, and print the returns."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file."""
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
     eval_levels: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Held-out levels, start:stop; repeat the option for several splits. Default: those the run was started with."""
     train_levels: str | None = None
@@ -57,7 +59,7 @@ class EvalConfig:
     json: str | None = None
     """Write everything, returns per level included, to this file."""
     allow_overlap: bool = False
-    """Accept held-out levels that were trained on."""
+    """Accept held-out levels that were trained on; the result is marked invalid."""
     n_envs: int | None = None
     """Environments that step together, a multiple of the number of games. Default: the most up to 64."""
     seed: int = 0
@@ -127,22 +129,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
+def choose_splits(config: EvalConfig, trained: TrainConfig, played: LevelsPlayed | None = None) -> list[Split]:
     """Return the training split (if any) and the held-out ones.
 
+    Args:
+        config: the command's settings.
+        trained: the run's settings.
+        played: the record of the levels that it played, if there is one.
+
     Raises:
-        UserError: ranges that cannot be read, or that overlap without --allow-overlap.
+        UserError: ranges that cannot be read, or that overlap, or were trained on, without --allow-overlap.
     """
     from srwm_rl.envs.levels import LevelRange
 
     training = LevelRange.parse(trained.levels)
     held_out = [LevelRange.parse(text) for text in config.eval_levels or (trained.eval_levels,)]
-    for each in held_out:
-        if training.overlap(each) and not config.allow_overlap:
-            raise UserError(
-                f"levels {each} were trained on ({trained.levels}): {training.overlap(each)} of {len(each)}; "
-                "choose others with --eval-levels, or insist with --allow-overlap"
-            )
+    if not config.allow_overlap:
+        for each in held_out:
+            _check_held_out(each, trained, played)
     for one, other in combinations(held_out, 2):
         if one == other or (one.overlap(other) and not config.allow_overlap):
             raise UserError(f"--eval-levels {one} and {other} overlap in {one.overlap(other)} levels; separate them")
@@ -158,6 +162,17 @@ def choose_splits(config: EvalConfig, trained: TrainConfig) -> list[Split]:
             )
         splits.insert(0, Split("train", _listed(chosen), str(chosen)))
     return splits
+
+
+def _check_held_out(levels: LevelRange, trained: TrainConfig, played: LevelsPlayed | None) -> None:
+    name = str(levels)
+    met = levels_trained_on(trained, played, {name: _listed(levels)})
+    if not met:
+        return
+    raise UserError(
+        f"levels {name} were trained on ({trained.levels}): {count(met)} of {len(levels)} ({'; '.join(explain(met))}); "
+        "choose others with --eval-levels, or insist with --allow-overlap"
+    )
 
 
 def _listed(levels: LevelRange) -> tuple[int, ...]:
@@ -208,14 +223,17 @@ def _default_n_envs(env: str) -> int:
 
 
 def summarise(
-    config: EvalConfig, trained: TrainConfig, steps: int, labels: dict[str, str], results: dict[str, Episodes]
+    config: EvalConfig,
+    trained: TrainConfig,
+    steps: int,
+    labels: dict[str, str],
+    results: dict[str, Episodes],
+    trained_on: TrainedOn,
 ) -> dict[str, Any]:
-    """Return everything the table and the JSON file say."""
+    """Return everything the table and the JSON file say; with levels that were trained on it is marked invalid."""
     from srwm_rl.agents.statistics import difference_interval
-    from srwm_rl.envs.levels import LevelRange
     from srwm_rl.envs.make import resolve
 
-    held_out = [label for name, label in labels.items() if name != "train"]
     gaps = []
     if "train" in results:
         for name, episodes in results.items():
@@ -231,7 +249,9 @@ def summarise(
         "actions": "deterministic" if config.deterministic else "stochastic",
         "repeats": config.repeats,
         "levels": labels,
-        "overlap": sum(LevelRange.parse(trained.levels).overlap(LevelRange.parse(each)) for each in held_out),
+        "valid": not trained_on,
+        "overlap": count(trained_on),
+        "trained_on": trained_on,
         "rows": [row for name, episodes in results.items() for row in split_rows(name, episodes, config, trained)],
         "generalization_gap": gaps,
         "episodes": {name: episodes_json(episodes) for name, episodes in results.items()},

@@ -13,10 +13,12 @@ from srwm_rl.scripts.cli import allow_core, check_device
 from srwm_rl.scripts.config import TrainConfig, pairs
 from srwm_rl.scripts.eval import EvalConfig, Split, _play, choose_splits, summarise
 from srwm_rl.scripts.trusted import open_agent
+from srwm_rl.scripts.validity import TrainedOn, is_chosen, is_levels, levels_trained_on, merged
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation import Episodes, Predictor
     from srwm_rl.agents.statistics import FloatArray
+    from srwm_rl.levels_played import LevelsPlayed
 
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes."""
@@ -46,7 +48,9 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     core = agent.policy.core  # type: ignore[attr-defined]
     if freeze and core.carries_over and core.state_layers * core.state_size:
         config = replace(config, freeze_edits=config.freeze_edits or 0)
-    splits = choose_splits(config, trained)
+    played: LevelsPlayed | None = getattr(agent, "levels_played", None)  # what came from a zip has none
+    splits = choose_splits(config, trained, played)
+    held_out = {split.name: split.levels for split in splits if split.name != "train"}
     labels = {split.name: split.label for split in splits}
 
     def play(player: Predictor, skip: str = "", prefix: str = "") -> dict[str, Episodes]:
@@ -58,8 +62,10 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     results = play(agent)
     if config.random:
         results |= play(RandomAgent(agent.policy.action_space, config.seed), "train", "random, ")  # type: ignore[attr-defined]
-    found = summarise(config, trained, steps, labels, results)
+    found = summarise(config, trained, steps, labels, results, levels_trained_on(trained, played, held_out))
     found["same_first_frame"] = _same_first_frames(trained, splits)
+    if (chosen := getattr(agent, "chosen", None)) is not None:
+        found["chosen"] = chosen
     held = [compare(name, config, trained, results, play(each)) for name, each in interventions.items()]
     return found | ({"interventions": held} if held else {})
 
@@ -123,6 +129,10 @@ def read_evaluation(path: str) -> Evaluation:
 def _is_evaluation(found: Any) -> bool:
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in FIELDS.items()):
         return False
+    if not all(is_levels(found.get(name, {})) for name in ("trained_on", "same_first_frame")):
+        return False
+    if "chosen" in found and not is_chosen(found["chosen"]):
+        return False
     splits, changed = found["episodes"], found.get("interventions", [])
     if any(not isinstance(found["levels"].get(name), str) for name in splits if not name.startswith("random, ")):
         return False
@@ -182,12 +192,24 @@ def pool(evaluations: list[Evaluation], trained: TrainConfig, seed: int) -> Eval
         run=first["run"], repeats=first["repeats"], deterministic=first["actions"] == "deterministic", seed=seed
     )
     results = _pooled([each["episodes"] for each in evaluations])
-    found = summarise(config, trained, first["num_timesteps"], first["levels"], results)
+    trained_on = merged(trained_on_of(each, trained) for each in evaluations)
+    found = summarise(config, trained, first["num_timesteps"], first["levels"], results, trained_on)
     held = [
         compare(name, config, trained, results, _pooled([of[i]["episodes"] for of in changed]))
         for i, name in enumerate(names[0])
     ]
     return found | ({"interventions": held} if held else {})
+
+
+def trained_on_of(evaluation: Evaluation, trained: TrainConfig) -> TrainedOn:
+    """Return which held-out levels were trained on; of an older version's evaluation, by the run's settings."""
+    if "trained_on" in evaluation:
+        found: TrainedOn = evaluation["trained_on"]
+        return found
+    levels = {
+        split: sorted({each[1] for each in evaluation["episodes"][split]}) for split in held_out_splits(evaluation)
+    }
+    return levels_trained_on(trained, None, levels)
 
 
 def _pooled(parts: list[dict[str, list[list[Any]]]]) -> dict[str, Episodes]:

@@ -52,7 +52,7 @@ class ExportConfig:
     """
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file."""
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
     format: Literal["onnx", "sb3"] = "onnx"
     """What to write."""
     output: Annotated[str | None, Arg(aliases=["-o"])] = None

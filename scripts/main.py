@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
+from typing import NoReturn
 
 import srwm_rl
 from srwm_rl.errors import UserError, did_you_mean
@@ -26,8 +29,14 @@ COMMANDS = {
 }
 
 
+INTERRUPTED = 130
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
+
+    Args:
+        argv: the words after `srwm-rl`; None: those of this process, which then ends at once if it is interrupted.
 
     Returns:
         The exit code: 0, 1 (a check failed), 2 (wrong input), 130 (interrupted), 141 (whoever read the output left).
@@ -38,12 +47,26 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         try:
-            return _main(words)
+            code = _main(words)
         finally:
             sys.stdout.flush()
+        if argv is None and code == INTERRUPTED:
+            _leave(code)
+        return code
     except BrokenPipeError:  # `| head` has seen enough; without this, Python complains once more when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart.
+
+    With torch in it that takes seconds beside busy processes, and whoever asked it to stop may not wait so long: ten
+    seconds after SIGTERM, many a container or batch system kills.
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _main(words: list[str]) -> int:
@@ -53,11 +76,25 @@ def _main(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"srwm-rl {srwm_rl.__version__}")
         return 0
+    return answer(words, lambda: _command(words))
+
+
+def _command(words: list[str]) -> int:
+    if words[0] not in COMMANDS:
+        raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+    result: int = import_module(f"srwm_rl.scripts.{words[0].replace('-', '_')}").main(words[1:])
+    return result
+
+
+def answer(words: list[str], command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; what a user can cause is said in one line.
+
+    Args:
+        words: the command line, its name first.
+        command: does it.
+    """
     try:
-        if words[0] not in COMMANDS:
-            raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
-        result: int = import_module(f"srwm_rl.scripts.{words[0].replace('-', '_')}").main(words[1:])
-        return result
+        return command()
     except UserError as error:
         if _wants_traceback(words):
             traceback.print_exc()
@@ -72,7 +109,7 @@ def _main(words: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print("srwm-rl: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _wants_traceback(words: list[str]) -> bool:

@@ -20,7 +20,8 @@ from srwm_rl.agents.comparison import (
 from srwm_rl.agents.statistics import FloatArray, Interval
 from srwm_rl.envs.make import normalizer
 from srwm_rl.scripts.config import TrainConfig, pairs
-from srwm_rl.scripts.evaluations import Evaluation, held_out_splits, level_returns
+from srwm_rl.scripts.evaluations import Evaluation, held_out_splits, level_returns, trained_on_of
+from srwm_rl.scripts.validity import merged
 
 LevelReturns = dict[str, tuple[list[int], FloatArray]]
 """`game -> (levels, returns [n_levels])`"""
@@ -75,6 +76,7 @@ def compare(sides: tuple[Side, Side], seed: int) -> dict[str, Any]:
         seed: of the bootstrap.
     """
     first, second = sides
+    described = {side.letter: _described(side) for side in sides}
     trained, evaluation = first.trained[0], first.evaluations[0]
     bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
     a, b = first.returns(), second.returns()
@@ -82,7 +84,8 @@ def compare(sides: tuple[Side, Side], seed: int) -> dict[str, Any]:
     if len(rows) > 1:
         rows.insert(0, _all_games(a, b, bounds, seed))
     return {
-        **{side.letter: {"label": side.label, "runs": side.names, "core": side.trained[0].core} for side in sides},
+        **described,
+        "valid": not any(each["trained_on"] for each in described.values()),
         "env": trained.env,
         "mode": evaluation["mode"],
         "levels": [evaluation["levels"][split] for split in held_out_splits(evaluation)],
@@ -98,6 +101,11 @@ def compare(sides: tuple[Side, Side], seed: int) -> dict[str, Any]:
         ],
         "return_fields": ["game", "level", "A", "B"],
     }
+
+
+def _described(side: Side) -> dict[str, Any]:
+    trained_on = merged(map(trained_on_of, side.evaluations, side.trained))
+    return {"label": side.label, "runs": side.names, "core": side.trained[0].core, "trained_on": trained_on}
 
 
 def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict[str, Any]:

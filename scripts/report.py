@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.run import CONFIG, Run
+from srwm_rl.run import CONFIG, Run, model_files, run_folder
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.eval import EvalConfig
@@ -30,7 +30,8 @@ class ReportConfig:
     """Write one HTML page on runs: training, returns per game and level, settings. It opens anywhere, offline."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders. Those that differ in their seed alone are taken together, the others have a section each."""
+    """Run folders; RUN/best is the best model of a run, RUN its newest. Those that differ in their seed alone are taken
+    together, the others have a section each."""
     output: Annotated[str, Arg(aliases=["-o"])] = "report.html"
     """The page."""
     eval: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -45,6 +46,8 @@ class ReportConfig:
     """Episodes per level."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
+    allow_overlap: bool = False
+    """Accept held-out levels that were trained on; the page says that the result is invalid."""
     random: bool = True
     """Play the held-out levels with random actions too, for comparison."""
     freeze: bool = True
@@ -87,7 +90,7 @@ class ReportConfig:
         return EvalConfig(run=run, **{name: getattr(self, name) for name in shared})
 
 
-PLAYED = ("eval_levels", "train_levels", "repeats", "deterministic", "core", "n_envs")
+PLAYED = ("eval_levels", "train_levels", "allow_overlap", "repeats", "deterministic", "core", "n_envs")
 
 
 def main(argv: list[str]) -> int:
@@ -99,13 +102,13 @@ def main(argv: list[str]) -> int:
     require_matplotlib()
     check_writable(Path(config.output), "-o")
     check_device(config.device)
-    runs = [Run.open(Path(each)) for each in config.runs]
+    runs = [Run.open(run_folder(each)) for each in config.runs]
     trained = [_settings(run, config.env) for run in runs]
     evaluations = _read_evaluations(config, trained)
     video = None if config.video is None else read_video(config.video)
     if not evaluations:
-        for run in runs:  # all of them, before the first is played
-            run.models()
+        for each in config.runs:  # all of them, before the first is played
+            model_files(each)
     page = make_page(config, runs, trained, evaluations, video, shlex.join([*PROG.split(), *argv]))
     Path(config.output).write_text(page, encoding="utf-8")
     if config.verbose:
@@ -151,7 +154,9 @@ def make_page(
     groups: dict[tuple[Any, ...], list[SeedRun]] = {}
     for i, (run, settings) in enumerate(zip(runs, trained, strict=True)):
         evaluation = evaluations[i] if evaluations else evaluate(config.eval_config(config.runs[i]), config.freeze)
-        groups.setdefault(settings_key(settings), []).append(SeedRun(run, settings, evaluation, config.seed))
+        groups.setdefault(settings_key(settings), []).append(
+            SeedRun(run, settings, evaluation, config.seed, config.runs[i])
+        )
     pictures = Pictures()
     sections = [
         Section(group, pictures, config.seed, command, video if i == 0 else None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from srwm_rl.scripts.validity import chosen_note, explain
+
 
 def render(report: dict[str, Any]) -> str:
     """Return the table as text."""
@@ -33,11 +35,13 @@ def render(report: dict[str, Any]) -> str:
         for split, games in report.get("same_first_frame", {}).items()
         for game, levels in games.items()
     ]
-    overlap = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"] * bool(
-        report["overlap"]
-    )
+    chosen = [chosen_note(report["chosen"])] if "chosen" in report else []
+    invalid = [f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on"]
+    invalid += [f"  {line}" for line in explain(report["trained_on"])]
     changes = [_change(each["name"], row) for each in interventions for row in each["differences"]]
-    return "\n".join([title, "", *lines, "", *gaps, *changes, *seen, *overlap]).rstrip()
+    return "\n".join(
+        [title, "", *lines, "", *gaps, *changes, *seen, *chosen, *(() if report["valid"] else invalid)]
+    ).rstrip()
 
 
 def _change(name: str, row: dict[str, Any]) -> str:

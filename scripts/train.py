@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,29 +12,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.run import CONFIG, TENSORBOARD, Run
+from srwm_rl.run import BEST, CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
-from srwm_rl.scripts.cli import allow_core, check_device, parse, peek, warn
+from srwm_rl.scripts.cli import allow_core, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
 from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision
-from srwm_rl.scripts.training.looking import filming, watchers
+from srwm_rl.scripts.training.looking import filming, open_logbook, watchers
 from srwm_rl.scripts.training.plan import describe, run_base, run_record
+from srwm_rl.scripts.training.processes import (
+    check_remaining,
+    check_same,
+    command_to_resume,
+    follow,
+    several,
+    share,
+    take_part,
+)
 from srwm_rl.scripts.training.resume import METRICS, check_changes, keep_settings, stored_config, verify
+from srwm_rl.scripts.training.stopping import Stop, stop_on_signals
 from srwm_rl.scripts.untrusted import allow_env
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from srwm_rl.agents.distributed import Processes
+    from srwm_rl.agents.logbook import Logbook
     from srwm_rl.agents.metrics import MetricsFile
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 PROG = "srwm-rl train"
 
 
-class Stop(BaseException):
-    """A signal asked the run to stop; raised between two bytecodes of whatever was going on."""
-
-
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
+    if several():
+        return take_part(lambda: _main(argv), ["train", *argv])
+    return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     resume = peek(argv, "--resume")
     run, changes = None, {}
     if resume is not None and not {"-h", "--help"} & set(argv):
@@ -54,6 +69,9 @@ def main(argv: list[str]) -> int:
         print(_env_list())
         return 0
     _check_levels(config)
+    for name in ("supervise", "verify"):
+        if several() and getattr(config, name):
+            raise UserError(f"--{name} is for one process: leave it out under torchrun, or start without torchrun")
     if config.supervise:
         from srwm_rl.scripts.training.supervise import supervise
 
@@ -64,13 +82,29 @@ def main(argv: list[str]) -> int:
 def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
     import torch
 
+    from srwm_rl.agents.distributed import Place, joined
+
     torch.set_num_threads(config.n_threads or torch.get_num_threads())
-    check_device(config.device)
+    own = share(config, place := Place.of())
     if run is None:  # said once, so that the run goes on in it wherever it is resumed
-        config = replace(config, precision=resolved_precision(config))
-    env = make_env(config)
+        precision = resolved_precision(own)
+        config, own = replace(config, precision=precision), replace(own, precision=precision)
+    processes = joined(place, own.device)
+    check_same(config, own, processes)
+    code = _train_own(config, own, processes, run, changes)
+    if code == 0:  # else some of them may be anywhere
+        processes.close()
+    return code
+
+
+def _train_own(
+    config: TrainConfig, own: TrainConfig, processes: Processes, run: Run | None, changes: dict[str, list[Any]]
+) -> int:
+    """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
+    env = make_env(own)
     try:
-        model = make_model(config, env)
+        model = make_model(own, env)
+        model.join(processes)
         if ":" in config.core:  # before hours are spent on a core that mixes up environments
             from srwm_rl import check_core, make_core
 
@@ -79,13 +113,15 @@ def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) 
         if config.dry_run:
             print(plan)
             return 0
+        if not processes.first:
+            return follow(config, model, run)
         if run is not None:
             with run.lock():
                 if config.verify:
                     print(verify(run, config, model))
                     return 0
                 return _learn(config, model, run, plan, changes)
-        with _removed_if_empty(Run.create(run_base(config), run_record(config))) as run, run.lock():
+        with _removed_if_empty(Run.create(run_base(config), run_record(config, processes.size))) as run, run.lock():
             return _learn(config, model, run, plan, {})
     finally:
         env.close()
@@ -108,21 +144,24 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
     from srwm_rl.scripts.training.watchdog import Watchdog
 
     metrics = MetricsFile(run.path / METRICS)
+    logbook = open_logbook(config)
     checkpoints = Checkpoints(
-        lambda: capture(model, metrics), lambda state: save(run, model, config, state), config.save_freq
+        lambda: capture(model, metrics, logbook),
+        lambda state: save(run, model, config, state, logbook),
+        config.save_freq,
     )
     bar = ProgressBar(config.n_timesteps)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    looking = [*watchers(config, model, watchdog.beat), *filming(config, model, run.path, watchdog.beat)]
-    callbacks = [checkpoints, watchdog, *looking, *([bar] if config.progress else [])]
+    looking = [*watchers(config, model, logbook, watchdog.beat), *filming(config, model, run.path, watchdog.beat)]
+    callbacks = [checkpoints, watchdog, *looking, *([bar] if config.progress else []), *_profiling(config, run)]
     try:
-        with _stop_on_signals():
-            _prepare(config, model, run, metrics, changes)
+        with stop_on_signals(deaf_after=several()):
+            _prepare(config, model, run, metrics, logbook, changes)
             if config.verbose:
                 print(f"{plan}\n  folder    {run.path}", flush=True)
             remaining = config.n_timesteps - model.num_timesteps
             model.learn(remaining, callbacks, reset_num_timesteps=False)
-            checkpoints.latest = capture(model, metrics)
+            checkpoints.latest = capture(model, metrics, logbook)
             checkpoints.save_latest()
     except Stop as stop:
         bar.close()
@@ -140,22 +179,38 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
     finally:
         watchdog.close()
         metrics.close()
+        if hasattr(model, "_logger"):  # else it was stopped before it began
+            model.logger.close()  # TensorBoard writes in the background
     if config.verbose:
+        if logbook.best is not None:
+            print(f"best model: {logbook.best}: {run.path / BEST}")
         print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
     return 0
 
 
+def _profiling(config: TrainConfig, run: Run) -> list[BaseCallback]:
+    if not config.profile:
+        return []
+    from srwm_rl.scripts.training.profiling import Profile
+
+    return [Profile(run.path, lambda table: print(table, flush=True))]
+
+
 def _prepare(
-    config: TrainConfig, model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, changes: dict[str, list[Any]]
+    config: TrainConfig,
+    model: RecurrentAlgorithm,
+    run: Run,
+    metrics: MetricsFile,
+    logbook: Logbook,
+    changes: dict[str, list[Any]],
 ) -> None:
     """Take up a resumed run where it was, and open its logs."""
     from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
     pending = {}
     if config.resume is not None:
-        pending = restore(model, run, metrics)
-        if model.num_timesteps >= config.n_timesteps:
-            raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
+        pending = restore(model, run, metrics, logbook)
+        check_remaining(config, model, run)
         keep_settings(run, config, model.num_timesteps, changes)
     model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
     for name, (value, exclude) in pending.items():
@@ -167,30 +222,7 @@ def _how_to_go_on(run: Run) -> str:
     if not saved:
         return "nothing was learned yet, and nothing is kept"
     steps = int(saved[-1].stem.rpartition("-")[2])
-    return f"saved at {steps} steps. Go on with: srwm-rl train --resume {shlex.quote(str(run.path))}"
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `Stop`; after it, they work as they did before."""
-    numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # An ignored signal stays ignored: under nohup the run is to outlive its terminal.
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(number: int, frame: object) -> None:
-        restore()
-        raise Stop(signal.Signals(number).name)
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
+    return f"saved at {steps} steps. Go on with: {command_to_resume(run)}"
 
 
 def _check_levels(config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.run import title_of
 from srwm_rl.scripts.cli import allow_core, check_device, check_writable, parse
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.eval import EvalConfig
@@ -36,7 +37,7 @@ class WatchConfig:
     """Film an agent while it plays a level, and beside it what its network does to itself."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file."""
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
     level: int | None = None
     """The level to play. Default: the first held-out one."""
     game: str | None = None
@@ -147,17 +148,15 @@ def choose_scene(config: WatchConfig, trained: TrainConfig) -> Scene:
 
 
 def _default_output(config: WatchConfig, scene: Scene) -> Path:
-    run = Path(config.run).resolve()
-    name = f"{run.stem if run.is_file() else run.name}-{scene.env}-{scene.level}"
+    name = f"{title_of(config.run)}-{scene.env}-{scene.level}"
     safe = "".join(each if each.isalnum() or each in "-_+." else "-" for each in name)
     return Path(f"{safe}.{'gif' if config.gif else 'mp4'}")
 
 
 def describe(config: WatchConfig, trained: TrainConfig, agent: Agent, scene: Scene) -> dict[str, Any]:
     """Return what the film's titles say of the run."""
-    path = Path(config.run).resolve()
     return {
-        "run": path.stem if path.is_file() else path.name,
+        "run": title_of(config.run),
         "core": trained.core,
         "game": scene.env,
         "num_timesteps": agent.num_timesteps,

@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 from srwm_rl.cores import core_names
 from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.files import unpack
+from srwm_rl.levels_played import LevelsPlayed
 from srwm_rl.policy import SRWMPolicy
 from srwm_rl.spaces import space_from_json
 
@@ -23,6 +25,8 @@ ENTRIES: dict[str, type] = {
     "config": dict,
     "num_timesteps": int,
 }
+# What only models of runs have that keep such a record.
+OPTIONAL: dict[str, type] = {"levels_played": dict, "chosen": dict}
 SETTINGS = {
     "core": (str,),
     "core_kwargs": (dict,),
@@ -32,8 +36,10 @@ SETTINGS = {
     "normalize_images": (bool,),
 }
 LENGTHS = ("n_layers",)  # how many parts a network has; all other whole numbers are widths
-FREE = ("micro_batch",)  # nothing is as large as this says
+FREE = ("micro_batch", "shift_bound")  # nothing is as large as these say
 MOST_STEPS = 10**15
+MOST_LETTERS = 200
+RECORD = "/levels_played/"  # with which the names of arrays begin that are no weights
 LARGEST = 1e12  # of a weight; a product of a few such overflows
 _SIZED = ("empty", "empty_strided", "eye", "full", "ones", "rand", "randint", "randn", "zeros")
 _RANGES = ("arange", "linspace", "logspace", "randperm")
@@ -53,9 +59,10 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
         raise UserError(f"{source} is a {kind!s:.40} file, not a model; give the run folder or a model file")
     if type(number) is int and number > newest:
         raise UserError(f"{source} has format {number}; upgrade srwm-rl, which reads up to {newest}")
-    if odd := sorted(map(str, meta.keys() ^ ENTRIES.keys())):
+    known = ENTRIES | {name: wanted for name, wanted in OPTIONAL.items() if name in meta}
+    if odd := sorted(map(str, meta.keys() ^ known.keys())):
         raise UserError(f"{source} is damaged: it {'lacks' if odd[0] in ENTRIES else 'has a surplus'} entry {odd[0]!r}")
-    for name, wanted in ENTRIES.items():
+    for name, wanted in known.items():
         if type(meta[name]) is not wanted:
             raise UserError(f"{source} is damaged: its {name} cannot be {meta[name]!r:.60}")
     if number < 1 or not 0 <= meta["num_timesteps"] <= MOST_STEPS:
@@ -67,6 +74,41 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
         if type(settings[name]) not in types:
             raise UserError(f"{source} is damaged: its policy's {name} cannot be {settings[name]!r:.60}")
     _check_core_name(settings["core"], source)
+    if "chosen" in meta:
+        check_score(meta["chosen"], source)
+
+
+def check_score(chosen: dict[str, Any], source: str) -> None:
+    """Check what is said of the score for which a model was kept: `score`, a number, and `of`, what it is.
+
+    Raises:
+        UserError: it cannot be; the message names the file.
+    """
+    score, of = chosen.get("score"), chosen.get("of")
+    is_number = isinstance(score, int | float) and type(score) is not bool and abs(score) <= LARGEST  # not so NaN
+    is_text = isinstance(of, str) and len(of) <= MOST_LETTERS and of.isprintable()
+    if not is_number or not is_text or len(chosen) != 2:
+        raise UserError(f"{source} is damaged: its score cannot be; use another file")
+
+
+def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tuple[LevelsPlayed | None, Arrays]:
+    """Return the record of the levels that a model was trained on, None if its file has none, and its weights.
+
+    Raises:
+        UserError: the record is damaged; the message names the file.
+    """
+    if "levels_played" not in meta:
+        return None, arrays
+    weights = {name: each for name, each in arrays.items() if not name.startswith(RECORD)}
+    record = {name: each for name, each in arrays.items() if name.startswith(RECORD)}
+    try:
+        tree = unpack(record, meta["levels_played"])
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    played = LevelsPlayed.from_tree(tree, source)
+    if len(record) != 2 * len(played.games):
+        raise UserError(f"{source} is damaged: its record of the levels played has a surplus part")
+    return played, weights
 
 
 def _check_core_name(core: str, source: str) -> None:

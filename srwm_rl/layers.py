@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.ops import delta_scan, srwm_scan
+from srwm_rl.ops.checks import check_bound
 
 Norm = Literal["none", "residual", "pre"]
 NORMS: tuple[Norm, ...] = ("none", "residual", "pre")
@@ -82,10 +83,12 @@ class SRWMLayer(MemoryLayer):
         retention: let the shift fade: each head chooses at each step, from the layer's input, how much of it to keep,
             at first .98 to .999 depending on the head. The gate of Gated DeltaNet (Yang, Kautz, Hatamizadeh, ICLR 2025,
             https://arxiv.org/abs/2412.06464), on the shift, so that what remains is the slow weight.
+        shift_bound: the largest Frobenius norm of a head's shift; after each step's edit a longer one is scaled back to
+            it, so that edits cannot run away. None: any. A new head's weight has a norm of about `sqrt(E+2D+4)`.
         read_size: E, width of what each head reads out; None: D.
 
     Raises:
-        UserError: as `MemoryLayer`, or `frozen` names an unknown group.
+        UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` is not above 0.
     """
 
     frozen_weight: Tensor | None
@@ -102,10 +105,16 @@ class SRWMLayer(MemoryLayer):
         beta_init: float,
         frozen: str | Sequence[str] = (),
         retention: bool = False,
+        shift_bound: float | None = None,
         read_size: int | None = None,
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
-        self.query_init, self.beta_init = query_init, beta_init
+        self.query_init, self.beta_init, self.shift_bound = query_init, beta_init, shift_bound
+        if shift_bound is not None:
+            try:
+                check_bound(shift_bound)
+            except ValueError as error:
+                raise UserError(str(error)) from None
         size = self.head_size
         self.widths = (read_size or size, size, size, 4)  # of COLUMN_GROUPS
         self.shift_shape = (n_heads, size, sum(self.widths))  # [H, D, E+2D+4]
@@ -152,7 +161,9 @@ class SRWMLayer(MemoryLayer):
         """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""
         kept = None if self.gate is None else self.gate(heads.flatten(2)).sigmoid()  # [T, B, H]
         shift = state.unflatten(-1, self.shift_shape)
-        y, shift = srwm_scan(heads, self.slow_weight(), shift, episode_starts, retention=kept)
+        y, shift = srwm_scan(
+            heads, self.slow_weight(), shift, episode_starts, retention=kept, shift_bound=self.shift_bound
+        )
         return y, shift.flatten(1)
 
 
@@ -160,7 +171,7 @@ class SRDeltaLayer(SRWMLayer):
     """An SRWM that reads out keys, queries, values and rates for a delta-rule fast weight.
 
     The "SR-Delta" of Irie et al., ICML 2022. The state is the shift, then the fast weight:
-    `H * D * (5D+5) + H * D * D`. Arguments as `SRWMLayer`; a retention gate acts on the SRWM's shift alone.
+    `H * D * (5D+5) + H * D * D`. Arguments as `SRWMLayer`; a retention gate and a bound act on the SRWM's shift alone.
     """
 
     def __init__(self, hidden_size: int, n_heads: int, **settings: Any) -> None:

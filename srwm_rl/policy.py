@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from srwm_rl.cores import Core, make_core
+from srwm_rl.distributions import ChoiceDistribution
 from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
 from srwm_rl.errors import UserError, check_settings
 
@@ -104,6 +105,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self.encoder_kwargs = {
             name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
         }
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}  # SB3's eps; one call for all weights
         # RecurrentActorCriticPolicy would build LSTMs here; its own parent builds all the rest.
         ActorCriticPolicy.__init__(
             self,
@@ -122,7 +125,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         )
 
     def _build_mlp_extractor(self) -> None:
-        # SB3 calls this once the encoder stands and before it makes the optimizer: the place for the core.
+        # SB3 calls this once the encoder stands and before it makes heads and optimizer: the place for the core.
+        if isinstance(self.action_space, spaces.Discrete):
+            self.action_dist = ChoiceDistribution(int(self.action_space.n))
         self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
@@ -346,6 +351,8 @@ def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
 
 
 def _as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
+    if isinstance(space, spaces.Box):
+        return obs.float()
     return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))
 
 

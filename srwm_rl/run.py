@@ -20,6 +20,7 @@ from srwm_rl.files import TEMPORARY, read_small, write_whole
 from srwm_rl.inert_json import parse_json
 
 CONFIG, CHECKPOINTS, TENSORBOARD = "config.json", "checkpoints", "tensorboard"
+BEST = "best"  # RUN/best stands for the run's best model wherever a run or a model file is asked for
 KEEP = 3
 MOST_CONFIG_BYTES = 2**20
 
@@ -29,6 +30,7 @@ class Run:
 
         RUN/config.json                        settings, versions
         RUN/checkpoints/model-<steps>.safetensors       weights to evaluate, watch and share
+        RUN/checkpoints/best-<steps>.safetensors        those that had the best score, measured at that step
         RUN/checkpoints/checkpoint-<steps>.safetensors  everything it takes to go on
         RUN/tensorboard/
 
@@ -134,7 +136,7 @@ class Run:
             yield
 
     def file(self, kind: str, steps: int) -> Path:
-        """Return where the `kind` ("model" or "checkpoint") of that age lies."""
+        """Return where the `kind` ("model", "best" or "checkpoint") of that age lies."""
         return self.path / CHECKPOINTS / f"{kind}-{steps:012d}.safetensors"
 
     def files(self, kind: str) -> list[Path]:
@@ -156,8 +158,30 @@ class Run:
             raise UserError(f"{self.path} has no model: it was stopped before its first checkpoint; start a new run")
         return models
 
+    def best_models(self) -> list[Path]:
+        """Return the files of the best models, the best first: one that came later had the better score.
+
+        Raises:
+            UserError: the run has none yet.
+        """
+        best = self.files(BEST)[::-1]
+        if not best:
+            raise UserError(
+                f"{self.path} has no best model yet: one comes with the first evaluation (--eval-freq), or else with "
+                f"the first 100 episodes, and the checkpoint after it; until then use {self.path}, its newest model"
+            )
+        return best
+
+    def forget_best(self, after: int) -> None:
+        """Delete the best models of a stretch that is played again, scored at later steps than `after`."""
+        for path in self.files(BEST):
+            if steps_of(path) > after:
+                path.unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """Delete all but the newest files of each kind, and what a killed save left behind.
+
+        Of the best models the last ones are kept too: each of the kept checkpoints finds its own.
 
         Raises:
             UserError: the folder of checkpoints is a link: its files may not be this run's to delete.
@@ -166,6 +190,44 @@ class Run:
             raise UserError(
                 f"{self.path / CHECKPOINTS} is a link: nothing is deleted there; put the folder itself there"
             )
-        old = [each for kind in ("model", "checkpoint") for each in self.files(kind)[:-KEEP]]
+        old = [each for kind in ("model", BEST, "checkpoint") for each in self.files(kind)[:-KEEP]]
         for path in [*old, *(self.path / CHECKPOINTS).glob(f"{TEMPORARY}*")]:
             path.unlink(missing_ok=True)
+
+
+def steps_of(file: Path) -> int:
+    """Return the steps in the name of one of a run's files."""
+    return int(file.stem.rpartition("-")[2])
+
+
+def run_folder(path: str | Path) -> Path:
+    """Return the run folder that a path names: RUN, or RUN/best for the run's best model."""
+    path = Path(path)
+    is_best = path.name == BEST and not path.exists() and (path.parent / CONFIG).exists()
+    return path.parent if is_best else path
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """Return the model files that a path names, the one that is meant first, then those to fall back on.
+
+    Args:
+        path: a model file, RUN for its newest model, or RUN/best for its best.
+
+    Raises:
+        UserError: there is no such run, or no such model in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    folder = run_folder(path)
+    run = Run.open(folder)
+    return run.models() if folder == path else run.best_models()
+
+
+def title_of(path: str | Path) -> str:
+    """Return a short name for the model that a path names: `coinrun_1`, `coinrun_1-best`, or a file's own."""
+    path = Path(path)
+    if path.is_file():
+        return path.resolve().stem
+    folder = run_folder(path)
+    return folder.resolve().name + ("" if folder == path else f"-{BEST}")

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from srwm_rl.blueprint import build_policy, check_finite, check_meta, check_shapes
+from srwm_rl.blueprint import build_policy, check_finite, check_meta, check_shapes, take_levels_played
 from srwm_rl.errors import UserError
-from srwm_rl.files import read_file, write_file
+from srwm_rl.files import pack, read_file, write_file
+from srwm_rl.levels_played import LevelsPlayed
 from srwm_rl.policy import SRWMPolicy
-from srwm_rl.run import Run
+from srwm_rl.run import model_files
 from srwm_rl.spaces import space_to_json
 
-FORMAT = 1
+FORMAT = 2  # 1 knew nothing of levels played and of scores
 logger = logging.getLogger(__name__)
 
 
@@ -28,10 +29,21 @@ class Agent:
         config: the run's settings as trained, JSON types.
         num_timesteps: environment steps it was trained for.
         path: the model file.
+        levels_played: the levels it was trained on; None: its file does not say.
+        chosen: the `score` for which it was kept as a run's best model, and what that is a score `of`, else None.
     """
 
-    def __init__(self, policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int, path: Path) -> None:
+    def __init__(
+        self,
+        policy: SRWMPolicy,
+        config: dict[str, Any],
+        num_timesteps: int,
+        path: Path,
+        levels_played: LevelsPlayed | None = None,
+        chosen: dict[str, Any] | None = None,
+    ) -> None:
         self.policy, self.config, self.num_timesteps, self.path = policy, config, num_timesteps, path
+        self.levels_played, self.chosen = levels_played, chosen
         policy.set_training_mode(False)
 
     def predict(
@@ -79,6 +91,8 @@ def save_model(
     config: dict[str, Any],
     num_timesteps: int,
     arrays: dict[str, np.ndarray] | None = None,
+    levels_played: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
 ) -> None:
     """Write a model file: weights, architecture, spaces, the run's settings and its age in steps.
 
@@ -88,13 +102,17 @@ def save_model(
         config: the run's settings, JSON types.
         num_timesteps: environment steps the weights were trained for.
         arrays: the weights; None: the policy's present ones.
+        levels_played: what `LevelsPlayed.to_tree` gave.
+        chosen: as in `Agent`.
 
     Raises:
         OSError: it cannot be written.
         UserError: a space that cannot be described.
     """
-    meta = describe(policy, config, num_timesteps)
-    write_file(path, policy_arrays(policy) if arrays is None else arrays, meta)
+    given = {"levels_played": levels_played, "chosen": chosen}
+    record, further = pack({name: each for name, each in given.items() if each is not None})
+    meta = {**describe(policy, config, num_timesteps), **further}
+    write_file(path, {**(policy_arrays(policy) if arrays is None else arrays), **record}, meta)
 
 
 def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> dict[str, Any]:
@@ -115,17 +133,21 @@ def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> 
 
 
 def load(path: str | Path, device: str = "cpu") -> Agent:
-    """Load the newest intact model of a run folder, or one model file, without executing anything in it.
+    """Load a model, without executing anything in it.
+
+    Args:
+        path: a run folder RUN for its newest intact model, RUN/best for its best, or a model file.
+        device: where it computes.
 
     Raises:
         UserError: no run and no model, a damaged or foreign file, a newer format, an unknown core.
     """
-    candidates = [Path(path)] if Path(path).is_file() else Run.open(Path(path)).models()
-    file, arrays, meta = _first_intact(candidates)
+    file, arrays, meta = _first_intact(model_files(path))
     check_meta(meta, str(file), FORMAT)
-    policy = build_policy(meta, arrays, str(file))
-    load_policy_arrays(policy, arrays, str(file))
-    return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file)
+    levels_played, weights = take_levels_played(meta, arrays, str(file))
+    policy = build_policy(meta, weights, str(file))
+    load_policy_arrays(policy, weights, str(file))
+    return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))
 
 
 def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from srwm_rl.encoders import ImpalaCNN
+from srwm_rl.encoders import Encoder, ImpalaCNN
 from srwm_rl.policy import SRWMPolicy
 
 
@@ -42,7 +42,11 @@ def policy_kwargs(ours: SRWMPolicy) -> dict[str, Any]:
     }
     images = list(ours.features_extractor.images.values())
     if not images:
-        return shared
+        return {
+            **shared,
+            "features_extractor_class": Encoder,
+            "features_extractor_kwargs": ours.encoder_kwargs,
+        }
     network = images[0]
     assert isinstance(network, ImpalaCNN)
     widths = tuple(stage.out_channels for stage in network.stages if isinstance(stage, nn.Conv2d))

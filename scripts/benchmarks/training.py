@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
+from srwm_rl.encoders import MAIN_KEY
 from srwm_rl.errors import UserError
+from srwm_rl.ops.backends import prefer
 from srwm_rl.scripts.benchmarks.measure import Rate, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.config import TrainConfig, defaults
@@ -43,9 +46,12 @@ class TrainBench(Common):
     """Steps per minibatch."""
     n_epochs: int = 3
     """Passes over each rollout (ppo)."""
-    against: Literal["sb3-contrib", "feedforward"] | None = None
-    """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same CNN, an LSTM of as many units as our
-    core is wide, and the same environments, epochs and batch; or our own PPO without a memory."""
+    env_kwargs: tuple[str, ...] = ()
+    """Settings of the environment, as name:value, such as a longer task."""
+    against: Literal["sb3-contrib", "feedforward", "reference"] | None = None
+    """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same encoder, an LSTM of as many units as
+    our core is wide, and the same environments, epochs and batch; or our own PPO without a memory; or ours with the
+    recurrence step by step in plain PyTorch."""
     device: str = "auto"
     """auto, cpu, cuda."""
 
@@ -58,6 +64,10 @@ def run(config: TrainBench) -> dict[str, Any]:
         updates["sb3-contrib"] = _updater(_theirs(config, ours))
     elif config.against == "feedforward":
         updates["feedforward"] = _updater(_ours(replace(config, core="feedforward")))
+    elif config.against == "reference":
+        slow = _ours(config)
+        check_same(ours, slow)
+        updates["reference"] = _updater(slow, "reference")
     print(
         f"{config.env}, core {config.core}, {config.algo}, {config.n_envs} x {config.n_steps} steps, "
         f"{config.n_epochs if config.algo == 'ppo' else 1} epoch(s), batch {config.batch_size}, "
@@ -103,19 +113,49 @@ def _settings(config: TrainBench) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if name not in ("json", "verbose")}
 
 
-def _ours(config: TrainBench) -> RecurrentAlgorithm:
-    from srwm_rl.scripts.training.build import make_env, make_model
-
+def _train_config(config: TrainBench) -> TrainConfig:
     train: TrainConfig = defaults(config.env, None, config.core, config.algo)
     shared: dict[str, Any] = {
         "core": config.core,
         "precision": config.precision,
         "device": config.device,
         "n_envs": config.n_envs,
+        "env_kwargs": config.env_kwargs,
     }
     train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
-    train = replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
+    return replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
+
+
+def _ours(config: TrainBench) -> RecurrentAlgorithm:
+    from srwm_rl.scripts.training.build import make_env, make_model
+
+    train = _train_config(config)
     return make_model(train, make_env(train))
+
+
+def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
+    """See that both backends give the same values, log-probabilities and gradients for one unroll of zeros.
+
+    Raises:
+        UserError: they do not; then no speed is worth printing.
+    """
+    slow.policy.load_state_dict(ours.policy.state_dict())
+    found = []
+    for model, backend in ((ours, "auto"), (slow, "reference")):
+        policy, (n_steps, n) = model.policy, (min(model.n_steps, 50), 4)
+        obs = {key: np.zeros((n_steps, n, *(part.shape or ())), part.dtype) for key, part in policy.parts.items()}
+        given = model._obs_tensor(obs if isinstance(policy.observation_space, spaces.Dict) else obs[MAIN_KEY])
+        actions = np.zeros((n_steps, n, *(policy.action_space.shape or ())), policy.action_space.dtype)
+        starts = torch.zeros(n_steps, n, device=model.device)
+        with prefer(backend):
+            seen = policy.evaluate_sequence(given, torch.as_tensor(actions), policy.initial_state(n), starts)
+            (seen.values.square().sum() + seen.log_probs.sum()).backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        found.append((seen.values, seen.log_probs, gradient))
+        policy.zero_grad()
+    for name, one, other in zip(("values", "log-probabilities", "gradients"), *found, strict=True):
+        if (one - other).norm() > 1e-3 * other.norm():
+            raise UserError(f"the fused kernel's {name} differ from the reference's; not timed")
 
 
 def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
@@ -126,11 +166,15 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
 
     from srwm_rl.envs.make import make_vec_env
     from srwm_rl.scripts.benchmarks.contrib import policy_kwargs
+    from srwm_rl.scripts.training.build import make_env
 
-    env = make_vec_env(config.env, config.n_envs, "0:200", 0, inputs=())
-    name = "CnnLstmPolicy" if ours.policy.features_extractor.images else "MlpLstmPolicy"
+    if ours.policy.features_extractor.images:
+        env = make_vec_env(config.env, config.n_envs, "0:200", 0, inputs=())
+    else:
+        env = make_env(_train_config(config))  # with the same memory inputs, since the same encoder reads them
+    kind = {spaces.Dict: "MultiInput", spaces.Box: "Cnn" if ours.policy.features_extractor.images else "Mlp"}
     return RecurrentPPO(
-        name,
+        f"{kind.get(type(env.observation_space), 'Mlp')}LstmPolicy",
         env,
         n_steps=config.n_steps,
         batch_size=config.batch_size,
@@ -141,16 +185,17 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
     )
 
 
-def _updater(model: Any) -> Callable[[], tuple[int, float, float]]:
+def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float, float]]:
     _, callback = model._setup_learn(10**9)
     callback.on_training_start(locals(), globals())
 
     def update() -> tuple[int, float, float]:
         before = model.num_timesteps
         start = time.perf_counter()
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
-        middle = time.perf_counter()
-        model.train()
+        with prefer(backend):
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+            middle = time.perf_counter()
+            model.train()
         return model.num_timesteps - before, middle - start, time.perf_counter() - middle
 
     return update

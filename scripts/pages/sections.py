@@ -27,6 +27,7 @@ from srwm_rl.scripts.pages.tables import (
     score_bounds,
 )
 from srwm_rl.scripts.training.resume import METRICS
+from srwm_rl.scripts.validity import chosen_note, count, explain
 
 # What may differ between the runs of one section: the seed, and what does not change the agent.
 FREE = {
@@ -54,11 +55,12 @@ class SeedRun:
     trained: TrainConfig
     evaluation: Evaluation
     bootstrap_seed: int = 0
+    given: str | None = None
 
     @property
     def name(self) -> str:
-        """Return the folder's name."""
-        return str(self.run.path)
+        """Return how the model is named on the command line: the folder, or RUN/best."""
+        return self.given or str(self.run.path)
 
     @property
     def seed(self) -> int:
@@ -160,6 +162,27 @@ class Section:
             ("seeds", ", ".join(str(each.seed) for each in self.runs)),
             ("evaluated with", f"{evaluation['actions']} actions, {repeats} episode{'s' * (repeats > 1)} per level"),
         ]
+
+    @property
+    def warning(self) -> str | None:
+        """Return what makes the evaluation no held-out score, if anything does."""
+        found = self.evaluation["trained_on"]
+        which = "; ".join(explain(found))
+        return (
+            f"Invalid as a held-out score: {count(found)} of the levels were trained on ({which})." if found else None
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what else is to be known of the held-out levels: which look like others, and what they decided."""
+        of_runs = [run.evaluation for run in self.runs]
+        alike = [
+            f"{len(levels)} level(s) of {game}, {split}, begin with a frame that begins a training level too."
+            for split, games in of_runs[0].get("same_first_frame", {}).items()
+            for game, levels in games.items()
+        ]
+        chosen = [f"In this report {chosen_note(each['chosen'])}." for each in of_runs if "chosen" in each]
+        return [*alike, *dict.fromkeys(chosen)]
 
     @property
     def scale(self) -> str | None:

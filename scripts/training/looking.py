@@ -1,4 +1,4 @@
-"""What a training run is watched with: its edits of itself, and levels played now and then."""
+"""What a training run is watched with: its edits of itself, the levels it plays, others played now and then."""
 
 from __future__ import annotations
 
@@ -14,29 +14,67 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
     from srwm_rl.agents.evaluation import Episodes
+    from srwm_rl.agents.logbook import Logbook
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 
 VIDEO_STEPS = 150  # ten seconds of ProcGen
 
 
-def watchers(config: TrainConfig, model: RecurrentAlgorithm, beat: Callable[[], None]) -> list[BaseCallback]:
+def open_logbook(config: TrainConfig) -> Logbook:
+    """Return the empty logbook of a run."""
+    from srwm_rl.agents.logbook import Logbook
+    from srwm_rl.envs.levels import LevelRange
+    from srwm_rl.levels_played import LevelsPlayed
+
+    levels = LevelRange.parse(config.levels)
+    return Logbook(LevelsPlayed(levels.start, levels.stop))
+
+
+def watchers(
+    config: TrainConfig, model: RecurrentAlgorithm, logbook: Logbook, beat: Callable[[], None]
+) -> list[BaseCallback]:
     """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
+
+    They write the logbook too. What is scored there are the weights at the end of a rollout, before their next update:
+    on held-out levels with --eval-freq, else by the last training episodes. Neither depends on when a checkpoint is
+    written, or a run that was stopped and resumed could end with another best model.
 
     Args:
         config: the run's settings.
         model: the trainer.
+        logbook: gets the levels played and the scores.
         beat: called whenever an episode of an evaluation ends.
     """
+    from srwm_rl.agents.callbacks import LevelRecorder, TrainingReturn
     from srwm_rl.agents.watching import HeldOut, SelfModification
 
-    callbacks: list[BaseCallback] = [SelfModification()]
-    if config.eval_freq:
+    def scored_held_out(score: float) -> None:
+        some = len(_some(config.eval_levels, config.eval_episodes))
+        # Beside a learner these are its own weights, which nothing changes while a callback looks at them.
+        logbook.offer(
+            score, f"mean return on {some} held-out levels of {config.eval_levels}", model.num_timesteps, model.policy
+        )
+
+    def scored_in_training(score: float) -> None:
+        # Beside a learner, the copy that acts: the learner's weights have played none of these episodes.
+        acting = getattr(model, "_acting", None) or model.policy
+        window = model._stats_window_size
+        logbook.offer(score, f"mean return of the last {window} training episodes", model.num_timesteps, acting)
+
+    # Through the logbook, not its record of the moment: a resumed run gets another one.
+    callbacks: list[BaseCallback] = [
+        LevelRecorder(lambda game, level: logbook.levels.add(game, level)),
+        *([SelfModification()] if model.processes.first else []),
+    ]
+    if not config.eval_freq:
+        callbacks.append(TrainingReturn(scored_in_training))
+    else:
         ranges = {"train": config.levels, "test": config.eval_levels}
         plays = {
             split: _player(config, model, _some(text, config.eval_episodes), beat) for split, text in ranges.items()
         }
-        callbacks.append(HeldOut(plays, config.eval_freq))
+        callbacks.append(HeldOut(plays, config.eval_freq, scored_held_out))
     return callbacks
 
 
@@ -52,16 +90,26 @@ def _some(text: str, n: int) -> list[int]:
 def _player(
     config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], beat: Callable[[], None]
 ) -> Callable[[], Episodes]:
+    from srwm_rl.agents.evaluation import Episode, Episodes
+
+    def together(episodes: Episodes) -> Episodes:
+        parts = model.processes.all_gather([tuple(each) for each in episodes])
+        return Episodes(Episode(*each) for part in parts for each in part)
+
     def play() -> Episodes:
         from srwm_rl.agents.evaluation import play_levels
         from srwm_rl.envs.make import make_levels_env, resolve
 
+        processes = model.processes
         games = len(resolve(config.env).names)
-        n_envs = games * max(1, min(config.n_envs, 64) // games)
+        n_envs = games * max(1, min(config.n_envs // processes.size, 64) // games)
+        own = levels[processes.rank :: processes.size]
+        if not own:
+            return together(Episodes())
         env = make_levels_env(
             config.env,
             n_envs,
-            levels,
+            own,
             1,
             config.seed,
             config.mode,
@@ -70,7 +118,7 @@ def _player(
             config.reward_clip or None,
         )
         try:
-            return play_levels(model.policy, env, on_progress=lambda _: beat())
+            return together(play_levels(model.policy, env, on_progress=lambda _: beat()))
         finally:
             env.close()
 

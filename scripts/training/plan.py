@@ -23,12 +23,13 @@ def run_base(config: TrainConfig) -> Path:
     return Path(config.log_folder) / f"{config.algo}_{core}" / env
 
 
-def run_record(config: TrainConfig) -> dict[str, Any]:
+def run_record(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     """Return what `config.json` keeps: the settings, the versions, the command, the time."""
     packages = ("srwm-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
     return {
         "train": config.to_json(),
         "command": shlex.join(["srwm-rl", *sys.argv[1:]]),
+        **({"processes": processes} if processes > 1 else {}),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -46,6 +47,8 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) ->
     core = " ".join((config.core, *config.core_kwargs))
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
     verb = "going on with" if run else "training"
+    size = model.processes.size
+    shared = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     return "\n".join(
         (
@@ -53,7 +56,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) ->
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {floats:,} floats per environment",
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
-            f"  updates   {_updates(config, model)}",
+            f"  updates   {_updates(config, model)}{shared}",
             f"  device    {model.device}{threads}",
         )
     )

@@ -16,7 +16,7 @@ from srwm_rl.files import pack, read_file
 from srwm_rl.run import CONFIG, Run
 from srwm_rl.scripts.checkpoints import FORMAT, capture, take_up
 from srwm_rl.scripts.config import TrainConfig
-from srwm_rl.scripts.training.looking import watchers
+from srwm_rl.scripts.training.looking import open_logbook, watchers
 from srwm_rl.scripts.untrusted import read_settings
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ METRICS = "metrics.jsonl"
 FREE = {
     "n_timesteps", "resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "progress",
     "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes", "video_freq",
+    "profile",
 }  # fmt: skip
 # What may be changed in the middle of a run by whoever says so: it is then no longer the run it was.
 WITH_OVERRIDE = {
@@ -95,6 +96,8 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
     from srwm_rl.agents.metrics import MetricsFile
 
     expected, meta = read_file(newer)
+    if meta["state"].get("processes"):
+        raise UserError("several processes trained this run, and --verify plays in one, which is not exact")
     goal = meta["state"]["counters"]["num_timesteps"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / METRICS
@@ -148,23 +151,24 @@ def _replay(
 
         def _on_rollout_start(self) -> None:
             if self.num_timesteps >= goal:
-                self.state = capture(model, metrics)
+                self.state = capture(model, metrics, logbook)
                 raise _ReachedError
 
     model.set_logger(Logger(None, [metrics]))
-    exact, pending = take_up(model, start, *read_file(start), metrics)
+    logbook = open_logbook(config)
+    exact, pending = take_up(model, start, *read_file(start), metrics, logbook)
     if not exact:
         raise UserError(f"{type(model.env).__name__} cannot tell its state, so that no resumed run is exact")
     for name, (value, exclude) in pending.items():
         model.logger.record(name, float("nan") if value is None else value, tuple(exclude))
     until = Until()
     try:
-        callbacks = [until, *watchers(config, model, lambda: None)]
+        callbacks = [until, *watchers(config, model, logbook, lambda: None)]
         model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
     except _ReachedError:
         assert until.state is not None
         return until.state
-    return capture(model, metrics)
+    return capture(model, metrics, logbook)
 
 
 def _lines(log: Path, start: int, stop: int) -> list[dict[str, Any]]:

@@ -28,10 +28,10 @@ class SRWMCore(StackCore):
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
         variant: "default", or "paper" for the published layer exactly; sets the four settings below where None.
         input_softmax, norm, query_init, beta_init: see `srwm_rl.layers.SRWMLayer`.
-        frozen, retention: options of the same layer, off in both variants.
+        frozen, retention, shift_bound: options of the same layer, off in both variants.
 
     Raises:
-        UserError: an unknown variant, norm or column group, or sizes that do not divide.
+        UserError: an unknown variant, norm or column group, a bound not above 0, or sizes that do not divide.
     """
 
     layer_class = SRWMLayer
@@ -54,6 +54,7 @@ class SRWMCore(StackCore):
         beta_init: float | None = None,
         frozen: str | Sequence[str] = (),
         retention: bool = False,
+        shift_bound: float | None = None,
     ) -> None:
         settings: dict[str, Any] = {
             "input_softmax": input_softmax,
@@ -62,6 +63,7 @@ class SRWMCore(StackCore):
             "beta_init": beta_init,
             "frozen": frozen,
             "retention": retention,
+            "shift_bound": shift_bound,
         }
         super().__init__(input_size, hidden_size, n_layers, n_heads, ff_size, variant, settings)
 
@@ -94,7 +96,7 @@ class SRDeltaCore(SRWMCore):
     """`SRWMCore` whose self-modifying heads write a delta-rule fast weight each, and read their output from that.
 
     The state holds, per layer, the shift of every head, then its fast weight: `S = H * D * (5D+5) + H * D * D`.
-    Arguments as `SRWMCore`; see `srwm_rl.layers.SRDeltaLayer`. It runs step by step in plain PyTorch.
+    Arguments as `SRWMCore`; see `srwm_rl.layers.SRDeltaLayer`.
     """
 
     layer_class = SRDeltaLayer

@@ -61,14 +61,14 @@ class StackCore(Core):
             x, final = layer(x, carried, episode_starts)
             x = block(x)
             finals.append(final)
-        return x, torch.stack(finals)  # [L, B, S]
+        return x, finals[0][None] if len(finals) == 1 else torch.stack(finals)  # [L, B, S]; one needs no copy
 
 
 def _check_types(settings: dict[str, Any]) -> None:
     """Raise a `UserError` for text where a flag or a number belongs: "False" would count as true."""
     for kind, words, names in (
         (bool, "true or false", ("input_softmax", "retention")),
-        ((int, float), "a number", ("query_init", "beta_init")),
+        ((int, float), "a number", ("query_init", "beta_init", "shift_bound")),
     ):
         for name in names:
             if settings.get(name) is not None and not isinstance(settings[name], kind):

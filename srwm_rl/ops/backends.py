@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 
 import torch
 
-# Each fused backend is a module with `why_not(device_type, dtype, head_size)` and the functions it has.
+# Each fused backend is a module with `why_not(device_type, dtype, head_size, width)` and the functions it has.
 _MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
 _BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 FUSED: dict[str, tuple[str, ...]] = {"srwm_scan": ("cpu", "triton"), "delta_scan": ("cpu",)}
+_preferred: list[str] = []  # what "auto" means for now, innermost last
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def prefer(backend: str) -> Iterator[None]:
+    """Let "auto" mean this backend for as long as the context lasts, to compare backends under a whole policy.
+
+    Raises:
+        ValueError: from the calls inside, where that backend cannot run.
+    """
+    _preferred.append(backend)
+    try:
+        yield
+    finally:
+        _preferred.pop()
 
 
 def check_backend(function: str, backend: str) -> None:
@@ -22,12 +39,14 @@ def check_backend(function: str, backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(names)}, not {backend!r}")
 
 
-def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, special: str = "") -> str:
-    """Return the name of the backend that will run; `special`: what no fused kernel can do, if that is asked for.
+def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str:
+    """Return the name of the backend that will run; `width`: of the output, where it is not the head size.
 
     Raises:
         ValueError: the backend asked for cannot run; the message says why.
     """
+    if backend == "auto" and _preferred:
+        backend = _preferred[-1]
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name
@@ -35,10 +54,9 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         why_not = f"no fused kernel for {device_type} tensors"
     else:
         try:
-            why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size)
+            why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size, width)
         except ImportError as error:
             why_not = f"{error.name or name} cannot be imported"
-        why_not = why_not or (special and f"{special}, which no fused kernel takes")
     if not why_not:
         return name
     if backend != "auto":

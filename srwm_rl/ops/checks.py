@@ -32,6 +32,17 @@ def check_starts(episode_starts: Tensor | None, like_name: str, like: Tensor) ->
         raise ValueError(f"episode_starts is on {episode_starts.device}, {like_name} on {like.device}")
 
 
+# Beyond, float32 could not hold the bound's square and its inverse.
+BOUNDS = (1e-12, 1e12)
+
+
+def check_bound(shift_bound: float) -> None:
+    """Raise a `ValueError` unless `shift_bound` is a number above 0, of a size that squares in float32."""
+    number = isinstance(shift_bound, (int, float)) and not isinstance(shift_bound, bool)
+    if not (number and BOUNDS[0] <= shift_bound <= BOUNDS[1]):
+        raise ValueError(f"shift_bound must be a number above 0 (1e-12 to 1e12), not {shift_bound!r}")
+
+
 def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
     """Return the flags as the fused kernels read them."""
     return None if episode_starts is None else (episode_starts != 0).view(torch.uint8)

@@ -13,15 +13,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from srwm_rl.ops.registration import CHUNK, DELTA_INPUTS, SRWM_INPUTS, Outputs, register_scan
+from srwm_rl.ops.registration import (
+    CHUNK,
+    DELTA_INPUTS,
+    SRWM_INPUTS,
+    SRWM_OPTION,
+    Outputs,
+    delta_widths,
+    register_scan,
+    srwm_widths,
+)
 
-VERSION = 2  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 3  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
-_COUNTS = ("T", "B", "H", "D", "grain", "next")
+_COUNTS = ("T", "B", "H", "D", "E", "grain", "next")
 _OUTPUTS = ("y", "final", "checkpoints", "grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
+_RETENTION = ("retention", "grad_retention")
 _DELTA = ("value", "query", "rate", "grad_value", "grad_query", "grad_rate")
-_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_DELTA)
+_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_RETENTION, *_DELTA)
 # Nanoseconds that one weight costs in one step, roughly, and the shortest job worth waking a second thread for.
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
 
@@ -31,6 +41,7 @@ class _Job(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _COUNTS),
+        ("bound", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("failed", ctypes.c_int),
     )
@@ -82,8 +93,8 @@ def _torch_parallel() -> int:
     return ctypes.cast(entry, ctypes.c_void_p).value or 0
 
 
-def why_not(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
-    """Say why this backend cannot take such tensors, or return None."""
+def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str | None:
+    """Say why this backend cannot take such tensors, whatever their sizes, or return None."""
     if device_type != "cpu":
         return f"x is on {device_type}, not on the CPU"
     if dtype not in DTYPES:
@@ -92,13 +103,18 @@ def why_not(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
     return kernel if isinstance(kernel, str) else None
 
 
-def _run(x: Tensor, columns: int, **tensors: Tensor | None) -> None:
-    """Run the job that the tensors describe, `Job`'s names; `columns` of a head's matrix, to judge its size."""
+def _run(x: Tensor, columns: int, bound: float | None, width: int, **tensors: Tensor | None) -> None:
+    """Run the job that the tensors describe, `Job`'s names.
+
+    Beside them go `columns`, of a head's matrix, to judge its size, and `width`, of the output.
+    """
     kernel = load_kernel()
     if isinstance(kernel, str):
         raise RuntimeError(kernel)
     n_steps, batch, heads, size = x.shape
-    job = _Job(T=n_steps, B=batch, H=heads, D=size, x=x.data_ptr())
+    job = _Job(n_steps, batch, heads, size, width, x=x.data_ptr())
+    if bound is not None:
+        job.bound = bound
     for name, tensor in tensors.items():
         if tensor is not None:
             setattr(job, name, tensor.data_ptr())
@@ -110,37 +126,66 @@ def _run(x: Tensor, columns: int, **tensors: Tensor | None) -> None:
 
 
 def forward(
-    x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None, keep: bool
+    x: Tensor,
+    weight: Tensor,
+    retention: Tensor | None,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    bound: float | None,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step for `backward`."""
-    x, weight, shift, starts = _packed(x, weight, shift, starts)
+    x, weight, retention, shift, starts = _packed(x, weight, retention, shift, starts)
     n_steps, batch, heads, size = x.shape
-    y = torch.empty_like(x)
-    final = x.new_empty(batch, heads, size, 3 * size + 4)
+    columns = weight.shape[-1]
+    width = columns - 2 * size - 4
+    y = torch.empty_like(x) if width == size else x.new_empty(n_steps, batch, heads, width)
+    final = x.new_empty(batch, heads, size, columns)
     checkpoints = x.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
     kept = checkpoints if keep and n_steps > CHUNK else None
-    _run(x, 3 * size + 4, weight=weight, shift=shift, starts=starts, y=y, final=final, checkpoints=kept)
+    _run(
+        x,
+        columns,
+        bound,
+        width,
+        weight=weight,
+        retention=retention,
+        shift=shift,
+        starts=starts,
+        y=y,
+        final=final,
+        checkpoints=kept,
+    )
     return y, final, checkpoints
 
 
 def backward(
     x: Tensor,
     weight: Tensor,
+    retention: Tensor | None,
     shift: Tensor | None,
     starts: Tensor | None,
+    bound: float | None,
     checkpoints: Tensor,
     grad_y: Tensor | None,
     grad_final: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `x`, of `weight`, and of `shift` (empty where there was none)."""
-    x, weight, shift, starts, grad_y, grad_final = _packed(x, weight, shift, starts, grad_y, grad_final)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `x`, `weight`, `retention` and `shift` (empty where there was none)."""
+    x, weight, retention, shift, starts, grad_y, grad_final = _packed(
+        x, weight, retention, shift, starts, grad_y, grad_final
+    )
+    columns = weight.shape[-1]
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty(x.shape[1], *weight.shape)  # one for each batch entry: the sum's order is then fixed
-    grad_shift = torch.empty_like(grad_weight) if shift is not None else x.new_empty(0)
+    grad_retention = x.new_empty(0) if retention is None else torch.empty_like(retention)
+    grad_shift = x.new_empty(0) if shift is None else torch.empty_like(grad_weight)
     _run(
         x,
-        weight.shape[-1],
+        columns,
+        bound,
+        columns - 2 * x.shape[-1] - 4,
         weight=weight,
+        retention=retention,
         shift=shift,
         starts=starts,
         checkpoints=checkpoints,
@@ -148,21 +193,29 @@ def backward(
         grad_final=grad_final,
         grad_x=grad_x,
         grad_weight=grad_weight,
-        grad_shift=grad_shift if shift is not None else None,
+        grad_retention=None if retention is None else grad_retention,
+        grad_shift=None if shift is None else grad_shift,
     )
-    return grad_x, grad_weight.sum(0), grad_shift
+    return grad_x, grad_weight.sum(0), grad_retention, grad_shift
 
 
 def _packed(*tensors):  # type: ignore[no-untyped-def]
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
-_operator = register_scan("scan_cpu", SRWM_INPUTS, lambda size: 3 * size + 4, forward, backward)
+_operator = register_scan("scan_cpu", SRWM_INPUTS, srwm_widths, forward, backward, SRWM_OPTION)
 
 
-def scan(x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def scan(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    retention: Tensor | None = None,
+    bound: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """Run the checked arguments of `srwm_scan`; `starts` is uint8."""
-    return _call(_operator, forward, (x, weight, shift), starts)
+    return _call(_operator, forward, (x, weight, retention, shift), starts, bound)
 
 
 def _call(
@@ -170,12 +223,13 @@ def _call(
     direct: Callable[..., Outputs],
     inputs: tuple[Tensor | None, ...],
     starts: Tensor | None,
+    *options: float | None,
 ) -> tuple[Tensor, Tensor]:
     grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if grad or torch.compiler.is_compiling() or type(inputs[0]) is not Tensor:
-        y, final, _ = operator(*inputs, starts, grad)
+        y, final, _ = operator(*inputs, starts, *options, grad)
     else:  # acting: torch's dispatcher would cost as much as the step
-        y, final, _ = direct(*(None if t is None else t.detach() for t in inputs), starts, keep=False)
+        y, final, _ = direct(*(None if t is None else t.detach() for t in inputs), starts, *options, keep=False)
     return y, final
 
 
@@ -196,7 +250,7 @@ def delta_forward(
     checkpoints = key.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
     kept = checkpoints if keep and n_steps > CHUNK else None
     inputs = {"value": value, "query": query, "rate": rate, "shift": weight, "starts": starts}
-    _run(key, size, **inputs, y=y, final=final, checkpoints=kept)
+    _run(key, size, None, size, **inputs, y=y, final=final, checkpoints=kept)
     return y, final, checkpoints
 
 
@@ -220,11 +274,12 @@ def delta_backward(
     inputs = {"value": value, "query": query, "rate": rate, "shift": weight, "starts": starts}
     upstream = {"checkpoints": checkpoints, "grad_y": grad_y, "grad_final": grad_final}
     grad_weight = None if weight is None else torch.empty_like(weight)
-    _run(key, key.shape[-1], **inputs, **upstream, **grads, grad_shift=grad_weight)
+    size = key.shape[-1]
+    _run(key, size, None, size, **inputs, **upstream, **grads, grad_shift=grad_weight)
     return *grads.values(), key.new_empty(0) if grad_weight is None else grad_weight
 
 
-_delta_operator = register_scan("delta_cpu", DELTA_INPUTS, lambda size: size, delta_forward, delta_backward)
+_delta_operator = register_scan("delta_cpu", DELTA_INPUTS, delta_widths, delta_forward, delta_backward)
 
 
 def delta_scan(

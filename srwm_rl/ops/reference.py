@@ -12,6 +12,7 @@ def srwm_scan_reference(
     shift: Tensor | None,
     episode_starts: Tensor | None,
     retention: Tensor | None = None,
+    shift_bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Step through the unroll; arguments and results as in `srwm_rl.ops.srwm_scan`, unchecked."""
     n_steps, batch, heads, size = x.shape
@@ -32,6 +33,8 @@ def srwm_scan_reference(
             shift = shift.masked_fill(starts, 0)
         y, key, edit = _step(inputs[t], slow + shift, widths, rate_of_column)
         shift = torch.baddbmm(shift if alphas is None else alphas[t] * shift, key.transpose(1, 2), edit)
+        if shift_bound is not None:
+            shift = _bounded(shift, shift_bound)
         ys.append(y)
     y = torch.stack(ys).view(n_steps, batch, heads, widths[0])
     return y, shift.reshape(batch, heads, size, columns)
@@ -45,6 +48,15 @@ def _step(
     query, key, rate = query.softmax(-1), key.softmax(-1), beta.sigmoid()
     target = torch.bmm(query - key, fast)  # [BH, 1, E+2D+4]: what the query reads minus what the key reads
     return y, key, target * rate.index_select(-1, rate_of_column)
+
+
+def _bounded(shift: Tensor, bound: float) -> Tensor:
+    """Scale each `[D, C]` of `shift` `[BH, D, C]` whose Frobenius norm is above `bound` back to it.
+
+    Clamped before it divides: the norm of zeros would make a gradient of 0 * inf.
+    """
+    norm: Tensor = torch.linalg.vector_norm(shift, dim=(1, 2), keepdim=True)
+    return shift * (bound / norm.clamp(min=bound))
 
 
 def delta_scan_reference(

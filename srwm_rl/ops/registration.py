@@ -10,38 +10,52 @@ from torch import Tensor
 
 CHUNK = 16  # steps between checkpoints, in csrc/srwm_cpu.c too
 
-# What gradients flow to, by recurrence. The first is [T, B, H, D], the last the carried state, which may be None.
-SRWM_INPUTS = "Tensor x, Tensor weight, Tensor? shift"
+# What gradients flow to, by recurrence. The first is [T, B, H, D], the last the carried state.
+SRWM_INPUTS = "Tensor x, Tensor weight, Tensor? retention, Tensor? shift"
+SRWM_OPTION = "float? bound"
 DELTA_INPUTS = "Tensor key, Tensor value, Tensor query, Tensor rate, Tensor? weight"
 Outputs = tuple[Tensor, Tensor, Tensor]
+
+
+def srwm_widths(x: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[int, int]:
+    """Return E and E+2D+4, the columns of an SRWM's output and of its weight."""
+    return weight.shape[-1] - 2 * x.shape[-1] - 4, weight.shape[-1]
+
+
+def delta_widths(key: Tensor, *_: Tensor | None) -> tuple[int, int]:
+    """Return D twice, the columns of the delta rule's output and of its fast weight."""
+    return key.shape[-1], key.shape[-1]
 
 
 def register_scan(
     name: str,
     inputs: str,
-    columns: Callable[[int], int],
+    widths: Callable[..., tuple[int, int]],
     forward: Callable[..., Outputs],
     backward: Callable[..., tuple[Tensor, ...]],
+    option: str | None = None,
 ) -> Callable[..., Outputs]:
     """Register `srwm_rl::<name>` and its backward pass; return the operator.
 
-    `forward(*inputs, starts, keep)` gives `y` in the first input's shape, the final state `[B, H, D, columns(D)]` and
-    the checkpoints `[(T-1) // CHUNK, B, H, D, columns(D)]` (none unless `keep`). `backward(*inputs, starts,
-    checkpoints, grad_y, grad_final)` gives the gradients of `inputs`, empty for a state that was None. Gradients of
-    gradients are not there: use the reference for them.
+    `forward(*inputs, starts, keep)` gives `y` `[T, B, H, E]`, the final state `[B, H, D, C]` and the checkpoints
+    `[(T-1) // CHUNK, B, H, D, C]` (none unless `keep`), where `E, C = widths(*inputs)`. `backward(*inputs, starts,
+    checkpoints, grad_y, grad_final)` gives the gradients of `inputs`, empty for those that were None. `option`: what
+    both take after `starts`, such as "float? bound". Gradients of gradients are not there: use the reference for them.
     """
     tensors = inputs.count(",") + 1
     grads = ", ".join(["Tensor"] * tensors)
-    schema = f"({inputs}, Tensor? starts, bool keep) -> (Tensor, Tensor, Tensor)"
+    given = f"{inputs}, Tensor? starts" + (f", {option}" if option else "")
+    schema = f"({given}, bool keep) -> (Tensor, Tensor, Tensor)"
     operator = torch.library.custom_op(f"srwm_rl::{name}", forward, mutates_args=(), schema=schema)
-    schema = f"({inputs}, Tensor? starts, Tensor checkpoints, Tensor? grad_y, Tensor? grad_final) -> ({grads})"
+    schema = f"({given}, Tensor checkpoints, Tensor? grad_y, Tensor? grad_final) -> ({grads})"
     reverse = torch.library.custom_op(f"srwm_rl::{name}_backward", backward, mutates_args=(), schema=schema)
 
     def fake_forward(first: Tensor, *rest: Any) -> Outputs:
         n_steps, batch, heads, size = first.shape
-        final = first.new_empty(batch, heads, size, columns(size))
+        width, columns = widths(first, *rest[: tensors - 1])
+        final = first.new_empty(batch, heads, size, columns)
         return (
-            first.new_empty(first.shape),
+            first.new_empty(n_steps, batch, heads, width),
             final,
             first.new_empty((n_steps - 1) // CHUNK if rest[-1] else 0, *final.shape),
         )
@@ -52,18 +66,20 @@ def register_scan(
         return tuple(first.new_empty(0 if each is None else each.shape) for each in arguments[:tensors])
 
     def pull_back(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        first, state, checkpoints = ctx.saved_tensors[0], ctx.saved_tensors[tensors - 1], ctx.saved_tensors[-1]
-        if checkpoints.shape[0] < (first.shape[0] - 1) // CHUNK:
+        *given, checkpoints = ctx.saved_tensors  # the inputs, then the starts
+        if checkpoints.shape[0] < (given[0].shape[0] - 1) // CHUNK:
             raise RuntimeError(f"srwm_rl::{name} was called with keep=False, so it has no backward pass")
-        found = reverse(*ctx.saved_tensors, grad_y, grad_final)
-        return *found[:-1], None if state is None else found[-1], None, None
+        found = reverse(*given, *ctx.options, checkpoints, grad_y, grad_final)
+        grads = (None if each is None else grad for each, grad in zip(given[:-1], found, strict=True))
+        return *grads, *[None] * (2 + len(ctx.options))
 
     operator.register_fake(fake_forward)
     reverse.register_fake(fake_backward)
-    operator.register_autograd(pull_back, setup_context=_remember)
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[: tensors + 1], output[2])
+        ctx.options = inputs[tensors + 1 : -1]  # all but `keep`
+
+    operator.register_autograd(pull_back, setup_context=remember)
     return operator
-
-
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:-1], output[2])  # all but `keep`

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import check_backend, choose
-from srwm_rl.ops.checks import as_uint8, check_input, check_starts, check_tensor
+from srwm_rl.ops.checks import as_uint8, check_bound, check_input, check_starts, check_tensor
 from srwm_rl.ops.reference import srwm_scan_reference
 
 
@@ -17,6 +17,7 @@ def srwm_scan(
     episode_starts: Tensor | None = None,
     *,
     retention: Tensor | None = None,
+    shift_bound: float | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Run a self-referential weight matrix over a whole unroll, episode resets inside.
@@ -30,12 +31,14 @@ def srwm_scan(
 
     Args:
         x: `[T, B, H, D]`, floating point, whatever the layer made of its input; T >= 1.
-        weight: `[H, D, E+2D+4]`, the slow weight; columns `y | q | k | beta`. E, the width of `y`, is usually D, and
-            the fused kernels take no other. Same dtype and device as `x`.
+        weight: `[H, D, E+2D+4]`, the slow weight; columns `y | q | k | beta`. E, the width of `y`, is usually D.
+            Same dtype and device as `x`.
         shift: `[B, H, D, E+2D+4]`, fast minus slow weight at the unroll's start; None: zeros, a new episode.
         episode_starts: `[T, B]`, bool or number: where non-zero the shift is zeroed *before* that step.
         retention: `[T, B, H]` in [0, 1], how much of the shift each step keeps: `shift <- retention * shift + edit`, so
-            that old edits fade and the slow weight returns; None: all of it. Runs in the reference only.
+            that old edits fade and the slow weight returns; None: all of it.
+        shift_bound: number above 0 (1e-12 to 1e12), the largest Frobenius norm of a head's shift, over all its columns:
+            after each step's edit `shift <- shift * min(1, shift_bound / |shift|)`; None: any.
         backend: "auto" picks the fused kernel of the device ("cpu": C, float32 and float64; "triton": CUDA, float32),
             or, where there is none, the reference, and logs why, once; "reference" is plain PyTorch, which is also
             the one with gradients of gradients.
@@ -48,21 +51,20 @@ def srwm_scan(
     """
     check_backend("srwm_scan", backend)
     _check(x, weight, shift, episode_starts, retention)
+    if shift_bound is not None:
+        check_bound(shift_bound)
     if x.numel() == 0:
         backend = "reference"
     size = x.shape[-1]
-    special = "retention is given" if retention is not None else ""
-    if weight.shape[-1] != 3 * size + 4:
-        special = f"y is {weight.shape[-1] - 2 * size - 4} wide, x {size}"
-    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, special)
+    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, weight.shape[-1] - 2 * size - 4)
     if chosen == "reference":
-        return srwm_scan_reference(x, weight, shift, episode_starts, retention)
+        return srwm_scan_reference(x, weight, shift, episode_starts, retention, shift_bound)
     starts = as_uint8(episode_starts)
     if chosen == "cpu":
-        return cpu.scan(x, weight, shift, starts)
+        return cpu.scan(x, weight, shift, starts, retention, shift_bound)
     from srwm_rl.ops import triton_scan  # here: it needs triton, which not every machine has
 
-    return triton_scan.scan(x, weight, shift, starts)
+    return triton_scan.scan(x, weight, shift, starts, retention, shift_bound)
 
 
 def _check(

@@ -1,8 +1,9 @@
 """The GPU backend: one Triton launch forward and one backward, a program for each (batch, head) pair.
 
-W stays in registers for the whole unroll, as four tiles y, q, k `[D, D]` and beta `[D, 4]`. Backward goes chunk by
-chunk from the checkpoints, recomputes a chunk's steps and undoes their edits on the way back; see README.md. With
-TRITON_INTERPRET=1 set before this is imported it runs on the CPU, for the tests.
+W stays in registers for the whole unroll, as four tiles y `[D, E]`, q, k `[D, D]` and beta `[D, 4]`. Backward goes
+chunk by chunk from the checkpoints, recomputes a chunk's steps and undoes their edits on the way back (with a retention
+or a bound it keeps the chunk's shifts instead); see README.md. With TRITON_INTERPRET=1 set before this is imported it
+runs on the CPU, for the tests.
 """
 
 from __future__ import annotations
@@ -15,48 +16,76 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, register_scan
+from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, SRWM_OPTION, register_scan, srwm_widths
 
-MAX_HEAD_SIZE = 64  # beyond, the registers do not hold a head's weight and its gradient
+MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # beyond, the registers do not hold a head's weight and its gradient
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def why_not(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
-    """Say why this backend cannot take such tensors, or return None."""
+def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str | None:
+    """Say why this backend cannot take such tensors, `width` being that of the output, or return None."""
     if device_type != ("cpu" if INTERPRETED else "cuda"):
         return f"x is on {device_type}, not on a CUDA device"
     if dtype != torch.float32:
         return f"x is {dtype}; the Triton kernel takes float32"
     if head_size > MAX_HEAD_SIZE:
         return f"x has head size {head_size}; the Triton kernel takes up to {MAX_HEAD_SIZE}"
+    if _padded(head_size) * _padded(width) > MAX_TILE:
+        return f"x has head size {head_size} and y is {width} wide, too much for the Triton kernel"
     return None
+
+
+def _padded(size: int) -> int:
+    return max(4, int(triton.next_power_of_2(size)))
 
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 
 @triton.jit
-def _load(base, D: tl.constexpr, N: tl.constexpr):
-    """Load the four tiles of a `[D, 3D+4]` matrix, zero beyond D."""
-    i, j, g = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :]
-    at = base + i * (3 * D + 4)
-    inside, inside_b = (i < D) & (j < D), (i < D) & (g < 4)
-    y = tl.load(at + j, mask=inside, other=0.0)
-    q = tl.load(at + D + j, mask=inside, other=0.0)
-    k = tl.load(at + 2 * D + j, mask=inside, other=0.0)
-    b = tl.load(at + 3 * D + g, mask=inside_b, other=0.0)
+def _load(base, D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
+    """Load the four tiles of a `[D, E+2D+4]` matrix, zero beyond D and E."""
+    i, j, g, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :], tl.arange(0, M)[None, :]
+    at = base + i * (E + 2 * D + 4)
+    inside, inside_b, inside_y = (i < D) & (j < D), (i < D) & (g < 4), (i < D) & (c < E)
+    y = tl.load(at + c, mask=inside_y, other=0.0)
+    q = tl.load(at + E + j, mask=inside, other=0.0)
+    k = tl.load(at + E + D + j, mask=inside, other=0.0)
+    b = tl.load(at + E + 2 * D + g, mask=inside_b, other=0.0)
     return y, q, k, b
 
 
 @triton.jit
-def _store(base, y, q, k, b, D: tl.constexpr, N: tl.constexpr):
-    i, j, g = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :]
-    at = base + i * (3 * D + 4)
-    inside, inside_b = (i < D) & (j < D), (i < D) & (g < 4)
-    tl.store(at + j, y, mask=inside)
-    tl.store(at + D + j, q, mask=inside)
-    tl.store(at + 2 * D + j, k, mask=inside)
-    tl.store(at + 3 * D + g, b, mask=inside_b)
+def _store(base, y, q, k, b, D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
+    i, j, g, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :], tl.arange(0, M)[None, :]
+    at = base + i * (E + 2 * D + 4)
+    inside, inside_b, inside_y = (i < D) & (j < D), (i < D) & (g < 4), (i < D) & (c < E)
+    tl.store(at + c, y, mask=inside_y)
+    tl.store(at + E + j, q, mask=inside)
+    tl.store(at + E + D + j, k, mask=inside)
+    tl.store(at + E + 2 * D + g, b, mask=inside_b)
+
+
+@triton.jit
+def _dot(ay, aq, ak, ab, by, bq, bk, bb):
+    """Return the sum of products of two matrices, number by number."""
+    wide = tl.sum(tl.sum(ay * by, 1), 0) + tl.sum(tl.sum(ab * bb, 1), 0)
+    return wide + tl.sum(tl.sum(aq * bq + ak * bk, 1), 0)
+
+
+@triton.jit
+def _edit(sy, sq, sk, sb, keep, k, ey, eq, ek, eb, bound, BOUND: tl.constexpr):
+    """Return `keep` of a shift and the edit, brought back to the bound, and the factor that did so; 0: none did."""
+    k = k[:, None]
+    sy, sq = sy * keep + k * ey[None, :], sq * keep + k * eq[None, :]
+    sk, sb = sk * keep + k * ek[None, :], sb * keep + k * eb[None, :]
+    scale = keep * 0
+    if BOUND:
+        norm = tl.sqrt(_dot(sy, sq, sk, sb, sy, sq, sk, sb))
+        scale = tl.where(norm >= bound, bound / tl.where(norm >= bound, norm, 1.0), 0.0)
+        by = tl.where(scale > 0, scale, 1.0)
+        sy, sq, sk, sb = sy * by, sq * by, sk * by, sb * by
+    return sy, sq, sk, sb, scale
 
 
 @triton.jit
@@ -64,6 +93,17 @@ def _read(a, y, q, k, b):
     """Return `a W` by column group."""
     a = a[:, None]
     return tl.sum(a * y, 0), tl.sum(a * q, 0), tl.sum(a * k, 0), tl.sum(a * b, 0)
+
+
+@triton.jit
+def _rows(wy, wq, wk, wb, ay, aq, ak, ab, ALIKE: tl.constexpr):
+    """Return `W a`, `a` by column group; `ALIKE`: y is as wide as q and k, which saves a sum across threads."""
+    sums = tl.sum(wb * ab[None, :], 1)
+    if ALIKE:
+        sums += tl.sum(wy * ay[None, :] + wq * aq[None, :] + wk * ak[None, :], 1)
+    else:
+        sums += tl.sum(wy * ay[None, :], 1) + tl.sum(wq * aq[None, :] + wk * ak[None, :], 1)
+    return sums
 
 
 @triton.jit
@@ -90,18 +130,18 @@ def _step(x, wy, wq, wk, wb, D: tl.constexpr, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "B", "H"])  # a batch of 1 is a number like any other
 def _forward_kernel(
-    x_ptr, weight, shift, starts, y_ptr, final, checkpoints, T, B, H,
-    D: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr,
-    KEEP: tl.constexpr,
+    x_ptr, weight, retention, shift, starts, y_ptr, final, checkpoints, T, B, H, bound,
+    D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
+    BOUND: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(0).to(tl.int64)
     pairs = B.to(tl.int64) * H
-    matrix = D * (3 * D + 4)
-    j = tl.arange(0, N)
-    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, N)  # the slow weight
+    matrix = D * (E + 2 * D + 4)
+    j, c = tl.arange(0, N), tl.arange(0, M)
+    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)  # the slow weight
     sy, sq, sk, sb = oy * 0, oq * 0, ok * 0, ob * 0
     if SHIFT:
-        sy, sq, sk, sb = _load(shift + pair * matrix, D, N)
+        sy, sq, sk, sb = _load(shift + pair * matrix, D, E, N, M)
     for t in range(0, T):
         if STARTS:
             keep = tl.where(tl.load(starts + t * B.to(tl.int64) + pair // H) != 0, 0.0, 1.0)
@@ -110,30 +150,38 @@ def _forward_kernel(
             sk, sb = tl.where(keep > 0, sk, 0.0), tl.where(keep > 0, sb, 0.0)
         if KEEP:  # noqa: SIM102 - known when compiled
             if (t > 0) & (t % CHUNK == 0):
-                _store(checkpoints + ((t // CHUNK - 1) * pairs + pair) * matrix, sy, sq, sk, sb, D, N)
+                _store(checkpoints + ((t // CHUNK - 1) * pairs + pair) * matrix, sy, sq, sk, sb, D, E, N, M)
         x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)
         y, _, k, _, ey, eq, ek, eb = _step(x, oy + sy, oq + sq, ok + sk, ob + sb, D, N)
-        tl.store(y_ptr + (t * pairs + pair) * D + j, y, mask=j < D)
-        k = k[:, None]
-        sy, sq, sk, sb = sy + k * ey[None, :], sq + k * eq[None, :], sk + k * ek[None, :], sb + k * eb[None, :]
-    _store(final + pair * matrix, sy, sq, sk, sb, D, N)
+        tl.store(y_ptr + (t * pairs + pair) * E + c, y, mask=c < E)
+        kept = 1.0
+        if RETENTION:
+            kept = tl.load(retention + t * pairs + pair)
+        sy, sq, sk, sb, _ = _edit(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
+    _store(final + pair * matrix, sy, sq, sk, sb, D, E, N, M)
 
 
 @triton.jit(do_not_specialize=["T", "B", "H"])  # a batch of 1 is a number like any other
 def _backward_kernel(
-    x_ptr, weight, shift, starts, checkpoints, grad_y, grad_final, grad_x, grad_weight, grad_shift, records, T, B, H,
-    D: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr,
-    GRAD_Y: tl.constexpr, GRAD_FINAL: tl.constexpr,
+    x_ptr, weight, retention, shift, starts, checkpoints, grad_y, grad_final, grad_x, grad_weight, grad_retention,
+    grad_shift, records, shifts, T, B, H, bound,
+    D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
+    BOUND: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_FINAL: tl.constexpr,
 ):  # fmt: skip
+    HELD: tl.constexpr = RETENTION or BOUND  # then the shifts are kept, and the slow weight's gradient adds up apart
+    SIZE: tl.constexpr = 4 * N + M + 12
     pair = tl.program_id(0).to(tl.int64)
     pairs = B.to(tl.int64) * H
-    matrix = D * (3 * D + 4)
-    j, g, steps = tl.arange(0, N), tl.arange(0, 4), tl.arange(0, CHUNK)
-    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, N)
-    gy, gq, gk, gb = oy * 0, oq * 0, ok * 0, ob * 0  # the gradient of W
+    matrix = D * (E + 2 * D + 4)
+    j, c, g, steps = tl.arange(0, N), tl.arange(0, M), tl.arange(0, 4), tl.arange(0, CHUNK)
+    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+    gy, gq, gk, gb = oy * 0, oq * 0, ok * 0, ob * 0  # the gradient of W, or of the shift
+    if HELD:
+        ay, aq, ak, ab = gy, gq, gk, gb
     if GRAD_FINAL:
-        gy, gq, gk, gb = _load(grad_final + pair * matrix, D, N)
-    _store(grad_weight + pair * matrix, -gy, -gq, -gk, -gb, D, N)  # final shift = W - slow weight
+        gy, gq, gk, gb = _load(grad_final + pair * matrix, D, E, N, M)
+    if not HELD:
+        _store(grad_weight + pair * matrix, -gy, -gq, -gk, -gb, D, E, N, M)  # final shift = W - slow weight
     end = T
     while end > 0:
         chunk = (end - 1) // CHUNK
@@ -144,80 +192,133 @@ def _backward_kernel(
             flags = tl.load(starts + at * B.to(tl.int64) + pair // H, mask=at < end, other=0)
             begin = tl.max(tl.where(flags != 0, at, begin), 0)
             reset = tl.max(tl.where((flags != 0) & (at == begin), 1, 0), 0) > 0
-        wy, wq, wk, wb = _load(weight + (pair % H) * matrix, D, N)
+        wy, wq, wk, wb = _load(weight + (pair % H) * matrix, D, E, N, M)
+        if HELD:
+            sy, sq, sk, sb = wy * 0, wq * 0, wk * 0, wb * 0
         if (begin > 0) & (reset == 0):
-            sy, sq, sk, sb = _load(checkpoints + ((chunk - 1) * pairs + pair) * matrix, D, N)
+            sy, sq, sk, sb = _load(checkpoints + ((chunk - 1) * pairs + pair) * matrix, D, E, N, M)
             wy, wq, wk, wb = wy + sy, wq + sq, wk + sk, wb + sb
         if SHIFT:  # noqa: SIM102
             if (begin == 0) & (reset == 0):
-                sy, sq, sk, sb = _load(shift + pair * matrix, D, N)
+                sy, sq, sk, sb = _load(shift + pair * matrix, D, E, N, M)
                 wy, wq, wk, wb = wy + sy, wq + sq, wk + sk, wb + sb
-        record = records + pair * (CHUNK * (5 * N + 8))
+        record, stash = records + pair * (CHUNK * SIZE), shifts + pair * (CHUNK + 1) * matrix
         for t in range(begin, end):
             x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)
             _, q, k, rate, ey, eq, ek, eb = _step(x, wy, wq, wk, wb, D, N)
-            here = record + (t - begin) * (5 * N + 8)
+            here = record + (t - begin) * SIZE
             tl.store(here + j, q)
             tl.store(here + N + j, k)
-            tl.store(here + 2 * N + j, ey)
-            tl.store(here + 3 * N + j, eq)
-            tl.store(here + 4 * N + j, ek)
-            tl.store(here + 5 * N + g, eb)
-            tl.store(here + 5 * N + 4 + g, rate)
-            k = k[:, None]
-            wy, wq, wk, wb = wy + k * ey[None, :], wq + k * eq[None, :], wk + k * ek[None, :], wb + k * eb[None, :]
+            tl.store(here + 2 * N + j, eq)
+            tl.store(here + 3 * N + j, ek)
+            tl.store(here + 4 * N + c, ey)
+            tl.store(here + 4 * N + M + g, eb)
+            tl.store(here + 4 * N + M + 4 + g, rate)
+            if HELD:
+                _store(stash + (t - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
+                kept = 1.0
+                if RETENTION:
+                    kept = tl.load(retention + t * pairs + pair)
+                sy, sq, sk, sb, scale = _edit(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
+                tl.store(here + 4 * N + M + 8, scale)
+                oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+                wy, wq, wk, wb = oy + sy, oq + sq, ok + sk, ob + sb
+            else:
+                k = k[:, None]
+                wy, wq, wk, wb = wy + k * ey[None, :], wq + k * eq[None, :], wk + k * ek[None, :], wb + k * eb[None, :]
+        if HELD:
+            _store(stash + (end - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
         tl.debug_barrier()  # what one thread has recorded another may read
         for n in range(0, end - begin):
             t = end - 1 - n
-            here = record + (t - begin) * (5 * N + 8)
+            here = record + (t - begin) * SIZE
             q, k = tl.load(here + j), tl.load(here + N + j)
-            ey, eq, ek = tl.load(here + 2 * N + j), tl.load(here + 3 * N + j), tl.load(here + 4 * N + j)
-            eb, rate = tl.load(here + 5 * N + g), tl.load(here + 5 * N + 4 + g)
-            wy, wq = wy - k[:, None] * ey[None, :], wq - k[:, None] * eq[None, :]
-            wk, wb = wk - k[:, None] * ek[None, :], wb - k[:, None] * eb[None, :]
-            grad_k = tl.sum(gy * ey[None, :] + gq * eq[None, :] + gk * ek[None, :], 1) + tl.sum(gb * eb[None, :], 1)
+            eq, ek, ey = tl.load(here + 2 * N + j), tl.load(here + 3 * N + j), tl.load(here + 4 * N + c)
+            eb, rate = tl.load(here + 4 * N + M + g), tl.load(here + 4 * N + M + 4 + g)
+            if HELD:
+                kept = 1.0
+                if BOUND:
+                    scale = tl.load(here + 4 * N + M + 8)
+                    if scale > 0:
+                        sy, sq, sk, sb = _load(stash + (t + 1 - begin) * matrix, D, E, N, M)
+                        along = _dot(gy, gq, gk, gb, sy, sq, sk, sb) / bound / bound
+                        gy, gq = (gy - sy * along) * scale, (gq - sq * along) * scale
+                        gk, gb = (gk - sk * along) * scale, (gb - sb * along) * scale
+                sy, sq, sk, sb = _load(stash + (t - begin) * matrix, D, E, N, M)
+                oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+                wy, wq, wk, wb = oy + sy, oq + sq, ok + sk, ob + sb
+                if RETENTION:
+                    kept = tl.load(retention + t * pairs + pair)
+                    along = _dot(gy, gq, gk, gb, sy, sq, sk, sb)  # the gradient of the retention
+            else:
+                wy, wq = wy - k[:, None] * ey[None, :], wq - k[:, None] * eq[None, :]
+                wk, wb = wk - k[:, None] * ek[None, :], wb - k[:, None] * eb[None, :]
+            grad_k = _rows(gy, gq, gk, gb, ey, eq, ek, eb, M == N)
             hy, hq, hk, hb = _read(k, gy, gq, gk, gb)  # the gradient of e, then of d
             sums = tl.where(g == 0, tl.sum(hy * ey, 0), tl.where(g == 1, tl.sum(hq * eq, 0), tl.sum(hk * ek, 0)))
             sums = tl.where(g == 3, tl.sum(hb * eb, 0), sums)
+            if RETENTION:
+                if BOUND:  # see csrc/held_kernel.h: which of two equal numbers is the sharper one
+                    edit = tl.sum(ey * ey, 0) + tl.sum(eq * eq + ek * ek, 0) + tl.sum(eb * eb, 0)
+                    small = 4 * tl.sum(k * k, 0) * edit * scale * scale < bound * bound
+                    along = tl.where((scale > 0) & small, -tl.sum(sums, 0) / kept, along)
+                tl.store(grad_retention + t * pairs + pair, along)
             hy, hq, hk, hb = hy * _lane(rate, 0), hq * _lane(rate, 1), hk * _lane(rate, 2), hb * _lane(rate, 3)
-            grad_u = tl.sum(wy * hy[None, :] + wq * hq[None, :] + wk * hk[None, :], 1) + tl.sum(wb * hb[None, :], 1)
+            grad_u = _rows(wy, wq, wk, wb, hy, hq, hk, hb, M == N)
             grad_k -= grad_u
-            ry = q * 0
+            ry = ey * 0
             if GRAD_Y:
-                ry = tl.load(grad_y + (t * pairs + pair) * D + j, mask=j < D, other=0.0)
+                ry = tl.load(grad_y + (t * pairs + pair) * E + c, mask=c < E, other=0.0)
             rq = q * (grad_u - tl.sum(q * grad_u, 0))
             rk = k * (grad_k - tl.sum(k * grad_k, 0))
             rb = sums * (1 - rate)
-            out = tl.sum(wy * ry[None, :] + wq * rq[None, :] + wk * rk[None, :], 1) + tl.sum(wb * rb[None, :], 1)
+            out = _rows(wy, wq, wk, wb, ry, rq, rk, rb, M == N)
             tl.store(grad_x + (t * pairs + pair) * D + j, out, mask=j < D)
             x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)[:, None]
             u = (q - k)[:, None]
-            gy, gq = gy + u * hy[None, :] + x * ry[None, :], gq + u * hq[None, :] + x * rq[None, :]
-            gk, gb = gk + u * hk[None, :] + x * rk[None, :], gb + u * hb[None, :] + x * rb[None, :]
+            if HELD:
+                fy, fq = u * hy[None, :] + x * ry[None, :], u * hq[None, :] + x * rq[None, :]
+                fk, fb = u * hk[None, :] + x * rk[None, :], u * hb[None, :] + x * rb[None, :]
+                ay, aq, ak, ab = ay + fy, aq + fq, ak + fk, ab + fb
+                gy, gq, gk, gb = gy * kept + fy, gq * kept + fq, gk * kept + fk, gb * kept + fb
+            else:
+                gy, gq = gy + u * hy[None, :] + x * ry[None, :], gq + u * hq[None, :] + x * rq[None, :]
+                gk, gb = gk + u * hk[None, :] + x * rk[None, :], gb + u * hb[None, :] + x * rb[None, :]
         tl.debug_barrier()
-        if (begin == 0) | (reset != 0):
-            sy, sq, sk, sb = _load(grad_weight + pair * matrix, D, N)
-            _store(grad_weight + pair * matrix, sy + gy, sq + gq, sk + gk, sb + gb, D, N)
+        if not HELD:  # noqa: SIM102
+            if (begin == 0) | (reset != 0):
+                sy, sq, sk, sb = _load(grad_weight + pair * matrix, D, E, N, M)
+                _store(grad_weight + pair * matrix, sy + gy, sq + gq, sk + gk, sb + gb, D, E, N, M)
         if reset:
             gy, gq, gk, gb = gy * 0, gq * 0, gk * 0, gb * 0
         end = begin
+    if HELD:
+        _store(grad_weight + pair * matrix, ay, aq, ak, ab, D, E, N, M)
     if SHIFT:
-        _store(grad_shift + pair * matrix, gy, gq, gk, gb, D, N)
+        _store(grad_shift + pair * matrix, gy, gq, gk, gb, D, E, N, M)
 
 
 def forward(
-    x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None, keep: bool
+    x: Tensor,
+    weight: Tensor,
+    retention: Tensor | None,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    bound: float | None,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step for `backward`."""
     x, weight = x.contiguous(), weight.contiguous()
     n_steps, batch, heads, size = x.shape
-    y = torch.empty_like(x)
+    width, _ = srwm_widths(x, weight)
+    y = x.new_empty(n_steps, batch, heads, width)
     final = x.new_empty(batch, *weight.shape)
     checkpoints = x.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
     with _on(x):
         _forward_kernel[(batch * heads,)](
-            x, weight, _or(shift, x), _or(starts, x), y, final, checkpoints, n_steps, batch, heads,
-            SHIFT=shift is not None, STARTS=starts is not None, KEEP=keep, **_sizes(size),
+            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), y, final, checkpoints, n_steps, batch, heads,
+            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
+            STARTS=starts is not None, KEEP=keep, **_sizes(size, width),
         )  # fmt: skip
     return y, final, checkpoints
 
@@ -225,28 +326,34 @@ def forward(
 def backward(
     x: Tensor,
     weight: Tensor,
+    retention: Tensor | None,
     shift: Tensor | None,
     starts: Tensor | None,
+    bound: float | None,
     checkpoints: Tensor,
     grad_y: Tensor | None,
     grad_final: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `x`, of `weight`, and of `shift` (empty where there was none)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `x`, `weight`, `retention` and `shift` (empty where there was none)."""
     x, weight = x.contiguous(), weight.contiguous()
     n_steps, batch, heads, size = x.shape
-    sizes = _sizes(size)
+    width, columns = srwm_widths(x, weight)
+    sizes = _sizes(size, width)
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty(batch, *weight.shape)  # one for each batch entry: the sum's order is then fixed
+    grad_retention = x.new_empty(0 if retention is None else retention.shape)
     grad_shift = x.new_empty(0) if shift is None else torch.empty_like(grad_weight)
-    records = x.new_empty(batch * heads, CHUNK * (5 * sizes["N"] + 8))
+    records = x.new_empty(batch * heads, CHUNK * (4 * sizes["N"] + sizes["M"] + 12))
+    held = retention is not None or bound is not None
+    shifts = x.new_empty(batch * heads * (CHUNK + 1) if held else 0, size, columns)
     with _on(x):
         _backward_kernel[(batch * heads,)](
-            x, weight, _or(shift, x), _or(starts, x), checkpoints, _or(grad_y, x), _or(grad_final, x),
-            grad_x, grad_weight, grad_shift, records, n_steps, batch, heads,
-            SHIFT=shift is not None, STARTS=starts is not None,
-            GRAD_Y=grad_y is not None, GRAD_FINAL=grad_final is not None, **sizes,
+            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), checkpoints, _or(grad_y, x),
+            _or(grad_final, x), grad_x, grad_weight, grad_retention, grad_shift, records, shifts, n_steps, batch, heads,
+            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
+            STARTS=starts is not None, GRAD_Y=grad_y is not None, GRAD_FINAL=grad_final is not None, **sizes,
         )  # fmt: skip
-    return grad_x, grad_weight.sum(0), grad_shift
+    return grad_x, grad_weight.sum(0), grad_retention, grad_shift
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
@@ -257,16 +364,25 @@ def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
     return unused if tensor is None else tensor.contiguous()
 
 
-def _sizes(size: int) -> dict[str, int]:
-    padded = max(4, triton.next_power_of_2(size))
-    return {"D": size, "N": padded, "CHUNK": CHUNK, "num_warps": {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[padded]}
+def _sizes(size: int, width: int) -> dict[str, int]:
+    padded = _padded(size)
+    warps = {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[padded]
+    return {"D": size, "E": width, "N": padded, "M": _padded(width), "CHUNK": CHUNK, "num_warps": warps}
 
 
-_operator = register_scan("scan_triton", SRWM_INPUTS, lambda size: 3 * size + 4, forward, backward)
+_operator = register_scan("scan_triton", SRWM_INPUTS, srwm_widths, forward, backward, SRWM_OPTION)
 
 
-def scan(x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def scan(
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    retention: Tensor | None = None,
+    bound: float | None = None,
+) -> tuple[Tensor, Tensor]:
     """Run the checked arguments of `srwm_scan`; `starts` is uint8."""
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, shift))
-    y, final, _ = _operator(x, weight, shift, starts, grad)
+    inputs = (x, weight, retention, shift)
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    y, final, _ = _operator(*inputs, starts, bound, grad)
     return y, final

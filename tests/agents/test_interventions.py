@@ -49,7 +49,9 @@ def walk(agent: Any, seen: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, lis
     return np.stack(actions), states
 
 
-@pytest.mark.parametrize("settings", [{}, {"variant": "paper"}, {"norm": "residual", "input_softmax": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"variant": "paper"}, {"shift_bound": 0.5}, {"norm": "residual", "input_softmax": True}]
+)
 def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[str, Any]) -> None:
     live = policy("srwm", **settings)
     plain = {"norm": live.core.layers[0].norm, "input_softmax": live.core.layers[0].input_softmax}  # type: ignore[index, union-attr]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from srwm_rl.ops import cpu
 from srwm_rl.scripts.benchmarks import encoder, environments, measure
 
 
@@ -37,7 +38,9 @@ def test_encoder(call: Any, tmp_path: Path) -> None:
     assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
 
 
-@pytest.mark.parametrize("more", [[], ["--algo", "impala"], ["--against", "feedforward"], ["--against", "sb3-contrib"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--algo", "impala"], *(["--against", other] for other in ("feedforward", "sb3-contrib", "reference"))]
+)
 def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
     words = ["train", "--env", "recall", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16, "--n-epochs", 2, *more]
     found = result(call, tmp_path, *words)
@@ -52,6 +55,13 @@ def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
 def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
     words = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
     assert set(result(call, tmp_path, "train", *words)["rows"]) == {"srwm-rl", "sb3-contrib"}
+
+
+def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = cpu.scan
+    monkeypatch.setattr(cpu, "scan", lambda *given: tuple(each * 1.01 for each in scan(*given)))
+    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in said
 
 
 def test_an_encoder_with_other_features_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

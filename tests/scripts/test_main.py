@@ -81,3 +81,37 @@ def test_a_reader_that_leaves_is_no_error(words: list[str], tmp_path: Path) -> N
     run.stdout.close()
     assert run.stderr.read() == b""
     assert run.wait(60) == 141
+
+
+LEAVING = """
+import atexit, sys
+from srwm_rl.scripts import main as front
+
+class Slow:
+    def __del__(self):
+        print("taken apart")
+
+keep = Slow()
+atexit.register(print, "told to end")
+sys.argv = ["srwm-rl", "train"]
+front._main = lambda words: int(sys.stdin.read())
+print("ran", end=", ")
+code = front.main()
+print("returned", code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(130, "ran, told to end\n"), (3, "ran, returned 3\ntold to end\ntaken apart\n")]
+)
+def test_an_interrupted_process_does_not_wait_for_the_interpreter(code: int, said: str) -> None:
+    command = [sys.executable, "-c", LEAVING]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, input=str(code))
+    assert ended.stdout == said
+    assert ended.stderr == ""
+    assert ended.returncode == (130 if code == 130 else 0)
+
+
+def test_a_caller_in_the_same_process_gets_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "_main", lambda words: 130)
+    assert main_module.main(["train"]) == 130

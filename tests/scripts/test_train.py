@@ -25,7 +25,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Check that two runs ended with equal checkpoints, models and logs."""
+    """Check that two runs ended with equal checkpoints, models, best models and logs."""
     for kind in ("checkpoint", "model"):
         ours, theirs = (Run.open(each).files(kind)[-1] for each in (run, other))
         assert ours.name == theirs.name
@@ -36,6 +36,13 @@ def assert_same_end(run: Path, other: Path) -> None:
             np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
         if kind == "checkpoint":
             assert meta["state"]["counters"] == expected_meta["state"]["counters"]
+            assert meta["state"]["best"] == expected_meta["state"]["best"]
+    best, wanted = (Run.open(each).files("best")[-1:] for each in (run, other))
+    assert [file.name for file in best] == [file.name for file in wanted]
+    for file, same in zip(best, wanted, strict=True):
+        arrays, expected = read_file(file)[0], read_file(same)[0]
+        for name in arrays:
+            np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
     assert metrics(run) == metrics(other)
     assert metrics(run), "nothing was compared"
 

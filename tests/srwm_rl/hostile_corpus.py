@@ -226,7 +226,7 @@ def damage(good: Good, mark: str) -> Made:
 def weights(good: Good, mark: str) -> Made:
     """Yield models of wrong shapes, types and numbers."""
     arrays, _ = read_file(good.model)
-    for name in [*arrays][:12]:
+    for name in [each for each in arrays if not each.startswith("/")][:12]:
         shape, new = arrays[name].shape, {}
         new["doubled"] = np.zeros((2 * shape[0], *shape[1:]), np.float32)
         new["flat"] = arrays[name].reshape(1, -1)
@@ -247,6 +247,60 @@ def weights(good: Good, mark: str) -> Made:
             f"weight-named-{len(name)}",
             changed(good.model, lambda a, m, n=name: a.update({n: np.zeros(1, np.float32)})),
         )
+
+
+def records(good: Good, mark: str) -> Made:
+    """Yield models whose record of the levels played, or whose score, cannot be."""
+    folder = "/levels_played/games/recall"
+    bits, others = np.zeros(2, np.uint8), np.zeros(0, np.int64)
+    new: dict[str, list[np.ndarray]] = {
+        "map": [
+            bits[:1],
+            np.full(2, 255, np.uint8),
+            bits,
+            bits[None],
+            bits.astype(np.float32),
+            np.zeros(10**6, np.uint8),
+        ],
+        "others": [
+            np.array([-1]),
+            np.array([3]),
+            np.array([70, 70]),
+            np.array([2**31]),
+            np.array([2**62]),
+            others[None],
+        ],
+    }
+    new["others"] += [np.array([1.5]), np.array([99], np.int32), np.arange(100, 100 + 2**17)]
+    for name, arrays in new.items():
+        for i, array in enumerate(arrays):
+            yield (
+                f"levels-{name}-{i}",
+                changed(good.model, lambda a, m, n=name, x=array: a.update({f"{folder}/{n}": x})),
+            )
+        yield f"levels-{name}-lacks", changed(good.model, lambda a, m, n=name: a.pop(f"{folder}/{n}"))
+    yield "levels-surplus", changed(good.model, lambda a, m: a.update({f"{folder}/more": others}))
+    yield "levels-without", changed(good.model, _set("levels_played", ...))
+    cases = [(f"levels_played/{name}", value) for name in ("start", "stop", "games", "surplus") for value in ODD]
+    cases += [(f"levels_played/games/recall{name}", value) for name in ("", "/map", "/low", "/high") for value in ODD]
+    cases += [
+        ("levels_played/complete", 1),
+        ("levels_played/games/recall/complete", 1),
+        ("levels_played/stop", 2**31 - 1),
+    ]
+    cases += [("levels_played", value) for value in ODD] + [("levels_played/games", {"x" * 300: {}})]
+    cases += [
+        ("levels_played/games/recall/others", {"$array": "value_net.bias"}),
+        ("levels_played/games/recall/low", 5),
+    ]
+    score = {"score": 1.0, "of": "mean return"}
+    cases += [("chosen", value) for value in (*ODD, {"score": 1.0}, {**score, "steps": 1})]
+    cases += [
+        ("chosen", {**score, "score": value}) for value in (*ODD, 1e300) if value not in (-1, 1.5) or value is True
+    ]
+    cases += [("chosen", {**score, "of": value}) for value in (None, 1, "x" * 300, "a\nb", "\x1b[2J")]
+    for i, (path, value) in enumerate(cases):
+        yield f"record-{path.replace('/', '.')}-{i}", changed(good.model, _set(path, value))
 
 
 ODD: tuple[Any, ...] = (None, [], {}, "x", -1, 10**30, 1.5, True)
@@ -338,11 +392,11 @@ def states(good: Good, mark: str) -> Made:
         return serialise(arrays, {**meta, "state": tree})
 
     optional = {"extra": ({},), "log": ({},), "optimizer": ({},), "episodes": ([],), "successes": ([],)}
-    optional |= {"core_state": (None,), "environments": (None,), "metrics": ()}
+    optional |= {"core_state": (None,), "environments": (None,), "metrics": (), "best": (None,)}
     for name in meta["state"]:
         for i, value in enumerate((..., *ODD, b"x" * 99, np.zeros(3), np.zeros((0,), np.float32))):
             fits = any(type(value) is type(each) and value == each for each in optional.get(name, ()))
-            if not fits and not (value is ... and name in ("extra", "log")):
+            if not fits and not (value is ... and name in ("extra", "log", "best", "levels_played")):
                 yield (
                     f"state-{name}-{i}",
                     with_state(lambda s, n=name, v=value: s.pop(n) if v is ... else s.update({n: v})),
@@ -453,7 +507,7 @@ def main(folder: Path) -> None:
         (folder / part).mkdir()
     (folder / "canary" / f"{MODULE}.py").write_text(f"open({mark!r}, 'w').close()\n")
     numbers = itertools.count()
-    for make in (loose_files, archives, bombs, headers, damage, weights, descriptions, states, no_files):
+    for make in (loose_files, archives, bombs, headers, damage, weights, records, descriptions, states, no_files):
         for name, content in make(good, mark):
             path = folder / "files" / f"{next(numbers):04d}-{name}"
             path.write_bytes(content) if isinstance(content, bytes) else content(path)

@@ -34,6 +34,14 @@ def refused(path: Path, change: Any, monkeypatch: pytest.MonkeyPatch | None = No
     return str(error.value)
 
 
+def test_a_bound_on_the_shift_is_no_size_and_a_file_without_one_has_none(saved: Path, tmp_path: Path) -> None:
+    assert load(saved).policy.core.layers[0].shift_bound is None
+    settings = {"hidden_size": 8, "n_layers": 1, "shift_bound": 10**6}  # more than there are weights
+    policy = SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 0.0, core_kwargs=settings)
+    save_model(tmp_path / "bounded", policy, {}, 1)
+    assert load(tmp_path / "bounded").policy.core.layers[0].shift_bound == 10**6
+
+
 @pytest.mark.parametrize("core", core_names())
 @pytest.mark.parametrize("setting", ["hidden_size", "n_layers", "n_heads", "ff_size"])
 def test_absurd_sizes_are_refused_at_once(core: str, setting: str, saved: Path) -> None:

@@ -27,7 +27,15 @@ def reference(weight: Any, heads: Any, shift: Any) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"variant": "paper"}, {"frozen": "query,beta"}, {"retention": True}, {"norm": "residual"}]
+    "settings",
+    [
+        {},
+        {"variant": "paper"},
+        {"frozen": "query,beta"},
+        {"retention": True},
+        {"shift_bound": 0.5},
+        {"norm": "residual"},
+    ],
 )
 def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -55,6 +63,7 @@ def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
                         weight, old = layer.slow_weight()[h].numpy(), shifts[index, b, h].copy()
                         y[b, h], expected, edit = reference(weight, heads[b, h].numpy(), old)
                         new = (kept if layer.gate is None else kept[h]) * old + edit
+                        new *= min(1, (layer.shift_bound or np.inf) / np.linalg.norm(new))
                         drifts = head_norms(core, before)[index, b, h], head_norms(core, state - before)[index, b, h]
                         np.testing.assert_allclose(drifts[0], np.linalg.norm(old), atol=1e-12)
                         np.testing.assert_allclose(drifts[1], np.linalg.norm(new - old), atol=1e-12)

@@ -24,6 +24,8 @@ HEADS = {"n_heads": 2}  # of 4: heads of size 1 would never edit themselves
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("srwm", {**HEADS, "variant": "paper"}),
     ("srwm", {**HEADS, "retention": True}),
+    ("srwm", {**HEADS, "shift_bound": 0.5}),
+    ("sr_delta", {**HEADS, "retention": True, "shift_bound": 0.5}),
     ("srwm", {**HEADS, "frozen": "query,beta"}),
     ("srwm", {**HEADS, "norm": "residual", "n_layers": 2}),
     ("lstm", {"n_layers": 2}),

@@ -1,8 +1,8 @@
 /* The SRWM recurrence and the delta rule on the CPU: plain C, no Python and no torch headers, called through ctypes.
  *
- * srwm_kernel.h and delta_kernel.h are the algorithms; they are compiled for float and double, each portably and, on x86
- * with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level() is the best this
- * machine has.
+ * srwm_kernel.h, held_kernel.h and delta_kernel.h are the algorithms; they are compiled for float and double, each
+ * portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level()
+ * is the best this machine has.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,18 +12,23 @@
 enum { CHUNK = 16 }; /* steps between checkpoints */
 
 typedef struct {
-    int64_t T, B, H, D, grain, next;
+    int64_t T, B, H, D, E, grain, next;
+    double bound;                   /* on the shift's norm, per batch entry and head; 0: none */
     const void *x, *weight, *shift; /* shift: NULL for zeros */
     const unsigned char *starts;    /* [T, B], or NULL */
-    void *y, *final, *checkpoints;  /* checkpoints [(T - 1) / CHUNK, B, H, D, 3D+4], or NULL: none wanted */
+    void *y, *final, *checkpoints;  /* y [T, B, H, E]; checkpoints [(T - 1) / CHUNK, B, H, D, E+2D+4], or NULL: none */
     const void *grad_y, *grad_final; /* either may be NULL: zeros */
-    void *grad_x, *grad_weight, *grad_shift; /* grad_x NULL: forward. grad_weight [B, H, D, 3D+4], to be summed */
-    /* NULL: an SRWM. Else the delta rule: x is the key, weight is not used, shift, final and the checkpoints hold the
-     * fast weight, [B, H, D, D] */
+    void *grad_x, *grad_weight, *grad_shift; /* grad_x NULL: forward. grad_weight [B, H, D, E+2D+4], to be summed */
+    const void *retention; /* [T, B, H], or NULL: ones */
+    void *grad_retention;  /* likewise */
+    /* NULL: an SRWM. Else the delta rule: x is the key, weight and E are not used; shift, final and checkpoints hold
+     * the fast weight, [B, H, D, D] */
     const void *value, *query, *rate;
     void *grad_value, *grad_query, *grad_rate;
     int failed;
 } Job;
+
+#define HELD(job) ((job)->bound > 0 || (job)->retention) /* needs held_kernel.h */
 
 #define GLUE2(a, b) a##b
 #define GLUE(a, b) GLUE2(a, b)
@@ -33,6 +38,7 @@ typedef struct {
 #ifndef ALWAYS_INLINE /* the sanitizers' build sets it empty: inlined, it would take them minutes to compile */
 #define ALWAYS_INLINE __attribute__((always_inline))
 #endif
+#define NOINLINE __attribute__((noinline))
 #define TAKE(job) __atomic_fetch_add(&(job)->next, (job)->grain, __ATOMIC_RELAXED)
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -43,6 +49,7 @@ typedef struct {
 #else
 #define EXPORT __declspec(dllexport)
 #define ALWAYS_INLINE
+#define NOINLINE __declspec(noinline)
 #define TAKE(job) (((job)->next += (job)->grain) - (job)->grain) /* one thread: see `run` */
 #define UNROLL
 #define PORTABLE_VLEN 1
@@ -113,7 +120,7 @@ typedef struct {
 #endif
 
 /* Changes with Job or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 2; }
+EXPORT int srwm_cpu_version(void) { return 3; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {

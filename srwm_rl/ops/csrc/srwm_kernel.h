@@ -4,8 +4,9 @@
  * Set before inclusion: REAL, VLEN (numbers per vector, 1: plain C), NAME(x), TARGET (function attribute), VMAX(a, b).
  * The algorithm, its backward pass and the checkpoint scheme are derived in ../README.md; names follow it.
  *
- * Layout: a head's W is [DR][P], rows of 3D+4 columns padded with zeros to P (whole vectors), and DR rows (D padded with
- * zeros to a multiple of 4). The columns of a row lie together, so that `a W` needs no sum across a vector's lanes.
+ * Layout: a head's W is [DR][P], rows of C = E+2D+4 columns (y: E, q and k: D each, beta: 4) padded with zeros to P
+ * (whole vectors), and DR rows (D padded with zeros to a multiple of 4). The columns of a row lie together, so that
+ * `a W` needs no sum across a vector's lanes.
  */
 
 #define INLINE static inline ALWAYS_INLINE TARGET
@@ -239,31 +240,52 @@ typedef struct {
     REAL *gk, *gu, *gx;    /* backward: gradients of k, u and x */
     REAL *products;        /* ge * e */
     REAL *edits;           /* forward: four rows of a chunk's edits */
+    REAL *slow, *S, *A;    /* held_kernel.h: the slow weight; a shift, backward one for each step and one more; its A */
+    REAL *scales;          /* held_kernel.h: what each step's shift was multiplied with to meet the bound; 0: nothing */
     void *block;
 } NAME(work);
 
 #define ROUND(n, to) (((n) + (to) - 1) / (to) * (to))
 #define DR_OF(D) ROUND(D, 4)
 #define DQ_OF(D) ROUND(D, VLEN > 4 ? VLEN : 4)
-#define P_OF(D) ROUND(3 * (D) + 4, VLEN)
-#define STEP_SIZE(D) ((size_t)ROUND(3 * DQ_OF(D) + 2 * P_OF(D), 16))
+#define C_OF(D, E) ((E) + 2 * (D) + 4)
+#define P_OF(D, E) ROUND(C_OF(D, E), VLEN)
+#define STEP_SIZE(D, E) ((size_t)ROUND(3 * DQ_OF(D) + 2 * P_OF(D, E), 16))
 
-static TARGET int NAME(work_new)(NAME(work) *work, int D, int backward) {
+static TARGET int NAME(work_new)(NAME(work) *work, int D, int E, int backward, int held) {
     /* Every part gets 32 numbers of slack: a whole vector may be read or written from the last of its numbers on. */
-    size_t dq = DQ_OF(D) + 32, p = P_OF(D) + 32, matrix = ROUND((size_t)DR_OF(D) * P_OF(D), 16);
-    size_t sizes[] = {backward ? CHUNK * matrix : matrix, backward ? matrix : 0, STEP_SIZE(D) * CHUNK + 32, p, p, dq, dq, dq, p, p, p,
-                      dq,             dq,                     dq,                        p,          4 * p};
-    REAL **parts[] = {&work->W,     &work->G,  &work->steps, &work->r,  &work->z,  &work->x,  &work->q_pad,
-                      &work->k_pad, &work->ge, &work->gd,    &work->gr, &work->gk, &work->gu, &work->gx,
-                      &work->products, &work->edits};
-    size_t count = sizeof(sizes) / sizeof(sizes[0]), total = 64 / sizeof(REAL);
-    for (size_t i = 0; i < count; i++) total += ROUND(sizes[i], 16);
+    size_t dq = DQ_OF(D) + 32, p = P_OF(D, E) + 32, matrix = ROUND((size_t)DR_OF(D) * P_OF(D, E), 16);
+    const struct {
+        REAL **part;
+        size_t size;
+    } parts[] = {{&work->W, backward && !held ? CHUNK * matrix : matrix},
+                 {&work->G, backward ? matrix : 0},
+                 {&work->steps, STEP_SIZE(D, E) * CHUNK + 32},
+                 {&work->r, p},
+                 {&work->z, p},
+                 {&work->x, dq},
+                 {&work->q_pad, dq},
+                 {&work->k_pad, dq},
+                 {&work->ge, p},
+                 {&work->gd, p},
+                 {&work->gr, p},
+                 {&work->gk, dq},
+                 {&work->gu, dq},
+                 {&work->gx, dq},
+                 {&work->products, p},
+                 {&work->edits, 4 * p},
+                 {&work->slow, held ? matrix : 0},
+                 {&work->S, !held ? 0 : backward ? (CHUNK + 1) * matrix : matrix},
+                 {&work->A, held && backward ? matrix : 0},
+                 {&work->scales, held ? CHUNK : 0}};
+    size_t count = sizeof(parts) / sizeof(parts[0]), total = 64 / sizeof(REAL);
+    for (size_t i = 0; i < count; i++) total += ROUND(parts[i].size, 16);
     work->block = calloc(total, sizeof(REAL));
     if (!work->block) return 0;
     REAL *at = (REAL *)(((uintptr_t)work->block + 63) / 64 * 64);
     for (size_t i = 0; i < count; i++) {
-        *parts[i] = at;
-        at += ROUND(sizes[i], 16);
+        *parts[i].part = at;
+        at += ROUND(parts[i].size, 16);
     }
     for (int i = D; i < DQ_OF(D); i++) work->q_pad[i] = work->k_pad[i] = -(REAL)INFINITY;
     return 1;
@@ -271,16 +293,25 @@ static TARGET int NAME(work_new)(NAME(work) *work, int D, int backward) {
 
 /* ---- forward ---- */
 
+/* to[from .. end) = value */
+INLINE void NAME(fill)(REAL *to, int from, int end, REAL value) {
+    if (from % VLEN == 0 && end % VLEN == 0) {
+        for (int c = from; c < end; c += VLEN) ST(to + c, ZERO + value);
+    } else {
+        for (int c = from; c < end; c++) to[c] = value;
+    }
+}
+
 /* Turn r = x W into the record's k, q, u = q - k and its rates by column. */
-INLINE void NAME(gates)(int D, const NAME(work) *work, REAL *step) {
-    const int DQ = DQ_OF(D), P = P_OF(D);
-    const REAL *r = work->r;
+INLINE void NAME(gates)(int D, int E, const NAME(work) *work, REAL *step) {
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
+    const REAL *r = work->r, *logits = r + E, *beta = logits + 2 * D;
     REAL *k = step, *q = k + DQ, *u = q + DQ, *rates = u + DQ;
     if (D != DQ) {
-        memcpy(work->q_pad, r + D, D * sizeof(REAL));
-        memcpy(work->k_pad, r + 2 * D, D * sizeof(REAL));
+        memcpy(work->q_pad, logits, D * sizeof(REAL));
+        memcpy(work->k_pad, logits + D, D * sizeof(REAL));
     }
-    const REAL *q_in = D == DQ ? r + D : work->q_pad, *k_in = D == DQ ? r + 2 * D : work->k_pad;
+    const REAL *q_in = D == DQ ? logits : work->q_pad, *k_in = D == DQ ? logits + D : work->k_pad;
     vec q_vec = LDU(q_in), k_vec = LDU(k_in);
     for (int c = VLEN; c < DQ; c += VLEN) q_vec = VMAX(q_vec, LDU(q_in + c)), k_vec = VMAX(k_vec, LDU(k_in + c));
     REAL q_max, k_max, q_sum, k_sum;
@@ -299,22 +330,14 @@ INLINE void NAME(gates)(int D, const NAME(work) *work, REAL *step) {
     }
 #if VLEN == 1
     REAL rate[4];
-    for (int g = 0; g < 4; g++) rate[g] = NAME(sigmoid)(r[3 * D + g]);
+    for (int g = 0; g < 4; g++) rate[g] = NAME(sigmoid)(beta[g]);
 #else
-    vec rate = NAME(sigmoid)(LDU(r + 3 * D)); /* lanes past the fourth: padding, harmless */
+    vec rate = NAME(sigmoid)(LDU(beta)); /* lanes past the fourth: padding, harmless */
 #endif
-    for (int g = 0; g < 3; g++) {
-        if (D % VLEN == 0) {
-            for (int c = 0; c < D; c += VLEN) ST(rates + g * D + c, ZERO + rate[g]);
-        } else {
-            for (int c = 0; c < D; c++) rates[g * D + c] = rate[g];
-        }
-    }
-    if (3 * D % VLEN == 0) {
-        for (int c = 3 * D; c < P; c += VLEN) ST(rates + c, ZERO + rate[3]);
-    } else {
-        for (int c = 3 * D; c < P; c++) rates[c] = rate[3];
-    }
+    NAME(fill)(rates, 0, E, rate[0]);
+    NAME(fill)(rates, E, E + D, rate[1]);
+    NAME(fill)(rates, E + D, E + 2 * D, rate[2]);
+    NAME(fill)(rates, E + 2 * D, P, rate[3]);
 }
 
 INLINE REAL NAME(dot)(int n, const REAL *a, const REAL *b) {
@@ -332,20 +355,20 @@ INLINE REAL NAME(dot)(int n, const REAL *a, const REAL *b) {
  * is taken from W before the step's edit and corrected by (x' . k) e, so that the edit of W and the softmax overlap.
  * The last edit is left in its record.
  */
-INLINE void NAME(span)(int D, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin, int64_t end,
+INLINE void NAME(span)(int D, int E, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin, int64_t end,
                        size_t slot, REAL *y) {
-    const int DQ = DQ_OF(D), P = P_OF(D);
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
     const int64_t pairs = job->B * job->H;
     const REAL *x = (const REAL *)job->x + (begin * pairs + pair) * D, *next = x;
     REAL *W = work->W, *step = work->steps;
     NAME(read)(D, P, W, x, 0, work->r);
-    for (int64_t t = begin; t < end; t++, x = next, step += STEP_SIZE(D)) {
+    for (int64_t t = begin; t < end; t++, x = next, step += STEP_SIZE(D, E)) {
         REAL *k = step, *u = k + 2 * DQ, *rates = u + DQ, *e = rates + P;
-        if (y) memcpy(y + (t * pairs + pair) * D, work->r, D * sizeof(REAL));
-        NAME(gates)(D, work, step);
+        if (y) memcpy(y + (t * pairs + pair) * E, work->r, E * sizeof(REAL));
+        NAME(gates)(D, E, work, step);
         if (t + 1 < end) next = x + pairs * D;
         if (t > begin) {
-            const REAL *before = step - STEP_SIZE(D);
+            const REAL *before = step - STEP_SIZE(D, E);
             NAME(write_read)(D, P, W, W + slot, before, before + 3 * DQ + P, next, work->z);
             W += slot;
         } else if (t + 1 < end) {
@@ -361,8 +384,8 @@ INLINE void NAME(span)(int D, const Job *job, const NAME(work) *work, int64_t pa
 }
 
 /* to = from (NULL: zeros) + the edits of the `count` steps on record, without padding */
-INLINE void NAME(add_edits)(int D, const NAME(work) *work, int count, const REAL *from, REAL *to) {
-    const int C = 3 * D + 4, P = P_OF(D);
+INLINE void NAME(add_edits)(int D, int E, const NAME(work) *work, int count, const REAL *from, REAL *to) {
+    const int C = C_OF(D, E), P = P_OF(D, E);
     if (count == 1 && from) { /* acting: nothing to sum */
         const REAL *k = work->steps, *e = k + 3 * DQ_OF(D) + P;
         for (int i = 0; i < D; i++, from += C, to += C) {
@@ -374,7 +397,7 @@ INLINE void NAME(add_edits)(int D, const NAME(work) *work, int count, const REAL
     }
     for (int i = 0; i < D; i += 4) {
 #define CALL(nb) \
-    NAME(edits_block)(P, nb, work->steps, STEP_SIZE(D), count, i, 3 * DQ_OF(D) + P + c, work->edits + c)
+    NAME(edits_block)(P, nb, work->steps, STEP_SIZE(D, E), count, i, 3 * DQ_OF(D) + P + c, work->edits + c)
         BLOCKS(EDIT_BLOCK, P, CALL);
 #undef CALL
         for (int r = 0; r < 4 && i + r < D; r++) {
@@ -392,8 +415,8 @@ INLINE void NAME(add_edits)(int D, const NAME(work) *work, int count, const REAL
 }
 
 /* work->W = slow + shift (or slow alone), padded */
-INLINE void NAME(pad)(int D, REAL *W, const REAL *slow, const REAL *shift) {
-    const int C = 3 * D + 4, P = P_OF(D);
+INLINE void NAME(pad)(int D, int E, REAL *W, const REAL *slow, const REAL *shift) {
+    const int C = C_OF(D, E), P = P_OF(D, E);
     for (int i = 0; i < D; i++) {
         REAL *row = W + (size_t)i * P;
         const REAL *a = slow + (size_t)i * C;
@@ -412,8 +435,8 @@ INLINE int NAME(starts_at)(const Job *job, int64_t t, int64_t batch) {
     return job->starts && job->starts[t * job->B + batch];
 }
 
-INLINE void NAME(forward_pair)(int D, const Job *job, const NAME(work) *work, int64_t pair) {
-    const int64_t batch = pair / job->H, pairs = job->B * job->H, size = (int64_t)D * (3 * D + 4);
+INLINE void NAME(forward_pair)(int D, int E, const Job *job, const NAME(work) *work, int64_t pair) {
+    const int64_t batch = pair / job->H, pairs = job->B * job->H, size = (int64_t)D * C_OF(D, E);
     const REAL *slow = (const REAL *)job->weight + pair % job->H * size;
     const REAL *shift = job->shift ? (const REAL *)job->shift + pair * size : 0;
     REAL *final = (REAL *)job->final + pair * size, *y = (REAL *)job->y, *checkpoints = (REAL *)job->checkpoints;
@@ -426,9 +449,9 @@ INLINE void NAME(forward_pair)(int D, const Job *job, const NAME(work) *work, in
             memcpy(checkpoints + ((chunk - 1) * pairs + pair) * size, final, size * sizeof(REAL));
         for (end = begin + 1; end < stop && !NAME(starts_at)(job, end, batch);) end++;
         const REAL *from = NAME(starts_at)(job, begin, batch) ? 0 : begin ? final : shift;
-        NAME(pad)(D, work->W, slow, from);
-        NAME(span)(D, job, work, pair, begin, end, 0, y);
-        NAME(add_edits)(D, work, (int)(end - begin), from, final);
+        NAME(pad)(D, E, work->W, slow, from);
+        NAME(span)(D, E, job, work, pair, begin, end, 0, y);
+        NAME(add_edits)(D, E, work, (int)(end - begin), from, final);
     }
 }
 
@@ -445,34 +468,44 @@ INLINE void NAME(softmax_backward)(int DQ, const REAL *q, const REAL *gq, REAL *
     for (int c = 0; c < DQ; c += VLEN) STU(k_out + c, LD(k + c) * (LD(gk + c) - LD(gq + c) - k_dot));
 }
 
+/* The sum of n numbers from anywhere. */
+INLINE REAL NAME(sum)(int n, const REAL *a) {
+    vec s = ZERO;
+    int c = 0;
+    for (; c + VLEN <= n; c += VLEN) s += LDU(a + c);
+    REAL sum = 0, whole, again;
+    for (; c < n; c++) sum += a[c];
+    REDUCE2(ADD, s, s, whole, again);
+    (void)again;
+    return sum + whole;
+}
+
 /* Write the gradient of r = x W (y | q | k | beta), zero in the padding, to work->gr. */
-INLINE void NAME(gates_backward)(int D, const NAME(work) *work, const REAL *step, const REAL *grad_y) {
-    const int DQ = DQ_OF(D), P = P_OF(D);
+INLINE void NAME(gates_backward)(int D, int E, const NAME(work) *work, const REAL *step, const REAL *grad_y) {
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
     const REAL *k = step, *q = k + DQ, *rates = q + 2 * DQ, *e = rates + P;
     REAL *gr = work->gr, *products = work->products, sums[4];
     /* In this order: each whole-vector write spills zeros over what the next one fills. */
-    if (grad_y) memcpy(gr, grad_y, D * sizeof(REAL));
-    NAME(softmax_backward)(DQ, q, work->gu, gr + D, k, work->gk, gr + 2 * D);
+    if (grad_y) memcpy(gr, grad_y, E * sizeof(REAL));
+    NAME(softmax_backward)(DQ, q, work->gu, gr + E, k, work->gk, gr + E + D);
     for (int c = 0; c < P; c += VLEN) ST(products + c, LD(work->ge + c) * LD(e + c));
-    if (D % VLEN == 0 && VLEN > 1) {
-        vec s[4] = {ZERO, ZERO, ZERO, LD(products + 3 * D)};
-        for (int g = 0; g < 3; g++) {
-            for (int c = 0; c < D; c += VLEN) s[g] += LD(products + g * D + c);
-        }
+    if (D % VLEN == 0 && E % VLEN == 0 && VLEN > 1) {
+        vec s[4] = {ZERO, ZERO, ZERO, LD(products + E + 2 * D)};
+        for (int c = 0; c < E; c += VLEN) s[0] += LD(products + c);
+        for (int c = 0; c < D; c += VLEN) s[1] += LD(products + E + c), s[2] += LD(products + E + D + c);
         NAME(sum4)(s[0], s[1], s[2], s[3], sums);
-        sums[3] = products[3 * D] + products[3 * D + 1] + products[3 * D + 2] + products[3 * D + 3];
     } else {
-        for (int g = 0; g < 4; g++) {
-            sums[g] = 0;
-            for (int c = 0; c < (g < 3 ? D : 4); c++) sums[g] += products[g * D + c];
-        }
+        sums[0] = NAME(sum)(E, products);
+        for (int g = 1; g < 3; g++) sums[g] = NAME(sum)(D, products + E + (g - 1) * D);
     }
-    for (int g = 0; g < 4; g++) gr[3 * D + g] = sums[g] * (1 - rates[g * D]);
+    const REAL *last = products + E + 2 * D;
+    sums[3] = last[0] + last[1] + last[2] + last[3];
+    for (int g = 0; g < 4; g++) gr[E + 2 * D + g] = sums[g] * (1 - rates[g ? E + (g - 1) * D : 0]);
 }
 
 /* Four rows: G += u (outer) gd + x (outer) gr; gx = W gr; then for the step before: gk = G e, ge += k G. */
-INLINE void NAME(pull_back)(int D, const NAME(work) *work, const REAL *W, const REAL *u, const REAL *earlier) {
-    const int DQ = DQ_OF(D), P = P_OF(D);
+INLINE void NAME(pull_back)(int D, int E, const NAME(work) *work, const REAL *W, const REAL *u, const REAL *earlier) {
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
     const REAL *k = earlier, *e = earlier ? earlier + 3 * DQ + P : 0, *gd = work->gd, *gr = work->gr, *x = work->x;
     REAL *ge = work->ge;
     for (int i = 0; i < DR_OF(D); i += 4) {
@@ -502,35 +535,40 @@ INLINE void NAME(pull_back)(int D, const NAME(work) *work, const REAL *W, const 
     }
 }
 
+/* The gradient of the output at `at`, a step and pair, or NULL: zeros. */
+INLINE const REAL *NAME(grad_y_at)(int E, const Job *job, int64_t at) {
+    return job->grad_y ? (const REAL *)job->grad_y + at * E : 0;
+}
+
 /* Go back from `end` to `begin`, a span without resets inside one chunk; work->W holds its first matrix. */
-INLINE void NAME(span_backward)(int D, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin,
+INLINE void NAME(span_backward)(int D, int E, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin,
                                 int64_t end) {
-    const int DQ = DQ_OF(D), P = P_OF(D);
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
     const size_t slot = ROUND((size_t)DR_OF(D) * P, 16);
     const int64_t pairs = job->B * job->H;
-    NAME(span)(D, job, work, pair, begin, end, slot, 0);
-    const REAL *last = work->steps + (end - 1 - begin) * STEP_SIZE(D);
+    NAME(span)(D, E, job, work, pair, begin, end, slot, 0);
+    const REAL *last = work->steps + (end - 1 - begin) * STEP_SIZE(D, E);
     NAME(row_dots)(DR_OF(D), P, work->G, last + 3 * DQ + P, work->gk);
     NAME(read)(D, P, work->G, last, 0, work->ge);
     for (int64_t t = end - 1; t >= begin; t--) {
-        const REAL *step = work->steps + (t - begin) * STEP_SIZE(D), *W = work->W + (t - begin) * slot;
+        const REAL *step = work->steps + (t - begin) * STEP_SIZE(D, E), *W = work->W + (t - begin) * slot;
         const REAL *rates = step + 3 * DQ;
         const int64_t at = (t * pairs + pair) * D;
         for (int c = 0; c < P; c += VLEN) ST(work->gd + c, LD(work->ge + c) * LD(rates + c));
         NAME(row_dots)(DR_OF(D), P, W, work->gd, work->gu);
-        NAME(gates_backward)(D, work, step, job->grad_y ? (const REAL *)job->grad_y + at : 0);
+        NAME(gates_backward)(D, E, work, step, NAME(grad_y_at)(E, job, t * pairs + pair));
         memcpy(work->x, (const REAL *)job->x + at, D * sizeof(REAL));
         if (t > begin)
-            NAME(pull_back)(D, work, W, step + 2 * DQ, step - STEP_SIZE(D));
+            NAME(pull_back)(D, E, work, W, step + 2 * DQ, step - STEP_SIZE(D, E));
         else
-            NAME(pull_back)(D, work, W, step + 2 * DQ, 0);
+            NAME(pull_back)(D, E, work, W, step + 2 * DQ, 0);
         memcpy((REAL *)job->grad_x + at, work->gx, D * sizeof(REAL));
     }
 }
 
 /* grad_weight += G without its padding, and G = 0 where an episode begins */
-INLINE void NAME(collect)(int D, REAL *G, REAL *grad_weight, REAL *grad_shift, int starts) {
-    const int C = 3 * D + 4, P = P_OF(D);
+INLINE void NAME(collect)(int D, int E, REAL *G, REAL *grad_weight, REAL *grad_shift, int starts) {
+    const int C = C_OF(D, E), P = P_OF(D, E);
     for (int i = 0; i < D; i++, G += P) {
         for (int c = 0; c < C; c++) grad_weight[i * C + c] += G[c];
         if (starts) memset(G, 0, P * sizeof(REAL));
@@ -538,8 +576,8 @@ INLINE void NAME(collect)(int D, REAL *G, REAL *grad_weight, REAL *grad_shift, i
     }
 }
 
-INLINE void NAME(backward_pair)(int D, const Job *job, const NAME(work) *work, int64_t pair) {
-    const int C = 3 * D + 4, P = P_OF(D);
+INLINE void NAME(backward_pair)(int D, int E, const Job *job, const NAME(work) *work, int64_t pair) {
+    const int C = C_OF(D, E), P = P_OF(D, E);
     const int64_t batch = pair / job->H, pairs = job->B * job->H, size = (int64_t)D * C;
     const REAL *slow = (const REAL *)job->weight + pair % job->H * size;
     const REAL *shift = job->shift ? (const REAL *)job->shift + pair * size : 0;
@@ -550,7 +588,7 @@ INLINE void NAME(backward_pair)(int D, const Job *job, const NAME(work) *work, i
     memset(work->G, 0, (size_t)DR_OF(D) * P * sizeof(REAL));
     memset(grad_weight, 0, size * sizeof(REAL));
     if (grad_final) { /* final shift = W - slow */
-        NAME(pad)(D, work->G, grad_final, 0);
+        NAME(pad)(D, E, work->G, grad_final, 0);
         for (int64_t i = 0; i < size; i++) grad_weight[i] = -grad_final[i];
     }
     for (int64_t end = job->T, begin; end > 0; end = begin) {
@@ -558,51 +596,72 @@ INLINE void NAME(backward_pair)(int D, const Job *job, const NAME(work) *work, i
         int starts;
         for (begin = end - 1; !(starts = NAME(starts_at)(job, begin, batch)) && begin > chunk * CHUNK;) begin--;
         const REAL *checkpoint = begin ? (const REAL *)job->checkpoints + ((chunk - 1) * pairs + pair) * size : shift;
-        NAME(pad)(D, work->W, slow, starts ? 0 : checkpoint);
-        NAME(span_backward)(D, job, work, pair, begin, end);
-        if (starts || !begin) NAME(collect)(D, work->G, grad_weight, begin ? 0 : grad_shift, starts);
+        NAME(pad)(D, E, work->W, slow, starts ? 0 : checkpoint);
+        NAME(span_backward)(D, E, job, work, pair, begin, end);
+        if (starts || !begin) NAME(collect)(D, E, work->G, grad_weight, begin ? 0 : grad_shift, starts);
     }
 }
 
 #include "delta_kernel.h"
+#include "held_kernel.h"
 
 /* ---- a thread's share ---- */
 
-/* Take pairs until none is left. Common head sizes get loops of known length. */
+/* A function for each recurrence, direction and head size: in one, the compiler runs out of registers. Common sizes get
+ * loops of known length. */
+#define FUNCTION(name, kind, ...)                                                                        \
+    static NOINLINE TARGET void NAME(name)(const Job *job, const NAME(work) *work, int64_t pair) {       \
+        NAME(kind)(__VA_ARGS__, job, work, pair);                                                        \
+    }
+#define FUNCTIONS(n, D, E)                                \
+    FUNCTION(forward_##n, forward_pair, D, E)             \
+    FUNCTION(backward_##n, backward_pair, D, E)           \
+    FUNCTION(delta_forward_##n, delta_forward_pair, D)    \
+    FUNCTION(delta_backward_##n, delta_backward_pair, D)
+#ifndef REAL_IS_DOUBLE
+FUNCTIONS(8, 8, 8)
+FUNCTIONS(16, 16, 16)
+FUNCTIONS(32, 32, 32)
+#endif
+FUNCTIONS(any, (int)job->D, (int)job->E)
+FUNCTION(held_forward_any, held_forward_pair, (int)job->D, (int)job->E)
+FUNCTION(held_backward_any, held_backward_pair, (int)job->D, (int)job->E)
+
+typedef void (*NAME(function))(const Job *, const NAME(work) *, int64_t);
+
+static NAME(function) NAME(function_of)(const Job *job) {
+#define CASE(n)                                                                                              \
+    return job->value ? job->grad_x ? NAME(delta_backward_##n) : NAME(delta_forward_##n)                     \
+                      : job->grad_x ? NAME(backward_##n) : NAME(forward_##n)
+    if (HELD(job)) return job->grad_x ? NAME(held_backward_any) : NAME(held_forward_any);
+    switch (job->value || job->E == job->D ? job->D : 0) {
+#ifndef REAL_IS_DOUBLE
+        case 8: CASE(8);
+        case 16: CASE(16);
+        case 32: CASE(32);
+#endif
+        default: CASE(any);
+    }
+#undef CASE
+}
+
+/* Take pairs until none is left. */
 static TARGET void NAME(share)(void *data) {
     Job *job = (Job *)data;
-    const int D = (int)job->D, backward = job->grad_x != 0;
+    const NAME(function) run = NAME(function_of)(job);
     NAME(work) work;
-    if (!NAME(work_new)(&work, D, backward)) {
+    if (!NAME(work_new)(&work, (int)job->D, (int)(job->value ? job->D : job->E), job->grad_x != 0, HELD(job))) {
         job->failed = 1;
         return;
     }
     for (int64_t from; (from = TAKE(job)) < job->B * job->H;) {
-        for (int64_t pair = from; pair < from + job->grain && pair < job->B * job->H; pair++) {
-#define CASE(n)                                            \
-    if (job->value && backward)                            \
-        NAME(delta_backward_pair)(n, job, &work, pair);    \
-    else if (job->value)                                   \
-        NAME(delta_forward_pair)(n, job, &work, pair);     \
-    else if (backward)                                     \
-        NAME(backward_pair)(n, job, &work, pair);          \
-    else                                                   \
-        NAME(forward_pair)(n, job, &work, pair);           \
-    break
-            switch (D) {
-#ifndef REAL_IS_DOUBLE
-                case 8: CASE(8);
-                case 16: CASE(16);
-                case 32: CASE(32);
-#endif
-                default: CASE(D);
-            }
-#undef CASE
-        }
+        for (int64_t pair = from; pair < from + job->grain && pair < job->B * job->H; pair++) run(job, &work, pair);
     }
     free(work.block);
 }
 
+#undef FUNCTION
+#undef FUNCTIONS
 #undef INLINE
 #undef vec
 #undef ivec
@@ -625,6 +684,7 @@ static TARGET void NAME(share)(void *data) {
 #undef ROUND
 #undef DR_OF
 #undef DQ_OF
+#undef C_OF
 #undef P_OF
 #undef STEP_SIZE
 #undef REAL

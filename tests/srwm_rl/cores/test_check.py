@@ -284,8 +284,11 @@ def test_every_registered_core_passes(name: str, dtype: torch.dtype) -> None:
     check_core(make_core(name, 5, hidden_size=16, n_layers=2).to(dtype))
 
 
+BOUNDED = {"shift_bound": 0.05, "query_init": 1.0}  # which the shifts of a few steps do reach
+
+
 @pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta"])
-@pytest.mark.parametrize("settings", [{"frozen": "query,key,beta"}, {"retention": True}, {"variant": "paper"}])
+@pytest.mark.parametrize("settings", [{"frozen": "query,key,beta"}, {"retention": True}, {"variant": "paper"}, BOUNDED])
 def test_srwm_passes_with_every_option(name: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     check_core(make_core(name, 5, hidden_size=16, n_layers=1, **settings))

@@ -199,6 +199,34 @@ def test_retention_starts_near_one_and_learns() -> None:
     assert gate.bias.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta"])
+def test_a_bound_holds_every_heads_shift_and_lets_the_rest_be(name: str) -> None:
+    made = []
+    for bound in (None, 1e6, 0.3):
+        torch.manual_seed(0)
+        made.append(make_core(name, 5, shift_bound=bound, query_init=1.0, **SIZES))
+    free, loose, tight = made
+    torch.testing.assert_close(loose(*unroll(free)), free(*unroll(free)))
+    assert not torch.allclose(tight(*unroll(free))[0], free(*unroll(free))[0])
+    if not free.carries_over:
+        return
+    heads, size, columns = tight.layers[0].shift_shape  # type: ignore[index,union-attr,misc]
+    norms = [
+        core(*unroll(core))[1][..., : heads * size * columns].unflatten(-1, (heads, -1)).norm(dim=-1)
+        for core in (free, tight)
+    ]
+    assert norms[0].max() > 0.31
+    assert 0.29 < norms[1].max() < 0.3001
+
+
+def test_a_bound_is_trained_through() -> None:
+    torch.manual_seed(0)
+    core = make_core("srwm", 5, shift_bound=0.1, retention=True, query_init=1.0, **SIZES)
+    core(*unroll(core))[0].square().sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in core.parameters())
+    assert all(layer.weight.grad[..., 2:].abs().max() > 0 for layer in core.layers)  # type: ignore[union-attr]
+
+
 def test_delta_rates_start_where_beta_init_says() -> None:
     rates = []
     for beta_init in (0.0, -9.0):
@@ -231,6 +259,11 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("srwm", {"variant": "papr"}, "did you mean 'paper'"),
         ("srwm", {"norm": "post"}, "norm must be one of"),
         ("srwm", {"retention": "False"}, "retention must be true or false, not 'False'"),
+        ("srwm", {"shift_bound": 0}, "shift_bound must be a number above 0"),
+        ("sr_delta", {"shift_bound": -2.0}, "shift_bound must be a number above 0"),
+        ("srwm", {"shift_bound": True}, "shift_bound must be a number above 0"),
+        ("srwm_no_carry", {"shift_bound": "big"}, "shift_bound must be a number, not 'big'"),
+        ("fake_sr", {"shift_bound": 1.0}, "has no setting 'shift_bound'"),
         ("delta", {"query_init": "small"}, "query_init must be a number"),
         ("srwm", {"frozen": "querry"}, "did you mean 'query'"),
         ("srwm", {"frozen": ["y"]}, "unknown column group 'y'"),

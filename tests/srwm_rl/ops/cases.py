@@ -18,6 +18,8 @@ class Case(NamedTuple):
     starts: Tensor | None
     grad_y: Tensor
     grad_final: Tensor
+    retention: Tensor | None = None
+    bound: float | None = None
 
 
 def make_case(
@@ -30,21 +32,27 @@ def make_case(
     resets: float | None = 0.1,
     with_shift: bool = True,
     scale: float = 1.0,
+    read: int | None = None,
+    retained: bool = False,
+    bound: float | None = None,
 ) -> Case:
-    """Draw a case; inputs are softmaxed as the layer does, which keeps long unrolls from blowing up."""
+    """Draw a case, `read` being E; inputs are softmaxed as the layer does, which keeps long unrolls from blowing up."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    fast = (batch, heads, size, 3 * size + 4)
+    width = read or size
+    fast = (batch, heads, size, width + 2 * size + 4)
     return Case(
         x=draw(n_steps, batch, heads, size).softmax(-1),
         weight=draw(*fast[1:]) * scale / size**0.5,
         shift=0.3 * scale * draw(*fast) / size**0.5 if with_shift else None,
         starts=None if resets is None else torch.rand(n_steps, batch, generator=generator) < resets,
-        grad_y=draw(n_steps, batch, heads, size),
+        grad_y=draw(n_steps, batch, heads, width),
         grad_final=draw(*fast),
+        retention=torch.rand(n_steps, batch, heads, generator=generator, dtype=torch.float64) if retained else None,
+        bound=bound,
     )
 
 
@@ -60,6 +68,9 @@ def cases(max_steps: int, max_size: int) -> st.SearchStrategy[Case]:
         resets=st.sampled_from([None, 0.0, 0.02, 0.2, 1.0]),
         with_shift=st.booleans(),
         scale=st.sampled_from([0.3, 1.0, 2.0]),
+        read=st.one_of(st.none(), st.integers(1, 3 * max_size + 1)),
+        retained=st.booleans(),
+        bound=st.sampled_from([None, None, 0.1, 1.0, 4.0]),
     )
 
 
@@ -74,11 +85,16 @@ def results(case: Case, backend: str, dtype: torch.dtype, *, contiguous: bool = 
     lay_out = torch.Tensor.contiguous if contiguous else scattered
     inputs = {
         name: lay_out(tensor.to(dtype)).requires_grad_()
-        for name, tensor in (("x", case.x), ("weight", case.weight), ("shift", case.shift))
+        for name, tensor in (
+            ("x", case.x),
+            ("weight", case.weight),
+            ("shift", case.shift),
+            ("retention", case.retention),
+        )
         if tensor is not None
     }
     starts = case.starts if contiguous or case.starts is None else scattered(case.starts)
-    y, final = srwm_scan(inputs["x"], inputs["weight"], inputs.get("shift"), starts, backend=backend)
+    y, final = srwm_scan(**inputs, episode_starts=starts, shift_bound=case.bound, backend=backend)
     upstream = [lay_out(grad.to(dtype)) for grad in (case.grad_y, case.grad_final)]
     grads = torch.autograd.grad((y, final), list(inputs.values()), upstream)
     found = {"y": y.detach(), "final": final.detach()}
@@ -93,11 +109,13 @@ def relative_errors(ours: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[s
         assert ours[name].shape == right.shape
         parts = {name: (ours[name].double(), right)}
         if name == "grad_weight":
-            size = right.shape[-2]
-            groups = zip("yqkb", ours[name].double().split((size, size, size, 4), -1), strict=True)
-            rights = right.split((size, size, size, 4), -1)
+            size, columns = right.shape[-2:]
+            widths = (columns - 2 * size - 4, size, size, 4)
+            groups = zip("yqkb", ours[name].double().split(widths, -1), strict=True)
+            rights = right.split(widths, -1)
             parts = {f"{name}_{g}": (our, rights[i]) for i, (g, our) in enumerate(groups)}
-        scale = right.abs().max().clamp(min=1e-30)
+        # A retention's gradient is one sum over a whole matrix, which cancels now and then.
+        scale = right.abs().max().clamp(min=0.1 if name == "grad_retention" else 1e-30)
         for part, (our, wanted) in parts.items():
             errors[part] = float((our - wanted).abs().max() / scale)
     return errors

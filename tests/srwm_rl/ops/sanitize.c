@@ -36,22 +36,27 @@ static void parallel(Share share, void *data, unsigned threads, unsigned flags) 
     for (unsigned i = 1; i < threads; i++) pthread_join(ids[i], 0);
 }
 
-static void run(int64_t T, int64_t B, int64_t H, int64_t D, int is_double, int level, int sparse) {
-    int64_t steps = T * B * H * D, fast = B * H * D * (3 * D + 4);
-    void *x = numbers(steps, is_double), *weight = numbers(fast / B, is_double), *shift = numbers(fast, is_double);
-    void *y = numbers(steps, is_double), *final = numbers(fast, is_double);
-    void *checkpoints = numbers((T - 1) / CHUNK * fast, is_double), *grad_x = numbers(steps, is_double);
+static void run(int64_t T, int64_t B, int64_t H, int64_t D, int64_t E, int is_double, int level, int sparse,
+                double bound, int retained) {
+    int64_t steps = T * B * H, fast = B * H * D * (E + 2 * D + 4);
+    void *x = numbers(steps * D, is_double), *weight = numbers(fast / B, is_double), *shift = numbers(fast, is_double);
+    void *y = numbers(steps * E, is_double), *final = numbers(fast, is_double);
+    void *checkpoints = numbers((T - 1) / CHUNK * fast, is_double), *grad_x = numbers(steps * D, is_double);
     void *grad_weight = numbers(fast, is_double), *grad_shift = numbers(fast, is_double);
+    void *retention = numbers(steps, is_double), *grad_retention = numbers(steps, is_double);
     unsigned char *starts = malloc(T * B);
     for (int64_t i = 0; i < T * B; i++) starts[i] = uniform() > 0.3f;
-    Job job = {.T = T, .B = B, .H = H, .D = D, .x = x, .weight = weight, .y = y, .final = final};
+    Job job = {.T = T, .B = B, .H = H, .D = D, .E = E, .bound = bound, .x = x, .weight = weight, .y = y, .final = final};
     if (!sparse) job.shift = shift, job.starts = starts;
+    if (retained) job.retention = retention;
     job.checkpoints = checkpoints;
     if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     job.grad_y = sparse ? 0 : y, job.grad_final = sparse ? 0 : final;
     job.grad_x = grad_x, job.grad_weight = grad_weight, job.grad_shift = sparse ? 0 : grad_shift;
+    job.grad_retention = retained ? grad_retention : 0;
     if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
-    void *all[] = {x, weight, shift, y, final, checkpoints, grad_x, grad_weight, grad_shift, starts};
+    void *all[] = {x, weight, shift, y, final, checkpoints, grad_x, grad_weight, grad_shift, retention, grad_retention,
+                   starts};
     for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++) free(all[i]);
 }
 
@@ -84,8 +89,13 @@ int main(void) {
         for (int is_double = 0; is_double < 2; is_double++) {
             for (int64_t D = 1; D <= 70; D += D < 34 ? 1 : 5) {
                 for (int i = 0; i < 5; i++, runs++) {
-                    run(steps[i], 2, 3, D, is_double, level, (D + i) % 3 == 0);
-                    run_delta(steps[i], 2, 3, D, is_double, level, (D + i) % 3 == 0);
+                    int sparse = (D + i) % 3 == 0;
+                    int64_t E = (D * 7 + i) % 90 + 1;
+                    run(steps[i], 2, 3, D, D, is_double, level, sparse, 0, 0);
+                    run(steps[i], 2, 3, D, E, is_double, level, sparse, 0, 0);
+                    run(steps[i], 2, 3, D, i % 2 ? D : E, is_double, level, sparse, i % 4 ? 0.5 : 0, 1);
+                    run(steps[i], 2, 3, D, i % 2 ? E : D, is_double, level, sparse, 1, 0);
+                    run_delta(steps[i], 2, 3, D, is_double, level, sparse);
                 }
             }
         }

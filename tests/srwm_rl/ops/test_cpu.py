@@ -49,7 +49,15 @@ def test_every_head_size(level: int, dtype: torch.dtype, size: int) -> None:
         cases.check(cases.make_case(n_steps, 2, 3, size, seed=size), "cpu", dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 4, 7, 16, 33])
+@pytest.mark.parametrize(("retained", "bound"), [(False, None), (True, None), (False, 1.0), (True, 0.5)])
+def test_every_option(level: int, dtype: torch.dtype, size: int, retained: bool, bound: float | None) -> None:
+    for read in (size, 1, 3 * size + 1):
+        cases.check(cases.make_case(37, 2, 2, size, seed=size, read=read, retained=retained, bound=bound), "cpu", dtype)
+
+
+@settings(max_examples=60, deadline=None)
 @given(cases.cases(300, 40), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(LEVELS))
 def test_random_cases(case: object, contiguous: bool, dtype: torch.dtype, level: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -58,8 +66,9 @@ def test_random_cases(case: object, contiguous: bool, dtype: torch.dtype, level:
 
 
 @pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
-def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
-    case = cases.make_case(36, 2, 1, 8)
+@pytest.mark.parametrize("held", [False, True])
+def test_resets_beside_checkpoints(level: int, starts: list[int], held: bool) -> None:
+    case = cases.make_case(36, 2, 1, 8, retained=held, bound=0.8 if held else None)
     case.starts.zero_()
     case.starts[starts, 1] = True
     cases.check(case, "cpu", torch.float32)
@@ -74,28 +83,46 @@ def test_wide_logits_and_rates_neither_overflow_nor_vanish(level: int) -> None:
     assert torch.isfinite(final).all()
 
 
-def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int) -> None:
-    case = cases.make_case(100, 1, 1, 16, resets=None, with_shift=False)
+@pytest.mark.parametrize("held", [False, True])
+def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int, held: bool) -> None:
+    case = cases.make_case(100, 1, 1, 16, resets=None, with_shift=False, retained=held)
     case.weight[..., -4:] -= 14  # x sums to 1, so every rate is about 1e-6
+    if held:
+        case = case._replace(retention=case.retention**0.01)
     cases.check(case, "cpu", torch.float32)
 
 
-def test_not_a_number_stays_one(level: int) -> None:
-    case = cases.make_case(3, 2, 1, 16, resets=None)
+@pytest.mark.parametrize("bound", [None, 0.5])
+@pytest.mark.parametrize("size", [5, 16])
+def test_not_a_number_stays_one(level: int, bound: float | None, size: int) -> None:
+    case = cases.make_case(3, 2, 1, size, resets=None)
     case.x[1, 0, 0, 3] = float("nan")
-    y, final = srwm_scan(case.x.float(), case.weight.float(), backend="cpu")
+    x, weight = case.x.float().requires_grad_(), case.weight.float()
+    y, final = srwm_scan(x, weight, shift_bound=bound, backend="cpu")
     assert torch.isfinite(y[0]).all()
     assert y[1:, 0].isnan().all()
     assert final[0].isnan().all()
     assert torch.isfinite(y[:, 1]).all()
+    alone = srwm_scan(x[:, 1:], weight, shift_bound=bound, backend="cpu")
+    torch.testing.assert_close((y[:, 1:], final[1:]), alone)
+    (grad,) = torch.autograd.grad((y.sum(), final.sum()), x)
+    torch.testing.assert_close(grad[:, 1:], torch.autograd.grad((alone[0].sum(), alone[1].sum()), x)[0][:, 1:])
 
 
-def test_gradcheck_through_chunks_and_resets(level: int) -> None:
-    case = cases.make_case(18, 2, 1, 2)
+@pytest.mark.parametrize("held", [False, True])
+def test_gradcheck_through_chunks_and_resets(level: int, held: bool) -> None:
+    case = cases.make_case(18, 2, 1, 2, read=5 if held else None, retained=held)
     case.starts.zero_()
     case.starts[7, 1] = True
     inputs = [tensor.requires_grad_() for tensor in (case.x, case.weight, case.shift)]
-    assert torch.autograd.gradcheck(lambda *args: srwm_scan(*args, case.starts, backend="cpu"), inputs)
+    if held:
+        inputs.append(case.retention.requires_grad_())
+
+    def run(x: Tensor, weight: Tensor, shift: Tensor, retention: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        bound = 0.4 if held else None
+        return srwm_scan(x, weight, shift, case.starts, retention=retention, shift_bound=bound, backend="cpu")
+
+    assert torch.autograd.gradcheck(run, inputs)
 
 
 def test_only_one_output_used() -> None:
@@ -110,20 +137,22 @@ def test_only_one_output_used() -> None:
             torch.testing.assert_close(ours, theirs)
 
 
-def test_split_unroll_equals_whole_unroll(level: int) -> None:
+@pytest.mark.parametrize("bound", [None, 1.0])
+def test_split_unroll_equals_whole_unroll(level: int, bound: float | None) -> None:
     case = cases.make_case(50, 3, 2, 16)
     x, weight, shift = (tensor.float() for tensor in (case.x, case.weight, case.shift))
-    y, final = srwm_scan(x, weight, shift, case.starts, backend="cpu")
+    y, final = srwm_scan(x, weight, shift, case.starts, shift_bound=bound, backend="cpu")
     ys, state = [], shift
     for part in (slice(0, 1), slice(1, 16), slice(16, 19), slice(19, 50)):
-        piece, state = srwm_scan(x[part], weight, state, case.starts[part], backend="cpu")
+        piece, state = srwm_scan(x[part], weight, state, case.starts[part], shift_bound=bound, backend="cpu")
         ys.append(piece)
     torch.testing.assert_close(torch.cat(ys), y)
     torch.testing.assert_close(state, final)
 
 
-def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
-    case = cases.make_case(40, 16, 4, 16)
+@pytest.mark.parametrize("held", [False, True])
+def test_same_bits_with_any_number_of_threads_and_from_many_threads(held: bool) -> None:
+    case = cases.make_case(40, 16, 4, 16, read=49 if held else None, retained=held, bound=2.0 if held else None)
     before = torch.get_num_threads()
 
     def run(_: int = 0) -> list[Tensor]:
@@ -142,18 +171,20 @@ def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_opcheck(plain: bool) -> None:
-    case = cases.make_case(18, 2, 2, 4)
-    x, weight, shift = (tensor.requires_grad_() for tensor in (case.x, case.weight, case.shift))
-    rest = (None, None) if plain else (shift, case.starts.view(torch.uint8))
+    case = cases.make_case(18, 2, 2, 4, read=None if plain else 7, retained=True)
+    x, weight, *rest = (tensor.requires_grad_() for tensor in (case.x, case.weight, case.retention, case.shift))
+    rest = [None] * 4 if plain else [*rest, case.starts.view(torch.uint8), 0.5]
     torch.library.opcheck(torch.ops.srwm_rl.scan_cpu.default, (x, weight, *rest, True))
 
 
-def test_a_compiled_policy_does_not_break_at_it() -> None:
-    case = cases.make_case(18, 2, 2, 4)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_compiled_policy_does_not_break_at_it(held: bool) -> None:
+    case = cases.make_case(18, 2, 2, 4, read=6 if held else None, retained=True)
     x, weight = case.x.float().requires_grad_(), case.weight.float().requires_grad_()
+    options = {"retention": case.retention.float(), "shift_bound": 0.4} if held else {}
 
     def loss(x: Tensor, weight: Tensor) -> Tensor:
-        return srwm_scan(x * 2, weight, None, case.starts)[0].square().sum()
+        return srwm_scan(x * 2, weight, None, case.starts, **options)[0].square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, weight), loss(x, weight))
@@ -218,8 +249,9 @@ def test_backward_keeps_no_more_than_inputs_and_checkpoints() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 16, 64])
-def test_4096_steps(level: int, size: int) -> None:
-    cases.check(cases.make_case(4096, 1, 1, size, resets=0.01), "cpu", torch.float32)
+@pytest.mark.parametrize("bound", [None, 2.0])
+def test_4096_steps(level: int, size: int, bound: float | None) -> None:
+    cases.check(cases.make_case(4096, 1, 1, size, resets=0.01, bound=bound), "cpu", torch.float32)
 
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")

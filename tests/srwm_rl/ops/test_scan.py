@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from srwm_rl import srwm_scan
-from srwm_rl.ops.backends import log_fallback
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "op_srwm.npz"
 
@@ -61,7 +60,12 @@ def test_matches_the_authors_gradient_of_the_slow_weight(golden: dict[str, Tenso
 
 
 def written_out(
-    x: Tensor, weight: Tensor, shift: Tensor, starts: Tensor, retention: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    starts: Tensor,
+    retention: Tensor | None = None,
+    bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the paper's equations on single vectors, with its two separate reads."""
     n_steps, batch, heads, size = x.shape
@@ -85,35 +89,74 @@ def written_out(
                 for g, rate in enumerate(rates):
                     group = slice(edges[g], edges[g + 1])
                     edited[:, group] += rate * torch.outer(key, target[group] - present[group])
-                fast = edited
+                length = (edited - weight[h]).square().sum().sqrt()
+                too_long = bound is not None and length > bound
+                fast = weight[h] + (edited - weight[h]) * (bound / length if too_long else 1.0)
             final[b, h] = fast - weight[h]
     return y, final
 
 
 @pytest.mark.parametrize("read", [1, 4, 13])
 @pytest.mark.parametrize("retained", [False, True])
-def test_matches_the_equations_written_out(read: int, retained: bool) -> None:
+@pytest.mark.parametrize("bound", [None, 1.0])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_matches_the_equations_written_out(read: int, retained: bool, bound: float | None, backend: str) -> None:
     x, weight, shift, starts = random_case(7, 3, 2, 4, read=read)
     retention = torch.rand(7, 3, 2, dtype=x.dtype) if retained else None
-    ours = srwm_scan(x, weight, shift, starts, retention=retention)
-    torch.testing.assert_close(ours, written_out(x, weight, shift, starts, retention))
+    ours = srwm_scan(x, weight, shift, starts, retention=retention, shift_bound=bound, backend=backend)
+    torch.testing.assert_close(ours, written_out(x, weight, shift, starts, retention, bound))
 
 
-def test_gradcheck_with_a_wide_output_and_retention() -> None:
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("bound", [None, 0.3])
+def test_gradcheck_with_a_wide_output_retention_and_a_bound(backend: str, bound: float | None) -> None:
     x, weight, shift, starts = random_case(4, 2, 1, 2, read=7)
     retention = torch.rand(4, 2, 1, dtype=x.dtype)
     inputs = [each.requires_grad_() for each in (x, weight, shift, retention)]
-    assert torch.autograd.gradcheck(lambda x, w, s, r: srwm_scan(x, w, s, starts, retention=r), inputs)
+
+    def run(x: Tensor, w: Tensor, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return srwm_scan(x, w, s, starts, retention=r, shift_bound=bound, backend=backend)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    if bound is not None:  # or nothing was tested
+        assert float(run(*inputs)[1].detach().flatten(2).norm(dim=-1).max()) == pytest.approx(bound)
 
 
-def test_what_no_fused_kernel_takes_runs_in_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    log_fallback.cache_clear()
-    x, weight, shift, _ = random_case(2, 1, 2, 4)
-    for _ in range(2):
-        srwm_scan(x, weight, shift, retention=torch.ones(2, 1, 2, dtype=x.dtype))
-    assert [record.getMessage().count("retention is given") for record in caplog.records] == [1]
-    with pytest.raises(ValueError, match="backend 'cpu' cannot run"):
-        srwm_scan(x, random_case(2, 1, 2, 4, read=5)[1], backend="cpu")
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_bound_acts_on_each_head_alone_and_only_where_it_is_passed(backend: str) -> None:
+    x, weight, shift, _ = random_case(6, 3, 2, 4)
+    shift[:, 0] *= 0.1
+    weight[0, :, -4:] -= 20 * x[..., 0, :].mean()  # head 0 learns less
+    free = srwm_scan(x, weight, shift, backend=backend)[1].flatten(2).norm(dim=-1)  # [B, H]
+    bound = float(free.min(dim=0).values.max())
+    y, final = srwm_scan(x, weight, shift, shift_bound=bound, backend=backend)
+    assert final.flatten(2).norm(dim=-1).max() <= bound * (1 + 1e-12)
+    loose = srwm_scan(x, weight, shift, shift_bound=1e6, backend=backend)
+    torch.testing.assert_close(loose, srwm_scan(x, weight, shift, backend=backend))
+    alone = srwm_scan(x[:, 1:2, 1:], weight[1:], shift[1:2, 1:], shift_bound=bound, backend=backend)
+    torch.testing.assert_close((y[:, 1:2, 1:], final[1:2, 1:]), alone)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("size", [1, 3])  # heads of size 1 have equal key and query: they never edit
+def test_no_gradient_is_lost_at_zero_or_at_the_bound(backend: str, size: int) -> None:
+    for scale in (0.0, 1.0):  # zeros, and a shift whose norm is just the bound
+        x, weight, shift, _ = random_case(3, 1, 1, size)
+        weight[..., size : 3 * size] = 0  # the queries are the keys: no edits
+        shift[..., size:] = 0
+        shift *= scale * 2 / shift.norm()
+        inputs = [each.requires_grad_() for each in (x, weight, shift)]
+        y, final = srwm_scan(*inputs, shift_bound=2.0, backend=backend)
+        torch.testing.assert_close(final, shift)
+        for grad in torch.autograd.grad((y.sum(), final.sum()), inputs):
+            assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bound", [0.0, -1, float("nan"), float("inf"), 1e-20, True, "1"])
+def test_a_bound_is_a_number_above_0(bound: object) -> None:
+    x, weight, _, _ = random_case(1, 1, 1, 2)
+    with pytest.raises(ValueError, match="shift_bound must be a number above 0"):
+        srwm_scan(x, weight, shift_bound=bound)  # type: ignore[arg-type]
 
 
 def test_a_reset_forgets_an_episode_that_blew_up() -> None:
@@ -141,11 +184,12 @@ def test_every_column_group_of_the_weight_gets_a_gradient() -> None:
         assert weight.grad[..., columns].abs().max() > 1e-6
 
 
-def test_split_unroll_equals_whole_unroll() -> None:
+@pytest.mark.parametrize("bound", [None, 0.5])
+def test_split_unroll_equals_whole_unroll(bound: float | None) -> None:
     x, weight, shift, starts = random_case(9, 3, 2, 4)
-    y, final = srwm_scan(x, weight, shift, starts)
-    y_a, middle = srwm_scan(x[:4], weight, shift, starts[:4])
-    y_b, end = srwm_scan(x[4:], weight, middle, starts[4:])
+    y, final = srwm_scan(x, weight, shift, starts, shift_bound=bound)
+    y_a, middle = srwm_scan(x[:4], weight, shift, starts[:4], shift_bound=bound)
+    y_b, end = srwm_scan(x[4:], weight, middle, starts[4:], shift_bound=bound)
     torch.testing.assert_close(torch.cat((y_a, y_b)), y)
     torch.testing.assert_close(end, final)
 

@@ -50,6 +50,16 @@ def test_matches_the_reference(n_steps: int, size: int, resets: float | None, wi
 
 
 @interpreted
+@pytest.mark.parametrize(
+    ("n_steps", "size", "read", "retained", "bound"),
+    [(18, 3, 10, False, None), (5, 4, 4, True, None), (19, 4, 1, False, 0.5), (18, 5, 5, True, 1.0)],
+)
+def test_options_match_the_reference(n_steps: int, size: int, read: int, retained: bool, bound: float | None) -> None:
+    case = cases.make_case(n_steps, 2, 1, size, resets=0.15, read=read, retained=retained, bound=bound)
+    cases.check(case, "triton", torch.float32)
+
+
+@interpreted
 @settings(max_examples=4, deadline=None)
 @given(cases.cases(18, 8), st.booleans())
 def test_random_cases(case: object, contiguous: bool) -> None:
@@ -58,9 +68,9 @@ def test_random_cases(case: object, contiguous: bool) -> None:
 
 @interpreted
 def test_opcheck() -> None:
-    case = cases.make_case(2, 1, 1, 4)
-    x, weight, shift = (tensor.float().requires_grad_() for tensor in (case.x, case.weight, case.shift))
-    arguments = (x, weight, shift, case.starts.view(torch.uint8), True)
+    case = cases.make_case(2, 1, 1, 4, read=5, retained=True)
+    given = (case.x, case.weight, case.retention, case.shift)
+    arguments = (*(each.float().requires_grad_() for each in given), case.starts.view(torch.uint8), 0.5, True)
     torch.library.opcheck(torch.ops.srwm_rl.scan_triton.default, arguments)
 
 
@@ -69,6 +79,8 @@ def test_says_what_it_cannot_take() -> None:
     assert "float64" in triton_scan.why_not(device, torch.float64, 16)
     assert "head size 65" in triton_scan.why_not(device, torch.float32, 65)
     assert "mps" in triton_scan.why_not("mps", torch.float32, 16)
+    assert triton_scan.why_not(device, torch.float32, 32, 97) is None
+    assert "y is 193 wide" in triton_scan.why_not(device, torch.float32, 64, 193)
 
 
 COMPILE = """
@@ -78,19 +90,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from srwm_rl.ops import triton_scan as ours
 
-def build(kernel, flags):
-    sizes = ours._sizes(int(sys.argv[1]))
+def build(kernel, width, flags):
+    sizes = ours._sizes(int(sys.argv[1]), width)
     warps = sizes.pop("num_warps")
     constants = sizes | flags
-    signature = {n: "constexpr" if n in constants else "*u8" if n == "starts" else "i32" if n in "TBH" else "*fp32"
-                 for n in kernel.arg_names}
+    kinds = {"starts": "*u8", "T": "i32", "B": "i32", "H": "i32", "bound": "fp32"}
+    signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in kernel.arg_names}
     built = compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32), {"num_warps": warps})
     assert len(built.asm["cubin"])
     return built
 
-for on in (False, True):
-    build(ours._forward_kernel, dict(SHIFT=on, STARTS=on, KEEP=on))
-    build(ours._backward_kernel, dict(SHIFT=on, STARTS=on, GRAD_Y=True, GRAD_FINAL=on))
+size = int(sys.argv[1])
+for on, width, held in ((False, size, 0), (True, size, 0), (True, size, 3), (True, 2 * size, 1), (False, 1, 2)):
+    flags = dict(SHIFT=on, STARTS=on, RETENTION=bool(held & 1), BOUND=bool(held & 2))
+    build(ours._forward_kernel, width, dict(KEEP=on) | flags)
+    build(ours._backward_kernel, width, dict(GRAD_Y=True, GRAD_FINAL=on) | flags)
 print("compiled")
 """
 
@@ -111,10 +125,13 @@ def test_on_a_gpu_by_itself() -> None:
 import sys; sys.path.insert(0, sys.argv[1])
 import torch, cases
 from srwm_rl import srwm_scan
-for size in (4, 8, 16, 24, 32, 64):
-    case = cases.make_case(200, 3, 2, size)
+for size, options in [(n, {}) for n in (4, 8, 16, 24, 32, 64)] + [
+    (16, dict(read=49)), (24, dict(retained=True)), (16, dict(bound=1.0)),
+    (64, dict(read=70, retained=True, bound=2.0)),
+]:
+    case = cases.make_case(200, 3, 2, size, **options)
     truth = cases.results(case, "reference", torch.float64)
-    case = cases.Case(*(t if t is None else t.cuda() for t in case))
+    case = cases.Case(*(t.cuda() if isinstance(t, torch.Tensor) else t for t in case))
     ours = {name: value.cpu() for name, value in cases.results(case, "triton", torch.float32).items()}
     errors = cases.relative_errors(ours, truth)
     assert max(errors.values()) < 1e-4, (size, errors)

@@ -1,0 +1,91 @@
+"""What a run keeps of its past beside its state: the best score with the weights it belongs to, the levels played."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from srwm_rl.levels_played import LevelsPlayed
+from srwm_rl.policy import SRWMPolicy
+from srwm_rl.saved import policy_arrays
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best score so far.
+
+    Attributes:
+        score: a return; more is better.
+        of: what it is the score of; scores of other things are not compared with it.
+        steps: environment steps when it was measured, as in the log.
+    """
+
+    score: float
+    of: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.of} {self.score:.4g}, at {self.steps:,} steps"
+
+
+class Scored(NamedTuple):
+    """The model that a best score was measured on, as it was at that moment."""
+
+    steps: int
+    weights: dict[str, np.ndarray]
+    levels_played: dict[str, Any]  # as from `LevelsPlayed.to_tree`
+
+
+class Logbook:
+    """The best score and the levels played; part of every checkpoint, so that a resumed run goes on with both.
+
+    Args:
+        levels: the record of the levels played.
+    """
+
+    def __init__(self, levels: LevelsPlayed) -> None:
+        self.levels = levels
+        self.best: Best | None = None
+        # Two: the state of the last moment between two updates, which an interrupted run is saved in, may be older
+        # than the newest score.
+        self._scored: deque[Scored] = deque(maxlen=2)
+
+    def offer(self, score: float, of: str, steps: int, policy: SRWMPolicy) -> None:
+        """Keep a score and a copy of its weights, if it is better than the best so far; NaN never is.
+
+        Call it while the policy has the very weights that were scored.
+        """
+        comparable = self.best is not None and self.best.of == of
+        if not math.isfinite(score) or (comparable and score <= self.best.score):  # type: ignore[union-attr]
+            return
+        self._scored.append(Scored(steps, policy_arrays(policy), self.levels.to_tree()))
+        self.best = Best(score, of, steps)  # last: whatever interrupts this leaves a best score with its weights
+
+    def scored(self, steps: int) -> Scored | None:
+        """Return the model that was scored at a step; None: it was before this process, or has been surpassed twice."""
+        return next((each for each in self._scored if each.steps == steps), None)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
+        return {
+            "best": None if self.best is None else asdict(self.best),
+            "levels_played": self.levels.to_tree(),
+        }
+
+    def from_tree(self, tree: dict[str, Any], source: str) -> None:
+        """Take up what `to_tree` gave; of an older version's checkpoint, that the levels before it are not known.
+
+        Raises:
+            UserError: the record of the levels is damaged.
+        """
+        best, levels = tree.get("best"), tree.get("levels_played")
+        self.best = None if best is None else Best(**best)
+        self._scored.clear()
+        if levels is None:
+            self.levels = LevelsPlayed(self.levels.start, self.levels.stop, complete=False)
+        else:
+            self.levels = LevelsPlayed.from_tree(levels, source)

@@ -1,0 +1,191 @@
+"""Two processes that train one policy: the same gradient as one, the same decisions, and nobody waits for ever."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srwm_rl import UserError
+from srwm_rl.agents.distributed import ALONE, Place, from_bytes, joined, to_bytes
+from srwm_rl.agents.unrolls import Unrolls
+from srwm_rl.agents.unrolls import joined as side_by_side
+from srwm_rl.files import read_file, unpack
+from tests.agents.together import FIELDS, B, T, build, gradient, play
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return what each of two processes wrote down; see `tests/agents/together.py`."""
+    folder = tmp_path_factory.mktemp("together")
+    words = [*TORCHRUN, "tests.agents.together", str(folder)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        _, err = process.communicate(timeout=200)
+    finally:
+        process.terminate()  # SIGKILL would leave the processes that it started
+    assert process.returncode == 0, err
+    return [unpack(*read_file(folder / f"{rank}.safetensors")) for rank in range(2)]
+
+
+def test_weights_are_those_of_process_0(two: Any) -> None:
+    assert not np.array_equal(two[0]["own_weights"], two[1]["own_weights"])
+    for each in two:
+        np.testing.assert_array_equal(each["joined_weights"], two[0]["own_weights"])
+
+
+def test_mean_and_deviation_are_joint_and_exact_far_from_zero(two: Any) -> None:
+    values = np.array([0.0, 1, 2, 5])
+    for each in two:
+        assert each["moments"] == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
+
+
+def test_trees_are_gathered_by_rank(two: Any) -> None:
+    for rank in range(2):
+        everywhere = two[rank]["all_gathered"]
+        assert [len(each[0]["a"]) for each in everywhere] == [3, 4]
+        assert [each[0]["b"] for each in everywhere] == [[b"x" * i, None, 1.5, True] for i in range(2)]
+        assert [each[1] for each in everywhere] == ["text", "text"]
+    assert [len(each[0]["a"]) for each in two[0]["gathered"]] == [3, 4]
+    assert [len(each[0]["a"]) for each in two[1]["gathered"]] == [4]
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    assert np.linalg.norm(expected) > 1e-3
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def whole_model(algo: str, weights: np.ndarray) -> Any:
+    model = build(algo, n_envs=2 * B)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(weights), model.policy.parameters())
+    return model
+
+
+def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(two: Any) -> None:
+    parts = [each["ppo"]["rollout"] for each in two]
+    model = whole_model("ppo", two[0]["ppo"]["weights"])
+    buffer = play(model)  # for its shape; what was played is replaced
+    for name in FIELDS:
+        getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([each[name] for each in parts], axis=1)))
+    buffer.core_states = [torch.from_numpy(np.concatenate([each["core_state"] for each in parts], axis=1))]
+    terms, norm = model._gradient(np.arange(2 * B), 0.2, None)
+    check_same_update(two, "ppo", gradient(model), terms, norm)
+    # What a normalisation by each process's own mean would give is something else.
+    halves = []
+    for rank in range(2):
+        model._gradient(np.arange(B) + rank * B, 0.2, None)
+        halves.append(gradient(model))
+    assert relative(sum(halves) / 2, two[0]["ppo"]["gradient"]) > 1e-2
+
+
+def test_impala_has_the_gradient_of_one_process_with_both_batches(two: Any) -> None:
+    unrolls = [Unrolls.from_tree(each["impala"]["rollout"], torch.device("cpu")) for each in two]
+    model = whole_model("impala", two[0]["impala"]["weights"])
+    terms, norm = model._gradient(side_by_side(unrolls))
+    check_same_update(two, "impala", gradient(model), terms, norm)
+
+
+def check_same_update(two: Any, algo: str, expected: np.ndarray, terms: Any, norm: torch.Tensor) -> None:
+    assert not np.array_equal(*(each[algo]["rollout"]["actions"] for each in two)), "both played the same"
+    np.testing.assert_array_equal(two[0][algo]["gradient"], two[1][algo]["gradient"])
+    for each in two:
+        assert relative(each[algo]["gradient"], expected) < 1e-6
+        assert each[algo]["norm"] == pytest.approx(norm.item(), rel=1e-6)
+        assert each[algo]["terms"] == pytest.approx({k: v.item() for k, v in terms._asdict().items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_steps_and_episodes_of_both_are_counted(algo: str, two: Any) -> None:
+    assert [each[algo]["timesteps"] for each in two] == [2 * B * T] * 2
+    # Episodes of five steps pay 1 + 2 + 3 + 4 + 5; in eight steps each environment ends one.
+    assert two[0][algo]["episodes"] == [15.0] * 2 * B
+    assert two[1][algo]["episodes"] == [15.0] * B
+
+
+@pytest.mark.parametrize("how", ["refused", "nan"])
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_sick_number_in_one_process_is_skipped_by_both(algo: str, how: str, two: Any) -> None:
+    found = [each[f"{algo}_{how}_skip"] for each in two]
+    assert [each["skipped"] for each in found] == [1, 1]
+    for each in found:
+        np.testing.assert_array_equal(each["before"], found[0]["before"])
+        np.testing.assert_array_equal(each["after"], found[0]["after"])
+        assert not np.array_equal(each["before"], each["after"]), "nothing was learned after it"
+        assert np.isfinite(each["after"]).all()
+
+
+@pytest.mark.parametrize("how", ["refused", "nan"])
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_sick_number_in_one_process_stops_both(algo: str, how: str, two: Any) -> None:
+    for each in two:
+        found = each[f"{algo}_{how}_stop"]
+        assert "not finite in update 0" in found["said"]
+        np.testing.assert_array_equal(found["before"], found["after"])
+
+
+def test_learners_beside_the_actors_make_the_same_updates(two: Any) -> None:
+    found = [each["overlapped"] for each in two]
+    assert [each["timesteps"] for each in found] == [2 * B * T * 6] * 2
+    assert [each["updates"] for each in found] == [B * 6 // 2] * 2
+    np.testing.assert_array_equal(found[0]["weights"], found[1]["weights"])
+    assert not np.array_equal(found[0]["weights"], two[0]["own_weights"])
+
+
+def test_who_waits_for_a_process_that_does_not_come_can_be_woken(two: Any) -> None:
+    assert "parted" in two[0]["parted"]["said"]
+
+
+def test_one_process_alone_shares_nothing() -> None:
+    tree = {"a": np.arange(3)}
+    assert joined(Place(), "cpu") is ALONE
+    assert ALONE.first
+    assert ALONE.gather(tree)[0] is tree
+    assert ALONE.all_gather(tree)[0] is tree
+    values = torch.randn(5, 7)
+    mean, std = ALONE.mean_and_std(values)
+    assert (mean, std) == (values.mean(), values.std())
+    ALONE.sum_([values])
+    ALONE.close()
+
+
+def test_bytes_hold_every_tree_of_a_checkpoint() -> None:
+    tree = {
+        "n": None, "f": 1.5, "nan": float("nan"), "s": "é", "b": b"\0\xff", "l": [1, [True]],
+        "a": {"0d": np.array(3.0), "empty": np.zeros((0, 2)), "u8": np.arange(6, dtype=np.uint8).reshape(2, 3)[:, ::2]},
+    }  # fmt: skip
+    back = from_bytes(bytes(to_bytes(tree)))
+    for name, array in tree.pop("a").items():  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(back["a"][name], array)
+        assert back["a"][name].dtype == array.dtype
+        assert back["a"][name].shape == array.shape
+    assert np.isnan(back.pop("nan"))
+    tree.pop("nan")
+    assert back.keys() - {"a"} == tree.keys()
+    assert all(back[name] == tree[name] for name in tree)
+
+
+GOOD = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+GOOD |= {"MASTER_ADDR": "host", "MASTER_PORT": "1"}
+
+
+def test_torchruns_variables_are_read() -> None:
+    assert Place.of(GOOD) == Place(rank=1, size=4, local_rank=1, local_size=2)
+    assert Place.of({}) == Place.of({"WORLD_SIZE": "1", "RANK": "nonsense"}) == Place(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"RANK": ""}, {"RANK": "4"}, {"RANK": "-1"}, {"RANK": "x"}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "many"},
+        {"LOCAL_RANK": "2"}, {"LOCAL_WORLD_SIZE": "5"}, {"MASTER_ADDR": ""}, {"MASTER_PORT": ""},
+    ],
+)  # fmt: skip
+def test_variables_that_torchrun_does_not_set_so_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="started with torchrun"):
+        Place.of({**GOOD, **wrong})

@@ -1,0 +1,121 @@
+"""Acting through a captured graph: what it gives is what the policy gives, and it is given up where it is not.
+
+Here a graph is stood in for by the same work, done again on the same memory; on a GPU the real one is tested too.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from srwm_rl.agents.graphs import GraphedActing
+from srwm_rl.policy import ActStep, SRWMPolicy
+
+SPACE = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "seen": spaces.Box(-1, 1, (3,), np.float32)})
+
+
+def policy_on(device: str) -> SRWMPolicy:
+    torch.manual_seed(0)
+    cores = {"hidden_size": 16, "n_layers": 2, "n_heads": 2}
+    policy = SRWMPolicy(SPACE, spaces.Discrete(5), lambda _: 0.0, core_kwargs=cores, ortho_init=False)
+    policy.set_training_mode(False)
+    return policy.to(device)
+
+
+def inputs(policy: SRWMPolicy, batch: int, seed: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.randint(256, (batch, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    seen = torch.rand(batch, 3, generator=generator)
+    state = 0.1 * torch.randn(policy.initial_state(batch).shape, generator=generator)
+    starts = (torch.rand(batch, generator=generator) < 0.5).float()
+    device = policy.device
+    return {"frame": frame.to(device), "seen": seen.to(device)}, state.to(device), starts.to(device)
+
+
+def again(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    """Stand in for a graph: the same work on the same memory, its results always in the same tensors."""
+    result = work()
+
+    def replay() -> ActStep:
+        for kept, made in zip(result, work(), strict=True):
+            kept.copy_(made)
+        return result
+
+    return replay
+
+
+def captures() -> list[Any]:
+    real = pytest.param("cuda", None, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+    return [pytest.param("cpu", again), real]
+
+
+@pytest.mark.parametrize(("device", "capture"), captures())
+def test_a_graph_gives_what_the_policy_gives_also_after_it_has_learned(device: str, capture: Any) -> None:
+    policy = policy_on(device)
+    act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
+    steps = []
+    for seed in range(4):
+        given = inputs(policy, 6, seed)
+        before = [each.clone() for each in given[0].values()]
+        step = act(*given)
+        with torch.no_grad():
+            expected = policy.act(*given)
+            torch.testing.assert_close(step.values, expected.values, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(step.core_state, expected.core_state, rtol=1e-4, atol=1e-5)
+            distribution, _ = policy.get_distribution(given[0], (given[1],), given[2])
+            torch.testing.assert_close(step.log_probs, distribution.log_prob(step.actions), rtol=1e-4, atol=1e-5)
+            for parameter in policy.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        assert all(torch.equal(one, other) for one, other in zip(before, given[0].values(), strict=True))
+        steps.append((step, ActStep(*(each.clone() for each in step))))
+    assert not act.given_up
+    for step, copied in steps:  # later steps write over none of these
+        assert all(torch.equal(one, other) for one, other in zip(step, copied, strict=True))
+
+
+@pytest.mark.parametrize(("device", "capture"), captures())
+def test_actions_are_drawn_anew_each_time(device: str, capture: Any) -> None:
+    policy = policy_on(device)
+    act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
+    given = inputs(policy, 64, 0)
+    drawn = {tuple(act(*given).actions.tolist()) for _ in range(5)}
+    assert len(drawn) == 5
+
+
+def test_another_number_of_environments_gets_a_graph_of_its_own() -> None:
+    policy, made = policy_on("cpu"), []
+
+    def counted(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        made.append(work)
+        return again(work)
+
+    act = GraphedActing(policy, counted)
+    for batch in (4, 4, 2, 2):
+        assert act(*inputs(policy, batch, 0)).values.shape == (batch,)
+    assert len(made) == 2
+
+
+def fails(_: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+
+def stale(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    wrong = work()._replace(values=torch.full((4,), 7.0))
+    return lambda: wrong
+
+
+@pytest.mark.parametrize(("capture", "why"), [(fails, "not permitted"), (stale, "its values differ")])
+def test_a_graph_that_fails_or_is_wrong_is_given_up(capture: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
+    policy = policy_on("cpu")
+    act, given = GraphedActing(policy, capture), inputs(policy, 4, 0)
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(act(*given).values, policy.act(*given).values)
+    assert act.given_up
+    assert caplog.text.count("acting goes on without a CUDA graph") == 1
+    assert why in caplog.text
+    assert "and much more" not in caplog.text

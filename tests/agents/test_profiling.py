@@ -1,0 +1,161 @@
+"""The stopwatch: who spent what, threads apart, and a training that does not notice."""
+
+import time
+from contextlib import nullcontext
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.profiling import Stopwatch, time_parts
+from srwm_rl.agents.recurrent import RecurrentAlgorithm
+from tests.agents.probe import Probe
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Work:
+    """Something that takes time and calls its own parts."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def outer(self) -> str:
+        self.clock.now += 1.0
+        self.inner(2.0)
+        self.inner(3.0)
+        return "done"
+
+    def inner(self, seconds: float) -> None:
+        self.clock.now += seconds
+        if seconds == 3.0:
+            raise_if_asked()
+
+
+def raise_if_asked() -> None:
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def test_parts_are_counted_below_the_part_that_called_them(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    assert work.outer() == "done"
+    work.inner(4.0)
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2), ("in",): (4.0, 1)}
+    watch.reset()
+    work.inner(1.0)
+    assert watch.spent == {("in",): (1.0, 1)}
+
+
+def test_a_part_that_raises_is_counted_and_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(globals(), "raise_if_asked", fail)
+    with pytest.raises(ZeroDivisionError):
+        work.outer()
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2)}
+    with watch.part("after"):
+        clock.now += 1.0
+    assert watch.spent[("after",)] == (1.0, 1)
+
+
+def test_what_another_thread_does_stands_at_the_top(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "inner", "in")
+    with watch.part("main"):
+        thread = Thread(target=work.inner, args=(1.0,))
+        thread.start()
+        thread.join()
+        work.inner(2.0)
+    assert watch.spent == {("main",): (3.0, 1), ("main", "in"): (2.0, 1), ("in",): (1.0, 1)}
+
+
+def test_unwrapped_objects_are_as_they_were(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    work.outer = Work(clock).outer  # type: ignore[method-assign]
+    own = work.outer
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    watch.unwrap()
+    assert work.outer is own
+    assert "inner" not in vars(work)
+    work.outer()
+    assert watch.spent == {}
+
+
+class Timed(BaseCallback):
+    """Has a training timed from its start to its end."""
+
+    model: RecurrentAlgorithm
+
+    def _on_training_start(self) -> None:
+        self.watch = time_parts(self.model, lambda _: nullcontext())
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.watch.unwrap()
+
+
+def trained(algo: str, callback: BaseCallback | None) -> tuple[RecurrentAlgorithm, torch.Tensor]:
+    shared: dict[str, Any] = {"n_steps": 8, "seed": 0, "device": "cpu"}
+    shared["policy_kwargs"] = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+    env = DummyVecEnv([Probe, Probe])
+    made: RecurrentAlgorithm
+    if algo == "ppo":
+        made = PPO("SRWMPolicy", env, n_epochs=2, **shared)
+    else:
+        made = IMPALA("SRWMPolicy", env, synchronous=algo == "impala", **shared)
+    made.learn(4 * 16, callback)
+    return made, torch.nn.utils.parameters_to_vector(made.policy.parameters()).detach()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
+    backward = torch.autograd.backward
+    model, weights = trained(algo, timed := Timed())
+    assert torch.equal(weights, trained(algo, None)[1])
+    assert torch.autograd.backward is backward
+    for owner in (model, model.policy, model.policy.core, model.policy.optimizer, model.env):
+        assert not {"act", "encode", "forward", "step", "train"} & vars(owner).keys()
+    spent = timed.watch.spent
+    assert spent[("collect", "act", "core")].calls == 4 * (8 + (algo == "ppo"))
+    updates = 4 * 2 * 2 if algo == "ppo" else 4  # iterations, epochs, minibatches
+    below = ("learn",) if algo == "ppo" else ("learn", "update")
+    for part in ("forward", "backward", "optimizer"):
+        assert spent[(*below, part)].calls == updates
+    for path, time_spent in spent.items():
+        inside = sum(each.seconds for below, each in spent.items() if below[:-1] == path)
+        assert 0 <= inside <= time_spent.seconds
+
+
+def test_a_learner_beside_the_actors_is_timed_by_itself() -> None:
+    _, _ = trained("overlapped", timed := Timed())
+    # The last batches may be learned from after the training's end.
+    assert 1 <= timed.watch.spent[("update", "forward", "encoder")].calls <= 4
+    assert timed.watch.spent[("collect", "act")].calls == 4 * 8

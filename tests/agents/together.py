@@ -1,0 +1,197 @@
+"""One of two processes that train together, for `test_distributed.py`: plays scenes and writes down what came of them.
+
+torchrun --nproc-per-node 2 -m tests.agents.together FOLDER
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.distributed import LostProcessError, Place, Processes, joined
+from srwm_rl.agents.recurrent import RecurrentAlgorithm
+from srwm_rl.agents.unrolls import Unrolls
+from srwm_rl.errors import FaultError
+from srwm_rl.files import pack, write_file
+from tests.agents.probe import Probe
+
+SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
+T, B = 8, 3  # steps and environments of each process
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": T, "batch_size": T * B, "ent_coef": 0.01, "vf_coef": 0.01, "n_epochs": 2},
+    "impala": {"n_steps": T, "synchronous": True},
+}
+
+
+class Slow(Probe):
+    """Takes its time."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.002)
+        return super().step(action)
+
+
+def build(algo: str, n_envs: int = B, seed: int = 0, slow: bool = False, **settings: Any) -> Any:
+    kind: Any = {"ppo": PPO, "impala": IMPALA}[algo]
+    env = DummyVecEnv([lambda: Monitor((Slow if slow else Probe)(length=5)) for _ in range(n_envs)])
+    settings = {**SETTINGS[algo], **settings}
+    return kind("SRWMPolicy", env, seed=seed, policy_kwargs=SMALL, device="cpu", **settings)
+
+
+def play(model: Any) -> Any:
+    """Play one rollout; return PPO's buffer or IMPALA's unrolls."""
+    _, callback = model._setup_learn(10**6)
+    callback.on_training_start(locals(), globals())
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model.rollout_buffer if isinstance(model, PPO) else model.rollout_buffer.take(model.n_envs)
+
+
+def gradient(model: Any) -> np.ndarray:
+    return torch.cat([each.grad.flatten() for each in model.policy.parameters()]).numpy().copy()
+
+
+def weights(model: Any) -> np.ndarray:
+    vector: np.ndarray = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().numpy().copy()
+    return vector
+
+
+def gradients(algo: str, processes: Processes) -> dict[str, Any]:
+    """Play a rollout that looks different in every process, and sum the gradient over both."""
+    model = build(algo, seed=processes.rank)
+    model.join(processes)
+    rollout = play(model)
+    rollout.log_probs.add_(0.3 * torch.randn_like(rollout.log_probs))  # as if another policy had played
+    if algo == "impala":
+        terms, norm = model._gradient(rollout)
+        told = rollout.to_tree()
+    else:
+        rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
+        terms, norm = model._gradient(np.arange(B), 0.2, None)
+        told = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
+        told["core_state"] = rollout.core_states[0].numpy().copy()
+    terms = {name: each.item() for name, each in terms._asdict().items()}
+    return {
+        "rollout": told, "gradient": gradient(model), "norm": norm.item(), "terms": terms, "weights": weights(model),
+        "timesteps": model.num_timesteps, "episodes": [each["r"] for each in model.ep_info_buffer],
+    }  # fmt: skip
+
+
+def sick(algo: str, how: str, on_nan: str, processes: Processes) -> dict[str, Any]:
+    """Let process 1 come upon a number that is not finite, once, and learn on."""
+    model = build(algo, seed=processes.rank, on_nan=on_nan)
+    model.join(processes)
+    rollout = play(model)
+    if processes.rank == 1:
+        _make_sick(model, rollout, how)
+    before = weights(model)
+    try:
+        _learn(model, rollout)
+        said = ""
+    except FaultError as fault:
+        said = str(fault)
+    return {"before": before, "after": weights(model), "skipped": model._guard.skipped, "said": said}
+
+
+def _make_sick(model: Any, rollout: Any, how: str) -> None:
+    evaluate: Callable[..., Any] = model.policy.evaluate_sequence
+    calls = 0
+
+    def once(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return evaluate(*given)
+        if how == "refused":
+            raise ValueError("Expected parameter logits to be finite")
+        new = evaluate(*given)
+        return new._replace(values=new.values * torch.nan)
+
+    model.policy.evaluate_sequence = once
+
+
+def _learn(model: Any, rollout: Any) -> None:
+    if isinstance(model, PPO):
+        from stable_baselines3.common.logger import Logger
+
+        model.set_logger(Logger(None, []))
+        model.train()
+    else:
+        model._update(rollout)
+        model._update(rollout)
+
+
+def overlapped(processes: Processes) -> dict[str, Any]:
+    """Learn beside playing, where process 1 plays slowly and process 0 has a batch more waiting, as after a resume."""
+    model = build("impala", seed=processes.rank, slow=processes.rank == 1, synchronous=False, batch_size=2 * T)
+    model.learning_rate = lambda left: 1e-3 * left
+    model._setup_lr_schedule()
+    model.join(processes)
+    if processes.first:
+        unrolls = Unrolls.empty(
+            T, 2, model.observation_space, model.action_space, model.policy.initial_state(2), version=0
+        )
+        model.rollout_buffer.put(unrolls)
+    steps = 2 * B * T * 6
+    model.learn(steps)
+    return {"weights": weights(model), "updates": model._n_updates, "timesteps": model.num_timesteps}
+
+
+def parted(processes: Processes, woken: Path) -> dict[str, Any]:
+    """Wait for a process that does not come, and be woken."""
+    if processes.rank == 1:
+        while not woken.exists():
+            time.sleep(0.01)
+        return {"said": ""}
+    Timer(0.2, processes.abandon).start()
+    said = "nothing was raised"
+    try:
+        processes.gather({})
+    except LostProcessError as error:
+        said = str(error)
+    woken.touch()
+    return {"said": said}
+
+
+def main(folder: Path) -> None:
+    """Play every scene."""
+    torch.set_num_threads(1)
+    place = Place.of()
+    processes = joined(place, "cpu")
+    values = torch.tensor([[1e6, 1e6 + 1.0], [1e6 + 2, 1e6 + 5]])[processes.rank]
+    mean, std = processes.mean_and_std(values)
+    first: RecurrentAlgorithm = build("ppo", seed=processes.rank)
+    own = weights(first)
+    first.join(processes)
+    mixed = [{"a": np.arange(3 + place.rank), "b": [b"x" * place.rank, None, 1.5, True]}, "text"]
+    found: dict[str, Any] = {
+        "moments": [mean.item(), std.item()],
+        "own_weights": own,
+        "joined_weights": weights(first),
+        "gathered": processes.gather(mixed),
+        "all_gathered": processes.all_gather(mixed),
+        "overlapped": overlapped(processes),
+    }
+    for algo in ("ppo", "impala"):
+        found[algo] = gradients(algo, processes)
+        for how in ("refused", "nan"):
+            for on_nan in ("skip", "stop"):
+                found[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
+    processes.all_gather(None)
+    found["parted"] = parted(processes, folder / "woken")
+    arrays, tree = pack(found)
+    write_file(folder / f"{place.rank}.safetensors", arrays, tree)
+    os._exit(0)  # after the last scene there is no parting: an ordinary exit would end a thread that still waits
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""`srwm-rl train --profile`: a table that adds up, a trace that a browser can read."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srwm_rl.agents.profiling import Spent
+from srwm_rl.scripts.training.profiling import table
+from tests.scripts.conftest import IMPALA, RECALL
+
+
+@pytest.mark.parametrize("words", [RECALL, IMPALA, (*IMPALA, "--synchronous")])
+def test_a_profiled_run(words: tuple[str, ...], call: Any, tmp_path: Path) -> None:
+    said = call("train", *words, "-n", 6 * 64, "--profile", "-f", tmp_path)
+    assert said.code == 0, said
+    lines = said.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("An update of 64 steps takes "))
+    parts = {line[:40].strip().split("  ")[0] for line in lines[head + 2 :]}
+    assert {"collect", "act", "encoder", "core", "environments", "forward", "backward", "optimizer"} <= parts
+    trace = next(tmp_path.rglob("profile.json.gz"))
+    assert str(trace) in said.out
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    named = {each.get("name") for each in events}
+    assert {"act", "encoder", "core", "aten::addmm"} <= named
+    assert f"done: {6 * 64} steps" in said.out
+
+
+def test_a_run_that_ends_early_shows_what_it_timed_or_says_why_not(call: Any, tmp_path: Path) -> None:
+    said = call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path / "two")
+    assert said.code == 0
+    assert "An update of 64 steps takes " in said.out
+    said = call("train", *RECALL, "-n", 64, "--profile", "-f", tmp_path / "one")
+    assert said.code == 0
+    assert "no profile: the run ended within its first update" in said.err
+    assert "An update of" not in said.out
+
+
+def test_a_trace_that_cannot_be_written_costs_the_trace(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("srwm_rl.scripts.training.profiling.TRACE", "no/such/folder/profile.json.gz")
+    said = call("train", *RECALL, "-n", 6 * 64, "--profile", "-f", tmp_path)
+    assert said.code == 0
+    assert "no trace: " in said.out
+    assert "done: " in said.out
+
+
+def test_the_table_accounts_for_everything() -> None:
+    spent = {
+        ("collect",): Spent(4.0, 2),
+        ("collect", "act"): Spent(3.0, 20),
+        ("collect", "act", "core"): Spent(1.0, 20),
+        ("learn",): Spent(5.0, 2),
+    }
+    lines = table(spent, seconds=10.0, updates=2, steps=1000).splitlines()
+    assert lines[0] == "An update of 500 steps takes 5.000 s (100 steps/s):"
+    cells = [line.split() for line in lines[2:]]
+    assert [(" ".join(row[:-3]), *row[-3:]) for row in cells if row[0] not in ("the", "between")] == [
+        ("learn", "2,500.0", "50.0%", "1"),
+        ("collect", "2,000.0", "40.0%", "1"),
+        ("act", "1,500.0", "30.0%", "10"),
+        ("core", "500.0", "10.0%", "10"),
+    ]
+    rests = [row[-2:] for row in cells if row[0] in ("the", "between")]
+    assert rests == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]
