@@ -16,7 +16,7 @@ from srwm_rl.run import BEST, CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
 from srwm_rl.scripts.cli import allow_core, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
-from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision
+from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision, use_threads
 from srwm_rl.scripts.training.looking import filming, open_logbook, watchers
 from srwm_rl.scripts.training.plan import describe, run_base, run_record
 from srwm_rl.scripts.training.processes import (
@@ -80,11 +80,8 @@ def _main(argv: list[str]) -> int:
 
 
 def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
-    import torch
-
     from srwm_rl.agents.distributed import Place, joined
 
-    torch.set_num_threads(config.n_threads or torch.get_num_threads())
     own = share(config, place := Place.of())
     if run is None:  # said once, so that the run goes on in it wherever it is resumed
         precision = resolved_precision(own)
@@ -103,6 +100,7 @@ def _train_own(
     """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
     env = make_env(own)
     try:
+        use_threads(config.n_threads, env.observation_space)
         model = make_model(own, env)
         model.join(processes)
         if ":" in config.core:  # before hours are spent on a core that mixes up environments

@@ -15,7 +15,7 @@ class Common:
     rounds: int = 5
     """Measurements of each side, in turn; medians and ranges are printed."""
     threads: int | None = None
-    """Threads of torch; None: one per core."""
+    """Threads of torch; None: one per core, where a whole policy of vectors is trained one."""
     json: Path | None = None
     """Write the results to this file too."""
     verbose: int = 1

@@ -21,6 +21,7 @@ from srwm_rl.ops.backends import prefer
 from srwm_rl.scripts.benchmarks.measure import Rate, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.config import TrainConfig, defaults
+from srwm_rl.scripts.training.build import use_threads
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
@@ -59,6 +60,7 @@ class TrainBench(Common):
 def run(config: TrainBench) -> dict[str, Any]:
     """Print the table and return it."""
     ours = _ours(config)
+    use_threads(config.threads, ours.observation_space)
     updates: dict[str, Callable[[], tuple[int, float, float]]] = {"srwm-rl": _updater(ours)}
     if config.against == "sb3-contrib":
         updates["sb3-contrib"] = _updater(_theirs(config, ours))

@@ -8,6 +8,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.config import ONLY, Precision, TrainConfig, pairs
 
 if TYPE_CHECKING:
+    from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
 
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
@@ -64,6 +65,17 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     if config.loss_reward_clip:
         return VecClipReward(env, config.loss_reward_clip)
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
+
+
+def use_threads(n_threads: int | None, observation_space: spaces.Space[Any]) -> None:
+    """Give torch its threads; None: one per core for images, one for vectors, whose networks are too small to share."""
+    import torch
+
+    from srwm_rl.encoders import is_image, parts_of
+
+    if n_threads is None and any(map(is_image, parts_of(observation_space).values())):
+        return
+    torch.set_num_threads(n_threads or 1)
 
 
 def resolved_precision(config: TrainConfig) -> Precision:

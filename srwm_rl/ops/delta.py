@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import index
+
 from torch import Tensor
 
 from srwm_rl.ops import cpu
@@ -62,7 +64,7 @@ def delta_scan(
     check_starts(episode_starts, "key", key)
     if key.numel() == 0:
         backend = "reference"
-    chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, size)
+    chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, index(size))
     if chosen == "reference":
         return delta_scan_reference(key, value, query, rate, weight, episode_starts)
     return cpu.delta_scan(key, value, query, rate, weight, as_uint8(episode_starts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import index
+
 from torch import Tensor
 
 from srwm_rl.ops import cpu
@@ -55,8 +57,9 @@ def srwm_scan(
         check_bound(shift_bound)
     if x.numel() == 0:
         backend = "reference"
-    size = x.shape[-1]
-    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, weight.shape[-1] - 2 * size - 4)
+    # Numbers, where torch.compile may have symbols once sizes vary: a backend is chosen when compiling.
+    size, columns = index(x.shape[-1]), index(weight.shape[-1])
+    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, columns - 2 * size - 4)
     if chosen == "reference":
         return srwm_scan_reference(x, weight, shift, episode_starts, retention, shift_bound)
     starts = as_uint8(episode_starts)

@@ -193,6 +193,9 @@ def test_a_compiled_policy_does_not_break_at_it(held: bool) -> None:
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x, weight), loss(x, weight))
+        for wider in (7, 8):  # sizes that vary are symbols to the compiler
+            weight = cases.make_case(1, 1, 2, 4, read=wider).weight.float()
+            torch.testing.assert_close(compiled(x, weight), loss(x, weight))
 
 
 def test_empty_batch_and_requests_that_cannot_be_met() -> None:
