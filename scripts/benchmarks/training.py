@@ -35,6 +35,8 @@ class TrainBench(Common):
     """A ProcGen game, a task, any Gymnasium id."""
     core: str = "srwm"
     """The agent's memory."""
+    core_kwargs: tuple[str, ...] | None = None
+    """Its settings as name:value, such as hidden_size:128; None: those of the environment's kind."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer; impala is timed in turn with playing."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -124,6 +126,8 @@ def _train_config(config: TrainBench) -> TrainConfig:
         "n_envs": config.n_envs,
         "env_kwargs": config.env_kwargs,
     }
+    if config.core_kwargs is not None:
+        shared["core_kwargs"] = config.core_kwargs
     train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
     return replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
 
