@@ -25,6 +25,9 @@ from srwm_rl.policy import ActStep, Obs, SRWMPolicy
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
 Terms = TypeVar("Terms", bound=tuple[Tensor, ...])
+# By whether there is a GPU. With the published CNN a frame's activations take about a megabyte; on a CPU fewer frames
+# are not faster, on a GPU more of them are fewer launches.
+FRAMES_AT_ONCE = {False: 256, True: 4096}
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -32,7 +35,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     """An SB3 on-policy algorithm whose policy is an `SRWMPolicy`; a subclass collects and learns.
 
     Attributes:
-        frames_at_once: image frames whose activations are held at once while learning.
+        frames_at_once: image frames whose activations are held at once while learning; None: `FRAMES_AT_ONCE`.
         on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.faults.Guard`.
         processes: those that train this policy together, each with its own environments; see `join`.
     """
@@ -41,7 +44,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         ("SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"), SRWMPolicy
     )
     policy: SRWMPolicy
-    frames_at_once: int
+    frames_at_once: int | None
     on_nan: OnNan
     processes: Processes = ALONE
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
@@ -177,7 +180,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """Return how many sequences go through the network at once; None: all, where there are no images."""
         if not self.policy.features_extractor.images:
             return None
-        return max(1, self.frames_at_once // sequence_length)
+        frames = self.frames_at_once or FRAMES_AT_ONCE[self.device.type == "cuda"]
+        return max(1, frames // sequence_length)
 
     def _evaluate(
         self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms], n_steps: int
@@ -207,7 +211,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return None
         norm = numbers.pop("grad_norm")
         if norm >= self.max_grad_norm:  # else it would multiply by one
-            torch.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, found[1])
+            torch.nn.utils.clip_grads_with_norm_(self._weights_learned, self.max_grad_norm, found[1])
         return {**{name: number / n_steps for name, number in numbers.items()}, "grad_norm": norm}
 
     def _sum(self, terms: Terms) -> Terms:
@@ -215,15 +219,20 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         self._progress = self._current_progress_remaining
         if self.processes.size > 1:
             progress = torch.full((), self._progress if self.processes.first else 0.0, device=self.device)
-            parameters = [each for each in self.policy.parameters() if each.requires_grad]
+            parameters = self._weights_learned
             # All processes must send the same; what got no gradient here got none in the others.
             parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
             self.processes.sum_([progress, *terms, *parts])
             self._progress = progress.item()
         return terms
 
+    @property
+    def _weights_learned(self) -> list[Tensor]:
+        # The optimizer keeps the list; to walk through a network's modules takes longer than to clip its gradient.
+        return [each for group in self.policy.optimizer.param_groups for each in group["params"]]
+
     def _gradient_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
+        return torch.nn.utils.get_total_norm([p.grad for p in self._weights_learned if p.grad is not None])
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and where several games are played the mean return of each."""
