@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 # Settings of one command, or that say where on whose disk: no part of a model that may be shared.
-PRIVATE = ("log_folder", "resume", "override", "verify")
+PRIVATE = ("log_folder", "resume", "override", "verify", "profile")
 
 
 def capture(model: RecurrentAlgorithm, metrics: MetricsFile, logbook: Logbook) -> dict[str, Any]:

@@ -206,4 +206,4 @@ def _timeless(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def stored_config(run: Run, path: str) -> TrainConfig:
     """Return the settings with which a run goes on."""
-    return replace(read_settings(run.config["train"], str(run.path / CONFIG)), resume=path)
+    return replace(read_settings(run.config["train"], str(run.path / CONFIG)), resume=path, profile=False)

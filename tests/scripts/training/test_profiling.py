@@ -38,6 +38,13 @@ def test_a_run_that_ends_early_shows_what_it_timed_or_says_why_not(call: Any, tm
     assert "An update of" not in said.out
 
 
+def test_a_run_that_goes_on_is_profiled_only_if_asked_to_again(call: Any, tmp_path: Path) -> None:
+    assert "An update of" in call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path).out
+    (run,) = tmp_path.glob("*/*_1")
+    assert "An update of" not in call("train", "--resume", run, "-n", 4 * 64).out
+    assert "An update of" in call("train", "--resume", run, "-n", 6 * 64, "--profile").out
+
+
 def test_a_trace_that_cannot_be_written_costs_the_trace(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("srwm_rl.scripts.training.profiling.TRACE", "no/such/folder/profile.json.gz")
     said = call("train", *RECALL, "-n", 6 * 64, "--profile", "-f", tmp_path)
