@@ -49,7 +49,8 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) ->
     verb = "going on with" if run else "training"
     size = model.processes.size
     shared = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
-    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    n_threads = torch.get_num_threads()
+    threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if model.device.type == "cpu" else ""
     return "\n".join(
         (
             f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
