@@ -140,28 +140,38 @@ def _ours(config: TrainBench) -> RecurrentAlgorithm:
 
 
 def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
-    """See that both backends give the same values, log-probabilities and gradients for one unroll of zeros.
+    """See that both backends give the same values, log-probabilities and gradients for one unroll of random steps.
+
+    Episodes end inside it.
 
     Raises:
         UserError: they do not; then no speed is worth printing.
     """
     slow.policy.load_state_dict(ours.policy.state_dict())
+    policy, (n_steps, n) = ours.policy, (min(ours.n_steps, 50), 4)
+    drawn = {key: _samples(space, n_steps, n) for key, space in policy.parts.items()}
+    obs = ours._obs_tensor(drawn if isinstance(policy.observation_space, spaces.Dict) else drawn[MAIN_KEY])
+    actions = torch.as_tensor(_samples(policy.action_space, n_steps, n), device=ours.device)
+    starts = torch.as_tensor(np.random.default_rng(0).random((n_steps, n)) < 0.1, device=ours.device)
     found = []
-    for model, backend in ((ours, "auto"), (slow, "reference")):
-        policy, (n_steps, n) = model.policy, (min(model.n_steps, 50), 4)
-        obs = {key: np.zeros((n_steps, n, *(part.shape or ())), part.dtype) for key, part in policy.parts.items()}
-        given = model._obs_tensor(obs if isinstance(policy.observation_space, spaces.Dict) else obs[MAIN_KEY])
-        actions = np.zeros((n_steps, n, *(policy.action_space.shape or ())), policy.action_space.dtype)
-        starts = torch.zeros(n_steps, n, device=model.device)
+    for each, backend in ((ours.policy, "auto"), (slow.policy, "reference")):
         with prefer(backend):
-            seen = policy.evaluate_sequence(given, torch.as_tensor(actions), policy.initial_state(n), starts)
+            seen = each.evaluate_sequence(obs, actions, each.initial_state(n), starts)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
-        gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        gradient = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
         found.append((seen.values, seen.log_probs, gradient))
-        policy.zero_grad()
+        each.zero_grad()
     for name, one, other in zip(("values", "log-probabilities", "gradients"), *found, strict=True):
         if (one - other).norm() > 1e-3 * other.norm():
             raise UserError(f"the fused kernel's {name} differ from the reference's; not timed")
+
+
+def _samples(space: spaces.Space[Any], n_steps: int, n: int) -> np.ndarray:
+    """Draw `[T, B, ...]` from a space, the same ones each time."""
+    space.seed(0)
+    drawn: np.ndarray = np.stack([space.sample() for _ in range(n_steps * n)])
+    shaped: np.ndarray = drawn.reshape(n_steps, n, *drawn.shape[1:])
+    return shaped
 
 
 def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:

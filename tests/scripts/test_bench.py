@@ -64,6 +64,17 @@ def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest
     assert "differ from the reference" in said
 
 
+def test_a_policy_that_forgets_to_begin_episodes_anew_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = cpu.scan
+    monkeypatch.setattr(cpu, "scan", lambda x, weight, *more: scan(x, weight, *without_starts(more)))
+    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in said
+
+
+def without_starts(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if getattr(each, "dtype", None) is torch.uint8 else each for each in arguments)
+
+
 def test_an_encoder_with_other_features_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = encoder.PlainCNN.forward
     monkeypatch.setattr(encoder.PlainCNN, "forward", lambda self, frames: forward(self, frames) * 1.01)
