@@ -213,7 +213,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         for key, space in self.parts.items():
             part = given[key].reshape(n, *(space.shape or ()))
             # Images are scaled inside the CNN, where a micro-batch of them is in the cache.
-            ready[key] = part if is_image(space) else _as_floats(part, space)
+            ready[key] = part if is_image(space) else as_floats(part, space)
         features: Tensor = self.features_extractor(ready)
         return features
 
@@ -350,7 +350,8 @@ def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
     return ACTIVATIONS[activation_fn]
 
 
-def _as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
+def as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
+    """Return a part of an observation `[n, ...]` that is no image as floats; discrete values as one-hots."""
     if isinstance(space, spaces.Box):
         return obs.float()
     return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))

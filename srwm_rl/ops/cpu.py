@@ -24,7 +24,7 @@ from srwm_rl.ops.registration import (
     srwm_widths,
 )
 
-VERSION = 3  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 4  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "E", "grain", "next")
@@ -78,6 +78,7 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
             ctypes.c_uint,
             ctypes.c_void_p,
         )
+        library.srwm_cpu_play.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
         return Kernel(library, library.srwm_cpu_level(), _torch_parallel())
     return f"the C kernel is not built; {REBUILD}"
 

@@ -1,8 +1,9 @@
-/* The SRWM recurrence and the delta rule on the CPU: plain C, no Python and no torch headers, called through ctypes.
+/* The SRWM recurrence, the delta rule and the step of a whole small network on the CPU: plain C, no Python and no torch
+ * headers, called through ctypes.
  *
- * srwm_kernel.h, held_kernel.h and delta_kernel.h are the algorithms; they are compiled for float and double, each
- * portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen at run time: srwm_cpu_level()
- * is the best this machine has.
+ * srwm_kernel.h, held_kernel.h, delta_kernel.h and tape_kernel.h are the algorithms; they are compiled for float and
+ * (but for the last) double, each portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen
+ * at run time: srwm_cpu_level() is the best this machine has.
  */
 #include <math.h>
 #include <stdint.h>
@@ -28,6 +29,39 @@ typedef struct {
     int failed;
 } Job;
 
+enum { TILE = 64 }; /* environments that a network's step is computed for at once */
+enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE };
+enum { IDENTITY, RELU, SIGMOID, TANH };
+
+/* What is done to rows of a tile. `from`, `to`, `add`: first rows, -1: none.
+ *   TAKE_INPUT   to = inputs[index], n_out columns
+ *   GIVE_OUTPUT  outputs[index] = from, n_in columns
+ *   LINEAR       to = activation(weight from + bias) + add; weight [n_out, n_in], bias [n_out] or NULL
+ *   NORM         to = layer norm of from's n_in rows; weight and bias [n_in], number: added to the variance
+ *   SOFTMAX      to = softmax of from, within each n_out of its n_in rows
+ *   SINES        to = n_out sines, then as many cosines, of from by its periods, weight [n_out]
+ *   HEADS        to = what the n_out heads of layer `index` read of from, [n_in]; weight [H, D, 3D+4], number: the
+ *                bound, add: retention
+ *   CHOOSE       choices and outputs[index], their log-probabilities, from n_in logits and as many clocks, add
+ */
+typedef struct {
+    int32_t kind, activation, from, to, add, n_in, n_out, index;
+    float number;
+    const float *weight, *bias;
+} Op;
+
+typedef struct {
+    int64_t B, n_ops, n_rows, n_spare, next, grain; /* n_spare: rows that a HEADS needs besides */
+    const Op *ops;
+    const float *const *inputs; /* [B, n] each */
+    float *const *outputs;      /* likewise */
+    int64_t *choices;           /* [B] */
+    const float *state;         /* [L, B, S] */
+    float *final;
+    const unsigned char *starts; /* [B] */
+    int level, failed;
+} Tape;
+
 #define HELD(job) ((job)->bound > 0 || (job)->retention) /* needs held_kernel.h */
 
 #define GLUE2(a, b) a##b
@@ -39,6 +73,7 @@ typedef struct {
 #define ALWAYS_INLINE __attribute__((always_inline))
 #endif
 #define NOINLINE __attribute__((noinline))
+#define ALIGNED __attribute__((aligned(64)))
 #define TAKE(job) __atomic_fetch_add(&(job)->next, (job)->grain, __ATOMIC_RELAXED)
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -50,6 +85,7 @@ typedef struct {
 #define EXPORT __declspec(dllexport)
 #define ALWAYS_INLINE
 #define NOINLINE __declspec(noinline)
+#define ALIGNED
 #define TAKE(job) (((job)->next += (job)->grain) - (job)->grain) /* one thread: see `run` */
 #define UNROLL
 #define PORTABLE_VLEN 1
@@ -62,6 +98,10 @@ typedef struct {
 #endif
 #define SCALAR_MAX(a, b) ((a) > (b) ? (a) : (b))
 #define SELECT_MAX(a, b) ((vec)(((ivec)((a) > (b)) & (ivec)(a)) | (~(ivec)((a) > (b)) & (ivec)(b))))
+
+typedef void (*Share)(void *);
+typedef void (*Parallel)(Share, void *, unsigned threads, unsigned flags); /* GOMP_parallel */
+static Share choose(int is_double, int level, int64_t D);
 
 #define REAL float
 #define IREAL int32_t
@@ -120,7 +160,7 @@ typedef struct {
 #endif
 
 /* Changes with Job or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 3; }
+EXPORT int srwm_cpu_version(void) { return 4; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -133,9 +173,6 @@ EXPORT int srwm_cpu_level(void) {
 #endif
     return 0;
 }
-
-typedef void (*Share)(void *);
-typedef void (*Parallel)(Share, void *, unsigned threads, unsigned flags); /* GOMP_parallel */
 
 static Share choose(int is_double, int level, int64_t D) {
 #ifdef HAVE_X86
@@ -165,6 +202,32 @@ EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Pa
         parallel(share, job, threads, 0);
     }
     return job->failed;
+}
+
+static Share choose_play(int level) {
+#ifdef HAVE_X86
+    if (level >= 2) return play_f32_avx512;
+    if (level >= 1) return play_f32_avx2;
+#else
+    (void)level;
+#endif
+    return play_f32;
+}
+
+/* Run a network's step; arguments and result as of srwm_cpu_run. */
+EXPORT int srwm_cpu_play(Tape *tape, int level, unsigned threads, Parallel parallel) {
+    tape->next = 0;
+    tape->grain = 1;
+    tape->level = level;
+    tape->failed = 0;
+#if !defined(__GNUC__)
+    parallel = 0;
+#endif
+    if (!parallel || threads < 2 || tape->B <= TILE)
+        choose_play(level)(tape);
+    else
+        parallel(choose_play(level), tape, threads, 0);
+    return tape->failed;
 }
 
 /* Windows' linker is told by setuptools to export a module's entry; this is no Python module. */

@@ -660,6 +660,10 @@ static TARGET void NAME(share)(void *data) {
     free(work.block);
 }
 
+#ifndef REAL_IS_DOUBLE
+#include "tape_kernel.h"
+#endif
+
 #undef FUNCTION
 #undef FUNCTIONS
 #undef INLINE
