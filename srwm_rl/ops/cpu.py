@@ -78,7 +78,8 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
             ctypes.c_uint,
             ctypes.c_void_p,
         )
-        library.srwm_cpu_play.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+        for play in (library.srwm_cpu_play, library.srwm_cpu_play_back):
+            play.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
         return Kernel(library, library.srwm_cpu_level(), _torch_parallel())
     return f"the C kernel is not built; {REBUILD}"
 

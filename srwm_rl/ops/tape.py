@@ -1,26 +1,32 @@
-"""One step of a small network as one call of C: a list of operations on rows of features, `Tape`.
+"""The row-wise parts of a small network as one call of C, forward and backward: a list of operations, `Tape`.
 
-Small networks spend most of an acting step between their operations, not in them. What the operations are says
-csrc/srwm_cpu.c, how they are computed csrc/tape_kernel.h.
+Small networks spend most of a step between their operations, not in them. What the operations are says csrc/srwm_cpu.c,
+how they are computed csrc/tape_kernel.h.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel
 
 TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE = range(8)
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
-_NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index")
+_LANES = 16  # LANES in csrc/srwm_cpu.c
+_NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index", "leaf", "weight_index", "bias_index")
+_COUNTS = ("B", "n_ops", "n_features", "n_spare", "n_sums", "n_shares", "next", "grain")
+_POINTERS = ("ops", "inputs", "outputs", "choices", "state", "final", "starts")
+_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums")
 
 
-class Rows(NamedTuple):
-    """`n` features, from the row `first` on."""
+class Features(NamedTuple):
+    """`n` numbers of every row, from the number `first` on."""
 
     first: int
     n: int
@@ -32,6 +38,7 @@ class _Op(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in _NUMBERS),
         ("number", ctypes.c_float),
+        ("sums", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     )
@@ -41,18 +48,18 @@ class _Tape(ctypes.Structure):
     """`Tape` of csrc/srwm_cpu.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("B", "n_ops", "n_rows", "n_spare", "next", "grain")),
-        *((name, ctypes.c_void_p) for name in ("ops", "inputs", "outputs", "choices", "state", "final", "starts")),
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_BACK)),
         ("level", ctypes.c_int),
         ("failed", ctypes.c_int),
     )
 
 
 class Tape:
-    """Write down what a network does in one step, then do it with `run`.
+    """Write down what a network does with a row of numbers, then do it for many rows: `run`, or `step` for a policy's.
 
-    Every method but `run` appends an operation and returns the rows it fills. Weights are read where they are each time
-    it runs: they must be float32, contiguous and on the CPU, and are kept alive.
+    Every method that writes appends an operation and returns the features that it makes. Weights are read where they
+    are each time: they must be float32, contiguous and on the CPU, and are kept alive.
 
     Args:
         kernel: the loaded C library.
@@ -64,84 +71,111 @@ class Tape:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.weights: list[Tensor] = []
+        self.learnt: list[Tensor] = []  # those of them that get a gradient
         self._ops: ctypes.Array[_Op] = (_Op * 0)()
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
-        self._n_rows = self._n_spare = self._n_states = self._state_size = 0
+        self._wanted: list[bool] = []  # of each feature, whether somebody wants its gradient
+        self._n_states = self._state_size = self._n_spare = self._n_sums = 0
 
-    def input(self, width: int) -> Rows:
-        """Take the next input, `[B, width]`."""
+    def input(self, width: int, wanted: bool = False) -> Features:
+        """Take the next input, `[B, width]`; `wanted`: with a gradient."""
         self._inputs.append(width)
-        return self._append(TAKE_INPUT, self._new(width), n_out=width, index=len(self._inputs) - 1)
+        new = self._new(width, wanted)
+        return self._append(TAKE_INPUT, new, n_out=width, index=len(self._inputs) - 1)
 
-    def output(self, rows: Rows) -> None:
-        """Give rows away as the next output, `[B, n]`."""
-        self._outputs.append(rows.n)
-        self._append(GIVE_OUTPUT, rows, first=rows.first, n_in=rows.n, index=len(self._outputs) - 1)
+    def output(self, x: Features) -> None:
+        """Give features away as the next output, `[B, n]`."""
+        self._outputs.append(x.n)
+        self._n_spare = max(self._n_spare, x.n)
+        self._append(GIVE_OUTPUT, x, first=x.first, n_in=x.n, index=len(self._outputs) - 1)
 
     def linear(
-        self, rows: Rows, weight: Tensor, bias: Tensor | None, activation: str = "identity", add: Rows | None = None
-    ) -> Rows:
-        """Append `activation(weight x + bias) + add`; `weight` `[n_out, n_in]`, `bias` `[n_out]`."""
+        self, x: Features, weight: Tensor, bias: Tensor | None, activation: str = "identity", add: Features | None = None
+    ) -> Features:
+        """Append `activation(weight x + bias + add)`; `weight` `[n_out, n_in]`, `bias` `[n_out]`."""
         n_out, n_in = weight.shape
-        assert n_in == rows.n, "the weight does not fit the rows"
+        assert n_in == x.n, "the weight does not fit the features"
+        padded = -(-n_in // _LANES) * _LANES
+        self._n_spare = max(self._n_spare, padded)
         return self._append(
             LINEAR,
-            self._new(n_out),
-            first=rows.first,
+            self._new(n_out, True),
+            first=x.first,
             activation=ACTIVATIONS.index(activation),
             add=-1 if add is None else add.first,
             n_in=n_in,
             n_out=n_out,
-            weight=self._pointer(weight),
-            bias=None if bias is None else self._pointer(bias),
+            leaf=not any(self._wanted[x.first : x.first + x.n]),
+            sums=self._new_sums(n_out * padded + n_out * _LANES),
+            **self._learnt(weight, bias),
         )
 
-    def layer_norm(self, rows: Rows, weight: Tensor, bias: Tensor, eps: float) -> Rows:
-        """Append a layer norm over all the rows; `weight` and `bias` `[n]`."""
-        pointers = {"weight": self._pointer(weight), "bias": self._pointer(bias)}
-        return self._append(NORM, self._new(rows.n), first=rows.first, n_in=rows.n, number=eps, **pointers)
+    def layer_norm(self, x: Features, weight: Tensor, bias: Tensor, eps: float) -> Features:
+        """Append a layer norm over all the features; `weight` and `bias` `[n]`."""
+        new = self._new(x.n, True)
+        self._new(2, False)  # for the kernel
+        sums = self._new_sums(2 * x.n * _LANES)
+        return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **self._learnt(weight, bias))
 
-    def softmax(self, rows: Rows, group: int) -> Rows:
-        """Append a softmax within every `group` of the rows."""
-        return self._append(SOFTMAX, self._new(rows.n), first=rows.first, n_in=rows.n, n_out=group)
+    def softmax(self, x: Features, group: int) -> Features:
+        """Append a softmax within every `group` of the features."""
+        return self._append(SOFTMAX, self._new(x.n, True), first=x.first, n_in=x.n, n_out=group)
 
-    def sines(self, rows: Rows, periods: Tensor) -> Rows:
-        """Append the sines, then the cosines, of one row by its `periods` `[n]`: 2n rows."""
+    def sines(self, x: Features, periods: Tensor) -> Features:
+        """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""
         n = len(periods)
-        new = self._new(2 * n)
-        return self._append(SINES, new, first=rows.first, n_out=n, weight=self._pointer(periods))
+        return self._append(SINES, self._new(2 * n, False), first=x.first, n_out=n, weight=self._pointer(periods))
 
-    def heads(self, rows: Rows, weight: Tensor, retention: Rows | None = None, bound: float | None = None) -> Rows:
-        """Append one step of self-modifying heads, the next layer of the state; `weight` `[H, D, 3D+4]`."""
+    def heads(
+        self, x: Features, weight: Tensor, retention: Features | None = None, bound: float | None = None
+    ) -> Features:
+        """Append one step of self-modifying heads, the next layer of the state; `weight` `[H, D, 3D+4]`.
+
+        As `srwm_rl.ops.srwm_scan` for one step; without gradient.
+        """
         n_heads, size, columns = weight.shape
-        assert rows.n == n_heads * size, "the heads do not fit the rows"
+        assert x.n == n_heads * size, "the heads do not fit the features"
         self._n_states += 1
-        self._state_size = rows.n * columns
-        self._n_spare = max(self._n_spare, 2 * rows.n + n_heads)
+        self._state_size = x.n * columns
+        self._n_spare = max(self._n_spare, 2 * x.n + n_heads)
         return self._append(
             HEADS,
-            self._new(rows.n),
-            first=rows.first,
+            self._new(x.n, False),
+            first=x.first,
             add=-1 if retention is None else retention.first,
-            n_in=rows.n,
+            n_in=x.n,
             n_out=n_heads,
             index=self._n_states - 1,
             number=bound or 0.0,
             weight=self._pointer(weight),
         )
 
-    def choose(self, logits: Rows, clocks: Rows) -> None:
+    def choose(self, logits: Features, clocks: Features) -> None:
         """Choose by logits: of exponential `clocks` run at the choices' rates, the first; log p is the next output."""
         self._outputs.append(1)
-        self._append(
-            CHOOSE, logits, first=logits.first, add=clocks.first, n_in=logits.n, index=len(self._outputs) - 1
-        )
+        index = len(self._outputs) - 1
+        self._append(CHOOSE, logits, first=logits.first, add=clocks.first, n_in=logits.n, index=index)
 
-    def run(
-        self, inputs: list[Tensor], state: Tensor, episode_starts: Tensor
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Do it all for B rows, with gradients of the learnt weights and the inputs wanted; no heads, no choice.
+
+        Args:
+            inputs: `[B, width]` each, float32.
+
+        Returns:
+            The outputs, `[B, n]` each.
+
+        Raises:
+            MemoryError: no room for a tile.
+        """
+        outputs: tuple[Tensor, ...] = _Run.apply(self, len(inputs), *inputs, *self.learnt)
+        return outputs
+
+    def step(
+        self, inputs: Sequence[Tensor], state: Tensor, episode_starts: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Do it all once.
+        """Do it all once for B environments, without gradients.
 
         Args:
             inputs: `[B, width]` each, float32.
@@ -152,49 +186,100 @@ class Tape:
             The outputs, `[B, n]` each; the choices, int64 `[B]`; the new state.
 
         Raises:
-            MemoryError: no room for the tile.
+            MemoryError: no room for a tile.
         """
-        batch = len(episode_starts)
-        given = [each.contiguous() for each in inputs]
         state, starts = state.contiguous(), episode_starts.ne(0)
-        assert [each.numel() for each in given] == [width * batch for width in self._inputs], "not the tape's inputs"
-        assert state.shape == (self._n_states, batch, self._state_size), "not the tape's state"
-        outputs = [torch.empty(batch, width) for width in self._outputs]
-        choices, final = torch.empty(batch, dtype=torch.int64), torch.empty_like(state)
-        from_, to = _pointers(given), _pointers(outputs)
+        assert state.shape == (self._n_states, len(starts), self._state_size), "not the tape's state"
+        choices, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
+        memory = {"choices": choices, "state": state, "final": final, "starts": starts}
+        outputs = self.play(inputs, **{name: each.data_ptr() for name, each in memory.items()})
+        return outputs, choices, final
+
+    def play(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
+        """Run the kernel forward; return the outputs, `[B, n]` each."""
+        given = [each.contiguous() for each in inputs]
+        outputs = [torch.empty(len(given[0]), width) for width in self._outputs]
+        to = _pointers(outputs)
+        self._call("srwm_cpu_play", given, outputs=ctypes.addressof(to), **pointers)
+        return outputs
+
+    def play_back(
+        self, inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor | None], wanted: Sequence[bool]
+    ) -> tuple[list[Tensor | None], list[Tensor]]:
+        """Run the kernel forward and back; return the gradients of the inputs `wanted`, and of the learnt weights."""
+        given = [each.contiguous() for each in inputs]
+        grads = [None if each is None else each.contiguous() for each in grad_outputs]
+        grad_inputs = [torch.empty_like(each) if want else None for each, want in zip(given, wanted, strict=True)]
+        grad_weights = [torch.empty_like(each) for each in self.learnt]
+        lists = {"grad_outputs": grads, "grad_inputs": grad_inputs, "grad_weights": grad_weights}
+        arrays = {name: _pointers(each) for name, each in lists.items()}
+        self._call("srwm_cpu_play_back", given, **{name: ctypes.addressof(each) for name, each in arrays.items()})
+        return grad_inputs, grad_weights
+
+    def _call(self, function: str, inputs: list[Tensor], **pointers: int) -> None:
+        batch = len(inputs[0])
+        assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the tape's inputs"
+        assert all(each.dtype == torch.float32 for each in inputs), "the tape reads float32"
+        given = _pointers(inputs)
         tape = _Tape(
             batch,
             len(self._ops),
-            self._n_rows,
+            len(self._wanted),
             self._n_spare,
+            self._n_sums,
             ops=ctypes.addressof(self._ops),
-            inputs=ctypes.addressof(from_),
-            outputs=ctypes.addressof(to),
-            choices=choices.data_ptr(),
-            state=state.data_ptr(),
-            final=final.data_ptr(),
-            starts=starts.data_ptr(),
+            inputs=ctypes.addressof(given),
+            **pointers,
         )
         kernel = self.kernel
-        if kernel.library.srwm_cpu_play(ctypes.byref(tape), kernel.level, torch.get_num_threads(), kernel.parallel):
+        call = getattr(kernel.library, function)
+        if call(ctypes.byref(tape), kernel.level, torch.get_num_threads(), kernel.parallel):
             raise MemoryError("no memory for the C kernel's work space")
-        return outputs, choices, final
 
-    def _new(self, n: int) -> Rows:
-        rows = Rows(self._n_rows, n)
-        self._n_rows += n
-        return rows
+    def _new(self, n: int, wanted: bool) -> Features:
+        new = Features(len(self._wanted), n)
+        self._wanted += [wanted] * n
+        return new
+
+    def _new_sums(self, n: int) -> int:
+        self._n_sums += n
+        return self._n_sums - n
 
     def _pointer(self, weight: Tensor) -> int:
         assert weight.is_contiguous() and weight.dtype == torch.float32 and weight.device.type == "cpu"
         self.weights.append(weight)
         return weight.data_ptr()
 
-    def _append(self, kind: int, rows: Rows, **fields: int | float | None) -> Rows:
-        op = _Op(kind=kind, to=rows.first, **{"add": -1, **fields})
+    def _learnt(self, weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
+        fields: dict[str, int | None] = {}
+        for name, each in (("weight", weight), ("bias", bias)):
+            if each is not None:
+                fields |= {name: self._pointer(each), f"{name}_index": len(self.learnt)}
+                self.learnt.append(each)
+        return fields
+
+    def _append(self, kind: int, new: Features, **fields: int | float | None) -> Features:
+        op = _Op(kind=kind, to=new.first, **{"add": -1, "weight_index": -1, "bias_index": -1, **fields})
         self._ops = (_Op * (len(self._ops) + 1))(*self._ops, op)
-        return rows
+        return new
 
 
-def _pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.tape, ctx.n_inputs = tape, n_inputs
+        ctx.save_for_backward(*tensors)  # the weights too, so that torch notices what changes them before the way back
+        ctx.set_materialize_grads(False)
+        return tuple(tape.play(tensors[:n_inputs]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors[: ctx.n_inputs]
+        wanted = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
+        grad_inputs, grad_weights = ctx.tape.play_back(inputs, grad_outputs, wanted)
+        return None, None, *grad_inputs, *grad_weights
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if each is None else each.data_ptr() for each in tensors))

@@ -29,36 +29,44 @@ typedef struct {
     int failed;
 } Job;
 
-enum { TILE = 64 }; /* environments that a network's step is computed for at once */
+enum { TILE = 64, LANES = 16 }; /* rows that a network is computed for at once; numbers in the longest vector */
 enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE };
 enum { IDENTITY, RELU, SIGMOID, TANH };
+#define PADDED(n) (((size_t)(n) + LANES - 1) / LANES * LANES)
 
-/* What is done to rows of a tile. `from`, `to`, `add`: first rows, -1: none.
+/* What is done to the features of a tile. `from`, `to`, `add`: the first of each, -1: none.
  *   TAKE_INPUT   to = inputs[index], n_out columns
  *   GIVE_OUTPUT  outputs[index] = from, n_in columns
- *   LINEAR       to = activation(weight from + bias) + add; weight [n_out, n_in], bias [n_out] or NULL
- *   NORM         to = layer norm of from's n_in rows; weight and bias [n_in], number: added to the variance
- *   SOFTMAX      to = softmax of from, within each n_out of its n_in rows
- *   SINES        to = n_out sines, then as many cosines, of from by its periods, weight [n_out]
- *   HEADS        to = what the n_out heads of layer `index` read of from, [n_in]; weight [H, D, 3D+4], number: the
- *                bound, add: retention
+ *   LINEAR       to = activation(weight from + bias + add); weight [n_out, n_in], bias [n_out] or NULL
+ *   NORM         to = layer norm of from, n_in; weight and bias [n_in], number: added to the variance
+ *   SOFTMAX      to = softmax of from, within each n_out of n_in
+ *   SINES        to = n_out sines, then as many cosines, of one feature by its periods, weight [n_out]
+ *   HEADS        to = what the n_out heads of layer `index` read of from, n_in; weight [H, D, 3D+4], number: the bound,
+ *                add: retention
  *   CHOOSE       choices and outputs[index], their log-probabilities, from n_in logits and as many clocks, add
+ * The last three have no way back.
  */
 typedef struct {
     int32_t kind, activation, from, to, add, n_in, n_out, index;
+    int32_t leaf, weight_index, bias_index; /* leaf: nobody wants the gradient of from; where the others' go, -1: none */
     float number;
+    int64_t sums; /* where a share's sums of gradients begin: what NAME(linear_back) and NAME(norm_back) say */
     const float *weight, *bias;
 } Op;
 
 typedef struct {
-    int64_t B, n_ops, n_rows, n_spare, next, grain; /* n_spare: rows that a HEADS needs besides */
+    int64_t B, n_ops, n_features, n_spare, n_sums, n_shares, next, grain; /* n_spare: features needed besides */
     const Op *ops;
     const float *const *inputs; /* [B, n] each */
-    float *const *outputs;      /* likewise */
+    float *const *outputs;      /* likewise; NULL on the way back */
     int64_t *choices;           /* [B] */
     const float *state;         /* [L, B, S] */
     float *final;
     const unsigned char *starts; /* [B] */
+    const float *const *grad_outputs;
+    float *const *grad_inputs;  /* NULL for those that nobody wants */
+    float *const *grad_weights; /* by weight_index and bias_index */
+    float *sums;                /* [n_shares, n_sums], zeros; NULL: forward */
     int level, failed;
 } Tape;
 
@@ -214,8 +222,7 @@ static Share choose_play(int level) {
     return play_f32;
 }
 
-/* Run a network's step; arguments and result as of srwm_cpu_run. */
-EXPORT int srwm_cpu_play(Tape *tape, int level, unsigned threads, Parallel parallel) {
+static void play(Tape *tape, int level, unsigned threads, Parallel parallel) {
     tape->next = 0;
     tape->grain = 1;
     tape->level = level;
@@ -223,10 +230,58 @@ EXPORT int srwm_cpu_play(Tape *tape, int level, unsigned threads, Parallel paral
 #if !defined(__GNUC__)
     parallel = 0;
 #endif
-    if (!parallel || threads < 2 || tape->B <= TILE)
+    if (!parallel || threads < 2 || tape->n_shares < 2)
         choose_play(level)(tape);
     else
         parallel(choose_play(level), tape, threads, 0);
+}
+
+/* Play all operations; arguments and result as of srwm_cpu_run. */
+EXPORT int srwm_cpu_play(Tape *tape, int level, unsigned threads, Parallel parallel) {
+    tape->n_shares = (tape->B + TILE - 1) / TILE;
+    play(tape, level, threads, parallel);
+    return tape->failed;
+}
+
+/* Add up the shares' sums, `lanes` numbers for each of the gradient's, always in the same order. */
+static void add_up(const Tape *tape, int64_t at, int n_rows, int n, size_t row, int lanes, float *grad) {
+    memset(grad, 0, (size_t)n_rows * n * sizeof(float));
+    for (int64_t share = 0; share < tape->n_shares; share++) {
+        for (int r = 0; r < n_rows; r++) {
+            const float *from = tape->sums + share * tape->n_sums + at + r * row;
+            float *to = grad + (size_t)r * n;
+            if (lanes == 1) {
+                for (int i = 0; i < n; i++) to[i] += from[i];
+            } else {
+                for (int i = 0; i < n; i++) {
+                    for (int lane = 0; lane < lanes; lane++) to[i] += from[(size_t)i * lanes + lane];
+                }
+            }
+        }
+    }
+}
+
+/* Play all operations again and go back through them. The shares depend on B alone: so do the gradients' last bits. */
+EXPORT int srwm_cpu_play_back(Tape *tape, int level, unsigned threads, Parallel parallel) {
+    const int64_t tiles = (tape->B + TILE - 1) / TILE;
+    tape->n_shares = tiles < 8 ? 1 : tiles > 32 ? 8 : tiles / 4;
+    float *block = calloc(tape->n_shares * tape->n_sums + LANES, sizeof(float));
+    if (!block) return 1;
+    tape->sums = (float *)(((uintptr_t)block + 63) / 64 * 64);
+    play(tape, level, threads, parallel);
+    for (const Op *op = tape->ops; op < tape->ops + tape->n_ops; op++) {
+        float *weight = op->weight_index < 0 ? 0 : tape->grad_weights[op->weight_index];
+        float *bias = op->bias_index < 0 ? 0 : tape->grad_weights[op->bias_index];
+        const size_t row = PADDED(op->n_in);
+        if (op->kind == LINEAR) {
+            add_up(tape, op->sums, op->n_out, op->n_in, row, 1, weight);
+            if (bias) add_up(tape, op->sums + op->n_out * row, 1, op->n_out, 0, LANES, bias);
+        } else if (op->kind == NORM) {
+            add_up(tape, op->sums, 1, op->n_in, 0, LANES, weight);
+            add_up(tape, op->sums + (int64_t)op->n_in * LANES, 1, op->n_in, 0, LANES, bias);
+        }
+    }
+    free(block);
     return tape->failed;
 }
 

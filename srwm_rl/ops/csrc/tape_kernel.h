@@ -1,114 +1,204 @@
-/* One step of a small network for many environments: a list of operations, run over 64 environments at a time;
- * srwm_kernel.h includes this for single precision and lends it its tools.
+/* A small network's rows of numbers, forward and backward, or one step of a whole policy: a list of operations, run over
+ * 64 rows at a time; srwm_kernel.h includes this for single precision and lends it its tools.
  *
- * A tile's numbers are [rows][TILE]: a row is one feature of 64 environments. So every operation goes along whole
- * vectors, weights are read as torch keeps them, and nothing is summed across a vector's lanes.
+ * A tile's numbers are [features][TILE]: one feature of 64 rows lies together. So every operation goes along whole
+ * vectors, weights are read as torch keeps them, and little is summed across a vector's lanes. Every operation has
+ * features of its own to write to: the way back finds all of them in the tile, once it has been played again.
  */
 
-#define LINEAR_VECS (VLEN == 16 ? 4 : VLEN == 1 ? 1 : 2)
-#define LINEAR_ROWS (VLEN == 16 ? 6 : 4) /* x LINEAR_VECS sums and one row of vectors: what the registers hold */
 #define EACH(c) for (int c = 0; c < TILE; c += VLEN)
+#define AT(features, i) ((features) + (size_t)(i) * TILE)
 
-/* Max last argument first: where that is not a number, so is the result. */
+/* ---- [n, width] to [width][TILE] and back, by squares of whole vectors ---- */
+
+#if VLEN == 16
+#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define ZIP_HI(a, b) SHUF(ivec, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif VLEN == 8
+#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define ZIP_HI(a, b) SHUF(ivec, a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif VLEN == 4
+#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 4, 1, 5)
+#define ZIP_HI(a, b) SHUF(ivec, a, b, 2, 6, 3, 7)
+#else
+#define ZIP_LO(a, b) (a)
+#define ZIP_HI(a, b) (b)
+#endif
+
+/* to[j][i] = from[i][j] of a square of VLEN: shuffling two halves together log2(VLEN) times turns it. */
+INLINE void NAME(turn_square)(const REAL *from, size_t from_step, REAL *to, size_t to_step) {
+    vec a[VLEN], b[VLEN];
+    UNROLL for (int i = 0; i < VLEN; i++) a[i] = LDU(from + i * from_step);
+    for (int times = 1; times < VLEN; times *= 2) {
+        UNROLL for (int i = 0; i < VLEN / 2; i++) {
+            b[2 * i] = ZIP_LO(a[i], a[i + VLEN / 2]);
+            b[2 * i + 1] = ZIP_HI(a[i], a[i + VLEN / 2]);
+        }
+        UNROLL for (int i = 0; i < VLEN; i++) a[i] = b[i];
+    }
+    UNROLL for (int i = 0; i < VLEN; i++) STU(to + i * to_step, a[i]);
+}
+
+/* to[j][i] = from[i][j] for i < n, j < m */
+static TARGET void NAME(turn)(const REAL *from, size_t from_step, int n, int m, REAL *to, size_t to_step) {
+    const int whole_n = n / VLEN * VLEN, whole_m = m / VLEN * VLEN;
+    for (int i = 0; i < whole_n; i += VLEN) {
+        for (int j = 0; j < whole_m; j += VLEN)
+            NAME(turn_square)(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
+    }
+    for (int i = 0; i < n; i++) {
+        for (int j = i < whole_n ? whole_m : 0; j < m; j++) to[j * to_step + i] = from[i * from_step + j];
+    }
+}
+
+/* [n, width] to features, 0 for the rest of the tile */
+INLINE void NAME(turn_in)(const REAL *from, int n, int width, REAL *to) {
+    NAME(turn)(from, width, n, width, to, TILE);
+    if (n < TILE) {
+        for (int i = 0; i < width; i++) memset(AT(to, i) + n, 0, (TILE - n) * sizeof(REAL));
+    }
+}
+
+INLINE void NAME(turn_out)(const REAL *from, int n, int width, REAL *to) {
+    NAME(turn)(from, TILE, width, n, to, width);
+}
+
+/* ---- matrix products ---- */
+
+#define PRODUCT_ROWS (VLEN == 16 ? 6 : 4) /* x 4 or 2 sums and a row of vectors: what the registers hold */
+#define PRODUCT_VECS (VLEN == 16 ? 4 : VLEN == 1 ? 1 : 2)
+
+/* out[r] += sum_j factor[r][j] in[j], for `vecs` vectors; steps say how far apart the next r or j is. */
+INLINE void NAME(product_block)(int n, int rows, int vecs, const REAL *factor, size_t factor_row, size_t factor_step,
+                                const REAL *in, size_t in_step, REAL *out, size_t out_row) {
+    vec sum[6][4];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < vecs; v++) sum[r][v] = LD(out + r * out_row + v * VLEN);
+    }
+    for (int j = 0; j < n; j++, in += in_step, factor += factor_step) {
+        vec x[4];
+        UNROLL for (int v = 0; v < vecs; v++) x[v] = LD(in + v * VLEN);
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int v = 0; v < vecs; v++) sum[r][v] += x[v] * factor[r * factor_row];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < vecs; v++) ST(out + r * out_row + v * VLEN, sum[r][v]);
+    }
+}
+
+/* out [n_rows][width] += factor [n_rows, n] in [n][width] */
+static TARGET void NAME(product)(int n_rows, int n, int width, const REAL *factor, size_t factor_row,
+                                 size_t factor_step, const REAL *in, size_t in_step, REAL *out, size_t out_row) {
+    int c = 0;
+#define CALL(rows, vecs)                                                                                         \
+    NAME(product_block)(n, rows, vecs, factor + r * factor_row, factor_row, factor_step, in + c, in_step,       \
+                        out + r * out_row + c, out_row)
+#define COLUMNS(vecs)                                                                     \
+    for (; c + (vecs) * VLEN <= width; c += (vecs) * VLEN) {                              \
+        int r = 0;                                                                        \
+        for (; r + PRODUCT_ROWS <= n_rows; r += PRODUCT_ROWS) CALL(PRODUCT_ROWS, vecs);   \
+        for (; r + 2 <= n_rows; r += 2) CALL(2, vecs);                                    \
+        if (r < n_rows) CALL(1, vecs);                                                    \
+    }
+    COLUMNS(PRODUCT_VECS)
+    if (PRODUCT_VECS == 4) COLUMNS(2)
+    COLUMNS(1)
+#undef COLUMNS
+#undef CALL
+}
+
+/* ---- forward ---- */
+
+/* The larger number last: where that is not a number, so is the result. */
 INLINE vec NAME(activated)(vec x, int activation) {
     switch (activation) {
         case RELU: return VMAX(ZERO, x);
         case SIGMOID: return NAME(sigmoid)(x);
         case TANH: {
-            vec two = NAME(sigmoid)(x + x);
-            return two + two - 1;
+            vec half = NAME(sigmoid)(x + x);
+            return half + half - 1;
         }
         default: return x;
     }
 }
 
-/* out[r] = activation(bias[r] + sum_i weight[r][i] in[i]) + add[r], for LINEAR_VECS vectors of each row */
-INLINE void NAME(linear_block)(const Op *op, int rows, int row, const REAL *in, const REAL *add, REAL *out) {
-    vec sum[LINEAR_ROWS][LINEAR_VECS];
-    const int n = op->n_in;
-    const REAL *weight = op->weight + (size_t)row * n;
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < LINEAR_VECS; v++) sum[r][v] = ZERO + (op->bias ? op->bias[row + r] : 0);
-    }
-    for (int i = 0; i < n; i++) {
-        vec x[LINEAR_VECS];
-        UNROLL for (int v = 0; v < LINEAR_VECS; v++) x[v] = LD(in + (size_t)i * TILE + v * VLEN);
-        UNROLL for (int r = 0; r < rows; r++) {
-            UNROLL for (int v = 0; v < LINEAR_VECS; v++) sum[r][v] += x[v] * weight[(size_t)r * n + i];
-        }
-    }
-    for (int r = 0; r < rows; r++) {
-        for (int v = 0; v < LINEAR_VECS; v++) {
-            const size_t at = (size_t)(row + r) * TILE + v * VLEN;
-            vec y = NAME(activated)(sum[r][v], op->activation);
-            if (add) y += LD(add + at);
-            ST(out + at, y);
-        }
-    }
-}
-
 static TARGET void NAME(linear)(const Op *op, const REAL *in, const REAL *add, REAL *out) {
-    for (int c = 0; c < TILE; c += LINEAR_VECS * VLEN) {
-        int row = 0;
-#define CALL(rows) NAME(linear_block)(op, rows, row, in + c, add ? add + c : 0, out + c)
-        for (; row + LINEAR_ROWS <= op->n_out; row += LINEAR_ROWS) CALL(LINEAR_ROWS);
-        for (; row + 2 <= op->n_out; row += 2) CALL(2);
-        if (row < op->n_out) CALL(1);
-#undef CALL
+    for (int i = 0; i < op->n_out; i++) {
+        EACH(c) {
+            vec begin = ZERO + (op->bias ? op->bias[i] : 0);
+            if (add) begin += LD(AT(add, i) + c);
+            ST(AT(out, i) + c, begin);
+        }
+    }
+    NAME(product)(op->n_out, op->n_in, TILE, op->weight, op->n_in, 1, in, TILE, out, TILE);
+    if (op->activation != IDENTITY) {
+        for (int i = 0; i < op->n_out; i++) {
+            EACH(c) ST(AT(out, i) + c, NAME(activated)(LD(AT(out, i) + c), op->activation));
+        }
     }
 }
 
+/* After its n_in features `out` keeps two more for the way back: the mean and one over the deviation. */
 static TARGET void NAME(norm)(const Op *op, const REAL *in, REAL *out) {
-    ALIGNED REAL scale[TILE], mean[TILE];
+    const int n = op->n_in;
+    REAL *mean = AT(out, n), *scale = AT(out, n + 1);
     EACH(c) {
         vec sum = ZERO, squares = ZERO;
-        for (int i = 0; i < op->n_in; i++) sum += LD(in + (size_t)i * TILE + c);
-        sum /= (REAL)op->n_in;
-        for (int i = 0; i < op->n_in; i++) {
-            vec d = LD(in + (size_t)i * TILE + c) - sum;
+        for (int i = 0; i < n; i++) sum += LD(AT(in, i) + c);
+        sum /= (REAL)n;
+        for (int i = 0; i < n; i++) {
+            vec d = LD(AT(in, i) + c) - sum;
             squares += d * d;
         }
         ST(mean + c, sum);
-        ST(scale + c, squares / (REAL)op->n_in + op->number);
+        ST(scale + c, squares / (REAL)n + op->number);
     }
     for (int c = 0; c < TILE; c++) scale[c] = 1 / sqrtf(scale[c]);
-    for (int i = 0; i < op->n_in; i++) {
+    for (int i = 0; i < n; i++) {
         EACH(c) {
-            vec y = (LD(in + (size_t)i * TILE + c) - LD(mean + c)) * LD(scale + c);
-            ST(out + (size_t)i * TILE + c, y * op->weight[i] + op->bias[i]);
+            vec y = (LD(AT(in, i) + c) - LD(mean + c)) * LD(scale + c);
+            ST(AT(out, i) + c, y * op->weight[i] + op->bias[i]);
         }
     }
 }
 
-/* The softmax of each `group` rows. */
-static TARGET void NAME(softmax)(int n, int group, const REAL *in, REAL *out) {
-    for (int first = 0; first < n; first += group) {
-        const REAL *from = in + (size_t)first * TILE;
-        REAL *to = out + (size_t)first * TILE;
+static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
+    for (int first = 0; first < op->n_in; first += op->n_out) {
+        const int end = first + op->n_out;
         EACH(c) {
-            vec most = LD(from + c), sum = ZERO;
-            for (int i = 1; i < group; i++) most = VMAX(most, LD(from + (size_t)i * TILE + c));
-            for (int i = 0; i < group; i++) {
-                vec e = NAME(exp)(LD(from + (size_t)i * TILE + c) - most);
-                ST(to + (size_t)i * TILE + c, e);
+            vec most = LD(AT(in, first) + c), sum = ZERO;
+            for (int i = first + 1; i < end; i++) most = VMAX(most, LD(AT(in, i) + c));
+            for (int i = first; i < end; i++) {
+                vec e = NAME(exp)(LD(AT(in, i) + c) - most);
+                ST(AT(out, i) + c, e);
                 sum += e;
             }
-            for (int i = 0; i < group; i++) ST(to + (size_t)i * TILE + c, LD(to + (size_t)i * TILE + c) / sum);
+            for (int i = first; i < end; i++) ST(AT(out, i) + c, LD(AT(out, i) + c) / sum);
+        }
+    }
+}
+
+static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
+    for (int i = 0; i < op->n_out; i++) {
+        for (int c = 0; c < TILE; c++) {
+            REAL angle = 6.283185307179586f * in[c] / op->weight[i];
+            AT(out, i)[c] = sinf(angle), AT(out, op->n_out + i)[c] = cosf(angle);
         }
     }
 }
 
 /* Draw choices by an exponential race, as Choice.sample does: `clocks` are exponentially distributed. */
-static TARGET void NAME(choose)(const Op *op, const REAL *logits, const REAL *clocks, int64_t *choices,
-                                REAL *log_probs, int n) {
+static TARGET void NAME(race)(const Op *op, const REAL *logits, const REAL *clocks, int64_t *choices, REAL *log_probs,
+                              int n) {
     for (int c = 0; c < n; c++) {
         REAL most = logits[c], sum = 0, best = 0, chosen = 0;
         int64_t winner = -1;
-        for (int i = 1; i < op->n_in; i++) most = logits[i * TILE + c] > most ? logits[i * TILE + c] : most;
-        for (int i = 0; i < op->n_in; i++) sum += expf(logits[i * TILE + c] - most);
+        for (int i = 1; i < op->n_in; i++) most = AT(logits, i)[c] > most ? AT(logits, i)[c] : most;
+        for (int i = 0; i < op->n_in; i++) sum += expf(AT(logits, i)[c] - most);
         const REAL all = most + logf(sum);
         for (int i = 0; i < op->n_in; i++) {
-            REAL log_p = logits[i * TILE + c] - all, ahead = log_p - logf(clocks[i * TILE + c]);
+            REAL log_p = AT(logits, i)[c] - all, ahead = log_p - logf(AT(clocks, i)[c]);
             if (winner < 0 || ahead > best) winner = i, best = ahead, chosen = log_p;
         }
         choices[c] = winner;
@@ -116,84 +206,175 @@ static TARGET void NAME(choose)(const Op *op, const REAL *logits, const REAL *cl
     }
 }
 
-/* [n, width] to [width][TILE], the rest of the tile 0; and back */
-INLINE void NAME(turn_in)(const REAL *from, int n, int width, REAL *to) {
-    for (int i = 0; i < width; i++) {
-        for (int c = 0; c < n; c++) to[(size_t)i * TILE + c] = from[(size_t)c * width + i];
-        for (int c = n; c < TILE; c++) to[(size_t)i * TILE + c] = 0;
-    }
-}
-
-INLINE void NAME(turn_out)(const REAL *from, int n, int width, REAL *to) {
-    for (int i = 0; i < width; i++) {
-        for (int c = 0; c < n; c++) to[(size_t)c * width + i] = from[(size_t)i * TILE + c];
-    }
-}
-
 /* A layer's heads: one step of the recurrence, whose kernel wants [n, H, D]. Return 1 if there was no memory. */
-static TARGET int NAME(heads)(const Tape *tape, const Op *op, REAL *rows, REAL *spare, int64_t first, int n) {
+static TARGET int NAME(heads)(const Tape *tape, const Op *op, REAL *features, REAL *spare, int64_t first, int n) {
     const int H = op->n_out, D = op->n_in / H;
-    const int64_t state = (int64_t)op->n_in * (3 * D + 4), at = (op->index * tape->B + first) * state;
-    REAL *x = spare, *y = x + (size_t)op->n_in * TILE, *kept = y + (size_t)op->n_in * TILE;
-    NAME(turn_out)(rows + (size_t)op->from * TILE, n, op->n_in, x);
-    if (op->add >= 0) NAME(turn_out)(rows + (size_t)op->add * TILE, n, H, kept);
+    const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * tape->B + first) * size;
+    REAL *x = spare, *y = AT(x, op->n_in), *kept = AT(y, op->n_in);
+    NAME(turn_out)(AT(features, op->from), n, op->n_in, x);
+    if (op->add >= 0) NAME(turn_out)(AT(features, op->add), n, H, kept);
     Job job = {.T = 1, .B = n, .H = H, .D = D, .E = D, .grain = (int64_t)n * H};
     job.bound = op->number;
     job.x = x, job.weight = op->weight, job.shift = tape->state + at, job.starts = tape->starts + first;
     job.y = y, job.final = tape->final + at;
     job.retention = op->add >= 0 ? kept : 0;
     choose(0, tape->level, D)(&job);
-    NAME(turn_in)(y, n, op->n_in, rows + (size_t)op->to * TILE);
+    NAME(turn_in)(y, n, op->n_in, AT(features, op->to));
     return job.failed;
 }
 
-static TARGET int NAME(play_tile)(const Tape *tape, REAL *rows, int64_t first, int n) {
-    REAL *spare = rows + (size_t)tape->n_rows * TILE;
+/* Play all operations for the rows [first, first + n). Return 1 if there was no memory. */
+static TARGET int NAME(play_tile)(const Tape *tape, REAL *features, REAL *spare, int64_t first, int n) {
     for (const Op *op = tape->ops; op < tape->ops + tape->n_ops; op++) {
-        REAL *from = rows + (size_t)op->from * TILE, *to = rows + (size_t)op->to * TILE;
-        REAL *add = op->add >= 0 ? rows + (size_t)op->add * TILE : 0;
+        REAL *from = AT(features, op->from), *to = AT(features, op->to);
+        const REAL *add = op->add >= 0 ? AT(features, op->add) : 0;
         switch (op->kind) {
             case TAKE_INPUT: NAME(turn_in)(tape->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
-            case GIVE_OUTPUT: NAME(turn_out)(from, n, op->n_in, tape->outputs[op->index] + first * op->n_in); break;
+            case GIVE_OUTPUT:
+                if (tape->outputs) NAME(turn_out)(from, n, op->n_in, tape->outputs[op->index] + first * op->n_in);
+                break;
             case LINEAR: NAME(linear)(op, from, add, to); break;
             case NORM: NAME(norm)(op, from, to); break;
-            case SOFTMAX: NAME(softmax)(op->n_in, op->n_out, from, to); break;
-            case SINES:
-                for (int i = 0; i < op->n_out; i++) {
-                    for (int c = 0; c < TILE; c++) {
-                        REAL angle = 6.283185307179586f * from[c] / op->weight[i];
-                        to[i * TILE + c] = sinf(angle), to[(op->n_out + i) * TILE + c] = cosf(angle);
-                    }
-                }
-                break;
+            case SOFTMAX: NAME(softmax)(op, from, to); break;
+            case SINES: NAME(sines)(op, from, to); break;
             case HEADS:
-                if (NAME(heads)(tape, op, rows, spare, first, n)) return 1;
+                if (NAME(heads)(tape, op, features, spare, first, n)) return 1;
                 break;
-            case CHOOSE:
-                NAME(choose)(op, from, add, tape->choices + first, tape->outputs[op->index] + first, n);
-                break;
+            case CHOOSE: NAME(race)(op, from, add, tape->choices + first, tape->outputs[op->index] + first, n); break;
         }
     }
     return 0;
 }
 
-/* Take tiles until none is left. */
+/* ---- backward ---- */
+
+/* sums[lane] += the features' sums over the tile, one row of LANES for each */
+INLINE void NAME(add_lanes)(const REAL *features, int n, REAL *sums) {
+    for (int i = 0; i < n; i++) {
+        vec sum = ZERO;
+        EACH(c) sum += LD(AT(features, i) + c);
+        ST(sums + (size_t)i * LANES, LD(sums + (size_t)i * LANES) + sum);
+    }
+}
+
+/* grad: of y = activation(weight in + bias + add), changed in place; sums: [n_out][PADDED(n_in)], [n_out][LANES] */
+static TARGET void NAME(linear_back)(const Op *op, const REAL *in, const REAL *out, REAL *grad, REAL *grad_in,
+                                     REAL *grad_add, REAL *turned, REAL *sums) {
+    const size_t padded = PADDED(op->n_in);
+    for (int i = 0; i < op->n_out; i++) {
+        EACH(c) {
+            vec g = LD(AT(grad, i) + c), y = LD(AT(out, i) + c);
+            if (op->activation == SIGMOID) g *= y * (1 - y);
+            if (op->activation == TANH) g *= 1 - y * y;
+#if VLEN == 1
+            if (op->activation == RELU) g = y > 0 ? g : 0;
+#else
+            if (op->activation == RELU) g = (vec)((ivec)g & (ivec)(y > 0));
+#endif
+            ST(AT(grad, i) + c, g);
+            if (grad_add) ST(AT(grad_add, i) + c, LD(AT(grad_add, i) + c) + g);
+        }
+    }
+    if (op->bias) NAME(add_lanes)(grad, op->n_out, sums + op->n_out * padded);
+    NAME(turn)(in, TILE, op->n_in, TILE, turned, padded);
+    NAME(product)(op->n_out, TILE, (int)padded, grad, TILE, 1, turned, padded, sums, padded);
+    if (grad_in) NAME(product)(op->n_in, op->n_out, TILE, op->weight, 1, op->n_in, grad, TILE, grad_in, TILE);
+}
+
+/* sums: of the weight's gradient, then the bias's, [n][LANES] each */
+static TARGET void NAME(norm_back)(const Op *op, const REAL *in, const REAL *out, const REAL *grad, REAL *grad_in,
+                                   REAL *sums) {
+    const int n = op->n_in;
+    const REAL *mean = AT(out, n), *scale = AT(out, n + 1);
+    NAME(add_lanes)(grad, n, sums + (size_t)n * LANES);
+    EACH(c) {
+        const vec m = LD(mean + c), s = LD(scale + c);
+        vec sum = ZERO, along = ZERO;
+        for (int i = 0; i < n; i++) {
+            vec g = LD(AT(grad, i) + c), y = (LD(AT(in, i) + c) - m) * s;
+            REAL *lanes = sums + (size_t)i * LANES;
+            ST(lanes, LD(lanes) + g * y);
+            g *= op->weight[i];
+            sum += g, along += g * y;
+        }
+        sum /= (REAL)n, along /= (REAL)n;
+        for (int i = 0; i < n; i++) {
+            vec y = (LD(AT(in, i) + c) - m) * s, g = LD(AT(grad, i) + c) * op->weight[i];
+            ST(AT(grad_in, i) + c, LD(AT(grad_in, i) + c) + (g - sum - y * along) * s);
+        }
+    }
+}
+
+static TARGET void NAME(softmax_back)(const Op *op, const REAL *out, const REAL *grad, REAL *grad_in) {
+    for (int first = 0; first < op->n_in; first += op->n_out) {
+        EACH(c) {
+            vec along = ZERO;
+            for (int i = first; i < first + op->n_out; i++) along += LD(AT(grad, i) + c) * LD(AT(out, i) + c);
+            for (int i = first; i < first + op->n_out; i++) {
+                vec g = (LD(AT(grad, i) + c) - along) * LD(AT(out, i) + c);
+                ST(AT(grad_in, i) + c, LD(AT(grad_in, i) + c) + g);
+            }
+        }
+    }
+}
+
+/* Go back through all operations for the rows [first, first + n), which have been played. */
+static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, REAL *grads, REAL *spare, REAL *sums,
+                                        int64_t first, int n) {
+    memset(grads, 0, (size_t)tape->n_features * TILE * sizeof(REAL));
+    for (const Op *op = tape->ops + tape->n_ops - 1; op >= tape->ops; op--) {
+        const REAL *in = AT(features, op->from), *out = AT(features, op->to);
+        REAL *grad = AT(grads, op->to), *grad_in = AT(grads, op->from);
+        switch (op->kind) {
+            case TAKE_INPUT:
+                if (tape->grad_inputs[op->index])
+                    NAME(turn_out)(grad, n, op->n_out, tape->grad_inputs[op->index] + first * op->n_out);
+                break;
+            case GIVE_OUTPUT:
+                if (!tape->grad_outputs[op->index]) break;
+                NAME(turn_in)(tape->grad_outputs[op->index] + first * op->n_in, n, op->n_in, spare);
+                for (int c = 0; c < op->n_in * TILE; c += VLEN) ST(grad_in + c, LD(grad_in + c) + LD(spare + c));
+                break;
+            case LINEAR:
+                NAME(linear_back)(op, in, out, grad, op->leaf ? 0 : grad_in, op->add >= 0 ? AT(grads, op->add) : 0,
+                                  spare, sums + op->sums);
+                break;
+            case NORM: NAME(norm_back)(op, in, out, grad, grad_in, sums + op->sums); break;
+            case SOFTMAX: NAME(softmax_back)(op, out, grad, grad_in); break;
+        }
+    }
+}
+
+/* ---- a thread's share ---- */
+
+/* Take tiles, or on the way back shares of them that each have their own sums, until none is left. */
 static TARGET void NAME(play)(void *data) {
     Tape *tape = (Tape *)data;
-    const size_t size = ((size_t)tape->n_rows + tape->n_spare) * TILE * sizeof(REAL);
-    void *block = malloc(size + 64);
+    const size_t tile = (size_t)tape->n_features * TILE, spare = (size_t)tape->n_spare * TILE;
+    void *block = malloc((tile * (tape->sums ? 2 : 1) + spare) * sizeof(REAL) + 64);
     if (!block) {
         tape->failed = 1;
         return;
     }
-    REAL *rows = (REAL *)(((uintptr_t)block + 63) / 64 * 64);
-    for (int64_t tile; (tile = TAKE(tape)) * TILE < tape->B;) {
-        const int64_t first = tile * TILE, left = tape->B - first;
-        if (NAME(play_tile)(tape, rows, first, left < TILE ? (int)left : TILE)) tape->failed = 1;
+    REAL *features = (REAL *)(((uintptr_t)block + 63) / 64 * 64);
+    if (tape->sums) memset(features + tile, 0, spare * sizeof(REAL)); /* a turned matrix's padding */
+    const int64_t tiles = (tape->B + TILE - 1) / TILE, each = (tiles + tape->n_shares - 1) / tape->n_shares;
+    for (int64_t share; (share = TAKE(tape)) < tape->n_shares;) {
+        for (int64_t t = share * each; t < (share + 1) * each && t < tiles; t++) {
+            const int64_t first = t * TILE, left = tape->B - first;
+            const int n = left < TILE ? (int)left : TILE;
+            REAL *beside = features + tile, *grads = beside + spare;
+            if (NAME(play_tile)(tape, features, beside, first, n)) tape->failed = 1;
+            if (tape->sums)
+                NAME(play_tile_back)(tape, features, grads, beside, tape->sums + share * tape->n_sums, first, n);
+        }
     }
     free(block);
 }
 
-#undef LINEAR_VECS
-#undef LINEAR_ROWS
 #undef EACH
+#undef AT
+#undef ZIP_LO
+#undef ZIP_HI
+#undef PRODUCT_ROWS
+#undef PRODUCT_VECS
