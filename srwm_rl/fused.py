@@ -1,9 +1,11 @@
-"""Acting on a CPU as one call of C, for policies of vectors: in small networks what lies between operations costs most."""
+"""A policy on the CPU in a few calls of C: in small networks, what lies between operations costs more than they do."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -11,112 +13,218 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
 from srwm_rl.cores.srwm import SRWMCore
+from srwm_rl.cores.stack import StackCore
 from srwm_rl.encoders import EPISODE_STEP, MAIN_KEY, Encoder
-from srwm_rl.layers import FeedForwardBlock, SRWMLayer
-from srwm_rl.ops.cpu import load_kernel
-from srwm_rl.ops.tape import Rows, Tape
-from srwm_rl.policy import ActStep, Obs, SRWMPolicy, as_floats
+from srwm_rl.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
+from srwm_rl.ops.backends import preferred
+from srwm_rl.ops.cpu import Kernel, load_kernel
+from srwm_rl.ops.tape import Features, Tape
+from srwm_rl.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, as_floats
 
 logger = logging.getLogger(__name__)
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 
 
-class _UnknownError(Exception):
-    """A part of the policy that no tape can play."""
+class UnknownPartError(Exception):
+    """A part of a policy that no tape can play."""
 
 
-class FusedActing:
-    """Call it like `policy.act`: the same results up to rounding, the same draws from torch's generator, in one call.
+class Tapes(NamedTuple):
+    """A policy, written down."""
 
-    For policies on the CPU that read vectors, remember by an `SRWMCore` and choose among `Discrete` actions; others act
-    as they are. Weights are read where they are, so that the policy may learn between two calls. The first step is
-    compared with the policy's own; where they differ, the policy acts as it is, and the log says so.
+    parts: list[Tape]  # what lies before, between and after the core's memories
+    step: Tape | None  # all of it, memories and choice of an action too
+    memory: list[int]  # where the weights are
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Every tensor that is read."""
+        return [each for tape in (*self.parts, *([self.step] if self.step else [])) for each in tape.weights]
+
+
+class FusedPolicy:
+    """`act` and `evaluate_sequence` as `SRWMPolicy` has them: the same up to rounding, in a few calls of C.
+
+    For policies on the CPU that read vectors and remember by a `StackCore` (the SRWM and its relatives); others do as
+    they always do. An SRWM policy that chooses among `Discrete` actions acts in one call. Weights are read where they
+    are, so that the policy may learn between two calls. What the tapes give is first compared with what the policy
+    gives; where the two differ, it goes on by itself, and the log says so.
 
     Args:
-        policy: that acts, sampling its actions.
+        policy: whose weights are used.
     """
 
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
-        self._tape: Tape | None = None
-        self._memory: list[int] = []  # where the tape's weights are
+        self._tapes: Tapes | None = None
         self.given_up = False
 
-    @torch.no_grad()
-    def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
-        """Choose actions; arguments and result as in `SRWMPolicy.act`."""
-        if not self.given_up and (self._tape is None or [w.data_ptr() for w in self._tape.weights] != self._memory):
-            self._try_to_write(obs, core_state, episode_starts)
-        if self._tape is None:
-            return self.policy.act(obs, core_state, episode_starts)
-        return self._play(self._tape, obs, core_state, episode_starts)
+    def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
+        """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
+        with torch.no_grad():
+            tapes = self._ready(obs, core_state, episode_starts)
+            if tapes is None:
+                return self.policy.act(obs, core_state, episode_starts)
+            return self._act(tapes, obs, core_state, episode_starts)
 
-    def _play(self, tape: Tape, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
-        policy, given = self.policy, obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-        encoder, batch = policy.features_extractor, len(episode_starts)
-        inputs = [as_floats(given[key], policy.parts[key]) for key in _keys(encoder)]
-        clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
-        (values, log_probs), actions, core_state = tape.run([*inputs, clocks], core_state, episode_starts)
-        return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
+    def evaluate_sequence(
+        self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    ) -> SequenceEvaluation:
+        """Run over an unroll that was played; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
+        tapes = self._ready(_first(obs), core_state, episode_starts[0])
+        if tapes is None:
+            return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
+        made, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt)
+        return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
 
-    def _try_to_write(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> None:
-        self._tape, self.given_up = None, True
+    def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
+        """Return the tapes, written and compared at the first of the steps they are for."""
+        if preferred() not in ("auto", "cpu"):
+            return None
+        tapes = self._tapes
+        if not self.given_up and (tapes is None or [each.data_ptr() for each in tapes.weights] != tapes.memory):
+            self._tapes = tapes = self._written(obs, core_state, episode_starts)
+            self.given_up = tapes is None
+        return tapes
+
+    def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
         try:
-            tape = write_tape(self.policy)
-        except _UnknownError:
-            return
+            tapes = write(self.policy)
+        except UnknownPartError:
+            return None
         generator = torch.get_rng_state()
-        found = self._play(tape, obs, core_state, episode_starts)
+        with torch.no_grad():
+            wrong = self._difference(tapes, obs, core_state, episode_starts)
         torch.set_rng_state(generator)  # as if this had not been
-        if wrong := self._difference(found, obs, core_state, episode_starts):
-            logger.warning("acting goes on without its C kernel: %s", wrong)
-            return
-        self._tape, self._memory, self.given_up = tape, [each.data_ptr() for each in tape.weights], False
+        if wrong:
+            logger.warning("the policy goes on without its C kernel: %s", wrong)
+            return None
+        return tapes
 
-    def _difference(self, found: ActStep, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
-        """Say in what a step's result differs from the policy's own."""
+    def _difference(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
+        """Say in what one step's results differ from the policy's own."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
-        expected = ActStep(found.actions, values, distribution.log_prob(found.actions), state)
-        for name in ("values", "log_probs", "core_state"):
-            if not torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-4, equal_nan=True):
-                return f"its {name} differ from those of the policy"
+        step = self._act(tapes, obs, core_state, episode_starts)
+        parts = self._act(tapes._replace(step=None), obs, core_state, episode_starts)
+        for found in (step, parts):
+            log_probs = distribution.log_prob(found.actions.flatten() if found.actions.dim() == 1 else found.actions)
+            expected = {"values": values, "log_probs": log_probs, "core_state": state}
+            for name, each in expected.items():
+                if not torch.allclose(getattr(found, name), each, rtol=1e-3, atol=1e-4, equal_nan=True):
+                    return f"its {name} differ from those of the policy"
         return ""
 
+    def _act(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
+        policy, batch = self.policy, len(episode_starts)
+        if tapes.step is None:
+            made, values, core_state = self._through(tapes, obs, core_state, episode_starts[None])
+            distribution = policy.distribution(made)
+            actions = distribution.get_actions()
+            log_probs = distribution.log_prob(actions)
+            return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
+        clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
+        inputs = [*_inputs(policy, obs, batch), clocks]
+        (values, log_probs), actions, core_state = tapes.step.step(inputs, core_state, episode_starts)
+        return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
-def write_tape(policy: SRWMPolicy) -> Tape:
-    """Write down a policy's step: values and log-probabilities are the outputs, actions the choices.
+    def _through(
+        self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the action head makes, `[T * B, k]`, the values, `[T * B]`, and the new core state."""
+        shape = episode_starts.shape
+        layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
+        made = tapes.parts[0].run(_inputs(self.policy, obs, shape.numel()))
+        finals = []
+        for layer, carried, part in zip(layers, core_state.unbind(0), tapes.parts[1:], strict=True):
+            stream, x = made
+            heads = x.view(*shape, layer.n_heads, layer.head_size)
+            y, final = _remember(layer, heads, carried, episode_starts, bptt)
+            made = part.run([stream, y.reshape(len(stream), -1)])
+            finals.append(final)
+        numbers, values = made
+        return numbers, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
+
+
+def write(policy: SRWMPolicy) -> Tapes:
+    """Write a policy down.
 
     Raises:
-        _UnknownError: a part that no tape can play.
+        UnknownPartError: a part that no tape can play.
     """
-    kernel, encoder, core = load_kernel(), policy.features_extractor, policy.core
+    kernel, core = load_kernel(), policy.core
     known = (
         not isinstance(kernel, str)
         and policy.device.type == "cpu"
-        and type(encoder) is Encoder
-        and not encoder.images
-        and type(core) is SRWMCore
-        and isinstance(policy.action_space, spaces.Discrete)
+        and isinstance(core, StackCore)
+        and type(core).forward is StackCore.forward
         and type(policy)._step is SRWMPolicy._step
+        and type(policy).evaluate_sequence is SRWMPolicy.evaluate_sequence
+        and all(type(each) is FeedForwardBlock for each in core.blocks)
+        and all(type(each).forward is MemoryLayer.forward for each in core.layers)
     )
     if not known or any(each.dtype != torch.float32 or not each.is_contiguous() for each in policy.parameters()):
-        raise _UnknownError
-    tape = Tape(kernel)  # type: ignore[arg-type]
-    x = _core(tape, core, _encoder(tape, encoder, policy))  # type: ignore[arg-type]
-    extractor = policy.mlp_extractor
-    logits = _linear(tape, _sequence(tape, extractor.policy_net, x), policy.action_net)
-    tape.output(_linear(tape, _sequence(tape, extractor.value_net, x), policy.value_net))
+        raise UnknownPartError
+    parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
+    step = _step(policy, core, kernel)  # type: ignore[arg-type]
+    tapes = Tapes(parts, step, [])
+    return tapes._replace(memory=[each.data_ptr() for each in tapes.weights])
+
+
+def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
+    """Write one tape up to the first memory, one from each to the next, and one to the heads."""
+    tape = Tape(kernel)
+    tapes, x = [tape], _linear(tape, _encoder(tape, policy), core.project)
+    for layer, block in zip(core.layers, core.blocks, strict=True):
+        for each in _before(tape, layer, x):  # type: ignore[arg-type]
+            tape.output(each)
+        tapes.append(tape := Tape(kernel))
+        stream, y = (tape.input(core.output_size, wanted=True) for _ in range(2))
+        x = _after(tape, layer, block, stream, y)  # type: ignore[arg-type]
+    for each in _actor_and_critic(tape, policy, x):
+        tape.output(each)
+    return tapes
+
+
+def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Tape | None:
+    """Write one acting step, where a tape knows the memories and how to choose; the value is its first output."""
+    layers: Sequence[SRWMLayer] = core.layers  # type: ignore[assignment]
+    known = type(core) is SRWMCore and all(type(each) is SRWMLayer for each in layers)
+    if not known or not isinstance(policy.action_space, spaces.Discrete):
+        return None
+    if any(each.frozen_weight is not None for each in layers):
+        return None
+    tape = Tape(kernel)
+    x = _linear(tape, _encoder(tape, policy), core.project)
+    for layer, block in zip(layers, core.blocks, strict=True):
+        stream, heads = _before(tape, layer, x)
+        kept = None if layer.gate is None else _linear(tape, heads, layer.gate, "sigmoid")
+        y = tape.heads(heads, layer.weight, kept, layer.shift_bound)
+        x = _after(tape, layer, block, stream, y)  # type: ignore[arg-type]
+    logits, value = _actor_and_critic(tape, policy, x)
+    tape.output(value)
     tape.choose(logits, tape.input(logits.n))
     return tape
 
 
+def _inputs(policy: SRWMPolicy, obs: Obs, n: int) -> list[Tensor]:
+    """Return the parts of `n` observations in the order in which a tape takes them, as floats `[n, width]`."""
+    given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
+    spaces_of = policy.parts
+    return [
+        as_floats(given[key].reshape(n, *(spaces_of[key].shape or ())), spaces_of[key]).flatten(1)
+        for key in _keys(policy.features_extractor)
+    ]
+
+
 def _keys(encoder: Encoder) -> list[str]:
-    """Name the parts of an observation in the order in which the tape takes them."""
     return [*([EPISODE_STEP] if encoder.step is not None else []), *encoder.vectors, *encoder.plain]
 
 
-def _encoder(tape: Tape, encoder: Encoder, policy: SRWMPolicy) -> Rows:
+def _encoder(tape: Tape, policy: SRWMPolicy) -> Features:
     """Write the encoder; its features come to lie side by side, in its own order."""
+    encoder = policy.features_extractor
+    if type(encoder) is not Encoder or encoder.images:
+        raise UnknownPartError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.parts.items()}
     step = tape.input(1) if encoder.step is not None else None
     features = []
@@ -129,51 +237,66 @@ def _encoder(tape: Tape, encoder: Encoder, policy: SRWMPolicy) -> Rows:
     return _joined(features)
 
 
-def _core(tape: Tape, core: SRWMCore, x: Rows) -> Rows:
-    x = _linear(tape, x, core.project)
-    for layer, block in zip(core.layers, core.blocks, strict=True):
-        x = _block(tape, block, _layer(tape, layer, x))
-    return x
-
-
-def _layer(tape: Tape, layer: nn.Module, x: Rows) -> Rows:
-    if type(layer) is not SRWMLayer or layer.frozen_weight is not None:
-        raise _UnknownError
+def _before(tape: Tape, layer: MemoryLayer, x: Features) -> tuple[Features, Features]:
+    """Write what a layer does before its memory: return what goes past it and what goes in."""
     normed = _norm(tape, x, layer.layer_norm)
     heads = normed if layer.norm == "pre" else x
     if layer.input_softmax:
         heads = tape.softmax(heads, layer.head_size)
-    kept = None if layer.gate is None else tape.linear(heads, layer.gate.weight, layer.gate.bias, "sigmoid")
-    y = tape.heads(heads, layer.weight, kept, layer.shift_bound)
-    return tape.linear(y, layer.out.weight, None, add=normed if layer.norm == "residual" else x)
+    return normed if layer.norm == "residual" else x, heads
 
 
-def _block(tape: Tape, block: nn.Module, x: Rows) -> Rows:
-    if type(block) is not FeedForwardBlock:
-        raise _UnknownError
-    inner = tape.linear(_norm(tape, x, block.layer_norm), block.up.weight, block.up.bias, "relu")
+def _after(tape: Tape, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features) -> Features:
+    """Write what a layer does with what its memory gave, and the block that follows."""
+    x = tape.linear(y, layer.out.weight, None, add=stream)
+    inner = _linear(tape, _norm(tape, x, block.layer_norm), block.up, "relu")
     return tape.linear(inner, block.down.weight, block.down.bias, add=x)
 
 
-def _norm(tape: Tape, x: Rows, norm: nn.Module) -> Rows:
+def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
+    extractor = policy.mlp_extractor
+    made = _linear(tape, _sequence(tape, extractor.policy_net, x), policy.action_net)
+    return made, _linear(tape, _sequence(tape, extractor.value_net, x), policy.value_net)
+
+
+def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
     return tape.layer_norm(x, norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else x
 
 
-def _sequence(tape: Tape, modules: nn.Module, x: Rows) -> Rows:
+def _sequence(tape: Tape, modules: nn.Module, x: Features) -> Features:
     """Write linear layers, each with or without an activation after it."""
     layers = list(modules.children())
     for layer, after in pairwise([*layers, nn.Identity()]):
         if type(layer) is nn.Linear:
             x = _linear(tape, x, layer, _ACTIVATIONS.get(type(after), "identity"))
         elif type(layer) not in _ACTIVATIONS:
-            raise _UnknownError
+            raise UnknownPartError
     return x
 
 
-def _linear(tape: Tape, x: Rows, layer: nn.Linear, activation: str = "identity") -> Rows:
+def _linear(tape: Tape, x: Features, layer: nn.Module, activation: str = "identity") -> Features:
+    if type(layer) is not nn.Linear:
+        raise UnknownPartError
     return tape.linear(x, layer.weight, layer.bias, activation)
 
 
-def _joined(parts: list[Rows]) -> Rows:
-    assert all(one.first + one.n == other.first for one, other in pairwise(parts)), "these rows are not side by side"
-    return Rows(parts[0].first, sum(each.n for each in parts))
+def _joined(parts: list[Features]) -> Features:
+    assert all(one.first + one.n == other.first for one, other in pairwise(parts)), "these do not lie side by side"
+    return Features(parts[0].first, sum(each.n for each in parts))
+
+
+def _first(obs: Obs) -> Obs:
+    return {key: each[0] for key, each in obs.items()} if isinstance(obs, dict) else obs[0]
+
+
+def _remember(
+    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+) -> tuple[Tensor, Tensor]:
+    """Run a layer's memory over an unroll, cutting its gradient every `bptt` steps."""
+    if bptt is None or bptt >= len(heads):
+        return layer.remember(heads, state, episode_starts)
+    outputs = []
+    for part, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
+        y, state = layer.remember(part, state.detach(), starts)
+        outputs.append(y)
+    return torch.cat(outputs), state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -11,7 +12,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
@@ -198,12 +199,18 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
         y, core_state = run_core(self.core, features, core_state, episode_starts, bptt)
         distribution, values = self._heads(y.flatten(0, 1))
+        return self.evaluation(distribution, values, actions, core_state)
+
+    def evaluation(
+        self, distribution: Distribution, values: Tensor, actions: Tensor, core_state: Tensor
+    ) -> SequenceEvaluation:
+        """Say what distributions and `values`, of `T * B` steps, mean for `actions` `[T, B, *action_shape]`."""
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()  # Bernoulli's cross entropy takes no integers
         log_probs = distribution.log_prob(actions.flatten(0, 1))
         entropy = distribution.entropy()
         entropy = -log_probs if entropy is None else entropy
-        shape = (n_steps, batch)
+        shape = actions.shape[:2]
         return SequenceEvaluation(values.view(shape), log_probs.view(shape), entropy.view(shape), core_state)
 
     def encode(self, obs: Obs, n: int) -> Tensor:
@@ -224,7 +231,14 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     def _heads(self, y: Tensor) -> tuple[Distribution, Tensor]:
         latent_pi, latent_vf = self.mlp_extractor(y)
-        return self._get_action_dist_from_latent(latent_pi), self.value_net(latent_vf).squeeze(-1)
+        return self.distribution(self.action_net(latent_pi)), self.value_net(latent_vf).squeeze(-1)
+
+    def distribution(self, made: Tensor) -> Distribution:
+        """Return the action distributions of what the action head makes, `[n, k]`: logits, or a Gaussian's mean."""
+        dist = copy(self.action_dist)  # SB3's keeps what it is given: two threads must not share it
+        if isinstance(dist, DiagGaussianDistribution):
+            return dist.proba_distribution(made, self.log_std)
+        return dist.proba_distribution(made)  # type: ignore[call-arg]
 
     # What follows answers sb3-contrib's and SB3's own calls, in their layouts.
 

@@ -32,6 +32,11 @@ def prefer(backend: str) -> Iterator[None]:
         _preferred.pop()
 
 
+def preferred() -> str:
+    """Return what "auto" means for now: itself, or what `prefer` says."""
+    return _preferred[-1] if _preferred else "auto"
+
+
 def check_backend(function: str, backend: str) -> None:
     """Raise a `ValueError` unless `function` has a backend of that name."""
     names = ("auto", "reference", *FUSED[function])
@@ -45,8 +50,8 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
     Raises:
         ValueError: the backend asked for cannot run; the message says why.
     """
-    if backend == "auto" and _preferred:
-        backend = _preferred[-1]
+    if backend == "auto":
+        backend = preferred()
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name
