@@ -82,6 +82,68 @@ static void run_delta(int64_t T, int64_t B, int64_t H, int64_t D, int is_double,
     free(starts);
 }
 
+/* One acting step of a policy; or, without memory and choice, its rows forward and back. */
+static void run_tape(int64_t B, int H, int D, int level, int back) {
+    enum { SEEN = 5, PERIODS = 3, ACTIONS = 4 };
+    const int width = H * D, state = width * (3 * D + 4);
+    int at = 0;
+    const int step = at++, seen = at, waves = at += SEEN, x = at += 2 * PERIODS, normed = at += width;
+    const int soft = at += width + 2, y = at += width, out = at += width, logits = at += width, clocks = at += ACTIONS;
+    const int n_features = clocks + ACTIONS, joined = SEEN + 2 * PERIODS;
+    float *project = numbers((int64_t)width * joined, 0), *bias = numbers(width, 0), *scale = numbers(width, 0);
+    float *periods = numbers(PERIODS, 0), *slow = numbers(state, 0), *mix = numbers((int64_t)width * width, 0);
+    float *head = numbers((int64_t)ACTIONS * width, 0);
+    const int64_t padded = PADDED(joined), wide = PADDED(width);
+    const int64_t sums[] = {0, width * (padded + LANES), width * (padded + 3 * LANES),
+                            width * (padded + 3 * LANES) + width * (wide + LANES)};
+    const int from = back ? soft : y;
+    Op all[] = {
+        {TAKE_INPUT, 0, 0, step, -1, 0, 1, 0, 0, -1, -1, 0, 0, 0, 0},
+        {TAKE_INPUT, 0, 0, seen, -1, 0, SEEN, 1, 0, -1, -1, 0, 0, 0, 0},
+        {SINES, 0, step, waves, -1, 0, PERIODS, 0, 0, -1, -1, 0, 0, periods, 0},
+        {LINEAR, TANH, seen, x, -1, joined, width, 0, 0, 0, 1, 0, sums[0], project, bias},
+        {NORM, 0, x, normed, -1, width, 0, 0, 0, 2, 3, 1e-5f, sums[1], scale, bias},
+        {SOFTMAX, 0, normed, soft, -1, width, D, 0, 0, -1, -1, 0, 0, 0, 0},
+        {HEADS, 0, soft, y, normed, width, H, 0, 0, -1, -1, 2.0f, 0, slow, 0},
+        {LINEAR, RELU, from, out, x, width, width, 0, 0, 4, -1, 0, sums[2], mix, 0},
+        {LINEAR, 0, out, logits, -1, width, ACTIONS, 0, 0, 5, -1, 0, sums[3], head, 0},
+        {TAKE_INPUT, 0, 0, clocks, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
+        {GIVE_OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
+        {CHOOSE, 0, logits, logits, clocks, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
+    };
+    enum { COUNT = sizeof(all) / sizeof(all[0]) };
+    Op ops[COUNT];
+    int n_ops = 0;
+    for (int i = 0; i < COUNT; i++) {
+        if (!back || (all[i].kind != HEADS && all[i].kind != CHOOSE)) ops[n_ops++] = all[i];
+    }
+    float *inputs[] = {numbers(B, 0), numbers(B * SEEN, 0), numbers(B * ACTIONS, 0)};
+    float *outputs[] = {numbers(B * width, 0), numbers(B, 0)};
+    float *grads[] = {numbers(B, 0), 0, numbers(B * ACTIONS, 0)}, *carried = numbers(B * state, 0);
+    float *weights[] = {numbers((int64_t)width * joined, 0), numbers(width, 0), numbers(width, 0), numbers(width, 0),
+                        numbers((int64_t)width * width, 0), numbers((int64_t)ACTIONS * width, 0)};
+    float *final = numbers(B * state, 0);
+    int64_t *choices = malloc(B * sizeof(int64_t));
+    unsigned char *starts = malloc(B);
+    for (int64_t i = 0; i < B; i++) starts[i] = uniform() > 0.3f;
+    int spare = 2 * width + H > (int)padded ? 2 * width + H : (int)padded;
+    Tape tape = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_spare = spare > wide ? spare : (int)wide};
+    tape.ops = ops, tape.inputs = (const float *const *)inputs;
+    if (back) {
+        tape.n_sums = sums[3] + ACTIONS * (wide + LANES);
+        tape.grad_outputs = (const float *const *)outputs, tape.grad_inputs = grads, tape.grad_weights = weights;
+        if (srwm_cpu_play_back(&tape, level, 3, parallel)) abort();
+    } else {
+        tape.outputs = outputs, tape.choices = choices, tape.state = carried, tape.final = final, tape.starts = starts;
+        if (srwm_cpu_play(&tape, level, 3, parallel)) abort();
+    }
+    void *used[] = {project, bias, scale, periods, slow, mix, head, carried, final, choices, starts};
+    for (unsigned i = 0; i < sizeof(used) / sizeof(used[0]); i++) free(used[i]);
+    for (int i = 0; i < 3; i++) free(inputs[i]), free(grads[i]);
+    for (int i = 0; i < 2; i++) free(outputs[i]);
+    for (int i = 0; i < 6; i++) free(weights[i]);
+}
+
 int main(void) {
     int64_t steps[] = {1, 2, 16, 17, 40};
     int runs = 0;
@@ -97,6 +159,15 @@ int main(void) {
                     run(steps[i], 2, 3, D, i % 2 ? E : D, is_double, level, sparse, 1, 0);
                     run_delta(steps[i], 2, 3, D, is_double, level, sparse);
                 }
+            }
+        }
+    }
+    int64_t rows[] = {1, 63, 64, 130, 1100};
+    for (int level = 0; level <= srwm_cpu_level(); level++) {
+        for (int i = 0; i < 5; i++) {
+            for (int D = 1; D < 40; D += 5, runs++) {
+                run_tape(rows[i], 1 + D % 3, D, level, 0);
+                run_tape(rows[i], 1 + D % 3, D, level, 1);
             }
         }
     }

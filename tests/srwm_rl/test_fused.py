@@ -1,0 +1,262 @@
+"""A policy in a few calls of C: what it gives is what the policy gives, gradients too, and it is given up where not."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from srwm_rl.fused import FusedPolicy, UnknownPartError, write
+from srwm_rl.ops import cpu
+from srwm_rl.ops.backends import prefer
+from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+
+pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
+
+LONE = spaces.Box(-1, 1, (3,), np.float32)
+PAST = {
+    "previous_action": spaces.Box(0, 1, (5,), np.float32),
+    "previous_reward": spaces.Box(-1, 1, (1,), np.float32),
+    "episode_step": spaces.Box(0, np.inf, (1,), np.float32),
+}
+MANY = spaces.Dict(
+    {"seen": spaces.Box(-1, 1, (2, 2), np.float64), "kind": spaces.Discrete(3), "bits": spaces.MultiBinary(2), **PAST}
+)
+ACTIONS = {
+    "discrete": spaces.Discrete(5),
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+    "multi": spaces.MultiDiscrete([3, 4]),
+    "bits": spaces.MultiBinary(3),
+}
+CORES: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("srwm", {}),
+    "two layers": ("srwm", {"n_layers": 2}),
+    "published": ("srwm", {"n_layers": 2, "variant": "paper"}),
+    "residual norm": ("srwm", {"norm": "residual", "n_layers": 2}),
+    "retention": ("srwm", {"retention": True}),
+    "bound": ("srwm", {"shift_bound": 2.0, "n_layers": 2}),
+    "both": ("srwm", {"shift_bound": 2.0, "retention": True, "input_softmax": True}),
+    "frozen": ("srwm", {"frozen": "query"}),
+    "sr_delta": ("sr_delta", {}),
+    "delta": ("delta", {"n_layers": 2}),
+    "fake_sr": ("fake_sr", {}),
+}
+
+
+def policy_of(
+    core: str = "default", space: spaces.Space[Any] = MANY, action: str = "discrete", **settings: Any
+) -> SRWMPolicy:
+    torch.manual_seed(0)
+    name, kwargs = CORES[core]
+    sizes = {"n_layers": 1, **kwargs, "hidden_size": 16, "n_heads": 2}
+    policy = SRWMPolicy(space, ACTIONS[action], lambda _: 0.0, core=name, core_kwargs=sizes, **settings)
+    with torch.no_grad():
+        for each in policy.parameters():  # away from zeros and from the small head
+            each.add_(0.1 * torch.randn_like(each))
+    policy.set_training_mode(False)
+    return policy
+
+
+def unroll(policy: SRWMPolicy, n_steps: int, batch: int) -> tuple[Obs, Tensor, Tensor, Tensor]:
+    """Draw observations `[T, B, ...]`, actions, a core state and episode starts."""
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for key, space in policy.parts.items():
+        space.seed(0)
+        each = np.stack([space.sample() for _ in range(n_steps * batch)])
+        if key == "episode_step":
+            each = rng.integers(0, 200, each.shape).astype(np.float32)
+        drawn[key] = torch.as_tensor(each.reshape(n_steps, batch, *each.shape[1:]))
+    policy.action_space.seed(0)
+    played = np.stack([policy.action_space.sample() for _ in range(n_steps * batch)])
+    actions = torch.as_tensor(played.reshape(n_steps, batch, *played.shape[1:]))
+    state = 0.1 * torch.randn(policy.initial_state(batch).shape)
+    starts = torch.as_tensor(rng.random((n_steps, batch)) < 0.2)
+    return (drawn if isinstance(policy.observation_space, spaces.Dict) else drawn["observation"]), actions, state, starts
+
+
+def first(obs: Obs) -> Obs:
+    return {key: each[0] for key, each in obs.items()} if isinstance(obs, dict) else obs[0]
+
+
+def check_act(policy: SRWMPolicy, fused: FusedPolicy, batch: int) -> ActStep:
+    """Act both ways from one generator state, and compare."""
+    obs, _, state, starts = unroll(policy, 1, batch)
+    given = (first(obs), state, starts[0])
+    torch.manual_seed(1)
+    found = fused.act(*given)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        expected = policy.act(*given)
+    for name, one, other in zip(ActStep._fields, found, expected, strict=True):
+        assert one.shape == other.shape, name
+        assert one.dtype == other.dtype, name
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    return found
+
+
+def check_sequence(policy: SRWMPolicy, fused: FusedPolicy, n_steps: int, batch: int, bptt: int | None = None) -> None:
+    """Evaluate both ways, and compare results and gradients."""
+    obs, actions, state, starts = unroll(policy, n_steps, batch)
+    found = []
+    for each in (fused, policy):
+        seen = each.evaluate_sequence(obs, actions, state, starts, bptt)
+        policy.zero_grad()
+        (seen.values.square().sum() + seen.log_probs.sum() + 0.3 * seen.entropy.sum()).backward()
+        found.append([*seen, *(p.grad for p in policy.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 2e-5 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("batch", [1, 70])
+def test_every_core(core: str, batch: int) -> None:
+    policy = policy_of(core)
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, batch)
+    check_sequence(policy, fused, 9, batch)
+    check_sequence(policy, fused, 9, batch, bptt=4)
+    assert not fused.given_up
+    assert (fused._tapes.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("space", [LONE, MANY], ids=["lone", "many"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"net_arch": {"pi": [8, 7], "vf": [9]}},
+        {"net_arch": [8], "activation_fn": "relu"},
+        {"encoder_kwargs": {"mlp": ()}},
+        {"encoder_kwargs": {"mlp": (12, 10)}},
+    ],
+    ids=["plain", "two towers", "relu", "no mlp", "deep mlp"],
+)
+def test_every_space_and_head(space: spaces.Space[Any], action: str, settings: dict[str, Any]) -> None:
+    policy = policy_of("two layers", space, action, **settings)
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, 5)
+    check_sequence(policy, fused, 6, 5)
+    assert not fused.given_up
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_do_not_depend_on_threads(threads: int) -> None:
+    policy, before = policy_of(), torch.get_num_threads()
+    obs, actions, state, starts = unroll(policy, 70, 40)  # 2,800 rows: several shares
+    gradients = []
+    try:
+        for n in (1, threads):
+            torch.set_num_threads(n)
+            seen = FusedPolicy(policy).evaluate_sequence(obs, actions, state, starts)
+            policy.zero_grad()
+            (seen.values.sum() + seen.log_probs.sum()).backward()
+            gradients.append([p.grad.clone() for p in policy.parameters() if p.grad is not None])
+    finally:
+        torch.set_num_threads(before)
+    # torch's own sums (of the recurrence's weights) may differ in their last bits; the tape's must not.
+    names = [name for name, p in policy.named_parameters() if p.grad is not None]
+    for name, one, other in zip(names, *gradients, strict=True):
+        if name != "core.layers.0.weight":
+            assert torch.equal(one, other), name
+
+
+def test_weights_are_read_where_they_are() -> None:
+    policy = policy_of()
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, 3)
+    with torch.no_grad():
+        for each in policy.parameters():
+            each.mul_(1.1)
+    check_act(policy, fused, 3)
+    written = fused._tapes
+    for each in policy.parameters():  # as loading with assign=True does
+        each.data = each.data.clone() * 0.9
+    check_act(policy, fused, 3)
+    assert fused._tapes is not written
+
+
+def test_actions_are_drawn_as_the_policy_draws_them() -> None:
+    policy = policy_of()
+    fused = FusedPolicy(policy)
+    obs, _, state, starts = unroll(policy, 1, 64)
+    given = (first(obs), state, starts[0])
+    torch.manual_seed(3)
+    found = torch.stack([fused.act(*given).actions for _ in range(20)])
+    torch.manual_seed(3)
+    with torch.no_grad():
+        expected = torch.stack([policy.act(*given).actions for _ in range(20)])
+    assert (found == expected).float().mean() > 0.99  # a tie to the last bit may fall otherwise
+    assert len(found.unique(dim=0)) == 20
+
+
+def test_a_weight_changed_before_the_way_back_is_noticed() -> None:
+    policy = policy_of()
+    obs, actions, state, starts = unroll(policy, 3, 2)
+    seen = FusedPolicy(policy).evaluate_sequence(obs, actions, state, starts)
+    with torch.no_grad():
+        policy.value_net.weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        seen.values.sum().backward()
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    policy = policy_of("default", LONE)
+    fused = FusedPolicy(policy)
+    obs, actions, state, starts = unroll(policy, 2, 4)
+    obs[0, 1, 2] = torch.nan
+    step = fused.act(obs[0], state, starts[0])
+    assert torch.isfinite(step.log_probs).tolist() == [True, False, True, True]
+    assert torch.isfinite(step.values).tolist() == [True, False, True, True]
+    seen = fused.evaluate_sequence(obs, actions, state, starts)
+    assert torch.isfinite(seen.values[0]).tolist() == [True, False, True, True]
+    assert not fused.given_up
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "feedforward", "srwm_no_carry"])
+def test_other_cores_act_as_ever(core: str) -> None:
+    torch.manual_seed(0)
+    policy = SRWMPolicy(LONE, ACTIONS["discrete"], lambda _: 0.0, core=core)
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, 3)
+    check_sequence(policy, fused, 4, 3)
+    assert fused.given_up
+    with pytest.raises(UnknownPartError):
+        write(policy)
+
+
+def test_images_and_other_encoders_are_unknown() -> None:
+    frames = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    with pytest.raises(UnknownPartError):
+        write(SRWMPolicy(frames, ACTIONS["discrete"], lambda _: 0.0))
+    policy = policy_of("default", LONE)
+    policy.features_extractor.mlp = nn.Sequential(nn.Linear(3, 64), nn.GELU())
+    with pytest.raises(UnknownPartError):
+        write(policy)
+
+
+def test_a_policy_that_does_more_goes_on_by_itself(caplog: pytest.LogCaptureFixture) -> None:
+    policy = policy_of("default", LONE)
+    policy.core.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
+    fused = FusedPolicy(policy)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            check_act(policy, fused, 3)
+    assert fused.given_up
+    assert caplog.text.count("goes on without its C kernel: its values differ") == 1
+
+
+def test_another_backend_that_is_preferred_is_used() -> None:
+    policy = policy_of("default", LONE)
+    fused = FusedPolicy(policy)
+    with prefer("reference"):
+        check_act(policy, fused, 3)
+        assert fused._tapes is None
+    check_act(policy, fused, 3)
+    assert fused._tapes is not None
