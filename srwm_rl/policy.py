@@ -238,7 +238,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         dist = copy(self.action_dist)  # SB3's keeps what it is given: two threads must not share it
         if isinstance(dist, DiagGaussianDistribution):
             return dist.proba_distribution(made, self.log_std)
-        return dist.proba_distribution(made)  # type: ignore[call-arg]
+        return dist.proba_distribution(made)
 
     # What follows answers sb3-contrib's and SB3's own calls, in their layouts.
 

@@ -68,13 +68,19 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
 
 
 def use_threads(n_threads: int | None, observation_space: spaces.Space[Any]) -> None:
-    """Give torch its threads; None: one per core for images, one for vectors, whose networks are too small to share."""
+    """Give torch its threads; None: one per core for images, and for vectors one, for their operations are too small.
+
+    The C kernels take longer at a time, and share their work even so.
+    """
     import torch
 
     from srwm_rl.encoders import is_image, parts_of
+    from srwm_rl.ops.cpu import n_threads as kernel_threads
+    from srwm_rl.ops.cpu import set_threads
 
     if n_threads is None and any(map(is_image, parts_of(observation_space).values())):
         return
+    set_threads(n_threads or kernel_threads())
     torch.set_num_threads(n_threads or 1)
 
 

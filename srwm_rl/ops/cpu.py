@@ -56,6 +56,18 @@ class Kernel(NamedTuple):
 
 
 LEVELS = ("portable", "AVX2", "AVX-512")
+_threads: int | None = None
+
+
+def set_threads(n: int | None) -> None:
+    """Let the C kernels, whose calls are long enough to share, use `n` threads; None: as many as torch has."""
+    global _threads
+    _threads = n
+
+
+def n_threads() -> int:
+    """Return the number of threads that a call of the C kernels may use."""
+    return _threads or torch.get_num_threads()
 
 
 @cache
@@ -121,7 +133,7 @@ def _run(x: Tensor, columns: int, bound: float | None, width: int, **tensors: Te
         if tensor is not None:
             setattr(job, name, tensor.data_ptr())
     cost = x.numel() * columns * _NS_PER_WEIGHT
-    threads = torch.get_num_threads() if cost > _NS_WORTH_THREADS else 1
+    threads = n_threads() if cost > _NS_WORTH_THREADS else 1
     is_double = int(x.dtype == torch.float64)
     if kernel.library.srwm_cpu_run(ctypes.byref(job), is_double, kernel.level, threads, kernel.parallel):
         raise MemoryError(f"no memory for the C kernel's work space of head size {size}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srwm_rl.ops.cpu import Kernel
+from srwm_rl.ops.cpu import Kernel, n_threads
 
 TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE = range(8)
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
@@ -91,7 +91,12 @@ class Tape:
         self._append(GIVE_OUTPUT, x, first=x.first, n_in=x.n, index=len(self._outputs) - 1)
 
     def linear(
-        self, x: Features, weight: Tensor, bias: Tensor | None, activation: str = "identity", add: Features | None = None
+        self,
+        x: Features,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str = "identity",
+        add: Features | None = None,
     ) -> Features:
         """Append `activation(weight x + bias + add)`; `weight` `[n_out, n_in]`, `bias` `[n_out]`."""
         n_out, n_in = weight.shape
@@ -211,7 +216,11 @@ class Tape:
         grads = [None if each is None else each.contiguous() for each in grad_outputs]
         grad_inputs = [torch.empty_like(each) if want else None for each, want in zip(given, wanted, strict=True)]
         grad_weights = [torch.empty_like(each) for each in self.learnt]
-        lists = {"grad_outputs": grads, "grad_inputs": grad_inputs, "grad_weights": grad_weights}
+        lists: dict[str, Sequence[Tensor | None]] = {
+            "grad_outputs": grads,
+            "grad_inputs": grad_inputs,
+            "grad_weights": grad_weights,
+        }
         arrays = {name: _pointers(each) for name, each in lists.items()}
         self._call("srwm_cpu_play_back", given, **{name: ctypes.addressof(each) for name, each in arrays.items()})
         return grad_inputs, grad_weights
@@ -233,7 +242,7 @@ class Tape:
         )
         kernel = self.kernel
         call = getattr(kernel.library, function)
-        if call(ctypes.byref(tape), kernel.level, torch.get_num_threads(), kernel.parallel):
+        if call(ctypes.byref(tape), kernel.level, n_threads(), kernel.parallel):
             raise MemoryError("no memory for the C kernel's work space")
 
     def _new(self, n: int, wanted: bool) -> Features:
@@ -246,7 +255,8 @@ class Tape:
         return self._n_sums - n
 
     def _pointer(self, weight: Tensor) -> int:
-        assert weight.is_contiguous() and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        assert weight.is_contiguous(), "the tape reads contiguous weights"
+        assert (weight.dtype, weight.device.type) == (torch.float32, "cpu"), "the tape reads float32 on the CPU"
         self.weights.append(weight)
         return weight.data_ptr()
 

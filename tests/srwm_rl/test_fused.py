@@ -75,7 +75,8 @@ def unroll(policy: SRWMPolicy, n_steps: int, batch: int) -> tuple[Obs, Tensor, T
     actions = torch.as_tensor(played.reshape(n_steps, batch, *played.shape[1:]))
     state = 0.1 * torch.randn(policy.initial_state(batch).shape)
     starts = torch.as_tensor(rng.random((n_steps, batch)) < 0.2)
-    return (drawn if isinstance(policy.observation_space, spaces.Dict) else drawn["observation"]), actions, state, starts
+    obs: Obs = drawn if isinstance(policy.observation_space, spaces.Dict) else drawn["observation"]
+    return obs, actions, state, starts
 
 
 def first(obs: Obs) -> Obs:

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from srwm_rl import srwm_scan
 from srwm_rl.ops import cpu
 from srwm_rl.ops.tape import Tape
 
