@@ -163,7 +163,7 @@ class Together(Processes):
     def mean_and_std(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (n - 1) of the values of all processes, summed in float64."""
         wide = values.detach().double()
-        sums = torch.stack((wide.new_tensor(float(wide.numel())), wide.sum()))
+        sums = torch.stack((wide.new_full((), wide.numel()), wide.sum()))
         self.sum_([sums])
         n, mean = sums[0], sums[1] / sums[0]
         squares = (wide - mean).square().sum()  # around the joint mean: no difference of large numbers
@@ -225,7 +225,7 @@ class _Line:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._device = device
-        self._wanted: SimpleQueue[tuple[Callable[[], Any], Future[None]] | None] = SimpleQueue()
+        self._wanted: SimpleQueue[tuple[Callable[[], Any], Future[None], Any] | None] = SimpleQueue()
         self._lock = Lock()
         self._waiting: Future[None] | None = None
         self._over = False
@@ -243,7 +243,8 @@ class _Line:
             if self._over:
                 raise LostProcessError("this process has parted from the others")
             self._waiting = done
-        self._wanted.put((operation, done))
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        self._wanted.put((operation, done, stream))
         done.result()
 
     def abandon(self) -> None:
@@ -264,12 +265,15 @@ class _Line:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         while (wanted := self._wanted.get()) is not None:
-            operation, done = wanted
+            operation, done, stream = wanted
             error: BaseException | None = None
             try:
-                operation()
-                if self._device.type == "cuda":  # NCCL only queues it; to wait for it here keeps the others awake
-                    torch.cuda.current_stream().synchronize()
+                if stream is None:
+                    operation()
+                else:
+                    with torch.cuda.stream(stream):  # on which the caller has made what is to be sent
+                        operation()
+                    stream.synchronize()  # NCCL only queues it; to wait for it here keeps the others awake
             except Exception as found:
                 error = LostProcessError("another process of this run has ended or cannot be reached")
                 error.__cause__ = found

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from srwm_rl.errors import FaultError
 from srwm_rl.policy import ActStep, SRWMPolicy
 
 OnNan = Literal["stop", "skip"]
-Result = TypeVar("Result")
 ON_NAN = ("stop", "skip")
 logger = logging.getLogger(__name__)
 
@@ -110,57 +109,37 @@ class Guard:
             return {key: self._finite_obs(each, step) for key, each in obs.items()}
         return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step), device=obs.device)
 
-    def attempt(
-        self, evaluate: Callable[[], Result], number: int, give_up: Callable[[], None] = lambda: None
-    ) -> Result | None:
-        """Return what `evaluate` gives, or None where torch refused logits that are not finite.
+    def update(self, numbers: dict[str, float], sick_gradient: Callable[[], str | None], number: int) -> bool:
+        """Say whether an update may be made.
 
         Args:
-            evaluate: makes an update's gradient.
+            numbers: the loss's terms by name, and `grad_norm`, that of the whole gradient before clipping.
+            sick_gradient: names the first parameter whose gradient is not finite; None: there is none.
             number: which update it is.
-            give_up: called when it cannot be made, before anything is raised.
 
         Raises:
             FaultError: "stop".
         """
-        try:
-            return evaluate()
-        except ValueError as error:
-            if "Expected parameter" not in str(error):  # of torch's distributions
-                raise
-            give_up()
-            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
-            return None
-
-    def update(
-        self, terms: Any, grad_norm: Tensor, parameters: Iterable[tuple[str, nn.Parameter]], number: int
-    ) -> dict[str, float] | None:
-        """Return an update's numbers if it may be made, else None; they cross from the device together.
-
-        Args:
-            terms: a NamedTuple of the loss's terms.
-            grad_norm: norm of the whole gradient before clipping.
-            parameters: by name, with their gradients.
-            number: which update it is.
-
-        Returns:
-            The terms by name, and `grad_norm`.
-
-        Raises:
-            FaultError: "stop".
-        """
-        numbers = dict(zip((*terms._fields, "grad_norm"), torch.stack((*terms, grad_norm)).tolist(), strict=True))
         if all(map(math.isfinite, numbers.values())):
-            return numbers
-        loss = [name.replace("_", " ") for name in terms._fields if not math.isfinite(numbers[name])]
+            return True
+        loss = [name.replace("_", " ") for name, each in numbers.items() if not math.isfinite(each)]
+        loss = [name for name in loss if name != "grad norm"]
         if {"policy loss", "entropy"} <= set(loss):  # which have nothing else in common
             self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
-            return None
-        gradient = [name for name, each in parameters if each.grad is not None and not torch.isfinite(each.grad).all()]
-        parts = [f"the {name}" for name in loss[:1]] + [f"the gradient of {name}" for name in gradient[:1]]
+            return False
+        gradient = sick_gradient()
+        parts = [f"the {name}" for name in loss[:1]] + [f"the gradient of {gradient}"] * (gradient is not None)
         what = " and ".join(parts) or "the gradient's norm"
         self.fault(f"{what} is not finite in update {number:,}", "the update is left out")
-        return None
+        return False
+
+
+def first_sick_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """Name the first parameter whose gradient is not finite."""
+    for name, each in parameters:
+        if each.grad is not None and not torch.isfinite(each.grad).all():
+            return name
+    return None
 
 
 def _try_to_act(

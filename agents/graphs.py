@@ -1,18 +1,25 @@
-"""Acting on a GPU as one captured graph: one launch for what would be a hundred and more."""
+"""Work on a GPU as captured graphs, one launch for what would be a hundred and more; and acting by one."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import RLock
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from srwm_rl.policy import ActStep, Obs, SRWMPolicy
 
+Result = TypeVar("Result")
 Work = Callable[[], ActStep]
 logger = logging.getLogger(__name__)
+# Held by whoever captures, and by whoever draws actions: a capture sets the generator of random numbers apart, and what
+# draws from it meanwhile in another thread fails.
+CAPTURING = RLock()
 
 
 class _Captured(NamedTuple):
@@ -23,28 +30,76 @@ class _Captured(NamedTuple):
     replay: Work
 
 
-def capture(work: Work) -> Work:
+def capture(work: Callable[[], Result], pool: Any = None, draws: bool = True) -> Callable[[], Result]:
     """Capture `work`, which must not depend on anything but the memory it reads, as a CUDA graph.
+
+    Args:
+        work: done four times, three of them to warm up.
+        pool: `torch.cuda.graph_pool_handle()` of graphs of which one is replayed at a time; None: memory of its own.
+        draws: whether it draws random numbers.
 
     Returns:
         What launches it; the result is in the same tensors every time.
+
+    Raises:
+        RuntimeError: it cannot be captured; what is no part of the capture goes on as before.
     """
+    here = torch.cuda.current_stream()
     side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    side.wait_stream(here)
     with torch.cuda.stream(side):  # libraries and the allocator settle before the capture
         for _ in range(3):
             work()
-    torch.cuda.current_stream().wait_stream(side)
+    here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Another thread may be learning meanwhile: what it launches is no part of this.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
+    # The outer stream: a capture that fails leaves its own behind as the current one. Another thread may be learning
+    # meanwhile: what it launches is no part of this.
+    capturing = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    with CAPTURING, _cleared_up(pool, draws), _unchecked(), torch.cuda.stream(here), capturing:
         result = work()
 
-    def replay() -> ActStep:
+    def replay() -> Result:
         graph.replay()
         return result
 
     return replay
+
+
+@contextmanager
+def _cleared_up(pool: Any, draws: bool) -> Iterator[None]:
+    """Undo what a capture that fails leaves behind: a generator and an allocator that believe it is still going on.
+
+    A graph draws from the generator's state that was there when it was captured. It gets a copy: if that is lost, the
+    state of other graphs is not; a graph that draws nothing needs none of its own.
+    """
+    device = torch.cuda.current_device()
+    generator = torch.cuda.default_generators[device]
+    before = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        with suppress(RuntimeError, AttributeError):  # torch does it itself, or has no door to it
+            torch._C._cuda_endAllocateToPool(device, pool)
+        raise
+    if not draws:
+        generator.graphsafe_set_state(before)
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Keep torch's distributions from checking what they are given, for which they wait for the device.
+
+    What comes out of a graph is looked at in any case; see `srwm_rl.agents.faults.Guard`.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class GraphedActing:
@@ -68,23 +123,24 @@ class GraphedActing:
     def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Choose actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
         given = (obs, core_state, episode_starts)
-        if not self.given_up and (self._captured is None or self._captured.shape != core_state.shape):
-            self._try_to_capture(given)
-        if self._captured is None:
-            return self.policy.act(*given)
-        _copy(self._captured.inputs, given)
-        # The next replay writes over these tensors, while a rollout may still hold them.
-        return ActStep(*(each.clone() for each in self._captured.replay()))
+        with CAPTURING:
+            if not self.given_up and (self._captured is None or self._captured.shape != core_state.shape):
+                self._try_to_capture(given)
+            if self._captured is None:
+                return self.policy.act(*given)
+            copy_into(self._captured.inputs, given)
+            # The next replay writes over these tensors, while a rollout may still hold them.
+            return ActStep(*(each.clone() for each in self._captured.replay()))
 
     def _try_to_capture(self, given: tuple[Obs, Tensor, Tensor]) -> None:
         self._captured = None
-        inputs = _like(given)
-        _copy(inputs, given)
+        inputs = room_for(given, given[1].device)
+        copy_into(inputs, given)
         try:
             replay = self.capture(lambda: self.policy.act(*inputs))
             wrong = self._difference(replay(), given)
         except RuntimeError as error:
-            wrong = str(error).partition("\n")[0]
+            wrong = first_line(error)
         if wrong:
             self.given_up = True
             logger.warning("acting goes on without a CUDA graph: %s", wrong)
@@ -101,20 +157,37 @@ class GraphedActing:
         return ""
 
 
-def _like(given: Any) -> Any:
+def first_line(error: BaseException) -> str:
+    """Return what the first error of a chain says, without torch's advice below it.
+
+    A capture that went wrong ends with a second error, which says only that.
+    """
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0]
+
+
+def room_for(given: Any, device: torch.device) -> Any:
+    """Return tensors like those in `given`, of any (named) tuples and dicts; a number gets a tensor `[]` of float64."""
     if isinstance(given, dict):
-        return {key: _like(each) for key, each in given.items()}
+        return {key: room_for(each, device) for key, each in given.items()}
     if isinstance(given, tuple):
-        return tuple(_like(each) for each in given)
-    return torch.empty_like(given)
+        parts = [room_for(each, device) for each in given]
+        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
+    if isinstance(given, float):
+        return torch.full((), given, dtype=torch.float64, device=device)
+    return None if given is None else torch.empty_like(given)
 
 
-def _copy(into: Any, given: Any) -> None:
-    if isinstance(into, dict):
-        for key, each in into.items():
-            each.copy_(given[key])
-    elif isinstance(into, tuple):
-        for each, source in zip(into, given, strict=True):
-            _copy(each, source)
-    else:
-        into.copy_(given)
+def copy_into(room: Any, given: Any) -> None:
+    """Copy what is in `given` into what `room_for` made for it; nothing waits for the device."""
+    if isinstance(room, dict):
+        for key, each in room.items():
+            copy_into(each, given[key])
+    elif isinstance(room, tuple):
+        for each, source in zip(room, given, strict=True):
+            copy_into(each, source)
+    elif isinstance(given, float):
+        room.fill_(given)
+    elif room is not None:
+        room.copy_(given)

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from threading import RLock, Thread
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +20,12 @@ from torch import Tensor
 
 from srwm_rl.agents.actors import Group, groups_of, joined_obs
 from srwm_rl.agents.faults import OnNan
+from srwm_rl.agents.impala_loss import Correction, IMPALATerms, impala_terms
+from srwm_rl.agents.lanes import Lane, Turns
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
-from srwm_rl.agents.vtrace import vtrace
 from srwm_rl.errors import UserError
 from srwm_rl.policy import Obs, SRWMPolicy
-
-
-class IMPALATerms(NamedTuple):
-    """Sums over steps of what an IMPALA batch adds up."""
-
-    policy_loss: Tensor
-    value_loss: Tensor  # sum of half the squared distances, as in the paper
-    entropy: Tensor
-    rho: Tensor  # learner's over actor's probability of the action taken
-    rho_clipped: Tensor  # how often that ratio was above 1
 
 
 class _ClosedError(Exception):
@@ -151,7 +142,8 @@ class IMPALA(RecurrentAlgorithm):
                 f"unroll; {self.batch_size} unrolls are {self.batch_size * self.n_steps}"
             )
         super()._setup_model()
-        self._weights = RLock()  # held while weights change, and while a callback may look at them
+        self._weights = Turns(self.device)  # held while weights change, and while a callback may look at them
+        self._lane = Lane(self.device)  # of the learner, beside the actors
         self._acting: SRWMPolicy | None = None  # the actors' copy of the policy; None: they share the learner's
         self._acting_version = 0  # how many updates it has had
         self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
@@ -310,6 +302,7 @@ class IMPALA(RecurrentAlgorithm):
         version = self._n_updates
         self.policy.set_training_mode(True)
         n_steps = batch.rewards.numel() * self.processes.size
+        # It waits for the gradient before it takes the weights: actors that want them next wait for a step alone.
         means = self._evaluate(partial(self._gradient, batch), IMPALATerms, n_steps)
         if means is None:
             return
@@ -336,18 +329,19 @@ class IMPALA(RecurrentAlgorithm):
     def _gradient(self, batch: Unrolls) -> tuple[IMPALATerms, Tensor]:
         """Leave the gradient of all processes' batches in the parameters; return its summed terms and its norm."""
         at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
-        self.policy.optimizer.zero_grad()
-        total: IMPALATerms | None = None
+        settings = (self.vf_coef, self.ent_coef, self.bptt, self.gamma, self._correction)
+        add = self._fresh_gradient(self._add_gradient, settings, quiet=self._weights)
+        total = torch.zeros(len(IMPALATerms._fields), device=self.device)
         for start in range(0, batch.n, at_once):
             if self.rollout_buffer.closed:
                 raise _ClosedError  # whoever asked the run to stop does not wait for a whole batch
-            terms = self._terms(batch.part(start, min(start + at_once, batch.n)))
-            loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
-            loss.backward()
-            detached = IMPALATerms(*(each.detach() for each in terms))
-            total = detached if total is None else IMPALATerms(*(a + b for a, b in zip(total, detached, strict=True)))
-        assert total is not None
-        return self._sum(total), self._gradient_norm()
+            total += add(batch.part(start, min(start + at_once, batch.n)))
+        return self._sum(IMPALATerms(*total)), self._gradient_norm()
+
+    def _add_gradient(self, unrolls: Unrolls) -> Tensor:
+        terms = self._terms(unrolls)
+        (terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy).backward()
+        return torch.stack(terms).detach()
 
     def _terms(self, unrolls: Unrolls) -> IMPALATerms:
         # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
@@ -355,26 +349,11 @@ class IMPALA(RecurrentAlgorithm):
         new = self.policy.evaluate_sequence(
             unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts, self.bptt
         )
-        values, log_probs = new.values[:-1], new.log_probs[:-1]
-        log_rhos = (log_probs - unrolls.log_probs).detach()
-        targets = vtrace(
-            log_rhos,
-            self.gamma * (unrolls.episode_starts[1:] == 0),  # step t ended an episode where t + 1 starts one
-            unrolls.rewards,
-            values.detach(),
-            new.values[-1].detach(),
-            vtrace_lambda=self.gae_lambda,
-            rho_clip=self.rho_clip,
-            pg_rho_clip=self.pg_rho_clip,
-            c_clip=self.c_clip,
-        )
-        return IMPALATerms(
-            policy_loss=-(log_probs * targets.pg_advantages).sum(),
-            value_loss=0.5 * (targets.vs - values).square().sum(),
-            entropy=new.entropy[:-1].sum(),
-            rho=log_rhos.exp().sum(),
-            rho_clipped=(log_rhos > 0).float().sum(),
-        )
+        return impala_terms(new, unrolls, self.gamma, self._correction)
+
+    @property
+    def _correction(self) -> Correction:
+        return Correction(self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
 
     def learn(
         self,
@@ -414,6 +393,7 @@ class IMPALA(RecurrentAlgorithm):
             yield
             return
         self._acting, self._acting_version = deepcopy(self.policy), self._n_updates
+        self._lane.begin()
         thread = Thread(target=self._keep_learning, name="srwm-learner", daemon=True)
         thread.start()
         try:
@@ -431,12 +411,14 @@ class IMPALA(RecurrentAlgorithm):
 
     def _keep_learning(self) -> None:
         try:
-            while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
-                self._update(batch)
+            with self._lane.entered():
+                while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
+                    self._update(batch)
+                    self._lane.finish()
         except _ClosedError:
             pass
         except BaseException as error:
             self.rollout_buffer.fail(error)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_weights", "_acting", "_learned"]
+        return [*super()._excluded_save_params(), "_weights", "_lane", "_acting", "_learned"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.faults import OnNan
+from srwm_rl.agents.ledger import Ledger
 from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
-from srwm_rl.errors import UserError
+from srwm_rl.errors import FaultError, UserError
 from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+
+Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
 
 
 class PPOTerms(NamedTuple):
@@ -37,22 +40,35 @@ def ppo_terms(
     entropy: Tensor,
     old: Sequences,
     advantages: Tensor,
-    clip_range: float,
-    clip_range_vf: float | None,
+    clip_range: float | Tensor,
+    clip_range_vf: float | Tensor | None,
 ) -> PPOTerms:
     """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and the rest.
 
-    Every tensor is `[T, N]`; `advantages` are those of `old`, normalised or not.
+    Every tensor is `[T, N]`, apart from the clip ranges; `advantages` are those of `old`, normalised or not.
     """
     log_ratio = log_probs - old.old_log_probs
     ratio = log_ratio.exp()
-    surrogate = torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]  # both are of one kind
+    surrogate = torch.min(advantages * ratio, advantages * clipped)
     if clip_range_vf is not None:
-        values = old.old_values + (values - old.old_values).clamp(-clip_range_vf, clip_range_vf)
+        change = (values - old.old_values).clamp(-clip_range_vf, clip_range_vf)  # type: ignore[arg-type]
+        values = old.old_values + change
     with torch.no_grad():
         approx_kl = ((ratio - 1) - log_ratio).sum()  # http://joschu.net/blog/kl-approx.html
         clip_fraction = ((ratio - 1).abs() > clip_range).float().sum()
     return PPOTerms(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
+
+
+class PPOGroup(NamedTuple):
+    """A part of a minibatch that goes through the network at once, and what its loss depends on besides."""
+
+    old: Sequences
+    mean: Tensor | None  # [] of the minibatch's advantages; None: they are not normalised
+    std: Tensor | None  # []
+    n_steps: float | Tensor  # of the minibatch
+    clip_range: float | Tensor
+    clip_range_vf: float | Tensor | None
 
 
 class PPO(RecurrentAlgorithm):
@@ -216,26 +232,47 @@ class PPO(RecurrentAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        stats: dict[str, list[float]] = defaultdict(list)
+        late = self._reads_late() and self.target_kl is None  # which decides by a minibatch's numbers
+        learned = self._learn_reading_late if late else self._learn
+        stats = learned(clip_range, clip_range_vf)
+        if stats:
+            means = {name: float(np.mean([each[name] for each in stats])) for name in stats[0]}
+            self._log_training(means, clip_range, clip_range_vf)
+
+    def _learn(self, clip_range: float, clip_range_vf: float | None) -> list[dict[str, float]]:
+        """Pass over the rollout; return the means of every minibatch that was learned from."""
+        stats = []
         for _ in range(self.n_epochs):
-            for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
-                gradient = partial(self._gradient, minibatch, clip_range, clip_range_vf)
-                steps = len(minibatch) * self.rollout_buffer.sequence_length * self.processes.size
-                means = self._evaluate(gradient, PPOTerms, steps)
+            for gradient, n_steps in self._minibatches(clip_range, clip_range_vf):
+                means = self._evaluate(gradient, PPOTerms, n_steps)
                 if means is None:
                     continue
-                for name, value in means.items():
-                    stats[name].append(value)
+                stats.append(means)
                 if self.target_kl is not None and means["approx_kl"] > 1.5 * self.target_kl:
-                    break
+                    return stats
                 self.policy.optimizer.step()
-            else:
-                self._n_updates += 1
-                continue
-            break
-        if stats:
-            means = {name: float(np.mean(values)) for name, values in stats.items()}
-            self._log_training(means, clip_range, clip_range_vf)
+            self._n_updates += 1
+        return stats
+
+    def _learn_reading_late(self, clip_range: float, clip_range_vf: float | None) -> list[dict[str, float]]:
+        """Do as `_learn` does, and wait for the device once, at the end."""
+        ledger = Ledger(self._guard, self.policy, self.max_grad_norm)
+        for _ in range(self.n_epochs):
+            for gradient, n_steps in self._minibatches(clip_range, clip_range_vf):
+                terms, norm = self._terms_and_norm(gradient, PPOTerms)
+                ledger.step(terms, norm, n_steps, self._n_updates)
+            self._n_updates += 1
+        try:
+            return ledger.read()
+        except FaultError:
+            self._n_updates = ledger.number  # as if the run had stopped there
+            raise
+
+    def _minibatches(self, clip_range: float, clip_range_vf: float | None) -> Iterator[tuple[Gradient, int]]:
+        """Shuffle the rollout's sequences; yield for each minibatch what makes its gradient, and its steps."""
+        for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
+            n_steps = len(minibatch) * self.rollout_buffer.sequence_length * self.processes.size
+            yield partial(self._gradient, minibatch, clip_range, clip_range_vf), n_steps
 
     def _sequences_per_minibatch(self) -> int:
         length = self.rollout_buffer.sequence_length
@@ -249,23 +286,28 @@ class PPO(RecurrentAlgorithm):
         advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
         n_steps = advantages.numel() * self.processes.size
         normalize = self.normalize_advantage and n_steps > 1
-        mean, std = self.processes.mean_and_std(advantages) if normalize else advantages.new_tensor([0.0, 1.0])
-        groups = np.array_split(minibatch, self._n_groups(len(minibatch)))
-        self.policy.optimizer.zero_grad()
-        total: PPOTerms | None = None
-        for group in groups:
+        mean, std = self.processes.mean_and_std(advantages) if normalize else (None, None)
+        add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
+        total = torch.zeros(len(PPOTerms._fields), device=self.device)
+        for group in np.array_split(minibatch, self._n_groups(len(minibatch))):
             old = self.rollout_buffer.sequences(group)
-            new = self.policy.evaluate_sequence(
-                old.observations, old.actions, old.core_state, old.episode_starts, self.bptt
-            )
-            scaled = (old.advantages - mean) / (std + 1e-8) if normalize else old.advantages
-            terms = ppo_terms(new.values, new.log_probs, new.entropy, old, scaled, clip_range, clip_range_vf)
-            loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
-            (loss / n_steps).backward()
-            detached = PPOTerms(*(each.detach() for each in terms))
-            total = detached if total is None else PPOTerms(*(a + b for a, b in zip(total, detached, strict=True)))
-        assert total is not None
-        return self._sum(total), self._gradient_norm()
+            total += add(PPOGroup(old, mean, std, float(n_steps), clip_range, clip_range_vf))
+        return self._sum(PPOTerms(*total)), self._gradient_norm()
+
+    def _add_gradient(self, group: PPOGroup) -> Tensor:
+        """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
+        old, advantages = group.old, group.old.advantages
+        new = self.policy.evaluate_sequence(
+            old.observations, old.actions, old.core_state, old.episode_starts, self.bptt
+        )
+        if group.mean is not None and group.std is not None:
+            advantages = (advantages - group.mean) / (group.std + 1e-8)
+        terms = ppo_terms(
+            new.values, new.log_probs, new.entropy, old, advantages, group.clip_range, group.clip_range_vf
+        )
+        loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
+        (loss / group.n_steps).backward()
+        return torch.stack(terms).detach()
 
     def _n_groups(self, n_sequences: int) -> int:
         at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)

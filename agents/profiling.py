@@ -96,7 +96,7 @@ class Stopwatch:
 def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextManager[Any]]) -> Stopwatch:
     """Return a stopwatch that times the parts of a trainer's work until it is unwrapped."""
     on_gpu = model.device.type == "cuda"
-    watch = Stopwatch((lambda: torch.cuda.synchronize(model.device)) if on_gpu else (lambda: None), mark)
+    watch = Stopwatch((lambda: _wait_for(model.device)) if on_gpu else (lambda: None), mark)
     watch.wrap(model, "collect_rollouts", "collect")
     watch.wrap(model, "train", "learn")
     acting = getattr(model, "_acting", None)
@@ -115,3 +115,8 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
     if hasattr(model.rollout_buffer, "sequences"):
         watch.wrap(model.rollout_buffer, "sequences", "minibatch")
     return watch
+
+
+def _wait_for(device: torch.device) -> None:
+    if not torch.cuda.is_current_stream_capturing():  # what is being captured does not run yet
+        torch.cuda.synchronize(device)

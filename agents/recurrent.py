@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -17,8 +19,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.distributed import ALONE, Processes
-from srwm_rl.agents.faults import ON_NAN, Guard, OnNan
+from srwm_rl.agents.faults import ON_NAN, Guard, OnNan, first_sick_gradient
+from srwm_rl.agents.gradients import GraphedGradient
 from srwm_rl.agents.graphs import GraphedActing
+from srwm_rl.agents.ledger import can_withhold, means_of
 from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
 from srwm_rl.policy import ActStep, Obs, SRWMPolicy
@@ -28,6 +32,7 @@ Terms = TypeVar("Terms", bound=tuple[Tensor, ...])
 # By whether there is a GPU. With the published CNN a frame's activations take about a megabyte; on a CPU fewer frames
 # are not faster, on a GPU more of them are fewer launches.
 FRAMES_AT_ONCE = {False: 256, True: 4096}
+NOT_SAVED = ("_core_state", "_graph", "_gradient_graphs", "_guard", "processes", "_ended")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -49,6 +54,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     processes: Processes = ALONE
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
     _graph: GraphedActing | None = None
+    _gradient_graphs: GraphedGradient | None = None
     _ended: list[dict[str, Any]]  # episodes that ended here in this rollout, while there are other processes
     _progress: float  # what is left of the run at the last update, 1 to 0: the same in all processes
 
@@ -188,8 +194,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     ) -> dict[str, float] | None:
         """Leave an update's gradient in the parameters, clipped, once it is known to be finite.
 
-        To clip by a sick norm would spread it to all weights. The other processes wait for this one's part of the sum
-        also where it cannot be evaluated: they get numbers that are not finite, and leave out the same update or stop.
+        To clip by a sick norm would spread it to all weights.
 
         Args:
             gradient: leaves the gradient there and returns the loss's terms, summed over steps, and the norm.
@@ -199,20 +204,55 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         Returns:
             The terms' means, and `grad_norm` before clipping; None: the update is to be left out.
         """
-
-        def give_up() -> None:
-            self.policy.zero_grad()
-            names: Any = kind
-            self._sum(names(*(torch.full((), torch.nan, device=self.device) for _ in names._fields)))
-
-        found = self._guard.attempt(gradient, self._n_updates, give_up)
-        numbers = found and self._guard.update(*found, self.policy.named_parameters(), self._n_updates)
-        if found is None or numbers is None:
+        terms, norm = self._terms_and_norm(gradient, kind)
+        numbers = dict(zip((*terms._fields, "grad_norm"), torch.stack((*terms, norm)).tolist(), strict=True))  # type: ignore[attr-defined]
+        sick_gradient = partial(first_sick_gradient, self.policy.named_parameters())
+        if not self._guard.update(numbers, sick_gradient, self._n_updates):
             return None
-        norm = numbers.pop("grad_norm")
-        if norm >= self.max_grad_norm:  # else it would multiply by one
-            torch.nn.utils.clip_grads_with_norm_(self._weights_learned, self.max_grad_norm, found[1])
-        return {**{name: number / n_steps for name, number in numbers.items()}, "grad_norm": norm}
+        if numbers["grad_norm"] >= self.max_grad_norm:  # else it would multiply by one
+            torch.nn.utils.clip_grads_with_norm_(self._weights_learned, self.max_grad_norm, norm)
+        return means_of(numbers, n_steps)
+
+    def _terms_and_norm(self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms]) -> tuple[Terms, Tensor]:
+        """Return what `gradient` gives; NaN where torch refuses logits that are not finite.
+
+        The other processes wait for this one's part of the sum also then: they get NaN, and leave out the same update
+        or stop.
+        """
+        try:
+            return gradient()
+        except ValueError as error:
+            if "Expected parameter" not in str(error):  # of torch's distributions
+                raise
+        names: Any = kind
+        sick = names(*(torch.full((), torch.nan, device=self.device) for _ in names._fields))
+        return self._sum(sick), torch.full((), torch.nan, device=self.device)
+
+    def _reads_late(self) -> bool:
+        """Say whether an update's numbers may stay on the device until many are read together; see `Ledger`."""
+        return self.device.type == "cuda" and can_withhold(self.policy.optimizer)
+
+    def _fresh_gradient(
+        self, gradient: Callable[[Any], Tensor], settings: Hashable, quiet: AbstractContextManager[Any] | None = None
+    ) -> Callable[[Any], Tensor]:
+        """Let the gradient be zero, and return what adds a group's to it: on a GPU captured graphs.
+
+        Args:
+            gradient: see `GraphedGradient`.
+            settings: what it depends on beside the weights and what it is given.
+            quiet: held while a graph is captured.
+        """
+        weights = self._weights_learned
+        graphs = self._gradient_graphs
+        if graphs is not None and not graphs.fit(weights):  # another policy was put here
+            graphs = None
+        if graphs is None and self.device.type == "cuda":
+            graphs = self._gradient_graphs = GraphedGradient(gradient, weights, quiet=quiet)
+        if graphs is None:
+            self.policy.optimizer.zero_grad()
+            return gradient
+        graphs.zero()
+        return partial(graphs, settings=settings)
 
     def _sum(self, terms: Terms) -> Terms:
         """Sum terms and gradients over all processes, in place, and let process 0 say how far the run is."""
@@ -268,7 +308,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_core_state", "_graph", "_guard", "processes", "_ended"]
+        return [*super()._excluded_save_params(), *NOT_SAVED]
 
 
 def stack_obs(observations: list[Any]) -> Any:

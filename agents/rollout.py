@@ -158,7 +158,12 @@ class SequenceRolloutBuffer:
         """Return where the sequences' steps stand among all `T * B`, `[T, N]`."""
         chunks, envs = np.divmod(indices, self.n_envs)
         steps = np.arange(self.sequence_length)[:, None] + chunks * self.sequence_length
-        return torch.as_tensor(steps * self.n_envs + envs, device=self.device)
+        return self._on_device(steps * self.n_envs + envs)
+
+    def _on_device(self, indices: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(indices)
+        # From pinned memory it crosses without anybody waiting for it.
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @staticmethod
     def _take(stored: Tensor, dim: int, rows: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ class SequenceRolloutBuffer:
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:
-            return self.core_states[0].index_select(1, torch.as_tensor(indices, device=self.device))
+            return self.core_states[0].index_select(1, self._on_device(indices))
         pairs = zip(*np.divmod(indices, self.n_envs), strict=True)
         return torch.stack([self.core_states[chunk][:, env] for chunk, env in pairs], dim=1)
 

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from srwm_rl.agents.lanes import Handover
 from srwm_rl.agents.rollout import obs_storage, storage, store
 from srwm_rl.policy import Obs
 
@@ -113,6 +114,8 @@ class UnrollQueue:
     def __init__(self, buffer_size: int, *spaces_and_device: Any, **settings: Any) -> None:
         self._changed = Condition()
         self._blocks: deque[Unrolls] = deque()
+        self._filled = Handover(settings.get("device", "cpu"))
+        self._taken: list[Unrolls] = []  # what the last batch was made of
         self._error: BaseException | None = None
         self._finishing = self.closed = False
 
@@ -128,6 +131,7 @@ class UnrollQueue:
         """
         with self._changed:
             self.check()
+            self._filled.send()
             self._blocks.append(unrolls)
             self._changed.notify_all()
 
@@ -142,8 +146,12 @@ class UnrollQueue:
             self.check()
 
     def take(self, n: int, wait: bool = False) -> Unrolls | None:
-        """Remove and return the n oldest unrolls; None when fewer are there, or, waiting, when the queue is closed."""
+        """Remove and return the n oldest unrolls; None when fewer are there, or, waiting, when the queue is closed.
+
+        By the next call the work on a batch must be done, on the device too: its memory may then be let go.
+        """
         with self._changed:
+            self._taken = []
             if wait:
                 self._changed.wait_for(lambda: self.closed or self._finishing or len(self) >= n)
                 if self.closed:
@@ -157,6 +165,9 @@ class UnrollQueue:
                 if block.n > n:
                     self._blocks.appendleft(block.part(n, block.n))
                 n -= parts[-1].n
+            self._filled.receive()
+            if self._filled.on_device:  # it may still be copying them, and who wrote them could write there again
+                self._taken = parts
             self._changed.notify_all()
         return joined(parts)
 

@@ -14,7 +14,7 @@ from srwm_rl.agents.distributed import ALONE, Place, from_bytes, joined, to_byte
 from srwm_rl.agents.unrolls import Unrolls
 from srwm_rl.agents.unrolls import joined as side_by_side
 from srwm_rl.files import read_file, unpack
-from tests.agents.together import FIELDS, B, T, build, gradient, play
+from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -109,7 +109,7 @@ def test_steps_and_episodes_of_both_are_counted(algo: str, two: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["refused", "nan"])
-@pytest.mark.parametrize("algo", ["ppo", "impala"])
+@pytest.mark.parametrize("algo", SICK)
 def test_a_sick_number_in_one_process_is_skipped_by_both(algo: str, how: str, two: Any) -> None:
     found = [each[f"{algo}_{how}_skip"] for each in two]
     assert [each["skipped"] for each in found] == [1, 1]
@@ -121,7 +121,7 @@ def test_a_sick_number_in_one_process_is_skipped_by_both(algo: str, how: str, tw
 
 
 @pytest.mark.parametrize("how", ["refused", "nan"])
-@pytest.mark.parametrize("algo", ["ppo", "impala"])
+@pytest.mark.parametrize("algo", SICK)
 def test_a_sick_number_in_one_process_stops_both(algo: str, how: str, two: Any) -> None:
     for each in two:
         found = each[f"{algo}_{how}_stop"]

@@ -5,6 +5,7 @@ Here a graph is stood in for by the same work, done again on the same memory; on
 
 import logging
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from srwm_rl.agents import graphs as room
 from srwm_rl.agents.graphs import GraphedActing
 from srwm_rl.policy import ActStep, SRWMPolicy
 
@@ -77,6 +79,28 @@ def test_a_graph_gives_what_the_policy_gives_also_after_it_has_learned(device: s
         assert all(torch.equal(one, other) for one, other in zip(step, copied, strict=True))
 
 
+def test_nobody_captures_while_actions_are_drawn() -> None:
+    policy, free = policy_on("cpu"), []
+
+    def look() -> None:
+        free.append(room.CAPTURING.acquire(blocking=False))
+
+    def watched(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        def looked() -> ActStep:
+            other = Thread(target=look)
+            other.start()
+            other.join()
+            return work()
+
+        return again(looked)
+
+    act = GraphedActing(policy, watched)
+    for seed in range(3):
+        act(*inputs(policy, 4, seed))
+    assert free
+    assert not any(free)
+
+
 @pytest.mark.parametrize(("device", "capture"), captures())
 def test_actions_are_drawn_anew_each_time(device: str, capture: Any) -> None:
     policy = policy_on(device)
@@ -119,3 +143,82 @@ def test_a_graph_that_fails_or_is_wrong_is_given_up(capture: Any, why: str, capl
     assert caplog.text.count("acting goes on without a CUDA graph") == 1
     assert why in caplog.text
     assert "and much more" not in caplog.text
+
+
+class Generator:
+    """A generator of random numbers whose state can be changed for another."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def graphsafe_get_state(self) -> "Generator":
+        return Generator(self.state)
+
+    def graphsafe_set_state(self, other: "Generator") -> None:
+        self.state = other.state
+
+    def clone_state(self) -> "Generator":
+        return Generator("a copy")
+
+
+@pytest.mark.parametrize(
+    ("error", "draws", "state"),
+    [(None, True, "a copy"), (None, False, "first"), (RuntimeError, True, "first"), (RuntimeError, False, "first")],
+)
+def test_a_graph_draws_from_a_state_of_its_own_and_a_failure_leaves_the_first(
+    error: Any, draws: bool, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, ended = Generator("first"), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
+
+    def captured() -> None:
+        with room._cleared_up("pool", draws):
+            assert generator.state == "a copy"
+            if error is not None:
+                raise error
+
+    if error is None:
+        captured()
+    else:
+        with pytest.raises(error):
+            captured()
+    assert generator.state == state
+    assert ended == ([] if error is None else [(0, "pool")])
+
+
+def test_what_is_captured_is_not_checked_by_torchs_distributions_and_all_else_is() -> None:
+    sick = torch.tensor([torch.nan])
+
+    def fail() -> None:
+        with room._unchecked():
+            assert torch.distributions.Normal(sick, 1.0).log_prob(sick).isnan().all()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with pytest.raises(ValueError, match="Expected parameter"):
+        torch.distributions.Normal(sick, 1.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
+    policy = policy_on("cuda")
+    act, given = GraphedActing(policy), inputs(policy, 16, 0)
+    act(*given)
+    stream, noise = torch.cuda.current_stream(), torch.zeros(8, device="cuda")
+
+    def waits() -> torch.Tensor:
+        return noise.normal_() * noise.sum().item()
+
+    with pytest.raises(RuntimeError):
+        room.capture(waits, draws=draws)
+    assert torch.cuda.current_stream() == stream
+    assert len({tuple(act(*given).actions.tolist()) for _ in range(5)}) > 1  # by the graph there was
+    assert not act.given_up
+    with torch.no_grad():
+        assert len({tuple(policy.act(*given).actions.tolist()) for _ in range(5)}) > 1  # and without
+    replay = room.capture(lambda: noise.normal_().clone(), draws=True)
+    assert not torch.equal(replay().clone(), replay())

@@ -26,6 +26,7 @@ from tests.agents.probe import Probe
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
+SICK = ("ppo", "late_ppo", "impala")  # late: what an update was is read after all of them
 T, B = 8, 3  # steps and environments of each process
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": T, "batch_size": T * B, "ent_coef": 0.01, "vf_coef": 0.01, "n_epochs": 2},
@@ -88,7 +89,9 @@ def gradients(algo: str, processes: Processes) -> dict[str, Any]:
 
 def sick(algo: str, how: str, on_nan: str, processes: Processes) -> dict[str, Any]:
     """Let process 1 come upon a number that is not finite, once, and learn on."""
-    model = build(algo, seed=processes.rank, on_nan=on_nan)
+    model = build(algo.removeprefix("late_"), seed=processes.rank, on_nan=on_nan)
+    if algo.startswith("late_"):
+        model._reads_late = lambda: True
     model.join(processes)
     rollout = play(model)
     if processes.rank == 1:
@@ -183,6 +186,7 @@ def main(folder: Path) -> None:
     }
     for algo in ("ppo", "impala"):
         found[algo] = gradients(algo, processes)
+    for algo in SICK:
         for how in ("refused", "nan"):
             for on_nan in ("skip", "stop"):
                 found[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
