@@ -346,7 +346,7 @@ class IMPALA(RecurrentAlgorithm):
     def _terms(self, unrolls: Unrolls) -> IMPALATerms:
         # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
         actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
-        new = self.policy.evaluate_sequence(
+        new = self._evaluate_sequence(
             unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts, self.bptt
         )
         return impala_terms(new, unrolls, self.gamma, self._correction)

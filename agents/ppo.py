@@ -297,9 +297,7 @@ class PPO(RecurrentAlgorithm):
     def _add_gradient(self, group: PPOGroup) -> Tensor:
         """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
         old, advantages = group.old, group.old.advantages
-        new = self.policy.evaluate_sequence(
-            old.observations, old.actions, old.core_state, old.episode_starts, self.bptt
-        )
+        new = self._evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, self.bptt)
         if group.mean is not None and group.std is not None:
             advantages = (advantages - group.mean) / (group.std + 1e-8)
         terms = ppo_terms(

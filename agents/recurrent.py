@@ -25,14 +25,15 @@ from srwm_rl.agents.graphs import GraphedActing
 from srwm_rl.agents.ledger import can_withhold, means_of
 from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
-from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.fused import FusedPolicy
+from srwm_rl.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
 Terms = TypeVar("Terms", bound=tuple[Tensor, ...])
 # By whether there is a GPU. With the published CNN a frame's activations take about a megabyte; on a CPU fewer frames
 # are not faster, on a GPU more of them are fewer launches.
 FRAMES_AT_ONCE = {False: 256, True: 4096}
-NOT_SAVED = ("_core_state", "_graph", "_gradient_graphs", "_guard", "processes", "_ended")
+NOT_SAVED = ("_core_state", "_graph", "_fused_policies", "_gradient_graphs", "_guard", "processes", "_ended")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -54,6 +55,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     processes: Processes = ALONE
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
     _graph: GraphedActing | None = None
+    _fused_policies: tuple[FusedPolicy, ...] = ()
     _gradient_graphs: GraphedGradient | None = None
     _ended: list[dict[str, Any]]  # episodes that ended here in this rollout, while there are other processes
     _progress: float  # what is left of the run at the last update, 1 to 0: the same in all processes
@@ -114,12 +116,28 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return torch.from_numpy(obs).pin_memory().to(self.device, non_blocking=True)
 
     def _acting_by(self, policy: SRWMPolicy) -> Callable[[Obs, Tensor, Tensor], ActStep]:
-        """Return what acts for a policy: on a GPU a captured graph of it."""
+        """Return what acts for a policy: on a GPU a captured graph of it, on a CPU C where it can."""
+        if self.device.type == "cpu":
+            return self._fused(policy).act
         if self.device.type != "cuda":
             return policy.act
         if self._graph is None or self._graph.policy is not policy:
             self._graph = GraphedActing(policy)
         return self._graph
+
+    def _fused(self, policy: SRWMPolicy) -> FusedPolicy:
+        found = next((each for each in self._fused_policies if each.policy is policy), None)
+        if found is None:
+            found = FusedPolicy(policy)
+            self._fused_policies = (*self._fused_policies[-1:], found)  # IMPALA's actors have one of their own
+        return found
+
+    def _evaluate_sequence(
+        self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None
+    ) -> SequenceEvaluation:
+        """Run the policy that learns over an unroll, as `SRWMPolicy.evaluate_sequence`; on a CPU in C where it can."""
+        policy = self._fused(self.policy) if self.device.type == "cpu" else self.policy
+        return policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
 
     def _env_actions(self, actions: Tensor) -> np.ndarray:
         array: np.ndarray = actions.cpu().numpy()

@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 
 
+# What the tapes stand for.
+_OWN = {
+    name: getattr(SRWMPolicy, name)
+    for name in ("act", "evaluate_sequence", "encode", "_step", "_heads", "distribution")
+}
+
+
 class UnknownPartError(Exception):
     """A part of a policy that no tape can play."""
 
@@ -79,7 +86,7 @@ class FusedPolicy:
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
         """Return the tapes, written and compared at the first of the steps they are for."""
-        if preferred() not in ("auto", "cpu"):
+        if preferred() not in ("auto", "cpu") or not _as_written_here(self.policy):
             return None
         tapes = self._tapes
         if not self.given_up and (tapes is None or [each.data_ptr() for each in tapes.weights] != tapes.memory):
@@ -145,6 +152,11 @@ class FusedPolicy:
         return numbers, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
 
 
+def _as_written_here(policy: SRWMPolicy) -> bool:
+    """Say whether neither a subclass nor anybody else has put other methods in the place of the policy's own."""
+    return all(getattr(getattr(policy, name), "__func__", None) is own for name, own in _OWN.items())
+
+
 def write(policy: SRWMPolicy) -> Tapes:
     """Write a policy down.
 
@@ -157,8 +169,6 @@ def write(policy: SRWMPolicy) -> Tapes:
         and policy.device.type == "cpu"
         and isinstance(core, StackCore)
         and type(core).forward is StackCore.forward
-        and type(policy)._step is SRWMPolicy._step
-        and type(policy).evaluate_sequence is SRWMPolicy.evaluate_sequence
         and all(type(each) is FeedForwardBlock for each in core.blocks)
         and all(type(each).forward is MemoryLayer.forward for each in core.layers)
     )

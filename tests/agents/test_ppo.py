@@ -257,12 +257,13 @@ def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: st
 def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:
     success = {}
     for core in ("srwm", "feedforward"):
-        env = make_vec_env("recall", 32, "0:100000", 0, env_kwargs={"n_symbols": 2, "delay": 2})
+        # Without its previous action among the inputs: a network without memory could remember by what it does.
+        env = make_vec_env("recall", 32, "0:100000", 0, env_kwargs={"n_symbols": 2, "delay": 2}, inputs=("step",))
         model = PPO(
             "SRWMPolicy", env, learning_rate=3e-3, n_steps=16, batch_size=128, ent_coef=0.01, seed=0,
             policy_kwargs={"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 1}}, stats_window_size=500,
         )  # fmt: skip
-        model.learn(30_000)
+        model.learn(40_000)
         success[core] = np.mean([each["r"] for each in model.ep_info_buffer or ()])
     assert success["srwm"] > 0.9
     assert success["feedforward"] < 0.65

@@ -253,6 +253,33 @@ def test_a_policy_that_does_more_goes_on_by_itself(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("goes on without its C kernel: its values differ") == 1
 
 
+def test_methods_that_somebody_replaced_are_called() -> None:
+    policy = policy_of("default", LONE)
+    fused = FusedPolicy(policy)
+    obs, actions, state, starts = unroll(policy, 3, 2)
+    before = fused.evaluate_sequence(obs, actions, state, starts)
+    own = policy.evaluate_sequence
+    policy.evaluate_sequence = lambda *given: own(*given)._replace(values=torch.zeros(3, 2))  # type: ignore[method-assign]
+    assert fused.evaluate_sequence(obs, actions, state, starts).values.eq(0).all()
+    del policy.evaluate_sequence
+    assert torch.equal(fused.evaluate_sequence(obs, actions, state, starts).values, before.values)
+
+
+class Timid(SRWMPolicy):
+    """A subclass that acts in its own way."""
+
+    def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
+        """Do nothing."""
+        step = super().act(obs, core_state, episode_starts, deterministic)
+        return step._replace(actions=torch.zeros_like(step.actions))
+
+
+def test_a_subclass_acts_in_its_own_way() -> None:
+    policy = Timid(LONE, ACTIONS["discrete"], lambda _: 0.0)
+    obs, _, state, starts = unroll(policy, 1, 50)
+    assert FusedPolicy(policy).act(first(obs), state, starts[0]).actions.eq(0).all()
+
+
 def test_another_backend_that_is_preferred_is_used() -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
