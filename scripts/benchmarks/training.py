@@ -21,7 +21,7 @@ from srwm_rl.ops.backends import prefer
 from srwm_rl.scripts.benchmarks.measure import Rate, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.config import TrainConfig, defaults
-from srwm_rl.scripts.training.build import use_threads
+from srwm_rl.scripts.training.build import describe_threads, use_threads
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
@@ -75,7 +75,7 @@ def run(config: TrainBench) -> dict[str, Any]:
     print(
         f"{config.env}, core {config.core}, {config.algo}, {config.n_envs} x {config.n_steps} steps, "
         f"{config.n_epochs if config.algo == 'ppo' else 1} epoch(s), batch {config.batch_size}, "
-        f"{ours.policy.features_extractor.describe()}; {ours.device}, {torch.get_num_threads()} thread(s)"
+        f"{ours.policy.features_extractor.describe()}; {ours.device}, {describe_threads()}"
     )
     rows: dict[str, dict[str, list[float]]] = {name: {"collect": [], "learn": [], "both": []} for name in updates}
     for number in range(config.rounds + 1):
@@ -154,9 +154,10 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
     actions = torch.as_tensor(_samples(policy.action_space, n_steps, n), device=ours.device)
     starts = torch.as_tensor(np.random.default_rng(0).random((n_steps, n)) < 0.1, device=ours.device)
     found = []
-    for each, backend in ((ours.policy, "auto"), (slow.policy, "reference")):
+    for model, backend in ((ours, "auto"), (slow, "reference")):
+        each = model.policy
         with prefer(backend):
-            seen = each.evaluate_sequence(obs, actions, each.initial_state(n), starts)
+            seen = model._evaluate_sequence(obs, actions, each.initial_state(n), starts, None)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
         gradient = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
         found.append((seen.values, seen.log_probs, gradient))
@@ -226,9 +227,11 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
     starts = torch.zeros(env.num_envs, device=model.device)
     state = policy.initial_state(env.num_envs)
 
+    acting = model._acting_by(policy)
+
     def act() -> None:
         with torch.no_grad():
-            policy.act(obs, state, starts)
+            acting(obs, state, starts)
 
     n = max(1, config.batch_size // config.n_steps)
     many = (
@@ -247,9 +250,8 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
             part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
-            seen = policy.evaluate_sequence(
-                part, done[:, rows], policy.initial_state(rows.stop - rows.start), begins[:, rows]
-            )
+            carried = policy.initial_state(rows.stop - rows.start)
+            seen = model._evaluate_sequence(part, done[:, rows], carried, begins[:, rows], None)
             (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
         policy.zero_grad()
 

@@ -84,6 +84,17 @@ def use_threads(n_threads: int | None, observation_space: spaces.Space[Any]) -> 
     torch.set_num_threads(n_threads or 1)
 
 
+def describe_threads() -> str:
+    """Say how many threads work on the CPU, such as "1 thread, 2 in C"."""
+    import torch
+
+    from srwm_rl.ops.cpu import n_threads
+
+    of_torch, of_c = torch.get_num_threads(), n_threads()
+    said = f"{of_torch} thread{'s' * (of_torch > 1)}"
+    return said if of_torch == of_c else f"{said}, {of_c} in C"
+
+
 def resolved_precision(config: TrainConfig) -> Precision:
     """Return what "auto" means on this machine."""
     if config.precision != "auto":

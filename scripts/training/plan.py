@@ -37,9 +37,8 @@ def run_record(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
 
 def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> str:
     """Say in a few lines what will be trained."""
-    import torch
-
     from srwm_rl.envs.make import resolve
+    from srwm_rl.scripts.training.build import describe_threads
 
     memory = model.policy.core
     n_parameters = sum(each.numel() for each in model.policy.parameters())
@@ -49,8 +48,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) ->
     verb = "going on with" if run else "training"
     size = model.processes.size
     shared = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
-    n_threads = torch.get_num_threads()
-    threads = f", {n_threads} thread{'s' * (n_threads > 1)}" if model.device.type == "cpu" else ""
+    threads = f", {describe_threads()}" if model.device.type == "cpu" else ""
     return "\n".join(
         (
             f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
