@@ -40,13 +40,15 @@ class Tapes(NamedTuple):
     """A policy, written down."""
 
     parts: list[Tape]  # what lies before, between and after the core's memories
-    step: Tape | None  # all of it, memories and choice of an action too
+    judge: Tape | None  # the last of them, with what the heads say of an action that was chosen
+    step: Tape | None  # all of it, memories and the choice of an action too
     memory: list[int]  # where the weights are
 
     @property
     def weights(self) -> list[Tensor]:
         """Every tensor that is read."""
-        return [each for tape in (*self.parts, *([self.step] if self.step else [])) for each in tape.weights]
+        tapes = (*self.parts, self.judge, self.step)
+        return [each for tape in tapes if tape is not None for each in tape.weights]
 
 
 class FusedPolicy:
@@ -81,8 +83,13 @@ class FusedPolicy:
         tapes = self._ready(_first(obs), core_state, episode_starts[0])
         if tapes is None:
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
-        made, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt)
-        return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
+        if tapes.judge is None:
+            made, values, core_state = self._through(tapes.parts, obs, core_state, episode_starts, bptt)
+            return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
+        parts = [*tapes.parts[:-1], tapes.judge]
+        judged, values, core_state = self._through(parts, obs, core_state, episode_starts, bptt, actions)
+        log_probs, entropy = judged.unflatten(0, episode_starts.shape).unbind(-1)
+        return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
         """Return the tapes, written and compared at the first of the steps they are for."""
@@ -124,7 +131,7 @@ class FusedPolicy:
     def _act(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         policy, batch = self.policy, len(episode_starts)
         if tapes.step is None:
-            made, values, core_state = self._through(tapes, obs, core_state, episode_starts[None])
+            made, values, core_state = self._through(tapes.parts, obs, core_state, episode_starts[None])
             distribution = policy.distribution(made)
             actions = distribution.get_actions()
             log_probs = distribution.log_prob(actions)
@@ -135,18 +142,32 @@ class FusedPolicy:
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _through(
-        self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+        self,
+        parts: list[Tape],
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        bptt: int | None = None,
+        actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the action head makes, `[T * B, k]`, the values, `[T * B]`, and the new core state."""
+        """Return what the last part makes of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
+
+        Args:
+            parts: of which the last may ask for `actions`.
+            obs, core_state, episode_starts, bptt, actions: see `SRWMPolicy.evaluate_sequence`.
+        """
         shape = episode_starts.shape
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        made = tapes.parts[0].run(_inputs(self.policy, obs, shape.numel()))
+        made: Sequence[Tensor] = parts[0].run(_inputs(self.policy, obs, shape.numel()))
         finals = []
-        for layer, carried, part in zip(layers, core_state.unbind(0), tapes.parts[1:], strict=True):
+        for layer, carried, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
             stream, x = made
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             y, final = _remember(layer, heads, carried, episode_starts, bptt)
-            made = part.run([stream, y.reshape(len(stream), -1)])
+            inputs = [stream, y.reshape(len(stream), -1)]
+            if part is parts[-1] and actions is not None:
+                inputs.append(actions.reshape(-1, 1).float())
+            made = part.run(inputs)
             finals.append(final)
         numbers, values = made
         return numbers, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
@@ -175,33 +196,48 @@ def write(policy: SRWMPolicy) -> Tapes:
     if not known or any(each.dtype != torch.float32 or not each.is_contiguous() for each in policy.parameters()):
         raise UnknownPartError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
-    step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    tapes = Tapes(parts, step, [])
+    judge = step = None
+    if isinstance(policy.action_space, spaces.Discrete):
+        judge = _last(policy, core, kernel, judge=True)  # type: ignore[arg-type]
+        step = _step(policy, core, kernel)  # type: ignore[arg-type]
+    tapes = Tapes(parts, judge, step, [])
     return tapes._replace(memory=[each.data_ptr() for each in tapes.weights])
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
     """Write one tape up to the first memory, one from each to the next, and one to the heads."""
+    layers: Sequence[MemoryLayer] = core.layers  # type: ignore[assignment]
     tape = Tape(kernel)
     tapes, x = [tape], _linear(tape, _encoder(tape, policy), core.project)
-    for layer, block in zip(core.layers, core.blocks, strict=True):
-        for each in _before(tape, layer, x):  # type: ignore[arg-type]
+    for layer, after, block in zip(layers, (*layers[1:], None), core.blocks, strict=True):
+        for each in _before(tape, layer, x):
             tape.output(each)
-        tapes.append(tape := Tape(kernel))
-        stream, y = (tape.input(core.output_size, wanted=True) for _ in range(2))
-        x = _after(tape, layer, block, stream, y)  # type: ignore[arg-type]
-    for each in _actor_and_critic(tape, policy, x):
-        tape.output(each)
-    return tapes
+        if after is not None:
+            tapes.append(tape := Tape(kernel))
+            x = _after(tape, layer, block, *_carried_on(tape, core))  # type: ignore[arg-type]
+    return [*tapes, _last(policy, core, kernel, judge=False)]
+
+
+def _last(policy: SRWMPolicy, core: StackCore, kernel: Kernel, judge: bool) -> Tape:
+    """Write what follows the last memory: what the heads make, or say of an action, and the value."""
+    tape = Tape(kernel)
+    x = _after(tape, core.layers[-1], core.blocks[-1], *_carried_on(tape, core))  # type: ignore[arg-type]
+    made, value = _actor_and_critic(tape, policy, x)
+    tape.output(tape.judge(made, tape.input(1)) if judge else made)
+    tape.output(value)
+    return tape
+
+
+def _carried_on(tape: Tape, core: StackCore) -> tuple[Features, Features]:
+    """Take what went past a memory, and what it gave."""
+    return tape.input(core.output_size, wanted=True), tape.input(core.output_size, wanted=True)
 
 
 def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Tape | None:
-    """Write one acting step, where a tape knows the memories and how to choose; the value is its first output."""
+    """Write one acting step, where a tape knows the memories; the value is its first output."""
     layers: Sequence[SRWMLayer] = core.layers  # type: ignore[assignment]
     known = type(core) is SRWMCore and all(type(each) is SRWMLayer for each in layers)
-    if not known or not isinstance(policy.action_space, spaces.Discrete):
-        return None
-    if any(each.frozen_weight is not None for each in layers):
+    if not known or any(each.frozen_weight is not None for each in layers):
         return None
     tape = Tape(kernel)
     x = _linear(tape, _encoder(tape, policy), core.project)

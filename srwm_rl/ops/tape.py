@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel, n_threads
 
-TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE = range(8)
+TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SINES, HEADS, CHOOSE = range(9)
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
 _NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index", "leaf", "weight_index", "bias_index")
@@ -126,6 +126,12 @@ class Tape:
     def softmax(self, x: Features, group: int) -> Features:
         """Append a softmax within every `group` of the features."""
         return self._append(SOFTMAX, self._new(x.n, True), first=x.first, n_in=x.n, n_out=group)
+
+    def judge(self, logits: Features, choice: Features) -> Features:
+        """Append the log-probability of a choice, one feature that counts from 0, and the entropy in nats."""
+        new = self._new(2, True)
+        self._new(1, False)  # for the kernel
+        return self._append(JUDGE, new, first=logits.first, add=choice.first, n_in=logits.n)
 
     def sines(self, x: Features, periods: Tensor) -> Features:
         """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""

@@ -30,7 +30,7 @@ typedef struct {
 } Job;
 
 enum { TILE = 64, LANES = 16 }; /* rows that a network is computed for at once; numbers in the longest vector */
-enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, SINES, HEADS, CHOOSE };
+enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SINES, HEADS, CHOOSE };
 enum { IDENTITY, RELU, SIGMOID, TANH };
 #define PADDED(n) (((size_t)(n) + LANES - 1) / LANES * LANES)
 
@@ -40,6 +40,7 @@ enum { IDENTITY, RELU, SIGMOID, TANH };
  *   LINEAR       to = activation(weight from + bias + add); weight [n_out, n_in], bias [n_out] or NULL
  *   NORM         to = layer norm of from, n_in; weight and bias [n_in], number: added to the variance
  *   SOFTMAX      to = softmax of from, within each n_out of n_in
+ *   JUDGE        to = the log-probability of the choice `add`, one feature, by n_in logits, and their entropy
  *   SINES        to = n_out sines, then as many cosines, of one feature by its periods, weight [n_out]
  *   HEADS        to = what the n_out heads of layer `index` read of from, n_in; weight [H, D, 3D+4], number: the bound,
  *                add: retention

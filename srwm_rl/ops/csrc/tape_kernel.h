@@ -179,6 +179,32 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
     }
 }
 
+/* Which lanes of `choice` are i: all bits or none. */
+#if VLEN == 1
+#define CHOSEN(choice, i, x) ((choice) == (REAL)(i) ? (x) : 0)
+#else
+#define CHOSEN(choice, i, x) ((vec)((ivec)(x) & (ivec)((choice) == (REAL)(i))))
+#endif
+
+/* `out` keeps a third feature for the way back: the logarithm of the sum of exponentials. */
+static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice, REAL *out) {
+    EACH(c) {
+        vec most = LD(in + c), sum = ZERO, at_choice = ZERO, along = ZERO;
+        for (int i = 1; i < op->n_in; i++) most = VMAX(most, LD(AT(in, i) + c));
+        for (int i = 0; i < op->n_in; i++) {
+            vec below = LD(AT(in, i) + c) - most, e = NAME(exp)(below);
+            sum += e, along += e * below;
+            at_choice += CHOSEN(LD(choice + c), i, below);
+        }
+        REAL *log_sum = AT(out, 2) + c;
+        ST(log_sum, sum);
+        for (int lane = 0; lane < VLEN; lane++) log_sum[lane] = logf(log_sum[lane]);
+        ST(out + c, at_choice - LD(log_sum));
+        ST(AT(out, 1) + c, LD(log_sum) - along / sum);
+        ST(log_sum, LD(log_sum) + most);
+    }
+}
+
 static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     for (int i = 0; i < op->n_out; i++) {
         for (int c = 0; c < TILE; c++) {
@@ -236,6 +262,7 @@ static TARGET int NAME(play_tile)(const Tape *tape, REAL *features, REAL *spare,
             case LINEAR: NAME(linear)(op, from, add, to); break;
             case NORM: NAME(norm)(op, from, to); break;
             case SOFTMAX: NAME(softmax)(op, from, to); break;
+            case JUDGE: NAME(judge)(op, from, add, to); break;
             case SINES: NAME(sines)(op, from, to); break;
             case HEADS:
                 if (NAME(heads)(tape, op, features, spare, first, n)) return 1;
@@ -318,6 +345,18 @@ static TARGET void NAME(softmax_back)(const Op *op, const REAL *out, const REAL 
     }
 }
 
+static TARGET void NAME(judge_back)(const Op *op, const REAL *in, const REAL *choice, const REAL *out, const REAL *grad,
+                                    REAL *grad_in) {
+    EACH(c) {
+        const vec g = LD(grad + c), g_entropy = LD(AT(grad, 1) + c), entropy = LD(AT(out, 1) + c);
+        for (int i = 0; i < op->n_in; i++) {
+            vec log_p = LD(AT(in, i) + c) - LD(AT(out, 2) + c), p = NAME(exp)(log_p);
+            vec sum = LD(AT(grad_in, i) + c) - p * (g + g_entropy * (log_p + entropy));
+            ST(AT(grad_in, i) + c, sum + CHOSEN(LD(choice + c), i, g));
+        }
+    }
+}
+
 /* Go back through all operations for the rows [first, first + n), which have been played. */
 static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, REAL *grads, REAL *spare, REAL *sums,
                                         int64_t first, int n) {
@@ -341,6 +380,7 @@ static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, 
                 break;
             case NORM: NAME(norm_back)(op, in, out, grad, grad_in, sums + op->sums); break;
             case SOFTMAX: NAME(softmax_back)(op, out, grad, grad_in); break;
+            case JUDGE: NAME(judge_back)(op, in, AT(features, op->add), out, grad, grad_in); break;
         }
     }
 }
@@ -373,6 +413,7 @@ static TARGET void NAME(play)(void *data) {
 }
 
 #undef EACH
+#undef CHOSEN
 #undef AT
 #undef ZIP_LO
 #undef ZIP_HI
