@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -47,14 +47,26 @@ class Guard:
         if self.skipped <= 10:
             logger.warning("%s; %s%s", what, remedy, " (further ones are only counted)" * (self.skipped == 10))
 
-    def arrays(self, what: str, values: Any, step: int) -> Any:
-        """Return observations or rewards `[B, ...]` with 0 where they are not finite; dicts key by key."""
+    def arrays(self, what: str, values: Any, step: int, numbers: Sequence[int]) -> Any:
+        """Return observations or rewards with 0 where they are not finite.
+
+        Args:
+            what: they are.
+            values: `[B, ...]`, or a dict of such.
+            step: environment steps so far.
+            numbers: of the environments they come from, `[B]`.
+
+        Raises:
+            FaultError: "stop".
+        """
         if isinstance(values, dict):
-            return {key: self.arrays(f"{what} {key!r}", each, step) for key, each in values.items()}
-        if values.dtype.kind != "f" or np.isfinite(values).all():
+            if all(map(_finite, values.values())):
+                return values
+            return {key: self.arrays(f"{what} {key!r}", each, step, numbers) for key, each in values.items()}
+        if _finite(values):
             return values
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-        self.fault(f"the {what} of environment {bad[0]} is not finite at step {step:,}", "it counts as 0")
+        self.fault(f"the {what} of environment {numbers[bad[0]]} is not finite at step {step:,}", "it counts as 0")
         return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
     def act(
@@ -64,7 +76,8 @@ class Guard:
         core_state: Tensor,
         episode_starts: Tensor,
         step: int,
-        act: Callable[[Any, Tensor, Tensor], ActStep] | None = None,
+        act: Callable[[Any, Tensor, Tensor], ActStep],
+        numbers: Sequence[int],
     ) -> tuple[ActStep, Tensor]:
         """Act, and see that what comes out is finite.
 
@@ -74,7 +87,8 @@ class Guard:
             core_state: `[L, B, S]`.
             episode_starts: `[B]`.
             step: environment steps so far.
-            act: a faster `policy.act`; None: that itself.
+            act: `policy.act`, or what does the same faster.
+            numbers: of the environments acted for, `[B]`.
 
         Returns:
             The step, and the core state `[L, B, S]` with which it began: a sick one was emptied.
@@ -83,31 +97,35 @@ class Guard:
             FaultError: "stop", or weights that are sick themselves, for which nothing can be left out.
         """
         with torch.no_grad():
-            result = _try_to_act(act or policy.act, obs, core_state, episode_starts)
+            result = _try_to_act(act, obs, core_state, episode_starts)
             if result is not None:
                 return result, core_state
-            obs = self._finite_obs(obs, step)
-            core_state = self.memory(core_state, step)
+            obs = self._finite_obs(obs, step, numbers)
+            core_state = self.memory(core_state, step, numbers)
             result = _try_to_act(policy.act, obs, core_state, episode_starts)
             if result is None:
                 where = _first_sick_module(policy, obs, core_state, episode_starts)
                 raise FaultError(f"the policy's output is not finite at step {step:,}: {where}")
             return result, core_state
 
-    def memory(self, core_state: Tensor, step: int) -> Tensor:
-        """Return the core state `[L, B, S]` with zeros for every environment in which it is not finite."""
+    def memory(self, core_state: Tensor, step: int, numbers: Sequence[int]) -> Tensor:
+        """Return the core state `[L, B, S]` of environments with these numbers, with zeros for each that is not finite.
+
+        Raises:
+            FaultError: "stop".
+        """
         sick = ~torch.isfinite(core_state).all(dim=2)  # [L, B]
         if not sick.any():
             return core_state
         layer, env = sick.nonzero()[0].tolist()
-        place = f"layer {layer}, environment {env}"
+        place = f"layer {layer}, environment {numbers[env]}"
         self.fault(f"the fast weights are not finite at step {step:,} ({place})", "that memory is emptied")
         return core_state.masked_fill(sick.any(dim=0)[None, :, None], 0.0)
 
-    def _finite_obs(self, obs: Any, step: int) -> Any:
+    def _finite_obs(self, obs: Any, step: int, numbers: Sequence[int]) -> Any:
         if isinstance(obs, dict):
-            return {key: self._finite_obs(each, step) for key, each in obs.items()}
-        return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step), device=obs.device)
+            return {key: self._finite_obs(each, step, numbers) for key, each in obs.items()}
+        return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step, numbers), device=obs.device)
 
     def update(self, numbers: dict[str, float], sick_gradient: Callable[[], str | None], number: int) -> bool:
         """Say whether an update may be made.
@@ -149,7 +167,18 @@ def _try_to_act(
         result = act(obs, core_state, episode_starts)
     except ValueError:  # torch's distributions refuse parameters that are not finite
         return None
-    return result if bool(torch.isfinite(result.values + result.log_probs).all()) else None
+    values, log_probs = result.values, result.log_probs
+    if values.device.type == "cpu":
+        finite = _finite(values.numpy()) and _finite(log_probs.numpy())
+    else:
+        finite = bool(torch.isfinite(values + log_probs).all())
+    return result if finite else None
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Say whether all of an array's numbers are finite."""
+    # A sum of squares is finite only if all of them are, and takes a third of the time; it may be too large, though.
+    return values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
 def _first_sick_module(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -18,21 +17,21 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.actors import Group, groups_of, joined_obs
 from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.impala_loss import Correction, IMPALATerms, impala_terms
 from srwm_rl.agents.lanes import Lane, Turns
-from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
+from srwm_rl.agents.playing import Group, PlayingAlgorithm, groups_of
+from srwm_rl.agents.recurrent import ACTION_SPACES
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.errors import UserError
-from srwm_rl.policy import Obs, SRWMPolicy
+from srwm_rl.policy import SRWMPolicy
 
 
 class _ClosedError(Exception):
     """The run is over; what the learner was computing is not needed."""
 
 
-class IMPALA(RecurrentAlgorithm):
+class IMPALA(PlayingAlgorithm):
     """IMPALA for policies with a memory (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561).
 
     The actors play unrolls of `n_steps` and hand them to the learner, which takes the oldest `batch_size` steps,
@@ -144,7 +143,6 @@ class IMPALA(RecurrentAlgorithm):
         super()._setup_model()
         self._weights = Turns(self.device)  # held while weights change, and while a callback may look at them
         self._lane = Lane(self.device)  # of the learner, beside the actors
-        self._acting: SRWMPolicy | None = None  # the actors' copy of the policy; None: they share the learner's
         self._acting_version = 0  # how many updates it has had
         self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
 
@@ -180,11 +178,12 @@ class IMPALA(RecurrentAlgorithm):
             False if a callback asked to stop.
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
-        (self._acting or self.policy).set_training_mode(False)
-        core_state = self._guard.memory(self._state_of(env), self.num_timesteps)
+        assert self._last_episode_starts is not None
+        self._actor.set_training_mode(False)
+        core_state = self._guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
         with self._weights:
             callback.on_rollout_start()
-        groups = groups_of(env)
+        groups, played = groups_of(env), []
         for group in groups:
             rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
             version = self._refresh()
@@ -196,84 +195,19 @@ class IMPALA(RecurrentAlgorithm):
                 core_state[:, group.rows],
                 version,
             )
-            group.begin(unrolls, self._last_obs, self._last_episode_starts, unrolls.core_state)  # type: ignore[arg-type]
-        with ThreadPoolExecutor(len(groups), "srwm-step") as pool:
-            goes_on = self._play(groups, pool, callback, n_rollout_steps)
-        if goes_on:
-            self._share_episodes()
-            for group in groups:
-                rollout_buffer.put(group.unrolls)
-            self._take_up(groups)
-            with self._weights:
-                callback.update_locals(locals())
-                callback.on_rollout_end()
-        return goes_on
-
-    def _play(self, groups: list[Group], pool: ThreadPoolExecutor, callback: BaseCallback, n_steps: int) -> bool:
-        """Act for one group while the others step; every environment plays `n_steps` steps."""
-        for t in range(n_steps + 1):
-            results = []
-            for group in groups:
-                if group.stepping is not None:
-                    results.append(self._finish_step(group, t - 1))
-                # All groups have made step t - 1, and the last one waits for its actions: one group alone stops as
-                # exactly as SB3's loop does.
-                if len(results) == len(groups) and not self._after_step(results, groups, callback):
-                    self._abandon(groups, t)
-                    return False
-                obs = self._obs_tensor(group.obs)
-                group.unrolls.observe(t, obs, group.starts)
-                if t < n_steps:
-                    self._start_step(group, obs, t, pool)
+            group.begin(self._last_obs, self._last_episode_starts, core_state, unrolls.steps())
+            played.append(unrolls)
+        if not self._play(env, groups, callback, rollout_buffer, n_rollout_steps):
+            return False
+        self._share_episodes()
+        for unrolls in played:
+            rollout_buffer.put(unrolls)
+        with self._weights:
+            callback.on_rollout_end()
         return True
 
-    def _abandon(self, groups: list[Group], t: int) -> None:
-        """Wait for the groups that step already, so that what comes next goes on from where they are."""
-        stepping = [group for group in groups if group.stepping is not None]
-        for group in stepping:
-            self._finish_step(group, t)
-            self.num_timesteps += group.env.num_envs * self.processes.size
-        self._take_up(groups)
-
-    def _take_up(self, groups: list[Group]) -> None:
-        """Remember where the environments are, for the next unroll."""
-        self._last_obs = joined_obs([group.obs for group in groups])
-        self._last_episode_starts = np.concatenate([group.starts for group in groups])
-        self._core_state = torch.cat([group.core_state for group in groups], dim=1)
-
-    def _start_step(self, group: Group, obs: Obs, t: int, pool: ThreadPoolExecutor) -> None:
-        starts = torch.as_tensor(group.starts, device=self.device)
-        policy = self._acting or self.policy
-        group.step, group.core_state = self._guard.act(
-            policy, obs, group.core_state, starts, self.num_timesteps, self._acting_by(policy)
-        )
-        if t == 0:
-            group.unrolls.core_state.copy_(group.core_state)  # a sick memory was emptied
-        group.unrolls.act(t, group.step.actions, group.step.log_probs)
-        group.stepping = pool.submit(group.env.step, self._env_actions(group.step.actions))
-
-    def _finish_step(self, group: Group, t: int) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        assert group.stepping is not None
-        obs, rewards, dones, infos = group.stepping.result()
-        group.stepping = None
-        group.obs = self._guard.arrays("observation", obs, self.num_timesteps)
-        rewards = self._guard.arrays("reward", rewards, self.num_timesteps)
-        step, policy = group.step, self._acting or self.policy
-        bootstrapped = self._bootstrap_truncated(policy, rewards, dones, infos, step.values, step.core_state)
-        group.unrolls.rewards[t].copy_(torch.from_numpy(bootstrapped))
-        group.core_state, group.starts = step.core_state, dones
-        return rewards, dones, infos
-
-    def _after_step(self, results: list[Any], groups: list[Group], callback: BaseCallback) -> bool:
-        """Count a step that all groups have made, and show it to the callbacks as SB3 does."""
-        rewards, dones = (np.concatenate([each[i] for each in results]) for i in range(2))
-        infos = [info for each in results for info in each[2]]
-        self.num_timesteps += len(dones) * self.processes.size
-        with self._weights:
-            callback.update_locals(locals())
-            goes_on = callback.on_step()
-        self._update_info_buffer(infos, dones)
-        return goes_on
+    def _end(self, group: Group, t: int) -> None:
+        group.steps.observe(t, group.obs, group.starts)  # what the last step is bootstrapped with
 
     def _refresh(self) -> int:
         """Give the actors the newest weights; return how many updates these have had."""

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from srwm_rl.agents.faults import OnNan
 from srwm_rl.agents.ledger import Ledger
-from srwm_rl.agents.recurrent import ACTION_SPACES, RecurrentAlgorithm
+from srwm_rl.agents.playing import Group, PlayingAlgorithm, groups_of
+from srwm_rl.agents.recurrent import ACTION_SPACES
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.policy import SRWMPolicy
 
 Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
 
@@ -71,7 +72,7 @@ class PPOGroup(NamedTuple):
     clip_range_vf: float | Tensor | None
 
 
-class PPO(RecurrentAlgorithm):
+class PPO(PlayingAlgorithm):
     """PPO for policies with a memory, trained on whole unrolls with back-propagation through the core.
 
     Differences from `sb3_contrib.RecurrentPPO`: a rollout keeps only the core states with which its sequences begin;
@@ -81,7 +82,8 @@ class PPO(RecurrentAlgorithm):
     Args:
         policy: `SRWMPolicy` or its name; "MlpPolicy", "CnnPolicy" and "MultiInputPolicy" mean the same.
         env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the
-            core its previous action, previous reward and step within the episode.
+            core its previous action, previous reward and step within the episode. Of the groups of a
+            `srwm_rl.envs.GroupedVecEnv`, some step while one is acted for, which pays where a GPU acts.
         batch_size: steps per minibatch, at least `sequence_length`; None: a quarter of the rollout.
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
@@ -187,44 +189,24 @@ class PPO(RecurrentAlgorithm):
             False if a callback asked to stop.
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
+        assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
-        core_state = self._guard.memory(self._state_of(env), self.num_timesteps)
-        rollout_buffer.reset()
+        core_state = self._guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
+        rollout_buffer.reset(core_state)
         callback.on_rollout_start()
-        while not rollout_buffer.full:
-            obs = self._obs_tensor(self._last_obs)
-            step, core_state = self._act(obs, core_state)
-            new_obs, rewards, dones, infos = env.step(self._env_actions(step.actions))
-            new_obs = self._guard.arrays("observation", new_obs, self.num_timesteps)
-            rewards = self._guard.arrays("reward", rewards, self.num_timesteps)
-            self.num_timesteps += env.num_envs * self.processes.size
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            rewards = self._bootstrap_truncated(self.policy, rewards, dones, infos, step.values, step.core_state)
-            rollout_buffer.add(
-                obs,
-                step.actions,
-                rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                step.values,
-                step.log_probs,
-                core_state,
-            )
-            self._last_obs, self._last_episode_starts = new_obs, dones
-            self._core_state = core_state = step.core_state
-        last, self._core_state = self._act(self._obs_tensor(self._last_obs), core_state)
-        rollout_buffer.compute_returns_and_advantage(last.values, dones)
+        groups = groups_of(env)
+        for group in groups:
+            group.begin(self._last_obs, self._last_episode_starts, core_state, rollout_buffer.steps(group.rows))
+        if not self._play(env, groups, callback, rollout_buffer, n_rollout_steps):
+            return False
+        last_values = torch.cat([group.acted.values for group in groups])
+        rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
         self._share_episodes()
-        callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _act(self, obs: Obs, core_state: Tensor) -> tuple[ActStep, Tensor]:
-        starts = torch.as_tensor(self._last_episode_starts, device=self.device)
-        act = self._acting_by(self.policy)
-        return self._guard.act(self.policy, obs, core_state, starts, self.num_timesteps, act)
+    def _end(self, group: Group, t: int) -> None:
+        self._act(group)  # for the values of what the last step led to
 
     def train(self) -> None:
         """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""

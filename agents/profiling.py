@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from srwm_rl.agents.playing import groups_of
 from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 Path = tuple[str, ...]
@@ -107,10 +108,13 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
     watch.wrap(model, "_evaluate_sequence", "forward")
     watch.wrap(torch.autograd, "backward", "backward")
     watch.wrap(model.policy.optimizer, "step", "optimizer")
-    for env in getattr(model.env, "groups", [model.env]):
-        watch.wrap(env, "step", "environments")
-    if hasattr(model, "_finish_step"):  # IMPALA's groups step in threads of their own
+    assert model.env is not None
+    groups = groups_of(model.env)
+    for group in groups:
+        watch.wrap(group.env, "step", "environments")
+    if len(groups) > 1:  # which step in threads of their own
         watch.wrap(model, "_finish_step", "waiting for environments")
+    if hasattr(model, "_update"):
         watch.wrap(model, "_update", "update")
     if hasattr(model.rollout_buffer, "sequences"):
         watch.wrap(model.rollout_buffer, "sequences", "minibatch")

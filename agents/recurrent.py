@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,6 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
@@ -108,12 +107,15 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return self._core_state
 
     def _obs_tensor(self, obs: Any) -> Obs:
-        """Return observations `[B, ...]` on the device, in their own types."""
-        if self.device.type != "cuda":
-            return obs_as_tensor(obs, self.device)
-        if isinstance(obs, dict):
-            return {key: self._obs_tensor(each) for key, each in obs.items()}  # type: ignore[misc]
-        return torch.from_numpy(obs).pin_memory().to(self.device, non_blocking=True)
+        """Return observations `[B, ...]` on the device, in their own types; on a CPU in their own memory."""
+        tensor = torch.from_numpy if self.device.type == "cpu" else self._sent
+        return {key: tensor(each) for key, each in obs.items()} if isinstance(obs, dict) else tensor(obs)
+
+    def _sent(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # from pinned memory, beside what the GPU still has to do
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _acting_by(self, policy: SRWMPolicy) -> Callable[[Obs, Tensor, Tensor], ActStep]:
         """Return what acts for a policy: on a GPU a captured graph of it, on a CPU C where it can."""
@@ -152,42 +154,54 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         rewards: np.ndarray,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
-        values: Tensor,
-        core_state: Tensor,
+        acted: ActStep,
+        numbers: Sequence[int],
     ) -> np.ndarray:
         """Add the discounted value of its last state to the reward of every episode that was cut short.
 
-        The core state is the one after step t, not yet reset. An environment that cannot show its last observation
-        (ProcGen) lends the value of the step before.
+        The core state that saw it is the one after step t, not yet reset. An environment that cannot show its last
+        observation (ProcGen) lends the value of the step before.
+
+        Args:
+            policy: that acted.
+            rewards, dones, infos: of step t, each `[B]`.
+            acted: what the policy had said.
+            numbers: of the environments, `[B]`.
         """
-        cut = [i for i in np.flatnonzero(dones) if infos[i].get("TimeLimit.truncated", False)]
+        cut = [i for i in dones.nonzero()[0] if infos[i].get("TimeLimit.truncated", False)]
         if not cut:
             return rewards
         rewards = rewards.astype(np.float32, copy=True)
         shown = [i for i in cut if infos[i].get("terminal_observation") is not None]
         for i in set(cut) - set(shown):
-            rewards[i] += self.gamma * values[i].item()
+            rewards[i] += self.gamma * acted.values[i].item()
         if shown:
             obs = stack_obs([infos[i]["terminal_observation"] for i in shown])
-            obs = self._guard.arrays("last observation", obs, self.num_timesteps)
+            obs = self._guard.arrays("last observation", obs, self.num_timesteps, [numbers[i] for i in shown])
             with torch.no_grad():
                 no_starts = torch.zeros(len(shown), device=self.device)
-                step = policy.act(self._obs_tensor(obs), core_state[:, shown], no_starts, deterministic=True)
+                step = policy.act(self._obs_tensor(obs), acted.core_state[:, shown], no_starts, deterministic=True)
             rewards[shown] += self.gamma * step.values.cpu().numpy()
         return rewards
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        for info in infos if dones is None else (infos[i] for i in np.flatnonzero(dones)):
-            if "game" in info and "episode" in info:
-                info["episode"]["game"] = info["game"]
-        if self.processes.size == 1:
-            super()._update_info_buffer(infos, dones)
-            return
         for i, info in enumerate(infos):
+            if not info:  # as most are
+                continue
             over = dones is not None and bool(dones[i])
-            if over or "episode" in info:
-                entry = {"at": self.num_timesteps, "episode": info.get("episode")}
-                self._ended.append({**entry, "success": info.get("is_success") if over else None})
+            episode, success = info.get("episode"), info.get("is_success") if over else None
+            if episode is not None and "game" in info and (over or dones is None):
+                episode["game"] = info["game"]
+            if self.processes.size == 1:
+                self._count_episode(episode, success)
+            elif over or episode is not None:
+                self._ended.append({"at": self.num_timesteps, "episode": episode, "success": success})
+
+    def _count_episode(self, episode: dict[str, Any] | None, success: Any) -> None:
+        if episode is not None:
+            self.ep_info_buffer.append(episode)  # type: ignore[union-attr]
+        if success is not None:
+            self.ep_success_buffer.append(success)  # type: ignore[union-attr]
 
     def _share_episodes(self) -> None:
         """Let process 0 count the episodes of all processes, in the order in which they ended."""
@@ -195,10 +209,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return
         found, self._ended = self.processes.gather(self._ended), []
         for each in sorted((each for part in found for each in part), key=lambda each: int(each["at"])):
-            if each["episode"] is not None:
-                self.ep_info_buffer.append(each["episode"])  # type: ignore[union-attr]
-            if each["success"] is not None:
-                self.ep_success_buffer.append(each["success"])  # type: ignore[union-attr]
+            self._count_episode(each["episode"], each["success"])
 
     def _sequences_at_once(self, sequence_length: int) -> int | None:
         """Return how many sequences go through the network at once; None: all, where there are no images."""

@@ -44,9 +44,10 @@ def generalized_advantages(
     discounts = gamma * (episode_ends == 0).to(values.dtype)  # [T, B]
     next_values = torch.cat((values[1:], bootstrap_value[None]))  # [T, B]
     deltas = rewards + discounts * next_values - values
-    advantages = torch.empty_like(values)
-    last = torch.zeros_like(bootstrap_value)
-    for t in reversed(range(len(rewards))):
-        last = deltas[t] + gae_lambda * discounts[t] * last
-        advantages[t] = last
+    decays = gae_lambda * discounts  # [T, B]
+    last, found = torch.zeros_like(bootstrap_value), []
+    for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind()), strict=True):
+        last = delta + decay * last
+        found.append(last)
+    advantages = torch.stack(found[::-1])
     return Advantages(advantages, advantages + values)

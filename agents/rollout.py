@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srwm_rl.agents.returns import generalized_advantages
 from srwm_rl.errors import UserError
-from srwm_rl.policy import Obs
+from srwm_rl.policy import ActStep, Obs
 
 
 class Sequences(NamedTuple):
@@ -70,43 +70,17 @@ class SequenceRolloutBuffer:
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
         self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
-        self.pos = 0
 
-    def reset(self) -> None:
-        """Forget the rollout; the memory is kept."""
-        self.pos = 0
-        self.core_states = []
+    def reset(self, core_state: Tensor) -> None:
+        """Forget the rollout, and make room for states like `core_state` `[L, B, S]`; the other memory is kept."""
+        self.core_states = [torch.empty_like(core_state) for _ in range(self.buffer_size // self.sequence_length)]
 
-    @property
-    def full(self) -> bool:
-        """Say whether T steps have been added."""
-        return self.pos == self.buffer_size
-
-    def size(self) -> int:
-        """Return the number of steps added."""
-        return self.pos
-
-    def add(
-        self,
-        obs: Obs,
-        actions: Tensor,
-        rewards: np.ndarray,
-        episode_starts: np.ndarray,
-        values: Tensor,
-        log_probs: Tensor,
-        core_state: Tensor,
-    ) -> None:
-        """Store step t of all environments; `core_state` `[L, B, S]` is the one with which the step began."""
-        t = self.pos
-        if t % self.sequence_length == 0:
-            self.core_states.append(core_state.clone())
-        store(self.observations, t, obs)
-        self.actions[t].copy_(actions.view_as(self.actions[t]))
-        self.rewards[t].copy_(torch.from_numpy(rewards))
-        self.episode_starts[t].copy_(torch.from_numpy(episode_starts))
-        self.values[t].copy_(values)
-        self.log_probs[t].copy_(log_probs)
-        self.pos += 1
+    def steps(self, rows: slice = slice(None)) -> Steps:
+        """Return what writes the steps of some of the environments into this rollout."""
+        return Steps(
+            self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
+            self.core_states, self.sequence_length, self.values, rows,
+        )  # fmt: skip
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill `advantages` and `returns`.
@@ -191,10 +165,71 @@ def obs_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.
     return storage(shape, space, device)
 
 
-def store(stored: Obs, t: int, obs: Any) -> None:
-    """Copy step t's observations `[B, ...]`, arrays or tensors, into `[T, B, ...]`."""
-    if isinstance(stored, dict):
-        for key, each in stored.items():
-            each[t].copy_(torch.as_tensor(obs[key]))
+class Steps:
+    """Write what some environments play, step by step, into `[T, B, ...]` storage.
+
+    On a CPU through NumPy's views of it: torch's `copy_` takes several times as long for a row of this size.
+
+    Args:
+        observations, episode_starts, actions, log_probs, rewards: the storage.
+        core_states: `[L, B, S]`, of each sequence's first step.
+        sequence_length: steps per sequence.
+        values: storage too; None: they are not kept.
+        rows: which of the B environments.
+    """
+
+    def __init__(
+        self,
+        observations: Obs,
+        episode_starts: Tensor,
+        actions: Tensor,
+        log_probs: Tensor,
+        rewards: Tensor,
+        core_states: list[Tensor],
+        sequence_length: int,
+        values: Tensor | None = None,
+        rows: slice = slice(None),
+    ) -> None:
+        def columns(stored: Tensor) -> Any:
+            own = stored[:, rows]
+            return own.numpy() if own.device.type == "cpu" else own
+
+        self._observations = (
+            {key: columns(each) for key, each in observations.items()}
+            if isinstance(observations, dict)
+            else columns(observations)
+        )
+        self._episode_starts, self._actions = columns(episode_starts), columns(actions)
+        self._log_probs, self._rewards = columns(log_probs), columns(rewards)
+        self._values = None if values is None else columns(values)
+        self._core_states = [each[:, rows] for each in core_states]
+        self._sequence_length = sequence_length
+
+    def observe(self, t: int, obs: Any, episode_starts: np.ndarray) -> None:
+        """Store what step t begins with: `obs` `[n, ...]`, arrays or tensors, and `episode_starts` `[n]`."""
+        if isinstance(self._observations, dict):
+            for key, each in self._observations.items():
+                _write(each, t, obs[key])
+        else:
+            _write(self._observations, t, obs)
+        _write(self._episode_starts, t, episode_starts)
+
+    def act(self, t: int, acted: ActStep, core_state: Tensor) -> None:
+        """Store what was done at step t, and `core_state` `[L, n, S]`, with which it began, if a sequence does."""
+        if t % self._sequence_length == 0:
+            self._core_states[t // self._sequence_length].copy_(core_state)
+        _write(self._actions, t, acted.actions)
+        _write(self._log_probs, t, acted.log_probs)
+        if self._values is not None:
+            _write(self._values, t, acted.values)
+
+    def reward(self, t: int, rewards: np.ndarray) -> None:
+        """Store what step t gave, `[n]`."""
+        _write(self._rewards, t, rewards)
+
+
+def _write(columns: Any, t: int, values: Any) -> None:
+    if isinstance(columns, np.ndarray):
+        columns[t] = values.numpy() if isinstance(values, Tensor) else values
     else:
-        stored[t].copy_(torch.as_tensor(obs))
+        columns[t].copy_(torch.as_tensor(values))

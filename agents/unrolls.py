@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from srwm_rl.agents.lanes import Handover
-from srwm_rl.agents.rollout import obs_storage, storage, store
+from srwm_rl.agents.rollout import Steps, obs_storage, storage
 from srwm_rl.policy import Obs
 
 # Of `Unrolls`: the tensors whose second axis counts the unrolls.
@@ -59,15 +59,12 @@ class Unrolls(NamedTuple):
             versions=torch.full((n_envs,), version),
         )
 
-    def observe(self, t: int, obs: Any, episode_starts: np.ndarray) -> None:
-        """Store what step t begins with, `[B, ...]` and `[B]`."""
-        store(self.observations, t, obs)
-        self.episode_starts[t].copy_(torch.from_numpy(episode_starts))
-
-    def act(self, t: int, actions: Tensor, log_probs: Tensor) -> None:
-        """Store what was done at step t, `[B, *action_shape]` and `[B]`."""
-        self.actions[t].copy_(actions.view_as(self.actions[t]))
-        self.log_probs[t].copy_(log_probs)
+    def steps(self) -> Steps:
+        """Return what writes the unrolls' steps."""
+        return Steps(
+            self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
+            [self.core_state], sequence_length=len(self.actions),
+        )  # fmt: skip
 
     def part(self, start: int, stop: int) -> Unrolls:
         """Return some of the unrolls, as views."""

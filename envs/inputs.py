@@ -31,18 +31,18 @@ class ActionEncoder:
         low: Array | float = 0.0
         high: Array | float = 1.0
         if isinstance(action_space, spaces.Discrete):
-            self._sizes, self._starts = np.array([action_space.n]), np.array([action_space.start])
+            sizes, starts = np.array([action_space.n]), np.array([action_space.start])
         elif isinstance(action_space, spaces.MultiDiscrete):
-            self._sizes, self._starts = action_space.nvec.ravel(), action_space.start.ravel()
+            sizes, starts = action_space.nvec.ravel(), action_space.start.ravel()
         elif isinstance(action_space, spaces.Box):
             low, high = action_space.low.ravel(), action_space.high.ravel()
         elif not isinstance(action_space, spaces.MultiBinary):
             raise UserError(f"actions of type {type(action_space).__name__} cannot be an input; leave out 'action'")
         self._one_hot = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
         if self._one_hot:
-            # Where each choice's ones begin, less the number that the choice counts from.
-            self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]) - self._starts
-        width = int(self._sizes.sum()) if self._one_hot else int(np.prod(action_space.shape or (1,)))
+            self._sizes = sizes
+            self._choices = np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes, strict=True)])
+        width = len(self._choices) if self._one_hot else int(np.prod(action_space.shape or (1,)))
         low, high = np.broadcast_to(low, (width,)), np.broadcast_to(high, (width,))
         self.space = spaces.Box(np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32))
 
@@ -53,9 +53,10 @@ class ActionEncoder:
             if isinstance(self._space, spaces.Box):
                 flat = np.clip(flat, self._space.low.ravel(), self._space.high.ravel())
             return flat.astype(np.float32)
-        out = np.zeros((len(flat), *self.space.shape), np.float32)
-        out[np.arange(len(flat))[:, None], flat + self._offsets] = 1.0
-        return out
+        if len(self._sizes) > 1:
+            flat = np.repeat(flat, self._sizes, axis=1)
+        one_hot: FloatArray = (flat == self._choices).astype(np.float32)
+        return one_hot
 
 
 class VecMemoryInputs(VecEnvWrapper):
@@ -128,13 +129,15 @@ class VecMemoryInputs(VecEnvWrapper):
         obs, rewards, dones, infos = self.venv.step_wait()
         self._steps += 1
         extra = self._inputs(rewards)
-        for i in np.flatnonzero(dones):
-            if infos[i].get("terminal_observation") is not None:
-                row = {key: value[i].copy() for key, value in extra.items()}
-                infos[i]["terminal_observation"] = self._join(infos[i]["terminal_observation"], row)
-        for value in extra.values():
-            value[dones] = 0.0
-        self._steps[dones] = 0
+        ended = dones.nonzero()[0]
+        if len(ended):
+            for i in ended.tolist():
+                if infos[i].get("terminal_observation") is not None:
+                    row = {key: value[i].copy() for key, value in extra.items()}
+                    infos[i]["terminal_observation"] = self._join(infos[i]["terminal_observation"], row)
+            for value in extra.values():
+                value[ended] = 0.0
+            self._steps[ended] = 0
         self._extra = extra
         return self._join(obs, extra), rewards, dones, infos  # type: ignore[arg-type]
 

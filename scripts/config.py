@@ -110,7 +110,8 @@ class TrainConfig:
     synchronous: bool = False
     """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact."""
     n_groups: int | None = None
-    """Groups of environments (impala): one acts while the others step. None: two, if the environments divide."""
+    """Groups of environments: some step while one is acted for. None: two, if the environments divide (ppo: on a GPU
+    only)."""
 
     on_nan: Literal["stop", "skip"] = "stop"
     """At a number that is not finite: stop, with the last good checkpoint kept, or skip that step or update."""
@@ -190,7 +191,7 @@ class TrainConfig:
 # What only one trainer has.
 ONLY = {
     "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
-    "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous", "n_groups"),
+    "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous"),
 }
 RANGES = (
     ("gamma", 0.0, 1.0),

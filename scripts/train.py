@@ -16,7 +16,7 @@ from srwm_rl.run import BEST, CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
 from srwm_rl.scripts.cli import allow_core, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
-from srwm_rl.scripts.training.build import make_env, make_model, resolved_precision, use_threads
+from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model, resolved_precision, use_threads
 from srwm_rl.scripts.training.looking import filming, open_logbook, watchers
 from srwm_rl.scripts.training.plan import describe, run_base, run_record
 from srwm_rl.scripts.training.processes import (
@@ -84,8 +84,8 @@ def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) 
 
     own = share(config, place := Place.of())
     if run is None:  # said once, so that the run goes on in it wherever it is resumed
-        precision = resolved_precision(own)
-        config, own = replace(config, precision=precision), replace(own, precision=precision)
+        said: dict[str, Any] = {"precision": resolved_precision(own), "n_groups": groups_of_new_run(own)}
+        config, own = replace(config, **said), replace(own, **said)
     processes = joined(place, own.device)
     check_same(config, own, processes)
     code = _train_own(config, own, processes, run, changes)

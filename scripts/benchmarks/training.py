@@ -133,9 +133,10 @@ def _train_config(config: TrainBench) -> TrainConfig:
 
 
 def _ours(config: TrainBench) -> RecurrentAlgorithm:
-    from srwm_rl.scripts.training.build import make_env, make_model
+    from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model
 
     train = _train_config(config)
+    train = replace(train, n_groups=groups_of_new_run(train))
     return make_model(train, make_env(train))
 
 

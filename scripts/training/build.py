@@ -18,12 +18,12 @@ SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_nor
 
 
 def make_env(config: TrainConfig) -> VecEnv:
-    """Make the training environments: memory inputs inside, reward scaling outside; in groups for IMPALA.
+    """Make the training environments, in groups: memory inputs inside, reward scaling outside.
 
     Raises:
         UserError: settings that do not fit the environment.
     """
-    n_groups = _n_groups(config) if config.algo == "impala" else 1
+    n_groups = _n_groups(config)
     if n_groups == 1:
         return _make_group(config, config.n_envs, config.seed)
     from srwm_rl.envs.groups import GroupedVecEnv
@@ -33,17 +33,38 @@ def make_env(config: TrainConfig) -> VecEnv:
 
 
 def _n_groups(config: TrainConfig) -> int:
-    from srwm_rl.envs.make import resolve
-
-    games = len(resolve(config.env).names)
     if config.n_groups is None:
-        return 2 if config.n_envs % (2 * games) == 0 else 1
+        return 2 if config.algo == "impala" and _halves(config) else 1
+    games = _n_games(config)
     if config.n_envs % (config.n_groups * games):
         of_games = f" of {games} games" if games > 1 else ""
         raise UserError(
             f"--n-envs {config.n_envs} cannot be divided evenly into {config.n_groups} groups{of_games}; "
             f"use a multiple of {config.n_groups * games}, or another --n-groups"
         )
+    return config.n_groups
+
+
+def _halves(config: TrainConfig) -> bool:
+    return config.n_envs % (2 * _n_games(config)) == 0
+
+
+def _n_games(config: TrainConfig) -> int:
+    from srwm_rl.envs.make import resolve
+
+    return len(resolve(config.env).names)
+
+
+def groups_of_new_run(config: TrainConfig) -> int | None:
+    """Return the `n_groups` that a new run keeps; it is resumed with them anywhere, for each group saves its own state.
+
+    Two for PPO on a GPU, which acts for one group while the processor steps the other. On a CPU both would want the
+    same cores, and None, one group, stays.
+    """
+    from stable_baselines3.common.utils import get_device
+
+    if config.n_groups is None and config.algo == "ppo" and get_device(config.device).type == "cuda":
+        return 2 if _halves(config) else None
     return config.n_groups
 
 

@@ -88,7 +88,7 @@ def share(config: TrainConfig, place: Place) -> TrainConfig:
     from srwm_rl.envs.make import resolve
 
     size, games = place.size, len(resolve(config.env).names)
-    together = size * games * (config.n_groups or 1 if config.algo == "impala" else 1)
+    together = size * games * (config.n_groups or 1)
     if config.n_envs % together:
         of_games = f", {games} games" if games > 1 else ""
         of_groups = f" and {config.n_groups} groups each" if together > size * games else ""

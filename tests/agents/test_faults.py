@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from srwm_rl import UserError
 from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.faults import _finite
 from srwm_rl.agents.recurrent import RecurrentAlgorithm
+from srwm_rl.envs import GroupedVecEnv
 from srwm_rl.errors import FaultError
 from srwm_rl.policy import SRWMPolicy
 from tests.agents.probe import Probe
@@ -35,7 +37,7 @@ class Sick(Probe):
         return obs, reward, terminated, truncated, info
 
 
-def model_on(env: DummyVecEnv, algo: str, on_nan: str) -> RecurrentAlgorithm:
+def model_on(env: VecEnv, algo: str, on_nan: str) -> RecurrentAlgorithm:
     shared: dict[str, Any] = {"n_steps": STEPS, "seed": 0, "device": "cpu", "on_nan": on_nan}
     shared["policy_kwargs"] = {"core_kwargs": {"hidden_size": 16, "n_layers": 2}}
     if algo == "ppo":
@@ -197,6 +199,42 @@ def test_a_module_whose_output_is_sick_is_named() -> None:
     model.policy.value_net.register_forward_hook(lambda *_: torch.full((2, 1), NAN))
     with pytest.raises(FaultError, match="first in the output of value_net"):
         model.learn(2 * STEPS)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+@pytest.mark.parametrize("what", ["reward", "observation", "last observation", "memory"])
+def test_in_groups_an_environment_is_named_by_its_number_among_all(algo: str, what: str) -> None:
+    class Cut(Probe):
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs * NAN if truncated else obs, reward, terminated, truncated, info
+
+    def sick() -> Probe:
+        if what == "last observation":
+            return Cut(cut=True)
+        env = Sick()
+        env.what, env.at = what, 0 if what == "memory" else 3
+        return env
+
+    groups = [DummyVecEnv([Probe, Probe]), DummyVecEnv([Probe, lambda: Probe(cut=True), sick])]
+    model = model_on(GroupedVecEnv(groups), algo, "stop")
+    if what == "memory":
+        model.learn(5 * STEPS)
+        assert model._core_state is not None
+        model._core_state[0, 4, 0] = NAN
+    with pytest.raises(FaultError, match=r"(the .* of|layer 0,) environment 4\b"):
+        model.learn(5 * STEPS, reset_num_timesteps=what != "memory")
+
+
+def test_large_numbers_are_no_fault() -> None:
+    for values in (np.full(3, 1e30, np.float32), np.full((2, 2), 6e4, np.float16), np.array([1e300, -1e300])):
+        assert np.isfinite(values).all()
+        assert _finite(values)
+        for sick in (NAN, INF, -INF):
+            values.ravel()[-1] = sick
+            assert not _finite(values)
+    assert _finite(np.full(3, 255, np.uint8))
+    assert not _finite(np.array([INF, -INF]))
 
 
 def test_many_faults_are_counted_and_not_all_told(caplog: pytest.LogCaptureFixture) -> None:

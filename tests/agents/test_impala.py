@@ -260,20 +260,6 @@ def test_a_crash_in_the_last_update_is_not_lost(monkeypatch: pytest.MonkeyPatch)
         model.learn(4 * 8)
 
 
-@pytest.mark.parametrize("n_groups", [1, 2])
-def test_a_callback_can_stop_training_and_it_goes_on_from_there(n_groups: int) -> None:
-    env = GroupedVecEnv([make_vec_env("recall", 4 // n_groups, "0:100", 50 * g) for g in range(n_groups)])
-    model = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=SMALL, synchronous=True, seed=0, device="cpu")
-    model.learn(10_000, lambda local, _: local["self"].num_timesteps < 40)
-    # With several groups the first had begun its next step when the last had made the tenth.
-    assert model.num_timesteps == (40 if n_groups == 1 else 42)
-    assert isinstance(model._last_obs, dict)
-    for key, expected in env.observe().items():  # type: ignore[union-attr]
-        np.testing.assert_array_equal(model._last_obs[key], expected)
-    model.learn(64, reset_num_timesteps=False)
-    assert model._n_updates >= 1
-
-
 def test_a_wrapper_around_groups_is_not_stepped_past() -> None:
     class Double(VecEnvWrapper):
         def reset(self) -> Any:

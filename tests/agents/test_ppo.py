@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
+from srwm_rl.policy import ActStep
 from tests.agents.probe import Probe
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
@@ -136,9 +137,8 @@ def test_truncation_without_a_last_observation_borrows_the_value_before() -> Non
     rewards = np.ones(2, np.float32)
     infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}]
     values = torch.tensor([10.0, 10.0])
-    result = model._bootstrap_truncated(
-        model.policy, rewards, np.ones(2, bool), infos, values, model.policy.initial_state(2)
-    )
+    acted = ActStep(torch.zeros(2), values, torch.zeros(2), model.policy.initial_state(2))
+    result = model._bootstrap_truncated(model.policy, rewards, np.ones(2, bool), infos, acted, range(2))
     assert result.tolist() == pytest.approx([1 + model.gamma * 10, 1])
 
 

@@ -219,3 +219,16 @@ def test_a_number_that_is_not_finite_is_named_or_counts_as_0(what):
         steps = [skips.step(np.zeros(4, int)) for _ in range(9)]
     assert all(np.isfinite(obs).all() and np.isfinite(rewards).all() for obs, rewards, *_ in steps)
     assert not steps[2][1][2] if what == "reward" else not steps[2][0][2].any()
+
+
+def test_numbers_whose_squares_are_too_large_are_finite():
+    class Large(BanditBatch):
+        def step(self, actions):
+            return (step := super().step(actions))._replace(rewards=step.rewards + np.float32(1e30))
+
+    env = BatchVecEnv(Large(4))
+    env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rewards = env.step(np.zeros(4, int))[1]
+    assert (rewards >= np.float32(1e30)).all()

@@ -254,15 +254,14 @@ def test_the_processes_play_other_levels() -> None:
     [
         ({"n_envs": 9}, "--n-envs 9 cannot be divided evenly among 2 processes; use a multiple of 2"),
         ({"env": "coinrun,maze", "n_envs": 6}, "2 processes, 2 games; use a multiple of 4"),
-        ({"algo": "impala", "n_groups": 4}, "2 processes and 4 groups each; use a multiple of 8"),
+        ({"algo": "impala", "n_groups": 4, "n_envs": 12}, "2 processes and 4 groups each; use a multiple of 8"),
+        ({"algo": "ppo", "n_groups": 4, "n_envs": 12}, "2 processes and 4 groups each; use a multiple of 8"),
         ({"batch_size": 48}, "--batch-size 48 holds 3 sequence(s) of 16 steps, which cannot be divided"),
         ({"device": "cuda:1"}, "one device for 2 processes"),
         ({"device": "cuda"}, "torch finds no GPU here"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
-    if settings == {"algo": "impala", "n_groups": 4}:
-        settings = {**settings, "n_envs": 12}
     with pytest.raises(UserError) as caught:
         share(config(**settings), PROCESS_1)
     assert said in str(caught.value)

@@ -1,13 +1,16 @@
-"""From settings to a trainer: how many threads it gets."""
+"""From settings to a trainer: how many threads it gets, and its environments in how many groups."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from srwm_rl.scripts.training.build import use_threads
+from srwm_rl import UserError
+from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads
 
 FRAMES = spaces.Box(0, 255, (64, 64, 3), np.uint8)
 VECTORS = spaces.Box(-1, 1, (3,), np.float32)
@@ -36,3 +39,56 @@ def _threads() -> Iterator[None]:
 def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> None:
     use_threads(asked, space)
     assert torch.get_num_threads() == given
+
+
+def group_sizes(**settings: Any) -> list[int]:
+    small = {"env": "recall", "n_envs": 6, "normalize_reward": False, "device": "cpu"}
+    env = make_env(TrainConfig(**{**small, **settings}))
+    levels = env.reset() and [level for group in env.env_method("level_seed") for level in group]
+    assert len(set(map(int, levels))) == env.num_envs, "groups share levels"
+    return [each.num_envs for each in getattr(env, "groups", [env])]
+
+
+@pytest.mark.parametrize(
+    ("algo", "n_groups", "sizes"),
+    [
+        ("ppo", None, [6]),
+        ("ppo", 1, [6]),
+        ("ppo", 2, [3, 3]),
+        ("ppo", 3, [2, 2, 2]),
+        ("impala", None, [3, 3]),
+        ("impala", 1, [6]),
+        ("impala", 3, [2, 2, 2]),
+    ],
+)
+def test_groups(algo: str, n_groups: int | None, sizes: list[int]) -> None:
+    assert group_sizes(algo=algo, n_groups=n_groups, levels="all") == sizes
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_groups_that_do_not_divide(algo: str) -> None:
+    assert group_sizes(algo=algo, n_envs=5, levels="all") == [5]
+    with pytest.raises(UserError, match="--n-envs 5 cannot be divided evenly into 2 groups; use a multiple of 2"):
+        group_sizes(algo=algo, n_envs=5, n_groups=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"device": "cpu"}, None),
+        ({"device": "cuda"}, 2),
+        ({"device": "cuda:1"}, 2),
+        ({"device": "cuda", "n_envs": 5}, None),
+        ({"device": "cuda", "env": "coinrun,maze"}, None),  # three environments of each game
+        ({"device": "cuda", "env": "coinrun,maze", "n_envs": 8}, 2),
+        ({"device": "cuda", "n_groups": 1}, 1),
+        ({"device": "cpu", "n_groups": 3}, 3),
+        ({"device": "cuda", "algo": "impala"}, None),
+    ],
+)
+def test_ppo_has_two_groups_on_a_gpu(
+    settings: dict[str, Any], kept: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stable_baselines3.common.utils.get_device", torch.device)
+    config = TrainConfig(**{"env": "recall", "n_envs": 6, "normalize_reward": False, **settings})
+    assert groups_of_new_run(config) == kept

@@ -47,6 +47,28 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
     assert "exact: from 256 to 320 steps" in said.out
 
 
+def test_a_run_in_groups_is_verified_and_goes_on_in_them(
+    call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srwm_rl.scripts.train.groups_of_new_run", lambda config: 2)  # as on a GPU
+    assert call("train", *recall_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
+    monkeypatch.undo()
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    assert Run.open(run).config["train"]["n_groups"] == 2
+    assert "exact: from 192 to 256 steps" in call("train", "--resume", run, "--verify").out
+    assert call("train", "--resume", run, "-n", 320).code == 0
+    assert "leave out --n-groups (the run has 2)" in call("train", "--resume", run, "--n-groups", 1).error()
+
+
+def test_a_run_from_before_ppo_had_groups_is_exact(call: Any, copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    del config["train"]["n_groups"]
+    (copied / "config.json").write_text(json.dumps(config))
+    said = call("train", "--resume", copied, "--verify")
+    assert said.code == 0, said
+    assert "exact: from 192 to 256 steps" in said.out
+
+
 @pytest.mark.parametrize("what", ["weight", "log"])
 def test_a_run_that_is_not_exact_is_found_out(what: str, call: Any, copied: Path) -> None:
     newest = Run.open(copied).files("checkpoint")[-1]
