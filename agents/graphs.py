@@ -25,7 +25,6 @@ CAPTURING = RLock()
 class _Captured(NamedTuple):
     """A graph and the tensors that it reads and writes."""
 
-    shape: tuple[int, ...]  # of the core state
     inputs: tuple[Obs, Tensor, Tensor]
     replay: Work
 
@@ -116,7 +115,7 @@ class GraphedActing:
 
     def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] = capture) -> None:
         self.policy, self.capture = policy, capture
-        self._captured: _Captured | None = None
+        self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
         self.given_up = False
 
     @torch.no_grad()
@@ -124,16 +123,16 @@ class GraphedActing:
         """Choose actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
         given = (obs, core_state, episode_starts)
         with CAPTURING:
-            if not self.given_up and (self._captured is None or self._captured.shape != core_state.shape):
+            if not self.given_up and core_state.shape not in self._captured:
                 self._try_to_capture(given)
-            if self._captured is None:
+            if self.given_up:
                 return self.policy.act(*given)
-            copy_into(self._captured.inputs, given)
+            captured = self._captured[core_state.shape]
+            copy_into(captured.inputs, given)
             # The next replay writes over these tensors, while a rollout may still hold them.
-            return ActStep(*(each.clone() for each in self._captured.replay()))
+            return ActStep(*(each.clone() for each in captured.replay()))
 
     def _try_to_capture(self, given: tuple[Obs, Tensor, Tensor]) -> None:
-        self._captured = None
         inputs = room_for(given, given[1].device)
         copy_into(inputs, given)
         try:
@@ -142,10 +141,10 @@ class GraphedActing:
         except RuntimeError as error:
             wrong = first_line(error)
         if wrong:
-            self.given_up = True
+            self.given_up, self._captured = True, {}
             logger.warning("acting goes on without a CUDA graph: %s", wrong)
             return
-        self._captured = _Captured(tuple(given[1].shape), inputs, replay)
+        self._captured[given[1].shape] = _Captured(inputs, replay)
 
     def _difference(self, found: ActStep, given: tuple[Obs, Tensor, Tensor]) -> str:
         """Say in what a graph's result differs from the policy's own, apart from chance."""

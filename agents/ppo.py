@@ -265,14 +265,17 @@ class PPO(PlayingAlgorithm):
         self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
     ) -> tuple[PPOTerms, Tensor]:
         """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm."""
-        advantages = self.rollout_buffer.sequences_field("advantages", minibatch)
+        buffer, groups = self.rollout_buffer, np.array_split(minibatch, self._n_groups(len(minibatch)))
+        old = buffer.sequences(groups[0])
+        # They are normalised over the whole minibatch before its first group is evaluated.
+        advantages = old.advantages if len(groups) == 1 else buffer.sequences_field("advantages", minibatch)
         n_steps = advantages.numel() * self.processes.size
         normalize = self.normalize_advantage and n_steps > 1
         mean, std = self.processes.mean_and_std(advantages) if normalize else (None, None)
         add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
         total = torch.zeros(len(PPOTerms._fields), device=self.device)
-        for group in np.array_split(minibatch, self._n_groups(len(minibatch))):
-            old = self.rollout_buffer.sequences(group)
+        for i, group in enumerate(groups):
+            old = buffer.sequences(group) if i else old
             total += add(PPOGroup(old, mean, std, float(n_steps), clip_range, clip_range_vf))
         return self._sum(PPOTerms(*total)), self._gradient_norm()
 

@@ -118,7 +118,7 @@ def test_another_number_of_environments_gets_a_graph_of_its_own() -> None:
         return again(work)
 
     act = GraphedActing(policy, counted)
-    for batch in (4, 4, 2, 2):
+    for batch in (4, 2, 4, 2):  # two groups of environments, of different sizes
         assert act(*inputs(policy, batch, 0)).values.shape == (batch,)
     assert len(made) == 2
 
