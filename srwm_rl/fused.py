@@ -42,13 +42,8 @@ class Tapes(NamedTuple):
     parts: list[Tape]  # what lies before, between and after the core's memories
     judge: Tape | None  # the last of them, with what the heads say of an action that was chosen
     step: Tape | None  # all of it, memories and the choice of an action too
-    memory: list[int]  # where the weights are
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Every tensor that is read."""
-        tapes = (*self.parts, self.judge, self.step)
-        return [each for tape in tapes if tape is not None for each in tape.weights]
+    weights: list[Tensor]  # that they read
+    memory: list[int]  # where these are
 
 
 class FusedPolicy:
@@ -200,8 +195,8 @@ def write(policy: SRWMPolicy) -> Tapes:
     if isinstance(policy.action_space, spaces.Discrete):
         judge = _last(policy, core, kernel, judge=True)  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    tapes = Tapes(parts, judge, step, [])
-    return tapes._replace(memory=[each.data_ptr() for each in tapes.weights])
+    weights = {id(each): each for tape in (*parts, judge, step) if tape is not None for each in tape.weights}
+    return Tapes(parts, judge, step, [*weights.values()], [each.data_ptr() for each in weights.values()])
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
