@@ -165,7 +165,9 @@ def _try_to_act(
 ) -> ActStep | None:
     try:
         result = act(obs, core_state, episode_starts)
-    except ValueError:  # torch's distributions refuse parameters that are not finite
+    except ValueError as error:
+        if not str(error).startswith("Expected "):  # so torch's distributions refuse what is not finite
+            raise
         return None
     values, log_probs = result.values, result.log_probs
     if values.device.type == "cpu":

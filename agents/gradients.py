@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srwm_rl.agents.graphs import capture as capture_graph
 from srwm_rl.agents.graphs import copy_into, first_line, room_for
+from srwm_rl.structure import Structure
 
 Work = Callable[[], Tensor]
 Grads = list[Tensor | None]
@@ -43,6 +44,7 @@ class GraphedGradient:
         parameters: those that may get a gradient.
         capture: makes a graph; another one is for tests.
         quiet: held while capturing, to keep other threads from drawing random numbers on the device.
+        network: whose parameters they are; see `fit`.
 
     Attributes:
         given_up: whether there are no graphs any more.
@@ -54,9 +56,11 @@ class GraphedGradient:
         parameters: Sequence[Tensor],
         capture: Callable[[Work], Work] | None = None,
         quiet: AbstractContextManager[Any] | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         self.gradient, self.parameters = gradient, list(parameters)
         self.quiet: AbstractContextManager[Any] = quiet or nullcontext()
+        self._captured_from = None if network is None else Structure(network)
         self._capture = capture
         self._kept: Grads = [None] * len(self.parameters)  # the gradients that the graphs add to
         self._graphs: dict[Hashable, _Captured] = {}
@@ -65,10 +69,11 @@ class GraphedGradient:
         self.given_up = False
 
     def fit(self, parameters: Sequence[Tensor]) -> bool:
-        """Say whether these are the parameters that get the gradient."""
-        return len(parameters) == len(self.parameters) and all(
+        """Say whether these are the parameters that get the gradient, and the network is still what it was."""
+        same = len(parameters) == len(self.parameters) and all(
             one is other for one, other in zip(parameters, self.parameters, strict=True)
         )
+        return same and (self._captured_from is None or self._captured_from.unchanged())
 
     def zero(self) -> None:
         """Put the gradients in their places, also where something else took them away, and let them be zero."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.structure import Structure
 
 Result = TypeVar("Result")
 Work = Callable[[], ActStep]
@@ -104,9 +106,9 @@ def _unchecked() -> Iterator[None]:
 class GraphedActing:
     """Call it like `policy.act`: the same results, by a graph that is captured at the first call for a batch size.
 
-    The weights are read where they are, so that a policy may learn between two calls; it must not move to another
-    device. A graph that cannot be captured, or whose first results are not the policy's, is given up with a line in the
-    log, and the policy acts step by step.
+    The weights are read where they are, so that a policy may learn between two calls. Where weights or modules were
+    replaced, moved or frozen (`Structure`), graphs are captured anew. A graph that cannot be captured, or whose first
+    results are not the policy's, is given up with a line in the log, and the policy acts step by step.
 
     Args:
         policy: that acts, sampling its actions.
@@ -116,13 +118,20 @@ class GraphedActing:
     def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] = capture) -> None:
         self.policy, self.capture = policy, capture
         self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
+        self._captured_from: Structure | None = None
         self.given_up = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphedActing:
+        """Copy the policy; graphs hold places in memory, and are made anew."""
+        return GraphedActing(deepcopy(self.policy, memo), self.capture)
 
     @torch.no_grad()
     def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Choose actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
         given = (obs, core_state, episode_starts)
         with CAPTURING:
+            if self._captured_from is None or not self._captured_from.unchanged():
+                self._captured_from, self._captured, self.given_up = Structure(self.policy), {}, False
             if not self.given_up and core_state.shape not in self._captured:
                 self._try_to_capture(given)
             if self.given_up:

@@ -340,7 +340,7 @@ class IMPALA(PlayingAlgorithm):
         finally:
             self.rollout_buffer.close()
             thread.join()
-            self._acting = None
+            self._acting, self._graph, self._fused_policies = None, None, ()  # the last two hold on to the first
         self.rollout_buffer.check()
 
     def _keep_learning(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ class Group:
         self.numbers = range(first, first + env.num_envs)  # of its environments among all
         self.rows = slice(first, first + env.num_envs)
         self.stepping: Callable[[], Stepped] | None = None  # waits for the end of the step that has begun
+        self.failed = False  # whether a step went wrong, so that nobody knows where the environments are
 
     def begin(self, obs: Any, starts: np.ndarray, core_state: Tensor, steps: Steps) -> None:
         """Begin a rollout with this group's rows of `obs` `[B, ...]`, `starts` `[B]` and `core_state` `[L, B, S]`."""
@@ -94,10 +95,13 @@ class PlayingAlgorithm(RecurrentAlgorithm):
         method's arguments, `rewards`, `dones` and `infos` of all environments, and `new_obs` where there is one group.
 
         Returns:
-            False if a callback asked to stop. Whatever ends this, the next rollout goes on where the environments are.
+            False if a callback asked to stop. Whatever ends this, the next rollout goes on where the environments are;
+            if one of them failed, `learn` resets them all.
         """
         constant = {"self": self, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
         callback.update_locals({**constant, "n_rollout_steps": n_rollout_steps})
+        if len(groups) > 1:
+            env.settle = partial(settle, groups)  # type: ignore[attr-defined]
         try:
             with stepper(len(groups)) as begin:
                 for t in range(n_rollout_steps + 1):
@@ -108,14 +112,14 @@ class PlayingAlgorithm(RecurrentAlgorithm):
                         # All groups have made step t - 1, and the last one waits for its actions: one group alone
                         # stops as exactly as SB3's loop does.
                         if len(outcomes) == len(groups) and not self._after_step(t - 1, groups, outcomes, callback):
-                            self._abandon(groups)
                             return False
                         if t < n_rollout_steps:
                             self._start_step(group, t, begin)
                         else:
                             self._end(group, t)
         finally:
-            self._last_obs = joined_obs([group.obs for group in groups])
+            known = self._abandon(groups)
+            self._last_obs = joined_obs([group.obs for group in groups]) if known else None
             self._last_episode_starts = joined([group.starts for group in groups])
             states = [group.core_state for group in groups]
             self._core_state = states[0] if len(states) == 1 else torch.cat(states, dim=1)
@@ -143,11 +147,15 @@ class PlayingAlgorithm(RecurrentAlgorithm):
 
     def _finish_step(self, group: Group) -> Outcome:
         assert group.stepping is not None
-        obs, rewards, dones, infos = group.stepping()
-        group.stepping = None
+        wait, group.stepping = group.stepping, None
+        group.failed = True  # unless all of this succeeds
+        obs, rewards, dones, infos = wait()
+        # Before the last group has made this step, an environment may write the next one over its own arrays.
+        rewards, dones = rewards.copy(), dones.copy()
         group.obs = self._guard.arrays("observation", obs, self.num_timesteps, group.numbers)
         group.starts, group.core_state = dones, group.acted.core_state
         rewards = self._guard.arrays("reward", rewards, self.num_timesteps, group.numbers)
+        group.failed = False
         return Outcome(rewards, dones, infos, group.acted)
 
     def _after_step(self, t: int, groups: list[Group], outcomes: list[Outcome], callback: BaseCallback) -> bool:
@@ -170,12 +178,27 @@ class PlayingAlgorithm(RecurrentAlgorithm):
             group.steps.reward(t, final)
         return True
 
-    def _abandon(self, groups: list[Group]) -> None:
-        """Wait for the groups that step already, so that what comes next goes on from where they are."""
+    def _abandon(self, groups: list[Group]) -> bool:
+        """Wait for the groups that step already, so that what comes next goes on from where they are.
+
+        Returns:
+            False if a step failed, now or before.
+        """
         for group in groups:
             if group.stepping is not None:
-                self._finish_step(group)
-                self.num_timesteps += group.env.num_envs * self.processes.size
+                with suppress(Exception):  # whatever ended the rollout is told, or the next rollout meets it again
+                    outcome = self._finish_step(group)
+                    self.num_timesteps += group.env.num_envs * self.processes.size
+                    self._update_info_buffer(outcome.infos, outcome.dones)
+        return not any(group.failed for group in groups)
+
+
+def settle(groups: list[Group]) -> None:
+    """Wait until no group is within a step: then its environments may be asked for something else."""
+    for group in groups:
+        if group.stepping is not None:
+            with suppress(Exception):  # told by whoever finishes the step
+                group.stepping()
 
 
 def joined(parts: list[np.ndarray]) -> np.ndarray:

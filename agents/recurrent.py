@@ -273,10 +273,10 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """
         weights = self._weights_learned
         graphs = self._gradient_graphs
-        if graphs is not None and not graphs.fit(weights):  # another policy was put here
+        if graphs is not None and not graphs.fit(weights):  # another policy was put here, or weights were replaced
             graphs = None
         if graphs is None and self.device.type == "cuda":
-            graphs = self._gradient_graphs = GraphedGradient(gradient, weights, quiet=quiet)
+            graphs = self._gradient_graphs = GraphedGradient(gradient, weights, quiet=quiet, network=self.policy)
         if graphs is None:
             self.policy.optimizer.zero_grad()
             return gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,15 @@ class GroupedVecEnv(VecEnv):
     Args:
         groups: environments with equal spaces, whatever they are wrapped in.
 
+    Attributes:
+        settle: waits until no group is within a step; called before anything else is asked of one. Whoever steps the
+            groups sets it.
+
     Raises:
         UserError: there is none, or the spaces differ.
     """
+
+    settle: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, groups: Sequence[VecEnv]) -> None:
         if not groups:
@@ -84,10 +90,12 @@ class GroupedVecEnv(VecEnv):
 
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
+        self.settle()
         return join([each.observe() for each in self.groups])  # type: ignore[attr-defined]
 
     def get_state(self) -> State:
         """Return every group's state, without pickles."""
+        self.settle()
         return {str(i): each.get_state() for i, each in enumerate(self.groups)}  # type: ignore[attr-defined]
 
     def set_state(self, state: State) -> None:
@@ -108,6 +116,7 @@ class GroupedVecEnv(VecEnv):
 
     def get_images(self) -> list[Any]:
         """Return a picture of every environment."""
+        self.settle()
         return [image for each in self.groups for image in each.get_images()]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
@@ -134,7 +143,8 @@ class GroupedVecEnv(VecEnv):
         return [each for group, local in self._parts(indices) for each in group.env_is_wrapped(wrapper_class, local)]
 
     def _parts(self, indices: VecEnvIndices) -> list[tuple[VecEnv, list[int]]]:
-        """Return the groups that hold the environments asked for, with their numbers there."""
+        """Return the groups that hold the environments asked for, with their numbers there, once they may be asked."""
+        self.settle()
         wanted = np.asarray(list(self._get_indices(indices)))
         parts = []
         for group, start in zip(self.groups, self._starts, strict=True):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
 from srwm_rl.cores.srwm import SRWMCore
 from srwm_rl.cores.stack import StackCore
+from srwm_rl.distributions import ChoiceDistribution
 from srwm_rl.encoders import EPISODE_STEP, MAIN_KEY, Encoder
 from srwm_rl.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.cpu import Kernel, load_kernel
 from srwm_rl.ops.tape import Features, Tape
 from srwm_rl.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, as_floats
+from srwm_rl.structure import Structure
 
 logger = logging.getLogger(__name__)
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
@@ -28,7 +30,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 # What the tapes stand for.
 _OWN = {
     name: getattr(SRWMPolicy, name)
-    for name in ("act", "evaluate_sequence", "encode", "_step", "_heads", "distribution")
+    for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution")
 }
 
 
@@ -42,8 +44,6 @@ class Tapes(NamedTuple):
     parts: list[Tape]  # what lies before, between and after the core's memories
     judge: Tape | None  # the last of them, with what the heads say of an action that was chosen
     step: Tape | None  # all of it, memories and the choice of an action too
-    weights: list[Tensor]  # that they read
-    memory: list[int]  # where these are
 
 
 class FusedPolicy:
@@ -61,7 +61,16 @@ class FusedPolicy:
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
         self._tapes: Tapes | None = None
-        self.given_up = False
+        self._written_from: Structure | None = None  # also where it could not be written
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
+        """Copy the policy; its tapes hold places in memory, and are written anew."""
+        return FusedPolicy(deepcopy(self.policy, memo))
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the policy, as it is now, acts and learns by itself."""
+        return self._written_from is not None and self._tapes is None
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
@@ -76,7 +85,7 @@ class FusedPolicy:
     ) -> SequenceEvaluation:
         """Run over an unroll that was played; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
         tapes = self._ready(_first(obs), core_state, episode_starts[0])
-        if tapes is None:
+        if tapes is None or any(each.requires_grad for each in _tensors(obs)):  # a tape has no gradient for those
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
         if tapes.judge is None:
             made, values, core_state = self._through(tapes.parts, obs, core_state, episode_starts, bptt)
@@ -90,36 +99,42 @@ class FusedPolicy:
         """Return the tapes, written and compared at the first of the steps they are for."""
         if preferred() not in ("auto", "cpu") or not _as_written_here(self.policy):
             return None
-        tapes = self._tapes
-        if not self.given_up and (tapes is None or [each.data_ptr() for each in tapes.weights] != tapes.memory):
-            self._tapes = tapes = self._written(obs, core_state, episode_starts)
-            self.given_up = tapes is None
-        return tapes
+        if self._written_from is None or not self._written_from.unchanged():
+            self._written_from = Structure(self.policy)
+            self._tapes = self._written(obs, core_state, episode_starts)
+        return self._tapes
 
     def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
+        if self._written_from is not None and self._written_from.n_hooks:
+            return None  # a tape would not call them
         try:
             tapes = write(self.policy)
         except UnknownPartError:
             return None
-        generator = torch.get_rng_state()
         with torch.no_grad():
             wrong = self._difference(tapes, obs, core_state, episode_starts)
-        torch.set_rng_state(generator)  # as if this had not been
         if wrong:
             logger.warning("the policy goes on without its C kernel: %s", wrong)
-            return None
-        return tapes
+        return None if wrong else tapes
 
     def _difference(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
-        """Say in what one step's results differ from the policy's own."""
+        """Say in what one step's results differ from the policy's own; nothing is drawn at random."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
-        step = self._act(tapes, obs, core_state, episode_starts)
-        parts = self._act(tapes._replace(step=None), obs, core_state, episode_starts)
-        for found in (step, parts):
-            log_probs = distribution.log_prob(found.actions.flatten() if found.actions.dim() == 1 else found.actions)
-            expected = {"values": values, "log_probs": log_probs, "core_state": state}
-            for name, each in expected.items():
-                if not torch.allclose(getattr(found, name), each, rtol=1e-3, atol=1e-4, equal_nan=True):
+        actions = distribution.mode()
+        made, *rest = self._through(tapes.parts, obs, core_state, episode_starts[None])
+        found = [(self.policy.distribution(made).log_prob(actions), *rest)]
+        if tapes.step is not None:  # with clocks that all ring at once the likeliest is chosen
+            clocks = torch.ones(len(episode_starts), made.shape[-1])
+            step = self._step(tapes.step, obs, core_state, episode_starts, clocks)
+            found.append((step.log_probs, step.values, step.core_state))
+        if tapes.judge is not None:
+            parts = [*tapes.parts[:-1], tapes.judge]
+            judged, *rest = self._through(parts, obs, core_state, episode_starts[None], None, actions)
+            found.append((judged[:, 0], *rest))
+        names = ("log-probabilities", "values", "core state")
+        for one in found:
+            for name, each, own in zip(names, one, (distribution.log_prob(actions), values, state), strict=True):
+                if not torch.allclose(each, own, rtol=1e-3, atol=1e-4, equal_nan=True):
                     return f"its {name} differ from those of the policy"
         return ""
 
@@ -132,8 +147,12 @@ class FusedPolicy:
             log_probs = distribution.log_prob(actions)
             return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
         clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
-        inputs = [*_inputs(policy, obs, batch), clocks]
-        (values, log_probs), actions, core_state = tapes.step.step(inputs, core_state, episode_starts)
+        return self._step(tapes.step, obs, core_state, episode_starts, clocks)
+
+    def _step(self, tape: Tape, obs: Obs, core_state: Tensor, episode_starts: Tensor, clocks: Tensor) -> ActStep:
+        batch = len(episode_starts)
+        inputs = [*_inputs(self.policy, obs, batch), clocks]
+        (values, log_probs), actions, core_state = tape.step(inputs, core_state, episode_starts)
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _through(
@@ -159,7 +178,7 @@ class FusedPolicy:
             stream, x = made
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             y, final = _remember(layer, heads, carried, episode_starts, bptt)
-            inputs = [stream, y.reshape(len(stream), -1)]
+            inputs = [stream, y.reshape(stream.shape)]
             if part is parts[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())
             made = part.run(inputs)
@@ -184,6 +203,8 @@ def write(policy: SRWMPolicy) -> Tapes:
         not isinstance(kernel, str)
         and policy.device.type == "cpu"
         and isinstance(core, StackCore)
+        and core.carries_over
+        and len(policy.action_space.shape or (1,)) == 1
         and type(core).forward is StackCore.forward
         and all(type(each) is FeedForwardBlock for each in core.blocks)
         and all(type(each).forward is MemoryLayer.forward for each in core.layers)
@@ -192,11 +213,10 @@ def write(policy: SRWMPolicy) -> Tapes:
         raise UnknownPartError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
     judge = step = None
-    if isinstance(policy.action_space, spaces.Discrete):
+    if type(policy.action_dist) is ChoiceDistribution:
         judge = _last(policy, core, kernel, judge=True)  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    weights = {id(each): each for tape in (*parts, judge, step) if tape is not None for each in tape.weights}
-    return Tapes(parts, judge, step, [*weights.values()], [each.data_ptr() for each in weights.values()])
+    return Tapes(parts, judge, step)
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
@@ -289,9 +309,9 @@ def _before(tape: Tape, layer: MemoryLayer, x: Features) -> tuple[Features, Feat
 
 def _after(tape: Tape, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features) -> Features:
     """Write what a layer does with what its memory gave, and the block that follows."""
-    x = tape.linear(y, layer.out.weight, None, add=stream)
+    x = _linear(tape, y, layer.out, add=stream)
     inner = _linear(tape, _norm(tape, x, block.layer_norm), block.up, "relu")
-    return tape.linear(inner, block.down.weight, block.down.bias, add=x)
+    return _linear(tape, inner, block.down, add=x)
 
 
 def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
@@ -301,7 +321,11 @@ def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Feat
 
 
 def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
-    return tape.layer_norm(x, norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else x
+    if type(norm) is nn.Identity:
+        return x
+    if type(norm) is not nn.LayerNorm or None in (norm.weight, norm.bias):
+        raise UnknownPartError
+    return tape.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
 
 def _sequence(tape: Tape, modules: nn.Module, x: Features) -> Features:
@@ -315,15 +339,22 @@ def _sequence(tape: Tape, modules: nn.Module, x: Features) -> Features:
     return x
 
 
-def _linear(tape: Tape, x: Features, layer: nn.Module, activation: str = "identity") -> Features:
-    if type(layer) is not nn.Linear:
+def _linear(
+    tape: Tape, x: Features, layer: nn.Module, activation: str = "identity", add: Features | None = None
+) -> Features:
+    # A weight that is no parameter is made anew from others at every call.
+    if type(layer) is not nn.Linear or layer._parameters.get("weight") is None:
         raise UnknownPartError
-    return tape.linear(x, layer.weight, layer.bias, activation)
+    return tape.linear(x, layer.weight, layer.bias, activation, add)
 
 
 def _joined(parts: list[Features]) -> Features:
     assert all(one.first + one.n == other.first for one, other in pairwise(parts)), "these do not lie side by side"
     return Features(parts[0].first, sum(each.n for each in parts))
+
+
+def _tensors(obs: Obs) -> list[Tensor]:
+    return list(obs.values()) if isinstance(obs, dict) else [obs]
 
 
 def _first(obs: Obs) -> Obs:

@@ -201,6 +201,7 @@ class Tape:
         """
         state, starts = state.contiguous(), episode_starts.ne(0)
         assert state.shape == (self._n_states, len(starts), self._state_size), "not the tape's state"
+        assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the tape reads float32 on the CPU"
         choices, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
         memory = {"choices": choices, "state": state, "final": final, "starts": starts}
         outputs = self.play(inputs, **{name: each.data_ptr() for name, each in memory.items()})

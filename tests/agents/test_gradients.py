@@ -318,3 +318,19 @@ def test_a_setting_that_is_changed_in_between_counts(algo: str, changes: dict[st
         found.append(weights(model))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(found[2], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_and_moved_weights_end_the_old_graphs() -> None:
+    model = build("ppo", "cpu")
+    policy, weights = model.policy, model._weights_learned
+    graphs = GraphedGradient(model._add_gradient, weights, again, network=policy)  # type: ignore[attr-defined]
+    assert graphs.fit(weights)
+    with torch.no_grad():
+        policy.value_net.weight.mul_(2)
+    assert graphs.fit(weights)
+    policy.features_extractor.requires_grad_(False)
+    assert not graphs.fit(weights)
+    policy.features_extractor.requires_grad_(True)
+    assert graphs.fit(weights)
+    policy.load_from_vector(policy.parameters_to_vector())
+    assert not graphs.fit(weights)

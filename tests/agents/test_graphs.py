@@ -123,6 +123,23 @@ def test_another_number_of_environments_gets_a_graph_of_its_own() -> None:
     assert len(made) == 2
 
 
+def test_weights_that_were_moved_get_a_graph_of_their_own() -> None:
+    policy, made = policy_on("cpu"), []
+
+    def stale_later(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        made.append(work)
+        result = work()
+        return lambda: result  # as a graph that reads where the weights were
+
+    act, given = GraphedActing(policy, stale_later), inputs(policy, 4, 0)
+    act(*given)
+    for each in policy.parameters():
+        each.data = 0.5 * each.data
+    with torch.no_grad():
+        torch.testing.assert_close(act(*given).values, policy.act(*given).values)
+    assert len(made) == 2
+
+
 def fails(_: Callable[[], ActStep]) -> Callable[[], ActStep]:
     raise RuntimeError("operation not permitted when stream is capturing\nand much more")
 

@@ -1,6 +1,7 @@
 """Playing in groups: what overlaps, what is stored, what callbacks see, and what happens when something fails."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -200,7 +201,7 @@ def test_a_crash_in_a_groups_thread_ends_the_run_with_its_error(algo: str, sick:
     model = build(GroupedVecEnv(groups), algo)
     with pytest.raises(RuntimeError, match="the simulator is gone"):
         model.learn(10_000)
-    assert model.num_timesteps == 3 * 4
+    assert model.num_timesteps == 3 * 4 + 2  # and what the other group was in the middle of
     assert not [each.name for each in threading.enumerate() if each.name.startswith("srwm-")]
 
 
@@ -279,3 +280,94 @@ def test_steps_are_written_into_their_own_columns(kind: str) -> None:
     for chunk, first in enumerate((0.0, 2.0)):  # the state with which the sequence began, no later one
         assert buffer.core_states[chunk][:, own].eq(first).all()
     assert not buffer._numbers[:, :, others].any()
+
+
+class Private(DummyVecEnv):
+    """Environments that must be asked nothing within a step, and that write over the arrays they have returned."""
+
+    def step_wait(self) -> Any:
+        self.within = True
+        time.sleep(0.005)
+        obs, self._rewards, self._dones, infos = super().step_wait()
+        self.within = False
+        self._kept = getattr(self, "_kept", (np.zeros_like(self._rewards), np.zeros_like(self._dones)))
+        for kept, new in zip(self._kept, (self._rewards, self._dones), strict=True):
+            kept[:] = new
+        return obs, *self._kept, infos
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        assert not getattr(self, "within", False), "asked within a step"
+        return super().get_attr(attr_name, indices)
+
+
+class Asking(BaseCallback):
+    """Asks the environments something after every step."""
+
+    def _on_step(self) -> bool:
+        assert len(self.training_env.get_attr("length")) == 4
+        self.training_env.env_method("close")
+        return True
+
+
+def test_a_callback_may_ask_the_environments_while_others_step() -> None:
+    kinds = []
+    for kind in (Private, DummyVecEnv):
+        groups = [kind([partial(Probe, length=length) for length in lengths]) for lengths in ((3, 4), (5, 6))]
+        model = build(GroupedVecEnv(groups))
+        fill(model, Asking())
+        kinds.append(stored(model))  # type: ignore[arg-type]
+    for name, one in kinds[0].items():  # and what is stored is what there was, not what was written over it
+        assert torch.equal(one, kinds[1][name]), name
+
+
+class Failing(BaseCallback):
+    """Raises in the fifth step."""
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 5:
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_after_an_error_the_next_rollout_goes_on_where_the_environments_are(algo: str) -> None:
+    env = GroupedVecEnv([make_vec_env("recall", 2, "0:100", seed) for seed in (0, 50)])
+    model = build(env, algo)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1000, Failing())
+    assert isinstance(model._last_obs, dict)
+    for key, each in env.observe().items():  # type: ignore[union-attr]
+        assert np.array_equal(model._last_obs[key], each), key
+    assert model.num_timesteps == 5 * 4 + 2  # the first group had begun its sixth step
+    model.learn(64, reset_num_timesteps=False)
+
+
+def test_after_a_failed_step_all_environments_begin_anew() -> None:
+    env = GroupedVecEnv([probes(3, 4), probes(5, 6)])
+    step, calls = env.groups[1].step, [0]
+
+    def sick(actions: np.ndarray) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise RuntimeError("the simulator is gone")
+        return step(actions)
+
+    env.groups[1].step = sick  # type: ignore[method-assign]
+    model = build(env)
+    with pytest.raises(RuntimeError, match="is gone"):
+        model.learn(1000)
+    assert model._last_obs is None
+    model.learn(64, reset_num_timesteps=False)
+    assert model._last_obs is not None
+
+
+def test_episodes_that_end_in_an_abandoned_step_are_counted() -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.n_calls < 9
+
+    env = GroupedVecEnv([make_vec_env("bandit", 3, "0:100", seed) for seed in (0, 50)])  # of 10 pulls
+    model = build(env, n_steps=16)
+    model.learn(1000, Stop())
+    assert len(model.ep_info_buffer or ()) == 3  # of the first group, which had begun its tenth step
+    assert model.num_timesteps == 9 * 6 + 3

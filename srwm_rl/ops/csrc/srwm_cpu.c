@@ -168,8 +168,8 @@ static Share choose(int is_double, int level, int64_t D);
 #include "srwm_kernel.h"
 #endif
 
-/* Changes with Job or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 4; }
+/* Changes with Job, Op, Tape, their kinds or the meaning of a call, so that a stale build is noticed. */
+EXPORT int srwm_cpu_version(void) { return 5; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -228,6 +228,7 @@ static void play(Tape *tape, int level, unsigned threads, Parallel parallel) {
     tape->grain = 1;
     tape->level = level;
     tape->failed = 0;
+    if (!tape->B) return;
 #if !defined(__GNUC__)
     parallel = 0;
 #endif

@@ -106,7 +106,8 @@ INLINE vec NAME(exp)(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     ivec bits = (ivec)p + (((ivec)magic) << 23);
-    return (vec)(bits & ~(ivec)(x < -87.0f)); /* below, 2^n would leave the normal numbers; the mask lets NaN pass */
+    /* Below -87, 2^n would leave the normal numbers; adding n to the bits of some NaN would make a number of it. */
+    return (vec)((bits & ~(ivec)(x < -87.0f)) | ~(ivec)(x == x));
 #endif
 }
 

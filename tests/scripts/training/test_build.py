@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
+from srwm_rl.ops import cpu
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads
 
@@ -22,6 +23,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(threads)
+    cpu.set_threads(None)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def _threads() -> Iterator[None]:
 def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> None:
     use_threads(asked, space)
     assert torch.get_num_threads() == given
+    assert cpu.n_threads() == (asked or 3)  # the C kernels share their work also where torch does not
 
 
 def group_sizes(**settings: Any) -> list[int]:

@@ -89,7 +89,8 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     int at = 0;
     const int step = at++, seen = at, waves = at += SEEN, x = at += 2 * PERIODS, normed = at += width;
     const int soft = at += width + 2, y = at += width, out = at += width, logits = at += width, clocks = at += ACTIONS;
-    const int n_features = clocks + ACTIONS, joined = SEEN + 2 * PERIODS;
+    const int judged = clocks + ACTIONS;
+    const int n_features = judged + 3, joined = SEEN + 2 * PERIODS;
     float *project = numbers((int64_t)width * joined, 0), *bias = numbers(width, 0), *scale = numbers(width, 0);
     float *periods = numbers(PERIODS, 0), *slow = numbers(state, 0), *mix = numbers((int64_t)width * width, 0);
     float *head = numbers((int64_t)ACTIONS * width, 0);
@@ -108,6 +109,7 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
         {LINEAR, RELU, from, out, x, width, width, 0, 0, 4, -1, 0, sums[2], mix, 0},
         {LINEAR, 0, out, logits, -1, width, ACTIONS, 0, 0, 5, -1, 0, sums[3], head, 0},
         {TAKE_INPUT, 0, 0, clocks, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
+        {JUDGE, 0, logits, judged, step, ACTIONS, 0, 0, 0, -1, -1, 0, 0, 0, 0},
         {GIVE_OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
         {CHOOSE, 0, logits, logits, clocks, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
     };

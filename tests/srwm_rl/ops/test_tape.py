@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from srwm_rl import srwm_scan
 from srwm_rl.ops import cpu
 from srwm_rl.ops.tape import Tape
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
 LEVELS = () if isinstance(KERNEL, str) else range(KERNEL.level + 1)
-ROWS = (1, 63, 64, 65, 2100)  # of one tile and of many, whole and not; the last has several shares
+ROWS = (0, 1, 63, 64, 65, 2100)  # of one tile and of many, whole and not; the last has several shares
 
 
 @pytest.fixture(params=LEVELS, ids=lambda level: cpu.LEVELS[level])
@@ -112,3 +113,46 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
     expected = exact(first, joint) + given[2].double()
     hidden = torch.relu(exact(up, exact(norm, expected)))
     check(tape, given, [expected, exact(down, hidden) + expected])
+
+
+@pytest.mark.parametrize("rows", [1, 64, 130])
+@pytest.mark.parametrize("size", [4, 8, 16, 17])
+@pytest.mark.parametrize(("retained", "bound"), [(False, None), (True, 1.5)])
+def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bool, bound: float | None) -> None:
+    n_heads, columns = 2, 3 * size + 4
+    weight, tape = drawn(n_heads, size, columns, seed=1), Tape(kernel)
+    x = tape.input(n_heads * size)
+    kept = tape.input(n_heads) if retained else None
+    y = tape.heads(x, weight, kept, bound)
+    tape.output(y)
+    tape.choose(y, tape.input(n_heads * size))
+    given, gates = drawn(rows, n_heads * size), drawn(rows, n_heads, seed=2).sigmoid()
+    clocks = drawn(rows, n_heads * size, seed=3).exp()
+    state, starts = 0.1 * drawn(1, rows, n_heads * size * columns, seed=4), drawn(rows, seed=5) > 0
+    inputs = [given, *([gates] if retained else []), clocks]
+    (out, log_probs), choices, final = tape.step(inputs, state, starts)
+    expected, shift = srwm_scan(
+        given.view(1, rows, n_heads, size),
+        weight,
+        state[0].view(rows, n_heads, size, columns),
+        starts[None],
+        retention=gates[None] if retained else None,
+        shift_bound=bound,
+        backend="reference",
+    )
+    torch.testing.assert_close(out, expected.reshape(rows, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(final[0], shift.flatten(1), rtol=1e-4, atol=1e-5)
+    log_p = out.log_softmax(-1)
+    assert torch.equal(choices, (log_p - clocks.log()).argmax(-1))
+    torch.testing.assert_close(log_probs, log_p.gather(-1, choices[:, None]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF - 2**32])
+def test_no_kind_of_nan_is_lost(kernel: cpu.Kernel, bits: int) -> None:
+    tape = Tape(kernel)
+    layer = nn.Linear(2, 3)
+    tape.output(tape.linear(tape.input(2), layer.weight, layer.bias, "tanh"))
+    x = drawn(5, 2)
+    x.view(torch.int32)[2, 1] = bits
+    (y,) = tape.run([x])
+    assert torch.isfinite(y).all(1).tolist() == [True, True, False, True, True]

@@ -1,0 +1,46 @@
+"""What a network's compiled form was made from, to see whether that is still so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Structure:
+    """The modules of a network, their weights and where these lie, as they are now.
+
+    Whoever keeps a network in another form (operations written down, a captured graph) asks `unchanged` before using
+    it. What is done to the numbers in the weights is no change; a weight or module that was replaced or moved, frozen
+    or unfrozen, and a hook that was added or taken away, are. Settings that a module keeps as attributes are not seen.
+
+    Args:
+        network: whose structure it is.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        modules = list(network.modules())
+        owners = [owned for each in modules for owned in (each._modules, each._parameters, each._buffers)]
+        self._owned = [(owner, name, each) for owner in owners for name, each in owner.items()]
+        self._weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
+        self._places = self._here()
+        self._hooks: list[dict[int, Any]] = [
+            hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
+        ]
+        self._n_hooks_then = self.n_hooks
+
+    @property
+    def n_hooks(self) -> int:
+        """Number of forward hooks that are there now."""
+        return sum(map(len, self._hooks))
+
+    def _here(self) -> list[tuple[int, bool, bool]]:
+        return [(each.data_ptr(), each.is_contiguous(), each.requires_grad) for each in self._weights]
+
+    def unchanged(self) -> bool:
+        """Say whether all is still as it was."""
+        return (
+            all(owner.get(name) is each for owner, name, each in self._owned)
+            and self._here() == self._places
+            and self.n_hooks == self._n_hooks_then
+        )
