@@ -21,6 +21,7 @@ VECTORS = spaces.Box(-1, 1, (3,), np.float32)
 def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
+    cpu.set_threads(None)  # as in a new process
     yield
     torch.set_num_threads(threads)
     cpu.set_threads(None)
