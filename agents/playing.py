@@ -119,6 +119,7 @@ class PlayingAlgorithm(RecurrentAlgorithm):
                             self._end(group, t)
         finally:
             known = self._abandon(groups)
+            vars(env).pop("settle", None)
             self._last_obs = joined_obs([group.obs for group in groups]) if known else None
             self._last_episode_starts = joined([group.starts for group in groups])
             states = [group.core_state for group in groups]

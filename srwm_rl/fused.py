@@ -25,8 +25,6 @@ from srwm_rl.structure import Structure
 
 logger = logging.getLogger(__name__)
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
-
-
 # What the tapes stand for.
 _OWN = {
     name: getattr(SRWMPolicy, name)
@@ -323,7 +321,7 @@ def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Feat
 def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
     if type(norm) is nn.Identity:
         return x
-    if type(norm) is not nn.LayerNorm or None in (norm.weight, norm.bias):
+    if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
         raise UnknownPartError
     return tape.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
