@@ -20,6 +20,7 @@ from srwm_rl.agents.playing import Group, PlayingAlgorithm, groups_of
 from srwm_rl.agents.recurrent import ACTION_SPACES
 from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
 from srwm_rl.errors import FaultError, UserError
+from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import SRWMPolicy
 
 Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
@@ -281,6 +282,9 @@ class PPO(PlayingAlgorithm):
 
     def _add_gradient(self, group: PPOGroup) -> Tensor:
         """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
+        terms = self._add_gradient_in_c(group)
+        if terms is not None:
+            return terms
         old, advantages = group.old, group.old.advantages
         new = self._evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, self.bptt)
         if group.mean is not None and group.std is not None:
@@ -291,6 +295,32 @@ class PPO(PlayingAlgorithm):
         loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
         (loss / group.n_steps).backward()
         return torch.stack(terms).detach()
+
+    def _add_gradient_in_c(self, group: PPOGroup) -> Tensor | None:
+        """Do as `_add_gradient`; None, and nothing is done, where that must do it."""
+        if self.device.type != "cpu":
+            return None
+        old, clip_range_vf = group.old, group.clip_range_vf
+        surrogate = Surrogate(
+            mean=0.0 if group.mean is None else group.mean.item(),
+            scale_advantage=1.0 if group.std is None else 1 / (group.std.item() + 1e-8),
+            low=1 - group.clip_range,
+            high=1 + group.clip_range,
+            clip_range=group.clip_range,
+            clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+            vf_coef=self.vf_coef,
+            ent_coef=self.ent_coef,
+            scale=1 / group.n_steps,
+        )
+        return self._fused(self.policy).add_surrogate_gradient(
+            old.observations,
+            old.actions,
+            old.core_state,
+            old.episode_starts,
+            (old.old_log_probs, old.advantages, old.returns, old.old_values),
+            surrogate,
+            self.bptt,
+        )
 
     def _n_groups(self, n_sequences: int) -> int:
         at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)

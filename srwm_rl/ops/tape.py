@@ -16,13 +16,14 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel, n_threads
 
-TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SINES, HEADS, CHOOSE = range(9)
+TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SURROGATE, SINES, HEADS, CHOOSE = range(10)
+TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
 _NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index", "leaf", "weight_index", "bias_index")
 _COUNTS = ("B", "n_ops", "n_features", "n_spare", "n_sums", "n_shares", "next", "grain")
 _POINTERS = ("ops", "inputs", "outputs", "choices", "state", "final", "starts")
-_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums")
+_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "surrogate", "terms")
 
 
 class Features(NamedTuple):
@@ -41,6 +42,27 @@ class _Op(ctypes.Structure):
         ("sums", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+    )
+
+
+class Surrogate(ctypes.Structure):
+    """`Surrogate` of csrc/srwm_cpu.c: what PPO's loss depends on beside the rows.
+
+    The gradient is that of `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each summed over rows.
+
+    Attributes:
+        mean, scale_advantage: the advantage counts as `(advantage - mean) * scale_advantage`.
+        low, high: the ratio's bounds.
+        clip_range_vf: how far a value may go; below 0: as far as it likes.
+        clip_range: how far from 1 a ratio counts as clipped.
+    """
+
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in (
+            *("mean", "scale_advantage", "low", "high", "clip_range_vf"),
+            *("clip_range", "vf_coef", "ent_coef", "scale"),
+        )
     )
 
 
@@ -66,21 +88,25 @@ class Tape:
 
     Attributes:
         weights: the tensors that the tape reads.
+        learnt: those of them that get a gradient, in the order in which they were written down.
+        wanted: of each input, whether somebody wants its gradient.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.weights: list[Tensor] = []
-        self.learnt: list[Tensor] = []  # those of them that get a gradient
+        self.learnt: list[Tensor] = []
         self._ops: ctypes.Array[_Op] = (_Op * 0)()
+        self.wanted: list[bool] = []
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
-        self._wanted: list[bool] = []  # of each feature, whether somebody wants its gradient
+        self._wanted: list[bool] = []  # the same of each feature
         self._n_states = self._state_size = self._n_spare = self._n_sums = 0
 
     def input(self, width: int, wanted: bool = False) -> Features:
         """Take the next input, `[B, width]`; `wanted`: with a gradient."""
         self._inputs.append(width)
+        self.wanted.append(wanted)
         new = self._new(width, wanted)
         return self._append(TAKE_INPUT, new, n_out=width, index=len(self._inputs) - 1)
 
@@ -132,6 +158,16 @@ class Tape:
         new = self._new(2, True)
         self._new(1, False)  # for the kernel
         return self._append(JUDGE, new, first=logits.first, add=choice.first, n_in=logits.n)
+
+    def surrogate(self, judged: Features, value: Features) -> None:
+        """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `descend`.
+
+        Takes four inputs of width 1: the log-probability, advantage, return and value of the policy that played.
+        """
+        log_prob, *_ = [self.input(1) for _ in range(4)]
+        self._n_spare = max(self._n_spare, TERMS)
+        sums = self._new_sums(TERMS * _LANES)
+        self._append(SURROGATE, log_prob, first=judged.first, add=value.first, sums=sums)
 
     def sines(self, x: Features, periods: Tensor) -> Features:
         """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""
@@ -215,22 +251,51 @@ class Tape:
         self._call("srwm_cpu_play", given, outputs=ctypes.addressof(to), **pointers)
         return outputs
 
+    def descend(
+        self, inputs: Sequence[Tensor], surrogate: Surrogate, grad_weights: Sequence[Tensor]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Run a tape that ends with PPO's loss, forward and back.
+
+        Args:
+            inputs: `[B, width]` each, float32.
+            surrogate: the loss's settings.
+            grad_weights: where the gradients of `learnt` go; contiguous.
+
+        Returns:
+            The gradients of the inputs `wanted`, and the loss's terms, sums over rows, `[TERMS]`.
+
+        Raises:
+            MemoryError: no room for a tile.
+        """
+        assert not self._outputs, "nobody gives gradients of outputs"
+        terms = torch.zeros(TERMS)
+        pointers = {"surrogate": ctypes.addressof(surrogate), "terms": terms.data_ptr()}
+        return self.play_back(inputs, (), self.wanted, grad_weights, **pointers), terms
+
     def play_back(
-        self, inputs: Sequence[Tensor], grad_outputs: Sequence[Tensor | None], wanted: Sequence[bool]
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        """Run the kernel forward and back; return the gradients of the inputs `wanted`, and of the learnt weights."""
+        self,
+        inputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor | None],
+        wanted: Sequence[bool],
+        grad_weights: Sequence[Tensor],
+        **pointers: int,
+    ) -> list[Tensor | None]:
+        """Run the kernel forward and back; return the gradients of the inputs `wanted`.
+
+        The gradients of the learnt weights go to `grad_weights`, contiguous, in the order of `learnt`.
+        """
         given = [each.contiguous() for each in inputs]
         grads = [None if each is None else each.contiguous() for each in grad_outputs]
         grad_inputs = [torch.empty_like(each) if want else None for each, want in zip(given, wanted, strict=True)]
-        grad_weights = [torch.empty_like(each) for each in self.learnt]
         lists: dict[str, Sequence[Tensor | None]] = {
             "grad_outputs": grads,
             "grad_inputs": grad_inputs,
             "grad_weights": grad_weights,
         }
         arrays = {name: _pointers(each) for name, each in lists.items()}
-        self._call("srwm_cpu_play_back", given, **{name: ctypes.addressof(each) for name, each in arrays.items()})
-        return grad_inputs, grad_weights
+        places = {name: ctypes.addressof(each) for name, each in arrays.items()}
+        self._call("srwm_cpu_play_back", given, **places, **pointers)
+        return grad_inputs
 
     def _call(self, function: str, inputs: list[Tensor], **pointers: int) -> None:
         batch = len(inputs[0])
@@ -294,7 +359,8 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors[: ctx.n_inputs]
         wanted = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
-        grad_inputs, grad_weights = ctx.tape.play_back(inputs, grad_outputs, wanted)
+        grad_weights = [torch.empty_like(each) for each in ctx.tape.learnt]
+        grad_inputs = ctx.tape.play_back(inputs, grad_outputs, wanted, grad_weights)
         return None, None, *grad_inputs, *grad_weights
 
 

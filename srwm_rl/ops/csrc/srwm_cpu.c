@@ -30,7 +30,8 @@ typedef struct {
 } Job;
 
 enum { TILE = 64, LANES = 16 }; /* rows that a network is computed for at once; numbers in the longest vector */
-enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SINES, HEADS, CHOOSE };
+enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SURROGATE, SINES, HEADS, CHOOSE };
+enum { TERMS = 5 }; /* policy loss, value loss, entropy, approximate KL divergence, how often the ratio was clipped */
 enum { IDENTITY, RELU, SIGMOID, TANH };
 #define PADDED(n) (((size_t)(n) + LANES - 1) / LANES * LANES)
 
@@ -41,6 +42,8 @@ enum { IDENTITY, RELU, SIGMOID, TANH };
  *   NORM         to = layer norm of from, n_in; weight and bias [n_in], number: added to the variance
  *   SOFTMAX      to = softmax of from, within each n_out of n_in
  *   JUDGE        to = the log-probability of the choice `add`, one feature, by n_in logits, and their entropy
+ *   SURROGATE    the loss of PPO, on the way back alone: of a choice's judgement `from` and the value `add`, by four
+ *                features from `to` on, log-probability, advantage, return and value as they were
  *   SINES        to = n_out sines, then as many cosines, of one feature by its periods, weight [n_out]
  *   HEADS        to = what the n_out heads of layer `index` read of from, n_in; weight [H, D, 3D+4], number: the bound,
  *                add: retention
@@ -55,6 +58,14 @@ typedef struct {
     const float *weight, *bias;
 } Op;
 
+/* What PPO's loss depends on beside the rows: its gradient is that of
+ * (policy loss + vf_coef * value loss - ent_coef * entropy) * scale, each of them summed over rows. */
+typedef struct {
+    float mean, scale_advantage, low, high; /* the advantage counts as (it - mean) * scale_advantage; the ratio's bounds */
+    float clip_range_vf;                    /* below 0: none */
+    float clip_range, vf_coef, ent_coef, scale;
+} Surrogate;
+
 typedef struct {
     int64_t B, n_ops, n_features, n_spare, n_sums, n_shares, next, grain; /* n_spare: features needed besides */
     const Op *ops;
@@ -68,6 +79,8 @@ typedef struct {
     float *const *grad_inputs;  /* NULL for those that nobody wants */
     float *const *grad_weights; /* by weight_index and bias_index */
     float *sums;                /* [n_shares, n_sums], zeros; NULL: forward */
+    const Surrogate *surrogate;
+    float *terms; /* [TERMS], summed over rows */
     int level, failed;
 } Tape;
 
@@ -168,8 +181,8 @@ static Share choose(int is_double, int level, int64_t D);
 #include "srwm_kernel.h"
 #endif
 
-/* Changes with Job, Op, Tape, their kinds or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 5; }
+/* Changes with Job, Op, Surrogate, Tape, their kinds or the meaning of a call, so that a stale build is noticed. */
+EXPORT int srwm_cpu_version(void) { return 6; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -281,6 +294,8 @@ EXPORT int srwm_cpu_play_back(Tape *tape, int level, unsigned threads, Parallel 
         } else if (op->kind == NORM) {
             add_up(tape, op->sums, 1, op->n_in, 0, LANES, weight);
             add_up(tape, op->sums + (int64_t)op->n_in * LANES, 1, op->n_in, 0, LANES, bias);
+        } else if (op->kind == SURROGATE) {
+            add_up(tape, op->sums, 1, TERMS, 0, LANES, tape->terms);
         }
     }
     free(block);

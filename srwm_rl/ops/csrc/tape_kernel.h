@@ -108,6 +108,15 @@ static TARGET void NAME(product)(int n_rows, int n, int width, const REAL *facto
 #undef CALL
 }
 
+/* x where it is so, else 0 or y */
+#if VLEN == 1
+#define WHERE(so, x) ((so) ? (x) : 0)
+#define SELECT(so, x, y) ((so) ? (x) : (y))
+#else
+#define WHERE(so, x) ((vec)((ivec)(x) & (ivec)(so)))
+#define SELECT(so, x, y) ((vec)(((ivec)(x) & (ivec)(so)) | ((ivec)(y) & ~(ivec)(so))))
+#endif
+
 /* ---- forward ---- */
 
 /* The larger number last: where that is not a number, so is the result. */
@@ -179,13 +188,6 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
     }
 }
 
-/* Which lanes of `choice` are i: all bits or none. */
-#if VLEN == 1
-#define CHOSEN(choice, i, x) ((choice) == (REAL)(i) ? (x) : 0)
-#else
-#define CHOSEN(choice, i, x) ((vec)((ivec)(x) & (ivec)((choice) == (REAL)(i))))
-#endif
-
 /* `out` keeps a third feature for the way back: the logarithm of the sum of exponentials. */
 static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice, REAL *out) {
     EACH(c) {
@@ -194,7 +196,7 @@ static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice,
         for (int i = 0; i < op->n_in; i++) {
             vec below = LD(AT(in, i) + c) - most, e = NAME(exp)(below);
             sum += e, along += e * below;
-            at_choice += CHOSEN(LD(choice + c), i, below);
+            at_choice += WHERE(LD(choice + c) == (REAL)i, below);
         }
         REAL *log_sum = AT(out, 2) + c;
         ST(log_sum, sum);
@@ -205,11 +207,23 @@ static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice,
     }
 }
 
+/* Taylor's series within a quarter turn around 0, 90, 180 or 270 degrees: the first term left out is below 3e-8. The
+ * rest of the turn is found in double precision, exact enough for angles up to some 1e8. */
 static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
+    const double right = 1.5707963267948966, per_right = 1 / right;
+    const double whole = 6755399441055744.0; /* a number beside it has no fraction */
     for (int i = 0; i < op->n_out; i++) {
+        const REAL period = op->weight[i];
+        REAL *sine = AT(out, i), *cosine = AT(out, op->n_out + i);
         for (int c = 0; c < TILE; c++) {
-            REAL angle = 6.283185307179586f * in[c] / op->weight[i];
-            AT(out, i)[c] = sinf(angle), AT(out, op->n_out + i)[c] = cosf(angle);
+            const REAL angle = 6.283185307179586f * in[c] / period; /* rounded as torch does */
+            const double quarters = angle * per_right + whole - whole;
+            const REAL x = (REAL)(angle - quarters * right), q = (REAL)(quarters - 4 * (0.25 * quarters + whole - whole));
+            const REAL z = x * x; /* q: -2, -1, 0, 1 or 2 quarters */
+            const REAL s = x * (1 + z * (-1 / 6.f + z * (1 / 120.f + z * (-1 / 5040.f + z * (1 / 362880.f)))));
+            const REAL k = 1 + z * (-1 / 2.f + z * (1 / 24.f + z * (-1 / 720.f + z * (1 / 40320.f))));
+            sine[c] = q == 0 ? s : q == 1 ? k : q == -1 ? -k : -s;
+            cosine[c] = q == 0 ? k : q == 1 ? -s : q == -1 ? s : -k;
         }
     }
 }
@@ -263,6 +277,7 @@ static TARGET int NAME(play_tile)(const Tape *tape, REAL *features, REAL *spare,
             case NORM: NAME(norm)(op, from, to); break;
             case SOFTMAX: NAME(softmax)(op, from, to); break;
             case JUDGE: NAME(judge)(op, from, add, to); break;
+            case SURROGATE: break;
             case SINES: NAME(sines)(op, from, to); break;
             case HEADS:
                 if (NAME(heads)(tape, op, features, spare, first, n)) return 1;
@@ -293,11 +308,7 @@ static TARGET void NAME(linear_back)(const Op *op, const REAL *in, const REAL *o
             vec g = LD(AT(grad, i) + c), y = LD(AT(out, i) + c);
             if (op->activation == SIGMOID) g *= y * (1 - y);
             if (op->activation == TANH) g *= 1 - y * y;
-#if VLEN == 1
-            if (op->activation == RELU) g = y > 0 ? g : 0;
-#else
-            if (op->activation == RELU) g = (vec)((ivec)g & (ivec)(y > 0));
-#endif
+            if (op->activation == RELU) g = WHERE(y > 0, g);
             ST(AT(grad, i) + c, g);
             if (grad_add) ST(AT(grad_add, i) + c, LD(AT(grad_add, i) + c) + g);
         }
@@ -352,9 +363,48 @@ static TARGET void NAME(judge_back)(const Op *op, const REAL *in, const REAL *ch
         for (int i = 0; i < op->n_in; i++) {
             vec log_p = LD(AT(in, i) + c) - LD(AT(out, 2) + c), p = NAME(exp)(log_p);
             vec sum = LD(AT(grad_in, i) + c) - p * (g + g_entropy * (log_p + entropy));
-            ST(AT(grad_in, i) + c, sum + CHOSEN(LD(choice + c), i, g));
+            ST(AT(grad_in, i) + c, sum + WHERE(LD(choice + c) == (REAL)i, g));
         }
     }
+}
+
+/* x, or the bound that it is beyond; what is not a number stays so. */
+INLINE vec NAME(clamp)(vec x, REAL low, REAL high) {
+    return SELECT(x < low, ZERO + low, SELECT(x > high, ZERO + high, x));
+}
+
+/* judged: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE], added
+ * to sums. A comparison never hides what is not a number. */
+static TARGET void NAME(surrogate)(const Surrogate *by, const REAL *judged, const REAL *value, const REAL *old,
+                                   REAL *grad_judged, REAL *grad_value, REAL *terms, REAL *sums, int n) {
+    EACH(c) {
+        const vec advantage = (LD(AT(old, 1) + c) - by->mean) * by->scale_advantage;
+        const vec log_ratio = LD(judged + c) - LD(old + c);
+        /* `exp` goes no further than this */
+        const vec ratio = SELECT(log_ratio > 88, ZERO + INFINITY, NAME(exp)(NAME(clamp)(log_ratio, -INFINITY, 88)));
+        const vec gain = advantage * ratio, clipped = advantage * NAME(clamp)(ratio, by->low, by->high), off = ratio - 1;
+        ST(terms + c, -SELECT(clipped < gain, clipped, gain));
+        ST(grad_judged + c, LD(grad_judged + c) - SELECT(clipped < gain, 0 * gain, gain) * by->scale);
+        ST(AT(grad_judged, 1) + c, LD(AT(grad_judged, 1) + c) - by->ent_coef * by->scale);
+        vec now = LD(value + c), slope = ZERO + 2 * by->vf_coef * by->scale;
+        if (by->clip_range_vf >= 0) {
+            const REAL most = by->clip_range_vf;
+            const vec before = LD(AT(old, 3) + c), change = now - before;
+            now = before + NAME(clamp)(change, -most, most);
+            slope = SELECT((change > most) | (change < -most), ZERO, slope);
+        }
+        const vec beyond = now - LD(AT(old, 2) + c);
+        ST(grad_value + c, LD(grad_value + c) + slope * beyond);
+        ST(AT(terms, 1) + c, beyond * beyond);
+        ST(AT(terms, 2) + c, LD(AT(judged, 1) + c));
+        ST(AT(terms, 3) + c, off - log_ratio);
+        ST(AT(terms, 4) + c, WHERE((off > by->clip_range) | (off < -by->clip_range), ZERO + 1));
+    }
+    for (int c = n; c < TILE; c++) { /* rows that are none */
+        for (int i = 0; i < TERMS; i++) AT(terms, i)[c] = 0;
+        grad_judged[c] = AT(grad_judged, 1)[c] = grad_value[c] = 0;
+    }
+    NAME(add_lanes)(terms, TERMS, sums);
 }
 
 /* Go back through all operations for the rows [first, first + n), which have been played. */
@@ -381,6 +431,10 @@ static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, 
             case NORM: NAME(norm_back)(op, in, out, grad, grad_in, sums + op->sums); break;
             case SOFTMAX: NAME(softmax_back)(op, out, grad, grad_in); break;
             case JUDGE: NAME(judge_back)(op, in, AT(features, op->add), out, grad, grad_in); break;
+            case SURROGATE:
+                NAME(surrogate)(tape->surrogate, in, AT(features, op->add), out, grad_in, AT(grads, op->add), spare,
+                                sums + op->sums, n);
+                break;
         }
     }
 }
@@ -413,7 +467,8 @@ static TARGET void NAME(play)(void *data) {
 }
 
 #undef EACH
-#undef CHOSEN
+#undef WHERE
+#undef SELECT
 #undef AT
 #undef ZIP_LO
 #undef ZIP_HI

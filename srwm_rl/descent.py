@@ -1,0 +1,138 @@
+"""The gradient of PPO's loss on the CPU, forward and back through a policy's tapes and memories, without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from srwm_rl.layers import MemoryLayer, SRWMLayer
+from srwm_rl.ops import cpu
+from srwm_rl.ops.checks import as_uint8
+from srwm_rl.ops.tape import Surrogate
+from srwm_rl.policy import Obs, SRWMPolicy
+from srwm_rl.tapes import Tapes, inputs_of
+
+
+class _Gradient:
+    """Gradients of weights, side by side in one tensor: a norm of them all is then one operation."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        whole = torch.empty(sum(each.numel() for each in weights))
+        parts = whole.split([each.numel() for each in weights])
+        self._of = {id(each): part.view(each.shape) for each, part in zip(weights, parts, strict=True)}
+
+    def of(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return where the gradients of weights go."""
+        return [self._of[id(each)] for each in weights]
+
+    def add(self, weights: Sequence[Tensor]) -> None:
+        """Add what was put there to the weights' own gradients."""
+        for each in weights:
+            if each.requires_grad:
+                grad = self._of[id(each)]
+                each.grad = grad if each.grad is None else each.grad + grad
+
+
+def add_gradient(
+    policy: SRWMPolicy,
+    tapes: Tapes,
+    obs: Obs,
+    core_state: Tensor,
+    episode_starts: Tensor,
+    given: Sequence[Tensor],
+    surrogate: Surrogate,
+    bptt: int | None,
+) -> Tensor:
+    """Add the gradient of PPO's loss over an unroll to the weights'.
+
+    Args:
+        policy, tapes: the policy, and how it is written down; with a `surrogate`.
+        obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
+        given: actions, and the former log-probabilities, advantages, returns and values, each `[T * B, 1]`, float32.
+        surrogate: the loss's settings.
+
+    Returns:
+        The loss's terms `[5]`, summed over steps.
+    """
+    assert tapes.surrogate is not None
+    parts, shape = [*tapes.parts[:-1], tapes.surrogate], episode_starts.shape
+    layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
+    learnt = [each for part in parts for each in part.learnt]
+    weights = [*learnt, *(layer.weight for layer in layers if _is_plain(layer))]
+    gradient = _Gradient(weights)
+
+    with torch.no_grad():
+        inputs, before, ways_back = inputs_of(policy, obs, shape.numel()), [], []
+        for layer, carried, part in zip(layers, core_state.unbind(0), parts, strict=False):
+            stream, x = part.play(inputs)
+            heads = x.view(*shape, layer.n_heads, layer.head_size)
+            y, way_back = _remembered(layer, heads, carried, episode_starts, bptt, gradient)
+            before.append(inputs)
+            ways_back.append(way_back)
+            inputs = [stream, y.reshape(stream.shape)]
+        inputs = [*inputs, *given]
+        grads, terms = parts[-1].descend(inputs, surrogate, gradient.of(parts[-1].learnt))
+        for part, inputs, way_back in zip(parts[-2::-1], before[::-1], ways_back[::-1], strict=True):
+            grad_stream, grad_y = grads[:2]
+            grad_x = way_back(grad_y.view(*shape, *heads.shape[2:])).reshape(grad_stream.shape)
+            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, gradient.of(part.learnt))
+    gradient.add(weights)
+    return terms
+
+
+def _remembered(
+    layer: MemoryLayer,
+    heads: Tensor,
+    state: Tensor,
+    episode_starts: Tensor,
+    bptt: int | None,
+    gradient: _Gradient,
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Run a layer's memory over an unroll; arguments as of `remember`, and where the gradient of its weight goes.
+
+    Returns:
+        What it gave `[T, B, H, D]`, and what makes of that one's gradient the gradient of `heads`, and leaves its
+        weights' behind.
+    """
+    if _is_plain(layer) and (bptt is None or bptt >= len(heads)):
+        assert isinstance(layer, SRWMLayer)
+        shift, starts = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts)
+        given = (heads, layer.weight, None, shift, starts, layer.shift_bound)
+        y, _, checkpoints = cpu.forward(*given, keep=True)
+
+        def back(grad_y: Tensor) -> Tensor:
+            grad_x, grad_weight, *_ = cpu.backward(*given, checkpoints, grad_y, None)
+            gradient.of([layer.weight])[0].copy_(grad_weight)
+            return grad_x
+
+        return y, back
+    with torch.enable_grad():
+        leaf = heads.detach().requires_grad_()
+        y, _ = remember(layer, leaf, state, episode_starts, bptt)
+
+    def autograd_back(grad_y: Tensor) -> Tensor:
+        y.backward(grad_y)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    return y.detach(), autograd_back
+
+
+def _is_plain(layer: MemoryLayer) -> bool:
+    """Say whether a layer's memory is the SRWM's recurrence and nothing besides."""
+    return type(layer) is SRWMLayer and layer.gate is None and layer.frozen_weight is None
+
+
+def remember(
+    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+) -> tuple[Tensor, Tensor]:
+    """Run a layer's memory over an unroll, cutting its gradient every `bptt` steps."""
+    if bptt is None or bptt >= len(heads):
+        return layer.remember(heads, state, episode_starts)
+    outputs = []
+    for part, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
+        y, state = layer.remember(part, state.detach(), starts)
+        outputs.append(y)
+    return torch.cat(outputs), state
