@@ -266,7 +266,8 @@ class PPO(PlayingAlgorithm):
         self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
     ) -> tuple[PPOTerms, Tensor]:
         """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm."""
-        buffer, groups = self.rollout_buffer, np.array_split(minibatch, self._n_groups(len(minibatch)))
+        buffer, n_groups = self.rollout_buffer, self._n_groups(len(minibatch))
+        groups = [minibatch] if n_groups == 1 else np.array_split(minibatch, n_groups)
         old = buffer.sequences(groups[0])
         # They are normalised over the whole minibatch before its first group is evaluated.
         advantages = old.advantages if len(groups) == 1 else buffer.sequences_field("advantages", minibatch)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.faults import ON_NAN, Guard, OnNan, first_sick_gradient
-from srwm_rl.agents.gradients import GraphedGradient
+from srwm_rl.agents.gradients import GraphedGradient, clip_gradient, gradient_norm
 from srwm_rl.agents.graphs import GraphedActing
 from srwm_rl.agents.ledger import can_withhold, means_of
 from srwm_rl.encoders import parts_of
@@ -239,7 +239,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         if not self._guard.update(numbers, sick_gradient, self._n_updates):
             return None
         if numbers["grad_norm"] >= self.max_grad_norm:  # else it would multiply by one
-            torch.nn.utils.clip_grads_with_norm_(self._weights_learned, self.max_grad_norm, norm)
+            clip_gradient(self._weights_learned, self.max_grad_norm, norm)
         return means_of(numbers, n_steps)
 
     def _terms_and_norm(self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms]) -> tuple[Terms, Tensor]:
@@ -278,7 +278,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         if graphs is None and self.device.type == "cuda":
             graphs = self._gradient_graphs = GraphedGradient(gradient, weights, quiet=quiet, network=self.policy)
         if graphs is None:
-            self.policy.optimizer.zero_grad()
+            for each in weights:  # as the optimizer's own zero_grad does, which takes 30 us
+                each.grad = None
             return gradient
         graphs.zero()
         return partial(graphs, settings=settings)
@@ -301,7 +302,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return [each for group in self.policy.optimizer.param_groups for each in group["params"]]
 
     def _gradient_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self._weights_learned if p.grad is not None])
+        return gradient_norm(self._weights_learned)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and where several games are played the mean return of each."""

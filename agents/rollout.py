@@ -131,8 +131,8 @@ class SequenceRolloutBuffer:
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return where the sequences' steps stand among all `T * B`, `[T, N]`."""
         chunks, envs = np.divmod(indices, self.n_envs)
-        steps = np.arange(self.sequence_length)[:, None] + chunks * self.sequence_length
-        return self._on_device(steps * self.n_envs + envs)
+        first = np.arange(self.sequence_length)[:, None] * self.n_envs
+        return self._on_device(first + (chunks * (self.sequence_length * self.n_envs) + envs))
 
     def _on_device(self, indices: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(indices)
@@ -142,8 +142,7 @@ class SequenceRolloutBuffer:
     @staticmethod
     def _take(stored: Tensor, dim: int, rows: Tensor) -> Tensor:
         # Not `stored[rows]`: for uint8 frames that is twenty times slower on a CPU.
-        taken: Tensor = stored.index_select(dim, rows.flatten()).unflatten(dim, rows.shape)
-        return taken
+        return stored.index_select(dim, rows.view(-1)).view(*stored.shape[:dim], *rows.shape, *stored.shape[dim + 1 :])
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:

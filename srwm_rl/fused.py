@@ -97,9 +97,10 @@ class FusedPolicy:
             `evaluate_sequence` and autograd must do it.
         """
         tapes = self._ready(_first(obs), core_state, episode_starts[0])
-        watched = any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self.policy.parameters())
-        if tapes is None or tapes.surrogate is None or watched or any(each.requires_grad for each in _tensors(obs)):
+        if tapes is None or tapes.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
             return None
+        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._written_from.weights):
+            return None  # autograd calls them
         given = [each.reshape(-1, 1).float() for each in (actions, *old)]
         return add_gradient(self.policy, tapes, obs, core_state, episode_starts, given, surrogate, bptt)
 

@@ -16,13 +16,16 @@ class Structure:
 
     Args:
         network: whose structure it is.
+
+    Attributes:
+        weights: its parameters and buffers.
     """
 
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
         owners = [owned for each in modules for owned in (each._modules, each._parameters, each._buffers)]
         self._owned = [(owner, name, each) for owner in owners for name, each in owner.items()]
-        self._weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
+        self.weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
         self._places = self._here()
         self._hooks: list[dict[int, Any]] = [
             hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
@@ -35,7 +38,7 @@ class Structure:
         return sum(map(len, self._hooks))
 
     def _here(self) -> list[tuple[int, bool, bool]]:
-        return [(each.data_ptr(), each.is_contiguous(), each.requires_grad) for each in self._weights]
+        return [(each.data_ptr(), each.is_contiguous(), each.requires_grad) for each in self.weights]
 
     def unchanged(self) -> bool:
         """Say whether all is still as it was."""

@@ -246,7 +246,7 @@ class Tape:
     def play(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
         """Run the kernel forward; return the outputs, `[B, n]` each."""
         given = [each.contiguous() for each in inputs]
-        outputs = [torch.empty(len(given[0]), width) for width in self._outputs]
+        outputs = [torch.empty(given[0].shape[0], width) for width in self._outputs]
         to = _pointers(outputs)
         self._call("srwm_cpu_play", given, outputs=ctypes.addressof(to), **pointers)
         return outputs
@@ -298,7 +298,7 @@ class Tape:
         return grad_inputs
 
     def _call(self, function: str, inputs: list[Tensor], **pointers: int) -> None:
-        batch = len(inputs[0])
+        batch = inputs[0].shape[0]
         assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the tape's inputs"
         assert all(each.dtype == torch.float32 for each in inputs), "the tape reads float32"
         given = _pointers(inputs)

@@ -220,7 +220,8 @@ EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Pa
         job->grain = pairs;
         share(job);
     } else {
-        job->grain = pairs / (4 * (int64_t)threads) + 1; /* several shares each: threads may be of unequal speed */
+        const int64_t shares = 4 * (int64_t)threads; /* several each: threads may be of unequal speed */
+        job->grain = (pairs + shares - 1) / shares;
         parallel(share, job, threads, 0);
     }
     return job->failed;
