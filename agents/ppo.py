@@ -283,9 +283,9 @@ class PPO(PlayingAlgorithm):
 
     def _add_gradient(self, group: PPOGroup) -> Tensor:
         """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
-        terms = self._add_gradient_in_c(group)
-        if terms is not None:
-            return terms
+        done = self._add_gradient_in_c(group)
+        if done is not None:
+            return done
         old, advantages = group.old, group.old.advantages
         new = self._evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, self.bptt)
         if group.mean is not None and group.std is not None:

@@ -59,8 +59,8 @@ def add_gradient(
     assert tapes.surrogate is not None
     parts, shape = [*tapes.parts[:-1], tapes.surrogate], episode_starts.shape
     layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
-    learnt = [each for part in parts for each in part.learnt]
-    weights = [*learnt, *(layer.weight for layer in layers if _is_plain(layer))]
+    weights = [each for part in parts for each in part.learnt]
+    weights += [layer.weight for layer in layers if _is_plain(layer)]  # type: ignore[misc]
     gradient = _Gradient(weights)
 
     with torch.no_grad():
@@ -76,7 +76,8 @@ def add_gradient(
         grads, terms = parts[-1].descend(inputs, surrogate, gradient.of(parts[-1].learnt))
         for part, inputs, way_back in zip(parts[-2::-1], before[::-1], ways_back[::-1], strict=True):
             grad_stream, grad_y = grads[:2]
-            grad_x = way_back(grad_y.view(*shape, *heads.shape[2:])).reshape(grad_stream.shape)
+            assert grad_stream is not None and grad_y is not None
+            grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
             grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, gradient.of(part.learnt))
     gradient.add(weights)
     return terms

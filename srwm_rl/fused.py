@@ -99,6 +99,7 @@ class FusedPolicy:
         tapes = self._ready(_first(obs), core_state, episode_starts[0])
         if tapes is None or tapes.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
             return None
+        assert self._written_from is not None
         if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._written_from.weights):
             return None  # autograd calls them
         given = [each.reshape(-1, 1).float() for each in (actions, *old)]

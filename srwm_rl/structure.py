@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,8 @@ class Structure:
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
         owners = [owned for each in modules for owned in (each._modules, each._parameters, each._buffers)]
-        self._owned = [(owner, name, each) for owner in owners for name, each in owner.items()]
+        self._owned = [(owner.get, name) for owner in owners for name in owner]
+        self._kept = [each for owner in owners for each in owner.values()]
         self.weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
         self._places = self._here()
         self._hooks: list[dict[int, Any]] = [
@@ -43,7 +45,7 @@ class Structure:
     def unchanged(self) -> bool:
         """Say whether all is still as it was."""
         return (
-            all(owner.get(name) is each for owner, name, each in self._owned)
+            all(map(is_, [get(name) for get, name in self._owned], self._kept))
             and self._here() == self._places
             and self.n_hooks == self._n_hooks_then
         )

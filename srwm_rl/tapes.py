@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import prod
 from typing import Literal, NamedTuple
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
@@ -66,11 +68,14 @@ def write(policy: SRWMPolicy) -> Tapes:
 def inputs_of(policy: SRWMPolicy, obs: Obs, n: int) -> list[Tensor]:
     """Return the parts of `n` observations in the order in which a tape takes them, as floats `[n, width]`."""
     given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-    spaces_of = policy.parts
-    return [
-        as_floats(given[key].reshape(n, *(spaces_of[key].shape or ())), spaces_of[key]).flatten(1)
-        for key in _keys(policy.features_extractor)
-    ]
+    parts, made = policy.parts, []
+    for key in _keys(policy.features_extractor):
+        each, space = given[key], parts[key]
+        if isinstance(space, spaces.Box):  # what `as_floats` does, in fewer steps
+            made.append(each.reshape(n, prod(space.shape)).float())
+        else:
+            made.append(as_floats(each.reshape(n, *(space.shape or ())), space).flatten(1))
+    return made
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from srwm_rl.encoders import MAIN_KEY
 from srwm_rl.errors import UserError
@@ -25,6 +27,7 @@ from srwm_rl.scripts.training.build import describe_threads, use_threads
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
+    from srwm_rl.policy import Obs, SRWMPolicy
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,43 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
     for model, backend in ((ours, "auto"), (slow, "reference")):
         each = model.policy
         with prefer(backend):
-            seen = model._evaluate_sequence(obs, actions, each.initial_state(n), starts, None)
+            state = each.initial_state(n)
+            seen = model._evaluate_sequence(obs, actions, state, starts, None)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
-        gradient = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
-        found.append((seen.values, seen.log_probs, gradient))
-        each.zero_grad()
+            gradients = [_gradient_taken(each)]
+            _adds_gradient(model, obs, actions, state, starts)()
+            gradients.append(_gradient_taken(each))
+        found.append((seen.values, seen.log_probs, torch.cat(gradients)))
     for name, one, other in zip(("values", "log-probabilities", "gradients"), *found, strict=True):
         if (one - other).norm() > 1e-3 * other.norm():
             raise UserError(f"the fused kernel's {name} differ from the reference's; not timed")
+
+
+def _gradient_taken(policy: SRWMPolicy) -> Tensor:
+    """Take the weights' gradients away from them, and return them in one row."""
+    row = torch.cat([each.grad.flatten() for each in policy.parameters() if each.grad is not None])
+    policy.zero_grad()
+    return row
+
+
+def _adds_gradient(
+    model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
+) -> Callable[[], Any]:
+    """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
+    from srwm_rl.agents.ppo import PPO, PPOGroup
+    from srwm_rl.agents.rollout import Sequences
+
+    def plain() -> None:
+        seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)
+        (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
+
+    if not isinstance(model, PPO):
+        return plain
+    shape = episode_starts.shape
+    drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    numbers = dict(zip(("old_values", "old_log_probs", "advantages", "returns"), drawn - 0.5, strict=True))
+    old = Sequences(obs, actions, episode_starts, core_state=core_state, **numbers)
+    return partial(model._add_gradient, PPOGroup(old, None, None, float(shape.numel()), 0.2, None))
 
 
 def _samples(space: spaces.Space[Any], n_steps: int, n: int) -> np.ndarray:
@@ -220,7 +252,7 @@ def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float
 
 
 def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
-    """Time the parts alone: stepping, acting, and one forward and backward pass over what a minibatch holds."""
+    """Time the parts alone: stepping, acting, and the gradient of what a minibatch holds."""
     assert model.env is not None
     env, policy = model.env, model.policy
     actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
@@ -245,15 +277,17 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
         done = done.float()
     begins = torch.zeros(config.n_steps, n, device=model.device)
 
+    # In the parts in which the trainer does it, whose activations fit into the memory it was given.
+    at_once, adding = model._sequences_at_once(config.n_steps) or n, []
+    for first in range(0, n, at_once):
+        rows = slice(first, min(first + at_once, n))
+        part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
+        carried = policy.initial_state(rows.stop - rows.start)
+        adding.append(_adds_gradient(model, part, done[:, rows], carried, begins[:, rows]))
+
     def learn() -> None:
-        # In the parts in which the trainer does it, whose activations fit into the memory it was given.
-        at_once = model._sequences_at_once(config.n_steps) or n
-        for first in range(0, n, at_once):
-            rows = slice(first, min(first + at_once, n))
-            part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
-            carried = policy.initial_state(rows.stop - rows.start)
-            seen = model._evaluate_sequence(part, done[:, rows], carried, begins[:, rows], None)
-            (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
+        for add in adding:
+            add()
         policy.zero_grad()
 
     seconds = 0.4 * config.rounds

@@ -235,7 +235,8 @@ class Tape:
         Raises:
             MemoryError: no room for a tile.
         """
-        state, starts = state.contiguous(), episode_starts.ne(0)
+        state = state.contiguous()
+        starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
         assert state.shape == (self._n_states, len(starts), self._state_size), "not the tape's state"
         assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the tape reads float32 on the CPU"
         choices, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
@@ -302,16 +303,8 @@ class Tape:
         assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the tape's inputs"
         assert all(each.dtype == torch.float32 for each in inputs), "the tape reads float32"
         given = _pointers(inputs)
-        tape = _Tape(
-            batch,
-            len(self._ops),
-            len(self._wanted),
-            self._n_spare,
-            self._n_sums,
-            ops=ctypes.addressof(self._ops),
-            inputs=ctypes.addressof(given),
-            **pointers,
-        )
+        numbers = (batch, len(self._ops), len(self._wanted), self._n_spare, self._n_sums)
+        tape = _Tape(*numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(given), **pointers)
         kernel = self.kernel
         call = getattr(kernel.library, function)
         if call(ctypes.byref(tape), kernel.level, n_threads(), kernel.parallel):
