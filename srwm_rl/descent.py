@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from srwm_rl.ops.checks import as_uint8
 from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import Obs, SRWMPolicy
 from srwm_rl.tapes import Tapes, inputs_of
+
+WayBack = Callable[[Tensor], Tensor]
 
 
 class _Gradient:
@@ -60,7 +63,9 @@ def add_gradient(
     parts, shape = [*tapes.parts[:-1], tapes.surrogate], episode_starts.shape
     layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
     weights = [each for part in parts for each in part.learnt]
-    weights += [layer.weight for layer in layers if _is_plain(layer)]  # type: ignore[misc]
+    whole = bptt is None or bptt >= shape[0]
+    plain = {layer: layer.weight for layer in layers if whole and _is_plain(layer)}
+    weights += plain.values()
     gradient = _Gradient(weights)
 
     with torch.no_grad():
@@ -68,7 +73,10 @@ def add_gradient(
         for layer, carried, part in zip(layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
-            y, way_back = _remembered(layer, heads, carried, episode_starts, bptt, gradient)
+            if layer in plain:
+                y, way_back = _scanned(layer, heads, carried, episode_starts, gradient.of([plain[layer]])[0])
+            else:
+                y, way_back = _remembered(layer, heads, carried, episode_starts, bptt)
             before.append(inputs)
             ways_back.append(way_back)
             inputs = [stream, y.reshape(stream.shape)]
@@ -76,52 +84,57 @@ def add_gradient(
         grads, terms = parts[-1].descend(inputs, surrogate, gradient.of(parts[-1].learnt))
         for part, inputs, way_back in zip(parts[-2::-1], before[::-1], ways_back[::-1], strict=True):
             grad_stream, grad_y = grads[:2]
-            assert grad_stream is not None and grad_y is not None
+            assert grad_stream is not None
+            assert grad_y is not None
             grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
             grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, gradient.of(part.learnt))
     gradient.add(weights)
     return terms
 
 
-def _remembered(
-    layer: MemoryLayer,
-    heads: Tensor,
-    state: Tensor,
-    episode_starts: Tensor,
-    bptt: int | None,
-    gradient: _Gradient,
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Run a layer's memory over an unroll; arguments as of `remember`, and where the gradient of its weight goes.
+def _scanned(
+    layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, grad_weight: Tensor
+) -> tuple[Tensor, WayBack]:
+    """Run the memory of a layer that `_is_plain` over an unroll.
 
     Returns:
         What it gave `[T, B, H, D]`, and what makes of that one's gradient the gradient of `heads`, and leaves its
-        weights' behind.
+        weight's in `grad_weight`.
     """
-    if _is_plain(layer) and (bptt is None or bptt >= len(heads)):
-        assert isinstance(layer, SRWMLayer)
-        shift, starts = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts)
-        given = (heads, layer.weight, None, shift, starts, layer.shift_bound)
-        y, _, checkpoints = cpu.forward(*given, keep=True)
+    shift, starts, bound = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts), layer.shift_bound
+    y, _, checkpoints = cpu.forward(heads, layer.weight, None, shift, starts, bound, keep=True)
 
-        def back(grad_y: Tensor) -> Tensor:
-            grad_x, grad_weight, *_ = cpu.backward(*given, checkpoints, grad_y, None)
-            gradient.of([layer.weight])[0].copy_(grad_weight)
-            return grad_x
+    def back(grad_y: Tensor) -> Tensor:
+        grad_x, found, *_ = cpu.backward(
+            heads, layer.weight, None, shift, starts, bound, checkpoints, grad_y, grad_final=None
+        )
+        grad_weight.copy_(found)
+        return grad_x
 
-        return y, back
+    return y, back
+
+
+def _remembered(
+    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+) -> tuple[Tensor, WayBack]:
+    """Run any layer's memory over an unroll, and autograd on the way back, which adds to its weights' gradients.
+
+    Returns:
+        See `_scanned`.
+    """
     with torch.enable_grad():
         leaf = heads.detach().requires_grad_()
         y, _ = remember(layer, leaf, state, episode_starts, bptt)
 
-    def autograd_back(grad_y: Tensor) -> Tensor:
+    def back(grad_y: Tensor) -> Tensor:
         y.backward(grad_y)
         assert leaf.grad is not None
         return leaf.grad
 
-    return y.detach(), autograd_back
+    return y.detach(), back
 
 
-def _is_plain(layer: MemoryLayer) -> bool:
+def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
     """Say whether a layer's memory is the SRWM's recurrence and nothing besides."""
     return type(layer) is SRWMLayer and layer.gate is None and layer.frozen_weight is None
 

@@ -13,7 +13,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.profiling import Stopwatch, time_parts
 from srwm_rl.agents.recurrent import RecurrentAlgorithm
+from srwm_rl.ops import cpu
 from tests.agents.probe import Probe
+
+IN_C = not isinstance(cpu.load_kernel(), str)
 
 
 class Clock:
@@ -155,8 +158,10 @@ def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
     assert spent[("collect", "act")].calls == 4 * (8 + (algo == "ppo"))
     updates = 4 * 2 * 2 if algo == "ppo" else 4  # iterations, epochs, minibatches
     below = ("learn",) if algo == "ppo" else ("learn", "update")
-    for part in ("forward", "backward", "optimizer"):
-        assert spent[(*below, part)].calls == updates
+    steps = [(*below, "optimizer"), (*below, "gradient")]
+    # PPO's gradient of vectors is one piece of C, where there is that.
+    steps += [(*below, "gradient", part) for part in ("forward", "backward") if algo == "impala" or not IN_C]
+    assert {path: spent[path].calls for path in steps} == dict.fromkeys(steps, updates)
     for path, time_spent in spent.items():
         inside = sum(each.seconds for below, each in spent.items() if below[:-1] == path)
         assert 0 <= inside <= time_spent.seconds
@@ -165,5 +170,5 @@ def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
 def test_a_learner_beside_the_actors_is_timed_by_itself() -> None:
     _, _ = trained("overlapped", timed := Timed())
     # The last batches may be learned from after the training's end.
-    assert 1 <= timed.watch.spent[("update", "forward", "encoder")].calls <= 4
+    assert 1 <= timed.watch.spent[("update", "gradient", "forward")].calls <= 4
     assert timed.watch.spent[("collect", "act")].calls == 4 * 8

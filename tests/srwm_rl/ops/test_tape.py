@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from srwm_rl import srwm_scan
 from srwm_rl.ops import cpu
-from srwm_rl.ops.tape import Tape
+from srwm_rl.ops.tape import Surrogate, Tape
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
@@ -88,6 +88,113 @@ def test_judge(kernel: cpu.Kernel, rows: int, n: int) -> None:
     log_p = logits.double().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
     check(tape, [choices.float(), logits], [torch.cat((log_p.gather(-1, choices), entropy), dim=1)])
+
+
+def surrogate_of(clip_range_vf: float) -> Surrogate:
+    return Surrogate(
+        mean=0.3, scale_advantage=0.8, low=0.8, high=1.2, clip_range=0.2,
+        clip_range_vf=clip_range_vf, vf_coef=0.7, ent_coef=0.02, scale=0.01,
+    )  # fmt: skip
+
+
+def surrogate_tape(kernel: cpu.Kernel, n: int) -> Tape:
+    """Take a choice, logits and a value, and end with the loss."""
+    tape = Tape(kernel)
+    judged = tape.judge(tape.input(n, wanted=True), tape.input(1))
+    tape.surrogate(judged, tape.input(1, wanted=True))
+    return tape
+
+
+def surrogate_terms(by: Surrogate, inputs: list[Tensor]) -> Tensor:
+    """Sum up PPO's loss and what is logged beside it, in float64."""
+    logits, choices, value, old_log_p, advantage, returns, old_value = (each.double() for each in inputs)
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
+    log_ratio = log_p.gather(-1, choices.long()) - old_log_p
+    ratio, advantage = log_ratio.exp(), (advantage - by.mean) * by.scale_advantage
+    gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(by.low, by.high))
+    if by.clip_range_vf >= 0:
+        value = old_value + (value - old_value).clamp(-by.clip_range_vf, by.clip_range_vf)
+    clipped = ((ratio - 1).abs() > by.clip_range).double()
+    terms = (-gain, (returns - value).square(), entropy, (ratio - 1) - log_ratio, clipped)
+    return torch.stack([each.sum() for each in terms])
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("clip_range_vf", [-1.0, 0.0, 0.4])
+def test_surrogate(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) -> None:
+    by, tape = surrogate_of(clip_range_vf), surrogate_tape(kernel, n)
+    choices = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
+    logits, value = 2 * drawn(rows, n), drawn(rows, 1, seed=2)
+    log_p = logits.log_softmax(-1).gather(-1, choices)
+    # Near enough to the policy that some ratios are clipped and some are not, on both sides.
+    old_log_p, old_value = log_p + 0.3 * drawn(rows, 1, seed=3), value + 0.5 * drawn(rows, 1, seed=6)
+    given = [logits, choices.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
+    (grad_logits, none, grad_value, *rest), terms = tape.descend(given, by, [])
+    assert none is None
+    assert rest == [None] * 4
+    given[0].requires_grad_()
+    given[2].requires_grad_()
+    expected = surrogate_terms(by, given)
+    torch.testing.assert_close(terms.double(), expected, rtol=1e-5, atol=2e-5)
+    policy_loss, value_loss, entropy, *_ = expected
+    loss = (policy_loss + by.vf_coef * value_loss - by.ent_coef * entropy) * by.scale
+    for found, exact_one in zip(
+        (grad_logits, grad_value), torch.autograd.grad(loss, (given[0], given[2])), strict=True
+    ):
+        assert found is not None
+        assert (found - exact_one).norm() <= 2e-6 * exact_one.norm() + 1e-9 * math.sqrt(rows)
+    if rows > 100 and n > 1:
+        assert 0.2 < expected[4].item() / rows < 0.8
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
+def test_what_is_not_finite_shows_in_the_losss_terms(kernel: cpu.Kernel, number: float, place: int) -> None:
+    tape = surrogate_tape(kernel, 3)
+    given = [drawn(70, 3), torch.zeros(70, 1), *(drawn(70, 1, seed=i) for i in range(5))]
+    given[place][66] = number
+    _, terms = tape.descend(given, surrogate_of(0.4), [])
+    expected = surrogate_terms(surrogate_of(0.4), given)
+    assert torch.equal(terms[:4].isfinite(), expected[:4].isfinite())
+    assert not terms[:4].isfinite().all() or math.isinf(number)  # an infinite value is clipped to its former one
+
+
+@pytest.mark.parametrize("log_ratio", [87.9, 88.5, 200.0, -90.0, -300.0])
+def test_ratios_beyond_all_bounds(kernel: cpu.Kernel, log_ratio: float) -> None:
+    tape = surrogate_tape(kernel, 2)
+    given = [torch.zeros(2, 2), torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), -log_ratio - math.log(2))]
+    given += [torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1), torch.zeros(2, 1)]
+    (grad, *_), terms = tape.descend(given, surrogate_of(-1.0), [])
+    assert grad is not None
+    if log_ratio < 0:  # as good as impossible now: nothing to gain, and a lot to lose by what was worth nothing
+        assert torch.isfinite(terms).all()
+        assert torch.isfinite(grad).all()
+        assert terms[3].item() == pytest.approx(2 * (-1 - log_ratio), rel=1e-5)
+    else:
+        assert terms[3].item() > 1e37
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
+    periods = torch.tensor([2.0, 3.7, 1e6])
+    tape = Tape(kernel)
+    tape.output(tape.sines(tape.input(1), periods))
+    steps = (drawn(rows, 1).abs() * torch.logspace(-3, 6, max(rows, 1))[:rows, None]).float()
+    steps[: rows // 2].neg_()
+    (found,) = tape.run([steps])
+    angle = (2 * math.pi * steps / periods).double()
+    expected = torch.cat((angle.sin(), angle.cos()), dim=1)
+    assert (found - expected).abs().amax().item() < 3e-7 if rows else not found.numel()
+
+
+def test_sines_of_what_has_none(kernel: cpu.Kernel) -> None:
+    tape = Tape(kernel)
+    tape.output(tape.sines(tape.input(1), torch.tensor([2.0])))
+    (found,) = tape.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
+    assert found[:3].isnan().all()
+    assert found[3].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("rows", ROWS)
