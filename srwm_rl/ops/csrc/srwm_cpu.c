@@ -84,6 +84,8 @@ typedef struct {
     int level, failed;
 } Tape;
 
+#define STEP_8(job) /* has a function of its own, for AVX-512 */ \
+    ((job)->T == 1 && (job)->D == 8 && (job)->E == 8 && !(job)->grad_x && !(job)->value && !HELD(job))
 #define HELD(job) ((job)->bound > 0 || (job)->retention) /* needs held_kernel.h */
 
 #define GLUE2(a, b) a##b
@@ -123,7 +125,7 @@ typedef struct {
 
 typedef void (*Share)(void *);
 typedef void (*Parallel)(Share, void *, unsigned threads, unsigned flags); /* GOMP_parallel */
-static Share choose(int is_double, int level, int64_t D);
+static Share choose(int is_double, int level, const Job *job);
 
 #define REAL float
 #define IREAL int32_t
@@ -196,13 +198,13 @@ EXPORT int srwm_cpu_level(void) {
     return 0;
 }
 
-static Share choose(int is_double, int level, int64_t D) {
+static Share choose(int is_double, int level, const Job *job) {
 #ifdef HAVE_X86
     if (is_double) return level >= 1 ? share_f64_avx2 : share_f64;
-    if (level >= 2 && D > 8) return share_f32_avx512; /* small heads would be mostly padding */
+    if (level >= 2 && (job->D > 8 || STEP_8(job))) return share_f32_avx512; /* small heads would be mostly padding */
     if (level >= 1) return share_f32_avx2;
 #else
-    (void)level, (void)D;
+    (void)level, (void)job;
 #endif
     return is_double ? share_f64 : share_f32;
 }
@@ -210,7 +212,7 @@ static Share choose(int is_double, int level, int64_t D) {
 /* Run the job; `parallel`: torch's own OpenMP entry, so that its threads do the work, or NULL. 1: out of memory. */
 EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Parallel parallel) {
     int64_t pairs = job->B * job->H;
-    Share share = choose(is_double, level, job->D);
+    Share share = choose(is_double, level, job);
     job->next = 0;
     job->failed = 0;
 #if !defined(__GNUC__)

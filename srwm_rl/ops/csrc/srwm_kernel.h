@@ -603,6 +603,56 @@ INLINE void NAME(backward_pair)(int D, int E, const Job *job, const NAME(work) *
     }
 }
 
+/* ---- acting: one step of heads of size 8 ---- */
+
+#if VLEN == 16 && !defined(REAL_IS_DOUBLE)
+/* Small heads act in the small networks of vector observations, where a step's time is theirs. All of a matrix stays in
+ * registers: a row of 28 is the vectors [y | q] and, from column 12 on, [the end of q | k | beta]. Where the two
+ * overlap, both find the same. */
+static NOINLINE TARGET void NAME(step_8)(const Job *job, const NAME(work) *work, int64_t pair) {
+    enum { D = 8, C = 28, SECOND = 12 };
+    const REAL *slow = (const REAL *)job->weight + pair % job->H * D * C, *x = (const REAL *)job->x + pair * D;
+    const REAL *shift = job->shift && !NAME(starts_at)(job, 0, pair / job->H) ? (const REAL *)job->shift + pair * D * C : 0;
+    REAL *final = (REAL *)job->final + pair * D * C;
+    vec first[D], second[D], y_q[2] = {ZERO, ZERO}, q_k_beta[2] = {ZERO, ZERO};
+    UNROLL for (int i = 0; i < D; i++) {
+        first[i] = LDU(slow + i * C), second[i] = LDU(slow + i * C + SECOND);
+        if (shift) first[i] += LDU(shift + i * C), second[i] += LDU(shift + i * C + SECOND);
+        y_q[i % 2] += first[i] * x[i], q_k_beta[i % 2] += second[i] * x[i];
+    }
+    y_q[0] += y_q[1], q_k_beta[0] += q_k_beta[1];
+    memcpy((REAL *)job->y + pair * D, y_q, D * sizeof(REAL));
+
+#define EIGHTS(op, v)                                                                               \
+    v = op(v, SHUF(ivec, v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)),              \
+    v = op(v, SHUF(ivec, v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)),              \
+    v = op(v, SHUF(ivec, v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14))
+    vec p = SHUF(ivec, y_q[0], q_k_beta[0], 8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 26, 27), most = p;
+    EIGHTS(VMAX, most);
+    p = NAME(exp)(p - most);
+    vec sum = p;
+    EIGHTS(ADD, sum);
+    p /= sum; /* [q | k] */
+#undef EIGHTS
+    ALIGNED REAL u[16], q_and_k[16];
+    ST(u, p - SHUF(ivec, p, p, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    ST(q_and_k, p);
+    const vec rate = NAME(sigmoid)(q_k_beta[0]);
+
+    vec edit_first[2] = {ZERO, ZERO}, edit_second[2] = {ZERO, ZERO};
+    UNROLL for (int i = 0; i < D; i++) edit_first[i % 2] += first[i] * u[i], edit_second[i % 2] += second[i] * u[i];
+    const vec rates[2] = {SHUF(ivec, rate, rate, 12, 12, 12, 12, 12, 12, 12, 12, 13, 13, 13, 13, 13, 13, 13, 13),
+                          SHUF(ivec, rate, rate, 13, 13, 13, 13, 14, 14, 14, 14, 14, 14, 14, 14, 15, 15, 15, 15)};
+    const vec e_first = (edit_first[0] + edit_first[1]) * rates[0], e_second = (edit_second[0] + edit_second[1]) * rates[1];
+    UNROLL for (int i = 0; i < D; i++) {
+        const REAL k = q_and_k[D + i];
+        STU(final + i * C, (shift ? LDU(shift + i * C) : ZERO) + e_first * k);
+        STU(final + i * C + SECOND, (shift ? LDU(shift + i * C + SECOND) : ZERO) + e_second * k);
+    }
+    (void)work;
+}
+#endif
+
 #include "delta_kernel.h"
 #include "held_kernel.h"
 
@@ -634,6 +684,9 @@ static NAME(function) NAME(function_of)(const Job *job) {
 #define CASE(n)                                                                                              \
     return job->value ? job->grad_x ? NAME(delta_backward_##n) : NAME(delta_forward_##n)                     \
                       : job->grad_x ? NAME(backward_##n) : NAME(forward_##n)
+#if VLEN == 16 && !defined(REAL_IS_DOUBLE)
+    if (STEP_8(job)) return NAME(step_8);
+#endif
     if (HELD(job)) return job->grad_x ? NAME(held_backward_any) : NAME(held_forward_any);
     switch (job->value || job->E == job->D ? job->D : 0) {
 #ifndef REAL_IS_DOUBLE

@@ -258,7 +258,7 @@ static TARGET int NAME(heads)(const Tape *tape, const Op *op, REAL *features, RE
     job.x = x, job.weight = op->weight, job.shift = tape->state + at, job.starts = tape->starts + first;
     job.y = y, job.final = tape->final + at;
     job.retention = op->add >= 0 ? kept : 0;
-    choose(0, tape->level, D)(&job);
+    choose(0, tape->level, &job)(&job);
     NAME(turn_in)(y, n, op->n_in, AT(features, op->to));
     return job.failed;
 }
