@@ -18,8 +18,8 @@ from srwm_rl.tapes import Tapes, inputs_of
 WayBack = Callable[[Tensor], Tensor]
 
 
-class _Gradient:
-    """Gradients of weights, side by side in one tensor: a norm of them all is then one operation."""
+class _Room:
+    """Room for the gradients of weights, side by side in one tensor: a norm of them all is then one operation."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         whole = torch.empty(sum(each.numel() for each in weights))
@@ -30,66 +30,80 @@ class _Gradient:
         """Return where the gradients of weights go."""
         return [self._of[id(each)] for each in weights]
 
-    def add(self, weights: Sequence[Tensor]) -> None:
-        """Add what was put there to the weights' own gradients."""
-        for each in weights:
-            if each.requires_grad:
-                grad = self._of[id(each)]
-                each.grad = grad if each.grad is None else each.grad + grad
 
-
-def add_gradient(
-    policy: SRWMPolicy,
-    tapes: Tapes,
-    obs: Obs,
-    core_state: Tensor,
-    episode_starts: Tensor,
-    given: Sequence[Tensor],
-    surrogate: Surrogate,
-    bptt: int | None,
-) -> Tensor:
-    """Add the gradient of PPO's loss over an unroll to the weights'.
+class Descent:
+    """The way through a policy and back to the gradient of PPO's loss.
 
     Args:
-        policy, tapes: the policy, and how it is written down; with a `surrogate`.
-        obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
-        given: actions, and the former log-probabilities, advantages, returns and values, each `[T * B, 1]`, float32.
-        surrogate: the loss's settings.
-
-    Returns:
-        The loss's terms `[5]`, summed over steps.
+        policy: whose weights get the gradient.
+        tapes: how it is written down; with a `surrogate`.
+        bptt: cut the gradient through the core's state every so many steps; None: never.
     """
-    assert tapes.surrogate is not None
-    parts, shape = [*tapes.parts[:-1], tapes.surrogate], episode_starts.shape
-    layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
-    weights = [each for part in parts for each in part.learnt]
-    whole = bptt is None or bptt >= shape[0]
-    plain = {layer: layer.weight for layer in layers if whole and _is_plain(layer)}
-    weights += plain.values()
-    gradient = _Gradient(weights)
 
-    with torch.no_grad():
-        inputs, before, ways_back = inputs_of(policy, obs, shape.numel()), [], []
-        for layer, carried, part in zip(layers, core_state.unbind(0), parts, strict=False):
+    def __init__(self, policy: SRWMPolicy, tapes: Tapes, bptt: int | None) -> None:
+        assert tapes.surrogate is not None
+        self.policy, self.bptt = policy, bptt
+        self._parts = [*tapes.parts[:-1], tapes.surrogate]
+        self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
+        self._plain = {each: each.weight for each in self._layers if bptt is None and _is_plain(each)}
+        self._weights = [each for part in self._parts for each in part.learnt] + [*self._plain.values()]
+        self._learnt = [each for each in self._weights if each.requires_grad]
+        self._room = _Room(self._weights)
+
+    def add_gradient(
+        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, given: Sequence[Tensor], surrogate: Surrogate
+    ) -> Tensor:
+        """Add the gradient of PPO's loss over an unroll to the weights'.
+
+        Where they had none, theirs lie in the same memory each time.
+
+        Args:
+            obs, core_state, episode_starts: see `SRWMPolicy.evaluate_sequence`.
+            given: actions, then former log-probabilities, advantages, returns and values, each `[T * B, 1]`, float32.
+            surrogate: the loss's settings.
+
+        Returns:
+            The loss's terms `[5]`, summed over steps.
+        """
+        fresh = all(each.grad is None for each in self._learnt)
+        room = self._room if fresh else _Room(self._weights)
+        with torch.no_grad():
+            terms = self._go(obs, core_state, episode_starts, given, surrogate, room)
+        for each, grad in zip(self._learnt, room.of(self._learnt), strict=True):
+            each.grad = grad if each.grad is None else each.grad + grad
+        return terms
+
+    def _go(
+        self,
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        given: Sequence[Tensor],
+        surrogate: Surrogate,
+        room: _Room,
+    ) -> Tensor:
+        """Go there and back; leave the weights' gradients in the room, but for those that autograd adds by itself."""
+        parts, shape = self._parts, episode_starts.shape
+        inputs, before, ways_back = inputs_of(self.policy, obs, shape.numel()), [], []
+        for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
-            if layer in plain:
-                y, way_back = _scanned(layer, heads, carried, episode_starts, gradient.of([plain[layer]])[0])
+            if layer in self._plain:
+                (grad_weight,) = room.of([self._plain[layer]])
+                y, way_back = _scanned(layer, heads, carried, episode_starts, grad_weight)
             else:
-                y, way_back = _remembered(layer, heads, carried, episode_starts, bptt)
+                y, way_back = _remembered(layer, heads, carried, episode_starts, self.bptt)
             before.append(inputs)
             ways_back.append(way_back)
             inputs = [stream, y.reshape(stream.shape)]
-        inputs = [*inputs, *given]
-        grads, terms = parts[-1].descend(inputs, surrogate, gradient.of(parts[-1].learnt))
+        grads, terms = parts[-1].descend([*inputs, *given], surrogate, room.of(parts[-1].learnt))
         for part, inputs, way_back in zip(parts[-2::-1], before[::-1], ways_back[::-1], strict=True):
             grad_stream, grad_y = grads[:2]
             assert grad_stream is not None
             assert grad_y is not None
             grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, gradient.of(part.learnt))
-    gradient.add(weights)
-    return terms
+            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, room.of(part.learnt))
+        return terms
 
 
 def _scanned(

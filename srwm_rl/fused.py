@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srwm_rl.descent import add_gradient, remember
+from srwm_rl.descent import Descent, remember
 from srwm_rl.layers import MemoryLayer
 from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.tape import Surrogate, Tape
@@ -41,6 +41,7 @@ class FusedPolicy:
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
         self._tapes: Tapes | None = None
+        self._descent: Descent | None = None
         self._written_from: Structure | None = None  # also where it could not be written
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
@@ -102,8 +103,11 @@ class FusedPolicy:
         assert self._written_from is not None
         if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._written_from.weights):
             return None  # autograd calls them
+        bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
+        if self._descent is None or self._descent.bptt != bptt:
+            self._descent = Descent(self.policy, tapes, bptt)
         given = [each.reshape(-1, 1).float() for each in (actions, *old)]
-        return add_gradient(self.policy, tapes, obs, core_state, episode_starts, given, surrogate, bptt)
+        return self._descent.add_gradient(obs, core_state, episode_starts, given, surrogate)
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
         """Return the tapes, written and compared at the first of the steps they are for."""
@@ -111,7 +115,7 @@ class FusedPolicy:
             return None
         if self._written_from is None or not self._written_from.unchanged():
             self._written_from = Structure(self.policy)
-            self._tapes = self._written(obs, core_state, episode_starts)
+            self._tapes, self._descent = self._written(obs, core_state, episode_starts), None
         return self._tapes
 
     def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
