@@ -23,10 +23,16 @@ TOLERANCE = 0.02  # of the gradient's norm; bfloat16 keeps 8 bits, and a graph m
 logger = logging.getLogger(__name__)
 
 
-def gradient_norm(weights: Sequence[Tensor]) -> Tensor:
-    """Return the norm of the weights' gradients, all of them together."""
+def gradient_norm(weights: Sequence[Tensor], in_parts: bool = False) -> Tensor:
+    """Return the norm of the weights' gradients, all of them together.
+
+    Args:
+        weights: whose gradients they are.
+        in_parts: take the norm of the gradients' norms, as torch does, also where they are the parts of one tensor,
+            whose own norm is found faster and may differ in its last bit.
+    """
     grads = [each.grad for each in weights if each.grad is not None]
-    whole = _whole(grads)
+    whole = None if in_parts else _whole(grads)
     return torch.nn.utils.get_total_norm(grads) if whole is None else torch.linalg.vector_norm(whole)
 
 

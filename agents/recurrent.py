@@ -302,7 +302,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         return [each for group in self.policy.optimizer.param_groups for each in group["params"]]
 
     def _gradient_norm(self) -> Tensor:
-        return gradient_norm(self._weights_learned)
+        # Processes must agree to the last bit, in whatever way each of them came by its part of the gradient.
+        return gradient_norm(self._weights_learned, in_parts=self.processes.size > 1)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and where several games are played the mean return of each."""
