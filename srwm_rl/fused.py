@@ -27,7 +27,7 @@ _OWN = {
 
 
 class FusedPolicy:
-    """`act` and `evaluate_sequence` as `SRWMPolicy` has them: the same up to rounding, in a few calls of C.
+    """`act`, `evaluate_sequence` and PPO's gradient as `SRWMPolicy` has them, up to rounding, in a few calls of C.
 
     For policies on the CPU that read vectors and remember by a `StackCore` (the SRWM and its relatives); others do as
     they always do. An SRWM policy that chooses among `Discrete` actions acts in one call. Weights are read where they

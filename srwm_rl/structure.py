@@ -30,13 +30,15 @@ class Structure:
         self.weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
         self._places = self._here()
         self._hooks: list[dict[int, Any]] = [
-            hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
+            hooks
+            for each in modules
+            for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks)
         ]
         self._n_hooks_then = self.n_hooks
 
     @property
     def n_hooks(self) -> int:
-        """Number of forward hooks that are there now."""
+        """Number of the modules' hooks that are there now."""
         return sum(map(len, self._hooks))
 
     def _here(self) -> list[tuple[int, bool, bool]]:

@@ -297,15 +297,16 @@ def test_what_was_replaced_is_noticed(change: Any) -> None:
     assert fused.given_up == (change is turn)
 
 
-def test_hooks_are_called() -> None:
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_are_called(kind: str) -> None:
     policy, calls = policy_of("default", LONE), []
     fused = FusedPolicy(policy)
-    check_act(policy, fused, 3)
-    hook = policy.value_net.register_forward_hook(lambda *_: calls.append(1))
-    check_act(policy, fused, 3)
+    check_sequence(policy, fused, 3, 2)
+    hook = getattr(policy.value_net, f"register_{kind}_hook")(lambda *_: calls.append(1))
+    check_sequence(policy, fused, 3, 2)
     assert len(calls) == 2  # once here and once there
     hook.remove()
-    check_act(policy, fused, 3)
+    check_sequence(policy, fused, 3, 2)
     assert not fused.given_up
 
 
