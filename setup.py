@@ -8,7 +8,7 @@ unix = sys.platform != "win32"
 kernel = Extension(
     "srwm_rl.ops._srwm_cpu",
     ["srwm_rl/ops/csrc/srwm_cpu.c"],
-    depends=[f"srwm_rl/ops/csrc/{name}_kernel.h" for name in ("srwm", "held", "delta", "tape")],
+    depends=[f"srwm_rl/ops/csrc/{name}_kernel.h" for name in ("srwm", "held", "delta", "turn", "lanes", "tape")],
     extra_compile_args=["-std=gnu11", "-O3", "-fno-math-errno", "-fvisibility=hidden"] if unix else ["/O2"],
     libraries=["m"] if unix else [],
     optional=True,  # without it, srwm_scan and delta_scan run their reference in plain PyTorch

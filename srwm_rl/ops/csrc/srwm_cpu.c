@@ -1,9 +1,9 @@
 /* The SRWM recurrence, the delta rule and the step of a whole small network on the CPU: plain C, no Python and no torch
  * headers, called through ctypes.
  *
- * srwm_kernel.h, held_kernel.h, delta_kernel.h and tape_kernel.h are the algorithms; they are compiled for float and
- * (but for the last) double, each portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which one runs is chosen
- * at run time: srwm_cpu_level() is the best this machine has.
+ * srwm_kernel.h, held_kernel.h, delta_kernel.h, lanes_kernel.h and tape_kernel.h are the algorithms; they are compiled
+ * for float and (but for the last two) double, each portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which
+ * one runs is chosen at run time: srwm_cpu_level() is the best this machine has.
  */
 #include <math.h>
 #include <stdint.h>
@@ -209,21 +209,50 @@ static Share choose(int is_double, int level, const Job *job) {
     return is_double ? share_f64 : share_f32;
 }
 
+/* The kernel for groups of `lanes` pairs */
+static Share choose_lanes(int lanes) {
+#ifdef HAVE_X86
+    if (lanes == 16) return lanes_share_f32_avx512;
+    if (lanes == 8) return lanes_share_f32_avx2;
+#else
+    (void)lanes;
+#endif
+#if PORTABLE_VLEN > 1
+    return lanes_share_f32;
+#else
+    return 0;
+#endif
+}
+
+/* How many pairs to run at once; 0: one by one. Whether depends on the sizes alone. How many depends on the threads as
+ * well: any number gives the same bits. */
+static int lanes_for(const Job *job, int is_double, int level, unsigned threads) {
+    const int64_t pairs = job->B * job->H, n = threads;
+    if (is_double || job->value || HELD(job) || job->E != job->D || (job->D != 4 && job->D != 8)) return 0;
+    if (job->T < 4 || pairs < 8) return 0; /* turning the states, and lanes without a pair, would cost too much */
+    if (level < 1) return PORTABLE_VLEN > 1 ? PORTABLE_VLEN : 0;
+    if (level < 2) return 8;
+    /* Half as many lanes take three quarters of the time: worth it where no thread has more groups to run then. */
+    return ((pairs + 7) / 8 + n - 1) / n > ((pairs + 15) / 16 + n - 1) / n ? 16 : 8;
+}
+
 /* Run the job; `parallel`: torch's own OpenMP entry, so that its threads do the work, or NULL. 1: out of memory. */
 EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Parallel parallel) {
-    int64_t pairs = job->B * job->H;
-    Share share = choose(is_double, level, job);
-    job->next = 0;
-    job->failed = 0;
 #if !defined(__GNUC__)
     parallel = 0;
 #endif
-    if (!parallel || threads < 2) {
-        job->grain = pairs;
+    if (!parallel || !threads) threads = 1;
+    const int lanes = lanes_for(job, is_double, level, threads);
+    const int64_t each = lanes ? lanes : 1, units = (job->B * job->H + each - 1) / each;
+    Share share = lanes ? choose_lanes(lanes) : choose(is_double, level, job);
+    job->next = 0;
+    job->failed = 0;
+    if (threads < 2) {
+        job->grain = units;
         share(job);
     } else {
         const int64_t shares = 4 * (int64_t)threads; /* several each: threads may be of unequal speed */
-        job->grain = (pairs + shares - 1) / shares;
+        job->grain = lanes ? 1 : (units + shares - 1) / shares;
         parallel(share, job, threads, 0);
     }
     return job->failed;

@@ -715,6 +715,10 @@ static TARGET void NAME(share)(void *data) {
 }
 
 #ifndef REAL_IS_DOUBLE
+#include "turn_kernel.h"
+#if VLEN > 1
+#include "lanes_kernel.h"
+#endif
 #include "tape_kernel.h"
 #endif
 
@@ -734,6 +738,10 @@ static TARGET void NAME(share)(void *data) {
 #undef QUARTER_HI
 #undef SWAP2
 #undef SWAP1
+#undef ZIP_LO
+#undef ZIP_HI
+#undef WHERE
+#undef SELECT
 #undef REDUCE2
 #undef REDUCE_LAST
 #undef ADD

@@ -9,47 +9,7 @@
 #define EACH(c) for (int c = 0; c < TILE; c += VLEN)
 #define AT(features, i) ((features) + (size_t)(i) * TILE)
 
-/* ---- [n, width] to [width][TILE] and back, by squares of whole vectors ---- */
-
-#if VLEN == 16
-#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define ZIP_HI(a, b) SHUF(ivec, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#elif VLEN == 8
-#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define ZIP_HI(a, b) SHUF(ivec, a, b, 4, 12, 5, 13, 6, 14, 7, 15)
-#elif VLEN == 4
-#define ZIP_LO(a, b) SHUF(ivec, a, b, 0, 4, 1, 5)
-#define ZIP_HI(a, b) SHUF(ivec, a, b, 2, 6, 3, 7)
-#else
-#define ZIP_LO(a, b) (a)
-#define ZIP_HI(a, b) (b)
-#endif
-
-/* to[j][i] = from[i][j] of a square of VLEN: shuffling two halves together log2(VLEN) times turns it. */
-INLINE void NAME(turn_square)(const REAL *from, size_t from_step, REAL *to, size_t to_step) {
-    vec a[VLEN], b[VLEN];
-    UNROLL for (int i = 0; i < VLEN; i++) a[i] = LDU(from + i * from_step);
-    for (int times = 1; times < VLEN; times *= 2) {
-        UNROLL for (int i = 0; i < VLEN / 2; i++) {
-            b[2 * i] = ZIP_LO(a[i], a[i + VLEN / 2]);
-            b[2 * i + 1] = ZIP_HI(a[i], a[i + VLEN / 2]);
-        }
-        UNROLL for (int i = 0; i < VLEN; i++) a[i] = b[i];
-    }
-    UNROLL for (int i = 0; i < VLEN; i++) STU(to + i * to_step, a[i]);
-}
-
-/* to[j][i] = from[i][j] for i < n, j < m */
-static TARGET void NAME(turn)(const REAL *from, size_t from_step, int n, int m, REAL *to, size_t to_step) {
-    const int whole_n = n / VLEN * VLEN, whole_m = m / VLEN * VLEN;
-    for (int i = 0; i < whole_n; i += VLEN) {
-        for (int j = 0; j < whole_m; j += VLEN)
-            NAME(turn_square)(from + i * from_step + j, from_step, to + j * to_step + i, to_step);
-    }
-    for (int i = 0; i < n; i++) {
-        for (int j = i < whole_n ? whole_m : 0; j < m; j++) to[j * to_step + i] = from[i * from_step + j];
-    }
-}
+/* ---- [n, width] to [width][TILE] and back ---- */
 
 /* [n, width] to features, 0 for the rest of the tile */
 INLINE void NAME(turn_in)(const REAL *from, int n, int width, REAL *to) {
@@ -107,15 +67,6 @@ static TARGET void NAME(product)(int n_rows, int n, int width, const REAL *facto
 #undef COLUMNS
 #undef CALL
 }
-
-/* x where it is so, else 0 or y */
-#if VLEN == 1
-#define WHERE(so, x) ((so) ? (x) : 0)
-#define SELECT(so, x, y) ((so) ? (x) : (y))
-#else
-#define WHERE(so, x) ((vec)((ivec)(x) & (ivec)(so)))
-#define SELECT(so, x, y) ((vec)(((ivec)(x) & (ivec)(so)) | ((ivec)(y) & ~(ivec)(so))))
-#endif
 
 /* ---- forward ---- */
 
@@ -467,10 +418,6 @@ static TARGET void NAME(play)(void *data) {
 }
 
 #undef EACH
-#undef WHERE
-#undef SELECT
 #undef AT
-#undef ZIP_LO
-#undef ZIP_HI
 #undef PRODUCT_ROWS
 #undef PRODUCT_VECS

@@ -164,6 +164,14 @@ int main(void) {
             }
         }
     }
+    for (int level = 0; level <= srwm_cpu_level(); level++) {
+        for (int64_t pairs = 8; pairs < 70; pairs += 3) { /* lanes_kernel.h */
+            for (int i = 1; i < 5; i++, runs++) {
+                const int64_t H = pairs % 4 ? 1 : 4;
+                run(steps[i] + 2, pairs / H, H, i % 2 ? 4 : 8, i % 2 ? 4 : 8, 0, level, pairs % 5 == 0, 0, 0);
+            }
+        }
+    }
     int64_t rows[] = {1, 63, 64, 130, 1100};
     for (int level = 0; level <= srwm_cpu_level(); level++) {
         for (int i = 0; i < 5; i++) {

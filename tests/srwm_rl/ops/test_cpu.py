@@ -75,6 +75,110 @@ def test_resets_beside_checkpoints(level: int, starts: list[int], held: bool) ->
     cases.check(case, "cpu", torch.float64)
 
 
+# Small heads of eight pairs or more run together, each in a lane of its own: see csrc/lanes_kernel.h.
+@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize(("batch", "heads"), [(8, 1), (1, 9), (3, 5), (4, 4), (17, 1), (5, 7), (8, 8)])
+def test_pairs_in_lanes(level: int, size: int, batch: int, heads: int) -> None:
+    for n_steps, resets, with_shift in ((4, 0.3, True), (16, None, False), (17, 0.02, False), (45, 0.2, True)):
+        case = cases.make_case(n_steps, batch, heads, size, seed=n_steps, resets=resets, with_shift=with_shift)
+        cases.check(case, "cpu", torch.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(
+        cases.make_case,
+        st.integers(4, 100),
+        st.integers(1, 12),
+        st.integers(1, 6),
+        st.sampled_from([4, 8]),
+        seed=st.integers(0, 2**20),
+        resets=st.sampled_from([None, 0.0, 0.02, 0.2, 1.0]),
+        with_shift=st.booleans(),
+        scale=st.sampled_from([0.3, 1.0, 2.0]),
+    ),
+    st.booleans(),
+    st.sampled_from(LEVELS),
+)
+def test_random_pairs_in_lanes(case: object, contiguous: bool, level: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=level))
+        cases.check(case, "cpu", torch.float32, contiguous=contiguous)
+
+
+@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], [0, 35], list(range(36))])
+def test_resets_in_some_lanes(level: int, starts: list[int]) -> None:
+    case = cases.make_case(36, 9, 2, 8)
+    case.starts.zero_()
+    case.starts[starts, 1] = True
+    cases.check(case, "cpu", torch.float32)
+    case.starts[starts[0], 2:5] = True
+    case.starts[-1, ::2] = True
+    cases.check(case, "cpu", torch.float32)
+
+
+def test_checkpoints_are_the_same_shifts_in_lanes_and_without(level: int) -> None:
+    case = cases.make_case(50, 6, 3, 8)
+    x, weight, shift = case.x.float(), case.weight.float(), case.shift.float()
+    starts, grads = case.starts.view(torch.uint8), (case.grad_y.float(), case.grad_final.float())
+    *_, together = cpu.forward(x, weight, None, shift, starts, None, keep=True)
+    entries = [slice(n, n + 1) for n in range(6)]  # three pairs each: too few for lanes
+    alone = [cpu.forward(x[:, n], weight, None, shift[n], starts[:, n], None, keep=True)[2] for n in entries]
+    torch.testing.assert_close(together, torch.cat(alone, 1))
+    crossed = cpu.backward(x, weight, None, shift, starts, None, torch.cat(alone, 1), *grads)
+    for ours, theirs in zip(crossed, cpu.backward(x, weight, None, shift, starts, None, together, *grads), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("batch", [2, 9])
+def test_gradients_that_are_missing_are_zeros(level: int, batch: int) -> None:
+    case = cases.make_case(20, batch, 2, 8)
+    given = case.x.float(), case.weight.float(), None, case.shift.float(), case.starts.view(torch.uint8), None
+    checkpoints = cpu.forward(*given, keep=True)[2]
+    grad_y, grad_final = case.grad_y.float(), case.grad_final.float()
+    for missing, zeros in (
+        ((None, grad_final), (torch.zeros_like(grad_y), grad_final)),
+        ((grad_y, None), (grad_y, torch.zeros_like(grad_final))),
+    ):
+        ours = cpu.backward(*given, checkpoints, *missing)
+        assert all(map(torch.equal, ours, cpu.backward(*given, checkpoints, *zeros)))
+
+
+def test_a_lane_does_not_know_its_neighbours(level: int) -> None:
+    """Nor its place, nor how many lanes there are: to the last bit."""
+    case = cases.make_case(80, 13, 3, 8)
+    whole = cases.results(case, "cpu", torch.float32)
+    x, starts, shift = case.x[:, 2:9], case.starts[:, 2:9], case.shift[2:9]
+    part = case._replace(x=x, starts=starts, shift=shift, grad_y=case.grad_y[:, 2:9], grad_final=case.grad_final[2:9])
+    found = cases.results(part, "cpu", torch.float32)
+    assert torch.equal(found["y"], whole["y"][:, 2:9])
+    assert torch.equal(found["grad_x"], whole["grad_x"][:, 2:9])
+    for name in ("final", "grad_shift"):
+        assert torch.equal(found[name], whole[name][2:9])
+
+
+@pytest.mark.parametrize("batch", [13, 8])
+def test_not_a_number_stays_in_its_lane(level: int, batch: int) -> None:
+    case = cases.make_case(40, batch, 2, 8, resets=None)
+    clean = cases.results(case, "cpu", torch.float32)
+    case.x[20, 3, 1, 5] = float("nan")
+    marred = cases.results(case, "cpu", torch.float32)
+    assert marred["y"][20:, 3, 1].isnan().all()
+    assert marred["final"][3, 1].isnan().all()
+    assert marred["grad_x"][:, 3, 1].isnan().all()
+    for name in ("y", "final", "grad_x", "grad_shift"):
+        a, b = (found[name].clone() for found in (clean, marred))
+        for each in (a, b):
+            (each[:, 3, 1] if name in ("y", "grad_x") else each[3, 1]).zero_()
+        assert torch.equal(a, b), name
+    case = case._replace(starts=torch.zeros(40, batch, dtype=torch.bool))
+    case.starts[21, 3] = True  # a new episode forgets it
+    healed = cases.results(case, "cpu", torch.float32)
+    assert torch.isfinite(healed["y"][21:]).all()
+    assert torch.isfinite(healed["final"]).all()
+    assert torch.isfinite(healed["grad_x"][21:]).all()
+
+
 def test_wide_logits_and_rates_neither_overflow_nor_vanish(level: int) -> None:
     case = cases.make_case(1, 2, 2, 16, resets=None)
     cases.check(case._replace(x=case.x * 60), "cpu", torch.float32)
@@ -84,8 +188,9 @@ def test_wide_logits_and_rates_neither_overflow_nor_vanish(level: int) -> None:
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int, held: bool) -> None:
-    case = cases.make_case(100, 1, 1, 16, resets=None, with_shift=False, retained=held)
+@pytest.mark.parametrize(("batch", "size"), [(1, 16), (9, 8)])
+def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int, held: bool, batch: int, size: int) -> None:
+    case = cases.make_case(100, batch, 1, size, resets=None, with_shift=False, retained=held)
     case.weight[..., -4:] -= 14  # x sums to 1, so every rate is about 1e-6
     if held:
         case = case._replace(retention=case.retention**0.01)
@@ -125,8 +230,9 @@ def test_gradcheck_through_chunks_and_resets(level: int, held: bool) -> None:
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def test_only_one_output_used() -> None:
-    case = cases.make_case(20, 2, 2, 8)
+@pytest.mark.parametrize("batch", [2, 9])
+def test_only_one_output_used(level: int, batch: int) -> None:
+    case = cases.make_case(20, batch, 2, 8)
     for chosen in (0, 1):
         grads = []
         for backend in ("cpu", "reference"):
@@ -138,8 +244,9 @@ def test_only_one_output_used() -> None:
 
 
 @pytest.mark.parametrize("bound", [None, 1.0])
-def test_split_unroll_equals_whole_unroll(level: int, bound: float | None) -> None:
-    case = cases.make_case(50, 3, 2, 16)
+@pytest.mark.parametrize(("heads", "size"), [(2, 16), (4, 8)])
+def test_split_unroll_equals_whole_unroll(level: int, bound: float | None, heads: int, size: int) -> None:
+    case = cases.make_case(50, 3, heads, size)
     x, weight, shift = (tensor.float() for tensor in (case.x, case.weight, case.shift))
     y, final = srwm_scan(x, weight, shift, case.starts, shift_bound=bound, backend="cpu")
     ys, state = [], shift
@@ -151,8 +258,10 @@ def test_split_unroll_equals_whole_unroll(level: int, bound: float | None) -> No
 
 
 @pytest.mark.parametrize("held", [False, True])
-def test_same_bits_with_any_number_of_threads_and_from_many_threads(held: bool) -> None:
-    case = cases.make_case(40, 16, 4, 16, read=49 if held else None, retained=held, bound=2.0 if held else None)
+@pytest.mark.parametrize("size", [16, 8, 4])
+def test_same_bits_with_any_number_of_threads_and_from_many_threads(held: bool, size: int) -> None:
+    # In lanes, 60 pairs are run sixteen at a time by one or two threads, and eight at a time by eight.
+    case = cases.make_case(100, 15, 4, size, read=49 if held else None, retained=held, bound=2.0 if held else None)
     before = torch.get_num_threads()
 
     def run(_: int = 0) -> list[Tensor]:
@@ -161,8 +270,10 @@ def test_same_bits_with_any_number_of_threads_and_from_many_threads(held: bool) 
     try:
         torch.set_num_threads(1)
         alone = run()
-        torch.set_num_threads(3)
-        together = [run(), *ThreadPoolExecutor(4).map(run, range(8))]
+        torch.set_num_threads(2)
+        together = [run()]
+        torch.set_num_threads(8)
+        together += [run(), *ThreadPoolExecutor(4).map(run, range(8))]
     finally:
         torch.set_num_threads(before)
     for other in together:
@@ -251,10 +362,10 @@ def test_backward_keeps_no_more_than_inputs_and_checkpoints() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [4, 16, 64])
+@pytest.mark.parametrize(("size", "batch"), [(4, 1), (16, 1), (64, 1), (4, 9), (8, 9)])
 @pytest.mark.parametrize("bound", [None, 2.0])
-def test_4096_steps(level: int, size: int, bound: float | None) -> None:
-    cases.check(cases.make_case(4096, 1, 1, size, resets=0.01, bound=bound), "cpu", torch.float32)
+def test_4096_steps(level: int, size: int, batch: int, bound: float | None) -> None:
+    cases.check(cases.make_case(4096, batch, 1, size, resets=0.01, bound=bound), "cpu", torch.float32)
 
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
