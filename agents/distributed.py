@@ -87,7 +87,8 @@ class Processes:
 
     def mean_and_std(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (n - 1) of the values of all processes."""
-        return values.mean(), values.std()
+        std, mean = torch.std_mean(values)
+        return mean, std
 
     def gather(self, tree: Any) -> list[Any]:
         """Return every process's tree (as `srwm_rl.files.pack` takes it) by rank to process 0, to others their own."""

@@ -70,6 +70,7 @@ class SequenceRolloutBuffer:
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
         self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
+        self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # of environment 0, among all T * B
 
     def reset(self, core_state: Tensor) -> None:
         """Forget the rollout, and make room for states like `core_state` `[L, B, S]`; the other memory is kept."""
@@ -131,8 +132,7 @@ class SequenceRolloutBuffer:
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return where the sequences' steps stand among all `T * B`, `[T, N]`."""
         chunks, envs = np.divmod(indices, self.n_envs)
-        first = np.arange(self.sequence_length)[:, None] * self.n_envs
-        return self._on_device(first + (chunks * (self.sequence_length * self.n_envs) + envs))
+        return self._on_device(self._steps + (chunks * (self.sequence_length * self.n_envs) + envs))
 
     def _on_device(self, indices: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(indices)
