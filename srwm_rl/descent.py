@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TypeGuard
 
 import torch
@@ -18,19 +19,6 @@ from srwm_rl.tapes import Tapes, inputs_of
 WayBack = Callable[[Tensor], Tensor]
 
 
-class _Room:
-    """Room for the gradients of weights, side by side in one tensor: a norm of them all is then one operation."""
-
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        whole = torch.empty(sum(each.numel() for each in weights))
-        parts = whole.split([each.numel() for each in weights])
-        self._of = {id(each): part.view(each.shape) for each, part in zip(weights, parts, strict=True)}
-
-    def of(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return where the gradients of weights go."""
-        return [self._of[id(each)] for each in weights]
-
-
 class Descent:
     """The way through a policy and back to the gradient of PPO's loss.
 
@@ -38,6 +26,9 @@ class Descent:
         policy: whose weights get the gradient.
         tapes: how it is written down; with a `surrogate`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
+
+    Attributes:
+        shared: whether a weight is used in several places, whose gradients nobody here would add up.
     """
 
     def __init__(self, policy: SRWMPolicy, tapes: Tapes, bptt: int | None) -> None:
@@ -45,17 +36,18 @@ class Descent:
         self.policy, self.bptt = policy, bptt
         self._parts = [*tapes.parts[:-1], tapes.surrogate]
         self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
-        self._plain = {each: each.weight for each in self._layers if bptt is None and _is_plain(each)}
-        self._weights = [each for part in self._parts for each in part.learnt] + [*self._plain.values()]
-        self._learnt = [each for each in self._weights if each.requires_grad]
-        self._room = _Room(self._weights)
+        plain = [each for each in self._layers if bptt is None and _is_plain(each)]
+        self._weights = [each for part in self._parts for each in part.learnt] + [each.weight for each in plain]
+        self._plain = {each: number for number, each in enumerate(plain, len(self._weights) - len(plain))}
+        self._size = sum(each.numel() for each in self._weights)
+        self.shared = len({id(each) for each in self._weights}) < len(self._weights)
 
     def add_gradient(
         self, obs: Obs, core_state: Tensor, episode_starts: Tensor, given: Sequence[Tensor], surrogate: Surrogate
     ) -> Tensor:
         """Add the gradient of PPO's loss over an unroll to the weights'.
 
-        Where they had none, theirs lie in the same memory each time.
+        Where they had none, theirs are the parts of one tensor: a norm of them all is then one operation.
 
         Args:
             obs, core_state, episode_starts: see `SRWMPolicy.evaluate_sequence`.
@@ -65,12 +57,16 @@ class Descent:
         Returns:
             The loss's terms `[5]`, summed over steps.
         """
-        fresh = all(each.grad is None for each in self._learnt)
-        room = self._room if fresh else _Room(self._weights)
+        n_layers, batch, size = len(self._layers), episode_starts.shape[1], self._layers[0].state_size
+        assert core_state.shape == (n_layers, batch, size), "not the core's state"
+        assert (core_state.dtype, core_state.device.type) == (torch.float32, "cpu"), "C reads float32 on the CPU"
         with torch.no_grad():
-            terms = self._go(obs, core_state, episode_starts, given, surrogate, room)
-        for each, grad in zip(self._learnt, room.of(self._learnt), strict=True):
-            each.grad = grad if each.grad is None else each.grad + grad
+            # Somebody may keep the gradients of the last update: these get memory of their own.
+            grads = torch._utils._unflatten_dense_tensors(torch.empty(self._size), self._weights)
+            terms = self._go(obs, core_state, episode_starts, given, surrogate, grads)
+        for each, grad in zip(self._weights, grads, strict=True):
+            if each.requires_grad:
+                each.grad = grad if each.grad is None else each.grad + grad
         return terms
 
     def _go(
@@ -80,29 +76,33 @@ class Descent:
         episode_starts: Tensor,
         given: Sequence[Tensor],
         surrogate: Surrogate,
-        room: _Room,
+        grads_of_weights: Sequence[Tensor],
     ) -> Tensor:
-        """Go there and back; leave the weights' gradients in the room, but for those that autograd adds by itself."""
+        """Go there and back; leave the gradients of `_weights` there. Autograd adds those of other memories."""
         parts, shape = self._parts, episode_starts.shape
+        rest = iter(grads_of_weights)
+        rooms = [list(islice(rest, len(part.learnt))) for part in parts]
         inputs, before, ways_back = inputs_of(self.policy, obs, shape.numel()), [], []
         for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             if layer in self._plain:
-                (grad_weight,) = room.of([self._plain[layer]])
+                grad_weight = grads_of_weights[self._plain[layer]]
                 y, way_back = _scanned(layer, heads, carried, episode_starts, grad_weight)
             else:
                 y, way_back = _remembered(layer, heads, carried, episode_starts, self.bptt)
             before.append(inputs)
             ways_back.append(way_back)
             inputs = [stream, y.reshape(stream.shape)]
-        grads, terms = parts[-1].descend([*inputs, *given], surrogate, room.of(parts[-1].learnt))
-        for part, inputs, way_back in zip(parts[-2::-1], before[::-1], ways_back[::-1], strict=True):
+        grads, terms = parts[-1].descend([*inputs, *given], surrogate, rooms[-1])
+        for part, room, inputs, way_back in zip(
+            parts[-2::-1], rooms[-2::-1], before[::-1], ways_back[::-1], strict=True
+        ):
             grad_stream, grad_y = grads[:2]
             assert grad_stream is not None
             assert grad_y is not None
             grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, room.of(part.learnt))
+            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, room)
         return terms
 
 
@@ -141,16 +141,18 @@ def _remembered(
         y, _ = remember(layer, leaf, state, episode_starts, bptt)
 
     def back(grad_y: Tensor) -> Tensor:
-        y.backward(grad_y)
-        assert leaf.grad is not None
-        return leaf.grad
+        if y.requires_grad:
+            y.backward(grad_y)
+        return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
     return y.detach(), back
 
 
 def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
     """Say whether a layer's memory is the SRWM's recurrence and nothing besides."""
-    return type(layer) is SRWMLayer and layer.gate is None and layer.frozen_weight is None
+    if type(layer) is not SRWMLayer or getattr(layer.remember, "__func__", None) is not SRWMLayer.remember:
+        return False
+    return layer.gate is None and layer.frozen_weight is None
 
 
 def remember(

@@ -106,6 +106,8 @@ class FusedPolicy:
         bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
         if self._descent is None or self._descent.bptt != bptt:
             self._descent = Descent(self.policy, tapes, bptt)
+        if self._descent.shared:
+            return None
         given = [each.reshape(-1, 1).float() for each in (actions, *old)]
         return self._descent.add_gradient(obs, core_state, episode_starts, given, surrogate)
 

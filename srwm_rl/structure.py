@@ -13,7 +13,8 @@ class Structure:
 
     Whoever keeps a network in another form (operations written down, a captured graph) asks `unchanged` before using
     it. What is done to the numbers in the weights is no change; a weight or module that was replaced or moved, frozen
-    or unfrozen, and a hook that was added or taken away, are. Settings that a module keeps as attributes are not seen.
+    or unfrozen, a module that was added, and a hook that was added or taken away, are. Settings that a module keeps as
+    attributes are not seen, nor are hooks of all modules there are.
 
     Args:
         network: whose structure it is.
@@ -29,12 +30,13 @@ class Structure:
         self._kept = [each for owner in owners for each in owner.values()]
         self.weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
         self._places = self._here()
-        self._hooks: list[dict[int, Any]] = [
+        self._hooks: list[dict[Any, Any]] = [
             hooks
             for each in modules
             for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks)
         ]
-        self._n_hooks_then = self.n_hooks
+        self._countable = [*self._hooks, *owners]
+        self._count = sum(map(len, self._countable))
 
     @property
     def n_hooks(self) -> int:
@@ -49,5 +51,5 @@ class Structure:
         return (
             all(map(is_, [get(name) for get, name in self._owned], self._kept))
             and self._here() == self._places
-            and self.n_hooks == self._n_hooks_then
+            and sum(map(len, self._countable)) == self._count
         )

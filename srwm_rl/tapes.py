@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
 from srwm_rl.cores.srwm import SRWMCore
@@ -53,6 +54,7 @@ def write(policy: SRWMPolicy) -> Tapes:
         and type(core).forward is StackCore.forward
         and all(type(each) is FeedForwardBlock for each in core.blocks)
         and all(type(each).forward is MemoryLayer.forward for each in core.layers)
+        and type(policy.mlp_extractor) is MlpExtractor
     )
     if not known or any(each.dtype != torch.float32 or not each.is_contiguous() for each in policy.parameters()):
         raise UnknownPartError

@@ -164,11 +164,10 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
             state = each.initial_state(n)
             seen = model._evaluate_sequence(obs, actions, state, starts, None)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
-            gradients = [_gradient_taken(each)]
+            gradient = _gradient_taken(each)
             _adds_gradient(model, obs, actions, state, starts)()
-            gradients.append(_gradient_taken(each))
-        found.append((seen.values, seen.log_probs, torch.cat(gradients)))
-    for name, one, other in zip(("values", "log-probabilities", "gradients"), *found, strict=True):
+            found.append((seen.values, seen.log_probs, gradient, _gradient_taken(each)))
+    for name, one, other in zip(("values", "log-probabilities", "gradients", "updates"), *found, strict=True):
         if (one - other).norm() > 1e-3 * other.norm():
             raise UserError(f"the fused kernel's {name} differ from the reference's; not timed")
 

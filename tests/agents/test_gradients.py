@@ -373,6 +373,9 @@ def test_norm_and_clipping_are_torchs(kind: str, max_norm: float) -> None:
     weights = weights_with(parts_of(whole.clone(), kind))
     others = weights_with([None if each is None else each.clone() for each in parts_of(whole, kind)])
     norm = gradient_norm(weights)
+    assert (room._whole([x.grad for x in weights if x.grad is not None]) is None) == (
+        kind not in ("parts", "in another order")
+    )
     torch.testing.assert_close(norm, torch.nn.utils.get_total_norm([x.grad for x in others if x.grad is not None]))
     if kind == "one twice":  # scaled twice, too
         return

@@ -263,7 +263,7 @@ def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> 
             "SRWMPolicy", env, learning_rate=3e-3, n_steps=16, batch_size=128, ent_coef=0.01, seed=0,
             policy_kwargs={"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 1}}, stats_window_size=500,
         )  # fmt: skip
-        model.learn(40_000)
+        model.learn(60_000)  # at 40,000 one seed of ten has not learned it yet
         success[core] = np.mean([each["r"] for each in model.ep_info_buffer or ()])
     assert success["srwm"] > 0.9
     assert success["feedforward"] < 0.65

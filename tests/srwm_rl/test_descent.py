@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor
 
 from srwm_rl.agents.ppo import PPOTerms, ppo_terms
@@ -124,7 +125,8 @@ def test_several_groups_add_up() -> None:
     descend(fused, old)
     for one, other in zip(once, gradients(policy), strict=True):
         torch.testing.assert_close(2 * one, other)
-    # What somebody kept of the first group's gradient is still that.
+    # What somebody kept of the first group's gradient is still that, also in the next update.
+    descend(fused, old._replace(advantages=2 * old.advantages))
     for one, other in zip(once, kept, strict=True):
         assert torch.equal(one, other)
 
@@ -153,6 +155,61 @@ def test_the_gradient_does_not_depend_on_threads() -> None:
     finally:
         cpu.set_threads(None)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def tied_linear(core: Any) -> None:
+    core.layers[1].out.weight = core.layers[0].out.weight
+
+
+def tied_memory(core: Any) -> None:
+    core.layers[1].weight = core.layers[0].weight
+
+
+def one_block_twice(core: Any) -> None:
+    core.blocks[1] = core.blocks[0]
+
+
+def one_layer_twice(core: Any) -> None:
+    core.layers[1] = core.layers[0]
+
+
+@pytest.mark.parametrize("tie", [tied_linear, tied_memory, one_block_twice, one_layer_twice])
+def test_shared_weights_are_left_to_autograd(tie: Any) -> None:
+    policy = policy_of("two layers")
+    tie(policy.core)
+    fused, old = FusedPolicy(policy), drawn(policy, 5, 3)
+    assert descend(fused, old) is None
+    assert not fused.given_up
+
+
+def test_a_memory_with_a_way_back_of_its_own_keeps_it() -> None:
+    policy = policy_of()
+    layer = policy.core.layers[0]
+    own = layer.remember
+    layer.remember = lambda heads, *more: own((heads + heads.detach()) / 2, *more)
+    check(policy, 6, 5)
+
+
+def test_a_critic_that_does_not_shape_the_memory_is_left_to_autograd() -> None:
+    class Detached(MlpExtractor):
+        def forward_critic(self, features: Tensor) -> Tensor:
+            return super().forward_critic(features.detach())
+
+        def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+            return self.forward_actor(features), self.forward_critic(features)
+
+    policy = policy_of("default", LONE, net_arch=[8])
+    policy.mlp_extractor.__class__ = Detached
+    assert descend(FusedPolicy(policy), drawn(policy, 3, 2)) is None
+
+
+@pytest.mark.parametrize("wrong", [lambda state: state.double(), lambda state: state[:, :1]])
+def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
+    policy = policy_of()
+    fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
+    assert descend(fused, old) is not None
+    with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
+        descend(fused, old._replace(core_state=wrong(old.core_state)))
 
 
 @pytest.mark.parametrize("action", ["box", "multi", "bits"])

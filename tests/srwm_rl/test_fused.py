@@ -285,7 +285,11 @@ def turn(policy: SRWMPolicy) -> None:
     policy.core.project.weight.data = policy.core.project.weight.data.flip(0).t().contiguous().t()
 
 
-@pytest.mark.parametrize("change", [assign, replace_head, move, turn])
+def grow(policy: SRWMPolicy) -> None:
+    policy.mlp_extractor.policy_net.append(nn.Linear(16, 16))
+
+
+@pytest.mark.parametrize("change", [assign, replace_head, move, turn, grow])
 def test_what_was_replaced_is_noticed(change: Any) -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)

@@ -159,15 +159,17 @@ static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice,
 }
 
 /* Taylor's series within a quarter turn around 0, 90, 180 or 270 degrees: the first term left out is below 3e-8. The
- * rest of the turn is found in double precision, exact enough for angles up to some 1e8. */
+ * rest of the turn is found in double precision, exact enough for angles up to 1e8; larger ones are left to the library. */
 static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     const double right = 1.5707963267948966, per_right = 1 / right;
     const double whole = 6755399441055744.0; /* a number beside it has no fraction */
+    REAL angles[TILE];
     for (int i = 0; i < op->n_out; i++) {
-        const REAL period = op->weight[i];
         REAL *sine = AT(out, i), *cosine = AT(out, op->n_out + i);
+        int large = 0;
         for (int c = 0; c < TILE; c++) {
-            const REAL angle = 6.283185307179586f * in[c] / period; /* rounded as torch does */
+            const REAL angle = angles[c] = 6.283185307179586f * in[c] / op->weight[i]; /* rounded as torch does */
+            large |= !(fabsf(angle) < 1e8f);
             const double quarters = angle * per_right + whole - whole;
             const REAL x = (REAL)(angle - quarters * right), q = (REAL)(quarters - 4 * (0.25 * quarters + whole - whole));
             const REAL z = x * x; /* q: -2, -1, 0, 1 or 2 quarters */
@@ -176,6 +178,7 @@ static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
             sine[c] = q == 0 ? s : q == 1 ? k : q == -1 ? -k : -s;
             cosine[c] = q == 0 ? k : q == 1 ? -s : q == -1 ? s : -k;
         }
+        for (int c = 0; large && c < TILE; c++) sine[c] = sinf(angles[c]), cosine[c] = cosf(angles[c]);
     }
 }
 

@@ -189,6 +189,15 @@ def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
     assert (found - expected).abs().amax().item() < 3e-7 if rows else not found.numel()
 
 
+@pytest.mark.parametrize("step", [1e9, 1e15, 1e20, 3e37])
+def test_sines_of_steps_beyond_all_episodes(kernel: cpu.Kernel, step: float) -> None:
+    tape = Tape(kernel)
+    tape.output(tape.sines(tape.input(1), torch.tensor([2.0])))
+    (found,) = tape.run([torch.tensor([[step], [1.0]])])
+    angle = 2 * math.pi * torch.tensor([[step], [1.0]]) / 2.0
+    torch.testing.assert_close(found, torch.cat((angle.sin(), angle.cos()), dim=1), rtol=0, atol=1e-6)
+
+
 def test_sines_of_what_has_none(kernel: cpu.Kernel) -> None:
     tape = Tape(kernel)
     tape.output(tape.sines(tape.input(1), torch.tensor([2.0])))
