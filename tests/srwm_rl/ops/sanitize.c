@@ -96,7 +96,8 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     float *head = numbers((int64_t)ACTIONS * width, 0);
     const int64_t padded = PADDED(joined), wide = PADDED(width);
     const int64_t sums[] = {0, width * (padded + LANES), width * (padded + 3 * LANES),
-                            width * (padded + 3 * LANES) + width * (wide + LANES)};
+                            width * (padded + 3 * LANES) + width * (wide + LANES),
+                            width * (padded + 3 * LANES) + (width + ACTIONS) * (wide + LANES)};
     const int from = back ? soft : y;
     Op all[] = {
         {TAKE_INPUT, 0, 0, step, -1, 0, 1, 0, 0, -1, -1, 0, 0, 0, 0},
@@ -110,6 +111,7 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
         {LINEAR, 0, out, logits, -1, width, ACTIONS, 0, 0, 5, -1, 0, sums[3], head, 0},
         {TAKE_INPUT, 0, 0, clocks, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
         {JUDGE, 0, logits, judged, step, ACTIONS, 0, 0, 0, -1, -1, 0, 0, 0, 0},
+        {SURROGATE, 0, judged, clocks, logits, 0, 0, 0, 0, -1, -1, 0, sums[4], 0, 0},
         {GIVE_OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
         {CHOOSE, 0, logits, logits, clocks, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
     };
@@ -132,7 +134,10 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     Tape tape = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_spare = spare > wide ? spare : (int)wide};
     tape.ops = ops, tape.inputs = (const float *const *)inputs;
     if (back) {
-        tape.n_sums = sums[3] + ACTIONS * (wide + LANES);
+        const Surrogate by = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
+        float terms[TERMS];
+        tape.n_sums = sums[4] + TERMS * LANES;
+        tape.surrogate = &by, tape.terms = terms;
         tape.grad_outputs = (const float *const *)outputs, tape.grad_inputs = grads, tape.grad_weights = weights;
         if (srwm_cpu_play_back(&tape, level, 3, parallel)) abort();
     } else {
