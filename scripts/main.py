@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     # Torch's OpenMP threads spin while they wait, 300,000 turns by default: beside another busy process that costs
-    # several times the work itself. Not to spin at all halves a quiet machine's speed; some turns cost neither much.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # several times the work itself. Hardly to spin halves a quiet machine's speed; some turns cost neither much.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         try:
             code = _main(words)
