@@ -19,9 +19,10 @@ from torch import Tensor
 
 from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.faults import ON_NAN, Guard, OnNan, first_sick_gradient
-from srwm_rl.agents.gradients import GraphedGradient, clip_gradient, gradient_norm
+from srwm_rl.agents.gradients import GraphedGradient
 from srwm_rl.agents.graphs import GraphedActing
 from srwm_rl.agents.ledger import can_withhold, means_of
+from srwm_rl.agents.norms import clip_gradient, gradient_norm
 from srwm_rl.encoders import parts_of
 from srwm_rl.errors import UserError
 from srwm_rl.fused import FusedPolicy

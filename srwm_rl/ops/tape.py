@@ -23,6 +23,9 @@ _LANES = 16  # LANES in csrc/srwm_cpu.c
 _NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index", "leaf", "weight_index", "bias_index")
 _COUNTS = ("B", "n_ops", "n_features", "n_spare", "n_sums", "n_shares", "next", "grain")
 _POINTERS = ("ops", "inputs", "outputs", "choices", "state", "final", "starts")
+_SURROGATE = (
+    "mean", "scale_advantage", "low", "high", "clip_range_vf", "clip_range", "vf_coef", "ent_coef", "scale",
+)  # fmt: skip
 _BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "surrogate", "terms")
 
 
@@ -57,13 +60,7 @@ class Surrogate(ctypes.Structure):
         clip_range: how far from 1 a ratio counts as clipped.
     """
 
-    _fields_ = tuple(
-        (name, ctypes.c_float)
-        for name in (
-            *("mean", "scale_advantage", "low", "high", "clip_range_vf"),
-            *("clip_range", "vf_coef", "ent_coef", "scale"),
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_float) for name in _SURROGATE)
 
 
 class _Tape(ctypes.Structure):
@@ -100,7 +97,7 @@ class Tape:
         self.wanted: list[bool] = []
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
-        self._wanted: list[bool] = []  # the same of each feature
+        self._features_wanted: list[bool] = []
         self._n_states = self._state_size = self._n_spare = self._n_sums = 0
 
     def input(self, width: int, wanted: bool = False) -> Features:
@@ -137,7 +134,7 @@ class Tape:
             add=-1 if add is None else add.first,
             n_in=n_in,
             n_out=n_out,
-            leaf=not any(self._wanted[x.first : x.first + x.n]),
+            leaf=not any(self._features_wanted[x.first : x.first + x.n]),
             sums=self._new_sums(n_out * padded + n_out * _LANES),
             **self._learnt(weight, bias),
         )
@@ -303,7 +300,7 @@ class Tape:
         assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the tape's inputs"
         assert all(each.dtype == torch.float32 for each in inputs), "the tape reads float32"
         given = _pointers(inputs)
-        numbers = (batch, len(self._ops), len(self._wanted), self._n_spare, self._n_sums)
+        numbers = (batch, len(self._ops), len(self._features_wanted), self._n_spare, self._n_sums)
         tape = _Tape(*numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(given), **pointers)
         kernel = self.kernel
         call = getattr(kernel.library, function)
@@ -311,8 +308,8 @@ class Tape:
             raise MemoryError("no memory for the C kernel's work space")
 
     def _new(self, n: int, wanted: bool) -> Features:
-        new = Features(len(self._wanted), n)
-        self._wanted += [wanted] * n
+        new = Features(len(self._features_wanted), n)
+        self._features_wanted += [wanted] * n
         return new
 
     def _new_sums(self, n: int) -> int:

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
+from srwm_rl.ops import cpu
 from srwm_rl.policy import ActStep
 from tests.agents.probe import Probe
 
@@ -252,6 +253,30 @@ def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: st
     with pytest.raises(UserError, match=message) as error:
         probe_model(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_an_update_of_vectors_is_the_one_of_autograd() -> None:
+    """In C, and by autograd through the policy itself, from the same rollout on."""
+    seen = spaces.Box(-1, 1, (3,), np.float32)
+    weights = []
+    for in_c in (True, False):
+        model = probe_model(
+            observation_space=seen, action_space=spaces.Discrete(3), batch_size=2 * 16, ent_coef=0.01, clip_range_vf=0.3
+        )
+        calls: list[bool] = []
+        own = model._add_gradient_in_c
+
+        def add(group: Any, own: Any = own, calls: list[bool] = calls, in_c: bool = in_c) -> torch.Tensor | None:
+            found = own(group) if in_c else None
+            calls.append(found is not None)
+            return found
+
+        model._add_gradient_in_c = add  # type: ignore[method-assign]
+        torch.manual_seed(0)
+        model.learn(4 * 16)
+        assert calls == [in_c and not isinstance(cpu.load_kernel(), str)] * len(calls) != []
+        weights.append(torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:
