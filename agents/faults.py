@@ -6,18 +6,27 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from srwm_rl.agents.crossing import to_host
 from srwm_rl.errors import FaultError
 from srwm_rl.policy import ActStep, SRWMPolicy
 
 OnNan = Literal["stop", "skip"]
 ON_NAN = ("stop", "skip")
 logger = logging.getLogger(__name__)
+
+
+class Acted(NamedTuple):
+    """What was done for B environments."""
+
+    step: ActStep
+    core_state: Tensor  # [L, B, S], with which it began
+    actions: np.ndarray  # [B, ...], the step's, on the host
 
 
 class Guard:
@@ -78,7 +87,7 @@ class Guard:
         step: int,
         act: Callable[[Any, Tensor, Tensor], ActStep],
         numbers: Sequence[int],
-    ) -> tuple[ActStep, Tensor]:
+    ) -> Acted:
         """Act, and see that what comes out is finite.
 
         Args:
@@ -91,22 +100,22 @@ class Guard:
             numbers: of the environments acted for, `[B]`.
 
         Returns:
-            The step, and the core state `[L, B, S]` with which it began: a sick one was emptied.
+            What was done; a sick core state was emptied before.
 
         Raises:
             FaultError: "stop", or weights that are sick themselves, for which nothing can be left out.
         """
         with torch.no_grad():
-            result = _try_to_act(act, obs, core_state, episode_starts)
-            if result is not None:
-                return result, core_state
+            acted = _try_to_act(act, obs, core_state, episode_starts)
+            if acted is not None:
+                return acted
             obs = self._finite_obs(obs, step, numbers)
             core_state = self.memory(core_state, step, numbers)
-            result = _try_to_act(policy.act, obs, core_state, episode_starts)
-            if result is None:
+            acted = _try_to_act(policy.act, obs, core_state, episode_starts)
+            if acted is None:
                 where = _first_sick_module(policy, obs, core_state, episode_starts)
                 raise FaultError(f"the policy's output is not finite at step {step:,}: {where}")
-            return result, core_state
+            return acted
 
     def memory(self, core_state: Tensor, step: int, numbers: Sequence[int]) -> Tensor:
         """Return the core state `[L, B, S]` of environments with these numbers, with zeros for each that is not finite.
@@ -162,19 +171,16 @@ def first_sick_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str |
 
 def _try_to_act(
     act: Callable[[Any, Tensor, Tensor], ActStep], obs: Any, core_state: Tensor, episode_starts: Tensor
-) -> ActStep | None:
+) -> Acted | None:
     try:
-        result = act(obs, core_state, episode_starts)
+        step = act(obs, core_state, episode_starts)
     except ValueError as error:
         if not str(error).startswith("Expected "):  # so torch's distributions refuse what is not finite
             raise
         return None
-    values, log_probs = result.values, result.log_probs
-    if values.device.type == "cpu":
-        finite = _finite(values.numpy()) and _finite(log_probs.numpy())
-    else:
-        finite = bool(torch.isfinite(values + log_probs).all())
-    return result if finite else None
+    # All at once: a GPU is waited for here, once in a step.
+    actions, values, log_probs = to_host(step.actions, step.values, step.log_probs)
+    return Acted(step, core_state, actions) if _finite(values) and _finite(log_probs) else None
 
 
 def _finite(values: np.ndarray) -> bool:

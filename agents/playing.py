@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srwm_rl.agents.recurrent import RecurrentAlgorithm
 from srwm_rl.agents.rollout import Steps
-from srwm_rl.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.policy import ActStep, SRWMPolicy
 
 Stepped = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
 Begin = Callable[[VecEnv, np.ndarray], Callable[[], Stepped]]  # begins a step and returns what waits for its end
@@ -38,6 +38,7 @@ class Group:
     starts: np.ndarray  # [B]
     core_state: Tensor  # [L, B, S], with which the next step begins
     acted: ActStep  # the last one
+    actions: np.ndarray  # its actions [B, ...]
     steps: Steps  # where what is played is written
 
     def __init__(self, env: VecEnv, first: int) -> None:
@@ -130,21 +131,23 @@ class PlayingAlgorithm(RecurrentAlgorithm):
         """Do what is left to do for a group that has made all `t` steps."""
         raise NotImplementedError
 
-    def _act(self, group: Group) -> Obs:
-        """Act for a group and return what it saw; where its memory was sick, the step begins with an empty one."""
+    def _act(self, group: Group) -> tuple[Any, Any]:
+        """Act for a group and return what it saw and where episodes began, as `Steps.observe` takes them.
+
+        Where its memory was sick, the step begins with an empty one.
+        """
         policy, obs = self._actor, self._obs_tensor(group.obs)
         starts: Any = self._obs_tensor(group.starts)
-        group.acted, group.core_state = self._guard.act(
+        group.acted, group.core_state, group.actions = self._guard.act(
             policy, obs, group.core_state, starts, self.num_timesteps, self._acting_by(policy), group.numbers
         )
-        return obs
+        # On a CPU they are the same memory, and an array is written faster than a tensor.
+        return (group.obs, group.starts) if self.device.type == "cpu" else (obs, starts)
 
     def _start_step(self, group: Group, t: int, begin: Begin) -> None:
-        seen = self._act(group)
-        # On a CPU both are the same memory, and an array is written faster than a tensor.
-        group.steps.observe(t, group.obs if self.device.type == "cpu" else seen, group.starts)
+        group.steps.observe(t, *self._act(group))
         group.steps.act(t, group.acted, group.core_state)
-        group.stepping = begin(group.env, self._env_actions(group.acted.actions))
+        group.stepping = begin(group.env, self._env_actions(group.actions))
 
     def _finish_step(self, group: Group) -> Outcome:
         assert group.stepping is not None

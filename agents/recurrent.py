@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.crossing import to_device
 from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.faults import ON_NAN, Guard, OnNan, first_sick_gradient
 from srwm_rl.agents.gradients import GraphedGradient
@@ -109,14 +110,9 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def _obs_tensor(self, obs: Any) -> Obs:
         """Return observations `[B, ...]` on the device, in their own types; on a CPU in their own memory."""
-        tensor = torch.from_numpy if self.device.type == "cpu" else self._sent
-        return {key: tensor(each) for key, each in obs.items()} if isinstance(obs, dict) else tensor(obs)
-
-    def _sent(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":  # from pinned memory, beside what the GPU still has to do
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        if isinstance(obs, dict):
+            return {key: to_device(each, self.device) for key, each in obs.items()}
+        return to_device(obs, self.device)
 
     def _acting_by(self, policy: SRWMPolicy) -> Callable[[Obs, Tensor, Tensor], ActStep]:
         """Return what acts for a policy: on a GPU a captured graph of it, on a CPU C where it can."""
@@ -142,12 +138,11 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         policy = self._fused(self.policy) if self.device.type == "cpu" else self.policy
         return policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
 
-    def _env_actions(self, actions: Tensor) -> np.ndarray:
-        array: np.ndarray = actions.cpu().numpy()
+    def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         if isinstance(self.action_space, spaces.Box):
             # A Gaussian is unbounded; the buffer keeps what was sampled, the environment gets what it can take.
-            array = np.clip(array, self.action_space.low, self.action_space.high)
-        return array
+            return np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions
 
     def _bootstrap_truncated(
         self,

@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from srwm_rl.agents.crossing import to_device
 from srwm_rl.agents.returns import generalized_advantages
 from srwm_rl.errors import UserError
 from srwm_rl.policy import ActStep, Obs
@@ -90,7 +91,7 @@ class SequenceRolloutBuffer:
             last_values: `[B]`, of the state after the rollout.
             dones: `[B]`, whether the last step ended an episode.
         """
-        last = torch.as_tensor(dones, dtype=torch.float32, device=self.device)[None]
+        last = to_device(dones, self.device).float()[None]
         episode_ends = torch.cat((self.episode_starts[1:], last))  # step t ended an episode where t + 1 starts one
         result = generalized_advantages(
             self.rewards, self.values, episode_ends, last_values, self.gamma, self.gae_lambda
@@ -132,12 +133,7 @@ class SequenceRolloutBuffer:
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return where the sequences' steps stand among all `T * B`, `[T, N]`."""
         chunks, envs = np.divmod(indices, self.n_envs)
-        return self._on_device(self._steps + (chunks * (self.sequence_length * self.n_envs) + envs))
-
-    def _on_device(self, indices: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(indices)
-        # From pinned memory it crosses without anybody waiting for it.
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return to_device(self._steps + (chunks * (self.sequence_length * self.n_envs) + envs), self.device)
 
     @staticmethod
     def _take(stored: Tensor, dim: int, rows: Tensor) -> Tensor:
@@ -146,7 +142,7 @@ class SequenceRolloutBuffer:
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:
-            return self.core_states[0].index_select(1, self._on_device(indices))
+            return self.core_states[0].index_select(1, to_device(indices, self.device))
         pairs = zip(*np.divmod(indices, self.n_envs), strict=True)
         return torch.stack([self.core_states[chunk][:, env] for chunk, env in pairs], dim=1)
 
@@ -231,4 +227,4 @@ def _write(columns: Any, t: int, values: Any) -> None:
     if isinstance(columns, np.ndarray):
         columns[t] = values.numpy() if isinstance(values, Tensor) else values
     else:
-        columns[t].copy_(torch.as_tensor(values))
+        columns[t].copy_(values if isinstance(values, Tensor) else to_device(values, columns.device))

@@ -12,7 +12,11 @@ from srwm_rl.cores.base import Core
 
 
 class StretchCore(Core):
-    """A core made of a torch module that knows no episodes: stretches without a reset run as one fused call each."""
+    """A core made of a torch module that knows no episodes: stretches without a reset run as one fused call each.
+
+    Only a CPU is asked where the resets are: another device would have to be waited for, and a captured graph must not
+    depend on them. There every step is a stretch.
+    """
 
     @abstractmethod
     def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +25,8 @@ class StretchCore(Core):
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""
         starts = episode_starts != 0  # [T, B]
-        resets = starts.any(dim=1).nonzero().flatten().tolist()
+        on_cpu = starts.device.type == "cpu"
+        resets = starts.any(dim=1).nonzero().flatten().tolist() if on_cpu else range(x.shape[0])
         outputs = []
         for begin, end in pairwise(sorted({0, *resets, x.shape[0]})):
             y, state = self.stretch(x[begin:end], state.masked_fill(starts[begin, :, None], 0))

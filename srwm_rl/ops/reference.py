@@ -24,14 +24,13 @@ def srwm_scan_reference(
     inputs = x.reshape(n_steps, batch * heads, 1, size)  # [T, BH, 1, D]
     fresh = _fresh(episode_starts, n_steps, heads)
     alphas = None if retention is None else retention.reshape(n_steps, batch * heads, 1, 1)
-    rate_of_column = torch.tensor([n for n, width in enumerate(widths) for _ in range(width)], device=x.device)
 
     ys = []
     for t in range(n_steps):
         starts = fresh[t]
         if starts is not None:
             shift = shift.masked_fill(starts, 0)
-        y, key, edit = _step(inputs[t], slow + shift, widths, rate_of_column)
+        y, key, edit = _step(inputs[t], slow + shift, widths)
         shift = torch.baddbmm(shift if alphas is None else alphas[t] * shift, key.transpose(1, 2), edit)
         if shift_bound is not None:
             shift = _bounded(shift, shift_bound)
@@ -40,14 +39,13 @@ def srwm_scan_reference(
     return y, shift.reshape(batch, heads, size, columns)
 
 
-def _step(
-    x: Tensor, fast: Tensor, widths: tuple[int, int, int, int], rate_of_column: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _step(x: Tensor, fast: Tensor, widths: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Read from the fast weight `[BH, D, E+2D+4]` what is to rewrite it: `x` `[BH, 1, D]` to output, key and edit."""
     y, query, key, beta = torch.bmm(x, fast).split(widths, dim=-1)  # [BH, 1, .]
-    query, key, rate = query.softmax(-1), key.softmax(-1), beta.sigmoid()
+    query, key, rates = query.softmax(-1), key.softmax(-1), beta.sigmoid().split(1, dim=-1)
     target = torch.bmm(query - key, fast)  # [BH, 1, E+2D+4]: what the query reads minus what the key reads
-    return y, key, target * rate.index_select(-1, rate_of_column)
+    rate_of_column = torch.cat([rate.expand(-1, -1, width) for rate, width in zip(rates, widths, strict=True)], dim=-1)
+    return y, key, target * rate_of_column
 
 
 def _bounded(shift: Tensor, bound: float) -> Tensor:
@@ -89,10 +87,13 @@ def delta_scan_reference(
 def _fresh(episode_starts: Tensor | None, n_steps: int, heads: int) -> list[Tensor | None]:
     """Return for each step which states to zero, `[BH, 1, 1]`, or None where no episode starts, to skip the work.
 
-    Filled, not multiplied by zero: the old episode may have blown up.
+    Filled, not multiplied by zero: the old episode may have blown up. Only a CPU is asked where episodes start: others
+    would have to be waited for, and a captured graph must not depend on it.
     """
     if episode_starts is None:
         return [None] * n_steps
     starts = episode_starts != 0  # [T, B]
     masks = starts.repeat_interleave(heads, dim=1)[..., None, None]  # [T, BH, 1, 1]
+    if masks.device.type != "cpu":
+        return [*masks]
     return [masks[t] if any_start else None for t, any_start in enumerate(starts.any(dim=1).tolist())]
