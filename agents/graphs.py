@@ -142,6 +142,11 @@ class GraphedActing:
             return ActStep(*(each.clone() for each in captured.replay()))
 
     def _try_to_capture(self, given: tuple[Obs, Tensor, Tensor]) -> None:
+        # A resumed run captures anew, and is to draw what it would have drawn.
+        with torch.random.fork_rng([given[1].device] if given[1].is_cuda else []):
+            self._capture_and_compare(given)
+
+    def _capture_and_compare(self, given: tuple[Obs, Tensor, Tensor]) -> None:
         inputs = room_for(given, given[1].device)
         copy_into(inputs, given)
         try:

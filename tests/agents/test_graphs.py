@@ -110,6 +110,23 @@ def test_actions_are_drawn_anew_each_time(device: str, capture: Any) -> None:
     assert len(drawn) == 5
 
 
+@pytest.mark.parametrize(("device", "capture"), captures())
+def test_a_resumed_run_which_captures_anew_draws_what_it_would_have_drawn(device: str, capture: Any) -> None:
+    policy = policy_on(device)
+    given = inputs(policy, 64, 0)
+    runs = []
+    for resumed in (False, True):
+        torch.manual_seed(3)
+        act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
+        steps = [act(*given)]
+        if resumed:
+            act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
+        steps += [act(*given) for _ in range(3)]
+        assert not act.given_up
+        runs.append(torch.stack([each.actions for each in steps]))
+    assert torch.equal(*runs)
+
+
 def test_another_number_of_environments_gets_a_graph_of_its_own() -> None:
     policy, made = policy_on("cpu"), []
 

@@ -56,6 +56,12 @@ def test_episode_start_equals_fresh_episode(core: Core) -> None:
     torch.testing.assert_close(final, fresh_final)
 
 
+def test_nothing_is_asked_of_a_device_that_would_have_to_be_waited_for(core: Core) -> None:
+    expected = [each.shape for each in core(*unroll(core))]
+    there = [each.to("meta") for each in unroll(core)]  # which has no numbers to tell
+    assert [each.shape for each in core.to("meta")(*there)] == expected
+
+
 def test_environments_do_not_mix(core: Core) -> None:
     x, state, starts = unroll(core)
     y, final = core(x, state, starts)
