@@ -48,10 +48,12 @@ def capture(work: Callable[[], Result], pool: Any = None, draws: bool = True) ->
     here = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(here)
-    with torch.cuda.stream(side):  # libraries and the allocator settle before the capture
-        for _ in range(3):
-            work()
-    here.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):  # libraries and the allocator settle before the capture
+            for _ in range(3):
+                work()
+    finally:  # also where it fails, as where memory is short: what it has begun still reads and writes
+        here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
     # The outer stream: a capture that fails leaves its own behind as the current one. Another thread may be learning

@@ -10,8 +10,7 @@ from srwm_rl.agents import faults as user
 from srwm_rl.agents.crossing import to_device, to_host
 from tests.agents.probe import Probe
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=GPU)]
+DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -36,7 +35,7 @@ def test_on_a_cpu_all_is_the_same_memory() -> None:
     assert array.tolist() == [1, 2, 0]
 
 
-@GPU
+@pytest.mark.gpu
 def test_a_gpu_is_waited_for_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     kwargs = {"core_kwargs": {"hidden_size": 16, "n_layers": 2}}
     env = DummyVecEnv([Probe] * 4)

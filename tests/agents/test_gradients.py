@@ -45,7 +45,7 @@ def again(work: Work) -> Work:
 
 
 def devices() -> list[Any]:
-    return ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+    return ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def build(algo: str, device: str, **settings: Any) -> RecurrentAlgorithm:

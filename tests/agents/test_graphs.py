@@ -51,7 +51,7 @@ def again(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
 
 
 def captures() -> list[Any]:
-    real = pytest.param("cuda", None, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+    real = pytest.param("cuda", None, marks=pytest.mark.gpu)
     return [pytest.param("cpu", again), real]
 
 
@@ -236,7 +236,7 @@ def test_what_is_captured_is_not_checked_by_torchs_distributions_and_all_else_is
         torch.distributions.Normal(sick, 1.0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("draws", [True, False])
 def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
     policy = policy_on("cuda")

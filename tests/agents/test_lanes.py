@@ -21,8 +21,6 @@ from srwm_rl.agents.lanes import Handover, Lane, Turns
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from tests.agents.probe import Probe
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
 
 class Event:
     done = False
@@ -290,7 +288,7 @@ def test_the_learner_works_in_its_lane_and_leaves_it_done(monkeypatch: pytest.Mo
     assert device.done == ["built", *["update"] * 8]
 
 
-@GPU
+@pytest.mark.gpu
 def test_a_learner_on_a_gpu_beside_its_actors() -> None:
     model = model_on("cuda")
     before = torch.cat([each.detach().flatten() for each in model.policy.parameters()])

@@ -185,7 +185,7 @@ def test_only_some_optimizers_can_withhold() -> None:
     assert not can_withhold(torch.optim.RMSprop(weights))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu_before_the_numbers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     env = DummyVecEnv([Probe] * 4)
     kwargs = {"core_kwargs": {"hidden_size": 16, "n_layers": 2}}

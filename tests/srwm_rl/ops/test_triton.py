@@ -119,7 +119,7 @@ def test_compiles_for_a_gpu_without_one(size: int, tmp_path: Path) -> None:
     assert "compiled" in result.stdout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_by_itself() -> None:
     code = """
 import sys; sys.path.insert(0, sys.argv[1])
