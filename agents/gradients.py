@@ -143,7 +143,8 @@ class GraphedGradient:
 
     def _make(self, work: Work) -> Work:
         if self._capture is None:  # its graphs are replayed one at a time: their activations may share memory
-            self._capture = partial(capture_graph, pool=torch.cuda.graph_pool_handle(), draws=False)
+            device, pool = self.parameters[0].device, torch.cuda.graph_pool_handle()
+            self._capture = partial(capture_graph, device=device, pool=pool, draws=False)
         return self._capture(work)
 
     def _difference(self, found: Tensor, terms: Tensor, expected: Grads) -> str:

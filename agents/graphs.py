@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,11 +32,14 @@ class _Captured(NamedTuple):
     replay: Work
 
 
-def capture(work: Callable[[], Result], pool: Any = None, draws: bool = True) -> Callable[[], Result]:
+def capture(
+    work: Callable[[], Result], device: torch.device, pool: Any = None, draws: bool = True
+) -> Callable[[], Result]:
     """Capture `work`, which must not depend on anything but the memory it reads, as a CUDA graph.
 
     Args:
         work: done four times, three of them to warm up.
+        device: that does it, whichever is the current one.
         pool: `torch.cuda.graph_pool_handle()` of graphs of which one is replayed at a time; None: memory of its own.
         draws: whether it draws random numbers.
 
@@ -45,6 +49,11 @@ def capture(work: Callable[[], Result], pool: Any = None, draws: bool = True) ->
     Raises:
         RuntimeError: it cannot be captured; what is no part of the capture goes on as before.
     """
+    with torch.cuda.device(device):  # else another one's stream would be captured, and nothing on it
+        return _capture(work, pool, draws)
+
+
+def _capture(work: Callable[[], Result], pool: Any, draws: bool) -> Callable[[], Result]:
     here = torch.cuda.current_stream()
     side = torch.cuda.Stream()
     side.wait_stream(here)
@@ -117,7 +126,7 @@ class GraphedActing:
         capture: makes the graph; another one is for tests.
     """
 
-    def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] = capture) -> None:
+    def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] | None = None) -> None:
         self.policy, self.capture = policy, capture
         self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
         self._captured_from: Structure | None = None
@@ -152,7 +161,10 @@ class GraphedActing:
         inputs = room_for(given, given[1].device)
         copy_into(inputs, given)
         try:
-            replay = self.capture(lambda: self.policy.act(*inputs))
+            make = self.capture or partial(capture, device=self.policy.device)
+            replay = make(lambda: self.policy.act(*inputs))
+            for each in replay()[1:]:  # which a graph that does nothing would leave as they are
+                each.fill_(torch.nan)
             wrong = self._difference(replay(), given)
         except RuntimeError as error:
             wrong = first_line(error)

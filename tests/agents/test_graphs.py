@@ -146,7 +146,12 @@ def test_weights_that_were_moved_get_a_graph_of_their_own() -> None:
     def stale_later(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
         made.append(work)
         result = work()
-        return lambda: result  # as a graph that reads where the weights were
+        kept = ActStep(*(each.clone() for each in result))
+
+        def replay() -> ActStep:  # as a graph that reads where the weights were
+            return ActStep(*(each.copy_(before) for each, before in zip(result, kept, strict=True)))
+
+        return replay
 
     act, given = GraphedActing(policy, stale_later), inputs(policy, 4, 0)
     act(*given)
@@ -166,7 +171,14 @@ def stale(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
     return lambda: wrong
 
 
-@pytest.mark.parametrize(("capture", "why"), [(fails, "not permitted"), (stale, "its values differ")])
+def idle(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    done = work()  # as where nothing of it was on the stream that was captured
+    return lambda: done
+
+
+@pytest.mark.parametrize(
+    ("capture", "why"), [(fails, "not permitted"), (stale, "its values differ"), (idle, "its values differ")]
+)
 def test_a_graph_that_fails_or_is_wrong_is_given_up(capture: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
     policy = policy_on("cpu")
     act, given = GraphedActing(policy, capture), inputs(policy, 4, 0)
@@ -248,11 +260,11 @@ def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
         return noise.normal_() * noise.sum().item()
 
     with pytest.raises(RuntimeError):
-        room.capture(waits, draws=draws)
+        room.capture(waits, torch.device("cuda"), draws=draws)
     assert torch.cuda.current_stream() == stream
     assert len({tuple(act(*given).actions.tolist()) for _ in range(5)}) > 1  # by the graph there was
     assert not act.given_up
     with torch.no_grad():
         assert len({tuple(policy.act(*given).actions.tolist()) for _ in range(5)}) > 1  # and without
-    replay = room.capture(lambda: noise.normal_().clone(), draws=True)
+    replay = room.capture(lambda: noise.normal_().clone(), torch.device("cuda"), draws=True)
     assert not torch.equal(replay().clone(), replay())

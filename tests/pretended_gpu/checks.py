@@ -42,6 +42,10 @@ def test_host_and_device_do_not_mix() -> None:
     assert there[torch.tensor([0, 2])].shape == (2,)
     with pytest.raises(TypeError, match="cpu"):
         there.numpy()
+    other = torch.ones(3, device="cuda:1")
+    with pytest.raises(RuntimeError, match="same device"):
+        there + other
+    assert (there + other.to(CUDA)).tolist() == [2, 2, 2]
 
 
 def test_streams_that_nothing_orders() -> None:
@@ -157,10 +161,15 @@ def test_a_backward_pass_is_captured_though_another_thread_makes_it() -> None:
     assert weight.grad.tolist() == [4, 4, 4]
 
 
-def train(folder: Path, *arguments: str) -> Path:
-    """Train recall on the GPU and return the run's folder."""
-    assert main(["train", "--env", "recall", "--device", "cuda", "--no-progress", "-f", str(folder), *arguments]) == 0
+def train(folder: Path, *arguments: str, device: str = "cuda") -> Path:
+    """Train recall on a GPU and return the run's folder."""
+    assert main(["train", "--env", "recall", "--device", device, "--no-progress", "-f", str(folder), *arguments]) == 0
     return next(folder.glob("*/recall_1"))
+
+
+def same(one: Path, other: Path, steps: int) -> bool:
+    found = [load_file(each / "checkpoints" / f"model-{steps:012}.safetensors") for each in (one, other)]
+    return found[0].keys() == found[1].keys() and all(torch.equal(each, found[1][k]) for k, each in found[0].items())
 
 
 @pytest.mark.parametrize(
@@ -184,9 +193,23 @@ def test_a_run_goes_on_exactly(algo: tuple[str, ...], tmp_path: Path) -> None:
     settings = (*algo, "--lr-decay", "none", "-n")
     whole, parted = train(tmp_path / "whole", *settings, "8192"), train(tmp_path / "parted", *settings, "4096")
     assert main(["train", "--resume", str(parted), "--no-progress", "-n", "8192"]) == 0
-    found = [load_file(each / "checkpoints" / "model-000000008192.safetensors") for each in (whole, parted)]
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(each, found[1][name]) for name, each in found[0].items())
+    assert same(whole, parted, 8192)
+
+
+@pytest.mark.parametrize("algo", [("--algo", "ppo"), ("--algo", "impala", "--synchronous")])
+def test_a_gpu_that_is_not_the_current_one_learns_the_same(
+    algo: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (train(tmp_path / name, *algo, "-n", "4096", device=name) for name in ("cuda", "cuda:1"))
+    assert "CUDA graph" not in caplog.text
+    assert same(first, second, 4096)
+
+
+def test_the_learner_of_a_gpu_that_is_not_the_current_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    GPU.take_counts()
+    train(tmp_path, "--algo", "impala", "-n", "4096", device="cuda:1")
+    assert "CUDA graph" not in caplog.text
+    assert GPU.take_counts()["replays"] > 4096 // 64 * 2
 
 
 def test_a_learner_whose_stream_is_not_waited_for_would_be_found(

@@ -1,9 +1,9 @@
-/* A GPU that is none: to torch its tensors are CUDA's, while their memory is the host's.
+/* Two GPUs that are none: to torch their tensors are CUDA's, while their memory is the host's.
  *
- * It runs on any machine what is written for a GPU. Every operation is the CPU's on the same memory, and done at once;
+ * They run on any machine what is written for a GPU. Every operation is the CPU's on the same memory, and done at once;
  * what a real device would do later is kept account of, and what could go wrong there is found here:
  *
- *   - tensors of the host and of the device in one operation: an error, as on a GPU;
+ *   - tensors of the host and of a device, or of both devices, in one operation: an error, as on a GPU;
  *   - streams that use the same memory in an order that no event settles, memory let go while another stream may be
  *     using it, pinned memory changed before its copy was waited for: a hazard, listed for whoever asks;
  *   - pinned memory read before its copy was waited for, memory that nobody has written, a graph's results before its
@@ -11,7 +11,7 @@
  *   - whatever waits for the device while a stream is captured: an error, as on a GPU.
  *
  * A captured graph does again what was launched on its stream, on the same memory, with the sizes and the numbers that
- * the host gave then. Not here: Triton's kernels, NCCL, a second device, any speed.
+ * the host gave then. Not here: Triton's kernels, NCCL, any speed.
  */
 
 #include <ATen/ATen.h>
@@ -48,8 +48,7 @@ using c10::SymIntArrayRef;
 using std::string;
 using torch::jit::Stack;
 
-const Device GPU(DeviceType::CUDA, 0);
-const int RUBBISH = 0x7f;
+const int DEVICES = 2, RUBBISH = 0x7f;
 
 using Clock = std::map<int64_t, int64_t>; /* by stream, how many of its launches are known to be done */
 
@@ -78,7 +77,7 @@ struct Shared {
     std::recursive_mutex mutex;
     std::map<int64_t, Clock> seen; /* by stream, what it has waited for; seen[s][s]: its own launches */
     Clock host;                    /* what the host has waited for */
-    int64_t streams = 1, events = 0, graphs = 0;
+    int64_t streams = DEVICES, events = 0, graphs = 0; /* the first streams are the devices' default ones */
     std::map<int64_t, Clock> event;
     std::map<int64_t, std::shared_ptr<Graph>> graph;
     std::map<int64_t, Graph *> captured; /* by stream: the backward pass launches from threads of its own */
@@ -91,29 +90,39 @@ struct Shared {
 };
 
 Shared &shared = *new Shared;
-thread_local int64_t current = 0;         /* this thread's stream */
-thread_local Graph *replayed = nullptr;   /* takes what a replay allocates; its launches count as one */
+thread_local int here_now = 0;                   /* this thread's device */
+thread_local int64_t current[DEVICES] = {0, 1}; /* its stream on each of them */
+thread_local Graph *replayed = nullptr;         /* takes what a replay allocates; its launches count as one */
+
+Device gpu(int number) { return Device(DeviceType::CUDA, static_cast<c10::DeviceIndex>(number)); }
+
+int number_of(const Device &device) { return device.has_index() ? device.index() : here_now; }
 
 struct Lock : std::lock_guard<std::recursive_mutex> {
     Lock() : std::lock_guard<std::recursive_mutex>(shared.mutex) {}
 };
 
-Graph *captured_here() {
+Graph *captured_on(int device) {
     Lock lock;
     if (replayed) return replayed;
-    auto found = shared.captured.find(current);
+    auto found = shared.captured.find(current[device]);
     return found == shared.captured.end() ? nullptr : found->second;
 }
 
-bool recording() { return !replayed && captured_here(); }
+bool recording(int device) { return !replayed && captured_on(device); }
 
-void check_not_capturing(const string &what) {
-    TORCH_CHECK(!captured_here(), "operation not permitted when stream is capturing: ", what);
+void check_not_capturing(const string &what, int device) {
+    TORCH_CHECK(!captured_on(device), "operation not permitted when stream is capturing: ", what);
+}
+
+void check_nowhere_capturing(const string &what) {
+    for (int device = 0; device < DEVICES; device++) check_not_capturing(what, device);
 }
 
 /* ---- memory ---- */
 
 struct Memory {
+    int device = 0;
     int64_t stream = 0; /* where it was allocated */
     void *at = nullptr, *block = nullptr;
     size_t size = 0;
@@ -155,13 +164,13 @@ void let_go(void *context) {
 
 c10::DataPtr owned(std::shared_ptr<Memory> memory) {
     Lock lock;
-    memory->stream = current;
-    if (Graph *graph = captured_here()) {
+    memory->stream = current[memory->device];
+    if (Graph *graph = captured_on(memory->device)) {
         memory->of_graph = !replayed;
         graph->own.push_back(memory);
     }
     shared.memory[memory.get()] = memory;
-    return {memory->at, memory.get(), &let_go, GPU};
+    return {memory->at, memory.get(), &let_go, gpu(memory->device)};
 }
 
 void *block_of(size_t size) { return aligned_alloc(64, (std::max<size_t>(size, 1) + 63) / 64 * 64); }
@@ -169,6 +178,7 @@ void *block_of(size_t size) { return aligned_alloc(64, (std::max<size_t>(size, 1
 struct OnDevice final : c10::Allocator {
     c10::DataPtr allocate(size_t size) override {
         auto memory = std::make_shared<Memory>();
+        memory->device = here_now;
         memory->at = memory->block = block_of(size);
         memory->size = size;
         memset(memory->block, RUBBISH, size);
@@ -236,39 +246,39 @@ void host_waits(const Clock &clock) {
 }
 
 /* What an operation does that waits for what this thread's stream was given. */
-void wait_here(const string &what) {
-    check_not_capturing(what);
+void wait_on(int device, const string &what) {
+    check_not_capturing(what, device);
     Clock clock;
     {
         Lock lock;
         if (shared.debug_mode == 1) TORCH_WARN("called a synchronizing CUDA operation: ", what);
         TORCH_CHECK(shared.debug_mode < 2, "called a synchronizing CUDA operation: ", what);
         shared.counts["waits: " + what]++;
-        clock = shared.seen[current];
+        clock = shared.seen[current[device]];
     }
     host_waits(clock);
 }
 
-void launch(const string &what, const std::vector<Tensor> &reads, const std::vector<Tensor> &writes) {
+void launch(int device, const string &what, const std::vector<Tensor> &reads, const std::vector<Tensor> &writes) {
     Lock lock;
-    if (captured_here()) return; /* its replays are launched */
-    int64_t number = ++shared.seen[current][current];
+    if (captured_on(device)) return; /* its replays are launched */
+    const int64_t stream = current[device], number = ++shared.seen[stream][stream];
     shared.counts["launches"]++;
     auto check = [&](const char *order, int64_t other, int64_t launch) {
-        if (!waited(current, other, launch))
-            hazard(string(order) + " in " + what + ": stream " + std::to_string(current) +
+        if (!waited(stream, other, launch))
+            hazard(string(order) + " in " + what + ": stream " + std::to_string(stream) +
                    " does not wait for stream " + std::to_string(other));
     };
     for (auto &tensor : reads)
         if (Memory *memory = memory_of(tensor)) {
             check("a read after a write", memory->written.first, memory->written.second);
-            memory->read[current] = number;
+            memory->read[stream] = number;
         }
     for (auto &tensor : writes)
         if (Memory *memory = memory_of(tensor)) {
             check("a write after a write", memory->written.first, memory->written.second);
             for (auto &[other, launch] : memory->read) check("a write after a read", other, launch);
-            memory->written = {current, number};
+            memory->written = {stream, number};
             memory->read.clear();
         }
 }
@@ -311,10 +321,11 @@ Tensor lent(const Tensor &tensor) {
     return at::from_blob(at, tensor.sizes(), tensor.strides(), at::TensorOptions(tensor.dtype()));
 }
 
-/* A result of the CPU as a tensor of the device. */
-Tensor taken(const Tensor &made) {
+/* A result of the CPU as a tensor of a device. */
+Tensor taken(const Tensor &made, int device) {
     if (!made.defined()) return made;
     auto memory = std::make_shared<Memory>();
+    memory->device = device;
     memory->keeps = made;
     memory->at = const_cast<void *>(made.storage().data());
     memory->size = made.storage().nbytes();
@@ -333,9 +344,8 @@ bool writes_to(const c10::OperatorHandle &op, size_t argument) {
 string name_of(const c10::OperatorHandle &op) { return c10::toString(op.operator_name()); }
 
 /* Remember what a graph writes to that it did not make: to capture is not to do. */
-void remember(const std::vector<Tensor> &writes) {
+void remember(Graph *graph, const std::vector<Tensor> &writes) {
     Lock lock;
-    Graph *graph = captured_here();
     for (auto &tensor : writes)
         if (Memory *memory = memory_of(tensor))
             if (!memory->of_graph && !graph->before.count(memory))
@@ -348,17 +358,29 @@ const std::set<string> WAITS = {"aten::equal",  "aten::is_nonzero",   "aten::mas
                                 "aten::nonzero", "aten::unique_dim",   "aten::repeat_interleave.Tensor",
                                 "aten::_unique2", "aten::unique_consecutive"};
 
-Stack done(const c10::OperatorHandle &op, const Stack &given) {
+/* Do it; return the device that did, and what it made. */
+std::pair<int, Stack> done(const c10::OperatorHandle &op, const Stack &given) {
     const string name = name_of(op);
     std::vector<Tensor> reads, writes;
     std::vector<std::pair<Tensor, Tensor>> pairs; /* of the device and of the CPU */
     bool on_host = false;
+    int device = -1;
+    auto note = [&](const Tensor &tensor) {
+        TORCH_CHECK(device < 0 || device == tensor.get_device(),
+                    "Expected all tensors to be on the same device, but ", name, " got some of both GPUs");
+        device = tensor.get_device();
+    };
+    for (const IValue &value : given)
+        each_tensor(value, [&](const Tensor &tensor) {
+            if (here(tensor)) note(tensor);
+        });
+    if (device < 0) device = here_now;
     Stack stack;
     for (size_t i = 0; i < given.size(); i++) {
         const bool written = writes_to(op, i);
         if (TAKES_BOTH.count(name) && given[i].isOptionalTensorList())
             each_tensor(given[i], [&](const Tensor &mask) {
-                if (here(mask) && mask.scalar_type() == at::kBool) wait_here(name + " by a mask");
+                if (here(mask) && mask.scalar_type() == at::kBool) wait_on(device, name + " by a mask");
             });
         if (given[i].isDevice() && given[i].toDevice().is_cuda()) {
             stack.emplace_back(Device(DeviceType::CPU));
@@ -377,9 +399,9 @@ Stack done(const c10::OperatorHandle &op, const Stack &given) {
     }
     TORCH_CHECK(!on_host || pairs.empty() || TAKES_BOTH.count(name),
                 "Expected all tensors to be on the same device, but ", name, " got some of the CPU's");
-    if (WAITS.count(name)) wait_here(name);
-    launch(name, reads, writes);
-    if (recording()) remember(writes);
+    if (WAITS.count(name)) wait_on(device, name);
+    launch(device, name, reads, writes);
+    if (recording(device)) remember(captured_on(device), writes);
     {
         at::AutoDispatchBelowAutograd below;
         op.callBoxed(&stack);
@@ -393,26 +415,27 @@ Stack done(const c10::OperatorHandle &op, const Stack &given) {
                 TORCH_CHECK(!result.defined() || !result.numel() || !cpus.numel() ||
                                 result.storage().data() != cpus.storage().data(),
                             name, " makes a view: the pretended GPU needs a kernel of its own for it");
-            return taken(result);
+            return taken(result, device);
         }));
     for (auto &[mine, cpus] : pairs)
         if (!mine.numel() && cpus.numel()) {
-            Tensor grown = taken(cpus);
+            Tensor grown = taken(cpus, device);
             mine.unsafeGetTensorImpl()->set_storage_keep_dtype(grown.storage());
             mine.unsafeGetTensorImpl()->set_sizes_and_strides(grown.sizes(), grown.strides(), 0);
         }
     Lock lock;
-    if (!captured_here())
+    const int64_t stream = current[device];
+    if (!captured_on(device))
         for (const IValue &value : made)
-            each_tensor(value, [](const Tensor &tensor) {
+            each_tensor(value, [&](const Tensor &tensor) {
                 Memory *memory = here(tensor) ? memory_of(tensor) : nullptr;
-                if (memory) memory->written = {current, shared.seen[current][current]};
+                if (memory) memory->written = {stream, shared.seen[stream][stream]};
             });
-    return made;
+    return {device, std::move(made)};
 }
 
 /* Let the graph that is being captured do this again; it must not keep autograd's nodes. */
-void record(const c10::OperatorHandle &op, const Stack &given, const Stack &made) {
+void record(Graph *graph, const c10::OperatorHandle &op, const Stack &given, const Stack &made) {
     auto bare = [](const Stack &stack) {
         Stack found;
         for (const IValue &value : stack)
@@ -422,26 +445,37 @@ void record(const c10::OperatorHandle &op, const Stack &given, const Stack &made
             }));
         return found;
     };
-    captured_here()->calls.push_back({op, bare(given), bare(made)});
+    graph->calls.push_back({op, bare(given), bare(made)});
 }
 
 void operation(const c10::OperatorHandle &op, Stack *stack) {
     const size_t count = op.schema().arguments().size();
     const Stack given(stack->end() - count, stack->end());
-    const Stack made = done(op, given);
-    if (recording()) record(op, given, made);
+    const auto [device, made] = done(op, given);
+    if (recording(device)) record(captured_on(device), op, given, made);
     stack->erase(stack->end() - count, stack->end());
     stack->insert(stack->end(), made.begin(), made.end());
 }
 
+/* Lets memory be of a device. */
+struct On {
+    const int before = here_now;
+    explicit On(const std::optional<Device> &device) {
+        if (device) here_now = number_of(*device);
+    }
+    ~On() { here_now = before; }
+};
+
 Tensor empty(SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
-             std::optional<Device>, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+             std::optional<Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+    On on(device);
     return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &on_device,
                                      c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
 }
 
 Tensor empty_strided(SymIntArrayRef size, SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
-                     std::optional<at::Layout>, std::optional<Device>, std::optional<bool>) {
+                     std::optional<at::Layout>, std::optional<Device> device, std::optional<bool>) {
+    On on(device);
     return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), &on_device,
                                              c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype));
 }
@@ -471,7 +505,7 @@ Tensor &set_storage(Tensor &self, at::Storage source, c10::SymInt offset, SymInt
 }
 
 const Tensor &resize(const Tensor &self, SymIntArrayRef size, std::optional<at::MemoryFormat>) {
-    Tensor room = empty(size, self.scalar_type(), {}, {}, {}, {});
+    Tensor room = empty(size, self.scalar_type(), {}, self.device(), {}, {});
     auto *impl = self.unsafeGetTensorImpl();
     if (room.nbytes() > self.storage().nbytes()) impl->set_storage_keep_dtype(room.storage());
     impl->set_sizes_contiguous(room.sizes());
@@ -479,42 +513,59 @@ const Tensor &resize(const Tensor &self, SymIntArrayRef size, std::optional<at::
 }
 
 c10::Scalar item(const Tensor &self) {
-    check_not_capturing("item");
-    launch("item", {self}, {});
-    wait_here("item");
+    check_not_capturing("item", self.get_device());
+    launch(self.get_device(), "item", {self}, {});
+    wait_on(self.get_device(), "item");
     return lent(self).item();
 }
 
-Tensor &copy(Tensor &to, const Tensor &from, bool non_blocking) {
-    if (here(to) && here(from)) {
-        launch("aten::copy_", {from}, {to});
-        if (recording()) {
-            remember({to});
-            static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
-            record(op, {to, from, non_blocking}, {to});
-        }
-        at::AutoDispatchBelowAutograd below;
-        lent(to).copy_(lent(from));
-        return to;
+/* A stream of each device waits for the other's, as torch lets them around a copy between them. */
+void meet(int one, int other) {
+    Lock lock;
+    join(shared.seen[current[one]], shared.seen[current[other]]);
+    join(shared.seen[current[other]], shared.seen[current[one]]);
+}
+
+Tensor &copy_on_devices(Tensor &to, const Tensor &from, bool non_blocking) {
+    const int device = from.get_device(), other = to.get_device();
+    if (device != other) {
+        check_nowhere_capturing("a copy between devices");
+        meet(device, other);
     }
+    launch(device, "aten::copy_", {from}, {to});
+    if (recording(device)) {
+        remember(captured_on(device), {to});
+        static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
+        record(captured_on(device), op, {to, from, non_blocking}, {to});
+    }
+    if (device != other) meet(device, other);
+    at::AutoDispatchBelowAutograd below;
+    lent(to).copy_(lent(from));
+    return to;
+}
+
+Tensor &copy(Tensor &to, const Tensor &from, bool non_blocking) {
+    if (here(to) && here(from)) return copy_on_devices(to, from, non_blocking);
     const bool to_host = here(from);
     const string what = to_host ? "a copy to the host" : "a copy to the device";
-    check_not_capturing(what);
-    const Tensor &host = to_host ? to : from, &device = to_host ? from : to;
-    const bool as_it_is = host.is_contiguous() && device.is_contiguous() && host.dtype() == device.dtype() &&
-                          host.sizes() == device.sizes() && host.numel();
-    launch(what, to_host ? std::vector<Tensor>{from} : std::vector<Tensor>{},
+    const Tensor &host = to_host ? to : from, &there = to_host ? from : to;
+    const int device = there.get_device();
+    check_not_capturing(what, device);
+    const bool as_it_is = host.is_contiguous() && there.is_contiguous() && host.dtype() == there.dtype() &&
+                          host.sizes() == there.sizes() && host.numel();
+    launch(device, what, to_host ? std::vector<Tensor>{from} : std::vector<Tensor>{},
            to_host ? std::vector<Tensor>{} : std::vector<Tensor>{to});
     const bool later = non_blocking && as_it_is && is_pinned(host.data_ptr());
-    if (!later) wait_here(what);
+    if (!later) wait_on(device, what);
     at::AutoDispatchBelowAutograd below;
     lent(to).copy_(lent(from));
     if (later) {
         Lock lock;
+        const int64_t stream = current[device];
         shared.counts["copies that do not wait"]++;
         string bytes(static_cast<char *>(host.data_ptr()), host.nbytes());
         if (to_host) memset(host.data_ptr(), RUBBISH, host.nbytes());
-        shared.crossings.push_back({current, shared.seen[current][current], host, std::move(bytes), to_host});
+        shared.crossings.push_back({stream, shared.seen[stream][stream], host, std::move(bytes), to_host});
     }
     return to;
 }
@@ -546,19 +597,23 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor &from_input, const Tensor &from
 
 /* ---- the device, to torch ---- */
 
-c10::Stream stream_of(int64_t number) { return c10::Stream(c10::Stream::UNSAFE, GPU, number); }
+c10::Stream stream_of(Device device, int64_t number) { return c10::Stream(c10::Stream::UNSAFE, device, number); }
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
     DeviceType type() const override { return DeviceType::CUDA; }
-    Device exchangeDevice(Device) const override { return GPU; }
-    Device getDevice() const override { return GPU; }
-    void setDevice(Device) const override {}
-    void uncheckedSetDevice(Device) const noexcept override {}
-    c10::DeviceIndex deviceCount() const noexcept override { return 1; }
-    c10::Stream getStream(Device) const override { return stream_of(current); }
-    c10::Stream getDefaultStream(Device) const override { return stream_of(0); }
+    Device exchangeDevice(Device device) const override { return gpu(std::exchange(here_now, number_of(device))); }
+    Device getDevice() const override { return gpu(here_now); }
+    void setDevice(Device device) const override { here_now = number_of(device); }
+    void uncheckedSetDevice(Device device) const noexcept override { here_now = number_of(device); }
+    c10::DeviceIndex deviceCount() const noexcept override { return DEVICES; }
+    c10::Stream getStream(Device device) const override {
+        return stream_of(gpu(number_of(device)), current[number_of(device)]);
+    }
+    c10::Stream getDefaultStream(Device device) const override {
+        return stream_of(gpu(number_of(device)), number_of(device));
+    }
     c10::Stream exchangeStream(c10::Stream stream) const override {
-        return stream_of(std::exchange(current, stream.id()));
+        return stream_of(stream.device(), std::exchange(current[stream.device_index()], stream.id()));
     }
     void record(void **event, const c10::Stream &stream, const c10::DeviceIndex, const c10::EventFlag) const override {
         Lock lock;
@@ -587,14 +642,14 @@ struct CUDAHooks final : at::CUDAHooksInterface {
     void init() const override {}
     bool hasCUDA() const override { return true; }
     bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
-    Device getDeviceFromPtr(void *) const override { return GPU; }
+    Device getDeviceFromPtr(void *) const override { return gpu(here_now); }
     bool isPinnedPtr(const void *address) const override { return is_pinned(address); }
     c10::Allocator *getPinnedMemoryAllocator() const override { return &pinned; }
     c10::Allocator *getCUDADeviceAllocator() const override { return &on_device; }
-    int getNumGPUs() const override { return 1; }
-    c10::DeviceIndex deviceCount() const override { return 1; }
-    c10::DeviceIndex getCurrentDevice() const override { return 0; }
-    c10::DeviceIndex current_device() const override { return 0; }
+    int getNumGPUs() const override { return DEVICES; }
+    c10::DeviceIndex deviceCount() const override { return DEVICES; }
+    c10::DeviceIndex getCurrentDevice() const override { return static_cast<c10::DeviceIndex>(here_now); }
+    c10::DeviceIndex current_device() const override { return static_cast<c10::DeviceIndex>(here_now); }
 };
 
 /* ---- the device, to Python: streams, events and graphs by their numbers ---- */
@@ -604,9 +659,13 @@ int64_t new_stream() {
     return shared.streams++;
 }
 
-int64_t current_stream() { return current; }
+int64_t current_stream(int64_t device) { return current[device]; }
 
-int64_t swap_stream(int64_t stream) { return std::exchange(current, stream); }
+int64_t swap_stream(int64_t device, int64_t stream) { return std::exchange(current[device], stream); }
+
+int64_t current_device() { return here_now; }
+
+int64_t swap_device(int64_t device) { return std::exchange(here_now, static_cast<int>(device)); }
 
 int64_t new_event(int64_t stream) {
     Lock lock;
@@ -627,7 +686,7 @@ bool is_done(int64_t event) {
 }
 
 void wait_for(const char *what, const Clock &clock) {
-    check_not_capturing(what);
+    check_nowhere_capturing(what);
     {
         Lock lock;
         shared.counts[string("waits for ") + what]++;
@@ -653,18 +712,18 @@ void wait_for_device() {
 }
 
 void begin_capture() {
-    check_not_capturing("a capture");
+    check_not_capturing("a capture", here_now);
     Lock lock;
     shared.graph[++shared.graphs] = std::make_shared<Graph>();
-    shared.captured[current] = shared.graph[shared.graphs].get();
+    shared.captured[current[here_now]] = shared.graph[shared.graphs].get();
 }
 
-bool is_capturing() { return captured_here(); }
+bool is_capturing() { return captured_on(here_now); }
 
 int64_t end_capture(bool failed) {
     Lock lock;
-    Graph *graph = captured_here();
-    shared.captured.erase(current);
+    Graph *graph = captured_on(here_now);
+    shared.captured.erase(current[here_now]);
     for (auto &[memory, before] : graph->before) memcpy(memory->at, before.second.data(), memory->size);
     graph->before.clear();
     for (auto &memory : graph->own) memset(memory->at, RUBBISH, memory->size);
@@ -676,8 +735,8 @@ int64_t end_capture(bool failed) {
     return 0;
 }
 
-void replay(int64_t number) {
-    check_not_capturing("a replay");
+void replay(int64_t number, int64_t device) {
+    check_not_capturing("a replay", static_cast<int>(device));
     Lock lock;
     shared.counts["replays"]++;
     auto graph = shared.graph[number];
@@ -695,7 +754,7 @@ void replay(int64_t number) {
                 if (here(tensor)) writes.push_back(tensor);
             });
     }
-    launch("a graph", reads, writes);
+    launch(static_cast<int>(device), "a graph", reads, writes);
     Graph spare;
     struct Replaying {
         explicit Replaying(Graph *graph) { replayed = graph; }
@@ -705,7 +764,7 @@ void replay(int64_t number) {
         std::vector<Tensor> made, kept;
         const bool copies = name_of(call.op) == "aten::copy_"; /* which is no fallback's */
         Tensor to = copies ? call.given[0].toTensor() : Tensor();
-        const Stack found = copies ? Stack{copy(to, call.given[1].toTensor(), true)} : done(call.op, call.given);
+        const Stack found = copies ? Stack{copy(to, call.given[1].toTensor(), true)} : done(call.op, call.given).second;
         for (auto &value : found) each_tensor(value, [&](const Tensor &tensor) { made.push_back(tensor); });
         for (auto &value : call.made) each_tensor(value, [&](const Tensor &tensor) { kept.push_back(tensor); });
         for (size_t i = 0; i < made.size(); i++)
@@ -780,6 +839,8 @@ TORCH_LIBRARY(pretended_gpu, library) {
     library.def("new_stream", &new_stream);
     library.def("current_stream", &current_stream);
     library.def("swap_stream", &swap_stream);
+    library.def("current_device", &current_device);
+    library.def("swap_device", &swap_device);
     library.def("new_event", &new_event);
     library.def("stream_waits", &stream_waits);
     library.def("is_done", &is_done);

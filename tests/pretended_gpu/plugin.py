@@ -1,7 +1,7 @@
-"""Let a build of torch for CPUs find a GPU that is none: `python -m pytest -p tests.pretended_gpu.plugin ...`.
+"""Let a build of torch for CPUs find two GPUs that are none: `python -m pytest -p tests.pretended_gpu.plugin ...`.
 
-What it is and what it finds is told in device.cpp. Imported before torch, it builds that, loads it, and puts stand-ins
-in `torch.cuda`'s place. A test that leaves a hazard behind fails.
+What they are and what they find is told in device.cpp. Imported before torch, this builds that, loads it, and puts
+stand-ins in `torch.cuda`'s place. A test that leaves a hazard behind fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,13 +52,34 @@ def build() -> Path:
     return library
 
 
-assert "torch" not in sys.modules, "the pretended GPU must be loaded before torch"
+assert "torch" not in sys.modules, "the pretended GPUs must be loaded before torch"
 build()
 
 import torch  # noqa: E402
 import torch._dynamo  # noqa: E402  (it looks into torch.cuda when it is loaded)
 
 GPU = torch.ops.pretended_gpu
+
+
+def index_of(device: Any) -> int:
+    """Return the number of a device, given as torch takes it; None: of the current one."""
+    if isinstance(device, int):
+        return device
+    found = None if device is None else torch.device(device).index
+    return GPU.current_device() if found is None else found
+
+
+class device:
+    """As `torch.cuda.device`."""
+
+    def __init__(self, device: Any) -> None:
+        self.index = index_of(device)
+
+    def __enter__(self) -> None:
+        self._before = GPU.swap_device(self.index)
+
+    def __exit__(self, *_: object) -> None:
+        GPU.swap_device(self._before)
 
 
 class Event:
@@ -90,9 +111,8 @@ class Event:
 class Stream:
     """As `torch.cuda.Stream`."""
 
-    device = torch.device("cuda", 0)
-
     def __init__(self, device: Any = None, priority: int = 0, stream_id: int | None = None) -> None:
+        self.device = torch.device("cuda", index_of(device))
         self.stream_id = GPU.new_stream() if stream_id is None else stream_id
 
     def wait_event(self, event: Event) -> None:
@@ -118,26 +138,30 @@ class Stream:
 
 
 def current_stream(device: Any = None) -> Stream:
-    return Stream(stream_id=GPU.current_stream())
+    return Stream(device, stream_id=GPU.current_stream(index_of(device)))
 
 
 @contextmanager
 def stream(entered: Stream | None) -> Iterator[None]:
-    before = GPU.swap_stream(current_stream().stream_id if entered is None else entered.stream_id)
-    try:
+    if entered is None:
         yield
-    finally:
-        GPU.swap_stream(before)
+        return
+    with device(entered.device):
+        before = GPU.swap_stream(entered.device.index, entered.stream_id)
+        try:
+            yield
+        finally:
+            GPU.swap_stream(entered.device.index, before)
 
 
 class CUDAGraph:
     """As `torch.cuda.CUDAGraph`."""
 
     def __init__(self, keep_graph: bool = False) -> None:
-        self.number = 0
+        self.number = self.device = 0
 
     def replay(self) -> None:
-        GPU.replay(self.number)
+        GPU.replay(self.number, self.device)
 
     def __del__(self) -> None:
         if self.number:
@@ -145,21 +169,16 @@ class CUDAGraph:
 
 
 @contextmanager
-def graph(
-    of: CUDAGraph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = ""
-) -> Iterator[None]:
+def graph(of: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any) -> Iterator[None]:
     GPU.wait_for_device()
-    before = GPU.swap_stream((stream or Stream()).stream_id)
-    try:
+    with STAND_INS["stream"](stream or Stream()):
         GPU.begin_capture()
         try:
             yield
         except BaseException:
             GPU.end_capture(True)
             raise
-        of.number = GPU.end_capture(False)
-    finally:
-        GPU.swap_stream(before)
+        of.number, of.device = GPU.end_capture(False), GPU.current_device()
 
 
 class Generator:
@@ -180,8 +199,8 @@ def cloned(storage: Any) -> Any:
     if storage.device.type != "cuda":
         return type(storage)(storage.nbytes(), device=storage.device).copy_(storage)
     size = storage.nbytes()
-    there = torch.empty(0, dtype=torch.uint8, device="cuda").set_(storage, 0, (size,), (1,))
-    return torch.empty(size, dtype=torch.uint8, device="cuda").copy_(there).untyped_storage()
+    there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (size,), (1,))
+    return torch.empty(size, dtype=torch.uint8, device=storage.device).copy_(there).untyped_storage()
 
 
 def always(value: Any) -> Callable[..., Any]:
@@ -189,7 +208,7 @@ def always(value: Any) -> Callable[..., Any]:
 
 
 STAND_INS: dict[str, Any] = {
-    **{each.__name__: each for each in (Event, Stream, CUDAGraph, current_stream, stream, graph)},
+    **{each.__name__: each for each in (device, Event, Stream, CUDAGraph, current_stream, stream, graph)},
     "_lazy_init": always(None),
     "_lazy_call": lambda what, **_: what(),
     "_is_compiled": always(True),
@@ -198,22 +217,21 @@ STAND_INS: dict[str, Any] = {
     "is_initialized": always(True),
     "is_bf16_supported": always(True),
     "is_current_stream_capturing": lambda: bool(GPU.is_capturing()),
-    "device_count": always(1),
-    "current_device": always(0),
-    "set_device": always(None),
-    "device": always(nullcontext()),
+    "device_count": always(2),
+    "current_device": lambda: GPU.current_device(),
+    "set_device": lambda device: GPU.swap_device(index_of(device)),
     "get_device_name": always("Pretended GPU"),
     "get_device_capability": always((9, 0)),
     "get_device_properties": always(SimpleNamespace(name="Pretended GPU", major=9, minor=0, multi_processor_count=132)),
-    "default_generators": (Generator(),),
-    "default_stream": lambda device=None: Stream(stream_id=0),
+    "default_generators": (Generator(), Generator()),
+    "default_stream": lambda device=None: Stream(device, stream_id=index_of(device)),
     "graph_pool_handle": always((0, 1)),
     "synchronize": lambda device=None: GPU.wait_for_device(),
     "manual_seed": always(None),
     "manual_seed_all": always(None),
     "get_rng_state": lambda device=None: torch.get_rng_state(),
     "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
-    "get_rng_state_all": lambda: [torch.get_rng_state()],
+    "get_rng_state_all": lambda: [torch.get_rng_state()] * 2,
     "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
     "empty_cache": always(None),
     "memory_allocated": always(0),
