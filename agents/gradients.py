@@ -143,8 +143,8 @@ class GraphedGradient:
 
     def _make(self, work: Work) -> Work:
         if self._capture is None:  # its graphs are replayed one at a time: their activations may share memory
-            device, pool = self.parameters[0].device, torch.cuda.graph_pool_handle()
-            self._capture = partial(capture_graph, device=device, pool=pool, draws=False)
+            stream, pool = torch.cuda.Stream(self.parameters[0].device), torch.cuda.graph_pool_handle()
+            self._capture = partial(capture_graph, stream=stream, pool=pool, draws=False)
         return self._capture(work)
 
     def _difference(self, found: Tensor, terms: Tensor, expected: Grads) -> str:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,14 +31,13 @@ class _Captured(NamedTuple):
     replay: Work
 
 
-def capture(
-    work: Callable[[], Result], device: torch.device, pool: Any = None, draws: bool = True
-) -> Callable[[], Result]:
+def capture(work: Callable[[], Result], stream: Any, pool: Any = None, draws: bool = True) -> Callable[[], Result]:
     """Capture `work`, which must not depend on anything but the memory it reads, as a CUDA graph.
 
     Args:
         work: done four times, three of them to warm up.
-        device: that does it, whichever is the current one.
+        stream: on which it is captured, of the device that does it. torch's own for this is of the device of its first
+            use, and libraries keep memory of a stream's first graph for all that follow: one owner's graphs share one.
         pool: `torch.cuda.graph_pool_handle()` of graphs of which one is replayed at a time; None: memory of its own.
         draws: whether it draws random numbers.
 
@@ -49,25 +47,24 @@ def capture(
     Raises:
         RuntimeError: it cannot be captured; what is no part of the capture goes on as before.
     """
-    with torch.cuda.device(device):  # else another one's stream would be captured, and nothing on it
-        return _capture(work, pool, draws)
+    with torch.cuda.device(stream.device):
+        return _capture(work, stream, pool, draws)
 
 
-def _capture(work: Callable[[], Result], pool: Any, draws: bool) -> Callable[[], Result]:
+def _capture(work: Callable[[], Result], stream: Any, pool: Any, draws: bool) -> Callable[[], Result]:
     here = torch.cuda.current_stream()
-    side = torch.cuda.Stream()
-    side.wait_stream(here)
+    stream.wait_stream(here)
     try:
-        with torch.cuda.stream(side):  # libraries and the allocator settle before the capture
+        with torch.cuda.stream(stream):  # libraries and the allocator settle before the capture
             for _ in range(3):
                 work()
     finally:  # also where it fails, as where memory is short: what it has begun still reads and writes
-        here.wait_stream(side)
+        here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
     # The outer stream: a capture that fails leaves its own behind as the current one. Another thread may be learning
     # meanwhile: what it launches is no part of this.
-    capturing = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
     with CAPTURING, _cleared_up(pool, draws), _unchecked(), torch.cuda.stream(here), capturing:
         result = work()
 
@@ -82,17 +79,18 @@ def _capture(work: Callable[[], Result], pool: Any, draws: bool) -> Callable[[],
 def _cleared_up(pool: Any, draws: bool) -> Iterator[None]:
     """Undo what a capture that fails leaves behind: a generator and an allocator that believe it is still going on.
 
-    A graph draws from the generator's state that was there when it was captured. It gets a copy: if that is lost, the
-    state of other graphs is not; a graph that draws nothing needs none of its own.
+    A graph draws from the generator's state that was there when it was captured, as others do. One that draws nothing
+    gets a copy, which may be lost: the state of the graphs that do draw is not.
     """
     device = torch.cuda.current_device()
     generator = torch.cuda.default_generators[device]
-    before = generator.graphsafe_get_state()
-    generator.graphsafe_set_state(generator.clone_state())
+    before, copy = generator.graphsafe_get_state(), generator.clone_state()
+    if not draws:
+        generator.graphsafe_set_state(copy)
     try:
         yield
     except BaseException:
-        generator.graphsafe_set_state(before)
+        generator.graphsafe_set_state(copy if draws else before)
         with suppress(RuntimeError, AttributeError):  # torch does it itself, or has no door to it
             torch._C._cuda_endAllocateToPool(device, pool)
         raise
@@ -128,6 +126,7 @@ class GraphedActing:
 
     def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] | None = None) -> None:
         self.policy, self.capture = policy, capture
+        self._stream: Any = None
         self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
         self._captured_from: Structure | None = None
         self.given_up = False
@@ -161,8 +160,7 @@ class GraphedActing:
         inputs = room_for(given, given[1].device)
         copy_into(inputs, given)
         try:
-            make = self.capture or partial(capture, device=self.policy.device)
-            replay = make(lambda: self.policy.act(*inputs))
+            replay = self._make(lambda: self.policy.act(*inputs))
             for each in replay()[1:]:  # which a graph that does nothing would leave as they are
                 each.fill_(torch.nan)
             wrong = self._difference(replay(), given)
@@ -173,6 +171,13 @@ class GraphedActing:
             logger.warning("acting goes on without a CUDA graph: %s", wrong)
             return
         self._captured[given[1].shape] = _Captured(inputs, replay)
+
+    def _make(self, work: Work) -> Work:
+        if self.capture is not None:
+            return self.capture(work)
+        if self._stream is None or self._stream.device != self.policy.device:
+            self._stream = torch.cuda.Stream(self.policy.device)
+        return capture(work, self._stream)
 
     def _difference(self, found: ActStep, given: tuple[Obs, Tensor, Tensor]) -> str:
         """Say in what a graph's result differs from the policy's own, apart from chance."""

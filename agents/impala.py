@@ -327,6 +327,9 @@ class IMPALA(PlayingAlgorithm):
             yield
             return
         self._acting, self._acting_version = deepcopy(self.policy), self._n_updates
+        for module in self._acting.modules():
+            if isinstance(module, torch.nn.RNNBase):  # a copy's weights lie apart; cuDNN would gather them at each step
+                module.flatten_parameters()
         self._lane.begin()
         thread = Thread(target=self._keep_learning, name="srwm-learner", daemon=True)
         thread.start()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from srwm_rl.agents.distributed import LostProcessError
+
 
 class Handover:
     """Lets one thread's work on the device begin after another's, without a thread that waits.
@@ -91,15 +93,22 @@ class Lane:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Launch what is inside on this stream, and leave when it is done."""
+        """Launch what is inside on this stream, and leave when it is done.
+
+        A `LostProcessError` leaves at once: what the lost process takes no part in is never done.
+        """
         if self._cuda is None:
             yield
             return
         with self._cuda.stream(self._stream):
             try:
                 yield
-            finally:
+            except LostProcessError:
+                raise
+            except BaseException:
                 self.finish()
+                raise
+            self.finish()
 
     def finish(self) -> None:
         """Wait until everything on this stream is done: what it reads may then be let go."""

@@ -124,4 +124,5 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
 
 def _wait_for(device: torch.device) -> None:
     if not torch.cuda.is_current_stream_capturing():  # what is being captured does not run yet
-        torch.cuda.synchronize(device)
+        # Not for the device: while another thread captures, that is forbidden.
+        torch.cuda.current_stream(device).synchronize()

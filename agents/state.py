@@ -41,7 +41,7 @@ def capture_state(model: RecurrentAlgorithm) -> dict[str, Any]:
 def _own_part(model: RecurrentAlgorithm) -> dict[str, Any]:
     obs = model._last_obs
     return {
-        "generators": generator_states(),
+        "generators": generator_states(model.device),
         "environments": environment_state(model.env),
         "core_state": None if model._core_state is None else model._core_state.cpu().numpy(),
         "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def _restore_part(model: RecurrentAlgorithm, part: dict[str, Any]) -> bool:
         model._core_state = None if core_state is None else torch.as_tensor(core_state, device=model.device)
     else:
         model._last_obs = model._core_state = None  # learn() resets the environments
-    restore_generators(part["generators"])  # last: what stands above may have drawn from them
+    restore_generators(part["generators"], model.device)  # last: what stands above may have drawn from them
     return exact
 
 
@@ -149,23 +149,23 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
                 entries[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
-def generator_states() -> dict[str, Any]:
-    """Return the states of torch's, numpy's and Python's random generators."""
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of torch's generators, the CPU's and a GPU's, and of numpy's and Python's."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # SB3 and the minibatches draw from the global one
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state().numpy(),
-        "cuda": [each.numpy() for each in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device).numpy()] if device.type == "cuda" else [],
         "numpy": [kind, np.asarray(keys), position, has_gauss, gauss],
         "python": [version, list(internal), gauss_next],
     }
 
 
-def restore_generators(states: dict[str, Any]) -> None:
-    """Put back what `generator_states` returned."""
+def restore_generators(states: dict[str, Any], device: torch.device) -> None:
+    """Put back what `generator_states` returned, for this GPU or another one."""
     torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))
-    if states["cuda"] and torch.cuda.device_count() == len(states["cuda"]):
-        torch.cuda.set_rng_state_all([torch.from_numpy(np.array(each)) for each in states["cuda"]])
+    if states["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(torch.from_numpy(np.array(states["cuda"][0])), device)
     np.random.set_state(tuple(states["numpy"]))
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))

@@ -16,13 +16,13 @@ from srwm_rl.introspect import count_heads, introspect
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Give back every random generator as it was: looking must not change what is learned."""
-    states = generator_states()
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Give back every random generator as it was, a GPU's too: looking must not change what is learned."""
+    states = generator_states(device)
     try:
         yield
     finally:
-        restore_generators(states)
+        restore_generators(states, device)
 
 
 class SelfModification(BaseCallback):
@@ -52,7 +52,7 @@ class SelfModification(BaseCallback):
             return
         obs = self.model._obs_tensor(self.model._last_obs)
         starts = torch.as_tensor(self.model._last_episode_starts, device=self.model.device)
-        with undisturbed():
+        with undisturbed(self.model.device):
             seen = introspect(policy, obs, core_state, starts, deterministic=True)
         self.rollouts += 1
         for layer in range(len(seen.edit)):
@@ -101,7 +101,7 @@ class HeldOut(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.num_timesteps // self.every == self.before // self.every:
             return
-        with undisturbed():
+        with undisturbed(self.model.device):
             found = {split: play() for split, play in self.play.items()}
         means = {split: float(np.mean([each.episode_return for each in episodes])) for split, episodes in found.items()}
         for split, episodes in found.items():

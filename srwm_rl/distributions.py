@@ -1,13 +1,17 @@
-"""The distribution of discrete actions, without what torch's does at every step besides: checks that wait for a GPU."""
+"""The distributions of discrete actions, without what torch's do at every step besides: checks that wait for a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    MultiCategoricalDistribution,
+)
 from torch import Tensor
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution
 
 
 class Choice(Categorical):
@@ -37,6 +41,18 @@ class Choice(Categorical):
         return -(self.logits.exp() * self.logits).sum(-1)
 
 
+class Coins(Bernoulli):
+    """torch's `Bernoulli` over `logits` `[..., n]`, unchecked, as a `Choice` is."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(logits=logits, validate_args=False)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw `[*sample_shape, ..., n]`, 0 or 1."""
+        probs = self.probs.detach().expand(*sample_shape, *self.probs.shape)
+        return (torch.rand_like(probs) < probs).to(probs.dtype)
+
+
 class ChoiceDistribution(CategoricalDistribution):
     """SB3's distribution for Discrete actions, made of a `Choice`."""
 
@@ -48,3 +64,21 @@ class ChoiceDistribution(CategoricalDistribution):
     def mode(self) -> Tensor:
         """Return the most probable choices, `[B]`."""
         return self.distribution.logits.argmax(dim=1)
+
+
+class ChoicesDistribution(MultiCategoricalDistribution):
+    """SB3's distribution for MultiDiscrete actions, made of `Choice`s."""
+
+    def proba_distribution(self, action_logits: Tensor) -> ChoicesDistribution:
+        """Take up logits `[B, sum n_i]`."""
+        self.distribution = [Choice(each) for each in action_logits.split([*self.action_dims], dim=1)]
+        return self
+
+
+class CoinsDistribution(BernoulliDistribution):
+    """SB3's distribution for MultiBinary actions, made of `Coins`."""
+
+    def proba_distribution(self, action_logits: Tensor) -> CoinsDistribution:
+        """Take up logits `[B, n]`."""
+        self.distribution = Coins(action_logits)
+        return self

@@ -26,7 +26,8 @@ PRECISIONS = ("float32", "bfloat16")
 def fastest_precision(device: torch.device | str) -> str:
     """Return the precision in which a CNN runs fastest: "bfloat16" where the hardware multiplies it, else "float32"."""
     if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX; without them it is emulated
     return "bfloat16" if supported else "float32"
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from srwm_rl.cores import Core, make_core
-from srwm_rl.distributions import ChoiceDistribution
+from srwm_rl.distributions import ChoiceDistribution, ChoicesDistribution, CoinsDistribution
 from srwm_rl.encoders import MAIN_KEY, Encoder, is_image, parts_of
 from srwm_rl.errors import UserError, check_settings
 
@@ -129,6 +129,10 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         # SB3 calls this once the encoder stands and before it makes heads and optimizer: the place for the core.
         if isinstance(self.action_space, spaces.Discrete):
             self.action_dist = ChoiceDistribution(int(self.action_space.n))
+        elif isinstance(self.action_space, spaces.MultiDiscrete):
+            self.action_dist = ChoicesDistribution(self.action_space.nvec.tolist())
+        elif isinstance(self.action_space, spaces.MultiBinary):
+            self.action_dist = CoinsDistribution(*self.action_space.shape)
         self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device

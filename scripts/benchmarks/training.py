@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -237,21 +238,25 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
 def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float, float]]:
     _, callback = model._setup_learn(10**9)
     callback.on_training_start(locals(), globals())
+    done = _clock(model.device)
 
     def update() -> tuple[int, float, float]:
         before = model.num_timesteps
-        start = time.perf_counter()
+        start = done()
         with prefer(backend):
             model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
-            middle = time.perf_counter()
+            middle = done()
             model.train()
-        return model.num_timesteps - before, middle - start, time.perf_counter() - middle
+        return model.num_timesteps - before, middle - start, done() - middle
 
     return update
 
 
 def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
     """Time the parts alone: stepping, acting, and the gradient of what a minibatch holds."""
+    from srwm_rl.agents.crossing import to_host
+    from srwm_rl.agents.graphs import capture
+
     assert model.env is not None
     env, policy = model.env, model.policy
     actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
@@ -263,7 +268,8 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
 
     def act() -> None:
         with torch.no_grad():
-            acting(obs, state, starts)
+            step = acting(obs, state, starts)
+        to_host(step.actions, step.values, step.log_probs)
 
     n = max(1, config.batch_size // config.n_steps)
     many = (
@@ -284,34 +290,54 @@ def _bound(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, float]:
         carried = policy.initial_state(rows.stop - rows.start)
         adding.append(_adds_gradient(model, part, done[:, rows], carried, begins[:, rows]))
 
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:  # in the graphs by which the trainer does it; they add to the gradients that are there now
+        stream = torch.cuda.Stream(model.device)
+        for add in adding:
+            add()
+        with suppress(RuntimeError):  # where it does without, too
+            adding = [capture(add, stream, draws=False) for add in adding]
+
     def learn() -> None:
         for add in adding:
             add()
-        policy.zero_grad()
+        policy.zero_grad(set_to_none=not on_gpu)
 
-    seconds = 0.4 * config.rounds
+    clock, seconds = _clock(model.device), 0.4 * config.rounds
     speed = {
-        "E": _speed(lambda: env.step(actions), env.num_envs, seconds),
-        "A": _speed(act, env.num_envs, seconds),
-        "L": _speed(learn, n * config.n_steps, seconds),
+        "E": _speed(lambda: env.step(actions), env.num_envs, seconds, time.perf_counter),
+        "A": _speed(act, env.num_envs, seconds, clock),
+        "L": _speed(learn, n * config.n_steps, seconds, clock),
         "k": float(config.n_epochs if config.algo == "ppo" else 1),
     }
     return speed | {"bound": 1 / (1 / speed["E"] + 1 / speed["A"] + speed["k"] / speed["L"])}
 
 
-def _speed(work: Callable[[], Any], each: int, seconds: float) -> float:
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Return what tells the time in seconds once a device has done what it was given."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def done() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return done
+
+
+def _speed(work: Callable[[], Any], each: int, seconds: float, clock: Callable[[], float]) -> float:
     work()
     rates: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(rates) < 3:
-        start = time.perf_counter()
+    deadline = clock() + seconds
+    while clock() < deadline or len(rates) < 3:
+        start = clock()
         work()
-        rates.append(each / (time.perf_counter() - start))
+        rates.append(each / (clock() - start))
     return float(np.median(rates))
 
 
 def _memory(config: TrainBench, side: str) -> float:
-    """Return the peak memory in MiB of a process that makes two updates."""
+    """Return the peak memory in MiB of a process that makes two updates: the GPU's tensors, or the whole process."""
     words = {k: v for k, v in _settings(config).items() if v is not None and k not in ("rounds",)}
     code = (
         "import json, sys; from srwm_rl.scripts.benchmarks.training import measure_memory; "
@@ -333,6 +359,9 @@ def measure_memory(settings: dict[str, Any], side: str) -> None:
     update = _updater(model)
     update()
     update()
+    if model.device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(model.device) / 2**20)
+        return
     # Not getrusage: what it tells of a child counts the parent's memory at the moment of the fork.
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)

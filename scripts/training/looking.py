@@ -151,7 +151,7 @@ def filming(config: TrainConfig, model: RecurrentAlgorithm, run: Path, beat: Cal
 
         def _on_rollout_end(self) -> None:
             if self.num_timesteps // config.video_freq > self.before // config.video_freq:
-                with undisturbed():
+                with undisturbed(self.model.device):
                     _film(config, model, run)
                 beat()
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl.agents import IMPALA
 from srwm_rl.agents import impala as room
+from srwm_rl.agents.distributed import LostProcessError
 from srwm_rl.agents.lanes import Handover, Lane, Turns
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from tests.agents.probe import Probe
@@ -192,6 +193,21 @@ def test_a_lane_is_left_done_also_where_something_is_raised() -> None:
     with pytest.raises(KeyError):
         fail()
     assert device.done == ["half"]
+    assert device.current_stream() is device.default
+
+
+def test_nobody_waits_for_what_a_lost_process_takes_no_part_in() -> None:
+    device = Device()
+    lane = Lane("cuda", device)
+
+    def fail() -> None:
+        with lane.entered():
+            device.launch("a sum over all processes")
+            raise LostProcessError("it has ended")
+
+    with pytest.raises(LostProcessError):
+        fail()
+    assert device.done == []
     assert device.current_stream() is device.default
 
 

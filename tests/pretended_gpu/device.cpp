@@ -119,6 +119,12 @@ void check_nowhere_capturing(const string &what) {
     for (int device = 0; device < DEVICES; device++) check_not_capturing(what, device);
 }
 
+/* To wait for a device is forbidden while anybody captures on it. */
+void check_nobody_capturing(const string &what) {
+    Lock lock;
+    TORCH_CHECK(shared.captured.empty(), "operation not permitted when stream is capturing: ", what);
+}
+
 /* ---- memory ---- */
 
 struct Memory {
@@ -706,6 +712,7 @@ void wait_for_stream(int64_t stream) {
 
 void wait_for_device() {
     Lock lock;
+    check_nobody_capturing("a wait for the device");
     Clock all;
     for (auto &[stream, clock] : shared.seen) join(all, clock);
     wait_for("the device", all);

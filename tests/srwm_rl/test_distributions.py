@@ -1,12 +1,13 @@
-"""The distribution of discrete actions against torch's own."""
+"""The distributions of discrete actions against torch's own."""
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import BernoulliDistribution, Distribution, MultiCategoricalDistribution
 from torch.distributions import Categorical
 
-from srwm_rl.distributions import Choice, ChoiceDistribution
+from srwm_rl.distributions import Choice, ChoiceDistribution, ChoicesDistribution, CoinsDistribution
 from srwm_rl.policy import SRWMPolicy
 
 
@@ -65,3 +66,38 @@ def test_a_policy_of_discrete_actions_has_it_under_sb3s_names() -> None:
     torch.testing.assert_close(probs.sum(-1), torch.ones(2))
     assert torch.equal(distribution.mode(), probs.argmax(-1))
     assert torch.equal(distribution.get_actions(deterministic=True), probs.argmax(-1))
+
+
+PAIRS = [
+    (ChoicesDistribution([3, 4]), MultiCategoricalDistribution([3, 4])),
+    (CoinsDistribution(7), BernoulliDistribution(7)),
+]
+
+
+@pytest.mark.parametrize(("ours", "sb3s"), PAIRS)
+def test_several_actions_at_once_are_as_sb3s_has_them(ours: Distribution, sb3s: Distribution) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(5, 7)
+    found, expected = ours.proba_distribution(logits), sb3s.proba_distribution(logits)
+    actions = expected.sample()
+    torch.testing.assert_close(found.log_prob(actions), expected.log_prob(actions))
+    torch.testing.assert_close(found.entropy(), expected.entropy())
+    assert torch.equal(found.mode(), expected.mode())
+    drawn = found.sample()
+    assert (drawn.shape, drawn.dtype) == (actions.shape, actions.dtype)
+
+
+@pytest.mark.parametrize(("ours", "sb3s"), PAIRS)
+def test_several_actions_at_once_are_as_frequent_as_sb3s(ours: Distribution, sb3s: Distribution) -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([0.0, 2.0, -1.0, 1.0, 0.5, -3.0, 0.0]).expand(50_000, 7)
+    means = [each.proba_distribution(logits).sample().double().mean(0) for each in (ours, sb3s)]
+    assert (means[0] - means[1]).abs().max() < 0.03  # five standard deviations of a difference of means
+
+
+@pytest.mark.parametrize(("ours", "sb3s"), PAIRS)
+def test_several_sick_actions_make_sick_log_probabilities_and_no_error(ours: Distribution, sb3s: Distribution) -> None:
+    logits = torch.zeros(2, 7)
+    logits[0, 1] = torch.nan
+    distribution = ours.proba_distribution(logits)
+    assert distribution.log_prob(distribution.sample()).isfinite().tolist() == [False, True]
