@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srwm_rl.agents import lanes
+from srwm_rl.agents import graphs, lanes
 from srwm_rl.cores import core_names
 from srwm_rl.scripts.main import main
 from tests.pretended_gpu.plugin import GPU
@@ -226,3 +226,22 @@ def test_frames_of_procgen(tmp_path: Path) -> None:
     assert main(["train", *settings, *small]) == 0
     run = next(tmp_path.glob("*/coinrun_1"))
     assert main(["eval", str(run), "--device", "cuda", "--train-levels", "none", "--eval-levels", "1000:1002"]) == 0
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_bench_times_what_the_trainer_captures(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[Any] = []
+    capture = graphs.capture
+
+    def counted(work: Any, *given: Any, draws: bool = True, **settings: Any) -> Any:
+        made = capture(work, *given, draws=draws, **settings)
+        gradients.extend([] if draws else [made])
+        return made
+
+    monkeypatch.setattr(graphs, "capture", counted)
+    small = ["--n-envs", "8", "--n-steps", "8", "--batch-size", "32", "--rounds", "1", "--algo", algo]
+    GPU.take_counts()
+    assert main(["bench", "train", "--env", "recall", "--device", "cuda", *small]) == 0
+    assert gradients
+    counts = dict(GPU.take_counts())
+    assert counts["waits for the device"] > counts["replays"] > 20  # each time the clock is looked at
