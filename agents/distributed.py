@@ -85,10 +85,9 @@ class Processes:
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by those of process 0."""
 
-    def mean_and_std(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (n - 1) of the values of all processes."""
-        std, mean = torch.std_mean(values)
-        return mean, std
+    def means_and_stds(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return for each batch its values' mean and standard deviation (n - 1) in all processes, in one message."""
+        return [torch.std_mean(each)[::-1] for each in batches]
 
     def gather(self, tree: Any) -> list[Any]:
         """Return every process's tree (as `srwm_rl.files.pack` takes it) by rank to process 0, to others their own."""
@@ -161,15 +160,26 @@ class Together(Processes):
             for each, part in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
                 each.copy_(part.view_as(each))
 
-    def mean_and_std(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (n - 1) of the values of all processes, summed in float64."""
-        wide = values.detach().double()
-        sums = torch.stack((wide.new_full((), wide.numel()), wide.sum()))
-        self.sum_([sums])
-        n, mean = sums[0], sums[1] / sums[0]
-        squares = (wide - mean).square().sum()  # around the joint mean: no difference of large numbers
-        self.sum_([squares])
-        return mean.to(values.dtype), (squares / (n - 1)).sqrt().to(values.dtype)
+    def means_and_stds(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return for each batch its values' mean and standard deviation (n - 1) in all processes, in one message.
+
+        Every process says how many values it has, their mean, and their squared distances from it, in float64: no
+        difference of large numbers (Chan, Golub and LeVeque, 1983, https://doi.org/10.1080/00031305.1983.10483115).
+        """
+        own = []
+        for each in batches:
+            wide = each.detach().double()
+            mean = wide.mean()
+            own.append(torch.stack((wide.new_full((), wide.numel()), mean, (wide - mean).square().sum())))
+        said = torch.zeros(self.size, len(batches), 3, dtype=torch.float64, device=own[0].device)
+        said[self.rank] = torch.stack(own)
+        self.sum_([said])
+        n, means, squares = said.unbind(-1)  # [processes, batches]
+        mean = (n * means).sum(0) / n.sum(0)
+        total = (squares + n * (means - mean).square()).sum(0)
+        std = (total / (n.sum(0) - 1)).sqrt()
+        dtypes = [each.dtype for each in batches]
+        return [(one.to(dtype), other.to(dtype)) for one, other, dtype in zip(mean, std, dtypes, strict=True)]
 
     def gather(self, tree: Any) -> list[Any]:
         """Return every process's tree by rank to process 0, to others their own."""

@@ -241,7 +241,7 @@ class IMPALA(PlayingAlgorithm):
         if means is None:
             return
         with self._weights:
-            update_learning_rate(self.policy.optimizer, self.lr_schedule(self._progress))
+            update_learning_rate(self.policy.optimizer, self.lr_schedule(float(self._progress)))
             self.policy.optimizer.step()
             self._n_updates += 1
         lag = (version - batch.versions).float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -226,7 +226,7 @@ class PPO(PlayingAlgorithm):
         """Pass over the rollout; return the means of every minibatch that was learned from."""
         stats = []
         for _ in range(self.n_epochs):
-            for gradient, n_steps in self._minibatches(clip_range, clip_range_vf):
+            for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
                 means = self._evaluate(gradient, PPOTerms, n_steps)
                 if means is None:
                     continue
@@ -241,7 +241,7 @@ class PPO(PlayingAlgorithm):
         """Do as `_learn` does, and wait for the device once, at the end."""
         ledger = Ledger(self._guard, self.policy, self.max_grad_norm)
         for _ in range(self.n_epochs):
-            for gradient, n_steps in self._minibatches(clip_range, clip_range_vf):
+            for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
                 terms, norm = self._terms_and_norm(gradient, PPOTerms)
                 ledger.step(terms, norm, n_steps, self._n_updates)
             self._n_updates += 1
@@ -251,34 +251,44 @@ class PPO(PlayingAlgorithm):
             self._n_updates = ledger.number  # as if the run had stopped there
             raise
 
-    def _minibatches(self, clip_range: float, clip_range_vf: float | None) -> Iterator[tuple[Gradient, int]]:
-        """Shuffle the rollout's sequences; yield for each minibatch what makes its gradient, and its steps."""
-        for minibatch in self.rollout_buffer.minibatches(self._sequences_per_minibatch()):
-            n_steps = len(minibatch) * self.rollout_buffer.sequence_length * self.processes.size
-            yield partial(self._gradient, minibatch, clip_range, clip_range_vf), n_steps
-
-    def _sequences_per_minibatch(self) -> int:
+    def _minibatches(self) -> list[np.ndarray]:
         length = self.rollout_buffer.sequence_length
         batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
-        return int(batch_size // length)
+        return self.rollout_buffer.minibatches(int(batch_size // length))
 
-    def _gradient(
-        self, minibatch: np.ndarray, clip_range: float, clip_range_vf: float | None
-    ) -> tuple[PPOTerms, Tensor]:
+    def _gradients(
+        self, minibatches: Sequence[np.ndarray], clip_range: float, clip_range_vf: float | None
+    ) -> Iterator[tuple[Gradient, int]]:
+        """Yield for each minibatch of sequences what makes its gradient, and the steps in those of all processes."""
+        buffer = self.rollout_buffer
+        at_once = self._sequences_at_once(buffer.sequence_length)
+        if at_once is None:  # vectors are few enough to be gathered for the whole pass, in a fraction of the calls
+            gathered: Iterable[Iterable[Sequences]] = ([each] for each in buffer.sequences(minibatches))
+        else:
+            gathered = (self._groups(each, -(-len(each) // at_once)) for each in minibatches)
+        for indices, groups, (mean, std) in zip(minibatches, gathered, self._moments(minibatches), strict=True):
+            n_steps = len(indices) * buffer.sequence_length * self.processes.size
+            rest = (mean, std, float(n_steps), clip_range, clip_range_vf)
+            yield partial(self._gradient, (PPOGroup(each, *rest) for each in groups)), n_steps
+
+    def _groups(self, minibatch: np.ndarray, n_groups: int) -> Iterator[Sequences]:
+        """Gather a minibatch in groups, one after the other."""
+        for group in np.array_split(minibatch, n_groups):
+            yield self.rollout_buffer.sequences([group])[0]
+
+    def _moments(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
+        """Return by what each minibatch's advantages are normalised: their mean and deviation in all processes."""
+        steps_each = self.rollout_buffer.sequence_length * self.processes.size
+        wide = [each for each in minibatches if len(each) * steps_each > 1] if self.normalize_advantage else []
+        found = self.processes.means_and_stds(self.rollout_buffer.advantages_of(wide)) if wide else []
+        return [*found, *[(None, None)] * (len(minibatches) - len(found))]  # the smallest ones come last
+
+    def _gradient(self, groups: Iterable[PPOGroup]) -> tuple[PPOTerms, Tensor]:
         """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm."""
-        buffer, n_groups = self.rollout_buffer, self._n_groups(len(minibatch))
-        groups = [minibatch] if n_groups == 1 else np.array_split(minibatch, n_groups)
-        old = buffer.sequences(groups[0])
-        # They are normalised over the whole minibatch before its first group is evaluated.
-        advantages = old.advantages if len(groups) == 1 else buffer.sequences_field("advantages", minibatch)
-        n_steps = advantages.numel() * self.processes.size
-        normalize = self.normalize_advantage and n_steps > 1
-        mean, std = self.processes.mean_and_std(advantages) if normalize else (None, None)
         add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
         total = torch.zeros(len(PPOTerms._fields), device=self.device)
-        for i, group in enumerate(groups):
-            old = buffer.sequences(group) if i else old
-            total += add(PPOGroup(old, mean, std, float(n_steps), clip_range, clip_range_vf))
+        for group in groups:
+            total += add(group)
         return self._sum(PPOTerms(*total)), self._gradient_norm()
 
     def _add_gradient(self, group: PPOGroup) -> Tensor:
@@ -322,10 +332,6 @@ class PPO(PlayingAlgorithm):
             surrogate,
             self.bptt,
         )
-
-    def _n_groups(self, n_sequences: int) -> int:
-        at_once = self._sequences_at_once(self.rollout_buffer.sequence_length)
-        return 1 if at_once is None else -(-n_sequences // at_once)
 
     def _log_training(self, means: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
         loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]

@@ -59,7 +59,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     _fused_policies: tuple[FusedPolicy, ...] = ()
     _gradient_graphs: GraphedGradient | None = None
     _ended: list[dict[str, Any]]  # episodes that ended here in this rollout, while there are other processes
-    _progress: float  # what is left of the run at the last update, 1 to 0: the same in all processes
+    _progress: float | Tensor  # what is left of the run at the last update, 1 to 0: the same in all processes
 
     def join(self, processes: Processes) -> None:
         """Train together with other processes, from process 0's weights on; call it before `learn`.
@@ -289,7 +289,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             # All processes must send the same; what got no gradient here got none in the others.
             parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
             self.processes.sum_([progress, *terms, *parts])
-            self._progress = progress.item()
+            self._progress = progress
         return terms
 
     @property

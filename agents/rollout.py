@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,9 @@ class SequenceRolloutBuffer:
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
         self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
-        self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # of environment 0, among all T * B
+        chunks, envs = np.divmod(np.arange(self.n_sequences), n_envs)
+        self._first = chunks * (self.sequence_length * n_envs) + envs  # where each sequence begins, among all T * B
+        self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # and how far from there its steps are
 
     def reset(self, core_state: Tensor) -> None:
         """Forget the rollout, and make room for states like `core_state` `[L, B, S]`; the other memory is kept."""
@@ -104,41 +106,62 @@ class SequenceRolloutBuffer:
         """Number of sequences in a full rollout."""
         return self.n_envs * (self.buffer_size // self.sequence_length)
 
-    def minibatches(self, sequences_each: int) -> Iterator[np.ndarray]:
-        """Shuffle the sequences and yield their indices in minibatches of (nearly) equal size, each sequence once."""
+    def minibatches(self, sequences_each: int) -> list[np.ndarray]:
+        """Shuffle the sequences; return their indices in minibatches of (nearly) equal size, each sequence once."""
         order = np.random.permutation(self.n_sequences)
-        yield from np.array_split(order, -(-self.n_sequences // sequences_each))
+        return np.array_split(order, -(-self.n_sequences // sequences_each))
 
-    def sequences(self, indices: np.ndarray) -> Sequences:
-        """Gather whole sequences; index i is environment `i % B`, chunk `i // B`."""
-        rows, obs = self._rows(indices), self.observations
-        starts, values, log_probs, advantages, returns, _ = self._take(self._numbers.flatten(1), 1, rows)
-        return Sequences(
-            observations={k: self._take(v.flatten(0, 1), 0, rows) for k, v in obs.items()}
+    def sequences(self, parts: Sequence[np.ndarray]) -> list[Sequences]:
+        """Gather whole sequences, all parts at once; index i is environment `i % B`, chunk `i // B`.
+
+        Args:
+            parts: indices of the sequences of each part, `[N]`.
+
+        Returns:
+            The parts, in memory of their own.
+        """
+        rows, obs = self._rows(parts), self.observations
+        observations: Any = (
+            {key: self._cut(each.flatten(0, 1)[None], parts, rows) for key, each in obs.items()}
             if isinstance(obs, dict)
-            else self._take(obs.flatten(0, 1), 0, rows),
-            actions=self._take(self.actions.flatten(0, 1), 0, rows),
-            episode_starts=starts,
-            old_values=values,
-            old_log_probs=log_probs,
-            advantages=advantages,
-            returns=returns,
-            core_state=self._states(indices),
+            else self._cut(obs.flatten(0, 1)[None], parts, rows)
         )
+        actions = self._cut(self.actions.flatten(0, 1)[None], parts, rows)
+        numbers = self._cut(self._numbers.flatten(1), parts, rows)
+        states = self._states(np.concatenate(parts)).split([len(each) for each in parts], dim=1)
+        found = []
+        for i, state in enumerate(states):
+            starts, values, log_probs, advantages, returns, _ = numbers[i]
+            found.append(
+                Sequences(
+                    observations={key: each[i][0] for key, each in observations.items()}
+                    if isinstance(observations, dict)
+                    else observations[i][0],
+                    actions=actions[i][0],
+                    episode_starts=starts,
+                    old_values=values,
+                    old_log_probs=log_probs,
+                    advantages=advantages,
+                    returns=returns,
+                    core_state=state,
+                )
+            )
+        return found
 
-    def sequences_field(self, name: str, indices: np.ndarray) -> Tensor:
-        """Gather one `[T, B]` field, `[T, N]`, without the observations."""
-        return self._take(getattr(self, name).flatten(), 0, self._rows(indices))
+    def advantages_of(self, parts: Sequence[np.ndarray]) -> list[Tensor]:
+        """Gather the advantages of sequences alone, `[T, N]` for each part of `sequences`."""
+        return [each for (each,) in self._cut(self.advantages.flatten()[None], parts, self._rows(parts))]
 
-    def _rows(self, indices: np.ndarray) -> Tensor:
-        """Return where the sequences' steps stand among all `T * B`, `[T, N]`."""
-        chunks, envs = np.divmod(indices, self.n_envs)
-        return to_device(self._steps + (chunks * (self.sequence_length * self.n_envs) + envs), self.device)
+    def _rows(self, parts: Sequence[np.ndarray]) -> Tensor:
+        """Return where the parts' steps stand among all `T * B`, part by part, each of them time-major."""
+        return to_device(np.concatenate([(self._steps + self._first[each]).ravel() for each in parts]), self.device)
 
-    @staticmethod
-    def _take(stored: Tensor, dim: int, rows: Tensor) -> Tensor:
-        # Not `stored[rows]`: for uint8 frames that is twenty times slower on a CPU.
-        return stored.index_select(dim, rows.view(-1)).view(*stored.shape[:dim], *rows.shape, *stored.shape[dim + 1 :])
+    def _cut(self, stored: Tensor, parts: Sequence[np.ndarray], rows: Tensor) -> list[Tensor]:
+        """Take rows of `[k, T * B, ...]`, and return each part's, `[k, T, N, ...]`."""
+        # Not `stored[:, rows]`: for uint8 frames that is twenty times slower on a CPU.
+        taken = stored.index_select(1, rows)
+        sizes = [self.sequence_length * len(each) for each in parts]
+        return [each.unflatten(1, (self.sequence_length, -1)) for each in taken.split(sizes, dim=1)]
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:

@@ -1,4 +1,4 @@
-"""A tiny environment of any space, for the trainers' tests."""
+"""A tiny environment of any space, and one minibatch's gradient, for the trainers' tests."""
 
 from copy import deepcopy
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+
+from srwm_rl.agents import PPO
 
 
 class Probe(gymnasium.Env[Any, Any]):
@@ -31,3 +33,9 @@ class Probe(gymnasium.Env[Any, Any]):
         self.t += 1
         over = self.t == self.length
         return self.observation_space.sample(), float(self.t), over and not self.cut, over and self.cut, {}
+
+
+def gradient_of(model: PPO, sequences: np.ndarray) -> Any:
+    """Leave the gradient of one minibatch of the model's rollout in its weights; return its terms and its norm."""
+    ((gradient, _),) = model._gradients([sequences], 0.2, None)
+    return gradient()

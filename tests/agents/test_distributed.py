@@ -14,6 +14,7 @@ from srwm_rl.agents.distributed import ALONE, Place, from_bytes, joined, to_byte
 from srwm_rl.agents.unrolls import Unrolls
 from srwm_rl.agents.unrolls import joined as side_by_side
 from srwm_rl.files import read_file, unpack
+from tests.agents.probe import gradient_of
 from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,15 @@ def test_weights_are_those_of_process_0(two: Any) -> None:
 def test_mean_and_deviation_are_joint_and_exact_far_from_zero(two: Any) -> None:
     values = np.array([0.0, 1, 2, 5])
     for each in two:
-        assert each["moments"] == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
+        whole, half, small = each["moments"]
+        assert whole == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
+        assert half == pytest.approx([1e6 + values[[0, 2]].mean(), values[[0, 2]].std(ddof=1)], rel=1e-6)
+        assert small == pytest.approx([1e3 + 1e-3 * values.mean(), 1e-3 * values.std(ddof=1)], rel=1e-2)
+
+
+def test_ppo_sends_a_message_per_pass_and_one_per_minibatch(two: Any) -> None:
+    for each in two:
+        assert each["messages"] == {"minibatches": 2 * B, "messages": 2 * (1 + B), "timesteps": 2 * T * B}
 
 
 def test_trees_are_gathered_by_rank(two: Any) -> None:
@@ -74,12 +83,12 @@ def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(two: Any) -> Non
     for name in FIELDS:
         getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([each[name] for each in parts], axis=1)))
     buffer.core_states = [torch.from_numpy(np.concatenate([each["core_state"] for each in parts], axis=1))]
-    terms, norm = model._gradient(np.arange(2 * B), 0.2, None)
+    terms, norm = gradient_of(model, np.arange(2 * B))
     check_same_update(two, "ppo", gradient(model), terms, norm)
     # What a normalisation by each process's own mean would give is something else.
     halves = []
     for rank in range(2):
-        model._gradient(np.arange(B) + rank * B, 0.2, None)
+        gradient_of(model, np.arange(B) + rank * B)
         halves.append(gradient(model))
     assert relative(sum(halves) / 2, two[0]["ppo"]["gradient"]) > 1e-2
 
@@ -148,8 +157,8 @@ def test_one_process_alone_shares_nothing() -> None:
     assert ALONE.gather(tree)[0] is tree
     assert ALONE.all_gather(tree)[0] is tree
     values = torch.randn(5, 7)
-    mean, std = ALONE.mean_and_std(values)
-    torch.testing.assert_close((mean, std), (values.mean(), values.std()))
+    moments = ALONE.means_and_stds([values, values[:2]])
+    torch.testing.assert_close(moments, [(each.mean(), each.std()) for each in (values, values[:2])])
     ALONE.sum_([values])
     ALONE.close()
 

@@ -20,7 +20,7 @@ from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
 from srwm_rl.ops import cpu
 from srwm_rl.policy import ActStep
-from tests.agents.probe import Probe
+from tests.agents.probe import Probe, gradient_of
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 
@@ -50,7 +50,7 @@ def test_whole_sequences_evaluate_to_what_was_acted(core: str, sequence_length: 
     carries = model.policy.core.state_size and model.policy.core.carries_over
     buffer = _continue(model) if carries else fill(model)
     assert buffer.episode_starts[1:].any()
-    old = buffer.sequences(np.arange(buffer.n_sequences))
+    old = buffer.sequences([np.arange(buffer.n_sequences)])[0]
     with torch.no_grad():
         new = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
     torch.testing.assert_close(new.values, old.old_values, rtol=1e-4, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_learning_step_moves_every_parameter(core: str) -> None:
 def srwm_gradients(model: PPO) -> list[float]:
     """Largest gradient of the y, query, key and beta columns of the first layer's slow weight."""
     fill(model)
-    model._gradient(np.arange(4), 0.2, None)
+    gradient_of(model, np.arange(4))
     weight: torch.Tensor = model.policy.core.layers[0].weight  # type: ignore[assignment,index,union-attr]
     assert weight.grad is not None
     size = weight.shape[1]
@@ -99,13 +99,27 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
     assert (query, key, beta) == (0, 0, 0)
 
 
+def test_advantages_of_a_single_step_are_not_normalised() -> None:
+    model = probe_model(n_envs=3, n_steps=1, batch_size=2)  # minibatches of two steps and of one
+    fill(model)
+    minibatches = model.rollout_buffer.minibatches(2)
+    (mean, std), last = model._moments(minibatches)
+    assert mean is not None
+    assert std is not None
+    two = model.rollout_buffer.advantages[0, minibatches[0]]
+    torch.testing.assert_close((mean, std), (two.mean(), two.std()))
+    assert last == (None, None)
+    model.normalize_advantage = False
+    assert model._moments(minibatches) == [(None, None)] * 2
+
+
 def test_splitting_a_minibatch_for_memory_changes_nothing() -> None:
     image = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     gradients = []
     for frames_at_once in (10**6, 1):
         model = probe_model(observation_space=image, frames_at_once=frames_at_once)
         fill(model)
-        model._gradient(np.arange(4), 0.2, None)
+        gradient_of(model, np.arange(4))
         gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)

@@ -22,7 +22,7 @@ from srwm_rl.agents.recurrent import RecurrentAlgorithm
 from srwm_rl.agents.unrolls import Unrolls
 from srwm_rl.errors import FaultError
 from srwm_rl.files import pack, write_file
-from tests.agents.probe import Probe
+from tests.agents.probe import Probe, gradient_of
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -77,7 +77,7 @@ def gradients(algo: str, processes: Processes) -> dict[str, Any]:
         told = rollout.to_tree()
     else:
         rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
-        terms, norm = model._gradient(np.arange(B), 0.2, None)
+        terms, norm = gradient_of(model, np.arange(B))
         told = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
         told["core_state"] = rollout.core_states[0].numpy().copy()
     terms = {name: each.item() for name, each in terms._asdict().items()}
@@ -133,6 +133,27 @@ def _learn(model: Any, rollout: Any) -> None:
         model._update(rollout)
 
 
+def messages(processes: Processes) -> dict[str, int]:
+    """Count what is sent while PPO learns from two passes over minibatches of one sequence."""
+    model = build("ppo", seed=processes.rank, batch_size=T)
+    model.join(processes)
+    rollout = play(model)
+    sent, send = 0, processes.sum_
+
+    def counted(tensors: Any) -> None:
+        nonlocal sent
+        sent += 1
+        send(tensors)
+
+    processes.sum_ = counted  # type: ignore[method-assign]
+    try:
+        _learn(model, rollout)
+    finally:
+        processes.sum_ = send  # type: ignore[method-assign]
+    steps = int(model.policy.optimizer.state_dict()["state"][0]["step"])
+    return {"minibatches": steps, "messages": sent, "timesteps": model.num_timesteps}
+
+
 def overlapped(processes: Processes) -> dict[str, Any]:
     """Learn beside playing, where process 1 plays slowly and process 0 has a batch more waiting, as after a resume."""
     model = build("impala", seed=processes.rank, slow=processes.rank == 1, synchronous=False, batch_size=2 * T)
@@ -171,17 +192,18 @@ def main(folder: Path) -> None:
     place = Place.of()
     processes = joined(place, "cpu")
     values = torch.tensor([[1e6, 1e6 + 1.0], [1e6 + 2, 1e6 + 5]])[processes.rank]
-    mean, std = processes.mean_and_std(values)
+    moments = processes.means_and_stds([values, values[:1], 1e-3 * values])
     first: RecurrentAlgorithm = build("ppo", seed=processes.rank)
     own = weights(first)
     first.join(processes)
     mixed = [{"a": np.arange(3 + place.rank), "b": [b"x" * place.rank, None, 1.5, True]}, "text"]
     found: dict[str, Any] = {
-        "moments": [mean.item(), std.item()],
+        "moments": [[each.item() for each in pair] for pair in moments],
         "own_weights": own,
         "joined_weights": weights(first),
         "gathered": processes.gather(mixed),
         "all_gathered": processes.all_gather(mixed),
+        "messages": messages(processes),
         "overlapped": overlapped(processes),
     }
     for algo in ("ppo", "impala"):
