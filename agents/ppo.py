@@ -24,6 +24,7 @@ from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import SRWMPolicy
 
 Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
+GATHERED_AT_ONCE = 2**25  # bytes of observations, where there are no images
 
 
 class PPOTerms(NamedTuple):
@@ -260,21 +261,24 @@ class PPO(PlayingAlgorithm):
         self, minibatches: Sequence[np.ndarray], clip_range: float, clip_range_vf: float | None
     ) -> Iterator[tuple[Gradient, int]]:
         """Yield for each minibatch of sequences what makes its gradient, and the steps in those of all processes."""
+        moments = self._moments(minibatches)
+        for indices, groups, (mean, std) in zip(minibatches, self._gathered(minibatches), moments, strict=True):
+            n_steps = len(indices) * self.rollout_buffer.sequence_length * self.processes.size
+            yield partial(self._gradient, groups, mean, std, float(n_steps), clip_range, clip_range_vf), n_steps
+
+    def _gathered(self, minibatches: Sequence[np.ndarray]) -> Iterator[Iterable[Sequences]]:
+        """Gather minibatches, one after the other, in groups that go through the network at once."""
         buffer = self.rollout_buffer
         at_once = self._sequences_at_once(buffer.sequence_length)
-        if at_once is None:  # vectors are few enough to be gathered for the whole pass, in a fraction of the calls
-            gathered: Iterable[Iterable[Sequences]] = ([each] for each in buffer.sequences(minibatches))
-        else:
-            gathered = (self._groups(each, -(-len(each) // at_once)) for each in minibatches)
-        for indices, groups, (mean, std) in zip(minibatches, gathered, self._moments(minibatches), strict=True):
-            n_steps = len(indices) * buffer.sequence_length * self.processes.size
-            rest = (mean, std, float(n_steps), clip_range, clip_range_vf)
-            yield partial(self._gradient, (PPOGroup(each, *rest) for each in groups)), n_steps
-
-    def _groups(self, minibatch: np.ndarray, n_groups: int) -> Iterator[Sequences]:
-        """Gather a minibatch in groups, one after the other."""
-        for group in np.array_split(minibatch, n_groups):
-            yield self.rollout_buffer.sequences([group])[0]
+        if at_once is not None:
+            for each in minibatches:
+                n_groups = -(-len(each) // at_once)
+                yield (buffer.sequences([group])[0] for group in np.array_split(each, n_groups))
+            return
+        # Vectors go through it a minibatch at once. To gather several of these takes a fraction of the calls.
+        few = max(1, GATHERED_AT_ONCE // (len(minibatches[0]) * buffer.sequence_bytes))
+        for start in range(0, len(minibatches), few):
+            yield from ([each] for each in buffer.sequences(minibatches[start : start + few]))
 
     def _moments(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
         """Return by what each minibatch's advantages are normalised: their mean and deviation in all processes."""
@@ -283,12 +287,17 @@ class PPO(PlayingAlgorithm):
         found = self.processes.means_and_stds(self.rollout_buffer.advantages_of(wide)) if wide else []
         return [*found, *[(None, None)] * (len(minibatches) - len(found))]  # the smallest ones come last
 
-    def _gradient(self, groups: Iterable[PPOGroup]) -> tuple[PPOTerms, Tensor]:
-        """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm."""
+    def _gradient(self, groups: Iterable[Sequences], *rest: Any) -> tuple[PPOTerms, Tensor]:
+        """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm.
+
+        Args:
+            groups: of this process's minibatch, one after the other.
+            rest: what else a `PPOGroup` holds.
+        """
         add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
         total = torch.zeros(len(PPOTerms._fields), device=self.device)
         for group in groups:
-            total += add(group)
+            total += add(PPOGroup(group, *rest))
         return self._sum(PPOTerms(*total)), self._gradient_norm()
 
     def _add_gradient(self, group: PPOGroup) -> Tensor:

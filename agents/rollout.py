@@ -106,6 +106,12 @@ class SequenceRolloutBuffer:
         """Number of sequences in a full rollout."""
         return self.n_envs * (self.buffer_size // self.sequence_length)
 
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes of the observations of one sequence."""
+        fields = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
+        return sum(each.nbytes for each in fields) // self.n_sequences
+
     def minibatches(self, sequences_each: int) -> list[np.ndarray]:
         """Shuffle the sequences; return their indices in minibatches of (nearly) equal size, each sequence once."""
         order = np.random.permutation(self.n_sequences)

@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl import UserError, core_names
-from srwm_rl.agents import PPO
+from srwm_rl.agents import PPO, ppo
 from srwm_rl.envs import make_vec_env
 from srwm_rl.ops import cpu
 from srwm_rl.policy import ActStep
@@ -97,6 +97,28 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
     y, query, key, beta = srwm_gradients(probe_model(bptt=1))
     assert y > 0
     assert (query, key, beta) == (0, 0, 0)
+
+
+def test_gathering_fewer_minibatches_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = probe_model(n_steps=8, batch_size=8)
+    minibatches = fill(model).minibatches(1)
+    gathered, sequences = [], model.rollout_buffer.sequences
+
+    def counted(parts: Any) -> Any:
+        gathered.append(len(parts))
+        return sequences(parts)
+
+    monkeypatch.setattr(model.rollout_buffer, "sequences", counted)
+    found = []
+    for limit in (2**25, 2 * model.rollout_buffer.sequence_bytes, 1):
+        monkeypatch.setattr(ppo, "GATHERED_AT_ONCE", limit)
+        found.append([])
+        for gradient, n_steps in model._gradients(minibatches, 0.2, None):
+            terms, norm = gradient()
+            found[-1].append([*map(float, terms), float(norm), n_steps])
+    assert found[0] == found[1] == found[2]
+    assert len(set(map(str, found[0]))) == 4, "all minibatches are alike"
+    assert gathered == [4, 2, 2, 1, 1, 1, 1]
 
 
 def test_advantages_of_a_single_step_are_not_normalised() -> None:
@@ -327,7 +349,7 @@ def test_returns_are_logged_per_game() -> None:
 
 MEMORY = """
 import re
-from srwm_rl.agents import PPO
+from srwm_rl.agents import PPO, ppo
 from srwm_rl.envs import make_vec_env
 
 env = make_vec_env("bigfish", 64, "0:200", 0)

@@ -48,6 +48,8 @@ def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
     assert all(ours[part]["median"] > 0 for part in ("collect", "learn", "both"))
     bound = found["bound"]
     assert bound["bound"] == pytest.approx(1 / (1 / bound["E"] + 1 / bound["A"] + bound["k"] / bound["L"]))
+    reached = found["reached"]
+    assert 0 < reached["low"] <= reached["median"] <= reached["high"]
     assert ("ratio" in found) == ("--against" in more)
     assert ("peak_mib" in found) == ("sb3-contrib" in more)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from srwm_rl import UserError
 from srwm_rl.agents.distributed import Place
 from srwm_rl.files import pack, read_file, unpack, write_file
 from srwm_rl.run import Run
-from srwm_rl.scripts.cli import parse
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.training.build import make_env, make_model
 from srwm_rl.scripts.training.processes import share
@@ -276,11 +274,3 @@ def test_what_is_for_one_process_is_refused(
     monkeypatch.setattr(train, "several", lambda: True)
     monkeypatch.setattr(train, "take_part", lambda command, words: command())
     assert f"--{name} is for one process" in call("train", "--resume", recall, f"--{name}").error()
-
-
-def test_the_commands_of_the_page_on_clusters_can_be_read() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text().replace("\\\n", "")
-    commands = re.findall(r"-m srwm_rl train (--env.*)", page)
-    assert len(commands) == 3
-    for words in commands:
-        assert parse(TrainConfig, words.split(), "srwm-rl train").n_envs % 8 == 0
