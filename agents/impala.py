@@ -240,8 +240,9 @@ class IMPALA(PlayingAlgorithm):
         means = self._evaluate(partial(self._gradient, batch), IMPALATerms, n_steps)
         if means is None:
             return
+        learning_rate = self.lr_schedule(float(self._progress))
         with self._weights:
-            update_learning_rate(self.policy.optimizer, self.lr_schedule(float(self._progress)))
+            update_learning_rate(self.policy.optimizer, learning_rate)
             self.policy.optimizer.step()
             self._n_updates += 1
         lag = (version - batch.versions).float()

@@ -24,7 +24,7 @@ from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import SRWMPolicy
 
 Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
-GATHERED_AT_ONCE = 2**25  # bytes of observations, where there are no images
+GATHERED_AT_ONCE = 2**25  # bytes, where there are no images
 
 
 class PPOTerms(NamedTuple):
@@ -260,7 +260,7 @@ class PPO(PlayingAlgorithm):
     def _gradients(
         self, minibatches: Sequence[np.ndarray], clip_range: float, clip_range_vf: float | None
     ) -> Iterator[tuple[Gradient, int]]:
-        """Yield for each minibatch of sequences what makes its gradient, and the steps in those of all processes."""
+        """Yield for each minibatch of sequences what makes its gradient, once, and the steps of all processes."""
         moments = self._moments(minibatches)
         for indices, groups, (mean, std) in zip(minibatches, self._gathered(minibatches), moments, strict=True):
             n_steps = len(indices) * self.rollout_buffer.sequence_length * self.processes.size
@@ -270,15 +270,15 @@ class PPO(PlayingAlgorithm):
         """Gather minibatches, one after the other, in groups that go through the network at once."""
         buffer = self.rollout_buffer
         at_once = self._sequences_at_once(buffer.sequence_length)
-        if at_once is not None:
+        # To gather several minibatches takes a fraction of the calls. What is large comes one by one.
+        few = GATHERED_AT_ONCE // (len(minibatches[0]) * buffer.sequence_bytes)
+        if at_once is None and few > 1:
+            for start in range(0, len(minibatches), few):
+                yield from ([each] for each in buffer.sequences(minibatches[start : start + few]))
+        else:
             for each in minibatches:
-                n_groups = -(-len(each) // at_once)
+                n_groups = 1 if at_once is None else -(-len(each) // at_once)
                 yield (buffer.sequences([group])[0] for group in np.array_split(each, n_groups))
-            return
-        # Vectors go through it a minibatch at once. To gather several of these takes a fraction of the calls.
-        few = max(1, GATHERED_AT_ONCE // (len(minibatches[0]) * buffer.sequence_bytes))
-        for start in range(0, len(minibatches), few):
-            yield from ([each] for each in buffer.sequences(minibatches[start : start + few]))
 
     def _moments(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
         """Return by what each minibatch's advantages are normalised: their mean and deviation in all processes."""

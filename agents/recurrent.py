@@ -34,7 +34,16 @@ Terms = TypeVar("Terms", bound=tuple[Tensor, ...])
 # By whether there is a GPU. With the published CNN a frame's activations take about a megabyte; on a CPU fewer frames
 # are not faster, on a GPU more of them are fewer launches.
 FRAMES_AT_ONCE = {False: 256, True: 4096}
-NOT_SAVED = ("_core_state", "_graph", "_fused_policies", "_gradient_graphs", "_guard", "processes", "_ended")
+NOT_SAVED = (
+    "_core_state",
+    "_graph",
+    "_fused_policies",
+    "_gradient_graphs",
+    "_guard",
+    "processes",
+    "_ended",
+    "_progress",
+)
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 

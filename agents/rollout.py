@@ -108,9 +108,10 @@ class SequenceRolloutBuffer:
 
     @property
     def sequence_bytes(self) -> int:
-        """Bytes of the observations of one sequence."""
-        fields = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
-        return sum(each.nbytes for each in fields) // self.n_sequences
+        """Bytes of one sequence, its core state included."""
+        obs = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
+        size: int = sum(each.nbytes for each in (*obs, self.actions, self._numbers, *self.core_states))
+        return size // self.n_sequences
 
     def minibatches(self, sequences_each: int) -> list[np.ndarray]:
         """Shuffle the sequences; return their indices in minibatches of (nearly) equal size, each sequence once."""
@@ -124,7 +125,7 @@ class SequenceRolloutBuffer:
             parts: indices of the sequences of each part, `[N]`.
 
         Returns:
-            The parts, in memory of their own.
+            The parts, in memory that only they share.
         """
         rows, obs = self._rows(parts), self.observations
         observations: Any = (

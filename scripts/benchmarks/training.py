@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from srwm_rl.policy import Obs, SRWMPolicy
 
 
+# For which each side, and each part of the bound, works in a round: shorter, and what it meets by chance decides.
+SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class TrainBench(Common):
     """Time training: `srwm-rl bench train`."""
@@ -94,7 +98,7 @@ def run(config: TrainBench) -> dict[str, Any]:
         if number == 0:
             parts = _parts(config, ours)
         else:  # beside each round: what else the machine does makes the parts slower as well
-            speeds.append({name: _speed(each) for name, each in parts.items()})
+            speeds.append(_speeds(parts))
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, measured in rows.items():
         result[name] = {part: summary(each)._asdict() for part, each in measured.items()}
@@ -245,18 +249,21 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
 
 
 def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float, float]]:
+    """Return what makes updates for a while, and tells the steps and the seconds of collecting and of learning."""
     _, callback = model._setup_learn(10**9)
     callback.on_training_start(locals(), globals())
     done = _clock(model.device)
 
     def update() -> tuple[int, float, float]:
-        before = model.num_timesteps
-        start = done()
-        with prefer(backend):
-            model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
-            middle = done()
-            model.train()
-        return model.num_timesteps - before, middle - start, done() - middle
+        before, collecting, learning = model.num_timesteps, 0.0, 0.0
+        while model.num_timesteps == before or collecting + learning < SECONDS:
+            start = done()
+            with prefer(backend):
+                model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+                middle = done()
+                model.train()
+            collecting, learning = collecting + middle - start, learning + done() - middle
+        return model.num_timesteps - before, collecting, learning
 
     return update
 
@@ -273,9 +280,10 @@ def _parts(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, _Part]:
     """Return what training consists of: stepping (E), acting (A), and the gradient of what a minibatch holds (L)."""
     from srwm_rl.agents.crossing import to_host
     from srwm_rl.agents.graphs import capture
+    from srwm_rl.scripts.training.build import make_env
 
-    assert model.env is not None
-    env, policy = model.env, model.policy
+    env, policy = make_env(_train_config(config)), model.policy  # the trainer's own goes on where it was
+    env.reset()
     actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
     obs = model._obs_tensor(model._last_obs)
     starts = torch.zeros(env.num_envs, device=model.device)
@@ -315,7 +323,11 @@ def _parts(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, _Part]:
         with suppress(RuntimeError):  # where it does without, too
             adding = [capture(add, stream, draws=False) for add in adding]
 
+    grads = [(each, each.grad) for each in policy.parameters()]
+
     def learn() -> None:
+        for parameter, grad in grads if on_gpu else ():
+            parameter.grad = grad
         for add in adding:
             add()
         policy.zero_grad(set_to_none=not on_gpu)
@@ -345,10 +357,16 @@ def _clock(device: torch.device) -> Callable[[], float]:
     return done
 
 
-def _speed(part: _Part, seconds: float = 1.0) -> float:
+def _speeds(parts: dict[str, _Part]) -> dict[str, float]:
+    """Return the steps per second of each part alone; the random numbers of training stay what they would have been."""
+    with torch.random.fork_rng(devices=[]):
+        return {name: _speed(each) for name, each in parts.items()}
+
+
+def _speed(part: _Part) -> float:
     part.work()
     rates: list[float] = []
-    deadline = part.clock() + seconds
+    deadline = part.clock() + SECONDS
     while not rates or part.clock() < deadline:
         start = part.clock()
         part.work()

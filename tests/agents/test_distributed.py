@@ -43,11 +43,12 @@ def test_weights_are_those_of_process_0(two: Any) -> None:
 
 def test_mean_and_deviation_are_joint_and_exact_far_from_zero(two: Any) -> None:
     values = np.array([0.0, 1, 2, 5])
+    small_std = 1e-3 * values.std(ddof=1)  # of which float32 has two digits so far from zero
     for each in two:
         whole, half, small = each["moments"]
         assert whole == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
         assert half == pytest.approx([1e6 + values[[0, 2]].mean(), values[[0, 2]].std(ddof=1)], rel=1e-6)
-        assert small == pytest.approx([1e3 + 1e-3 * values.mean(), 1e-3 * values.std(ddof=1)], rel=1e-2)
+        assert small == [pytest.approx(1e3 + 1e-3 * values.mean(), rel=1e-7), pytest.approx(small_std, rel=2e-2)]
 
 
 def test_ppo_sends_a_message_per_pass_and_one_per_minibatch(two: Any) -> None:

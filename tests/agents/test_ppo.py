@@ -349,7 +349,7 @@ def test_returns_are_logged_per_game() -> None:
 
 MEMORY = """
 import re
-from srwm_rl.agents import PPO, ppo
+from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
 
 env = make_vec_env("bigfish", 64, "0:200", 0)

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from srwm_rl.files import pack
 from srwm_rl.ops import cpu
-from srwm_rl.scripts.benchmarks import encoder, environments, measure
+from srwm_rl.scripts.benchmarks import encoder, environments, measure, training
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Any:
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(training, "SECONDS", 0.05)  # no test looks at a speed
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -57,6 +60,39 @@ def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
 def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
     words = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
     assert set(result(call, tmp_path, "train", *words)["rows"]) == {"srwm-rl", "sb3-contrib"}
+
+
+def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    update = training._updater(training._ours(config))
+    steps, collecting, learning = update()
+    assert collecting + learning >= 0.05
+    assert steps % 32 == 0
+    assert steps > 32
+    monkeypatch.setattr(training, "SECONDS", 0.0)
+    assert update()[0] == 32
+
+
+def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
+    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    model = training._ours(config)
+    training._updater(model)()
+    env: Any = model.env
+
+    def where() -> Any:
+        assert model._core_state is not None
+        tensors = [model._core_state, *model.policy.parameters(), torch.get_rng_state()]
+        arrays = [each.detach().numpy().copy() for each in tensors]
+        return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
+
+    before = where()
+    speeds = training._speeds(training._parts(config, model))
+    assert min(speeds.values()) > 0
+    (arrays, rest), (arrays_before, rest_before) = where(), before
+    assert rest == rest_before
+    assert arrays.keys() == arrays_before.keys()
+    assert all(np.array_equal(arrays[name], arrays_before[name]) for name in arrays)
+    assert all(each.grad is None for each in model.policy.parameters())
 
 
 def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
 TINY = "--env recall -n 10000000 --n-envs 8 --n-steps 16 --batch-size 64 --n-threads 1 --device cpu"
 # What SLURM does for the script, with two machines that are both this one.
 SCONTROL = "#!/bin/bash\nprintf 'localhost\\nlocalhost\\n'\n"
-SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
-for ((node = 0; node < SLURM_NNODES; node++)); do "$@" & tasks+=($!); done
-trap 'kill -TERM "${tasks[@]}"' TERM
-echo $$ > "$SRUN_IS"
-code=0
-for task in "${tasks[@]}"; do
-    while kill -0 "$task" 2> /dev/null; do wait "$task" || code=$?; done
-done
-exit $code
+SRUN = f"""#!{sys.executable}
+import os, pathlib, signal, subprocess, sys
+words = [*sys.argv[1:]]
+while words[0].startswith("--"):
+    del words[0]
+tasks = [subprocess.Popen(words) for _ in range(int(os.environ["SLURM_NNODES"]))]
+signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in tasks])
+pathlib.Path(os.environ["SRUN_IS"]).write_text(str(os.getpid()))
+sys.exit(max(abs(each.wait()) for each in tasks))
 """
 Submit = Callable[[int], "subprocess.Popen[str]"]
 
@@ -72,6 +72,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
     started = []
 
     def run(restarts: int) -> "subprocess.Popen[str]":
+        (tmp_path / "srun").unlink(missing_ok=True)
         count = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}  # which SLURM sets from the first restart on
         started.append(
             subprocess.Popen(
@@ -80,14 +81,15 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
         )
         return started[-1]
 
     yield run
     for job in started:
-        if job.poll() is None:
-            warn(tmp_path)
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGTERM)  # the script, srun and torchrun, which ends what it started
         job.communicate(timeout=60)
 
 
