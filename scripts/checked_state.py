@@ -163,9 +163,11 @@ def _check_place(model: RecurrentAlgorithm, state: dict[str, Any], n_envs: int, 
     for name, part in parts.items():
         if not _is_array(obs[name], (n_envs, *(part.shape or ()))):
             raise UserError(f"{source} has other observations than these; use the same environments and n_envs")
-    core, memory = model.policy.core, state["core_state"]
-    if memory is not None and not _is_array(memory, (core.state_layers, n_envs, core.state_size)):
-        raise _damaged(source, "core_state")
+    if (memory := state["core_state"]) is not None:
+        new = model.policy.initial_state(n_envs).numpy(force=True)
+        # Its type too: weights and observations are converted when they are taken up, the memory is used as it is.
+        if not _is_array(memory, new.shape) or memory.dtype != new.dtype:
+            raise _damaged(source, "core_state")
 
 
 def _is_array(value: Any, shape: tuple[int, ...]) -> bool:

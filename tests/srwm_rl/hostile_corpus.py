@@ -411,6 +411,8 @@ def states(good: Good, mark: str) -> Made:
         )
     for name in ("torch", "numpy", "python", "cuda"):
         yield f"state-generator-{name}", with_state(lambda s, n=name: s["generators"].update({n: [1, 2, 3]}))
+    for kind in ("float64", "float16", "int64", "uint8", "bool"):
+        yield f"state-memory-{kind}", with_state(lambda s, k=kind: s.update(core_state=s["core_state"].astype(k)))
     yield "state-array-missing", changed(good.checkpoint, _set("state/core_state", {"$array": "/nothing"}))
     yield "state-array-list", changed(good.checkpoint, _set("state/core_state", {"$bytes": [1]}))
     blob = np.frombuffer(b"\0" * 22_000, np.uint8)
