@@ -35,6 +35,7 @@ OWN_ENTRIES: dict[str, tuple[type, ...]] = {
     "last_obs": (np.ndarray, dict),
     "episode_starts": (np.ndarray,),
 }
+MERSENNE_WORDS = 624
 LARGEST_MOMENT = 1e18  # the square of the largest gradient norm that a setting lets through
 OPTIONAL: dict[str, tuple[type, ...]] = {
     "log": (dict,),
@@ -203,12 +204,19 @@ def _check_generators(states: dict[str, Any], source: str) -> None:
 
     try:
         torch.Generator().set_state(torch.from_numpy(np.array(states["torch"])))
-        np.random.RandomState().set_state(tuple(states["numpy"]))
+        _check_numpy_generator(*states["numpy"])
         version, internal, gauss_next = states["python"]
         random.Random().setstate((version, tuple(internal), gauss_next))
         if not all(_is_array(each, each.shape) for each in states["cuda"]):
             raise TypeError("cuda")
         if gauss_next is not None and type(gauss_next) is not float:
             raise TypeError("python")
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
         raise _damaged(source, "generators") from error
+
+
+def _check_numpy_generator(kind: Any, keys: Any, position: Any, has_gauss: Any, gauss: Any) -> None:
+    # numpy takes any position, and then reads what lies beyond the keys.
+    if not (_is_array(keys, (MERSENNE_WORDS,)) and type(position) is int and 0 <= position <= MERSENNE_WORDS):
+        raise ValueError("numpy")
+    np.random.RandomState().set_state((kind, keys, position, has_gauss, gauss))

@@ -411,6 +411,11 @@ def states(good: Good, mark: str) -> Made:
         )
     for name in ("torch", "numpy", "python", "cuda"):
         yield f"state-generator-{name}", with_state(lambda s, n=name: s["generators"].update({n: [1, 2, 3]}))
+    for i, value in enumerate((-(2**31), -1, 625, 10**8, 2**31 - 1, 2**40, True, None, 1.5, "x")):
+        yield f"state-numpy-position-{i}", with_state(lambda s, v=value: s["generators"]["numpy"].__setitem__(2, v))
+    for n in (0, 127, 625):
+        keys = np.zeros(n, np.uint32)
+        yield f"state-numpy-keys-{n}", with_state(lambda s, k=keys: s["generators"]["numpy"].__setitem__(1, k))
     for kind in ("float64", "float16", "int64", "uint8", "bool"):
         yield f"state-memory-{kind}", with_state(lambda s, k=kind: s.update(core_state=s["core_state"].astype(k)))
     yield "state-array-missing", changed(good.checkpoint, _set("state/core_state", {"$array": "/nothing"}))

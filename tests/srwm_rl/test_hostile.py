@@ -67,6 +67,7 @@ def test_a_careless_reader_is_caught(corpus: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # SRWM_RL_FUZZ_SECONDS may be hours; the fuzzer has its own end
 def test_files_changed_at_random_are_taken_or_refused(tmp_path: Path) -> None:
     seconds = float(os.environ.get("SRWM_RL_FUZZ_SECONDS", "120"))
     seed = os.environ.get("SRWM_RL_FUZZ_SEED", "0")
