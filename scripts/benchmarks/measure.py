@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
+# For which a trainer, or a part of its work, is timed in a round: shorter, and what it meets by chance decides.
+SECONDS = 1.0
+
 
 class Rate(NamedTuple):
     """Things per second, over the rounds."""
@@ -54,3 +59,20 @@ def ratio(mine: list[float], theirs: list[float]) -> Rate:
 def show_ratio(value: Rate) -> str:
     """Show a ratio with its range."""
     return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def long_enough(seconds: float) -> bool:
+    """Return whether a round of a trainer, or of a part of its work, may end."""
+    return seconds >= SECONDS
+
+
+def device_clock(device: torch.device) -> Callable[[], float]:
+    """Return what tells the time in seconds once a device has done what it was given."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def done() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return done

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,18 +18,15 @@ from torch import Tensor
 from srwm_rl.encoders import MAIN_KEY
 from srwm_rl.errors import UserError
 from srwm_rl.ops.backends import prefer
-from srwm_rl.scripts.benchmarks.measure import Rate, ratio, show_ratio, summary
+from srwm_rl.scripts.benchmarks.bound import adds_gradient, parts_of, speed_bound, speeds_of
+from srwm_rl.scripts.benchmarks.measure import Rate, device_clock, long_enough, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.config import TrainConfig, defaults
-from srwm_rl.scripts.training.build import describe_threads, use_threads
+from srwm_rl.scripts.training.build import describe_threads, groups_of_new_run, make_env, make_model, use_threads
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
-    from srwm_rl.policy import Obs, SRWMPolicy
-
-
-# For which each side, and each part of the bound, works in a round: shorter, and what it meets by chance decides.
-SECONDS = 1.0
+    from srwm_rl.policy import SRWMPolicy
 
 
 @dataclass(frozen=True)
@@ -96,17 +90,17 @@ def run(config: TrainBench) -> dict[str, Any]:
                 rows[name]["learn"].append(steps / learning)
                 rows[name]["both"].append(steps / (collecting + learning))
         if number == 0:
-            parts = _parts(config, ours)
+            parts = parts_of(ours, make_env(_train_config(config)), config.batch_size)
         else:  # beside each round: what else the machine does makes the parts slower as well
-            speeds.append(_speeds(parts))
+            speeds.append(speeds_of(parts))
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, measured in rows.items():
         result[name] = {part: summary(each)._asdict() for part, each in measured.items()}
         said = "   ".join(f"{part} {summary(each)}" for part, each in measured.items())
         print(f"{name:<12} {said} steps/s")
     typical = {name: summary([each[name] for each in speeds]).median for name in parts}
-    bound = {**typical, "k": float(k), "bound": _bound(**typical, k=k)}
-    reached = ratio(rows["srwm-rl"]["both"], [_bound(**each, k=k) for each in speeds])
+    bound = {**typical, "k": float(k), "bound": speed_bound(**typical, k=k)}
+    reached = ratio(rows["srwm-rl"]["both"], [speed_bound(**each, k=k) for each in speeds])
     print(
         f"bound        1 / (1/E + 1/A + k/L) = {bound['bound']:,.0f} steps/s, of environments {bound['E']:,.0f}, "
         f"acting {bound['A']:,.0f}, learning {bound['L']:,.0f} x {k}; reached: {reached.median:.0%} "
@@ -150,8 +144,6 @@ def _train_config(config: TrainBench) -> TrainConfig:
 
 
 def _ours(config: TrainBench) -> RecurrentAlgorithm:
-    from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model
-
     train = _train_config(config)
     train = replace(train, n_groups=groups_of_new_run(train))
     return make_model(train, make_env(train))
@@ -179,7 +171,7 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
             seen = model._evaluate_sequence(obs, actions, state, starts, None)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
             gradient = _gradient_taken(each)
-            _adds_gradient(model, obs, actions, state, starts)()
+            adds_gradient(model, obs, actions, state, starts)()
             found.append((seen.values, seen.log_probs, gradient, _gradient_taken(each)))
     for name, one, other in zip(("values", "log-probabilities", "gradients", "updates"), *found, strict=True):
         if (one - other).norm() > 1e-3 * other.norm():
@@ -191,26 +183,6 @@ def _gradient_taken(policy: SRWMPolicy) -> Tensor:
     row = torch.cat([each.grad.flatten() for each in policy.parameters() if each.grad is not None])
     policy.zero_grad()
     return row
-
-
-def _adds_gradient(
-    model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
-) -> Callable[[], Any]:
-    """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
-    from srwm_rl.agents.ppo import PPO, PPOGroup
-    from srwm_rl.agents.rollout import Sequences
-
-    def plain() -> None:
-        seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)
-        (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
-
-    if not isinstance(model, PPO):
-        return plain
-    shape = episode_starts.shape
-    drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
-    numbers = dict(zip(("old_values", "old_log_probs", "advantages", "returns"), drawn - 0.5, strict=True))
-    old = Sequences(obs, actions, episode_starts, core_state=core_state, **numbers)
-    return partial(model._add_gradient, PPOGroup(old, None, None, float(shape.numel()), 0.2, None))
 
 
 def _samples(space: spaces.Space[Any], n_steps: int, n: int) -> np.ndarray:
@@ -229,7 +201,6 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
 
     from srwm_rl.envs.make import make_vec_env
     from srwm_rl.scripts.benchmarks.contrib import policy_kwargs
-    from srwm_rl.scripts.training.build import make_env
 
     if ours.policy.features_extractor.images:
         env = make_vec_env(config.env, config.n_envs, "0:200", 0, inputs=())
@@ -252,11 +223,11 @@ def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float
     """Return what makes updates for a while, and tells the steps and the seconds of collecting and of learning."""
     _, callback = model._setup_learn(10**9)
     callback.on_training_start(locals(), globals())
-    done = _clock(model.device)
+    done = device_clock(model.device)
 
     def update() -> tuple[int, float, float]:
         before, collecting, learning = model.num_timesteps, 0.0, 0.0
-        while model.num_timesteps == before or collecting + learning < SECONDS:
+        while model.num_timesteps == before or not long_enough(collecting + learning):
             start = done()
             with prefer(backend):
                 model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
@@ -266,112 +237,6 @@ def _updater(model: Any, backend: str = "auto") -> Callable[[], tuple[int, float
         return model.num_timesteps - before, collecting, learning
 
     return update
-
-
-class _Part(NamedTuple):
-    """A part of training that is done alone."""
-
-    work: Callable[[], Any]
-    steps: int  # that it does
-    clock: Callable[[], float]
-
-
-def _parts(config: TrainBench, model: RecurrentAlgorithm) -> dict[str, _Part]:
-    """Return what training consists of: stepping (E), acting (A), and the gradient of what a minibatch holds (L)."""
-    from srwm_rl.agents.crossing import to_host
-    from srwm_rl.agents.graphs import capture
-    from srwm_rl.scripts.training.build import make_env
-
-    env, policy = make_env(_train_config(config)), model.policy  # the trainer's own goes on where it was
-    env.reset()
-    actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
-    obs = model._obs_tensor(model._last_obs)
-    starts = torch.zeros(env.num_envs, device=model.device)
-    state = policy.initial_state(env.num_envs)
-
-    acting = model._acting_by(policy)
-
-    def act() -> None:
-        with torch.no_grad():
-            step = acting(obs, state, starts)
-        to_host(step.actions, step.values, step.log_probs)
-
-    n = max(1, config.batch_size // config.n_steps)
-    many = (
-        {k: v[None, :1].expand(config.n_steps, n, *v.shape[1:]) for k, v in obs.items()}
-        if isinstance(obs, dict)
-        else (obs[None, :1].expand(config.n_steps, n, *obs.shape[1:]))
-    )
-    done = torch.zeros((config.n_steps, n, *np.shape(actions)[1:]), dtype=torch.int64, device=model.device)
-    if actions.dtype.kind == "f":
-        done = done.float()
-    begins = torch.zeros(config.n_steps, n, device=model.device)
-
-    # In the parts in which the trainer does it, whose activations fit into the memory it was given.
-    at_once, adding = model._sequences_at_once(config.n_steps) or n, []
-    for first in range(0, n, at_once):
-        rows = slice(first, min(first + at_once, n))
-        part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
-        carried = policy.initial_state(rows.stop - rows.start)
-        adding.append(_adds_gradient(model, part, done[:, rows], carried, begins[:, rows]))
-
-    on_gpu = model.device.type == "cuda"
-    if on_gpu:  # in the graphs by which the trainer does it; they add to the gradients that are there now
-        stream = torch.cuda.Stream(model.device)
-        for add in adding:
-            add()
-        with suppress(RuntimeError):  # where it does without, too
-            adding = [capture(add, stream, draws=False) for add in adding]
-
-    grads = [(each, each.grad) for each in policy.parameters()]
-
-    def learn() -> None:
-        for parameter, grad in grads if on_gpu else ():
-            parameter.grad = grad
-        for add in adding:
-            add()
-        policy.zero_grad(set_to_none=not on_gpu)
-
-    clock = _clock(model.device)
-    return {
-        "E": _Part(lambda: env.step(actions), env.num_envs, time.perf_counter),
-        "A": _Part(act, env.num_envs, clock),
-        "L": _Part(learn, n * config.n_steps, clock),
-    }
-
-
-def _bound(E: float, A: float, L: float, k: int) -> float:
-    """Return the steps per second of training if nothing else took time."""
-    return 1 / (1 / E + 1 / A + k / L)
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    """Return what tells the time in seconds once a device has done what it was given."""
-    if device.type != "cuda":
-        return time.perf_counter
-
-    def done() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return done
-
-
-def _speeds(parts: dict[str, _Part]) -> dict[str, float]:
-    """Return the steps per second of each part alone; the random numbers of training stay what they would have been."""
-    with torch.random.fork_rng(devices=[]):
-        return {name: _speed(each) for name, each in parts.items()}
-
-
-def _speed(part: _Part) -> float:
-    part.work()
-    rates: list[float] = []
-    deadline = part.clock() + SECONDS
-    while not rates or part.clock() < deadline:
-        start = part.clock()
-        part.work()
-        rates.append(part.steps / (part.clock() - start))
-    return float(np.median(rates))
 
 
 def _memory(config: TrainBench, side: str) -> float:

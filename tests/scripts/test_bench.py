@@ -10,12 +10,13 @@ import torch
 
 from srwm_rl.files import pack
 from srwm_rl.ops import cpu
-from srwm_rl.scripts.benchmarks import encoder, environments, measure, training
+from srwm_rl.scripts.benchmarks import bound, encoder, environments, measure, training
+from srwm_rl.scripts.training.build import make_env
 
 
 @pytest.fixture(autouse=True)
 def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(training, "SECONDS", 0.05)  # no test looks at a speed
+    monkeypatch.setattr(measure, "SECONDS", 0.05)  # no test looks at a speed
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -49,8 +50,8 @@ def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
     found = result(call, tmp_path, *words)
     ours = found["rows"]["srwm-rl"]
     assert all(ours[part]["median"] > 0 for part in ("collect", "learn", "both"))
-    bound = found["bound"]
-    assert bound["bound"] == pytest.approx(1 / (1 / bound["E"] + 1 / bound["A"] + bound["k"] / bound["L"]))
+    most = found["bound"]
+    assert most["bound"] == pytest.approx(1 / (1 / most["E"] + 1 / most["A"] + most["k"] / most["L"]))
     reached = found["reached"]
     assert 0 < reached["low"] <= reached["median"] <= reached["high"]
     assert ("ratio" in found) == ("--against" in more)
@@ -69,7 +70,7 @@ def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPat
     assert collecting + learning >= 0.05
     assert steps % 32 == 0
     assert steps > 32
-    monkeypatch.setattr(training, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
     assert update()[0] == 32
 
 
@@ -86,7 +87,7 @@ def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
         return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
 
     before = where()
-    speeds = training._speeds(training._parts(config, model))
+    speeds = bound.speeds_of(bound.parts_of(model, make_env(training._train_config(config)), config.batch_size))
     assert min(speeds.values()) > 0
     (arrays, rest), (arrays_before, rest_before) = where(), before
     assert rest == rest_before

@@ -1,0 +1,140 @@
+"""The bound on a trainer's speed: what it would reach if stepping, acting and gradients were all that takes time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srwm_rl.scripts.benchmarks.measure import device_clock, long_enough
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from srwm_rl.agents.recurrent import RecurrentAlgorithm
+    from srwm_rl.policy import Obs
+
+
+class Part(NamedTuple):
+    """A part of training that is done alone."""
+
+    work: Callable[[], Any]
+    steps: int  # that it does
+    clock: Callable[[], float]
+
+
+def parts_of(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[str, Part]:
+    """Return what training consists of: stepping (E), acting (A), and the gradient of what a minibatch holds (L).
+
+    Args:
+        model: whose policy acts and learns; its own environments are not touched.
+        env: environments like the model's.
+        batch_size: steps per minibatch.
+    """
+    from srwm_rl.agents.crossing import to_host
+    from srwm_rl.agents.graphs import capture
+
+    policy = model.policy
+    env.reset()
+    actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
+    obs = model._obs_tensor(model._last_obs)
+    starts = torch.zeros(env.num_envs, device=model.device)
+    state = policy.initial_state(env.num_envs)
+
+    acting = model._acting_by(policy)
+
+    def act() -> None:
+        with torch.no_grad():
+            step = acting(obs, state, starts)
+        to_host(step.actions, step.values, step.log_probs)
+
+    n = max(1, batch_size // model.n_steps)
+    many = (
+        {k: v[None, :1].expand(model.n_steps, n, *v.shape[1:]) for k, v in obs.items()}
+        if isinstance(obs, dict)
+        else (obs[None, :1].expand(model.n_steps, n, *obs.shape[1:]))
+    )
+    done = torch.zeros((model.n_steps, n, *np.shape(actions)[1:]), dtype=torch.int64, device=model.device)
+    if actions.dtype.kind == "f":
+        done = done.float()
+    begins = torch.zeros(model.n_steps, n, device=model.device)
+
+    # In the parts in which the trainer does it, whose activations fit into the memory it was given.
+    at_once, adding = model._sequences_at_once(model.n_steps) or n, []
+    for first in range(0, n, at_once):
+        rows = slice(first, min(first + at_once, n))
+        part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
+        carried = policy.initial_state(rows.stop - rows.start)
+        adding.append(adds_gradient(model, part, done[:, rows], carried, begins[:, rows]))
+
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:  # in the graphs by which the trainer does it; they add to the gradients that are there now
+        stream = torch.cuda.Stream(model.device)
+        for add in adding:
+            add()
+        with suppress(RuntimeError):  # where it does without, too
+            adding = [capture(add, stream, draws=False) for add in adding]
+
+    grads = [(each, each.grad) for each in policy.parameters()]
+
+    def learn() -> None:
+        for parameter, grad in grads if on_gpu else ():
+            parameter.grad = grad
+        for add in adding:
+            add()
+        policy.zero_grad(set_to_none=not on_gpu)
+
+    clock = device_clock(model.device)
+    return {
+        "E": Part(lambda: env.step(actions), env.num_envs, time.perf_counter),
+        "A": Part(act, env.num_envs, clock),
+        "L": Part(learn, n * model.n_steps, clock),
+    }
+
+
+def speed_bound(E: float, A: float, L: float, k: int) -> float:
+    """Return the steps per second of training if nothing else took time."""
+    return 1 / (1 / E + 1 / A + k / L)
+
+
+def speeds_of(parts: dict[str, Part]) -> dict[str, float]:
+    """Return the steps per second of each part alone; the random numbers of training stay what they would have been."""
+    with torch.random.fork_rng(devices=[]):
+        return {name: _speed(each) for name, each in parts.items()}
+
+
+def _speed(part: Part) -> float:
+    part.work()
+    rates: list[float] = []
+    began = part.clock()
+    while not rates or not long_enough(part.clock() - began):
+        start = part.clock()
+        part.work()
+        rates.append(part.steps / (part.clock() - start))
+    return float(np.median(rates))
+
+
+def adds_gradient(
+    model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
+) -> Callable[[], Any]:
+    """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
+    from srwm_rl.agents.ppo import PPO, PPOGroup
+    from srwm_rl.agents.rollout import Sequences
+
+    def plain() -> None:
+        seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)
+        (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
+
+    if not isinstance(model, PPO):
+        return plain
+    shape = episode_starts.shape
+    drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    numbers = dict(zip(("old_values", "old_log_probs", "advantages", "returns"), drawn - 0.5, strict=True))
+    old = Sequences(obs, actions, episode_starts, core_state=core_state, **numbers)
+    return partial(model._add_gradient, PPOGroup(old, None, None, float(shape.numel()), 0.2, None))
