@@ -45,9 +45,14 @@ def generalized_advantages(
     next_values = torch.cat((values[1:], bootstrap_value[None]))  # [T, B]
     deltas = rewards + discounts * next_values - values
     decays = gae_lambda * discounts  # [T, B]
-    last, found = torch.zeros_like(bootstrap_value), []
+    advantages = decayed_sums(deltas, decays)
+    return Advantages(advantages, advantages + values)
+
+
+def decayed_sums(deltas: Tensor, decays: Tensor) -> Tensor:
+    """Return `s_t = delta_t + decay_t s_{t+1}` for `[T, B]` each, where nothing follows the last step."""
+    last, found = torch.zeros_like(deltas[0]), []
     for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind()), strict=True):
         last = delta + decay * last
         found.append(last)
-    advantages = torch.stack(found[::-1])
-    return Advantages(advantages, advantages + values)
+    return torch.stack(found[::-1])

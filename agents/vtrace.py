@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from srwm_rl.agents.returns import decayed_sums
+
 
 class VTrace(NamedTuple):
     """What V-trace gives for an unroll; none of it carries a gradient."""
@@ -62,12 +64,7 @@ def vtrace(
         cs = vtrace_lambda * _clipped(rhos, c_clip)
         next_values = torch.cat((values[1:], bootstrap_value[None]))
         deltas = _clipped(rhos, rho_clip) * (rewards + discounts * next_values - values)
-        corrections = torch.empty_like(values)  # vs - values
-        last = torch.zeros_like(bootstrap_value)
-        for t in reversed(range(len(values))):
-            last = deltas[t] + discounts[t] * cs[t] * last
-            corrections[t] = last
-        vs = values + corrections
+        vs = values + decayed_sums(deltas, discounts * cs)
         next_vs = torch.cat((vs[1:], bootstrap_value[None]))
         pg_advantages = _clipped(rhos, pg_rho_clip) * (rewards + discounts * next_vs - values)
     return VTrace(vs, pg_advantages)

@@ -110,8 +110,8 @@ class TrainConfig:
     synchronous: bool = False
     """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact."""
     n_groups: int | None = None
-    """Groups of environments: some step while one is acted for. None: two, if the environments divide (ppo: on a GPU
-    only)."""
+    """Groups of environments: some step while one is acted for. None: two on a GPU, if the environments divide, and
+    one on a CPU."""
 
     on_nan: Literal["stop", "skip"] = "stop"
     """At a number that is not finite: stop, with the last good checkpoint kept, or skip that step or update."""
@@ -123,7 +123,8 @@ class TrainConfig:
     precision: Precision = "auto"
     """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
     n_threads: int | None = None
-    """Threads for torch; None: one per core for images, one for vectors."""
+    """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for
+    vectors."""
     eval_freq: int = 0
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
     eval_episodes: int = 50

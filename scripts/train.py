@@ -100,7 +100,7 @@ def _train_own(
     """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
     env = make_env(own)
     try:
-        use_threads(config.n_threads, env.observation_space)
+        use_threads(config.n_threads, env.observation_space, config.algo == "impala" and not config.synchronous)
         model = make_model(own, env)
         model.join(processes)
         if ":" in config.core:  # before hours are spent on a core that mixes up environments

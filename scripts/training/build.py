@@ -33,10 +33,10 @@ def make_env(config: TrainConfig) -> VecEnv:
 
 
 def _n_groups(config: TrainConfig) -> int:
-    if config.n_groups is None:
+    if config.n_groups is None:  # a run from before its settings said it
         return 2 if config.algo == "impala" and _halves(config) else 1
     games = _n_games(config)
-    if config.n_envs % (config.n_groups * games):
+    if config.n_groups > 1 and config.n_envs % (config.n_groups * games):
         of_games = f" of {games} games" if games > 1 else ""
         raise UserError(
             f"--n-envs {config.n_envs} cannot be divided evenly into {config.n_groups} groups{of_games}; "
@@ -55,17 +55,20 @@ def _n_games(config: TrainConfig) -> int:
     return len(resolve(config.env).names)
 
 
-def groups_of_new_run(config: TrainConfig) -> int | None:
+def groups_of_new_run(config: TrainConfig) -> int:
     """Return the `n_groups` that a new run keeps; it is resumed with them anywhere, for each group saves its own state.
 
-    Two for PPO on a GPU, which acts for one group while the processor steps the other. On a CPU both would want the
-    same cores, and None, one group, stays.
+    Two on a GPU, which acts for one group while the processor steps the other. On a CPU both would want the same cores.
     """
+    if config.n_groups is not None:
+        return config.n_groups
+    return 2 if _on_gpu(config) and _halves(config) else 1
+
+
+def _on_gpu(config: TrainConfig) -> bool:
     from stable_baselines3.common.utils import get_device
 
-    if config.n_groups is None and config.algo == "ppo" and get_device(config.device).type == "cuda":
-        return 2 if _halves(config) else None
-    return config.n_groups
+    return get_device(config.device).type == "cuda"
 
 
 def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
@@ -88,10 +91,15 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
 
 
-def use_threads(n_threads: int | None, observation_space: spaces.Space[Any]) -> None:
+def use_threads(n_threads: int | None, observation_space: spaces.Space[Any], overlapping: bool = False) -> None:
     """Give torch its threads; None: one per core for images, and for vectors one, for their operations are too small.
 
     The C kernels take longer at a time, and share their work even so.
+
+    Args:
+        n_threads: as many, whatever is done with them.
+        observation_space: what the encoder reads.
+        overlapping: whether learning and playing compute at once, and share the cores.
     """
     import torch
 
@@ -99,10 +107,10 @@ def use_threads(n_threads: int | None, observation_space: spaces.Space[Any]) -> 
     from srwm_rl.ops.cpu import n_threads as kernel_threads
     from srwm_rl.ops.cpu import set_threads
 
-    if n_threads is None and any(map(is_image, parts_of(observation_space).values())):
-        return
-    set_threads(n_threads or kernel_threads())
-    torch.set_num_threads(n_threads or 1)
+    cores = n_threads or kernel_threads()
+    set_threads(cores)
+    images = any(map(is_image, parts_of(observation_space).values()))
+    torch.set_num_threads(n_threads or (max(1, cores // (1 + overlapping)) if images else 1))
 
 
 def describe_threads() -> str:

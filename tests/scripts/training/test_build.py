@@ -45,6 +45,17 @@ def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> 
     assert cpu.n_threads() == (asked or 3)  # the C kernels share their work also where torch does not
 
 
+def test_playing_and_learning_at_once_share_the_cores() -> None:
+    given = []
+    for space, overlapping in ((FRAMES, True), (VECTORS, True), (FRAMES, False), (FRAMES, True)):
+        use_threads(None, space, overlapping)
+        given.append(torch.get_num_threads())
+        assert cpu.n_threads() == 3
+    assert given == [1, 1, 3, 1]
+    use_threads(2, FRAMES, overlapping=True)
+    assert torch.get_num_threads() == 2, "not what was asked for"
+
+
 def group_sizes(**settings: Any) -> list[int]:
     small = {"env": "recall", "n_envs": 6, "normalize_reward": False, "device": "cpu"}
     env = make_env(TrainConfig(**{**small, **settings}))
@@ -79,19 +90,20 @@ def test_groups_that_do_not_divide(algo: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [
-        ({"device": "cpu"}, None),
+        ({"device": "cpu"}, 1),
+        ({"device": "cpu", "algo": "impala"}, 1),
         ({"device": "cuda"}, 2),
         ({"device": "cuda:1"}, 2),
-        ({"device": "cuda", "n_envs": 5}, None),
-        ({"device": "cuda", "env": "coinrun,maze"}, None),  # three environments of each game
+        ({"device": "cuda", "n_envs": 5}, 1),
+        ({"device": "cuda", "env": "coinrun,maze"}, 1),  # three environments of each game
         ({"device": "cuda", "env": "coinrun,maze", "n_envs": 8}, 2),
         ({"device": "cuda", "n_groups": 1}, 1),
         ({"device": "cpu", "n_groups": 3}, 3),
-        ({"device": "cuda", "algo": "impala"}, None),
+        ({"device": "cuda", "algo": "impala"}, 2),
     ],
 )
-def test_ppo_has_two_groups_on_a_gpu(
-    settings: dict[str, Any], kept: int | None, monkeypatch: pytest.MonkeyPatch
+def test_a_new_run_has_two_groups_on_a_gpu(
+    settings: dict[str, Any], kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stable_baselines3.common.utils.get_device", torch.device)
     config = TrainConfig(**{"env": "recall", "n_envs": 6, "normalize_reward": False, **settings})
