@@ -108,7 +108,8 @@ class TrainConfig:
     c_clip: float = 1.0
     """V-trace's bound on the ratio in the trace (impala); 0: none."""
     synchronous: bool = False
-    """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact."""
+    """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster
+    where both want the same few cores: 1.2 times on two."""
     n_groups: int | None = None
     """Groups of environments: some step while one is acted for. None: two on a GPU, if the environments divide, and
     one on a CPU."""

@@ -140,12 +140,12 @@ def _train_config(config: TrainBench) -> TrainConfig:
     if config.core_kwargs is not None:
         shared["core_kwargs"] = config.core_kwargs
     train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
+    train = replace(train, n_groups=groups_of_new_run(train))
     return replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
 
 
 def _ours(config: TrainBench) -> RecurrentAlgorithm:
     train = _train_config(config)
-    train = replace(train, n_groups=groups_of_new_run(train))
     return make_model(train, make_env(train))
 
 
@@ -205,7 +205,8 @@ def _theirs(config: TrainBench, ours: RecurrentAlgorithm) -> Any:
     if ours.policy.features_extractor.images:
         env = make_vec_env(config.env, config.n_envs, "0:200", 0, inputs=())
     else:
-        env = make_env(_train_config(config))  # with the same memory inputs, since the same encoder reads them
+        # With the same memory inputs, since the same encoder reads them.
+        env = make_env(replace(_train_config(config), n_groups=1))
     kind = {spaces.Dict: "MultiInput", spaces.Box: "Cnn" if ours.policy.features_extractor.images else "Mlp"}
     return RecurrentPPO(
         f"{kind.get(type(env.observation_space), 'Mlp')}LstmPolicy",
