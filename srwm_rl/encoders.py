@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings
+from srwm_rl.ops.pool import max_pool
 
 # Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
@@ -43,6 +44,14 @@ class Conv(nn.Conv2d):
         weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than a pass over the frames
         assert self.bias is not None
         return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), padding=1)
+
+
+class MaxPool(nn.Module):
+    """The largest of 3 x 3 pixels at every second one: half the height and width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, h, w]` to `[N, C, ceil(h / 2), ceil(w / 2)]`."""
+        return max_pool(x)
 
 
 class ResidualBlock(nn.Module):
@@ -97,7 +106,7 @@ class ImpalaCNN(nn.Module):
         for out in channels:
             stages += [
                 Conv(depth, out),
-                nn.MaxPool2d(3, stride=2, padding=1),
+                MaxPool(),
                 ResidualBlock(out),
                 ResidualBlock(out),
             ]

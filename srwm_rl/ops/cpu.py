@@ -24,7 +24,7 @@ from srwm_rl.ops.registration import (
     srwm_widths,
 )
 
-VERSION = 6  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 7  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "E", "grain", "next")
@@ -88,8 +88,8 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
                 ctypes.c_uint,
                 ctypes.c_void_p,
             )
-            for play in (library.srwm_cpu_play, library.srwm_cpu_play_back):
-                play.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+            for of_struct in (library.srwm_cpu_play, library.srwm_cpu_play_back, library.srwm_cpu_pool):
+                of_struct.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
         except (OSError, AttributeError) as error:
             return f"the C kernel cannot be loaded ({error}); {REBUILD}"
         return Kernel(library, library.srwm_cpu_level(), _torch_parallel())

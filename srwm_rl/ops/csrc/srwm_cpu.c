@@ -1,9 +1,9 @@
 /* The SRWM recurrence, the delta rule and the step of a whole small network on the CPU: plain C, no Python and no torch
  * headers, called through ctypes.
  *
- * srwm_kernel.h, held_kernel.h, delta_kernel.h, lanes_kernel.h and tape_kernel.h are the algorithms; they are compiled
- * for float and (but for the last two) double, each portably and, on x86 with GCC or clang, for AVX2 and AVX-512. Which
- * one runs is chosen at run time: srwm_cpu_level() is the best this machine has.
+ * srwm_kernel.h, held_kernel.h, delta_kernel.h, lanes_kernel.h, tape_kernel.h and pool_kernel.h are the algorithms; they
+ * are compiled for float and (but for the last three) double, each portably and, on x86 with GCC or clang, for AVX2 and
+ * AVX-512. Which one runs is chosen at run time: srwm_cpu_level() is the best this machine has.
  */
 #include <math.h>
 #include <stdint.h>
@@ -83,6 +83,14 @@ typedef struct {
     float *terms; /* [TERMS], summed over rows */
     int level, failed;
 } Tape;
+
+/* Max pooling of n images [h, w, c] to [(h + 1) / 2, (w + 1) / 2, c]. */
+typedef struct {
+    int64_t n, h, w, c, grain, next;
+    void *x, *y;          /* images and what they are pooled to; on the way back their gradients, x is written */
+    unsigned char *which; /* like y: which of its nine pixels a window took; NULL: nobody will ask */
+    int is_half, back;    /* bfloat16 instead of float; the way back */
+} Pool;
 
 #define STEP_8(job) /* has a function of its own, for AVX-512 */ \
     ((job)->T == 1 && (job)->D == 8 && (job)->E == 8 && !(job)->grad_x && !(job)->value && !HELD(job))
@@ -183,8 +191,8 @@ static Share choose(int is_double, int level, const Job *job);
 #include "srwm_kernel.h"
 #endif
 
-/* Changes with Job, Op, Surrogate, Tape, their kinds or the meaning of a call, so that a stale build is noticed. */
-EXPORT int srwm_cpu_version(void) { return 6; }
+/* Changes with Job, Op, Surrogate, Tape, Pool, their kinds or the meaning of a call, so that a stale build is noticed. */
+EXPORT int srwm_cpu_version(void) { return 7; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -332,6 +340,38 @@ EXPORT int srwm_cpu_play_back(Tape *tape, int level, unsigned threads, Parallel 
     }
     free(block);
     return tape->failed;
+}
+
+/* The kernel whose vectors divide the channels; NULL: there is none. */
+static Share choose_pool(int64_t channels, int level) {
+#ifdef HAVE_X86
+    if (level >= 2 && channels % 16 == 0) return pool_share_f32_avx512;
+    if (level >= 1 && channels % 8 == 0) return pool_share_f32_avx2;
+#else
+    (void)level;
+#endif
+#if PORTABLE_VLEN > 1
+    if (channels % PORTABLE_VLEN == 0) return pool_share_f32;
+#endif
+    (void)channels;
+    return 0;
+}
+
+/* Pool images, or go back; 1: not so many channels. */
+EXPORT int srwm_cpu_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
+    Share share = choose_pool(pool->c, level);
+    if (!share) return 1;
+    const int64_t units = pool->n * (pool->back ? pool->h : (pool->h + 1) / 2);
+    pool->next = 0;
+    if (!parallel || threads < 2) {
+        pool->grain = units;
+        share(pool);
+    } else {
+        const int64_t shares = 4 * (int64_t)threads;
+        pool->grain = (units + shares - 1) / shares;
+        parallel(share, pool, threads, 0);
+    }
+    return 0;
 }
 
 /* Windows' linker is told by setuptools to export a module's entry; this is no Python module. */

@@ -720,6 +720,7 @@ static TARGET void NAME(share)(void *data) {
 #include "lanes_kernel.h"
 #endif
 #include "tape_kernel.h"
+#include "pool_kernel.h"
 #endif
 
 #undef FUNCTION

@@ -151,6 +151,19 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     for (int i = 0; i < 6; i++) free(weights[i]);
 }
 
+static void run_pool(int64_t n, int64_t h, int64_t w, int64_t c, int is_half, int level) {
+    const int64_t in = n * h * w * c, out = n * ((h + 1) / 2) * ((w + 1) / 2) * c;
+    const size_t size = is_half ? 2 : 4;
+    char *x = malloc(in * size), *y = malloc(out * size);
+    for (size_t i = 0; i < in * size; i++) x[i] = (char)(uniform() * 256);
+    unsigned char *which = malloc(out);
+    Pool pool = {.n = n, .h = h, .w = w, .c = c, .x = x, .y = y, .which = which, .is_half = is_half};
+    if (srwm_cpu_pool(&pool, level, 3, parallel)) abort();
+    pool.back = 1;
+    if (srwm_cpu_pool(&pool, level, 3, parallel)) abort();
+    free(x), free(y), free(which);
+}
+
 int main(void) {
     int64_t steps[] = {1, 2, 16, 17, 40};
     int runs = 0;
@@ -183,6 +196,16 @@ int main(void) {
             for (int D = 1; D < 40; D += 5, runs++) {
                 run_tape(rows[i], 1 + D % 3, D, level, 0);
                 run_tape(rows[i], 1 + D % 3, D, level, 1);
+            }
+        }
+    }
+    for (int level = 0; level <= srwm_cpu_level(); level++) {
+        for (int64_t h = 1; h < 9; h++) {
+            for (int64_t w = 1; w < 9; w++) {
+                for (int64_t c = 4; c < 50; c += c < 16 ? 4 : 16, runs += 2) {
+                    run_pool(3, h, w, c, 0, level);
+                    run_pool(3, h, w, c, 1, level);
+                }
             }
         }
     }

@@ -22,8 +22,10 @@ def _load(name: str, path: Path):  # type: ignore[no-untyped-def]
 
 
 cases = _load("srwm_rl_ops_cases", Path(__file__).with_name("cases.py"))
-# Read when triton and its parts are imported, some of them during a test: so it stays set for this process.
-os.environ["TRITON_INTERPRET"] = "1"
+# Read when triton and its parts are imported, some of them during a test: so it stays set for this process. Where there
+# is a GPU to test on it must not be: all other tests in this process would go without the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
 from srwm_rl.ops import triton_scan  # noqa: E402
 
