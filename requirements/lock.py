@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -39,18 +40,39 @@ def pinned(python: str) -> Iterator[Requirement]:
                 yield requirement
 
 
-def hashes(python: str) -> dict[tuple[str, str], str]:
-    """Return `(name, version) -> sha256` of the wheels that pip would install on a Python version."""
-    wanted = [each for each in pinned(python) if each.name not in LEFT_OUT]
+def found_by_pip(python: str, wanted: list[Requirement]) -> list[dict[str, Any]]:
+    """Return what pip reports of the wheels that it would install on a Python version, without what these need."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
         command += ["--only-binary=:all:", "--python-version", python, "--target", folder]
         command += [word for each in PLATFORMS for word in ("--platform", f"{each}_x86_64")]
         report = Path(folder) / "report.json"
         subprocess.run([*command, "--report", report, *(f"{each.name}{each.specifier}" for each in wanted)], check=True)
-        found = json.loads(report.read_text())["install"]
+        found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     if len(found) != len(wanted):
         raise SystemExit(f"pip found {len(found)} of {len(wanted)} packages for Python {python}")
+    return found
+
+
+def check_torchs_needs(python: str) -> None:
+    """Check the pins against what torch's wheel asks for.
+
+    Its CUDA build wants one version of triton, its CPU build none: pinned to another, the package could be installed
+    everywhere but beside a GPU.
+    """
+    pins = {each.name.lower(): each for each in pinned(python)}
+    for wheel in found_by_pip(python, [pins["torch"]]):
+        for needed in map(Requirement, wheel["metadata"].get("requires_dist", [])):
+            pin = pins.get(needed.name.lower())
+            if pin is not None and "extra" not in str(needed.marker):
+                version = str(pin.specifier).removeprefix("==")
+                if not needed.specifier.contains(version):
+                    raise SystemExit(f"constraints.txt has {pin}, but torch on Python {python} needs {needed}")
+
+
+def hashes(python: str) -> dict[tuple[str, str], str]:
+    """Return `(name, version) -> sha256` of the wheels that pip would install on a Python version."""
+    found = found_by_pip(python, [each for each in pinned(python) if each.name not in LEFT_OUT])
     return {
         (each["metadata"]["name"], each["metadata"]["version"]): each["download_info"]["archive_info"]["hashes"][
             "sha256"
@@ -63,6 +85,7 @@ def main() -> None:
     """Write the lock."""
     known: dict[tuple[str, str], dict[str, list[str]]] = {}
     for python in PYTHONS:
+        check_torchs_needs(python)
         for package, sha256 in hashes(python).items():
             known.setdefault(package, {}).setdefault(sha256, []).append(python)
     lines = [
