@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
+from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.recurrent import RecurrentAlgorithm
 
 
@@ -44,17 +46,23 @@ class ProgressBar(BaseCallback):
             self.bar.close()
 
 
+SHARE = 0.05  # of a run's time that may go into taking states which nobody may ever need
+
+
 class Checkpoints(BaseCallback):
     """Take the run's state between updates and save it every so often.
 
     The latest state is kept in memory, so that a run interrupted anywhere in the next update can still be saved at
-    once, and goes on later as if nothing had happened.
+    once, and goes on later as if nothing had happened. It is of the last update where this is quickly taken beside an
+    update; beside fast ones, as a GPU's are, of at most 20 times as long ago as it took.
 
     Args:
         capture: returns the state tree of the model as it is now.
         save: writes a state tree.
         every_steps: save when at least so many environment steps have passed.
         every_seconds: or so much time.
+        processes: those that capture together; all of them must have such a callback.
+        clock: tells the time in seconds; another one is for tests.
     """
 
     def __init__(
@@ -63,19 +71,28 @@ class Checkpoints(BaseCallback):
         save: Callable[[dict[str, Any]], None],
         every_steps: int,
         every_seconds: float = 600.0,
+        processes: Processes = ALONE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.capture, self.save = capture, save
         self.every_steps, self.every_seconds = every_steps, every_seconds
+        self.processes, self.clock = processes, clock
         self.latest: dict[str, Any] | None = None
+        self.wanted_at = -math.inf  # when a state may be taken that is not to be saved
 
     def _on_training_start(self) -> None:
-        self.saved_at, self.saved_time = self.num_timesteps, time.monotonic()
+        self.saved_at, self.saved_time = self.num_timesteps, self.clock()
 
     def _on_rollout_start(self) -> None:
+        began = self.clock()
+        due = self.num_timesteps - self.saved_at >= self.every_steps or began - self.saved_time >= self.every_seconds
+        # Clocks and the time it takes differ: all do what process 0 does.
+        if not self.processes.all_gather(due or began >= self.wanted_at)[0]:
+            return
         self.latest = self.capture()
-        due = self.num_timesteps - self.saved_at >= self.every_steps
-        if due or time.monotonic() - self.saved_time >= self.every_seconds:
+        self.wanted_at = self.clock() + (self.clock() - began) / SHARE
+        if due:
             self.save_latest()
 
     def _on_step(self) -> bool:
@@ -85,7 +102,7 @@ class Checkpoints(BaseCallback):
         """Save the state of the last moment between two updates."""
         if self.latest is not None:
             self.save(self.latest)
-            self.saved_at, self.saved_time = self.num_timesteps, time.monotonic()
+            self.saved_at, self.saved_time = self.num_timesteps, self.clock()
 
 
 class LevelRecorder(BaseCallback):

@@ -176,7 +176,9 @@ class GraphedActing:
         if self.capture is not None:
             return self.capture(work)
         if self._stream is None or self._stream.device != self.policy.device:
-            self._stream = torch.cuda.Stream(self.policy.device)
+            # A graph's kernels keep the priority of the stream that it is captured on. These go before those of a
+            # learner at work beside them, each of which is as long as all of a step's.
+            self._stream = torch.cuda.Stream(self.policy.device, priority=-1)
         return capture(work, self._stream)
 
     def _difference(self, found: ActStep, given: tuple[Obs, Tensor, Tensor]) -> str:

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.crossing import to_device
+from srwm_rl.agents.crossing import to_device, to_host
 from srwm_rl.agents.distributed import ALONE, Processes
 from srwm_rl.agents.faults import ON_NAN, Guard, OnNan, first_sick_gradient
 from srwm_rl.agents.gradients import GraphedGradient
@@ -178,8 +178,10 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return rewards
         rewards = rewards.astype(np.float32, copy=True)
         shown = [i for i in cut if infos[i].get("terminal_observation") is not None]
-        for i in set(cut) - set(shown):
-            rewards[i] += self.gamma * acted.values[i].item()
+        unseen = sorted(set(cut) - set(shown))
+        if unseen:
+            (values,) = to_host(acted.values)
+            rewards[unseen] += self.gamma * values[unseen]
         if shown:
             obs = stack_obs([infos[i]["terminal_observation"] for i in shown])
             obs = self._guard.arrays("last observation", obs, self.num_timesteps, [numbers[i] for i in shown])

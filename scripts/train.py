@@ -16,7 +16,14 @@ from srwm_rl.run import BEST, CONFIG, TENSORBOARD, Run
 from srwm_rl.scripts.checkpoints import capture, check_resumable, restore, save
 from srwm_rl.scripts.cli import allow_core, parse, peek, warn
 from srwm_rl.scripts.config import TrainConfig, defaults, pairs
-from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model, resolved_precision, use_threads
+from srwm_rl.scripts.training.build import (
+    groups_of_new_run,
+    make_env,
+    make_model,
+    on_gpu,
+    resolved_precision,
+    use_threads,
+)
 from srwm_rl.scripts.training.looking import filming, open_logbook, watchers
 from srwm_rl.scripts.training.plan import describe, run_base, run_record
 from srwm_rl.scripts.training.processes import (
@@ -100,7 +107,8 @@ def _train_own(
     """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
     env = make_env(own)
     try:
-        use_threads(config.n_threads, env.observation_space, config.algo == "impala" and not config.synchronous)
+        overlapping = config.algo == "impala" and not config.synchronous
+        use_threads(config.n_threads, env.observation_space, overlapping, on_gpu(own))
         model = make_model(own, env)
         model.join(processes)
         if ":" in config.core:  # before hours are spent on a core that mixes up environments
@@ -147,6 +155,7 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
         lambda: capture(model, metrics, logbook),
         lambda state: save(run, model, config, state, logbook),
         config.save_freq,
+        processes=model.processes,
     )
     bar = ProgressBar(config.n_timesteps)
     watchdog = Watchdog(run.path, config.hang_seconds)

@@ -62,10 +62,11 @@ def groups_of_new_run(config: TrainConfig) -> int:
     """
     if config.n_groups is not None:
         return config.n_groups
-    return 2 if _on_gpu(config) and _halves(config) else 1
+    return 2 if on_gpu(config) and _halves(config) else 1
 
 
-def _on_gpu(config: TrainConfig) -> bool:
+def on_gpu(config: TrainConfig) -> bool:
+    """Say whether a run computes on a GPU."""
     from stable_baselines3.common.utils import get_device
 
     return get_device(config.device).type == "cuda"
@@ -91,7 +92,9 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
 
 
-def use_threads(n_threads: int | None, observation_space: spaces.Space[Any], overlapping: bool = False) -> None:
+def use_threads(
+    n_threads: int | None, observation_space: spaces.Space[Any], overlapping: bool = False, on_gpu: bool = False
+) -> None:
     """Give torch its threads; None: one per core for images, and for vectors one, for their operations are too small.
 
     The C kernels take longer at a time, and share their work even so.
@@ -100,6 +103,7 @@ def use_threads(n_threads: int | None, observation_space: spaces.Space[Any], ove
         n_threads: as many, whatever is done with them.
         observation_space: what the encoder reads.
         overlapping: whether learning and playing compute at once, and share the cores.
+        on_gpu: whether a GPU computes: then torch's threads would only copy frames, in the environments' way.
     """
     import torch
 
@@ -110,7 +114,7 @@ def use_threads(n_threads: int | None, observation_space: spaces.Space[Any], ove
     cores = n_threads or kernel_threads()
     set_threads(cores)
     images = any(map(is_image, parts_of(observation_space).values()))
-    torch.set_num_threads(n_threads or (max(1, cores // (1 + overlapping)) if images else 1))
+    torch.set_num_threads(n_threads or (max(1, cores // (1 + overlapping)) if images and not on_gpu else 1))
 
 
 def describe_threads() -> str:

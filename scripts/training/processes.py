@@ -171,7 +171,7 @@ def follow(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> i
     from srwm_rl.agents.state import capture_state
     from srwm_rl.scripts.training.watchdog import Watchdog
 
-    checkpoints = Checkpoints(lambda: capture_state(model), lambda _: None, config.save_freq)
+    checkpoints = Checkpoints(lambda: capture_state(model), lambda _: None, config.save_freq, processes=model.processes)
     watchdog = Watchdog(Path(), config.hang_seconds)
     callbacks = [checkpoints, watchdog, *watchers(config, model, open_logbook(config), watchdog.beat)]
     try:

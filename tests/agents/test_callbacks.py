@@ -1,4 +1,4 @@
-"""What the command line hangs on a training loop: it notes the levels that were played, and the score of the log."""
+"""What the command line hangs on a training loop: levels that were played are noted, and states taken and saved."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.callbacks import LevelRecorder, TrainingReturn
+from srwm_rl.agents.callbacks import Checkpoints, LevelRecorder, TrainingReturn
+from srwm_rl.agents.distributed import Processes
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from srwm_rl.envs.reward import VecNormalizeReward
 
@@ -101,3 +102,66 @@ def test_the_training_score_is_the_logs_once_the_window_is_full(algo: str) -> No
     logged = {line["step"]: line["rollout/ep_rew_mean"] for line in log.lines}
     assert scores == [(step, logged[step]) for step in sorted(logged) if step >= scores[0][0]]
     assert len(scores) > 2
+
+
+class Clock:
+    """Each state takes a second, and each update a while."""
+
+    def __init__(self) -> None:
+        self.now, self.taken = 0.0, list[float]()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def capture(self) -> dict[str, Any]:
+        self.now += 1
+        self.taken.append(self.now)
+        return {"taken": self.now}
+
+
+def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> None:
+    """Begin a rollout of 10 steps after each of so many seconds, as a trainer would."""
+    checkpoints.num_timesteps = 0
+    checkpoints._on_training_start()
+    for each in seconds:
+        clock.now += each
+        checkpoints._on_rollout_start()
+        checkpoints.num_timesteps += 10
+
+
+def test_the_state_is_taken_before_every_slow_update_and_seldom_before_fast_ones() -> None:
+    clock, saved = Clock(), list[dict[str, Any]]()
+    slow = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
+    rollouts(slow, clock, [25.0] * 4)
+    assert clock.taken == [26, 52, 78, 104]
+    clock = Clock()
+    fast = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
+    rollouts(fast, clock, [4.0] * 12)
+    assert clock.taken == [5, 26, 47]
+    assert saved == []
+    fast.save_latest()
+    assert saved == [{"taken": 47}]
+
+
+def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates() -> None:
+    clock, saved = Clock(), list[dict[str, Any]]()
+    by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
+    rollouts(by_steps, clock, [0.5] * 7)
+    assert clock.taken == [1.5, 4.0, 6.5]  # at 0, 30 and 60 steps
+    assert [each["taken"] for each in saved] == [4.0, 6.5]
+    clock, saved = Clock(), list[dict[str, Any]]()
+    by_seconds = Checkpoints(clock.capture, saved.append, 10**9, 2.0, clock=clock)
+    rollouts(by_seconds, clock, [0.5] * 9)
+    assert saved == [{"taken": each} for each in (3.0, 6.0)]
+
+
+def test_all_processes_take_states_when_process_0_does() -> None:
+    class Fast(Processes):
+        def all_gather(self, tree: Any) -> list[Any]:
+            asked.append(tree)
+            return [len(asked) == 3, tree]
+
+    clock, asked = Clock(), list[bool]()
+    rollouts(Checkpoints(clock.capture, lambda _: None, 10**9, processes=Fast(), clock=clock), clock, [99.0] * 4)
+    assert asked == [True] * 4
+    assert len(clock.taken) == 1

@@ -249,6 +249,14 @@ def test_what_is_captured_is_not_checked_by_torchs_distributions_and_all_else_is
 
 
 @pytest.mark.gpu
+def test_acting_goes_before_learning() -> None:
+    policy = policy_on("cuda")
+    act = GraphedActing(policy)
+    act(*inputs(policy, 16, 0))
+    assert act._stream.priority < torch.cuda.current_stream().priority == 0
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("draws", [True, False])
 def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
     policy = policy_on("cuda")
