@@ -53,6 +53,8 @@ def build() -> Path:
 
 
 assert "torch" not in sys.modules, "the pretended GPUs must be loaded before torch"
+# One for every thread that torch has, autograd's too: products of several differ in their last bits from products of one.
+os.environ["OMP_NUM_THREADS"] = "1"
 build()
 
 import torch  # noqa: E402
@@ -112,7 +114,7 @@ class Stream:
     """As `torch.cuda.Stream`."""
 
     def __init__(self, device: Any = None, priority: int = 0, stream_id: int | None = None) -> None:
-        self.device = torch.device("cuda", index_of(device))
+        self.device, self.priority = torch.device("cuda", index_of(device)), priority
         self.stream_id = GPU.new_stream() if stream_id is None else stream_id
 
     def wait_event(self, event: Event) -> None:

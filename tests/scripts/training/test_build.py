@@ -56,6 +56,14 @@ def test_playing_and_learning_at_once_share_the_cores() -> None:
     assert torch.get_num_threads() == 2, "not what was asked for"
 
 
+def test_where_a_gpu_computes_the_cores_are_the_environments() -> None:
+    use_threads(None, FRAMES, on_gpu=True)
+    assert torch.get_num_threads() == 1
+    assert cpu.n_threads() == 3
+    use_threads(2, FRAMES, on_gpu=True)
+    assert torch.get_num_threads() == 2, "not what was asked for"
+
+
 def group_sizes(**settings: Any) -> list[int]:
     small = {"env": "recall", "n_envs": 6, "normalize_reward": False, "device": "cpu"}
     env = make_env(TrainConfig(**{**small, **settings}))
