@@ -67,6 +67,22 @@ def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
         assert not torch.equal(pair[0], pair[1])
 
 
+@pytest.mark.gpu
+def test_weights_converted_at_once_give_what_each_gives_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ImpalaCNN((16, 16, 3), False, precision="bfloat16").to("cuda")
+    frames = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, device="cuda")
+    copy, copied = torch._foreach_copy_, []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda into, given: copied.append(len(given)) or copy(into, given))
+    learning = network(frames).detach()
+    assert copied == []
+    with torch.no_grad():
+        acting = network(frames)
+    assert copied == [28]  # of 14 convolutions
+    assert acting.dtype == torch.float32
+    assert torch.equal(acting, learning)
+    assert all(each.dtype == torch.float32 for each in network.parameters())
+
+
 def test_float64_stays_float64() -> None:
     network = ImpalaCNN((16, 16, 3), False).double()
     assert network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).dtype == torch.float64
