@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srwm_rl.scripts.benchmarks.measure import device_clock, long_enough
+from srwm_rl.scripts.benchmarks.measure import device_clock, long_enough, ratio, summary
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -98,9 +98,39 @@ def parts_of(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[st
     }
 
 
-def speed_bound(E: float, A: float, L: float, k: int) -> float:
-    """Return the steps per second of training if nothing else took time."""
-    return 1 / (1 / E + 1 / A + k / L)
+FORMULAS = {False: "1 / (1/E + 1/A + k/L)", True: "min(E, 1 / (1/A + k/L))"}  # by `apart`
+
+
+def speed_bound(E: float, A: float, L: float, k: int, apart: bool = False) -> float:
+    """Return the steps per second of training if nothing else took time.
+
+    Args:
+        E, A, L: steps per second of stepping, acting and the gradient, each alone.
+        k: how often each step is learned from.
+        apart: whether the environments step on the processor while a GPU acts and learns. Then the slower of the two
+            decides. Otherwise all want the same cores, and their times add up, in turn or at once.
+    """
+    nets = 1 / A + k / L
+    return min(E, 1 / nets) if apart else 1 / (1 / E + nets)
+
+
+def share_of_bound(both: list[float], speeds: list[dict[str, float]], k: int, apart: bool) -> dict[str, Any]:
+    """Print the bound, and how much of it was reached; return them.
+
+    Args:
+        both: steps per second of training, by round.
+        speeds: of its parts alone, by round.
+        k, apart: see `speed_bound`.
+    """
+    typical = {name: summary([each[name] for each in speeds]).median for name in speeds[0]}
+    bound = {**typical, "k": float(k), "bound": speed_bound(**typical, k=k, apart=apart)}
+    reached = ratio(both, [speed_bound(**each, k=k, apart=apart) for each in speeds])
+    print(
+        f"bound        {FORMULAS[apart]} = {bound['bound']:,.0f} steps/s, of environments {bound['E']:,.0f}, "
+        f"acting {bound['A']:,.0f}, learning {bound['L']:,.0f} x {k}; reached: {reached.median:.0%} "
+        f"[{reached.low:.0%}, {reached.high:.0%}]"
+    )
+    return {"bound": bound, "formula": FORMULAS[apart], "reached": reached._asdict()}
 
 
 def speeds_of(parts: dict[str, Part]) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""`srwm-rl bench encoder`: the CNN by layout and precision, beside the processor's matrix-product speed."""
+"""`srwm-rl bench encoder`: the CNN by layout and precision, beside the device's matrix-product speed."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,11 @@ from torch import Tensor, nn
 
 from srwm_rl.encoders import ImpalaCNN, fastest_precision
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.benchmarks.measure import alternate, ratio, show_ratio, summary
+from srwm_rl.scripts.benchmarks.measure import alternate, device_clock, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
+from srwm_rl.scripts.cli import check_device
 
+PLAIN = "channels first, float32, whole batch"
 MFLOP = 61.0  # of a 64 x 64 frame forward; about three times that with backward
 
 
@@ -25,7 +26,9 @@ class EncoderBench(Common):
     n_frames: int = 256
     """Frames per pass."""
     micro_batch: int = 32
-    """Frames that go through together."""
+    """Frames that go through together on a CPU."""
+    device: str = "cpu"
+    """auto, cpu, cuda."""
 
 
 class PlainCNN(nn.Module):
@@ -47,23 +50,18 @@ class PlainCNN(nn.Module):
 
 
 def run(config: EncoderBench) -> dict[str, Any]:
-    """Print the table and return it; a variant whose features differ gets no figure."""
+    """Print the table and return it.
+
+    Raises:
+        UserError: no such device, or a variant whose features differ.
+    """
+    device = torch.device(check_device(config.device))
     torch.manual_seed(0)
-    frames = torch.randint(0, 256, (config.n_frames, 64, 64, 3), dtype=torch.uint8)
-    shape = (64, 64, 3)
-    ours = ImpalaCNN(shape, False, micro_batch=config.micro_batch)
-    networks: dict[str, nn.Module] = {"channels first, float32, whole batch": PlainCNN(ours), "ours, float32": ours}
-    if fastest_precision("cpu") == "bfloat16":
-        half = ImpalaCNN(shape, False, micro_batch=config.micro_batch, precision="bfloat16")
-        half.load_state_dict(ours.state_dict())
-        networks["ours, bfloat16"] = half
-    expected = ours(frames).detach()
-    for name, network in networks.items():
-        error = float((network(frames).detach() - expected).norm() / expected.norm())
-        if error > (0.02 if "bfloat16" in name else 1e-4):
-            raise UserError(f"{name} gives other features (relative difference {error:.1e}): nothing was timed")
-    print(f"{config.n_frames} frames, {torch.get_num_threads()} thread(s), {config.rounds} rounds in turn")
-    peak = {dtype: _matmul_speed(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    frames = torch.randint(0, 256, (config.n_frames, 64, 64, 3), dtype=torch.uint8).to(device)
+    networks = _networks(config, device)
+    check_same(networks, frames)
+    print(f"{config.n_frames} frames, {device}, {torch.get_num_threads()} thread(s), {config.rounds} rounds in turn")
+    peak = {dtype: _matmul_speed(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     print(f"matrix products: {peak[torch.float32]:.0f} GFLOP/s in float32, {peak[torch.bfloat16]:.0f} in bfloat16")
     rows = []
     for work, factor in (("forward", 1), ("forward and backward", 3)):
@@ -71,7 +69,7 @@ def run(config: EncoderBench) -> dict[str, Any]:
             {name: _pass(network, frames, factor > 1) for name, network in networks.items()}, config.rounds
         )
         for name, each in rates.items():
-            against = ratio(each, rates["channels first, float32, whole batch"])
+            against = ratio(each, rates[PLAIN])
             dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
             share = summary(each).median * MFLOP * factor / 1e3 / peak[dtype]
             print(f"{work:<21} {name:<38} {summary(each)!s:>22} frames/s  x first {show_ratio(against)}  {share:.0%}")
@@ -79,10 +77,38 @@ def run(config: EncoderBench) -> dict[str, Any]:
                 {"work": work, "name": name, "frames_per_second": summary(each)._asdict(), "ratio": against._asdict()}
             )
     print("the last column: share of the matrix products' speed")
-    return {"bench": "encoder", "threads": torch.get_num_threads(), "rows": rows}
+    return {"bench": "encoder", "device": str(device), "threads": torch.get_num_threads(), "rows": rows}
+
+
+def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module]:
+    """Return the same network by layout and precision."""
+    shape = (64, 64, 3)
+    ours = ImpalaCNN(shape, False, micro_batch=config.micro_batch)
+    networks: dict[str, nn.Module] = {PLAIN: PlainCNN(ours), "ours, float32": ours}
+    if fastest_precision(device) == "bfloat16":
+        half = ImpalaCNN(shape, False, micro_batch=config.micro_batch, precision="bfloat16")
+        half.load_state_dict(ours.state_dict())
+        networks["ours, bfloat16"] = half
+    return {name: network.to(device) for name, network in networks.items()}
+
+
+def check_same(networks: dict[str, nn.Module], frames: Tensor) -> None:
+    """See that all variants give the same features.
+
+    Raises:
+        UserError: one does not; then no speed is worth printing.
+    """
+    expected = networks["ours, float32"](frames).detach()
+    exact = 5e-3 if frames.is_cuda else 1e-4  # a GPU's convolutions round what is float32 to ten bits
+    for name, network in networks.items():
+        error = float((network(frames).detach() - expected).norm() / expected.norm())
+        if error > (0.02 if "bfloat16" in name else exact):
+            raise UserError(f"{name} gives other features (relative difference {error:.1e}): nothing was timed")
 
 
 def _pass(network: nn.Module, frames: Tensor, backward: bool) -> Callable[[], int]:
+    done = device_clock(frames.device)
+
     def work() -> int:
         if backward:
             network.zero_grad()
@@ -90,18 +116,19 @@ def _pass(network: nn.Module, frames: Tensor, backward: bool) -> Callable[[], in
         else:
             with torch.no_grad():
                 network(frames)
+        done()
         return len(frames)
 
     return work
 
 
-def _matmul_speed(dtype: torch.dtype) -> float:
+def _matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
     """Return GFLOP/s of a large product, the best of a few."""
-    size = 1024
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    best = 0.0
+    size = 4096 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+    best, now = 0.0, device_clock(device)
     for _ in range(8):
-        start = time.perf_counter()
+        start = now()
         a @ b
-        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+        best = max(best, 2 * size**3 / (now() - start) / 1e9)
     return best

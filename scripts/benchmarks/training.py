@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +19,18 @@ from torch import Tensor
 from srwm_rl.encoders import MAIN_KEY
 from srwm_rl.errors import UserError
 from srwm_rl.ops.backends import prefer
-from srwm_rl.scripts.benchmarks.bound import adds_gradient, parts_of, speed_bound, speeds_of
+from srwm_rl.scripts.benchmarks.bound import adds_gradient, parts_of, share_of_bound, speeds_of
 from srwm_rl.scripts.benchmarks.measure import Rate, device_clock, long_enough, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
+from srwm_rl.scripts.benchmarks.overlap import learning_beside
 from srwm_rl.scripts.config import TrainConfig, defaults
 from srwm_rl.scripts.training.build import describe_threads, groups_of_new_run, make_env, make_model, use_threads
 
 if TYPE_CHECKING:
     from srwm_rl.agents.recurrent import RecurrentAlgorithm
     from srwm_rl.policy import SRWMPolicy
+
+Side = Callable[[], dict[str, float]]  # trains for a while and tells the steps per second of what it timed
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class TrainBench(Common):
     core_kwargs: tuple[str, ...] | None = None
     """Its settings as name:value, such as hidden_size:128; None: those of the environment's kind."""
     algo: Literal["ppo", "impala"] = "ppo"
-    """The trainer; impala is timed in turn with playing."""
+    """The trainer; impala plays and learns in turn, unless it is overlapping."""
+    overlapping: bool = False
+    """Let impala learn beside its actors, as `srwm-rl train` does; only both together are timed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which the CNN computes."""
     n_envs: int = 64
@@ -62,66 +68,95 @@ class TrainBench(Common):
 
 
 def run(config: TrainBench) -> dict[str, Any]:
-    """Print the table and return it."""
+    """Print the table and return it.
+
+    Raises:
+        UserError: a mode that the trainer does not have, or a side that cannot be compared.
+    """
+    if config.overlapping and config.algo != "impala":
+        raise UserError("--overlapping is impala's; give --algo impala")
     ours = _ours(config)
-    use_threads(config.threads, ours.observation_space)
-    updates: dict[str, Callable[[], tuple[int, float, float]]] = {"srwm-rl": _updater(ours)}
-    if config.against == "sb3-contrib":
-        updates["sb3-contrib"] = _updater(_theirs(config, ours))
-    elif config.against == "feedforward":
-        updates["feedforward"] = _updater(_ours(replace(config, core="feedforward")))
-    elif config.against == "reference":
-        slow = _ours(config)
-        check_same(ours, slow)
-        updates["reference"] = _updater(slow, "reference")
+    _use_threads(config, ours, config.overlapping)
+    sides = _sides(config, ours)
     print(
-        f"{config.env}, core {config.core}, {config.algo}, {config.n_envs} x {config.n_steps} steps, "
-        f"{config.n_epochs if config.algo == 'ppo' else 1} epoch(s), batch {config.batch_size}, "
+        f"{config.env}, core {config.core}, {config.algo}{' overlapping' if config.overlapping else ''}, "
+        f"{config.n_envs} x {config.n_steps} steps, {_n_passes(config)} epoch(s), batch {config.batch_size}, "
         f"{ours.policy.features_extractor.describe()}; {ours.device}, {describe_threads()}"
     )
-    rows: dict[str, dict[str, list[float]]] = {name: {"collect": [], "learn": [], "both": []} for name in updates}
-    speeds: list[dict[str, float]] = []  # of the parts alone
-    k = config.n_epochs if config.algo == "ppo" else 1
-    for number in range(config.rounds + 1):
-        for name, update in updates.items():
-            steps, collecting, learning = update()
-            if number:
-                rows[name]["collect"].append(steps / collecting)
-                rows[name]["learn"].append(steps / learning)
-                rows[name]["both"].append(steps / (collecting + learning))
-        if number == 0:
-            parts = parts_of(ours, make_env(_train_config(config)), config.batch_size)
-        else:  # beside each round: what else the machine does makes the parts slower as well
-            speeds.append(speeds_of(parts))
+    rows, speeds = _measure(config, ours, sides)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, measured in rows.items():
         result[name] = {part: summary(each)._asdict() for part, each in measured.items()}
         said = "   ".join(f"{part} {summary(each)}" for part, each in measured.items())
         print(f"{name:<12} {said} steps/s")
-    typical = {name: summary([each[name] for each in speeds]).median for name in parts}
-    bound = {**typical, "k": float(k), "bound": speed_bound(**typical, k=k)}
-    reached = ratio(rows["srwm-rl"]["both"], [speed_bound(**each, k=k) for each in speeds])
-    print(
-        f"bound        1 / (1/E + 1/A + k/L) = {bound['bound']:,.0f} steps/s, of environments {bound['E']:,.0f}, "
-        f"acting {bound['A']:,.0f}, learning {bound['L']:,.0f} x {k}; reached: {reached.median:.0%} "
-        f"[{reached.low:.0%}, {reached.high:.0%}]"
-    )
-    out: dict[str, Any] = {
-        "bench": "train",
-        "settings": _settings(config),
-        "rows": result,
-        "bound": bound,
-        "reached": reached._asdict(),
-    }
-    for other in updates.keys() - {"srwm-rl"}:
+    out: dict[str, Any] = {"bench": "train", "settings": _settings(config), "rows": result}
+    apart = config.overlapping and ours.device.type == "cuda"
+    out |= share_of_bound(rows["srwm-rl"]["both"], speeds, _n_passes(config), apart)
+    for other in sides.keys() - {"srwm-rl"}:
         ratios: dict[str, Rate] = {part: ratio(rows["srwm-rl"][part], rows[other][part]) for part in rows[other]}
         print(f"x {other:<10} {'   '.join(f'{part} {show_ratio(each)}' for part, each in ratios.items())}")
         out["ratio"] = {part: each._asdict() for part, each in ratios.items()}
     if config.against == "sb3-contrib":
-        memory = {name: _memory(config, name) for name in updates}
+        memory = {name: _memory(config, name) for name in sides}
         out["peak_mib"] = memory
         print(f"peak memory  srwm-rl {memory['srwm-rl']:,.0f} MiB, sb3-contrib {memory['sb3-contrib']:,.0f} MiB")
     return out
+
+
+def _use_threads(config: TrainBench, ours: RecurrentAlgorithm, overlapping: bool) -> None:
+    use_threads(config.threads, ours.observation_space, overlapping, on_gpu=ours.device.type == "cuda")
+
+
+def _n_passes(config: TrainBench) -> int:
+    return config.n_epochs if config.algo == "ppo" else 1
+
+
+def _sides(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, Side]:
+    """Return our trainer and the one beside it, by name."""
+    sides = {"srwm-rl": _side(config, ours)}
+    if config.against == "sb3-contrib":
+        sides["sb3-contrib"] = _side(config, _theirs(config, ours))
+    elif config.against == "feedforward":
+        sides["feedforward"] = _side(config, _ours(replace(config, core="feedforward")))
+    elif config.against == "reference":
+        slow = _ours(config)
+        check_same(ours, slow)
+        sides["reference"] = _side(config, slow, "reference")
+    return sides
+
+
+def _side(config: TrainBench, model: Any, backend: str = "auto") -> Side:
+    if config.overlapping:
+        learn = learning_beside(model, backend)
+        return lambda: {"both": learn()}
+    update = _updater(model, backend)
+
+    def train() -> dict[str, float]:
+        steps, collecting, learning = update()
+        return {"collect": steps / collecting, "learn": steps / learning, "both": steps / (collecting + learning)}
+
+    return train
+
+
+def _measure(
+    config: TrainBench, ours: RecurrentAlgorithm, sides: dict[str, Side]
+) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, float]]]:
+    """Return each side's steps per second, and those of the bound's parts alone, by round; one more goes first."""
+    rows: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sides}
+    speeds: list[dict[str, float]] = []
+    for number in range(config.rounds + 1):
+        for name, train in sides.items():
+            for part, rate in train().items():
+                if number:
+                    rows[name][part].append(rate)
+        if number == 0:
+            parts = parts_of(ours, make_env(_train_config(config)), config.batch_size)
+            continue
+        # Beside each round: what else the machine does makes the parts slower as well. And each has all the cores.
+        _use_threads(config, ours, overlapping=False)
+        speeds.append(speeds_of(parts))
+        _use_threads(config, ours, config.overlapping)
+    return rows, speeds
 
 
 def _settings(config: TrainBench) -> dict[str, Any]:
@@ -141,7 +176,9 @@ def _train_config(config: TrainBench) -> TrainConfig:
         shared["core_kwargs"] = config.core_kwargs
     train = replace(train, **shared, n_steps=config.n_steps, batch_size=config.batch_size)
     train = replace(train, n_groups=groups_of_new_run(train))
-    return replace(train, n_epochs=config.n_epochs) if config.algo == "ppo" else replace(train, synchronous=True)
+    if config.algo == "ppo":
+        return replace(train, n_epochs=config.n_epochs)
+    return replace(train, synchronous=not config.overlapping)
 
 
 def _ours(config: TrainBench) -> RecurrentAlgorithm:

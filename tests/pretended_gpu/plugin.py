@@ -53,7 +53,7 @@ def build() -> Path:
 
 
 assert "torch" not in sys.modules, "the pretended GPUs must be loaded before torch"
-# One for every thread that torch has, autograd's too: products of several differ in their last bits from products of one.
+# One for every thread that torch has, autograd's too: products of several differ from one's in their last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 build()
 

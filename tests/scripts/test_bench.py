@@ -1,6 +1,7 @@
 """`srwm-rl bench`: every kind runs, writes its figures, and refuses to time what is wrong. Nothing here is a speed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 
 from srwm_rl.files import pack
 from srwm_rl.ops import cpu
-from srwm_rl.scripts.benchmarks import bound, encoder, environments, measure, training
+from srwm_rl.scripts import bench
+from srwm_rl.scripts.benchmarks import bound, encoder, environments, measure, overlap, suite, training
 from srwm_rl.scripts.training.build import make_env
 
 
@@ -63,13 +65,72 @@ def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
     assert set(result(call, tmp_path, "train", *words)["rows"]) == {"srwm-rl", "sb3-contrib"}
 
 
+def test_train_overlapping(call: Any, tmp_path: Path) -> None:
+    words = ["train", "--env", "recall", "--algo", "impala", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16]
+    found = result(call, tmp_path, *words, "--overlapping", "--against", "feedforward")
+    assert found["settings"]["overlapping"]
+    assert {name: set(row) for name, row in found["rows"].items()} == {"srwm-rl": {"both"}, "feedforward": {"both"}}
+    assert set(found["ratio"]) == {"both"}
+    assert found["formula"] == "1 / (1/E + 1/A + k/L)"
+    assert found["bound"]["bound"] > 0
+    assert found["reached"]["low"] > 0
+
+
+def overlapping() -> Any:
+    config = training.TrainBench(
+        env="recall", algo="impala", overlapping=True, n_envs=4, n_steps=8, batch_size=16, device="cpu"
+    )
+    return training._ours(config)
+
+
+def test_in_a_round_that_overlaps_the_learner_learns() -> None:
+    model = overlapping()
+    learn, updates = overlap.learning_beside(model), [0]
+    for _ in range(2):
+        assert learn() > 0
+        updates.append(model._n_updates)
+    assert updates == sorted(set(updates))
+
+
+def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
+    model, clock = overlapping(), overlap.BothAtWork()
+    end, updates = clock._on_rollout_end, []
+
+    def on_rollout_end() -> None:
+        end()
+        updates.extend([] if clock.began is None else [model._n_updates])
+
+    clock._on_rollout_end = on_rollout_end  # type: ignore[method-assign]
+    model.learn(overlap.FOR_EVER, clock)
+    assert clock.seconds >= measure.SECONDS
+    assert clock.began is not None
+    assert clock.began[0] + clock.steps == model.num_timesteps - 4  # the step that ended it
+    assert clock.steps % 32 == 0
+    assert updates[0] > 0
+    assert len(updates) == 1 + clock.steps // 32
+
+
+def test_what_goes_on_at_once_on_two_devices_is_as_fast_as_the_slower() -> None:
+    assert bound.speed_bound(100.0, 60.0, 20.0, k=2) == pytest.approx(1 / (1 / 100 + 1 / 60 + 2 / 20))
+    assert bound.speed_bound(100.0, 60.0, 20.0, k=2, apart=True) == pytest.approx(1 / (1 / 60 + 2 / 20))
+    assert bound.speed_bound(5.0, 60.0, 20.0, k=2, apart=True) == 5
+
+
 def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
     update = training._updater(training._ours(config))
+    long_enough, waited = measure.long_enough, []
+
+    def after_three(seconds: float) -> bool:
+        waited.append(seconds)
+        return len(waited) == 3
+
+    monkeypatch.setattr(training, "long_enough", after_three)
     steps, collecting, learning = update()
-    assert collecting + learning >= 0.05
-    assert steps % 32 == 0
-    assert steps > 32
+    assert steps == 3 * 32
+    assert waited == sorted(waited)
+    assert waited[-1] == collecting + learning
+    monkeypatch.setattr(training, "long_enough", long_enough)
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     assert update()[0] == 32
 
@@ -146,6 +207,13 @@ def test_sides_take_turns_and_ratios_are_of_the_same_round() -> None:
         (["encoder", "--rounds", "0"], "--rounds must be at least 1"),
         (["env", "--json", "/nowhere/at/all.json"], "there is no folder"),
         (["train", "--algo", "impala", "--against", "sb3-contrib", "--env", "recall"], "compares PPO with PPO"),
+        (["train", "--overlapping"], "--overlapping is impala's; give --algo impala"),
+        (["encoder", "--device", "tpu"], "there is no device 'tpu'"),
+        (["suite", "--out", "here", "--only", "bench_oop"], "did you mean 'bench_op'?"),
+        (
+            ["suite", "--out", "here", "--device", "cpu", "--only", "bench_gpu_op"],
+            "no benchmark 'bench_gpu_op' for cpu",
+        ),
     ],
 )
 def test_wrong_input(words: list[str], part: str, call: Any) -> None:
@@ -155,4 +223,77 @@ def test_wrong_input(words: list[str], part: str, call: Any) -> None:
 def test_help(call: Any) -> None:
     said = call("bench", "--help")
     assert said.code == 0
-    assert all(kind in said.out for kind in ("op", "env", "encoder", "train"))
+    assert all(kind in said.out for kind in bench.KINDS)
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("row", suite.ROWS, ids=lambda row: row.name)
+def test_the_suite_runs_what_the_results_were_made_with(row: suite.Row) -> None:
+    _, config = bench.read(row.words.split())
+    assert getattr(config, "device", row.device) == row.device
+    file = RESULTS / f"{row.name}.json"
+    settings = json.loads(file.read_text()).get("settings", {}) if file.exists() else {}
+    for name in settings.keys() - {"rounds", "device"}:
+        value = getattr(config, name)
+        assert (list(value) if isinstance(value, tuple) else value) == settings[name], name
+
+
+def test_the_suites_names_are_the_files_of_the_results() -> None:
+    names = [row.name for row in suite.ROWS]
+    assert len(names) == len(set(names))
+    made_otherwise = {"bench_cores"}  # by one command for each core
+    assert {file.stem for file in RESULTS.glob("bench_*.json")} - made_otherwise <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bench_op", r"[\d.]+ to [\d.]+ x the reference"),
+        ("bench_env", r"with memory inputs: 0\.\d\d x raw ProcGen"),
+        ("bench_impala", r"[\d,]+ steps/s, \d+% of its bound"),
+        ("bench_train_contrib", r"\d+ steps/s, [\d.]+ x sb3-contrib, \d+% of its bound"),
+    ],
+)
+def test_results_in_a_few_words(name: str, said: str) -> None:
+    assert re.fullmatch(said, suite.gave(json.loads((RESULTS / f"{name}.json").read_text())))
+
+
+def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = (
+        suite.Row("broken", "cpu", 0, "train --env no_such_env"),
+        suite.Row("tiny", "cpu", 0, "env --n-envs 2 --n-steps 4 --rounds 1"),
+        suite.Row("long", "cpu", 1e3, "op"),
+        suite.Row("elsewhere", "cuda", 0, "op"),
+    )
+    monkeypatch.setattr(suite, "ROWS", rows)
+    folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "broken.json").write_text("{}")  # of an earlier time
+    said = call("bench", "suite", "--out", folder, "--device", "cpu")
+    assert said.code == 1
+    assert {file.name for file in folder.iterdir()} == {"broken.log", "tiny.json", "tiny.log"}
+    assert "raw ProcGen" in (folder / "tiny.log").read_text()
+    assert (folder / "tiny.log").read_text() in said.out
+    broken, tiny, left_out = said.out.splitlines()[-3:]
+    assert re.fullmatch(r"broken +\d+ s  FAILED: exit code 2: srwm-rl: error: .*no_such_env.*", broken)
+    assert re.fullmatch(r"tiny +\d+ s  with memory inputs: [\d.]+ x raw ProcGen", tiny)
+    assert left_out == "left out, for 8 minutes are not enough: long"
+
+
+def test_a_benchmark_that_takes_longer_than_is_left_is_ended(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(suite, "ROWS", (suite.Row("long", "cpu", 0, "train --env recall --rounds 1000"),))
+    said = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
+    assert said.code == 1
+    assert re.fullmatch(r"long +[3-9] s  FAILED: ended, for the time was over", said.out.splitlines()[-1])
+    assert not (tmp_path / "new" / "long.json").exists()
+
+
+def test_only_what_was_named_is_run(call: Any, tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--minutes", 0, "--only", "bench_impala", "bench_op"]
+    said = call("bench", "suite", "--out", tmp_path, *words)
+    assert said.code == 0
+    assert said.out == "left out, for 0 minutes are not enough: bench_op, bench_impala\n"
