@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.ops.pool import max_pool
+from srwm_rl.parts import in_parts
 
 # Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
@@ -125,26 +126,26 @@ class ImpalaCNN(nn.Module):
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
         if frames.device.type != "cpu" or len(frames) <= self.micro_batch:
             return self._encode(frames)
-        return torch.cat([self._encode(part) for part in frames.split(self.micro_batch)])
+        return in_parts(self._encode, frames.split(self.micro_batch), self.parameters())
 
     def _encode(self, frames: Tensor) -> Tensor:
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
         # Whole numbers up to 256 are exact in bfloat16, so frames lose nothing.
         dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
         x = x.to(dtype, memory_format=torch.channels_last)
-        x = self.stages[0](x, self.scale)
-        for stage, weights in zip(self.stages[1:], self._converted(x), strict=True):
+        first, *others = self.stages
+        x = first(x, self.scale)
+        for stage, weights in zip(others, self._converted(others, x), strict=True):
             x = functional_call(stage, weights, x) if weights else stage(x)
         x = torch.relu(x).flatten(1)
         head = self.head
         return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
 
-    def _converted(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """Return the weights of all stages but the first in the type of `x`, or nothing where each converts its own.
+    def _converted(self, stages: list[nn.Module], x: Tensor) -> list[dict[str, Tensor]]:
+        """Return the weights of stages in the type of `x`, or nothing where each converts its own.
 
         On a GPU that acts, thirty conversions of a few numbers would be thirty launches, a quarter of all.
         """
-        stages = self.stages[1:]
         if x.device.type != "cuda" or x.dtype == self.head.weight.dtype or torch.is_grad_enabled():
             return [{}] * len(stages)
         weights = [dict(each.named_parameters()) for each in stages]

@@ -52,7 +52,7 @@ def _in_c(x: Tensor) -> bool:
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
         and type(x) is Tensor  # a compiler's or an exporter's stand-in has no memory
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch.compiler.is_compiling()
         and not isinstance(load_kernel(), str)
     )

@@ -1,0 +1,117 @@
+"""A batch through a network in parts that stay in the processor's cache, each of them the work of one thread.
+
+Torch would share every single operation among its threads, and all of them wait for the last one a hundred times in a
+pass. Here they meet at its end: a fifth faster on two quiet cores, and five times where another process wants one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, local
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+class _Own(local):
+    """What each thread that calls has of its own: actors do not wait for a learner's parts."""
+
+    workers: ThreadPoolExecutor | None = None
+    n_workers = 0
+
+
+_own = _Own()
+if hasattr(os, "register_at_fork"):  # a forked process has none of these threads
+    os.register_at_fork(after_in_child=lambda: setattr(_own, "n_workers", 0))
+
+
+def in_parts(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
+    """Return what a network gives for the parts of a batch, joined.
+
+    Every part is computed by one thread where there are as many parts as torch has threads, and gradients are summed in
+    the parts' order: neither depends on the number of threads. Such a result goes back once.
+
+    Args:
+        network: maps `[N, ...]` to `[N, n]`; called from several threads at once.
+        parts: of the batch, `[N_i, ...]`.
+        weights: that the network depends on.
+    """
+    threads = torch.get_num_threads()
+    inherits = any(part.requires_grad for part in parts) or torch.is_autocast_enabled("cpu")
+    if threads == 1 or len(parts) < threads or inherits:
+        return torch.cat([network(part) for part in parts])
+    learned = [weight for weight in weights if weight.requires_grad] if torch.is_grad_enabled() else []
+    if learned:
+        joined: Tensor = _InParts.apply(network, parts, *learned)
+        return joined
+    return torch.cat(_shared(lambda part: _outputs(network, part, False), parts))
+
+
+class _InParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], *weights: Tensor) -> Tensor:
+        ctx.weights = weights
+        ctx.outputs = _shared(lambda part: _outputs(network, part, True), parts)
+        return torch.cat([each.detach() for each in ctx.outputs])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        outputs, weights = ctx.outputs, ctx.weights
+        if outputs is None:
+            raise RuntimeError("a network's output in parts goes back once; compute it again")
+        ctx.outputs = None  # what they keep is large
+        grads = grad.split([len(each) for each in outputs])
+
+        def back(number: int) -> tuple[Tensor | None, ...]:
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(
+                outputs[number], weights, grads[number], allow_unused=True
+            )
+            return found
+
+        return None, None, *_sums(_shared(back, range(len(outputs))))
+
+
+def _outputs(network: Callable[[Tensor], Tensor], part: Tensor, to_learn: bool) -> Tensor:
+    with torch.set_grad_enabled(to_learn):  # which a thread does not take over from another
+        return network(part)
+
+
+def _sums(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Add up rows in their order, into the first's memory; what the network does not depend on is None in all."""
+    first, *others = rows
+    into = [each for each in first if each is not None]
+    for row in others:
+        torch._foreach_add_(into, [each for each in row if each is not None])
+    return list(first)
+
+
+def _shared(work: Callable[[Given], Result], given: Iterable[Given]) -> list[Result]:
+    """Do the work for all that is given, as many at a time as torch has threads; return the results in order."""
+    n = torch.get_num_threads()
+    if _own.workers is None or _own.n_workers != n:
+        _own.workers, _own.n_workers = _started(n), n
+    return list(_own.workers.map(work, given))
+
+
+def _started(n: int) -> ThreadPoolExecutor:
+    """Return n threads for each of which torch has one thread."""
+    all_there = Barrier(n)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread takes over the number that is set at its first use; that is now
+        all_there.wait()
+
+    workers = ThreadPoolExecutor(n, "srwm-part", initializer=begin)
+    for _ in workers.map(lambda _: None, range(n)):
+        pass
+    torch.set_num_threads(n)  # of this thread, and of those that begin from now on
+    return workers
