@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from srwm_rl.agents.profiling import Path as Parts
@@ -18,6 +19,7 @@ from srwm_rl.scripts.cli import warn
 
 WARM_UP, TIMED = 1, 3  # updates; the one after them is traced
 TRACE = "profile.json.gz"
+ALL_THREADS = _ExperimentalConfig(profile_all_threads=True)  # the CNN runs in several, a learner in its own
 
 
 class Profile(BaseCallback):
@@ -57,7 +59,7 @@ class Profile(BaseCallback):
         elif self.rollouts == 1 + WARM_UP + TIMED:
             self._stop_the_clock()
             on_gpu = [ProfilerActivity.CUDA] if self.model.device.type == "cuda" else []
-            self.tracer = profile(activities=[ProfilerActivity.CPU, *on_gpu])
+            self.tracer = profile(activities=[ProfilerActivity.CPU, *on_gpu], experimental_config=ALL_THREADS)
             self.tracer.start()
         elif self.rollouts == 2 + WARM_UP + TIMED:
             self._finish()

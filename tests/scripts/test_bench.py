@@ -251,7 +251,7 @@ def test_the_suites_names_are_the_files_of_the_results() -> None:
     ("name", "said"),
     [
         ("bench_op", r"[\d.]+ to [\d.]+ x the reference"),
-        ("bench_env", r"with memory inputs: 0\.\d\d x raw ProcGen"),
+        ("bench_env", r"with memory inputs: [01]\.\d\d x raw ProcGen"),
         ("bench_impala", r"[\d,]+ steps/s, \d+% of its bound"),
         ("bench_train_contrib", r"\d+ steps/s, [\d.]+ x sb3-contrib, \d+% of its bound"),
     ],
@@ -288,7 +288,7 @@ def test_a_benchmark_that_takes_longer_than_is_left_is_ended(
     monkeypatch.setattr(suite, "ROWS", (suite.Row("long", "cpu", 0, "train --env recall --rounds 1000"),))
     said = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
     assert said.code == 1
-    assert re.fullmatch(r"long +[3-9] s  FAILED: ended, for the time was over", said.out.splitlines()[-1])
+    assert re.fullmatch(r"long +\d+ s  FAILED: ended, for the time was over", said.out.splitlines()[-1])
     assert not (tmp_path / "new" / "long.json").exists()
 
 

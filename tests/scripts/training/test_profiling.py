@@ -30,6 +30,16 @@ def test_a_profiled_run(words: tuple[str, ...], call: Any, tmp_path: Path) -> No
     assert f"done: {6 * 64} steps" in said.out
 
 
+def test_the_trace_shows_what_all_threads_did(call: Any, tmp_path: Path) -> None:
+    small = ["--n-envs", 64, "--n-steps", 2, "--batch-size", 64, "--n-epochs", 1, "--n-threads", 2, "--no-progress"]
+    said = call("train", "--env", "coinrun", *small, "-n", 6 * 128, "--profile", "-f", tmp_path)
+    assert said.code == 0, said
+    events = json.loads(gzip.decompress(next(tmp_path.rglob("profile.json.gz")).read_bytes()))["traceEvents"]
+    by = {name: {each["tid"] for each in events if each.get("name") == name} for name in ("learn", "aten::convolution")}
+    assert len(by["learn"]) == 1
+    assert len(by["aten::convolution"] - by["learn"]) == 2  # see srwm_rl.parts
+
+
 def test_a_run_that_ends_early_shows_what_it_timed_or_says_why_not(call: Any, tmp_path: Path) -> None:
     said = call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path / "two")
     assert said.code == 0
