@@ -52,9 +52,9 @@ SHARE = 0.05  # of a run's time that may go into taking states which nobody may 
 class Checkpoints(BaseCallback):
     """Take the run's state between updates and save it every so often.
 
-    The latest state is kept in memory, so that a run interrupted anywhere in the next update can still be saved at
-    once, and goes on later as if nothing had happened. It is of the last update where this is quickly taken beside an
-    update; beside fast ones, as a GPU's are, of at most 20 times as long ago as it took.
+    The latest state is kept in memory, so that a run interrupted anywhere can still be saved at once, and goes on later
+    as if nothing had happened since. It is the state before the present update, or, where updates are so fast that to
+    take it each time would cost much, of at most 20 times as long ago as it took.
 
     Args:
         capture: returns the state tree of the model as it is now.
@@ -85,11 +85,12 @@ class Checkpoints(BaseCallback):
         self.saved_at, self.saved_time = self.num_timesteps, self.clock()
 
     def _on_rollout_start(self) -> None:
-        began = self.clock()
-        due = self.num_timesteps - self.saved_at >= self.every_steps or began - self.saved_time >= self.every_seconds
+        now = self.clock()
+        due = self.num_timesteps - self.saved_at >= self.every_steps or now - self.saved_time >= self.every_seconds
         # Clocks and the time it takes differ: all do what process 0 does.
-        if not self.processes.all_gather(due or began >= self.wanted_at)[0]:
+        if not self.processes.all_gather(due or now >= self.wanted_at)[0]:
             return
+        began = self.clock()  # to wait for the slowest process takes as long where nothing is taken
         self.latest = self.capture()
         self.wanted_at = self.clock() + (self.clock() - began) / SHARE
         if due:
@@ -99,7 +100,7 @@ class Checkpoints(BaseCallback):
         return True
 
     def save_latest(self) -> None:
-        """Save the state of the last moment between two updates."""
+        """Save the state that was taken last."""
         if self.latest is not None:
             self.save(self.latest)
             self.saved_at, self.saved_time = self.num_timesteps, self.clock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -50,9 +49,9 @@ class Logbook:
     def __init__(self, levels: LevelsPlayed) -> None:
         self.levels = levels
         self.best: Best | None = None
-        # Two: the state of the last moment between two updates, which an interrupted run is saved in, may be older
-        # than the newest score.
-        self._scored: deque[Scored] = deque(maxlen=2)
+        # The state that an interrupted run is saved in may be older than the newest score, by any number of scores.
+        self._newest: Scored | None = None
+        self._told: Scored | None = None  # what the best was when `to_tree` last told it
 
     def offer(self, score: float, of: str, steps: int, policy: SRWMPolicy) -> None:
         """Keep a score and a copy of its weights, if it is better than the best so far; NaN never is.
@@ -62,15 +61,19 @@ class Logbook:
         comparable = self.best is not None and self.best.of == of
         if not math.isfinite(score) or (comparable and score <= self.best.score):  # type: ignore[union-attr]
             return
-        self._scored.append(Scored(steps, policy_arrays(policy), self.levels.to_tree()))
+        self._newest = Scored(steps, policy_arrays(policy), self.levels.to_tree())
         self.best = Best(score, of, steps)  # last: whatever interrupts this leaves a best score with its weights
 
     def scored(self, steps: int) -> Scored | None:
-        """Return the model that was scored at a step; None: it was before this process, or has been surpassed twice."""
-        return next((each for each in self._scored if each.steps == steps), None)
+        """Return the model that was scored at a step, if it is the best one, or was when `to_tree` was called last.
+
+        None: it is neither, or of before this process.
+        """
+        return next((each for each in (self._newest, self._told) if each is not None and each.steps == steps), None)
 
     def to_tree(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""
+        self._told = self._newest
         return {
             "best": None if self.best is None else asdict(self.best),
             "levels_played": self.levels.to_tree(),
@@ -84,7 +87,7 @@ class Logbook:
         """
         best, levels = tree.get("best"), tree.get("levels_played")
         self.best = None if best is None else Best(**best)
-        self._scored.clear()
+        self._newest = self._told = None
         if levels is None:
             self.levels = LevelsPlayed(self.levels.start, self.levels.stop, complete=False)
         else:

@@ -125,7 +125,7 @@ class TrainConfig:
     """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
     n_threads: int | None = None
     """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for
-    vectors."""
+    vectors and where a GPU computes."""
     eval_freq: int = 0
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
     eval_episodes: int = 50

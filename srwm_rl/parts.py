@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from srwm_rl.ops.checks import has_memory
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
@@ -35,23 +37,31 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of these thread
 def in_parts(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
     """Return what a network gives for the parts of a batch, joined.
 
-    Every part is computed by one thread where there are as many parts as torch has threads, and gradients are summed in
-    the parts' order: neither depends on the number of threads. Such a result goes back once.
+    Where torch has several threads, and there are as many parts, each part is computed by one of them, and gradients
+    are summed in the parts' order: how many threads there are then does not matter to the last bit. Such a result can
+    go back once, to first derivatives.
 
     Args:
         network: maps `[N, ...]` to `[N, n]`; called from several threads at once.
         parts: of the batch, `[N_i, ...]`.
         weights: that the network depends on.
     """
-    threads = torch.get_num_threads()
-    inherits = any(part.requires_grad for part in parts) or torch.is_autocast_enabled("cpu")
-    if threads == 1 or len(parts) < threads or inherits:
+    threads, learned = torch.get_num_threads(), [weight for weight in weights if weight.requires_grad]
+    if threads == 1 or len(parts) < threads or not _may_be_shared(parts, learned):
         return torch.cat([network(part) for part in parts])
-    learned = [weight for weight in weights if weight.requires_grad] if torch.is_grad_enabled() else []
-    if learned:
+    if learned and torch.is_grad_enabled():
         joined: Tensor = _InParts.apply(network, parts, *learned)
         return joined
     return torch.cat(_shared(lambda part: _outputs(network, part, False), parts))
+
+
+def _may_be_shared(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    """Say whether threads would do what this one does, which has modes of its own, and each weight's hooks act once."""
+    return (
+        all(has_memory(part) and not part.requires_grad for part in parts)
+        and not torch.is_autocast_enabled("cpu")
+        and not any(weight._backward_hooks for weight in weights)
+    )
 
 
 class _InParts(torch.autograd.Function):
@@ -85,12 +95,13 @@ def _outputs(network: Callable[[Tensor], Tensor], part: Tensor, to_learn: bool) 
 
 
 def _sums(rows: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Add up rows in their order, into the first's memory; what the network does not depend on is None in all."""
-    first, *others = rows
-    into = [each for each in first if each is not None]
+    """Add up rows in their order; what the network does not depend on is None in all of them."""
+    first, second, *others = ([each for each in row if each is not None] for row in rows)
+    sums = torch._foreach_add(first, second)  # not in place: two weights may share a gradient
     for row in others:
-        torch._foreach_add_(into, [each for each in row if each is not None])
-    return list(first)
+        torch._foreach_add_(sums, row)
+    left = iter(sums)
+    return [None if each is None else next(left) for each in rows[0]]
 
 
 def _shared(work: Callable[[Given], Result], given: Iterable[Given]) -> list[Result]:
@@ -111,7 +122,13 @@ def _started(n: int) -> ThreadPoolExecutor:
         all_there.wait()
 
     workers = ThreadPoolExecutor(n, "srwm-part", initializer=begin)
-    for _ in workers.map(lambda _: None, range(n)):
-        pass
-    torch.set_num_threads(n)  # of this thread, and of those that begin from now on
+    try:
+        for _ in workers.map(lambda _: None, range(n)):
+            pass
+    except BaseException:  # no more threads to be had, or a signal: none may be left waiting, or the process never ends
+        all_there.abort()
+        workers.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(n)  # of this thread, and of those that begin from now on
     return workers

@@ -46,3 +46,16 @@ def check_bound(shift_bound: float) -> None:
 def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
     """Return the flags as the fused kernels read them."""
     return None if episode_starts is None else (episode_starts != 0).view(torch.uint8)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor's numbers may be read where they lie, past torch's dispatcher.
+
+    What stands for one while a compiler, an exporter or `torch.func` looks on has none.
+    """
+    return (
+        type(tensor) is Tensor
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.compiler.is_compiling()
+    )

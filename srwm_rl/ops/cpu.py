@@ -90,6 +90,7 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
             )
             for of_struct in (library.srwm_cpu_play, library.srwm_cpu_play_back, library.srwm_cpu_pool):
                 of_struct.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+            library.srwm_cpu_pools.argtypes = (ctypes.c_int64, ctypes.c_int)
         except (OSError, AttributeError) as error:
             return f"the C kernel cannot be loaded ({error}); {REBUILD}"
         return Kernel(library, library.srwm_cpu_level(), _torch_parallel())

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from srwm_rl.ops.checks import has_memory
 from srwm_rl.ops.cpu import load_kernel
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -45,16 +46,13 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 def _in_c(x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype not in DTYPES or not has_memory(x) or x.numel() == 0:
+        return False
+    kernel = load_kernel()
     return (
-        x.device.type == "cpu"
-        and x.dtype in DTYPES
-        and x.shape[1] % 4 == 0
-        and x.numel() > 0
+        not isinstance(kernel, str)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and type(x) is Tensor  # a compiler's or an exporter's stand-in has no memory
-        and torch._C._get_tracing_state() is None
-        and not torch.compiler.is_compiling()
-        and not isinstance(load_kernel(), str)
+        and bool(kernel.library.srwm_cpu_pools(x.shape[1], kernel.level))
     )
 
 
@@ -92,5 +90,4 @@ def _run(x: Tensor, y: Tensor, which: Tensor | None, back: bool = False) -> None
     if which is not None:
         pool.which = which.data_ptr()
     threads = torch.get_num_threads() if x.numel() > _PIXELS_WORTH_THREADS else 1
-    if kernel.library.srwm_cpu_pool(ctypes.byref(pool), kernel.level, threads, kernel.parallel):
-        raise RuntimeError(f"the C kernel cannot pool {c} channels")
+    kernel.library.srwm_cpu_pool(ctypes.byref(pool), kernel.level, threads, kernel.parallel)

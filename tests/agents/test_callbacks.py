@@ -156,12 +156,15 @@ def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates() -> No
 
 
 def test_all_processes_take_states_when_process_0_does() -> None:
-    class Fast(Processes):
+    class Slow(Processes):
         def all_gather(self, tree: Any) -> list[Any]:
             asked.append(tree)
+            clock.now += 50  # until all are there
             return [len(asked) == 3, tree]
 
     clock, asked = Clock(), list[bool]()
-    rollouts(Checkpoints(clock.capture, lambda _: None, 10**9, processes=Fast(), clock=clock), clock, [99.0] * 4)
+    checkpoints = Checkpoints(clock.capture, lambda _: None, 10**9, processes=Slow(), clock=clock)
+    rollouts(checkpoints, clock, [99.0] * 4)
     assert asked == [True] * 4
-    assert len(clock.taken) == 1
+    assert clock.taken == [4.0 * 99 - 99 + 3 * 50 + 1]
+    assert checkpoints.wanted_at == clock.taken[0] + 20

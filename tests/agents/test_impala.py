@@ -2,6 +2,7 @@
 
 import threading
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import IMPALA
+from srwm_rl.agents.impala import copy_weights
 from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from tests.agents.probe import Probe
@@ -51,7 +53,8 @@ def collect(model: IMPALA, rollouts: int = 1) -> Unrolls:
 
 
 def other_threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("srwm-")]
+    # But the CNN's, which this thread keeps (srwm_rl.parts).
+    return [each.name for each in threading.enumerate() if each.name.startswith(("srwm-learner", "srwm-step"))]
 
 
 @pytest.mark.parametrize("core", core_names())
@@ -416,3 +419,20 @@ def test_the_queue_goes_through_a_checkpoint() -> None:
         else:
             assert torch.equal(mine, his), name
             assert mine.dtype == his.dtype
+
+
+def test_a_copy_gets_weights_and_buffers() -> None:
+    model = IMPALA("SRWMPolicy", DummyVecEnv([Probe] * 2), n_steps=4, device="cpu")
+    policy = model.policy
+    policy.register_buffer("statistics", torch.zeros(3))
+    copy = deepcopy(policy)
+    with torch.no_grad():
+        for number, each in enumerate((*policy.parameters(), policy.statistics)):
+            each.fill_(number)
+    copy_weights(copy, policy)
+    theirs = copy.state_dict()
+    assert all(torch.equal(each, theirs[name]) for name, each in policy.state_dict().items())
+    assert theirs["statistics"].unique().item() > 0
+    copy.register_buffer("more", torch.zeros(1))
+    with pytest.raises(RuntimeError, match=r'Missing key.*"more"'):
+        copy_weights(copy, policy)

@@ -49,11 +49,26 @@ def test_the_best_is_replaced_by_a_better_one_only(policy: SRWMPolicy) -> None:
     for steps, score in enumerate(scores):
         fill(policy, steps)
         book.offer(score, "return", steps, policy)
+        if steps == 4:
+            book.to_tree()
         kept.append(None if book.best is None else (book.best.score, book.best.steps))
     first, second = (-2.0, 1), (-1.0, 5)
     assert kept == [None, first, first, first, first, second, second, second, second]
     assert (weight(book, 1), weight(book, 5)) == (1, 5)  # those at that moment, not those there are now
     assert book.scored(4) is None
+
+
+def test_what_was_told_is_kept_however_often_it_is_surpassed(policy: SRWMPolicy) -> None:
+    book = logbook()
+    for steps in range(5):
+        fill(policy, steps)
+        book.offer(float(steps), "return", steps, policy)
+        if steps == 1:
+            assert book.to_tree()["best"]["steps"] == 1
+    assert (weight(book, 1), weight(book, 4)) == (1, 4)
+    assert book.scored(3) is None
+    book.to_tree()
+    assert book.scored(1) is None
 
 
 def test_a_score_of_something_else_begins_anew(policy: SRWMPolicy) -> None:

@@ -202,7 +202,7 @@ def test_a_crash_in_a_groups_thread_ends_the_run_with_its_error(algo: str, sick:
     with pytest.raises(RuntimeError, match="the simulator is gone"):
         model.learn(10_000)
     assert model.num_timesteps == 3 * 4 + 2  # and what the other group was in the middle of
-    assert not [each.name for each in threading.enumerate() if each.name.startswith("srwm-")]
+    assert not [each.name for each in threading.enumerate() if each.name.startswith("srwm-step")]
 
 
 class Seen(BaseCallback):

@@ -1,6 +1,8 @@
 """A batch in parts: what comes out and goes back is the serial loop's, whichever threads do the work."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -81,18 +83,22 @@ def test_a_frozen_weight_gets_nothing_and_without_any_nothing_is_kept() -> None:
         assert not in_parts(net, given, net.parameters()).requires_grad
 
 
-@pytest.mark.parametrize("case", ["one thread", "few parts", "a gradient of the batch", "autocast"])
+@pytest.mark.parametrize("case", ["one thread", "few parts", "a gradient of the batch", "autocast", "a hook"])
 def test_the_caller_does_it_alone(case: str) -> None:
     net, given = net_and_parts(1 if case == "few parts" else 4)
     if case == "one thread":
         torch.set_num_threads(1)
     if case == "a gradient of the batch":
         given[1].requires_grad_()
+    seen: list[Tensor] = []
+    if case == "a hook":
+        net.used.bias.register_hook(seen.append)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"):
         in_parts(net, given, net.parameters()).sum().backward()
     assert {name for name, _ in net.seen} == {threading.current_thread().name}
     assert given[-1].grad is None
     assert (given[1].grad is not None) if case == "a gradient of the batch" else True
+    assert len(seen) == (case == "a hook")
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:
@@ -121,6 +127,53 @@ def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
     y.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="goes back once"):
         y.sum().backward()
+
+
+def test_two_weights_may_share_a_gradient() -> None:
+    one, other = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    given = list(torch.randn(12, 3).split(3))
+    in_parts(lambda x: x + (one + other), given, [one, other]).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert one.grad.tolist() == other.grad.tolist() == [12, 12, 12]
+
+
+def test_an_exporter_sees_the_network() -> None:
+    torch.manual_seed(0)
+    network = ImpalaCNN((8, 8, 3), False, channels=(4,), features=4, micro_batch=2)
+    frames, others = torch.randint(0, 256, (2, 6, 8, 8, 3), dtype=torch.uint8)
+    exported = torch.export.export(network, (frames,)).module()
+    torch.testing.assert_close(exported(others), network(others))
+    weights = dict(network.named_parameters())
+    grads = torch.func.grad(lambda w: torch.func.functional_call(network, w, (frames,)).sum())(weights)
+    network(frames).sum().backward()
+    for name, each in network.named_parameters():
+        torch.testing.assert_close(grads[name], each.grad)
+
+
+STUCK = """
+import threading, torch
+from srwm_rl.parts import in_parts
+torch.set_num_threads(2)
+start, started = threading.Thread.start, []
+def no_more(self):
+    if started:
+        raise RuntimeError("can't start new thread")
+    started.append(self)
+    start(self)
+threading.Thread.start = no_more
+try:
+    in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), [])
+except RuntimeError as error:
+    print(error, torch.get_num_threads())
+threading.Thread.start = start
+print(in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), []).flatten().tolist())
+"""
+
+
+def test_where_there_are_no_more_threads_the_process_goes_on_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["can't start new thread 2", "[2.0, 2.0, 2.0, 2.0]"]
 
 
 def test_every_calling_thread_has_workers_of_its_own() -> None:

@@ -357,10 +357,12 @@ static Share choose_pool(int64_t channels, int level) {
     return 0;
 }
 
-/* Pool images, or go back; 1: not so many channels. */
-EXPORT int srwm_cpu_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
+/* Whether images of so many channels can be pooled. */
+EXPORT int srwm_cpu_pools(int64_t channels, int level) { return choose_pool(channels, level) != 0; }
+
+/* Pool images, or go back; arguments as of srwm_cpu_run. Only where srwm_cpu_pools says so. */
+EXPORT void srwm_cpu_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
     Share share = choose_pool(pool->c, level);
-    if (!share) return 1;
     const int64_t units = pool->n * (pool->back ? pool->h : (pool->h + 1) / 2);
     pool->next = 0;
     if (!parallel || threads < 2) {
@@ -371,7 +373,6 @@ EXPORT int srwm_cpu_pool(Pool *pool, int level, unsigned threads, Parallel paral
         pool->grain = (units + shares - 1) / shares;
         parallel(share, pool, threads, 0);
     }
-    return 0;
 }
 
 /* Windows' linker is told by setuptools to export a module's entry; this is no Python module. */

@@ -129,6 +129,12 @@ def test_what_the_kernel_cannot_take_is_torchs(x: Tensor) -> None:
     assert torch.equal(max_pool(x), F.max_pool2d(x, 3, stride=2, padding=1))
 
 
+def test_channels_that_no_vectors_divide_are_torchs() -> None:
+    assert [bool(KERNEL.library.srwm_cpu_pools(c, KERNEL.level)) for c in (1, 2, 4, 6, 12, 16)] == [0, 0, 1, 0, 1, 1]  # type: ignore[union-attr]
+    x = images(2, 6, 5, 5, dtype=torch.float32)
+    assert torch.equal(max_pool(x), F.max_pool2d(x, 3, stride=2, padding=1))
+
+
 def test_without_a_kernel_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "load_kernel", lambda: "not built")
     x = images(2, 16, 6, 6, dtype=torch.float32)
