@@ -263,18 +263,18 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
         monkeypatch.setattr(room, "Lane", lambda _, device=device: Lane("cuda", device))
         monkeypatch.setattr(room, "Turns", lambda _, device=device: Turns("cuda", device) if ordered else RLock())
         model = model_on("cpu")
-        step, copy = model.policy.optimizer.step, room.SRWMPolicy.load_state_dict
+        step, copy = model.policy.optimizer.step, room.copy_weights
 
         def stepped(*given: Any, device: Device = device, step: Any = step) -> Any:
             device.launch("step a", "step b")
             return step(*given)
 
-        def copied(self: Any, *given: Any, device: Device = device, copy: Any = copy) -> Any:
+        def copied(*given: Any, device: Device = device, copy: Any = copy) -> Any:
             device.launch("copy a", "copy b")
-            return copy(self, *given)
+            return copy(*given)
 
         monkeypatch.setattr(model.policy.optimizer, "step", stepped)
-        monkeypatch.setattr(room.SRWMPolicy, "load_state_dict", copied)
+        monkeypatch.setattr(room, "copy_weights", copied)
         # Else the learner is done with each step before the next batch, and so rarely meets a copy.
         monkeypatch.setattr(Lane, "finish", lambda _: None)
         model.learn(4 * 8 * 12)
