@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,15 +45,16 @@ class ProgressBar(BaseCallback):
             self.bar.close()
 
 
-SHARE = 0.05  # of a run's time that may go into taking states which nobody may ever need
+# Of a run's time so much may go into taking states that nobody may ever need: a share, and at its start some seconds.
+SHARE, GRACE = 0.05, 10.0
 
 
 class Checkpoints(BaseCallback):
     """Take the run's state between updates and save it every so often.
 
     The latest state is kept in memory, so that a run interrupted anywhere can still be saved at once, and goes on later
-    as if nothing had happened since. It is the state before the present update, or, where updates are so fast that to
-    take it each time would cost much, of at most 20 times as long ago as it took.
+    as if nothing had happened since. It is the state before the present update; in the long run, where updates are so
+    fast that to take it each time would cost much (`SHARE`), of some 20 times as long ago as it took.
 
     Args:
         capture: returns the state tree of the model as it is now.
@@ -79,20 +79,21 @@ class Checkpoints(BaseCallback):
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.processes, self.clock = processes, clock
         self.latest: dict[str, Any] | None = None
-        self.wanted_at = -math.inf  # when a state may be taken that is not to be saved
 
     def _on_training_start(self) -> None:
-        self.saved_at, self.saved_time = self.num_timesteps, self.clock()
+        self.started = self.saved_time = self.clock()
+        self.saved_at, self.spent = self.num_timesteps, 0.0
 
     def _on_rollout_start(self) -> None:
         now = self.clock()
         due = self.num_timesteps - self.saved_at >= self.every_steps or now - self.saved_time >= self.every_seconds
         # Clocks and the time it takes differ: all do what process 0 does.
-        if not self.processes.all_gather(due or now >= self.wanted_at)[0]:
+        affordable = self.spent <= GRACE + SHARE * (now - self.started)
+        if not self.processes.all_gather(due or affordable)[0]:
             return
         began = self.clock()  # to wait for the slowest process takes as long where nothing is taken
         self.latest = self.capture()
-        self.wanted_at = self.clock() + (self.clock() - began) / SHARE
+        self.spent += self.clock() - began
         if due:
             self.save_latest()
 

@@ -7,7 +7,7 @@ import pytest
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents import IMPALA, PPO, callbacks
 from srwm_rl.agents.callbacks import Checkpoints, LevelRecorder, TrainingReturn
 from srwm_rl.agents.distributed import Processes
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
@@ -129,21 +129,29 @@ def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> No
         checkpoints.num_timesteps += 10
 
 
-def test_the_state_is_taken_before_every_slow_update_and_seldom_before_fast_ones() -> None:
+@pytest.mark.parametrize(
+    ("grace", "update", "n", "taken"),
+    [
+        (0.0, 25.0, 4, [26, 52, 78, 104]),  # slow updates: before each
+        (0.0, 4.0, 12, [5, 22, 43]),  # fast ones: a twentieth of the time
+        (2.5, 4.0, 12, [5, 10, 15, 20, 33, 54]),  # but at the start
+    ],
+)
+def test_taking_states_costs_a_share_of_the_time(
+    grace: float, update: float, n: int, taken: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "GRACE", grace)
     clock, saved = Clock(), list[dict[str, Any]]()
-    slow = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
-    rollouts(slow, clock, [25.0] * 4)
-    assert clock.taken == [26, 52, 78, 104]
-    clock = Clock()
-    fast = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
-    rollouts(fast, clock, [4.0] * 12)
-    assert clock.taken == [5, 26, 47]
+    checkpoints = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
+    rollouts(checkpoints, clock, [update] * n)
+    assert clock.taken == taken
     assert saved == []
-    fast.save_latest()
-    assert saved == [{"taken": 47}]
+    checkpoints.save_latest()
+    assert saved == [{"taken": taken[-1]}]
 
 
-def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates() -> None:
+def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "GRACE", 0.0)
     clock, saved = Clock(), list[dict[str, Any]]()
     by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
     rollouts(by_steps, clock, [0.5] * 7)
@@ -167,4 +175,4 @@ def test_all_processes_take_states_when_process_0_does() -> None:
     rollouts(checkpoints, clock, [99.0] * 4)
     assert asked == [True] * 4
     assert clock.taken == [4.0 * 99 - 99 + 3 * 50 + 1]
-    assert checkpoints.wanted_at == clock.taken[0] + 20
+    assert checkpoints.spent == 1
