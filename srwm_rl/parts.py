@@ -1,7 +1,7 @@
 """A batch through a network in parts that stay in the processor's cache, each of them the work of one thread.
 
 Torch would share every single operation among its threads, and all of them wait for the last one a hundred times in a
-pass. Here they meet at its end: a fifth faster on two quiet cores, and five times where another process wants one.
+pass. Here they meet at its end: docs/results tells what that gave, most of it where another process wants a core too.
 """
 
 from __future__ import annotations

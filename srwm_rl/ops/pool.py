@@ -34,7 +34,7 @@ def max_pool(x: Tensor) -> Tensor:
     What it gives is the same to the last bit; gradients in bfloat16 are added up in float32, and rounded once.
 
     Args:
-        x: `[N, C, h, w]`. In C on the CPU where it is channels-last, float32 or bfloat16, and C a multiple of 4;
+        x: `[N, C, h, w]`. In C on the CPU where it is channels-last, float32 or bfloat16, and a vector divides C;
             else by torch.
 
     Returns:
