@@ -78,11 +78,16 @@ class Descent:
         surrogate: Surrogate,
         grads_of_weights: Sequence[Tensor],
     ) -> Tensor:
-        """Go there and back; leave the gradients of `_weights` there. Autograd adds those of other memories."""
+        """Go there and back; leave the gradients of `_weights` there.
+
+        Autograd adds those of the networks for images, and of other memories.
+        """
         parts, shape = self._parts, episode_starts.shape
         rest = iter(grads_of_weights)
         rooms = [list(islice(rest, len(part.learnt))) for part in parts]
-        inputs, before, ways_back = inputs_of(self.policy, obs, shape.numel()), [], []
+        with torch.enable_grad():
+            seen = inputs_of(self.policy, obs, shape.numel())
+        inputs, before, ways_back = seen, [], []
         for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
@@ -103,6 +108,9 @@ class Descent:
             assert grad_y is not None
             grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
             grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, room)
+        for features, grad in zip(seen, grads, strict=True):
+            if features.requires_grad:  # of images, whose network torch runs
+                features.backward(grad)
         return terms
 
 

@@ -29,10 +29,10 @@ _OWN = {
 class FusedPolicy:
     """`act`, `evaluate_sequence` and PPO's gradient as `SRWMPolicy` has them, up to rounding, in a few calls of C.
 
-    For policies on the CPU that read vectors and remember by a `StackCore` (the SRWM and its relatives); others do as
-    they always do. An SRWM policy that chooses among `Discrete` actions acts in one call. Weights are read where they
-    are, so that the policy may learn between two calls. What the tapes give is first compared with what the policy
-    gives; where the two differ, it goes on by itself, and the log says so.
+    For policies on the CPU that remember by a `StackCore` (the SRWM and its relatives); others do as they always do. An
+    SRWM policy that chooses among `Discrete` actions acts in one call, after torch has run its network for images.
+    Weights are read where they are, so that the policy may learn between two calls. What the tapes give is first
+    compared with what the policy gives; where the two differ, it goes on by itself, and the log says so.
 
     Args:
         policy: whose weights are used.

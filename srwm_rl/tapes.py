@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from srwm_rl.cores.srwm import SRWMCore
 from srwm_rl.cores.stack import StackCore
 from srwm_rl.distributions import ChoiceDistribution
-from srwm_rl.encoders import EPISODE_STEP, MAIN_KEY, Encoder
+from srwm_rl.encoders import EPISODE_STEP, MAIN_KEY, Encoder, ImpalaCNN
 from srwm_rl.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.ops.cpu import Kernel, load_kernel
 from srwm_rl.ops.tape import Features, Tape
@@ -56,7 +56,7 @@ def write(policy: SRWMPolicy) -> Tapes:
         and all(type(each).forward is MemoryLayer.forward for each in core.layers)
         and type(policy.mlp_extractor) is MlpExtractor
     )
-    if not known or any(each.dtype != torch.float32 or not each.is_contiguous() for each in policy.parameters()):
+    if not known or not all(map(_is_legible, _written(policy))):
         raise UnknownPartError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
     judge = surrogate = step = None
@@ -67,13 +67,29 @@ def write(policy: SRWMPolicy) -> Tapes:
     return Tapes(parts, judge, surrogate, step)
 
 
+def _written(policy: SRWMPolicy) -> list[Tensor]:
+    """Return the weights that the tapes read: all but those of the networks for images, which torch runs."""
+    images = policy.features_extractor.images if type(policy.features_extractor) is Encoder else nn.Module()
+    seen = {id(each) for each in images.parameters()}
+    return [each for each in policy.parameters() if id(each) not in seen]
+
+
+def _is_legible(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.is_contiguous()
+
+
 def inputs_of(policy: SRWMPolicy, obs: Obs, n: int) -> list[Tensor]:
-    """Return the parts of `n` observations in the order in which a tape takes them, as floats `[n, width]`."""
+    """Return what a tape takes of `n` observations, in its order, as floats `[n, width]`.
+
+    Images are given as the features that their network makes of them, with a gradient where that is enabled.
+    """
     given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-    parts, made = policy.parts, []
-    for key in _keys(policy.features_extractor):
+    encoder, parts, made = policy.features_extractor, policy.parts, []
+    for key in _keys(encoder):
         each, space = given[key], parts[key]
-        if isinstance(space, spaces.Box):  # what `as_floats` does, in fewer steps
+        if key in encoder.images:
+            made.append(encoder.images[key](each.reshape(n, *space.shape)))  # type: ignore[misc]
+        elif isinstance(space, spaces.Box):  # what `as_floats` does, in fewer steps
             made.append(each.reshape(n, prod(space.shape)).float())
         else:
             made.append(as_floats(each.reshape(n, *(space.shape or ())), space).flatten(1))
@@ -136,20 +152,32 @@ def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Tape | None:
 
 
 def _keys(encoder: Encoder) -> list[str]:
-    return [*([EPISODE_STEP] if encoder.step is not None else []), *encoder.vectors, *encoder.plain]
+    """Name the parts of an observation in the order in which a tape takes them; see `_encoder`."""
+    step, images = [EPISODE_STEP] if encoder.step is not None else [], [*encoder.images]
+    first, second = (encoder.vectors, images) if len(list(encoder.mlp.children())) else (images, encoder.vectors)
+    return [*step, *first, *second, *encoder.plain]
 
 
 def _encoder(tape: Tape, policy: SRWMPolicy) -> Features:
-    """Write the encoder; its features come to lie side by side, in its own order."""
+    """Write the encoder; its features come to lie side by side, in its own order: images, MLP, the agent's past.
+
+    So what the MLP's last layer makes has to follow the images' features at once.
+    """
     encoder = policy.features_extractor
-    if type(encoder) is not Encoder or encoder.images:
+    if type(encoder) is not Encoder or any(type(each) is not ImpalaCNN for each in encoder.images.values()):
         raise UnknownPartError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.parts.items()}
+    widths |= {key: each.head.out_features for key, each in encoder.images.items()}  # type: ignore[union-attr, misc]
     step = tape.input(1) if encoder.step is not None else None
-    features = []
-    if encoder.vectors:
-        vectors = _joined([tape.input(widths[key]) for key in encoder.vectors])
-        features.append(_sequence(tape, encoder.mlp, vectors))
+    layers, vectors = list(encoder.mlp.children()), None
+    last = max((i for i, each in enumerate(layers) if type(each) is nn.Linear), default=0)
+    if layers:
+        vectors = _sequence(tape, layers[:last], _joined([tape.input(widths[key]) for key in encoder.vectors]))
+    features = [tape.input(widths[key], wanted=True) for key in encoder.images]
+    if vectors is not None:
+        features.append(_sequence(tape, layers[last:], vectors))
+    else:
+        features += [tape.input(widths[key]) for key in encoder.vectors]
     features += [tape.input(widths[key]) for key in encoder.plain]
     if step is not None and encoder.step is not None:
         features.append(tape.sines(step, encoder.step.periods))
@@ -174,8 +202,9 @@ def _after(tape: Tape, layer: MemoryLayer, block: FeedForwardBlock, stream: Feat
 
 def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
     extractor = policy.mlp_extractor
-    made = _linear(tape, _sequence(tape, extractor.policy_net, x), policy.action_net)
-    return made, _linear(tape, _sequence(tape, extractor.value_net, x), policy.value_net)
+    pi, vf = (list(each.children()) for each in (extractor.policy_net, extractor.value_net))
+    made = _linear(tape, _sequence(tape, pi, x), policy.action_net)
+    return made, _linear(tape, _sequence(tape, vf, x), policy.value_net)
 
 
 def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
@@ -186,13 +215,13 @@ def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
     return tape.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
 
-def _sequence(tape: Tape, modules: nn.Module, x: Features) -> Features:
+def _sequence(tape: Tape, layers: list[nn.Module], x: Features) -> Features:
     """Write linear layers, each with or without an activation after it."""
-    layers = list(modules.children())
-    for layer, after in pairwise([*layers, nn.Identity()]):
+    none = nn.Identity()
+    for before, layer, after in zip([none, *layers], layers, [*layers[1:], none], strict=False):
         if type(layer) is nn.Linear:
             x = _linear(tape, x, layer, _ACTIVATIONS.get(type(after), "identity"))
-        elif type(layer) not in _ACTIVATIONS:
+        elif type(layer) not in _ACTIVATIONS or type(before) is not nn.Linear:
             raise UnknownPartError
     return x
 

@@ -16,7 +16,7 @@ from srwm_rl.layers import SRWMLayer
 from srwm_rl.ops import cpu
 from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import SRWMPolicy
-from tests.srwm_rl.test_fused import CORES, LONE, MANY, policy_of, unroll
+from tests.srwm_rl.test_fused import CORES, FRAMES, LONE, MANY, SMALL_CNN, TWO_CAMERAS, policy_of, unroll
 
 pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
 VF_COEF, ENT_COEF, CLIP_RANGE, MEAN, STD = 0.6, 0.03, 0.15, 0.2, 1.3
@@ -113,6 +113,28 @@ def test_every_core(core: str, batch: int) -> None:
 )
 def test_every_space(space: spaces.Space[Any], settings: dict[str, Any]) -> None:
     check(policy_of("two layers", space, **settings), 6, 5)
+
+
+@pytest.mark.parametrize("space", [FRAMES, TWO_CAMERAS], ids=["frames", "two cameras"])
+def test_images(space: spaces.Space[Any]) -> None:
+    policy = policy_of("two layers", space, encoder_kwargs=SMALL_CNN)
+    check(policy, 6, 5)
+    check(policy, 6, 15, bptt=4)
+    frozen = next(iter(policy.features_extractor.images.values()))
+    frozen.requires_grad_(False)
+    check(policy, 6, 5)
+    assert all(each.grad is None for each in frozen.parameters())
+
+
+def test_groups_of_images_add_up() -> None:
+    policy = policy_of("two layers", FRAMES, encoder_kwargs=SMALL_CNN)
+    fused, old = FusedPolicy(policy), drawn(policy, 6, 15)
+    descend(fused, old)
+    once = gradients(policy)
+    for _ in range(2):
+        descend(fused, old)
+    for one, other in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * one, other)
 
 
 def test_several_groups_add_up() -> None:

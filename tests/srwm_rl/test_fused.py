@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from srwm_rl.encoders import ImpalaCNN
 from srwm_rl.fused import FusedPolicy, UnknownPartError, write
 from srwm_rl.layers import FeedForwardBlock
 from srwm_rl.ops import cpu
@@ -27,6 +28,9 @@ PAST = {
 MANY = spaces.Dict(
     {"seen": spaces.Box(-1, 1, (2, 2), np.float64), "kind": spaces.Discrete(3), "bits": spaces.MultiBinary(2), **PAST}
 )
+FRAMES = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+TWO_CAMERAS = spaces.Dict({"left": FRAMES, "right": spaces.Box(0, 255, (3, 12, 16), np.uint8), **MANY.spaces})
+SMALL_CNN = {"cnn": {"channels": (4, 8), "features": 12, "micro_batch": 16}}
 ACTIONS = {
     "discrete": spaces.Discrete(5),
     "box": spaces.Box(-1, 1, (2,), np.float32),
@@ -149,8 +153,25 @@ def test_every_space_and_head(space: spaces.Space[Any], action: str, settings: d
     assert not fused.given_up
 
 
-def test_gradients_do_not_depend_on_threads() -> None:
-    policy = policy_of()
+@pytest.mark.parametrize("action", ["discrete", "box"])
+@pytest.mark.parametrize("space", [FRAMES, TWO_CAMERAS], ids=["frames", "two cameras"])
+@pytest.mark.parametrize("mlp", [(), (9,), (12, 10)], ids=["no mlp", "mlp", "deep mlp"])
+def test_what_torch_sees_in_images_goes_on_in_c(space: spaces.Space[Any], action: str, mlp: tuple[int, ...]) -> None:
+    policy = policy_of("two layers", space, action, encoder_kwargs={"mlp": mlp, **SMALL_CNN})
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, 5)
+    check_sequence(policy, fused, 6, 5, bptt=4)
+    check_sequence(policy, fused, 6, 15)
+    assert not fused.given_up
+    for each in policy.features_extractor.images.values():
+        each.requires_grad_(False)
+    check_sequence(policy, fused, 6, 5)
+    assert not fused.given_up
+
+
+@pytest.mark.parametrize("space", [LONE, FRAMES], ids=["lone", "frames"])
+def test_gradients_do_not_depend_on_threads(space: spaces.Space[Any]) -> None:
+    policy = policy_of("default", space, encoder_kwargs={} if space is LONE else SMALL_CNN)
     obs, actions, state, starts = unroll(policy, 70, 40)  # 2,800 rows: several shares
     gradients = []
     try:
@@ -233,14 +254,34 @@ def test_other_cores_act_as_ever(core: str) -> None:
         write(policy)
 
 
-def test_images_and_other_encoders_are_unknown() -> None:
-    frames = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    with pytest.raises(UnknownPartError):
-        write(SRWMPolicy(frames, ACTIONS["discrete"], lambda _: 0.0))
-    policy = policy_of("default", LONE)
-    policy.features_extractor.mlp = nn.Sequential(nn.Linear(3, 64), nn.GELU())
-    with pytest.raises(UnknownPartError):
-        write(policy)
+class Blind(ImpalaCNN):
+    """A network for images that is not the one that was asked for."""
+
+
+def blinded(policy: SRWMPolicy) -> None:
+    policy.features_extractor.images["left"].__class__ = Blind
+
+
+def smooth(policy: SRWMPolicy) -> None:
+    policy.features_extractor.mlp = nn.Sequential(nn.Linear(9, 64), nn.GELU())
+
+
+def rectified_first(policy: SRWMPolicy) -> None:
+    policy.features_extractor.mlp = nn.Sequential(nn.ReLU(), nn.Linear(9, 64))
+
+
+def rectified_twice(policy: SRWMPolicy) -> None:
+    policy.features_extractor.mlp = nn.Sequential(nn.Linear(9, 64), nn.Tanh(), nn.ReLU())
+
+
+@pytest.mark.parametrize("change", [blinded, smooth, rectified_first, rectified_twice])
+def test_other_encoders_are_unknown(change: Any) -> None:
+    policy = policy_of("default", TWO_CAMERAS, encoder_kwargs=SMALL_CNN)
+    write(policy)
+    change(policy)
+    fused = FusedPolicy(policy)
+    check_act(policy, fused, 3)
+    assert fused.given_up
 
 
 class Doubling(FeedForwardBlock):
@@ -302,11 +343,13 @@ def test_what_was_replaced_is_noticed(change: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_hooks_are_called(kind: str) -> None:
-    policy, calls = policy_of("default", LONE), []
+@pytest.mark.parametrize("of", ["value_net", "features_extractor.images"])
+def test_hooks_are_called(kind: str, of: str) -> None:
+    policy, calls = policy_of("default", FRAMES, encoder_kwargs=SMALL_CNN), []
+    hooked = policy.value_net if of == "value_net" else policy.features_extractor.images["observation"]
     fused = FusedPolicy(policy)
     check_sequence(policy, fused, 3, 2)
-    hook = getattr(policy.value_net, f"register_{kind}_hook")(lambda *_: calls.append(1))
+    hook = getattr(hooked, f"register_{kind}_hook")(lambda *_: calls.append(1))
     check_sequence(policy, fused, 3, 2)
     assert len(calls) == 2  # once here and once there
     hook.remove()
@@ -355,9 +398,12 @@ def test_no_environments_and_no_gradient_of_weights_are_no_trouble() -> None:
     assert not fused.evaluate_sequence(obs, actions, state, starts).values.requires_grad
 
 
-def test_observations_that_want_a_gradient_get_it() -> None:
-    policy = policy_of("default", LONE)
+@pytest.mark.parametrize("space", [LONE, FRAMES], ids=["lone", "frames"])
+def test_observations_that_want_a_gradient_get_it(space: spaces.Space[Any]) -> None:
+    policy = policy_of("default", space, encoder_kwargs={} if space is LONE else SMALL_CNN)
     obs, actions, state, starts = unroll(policy, 2, 3)
+    assert isinstance(obs, Tensor)
+    obs = obs.float()
     found = []
     for each in (FusedPolicy(policy), policy):
         seen = obs.clone().requires_grad_()
