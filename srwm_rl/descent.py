@@ -14,7 +14,7 @@ from srwm_rl.ops import cpu
 from srwm_rl.ops.checks import as_uint8
 from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import Obs, SRWMPolicy
-from srwm_rl.tapes import Tapes, inputs_of
+from srwm_rl.tapes import Tapes
 
 WayBack = Callable[[Tensor], Tensor]
 
@@ -33,7 +33,7 @@ class Descent:
 
     def __init__(self, policy: SRWMPolicy, tapes: Tapes, bptt: int | None) -> None:
         assert tapes.surrogate is not None
-        self.policy, self.bptt = policy, bptt
+        self.bptt, self._inputs = bptt, tapes.inputs
         self._parts = [*tapes.parts[:-1], tapes.surrogate]
         self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
         plain = [each for each in self._layers if bptt is None and _is_plain(each)]
@@ -86,7 +86,7 @@ class Descent:
         rest = iter(grads_of_weights)
         rooms = [list(islice(rest, len(part.learnt))) for part in parts]
         with torch.enable_grad():
-            seen = inputs_of(self.policy, obs, shape.numel())
+            seen = self._inputs.of(obs, shape.numel())
         inputs, before, ways_back = seen, [], []
         for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)

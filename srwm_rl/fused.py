@@ -13,10 +13,10 @@ from torch import Tensor
 from srwm_rl.descent import Descent, remember
 from srwm_rl.layers import MemoryLayer
 from srwm_rl.ops.backends import preferred
-from srwm_rl.ops.tape import Surrogate, Tape
+from srwm_rl.ops.tape import Surrogate
 from srwm_rl.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 from srwm_rl.structure import Structure
-from srwm_rl.tapes import Tapes, UnknownPartError, inputs_of, write
+from srwm_rl.tapes import Tapes, UnknownPartError, write
 
 logger = logging.getLogger(__name__)
 # What the tapes stand for.
@@ -69,10 +69,9 @@ class FusedPolicy:
         if tapes is None or any(each.requires_grad for each in _tensors(obs)):  # a tape has no gradient for those
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
         if tapes.judge is None:
-            made, values, core_state = self._through(tapes.parts, obs, core_state, episode_starts, bptt)
+            made, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt)
             return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
-        parts = [*tapes.parts[:-1], tapes.judge]
-        judged, values, core_state = self._through(parts, obs, core_state, episode_starts, bptt, actions)
+        judged, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt, actions)
         log_probs, entropy = judged.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
@@ -137,15 +136,14 @@ class FusedPolicy:
         """Say in what one step's results differ from the policy's own; nothing is drawn at random."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
-        made, *rest = self._through(tapes.parts, obs, core_state, episode_starts[None])
+        made, *rest = self._through(tapes, obs, core_state, episode_starts[None])
         found = [(self.policy.distribution(made).log_prob(actions), *rest)]
         if tapes.step is not None:  # with clocks that all ring at once the likeliest is chosen
             clocks = torch.ones(len(episode_starts), made.shape[-1])
-            step = self._step(tapes.step, obs, core_state, episode_starts, clocks)
+            step = self._step(tapes, obs, core_state, episode_starts, clocks)
             found.append((step.log_probs, step.values, step.core_state))
         if tapes.judge is not None:
-            parts = [*tapes.parts[:-1], tapes.judge]
-            judged, *rest = self._through(parts, obs, core_state, episode_starts[None], None, actions)
+            judged, *rest = self._through(tapes, obs, core_state, episode_starts[None], None, actions)
             found.append((judged[:, 0], *rest))
         names = ("log-probabilities", "values", "core state")
         for one in found:
@@ -157,38 +155,43 @@ class FusedPolicy:
     def _act(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         policy, batch = self.policy, len(episode_starts)
         if tapes.step is None:
-            made, values, core_state = self._through(tapes.parts, obs, core_state, episode_starts[None])
+            made, values, core_state = self._through(tapes, obs, core_state, episode_starts[None])
             distribution = policy.distribution(made)
             actions = distribution.get_actions()
             log_probs = distribution.log_prob(actions)
             return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
         clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
-        return self._step(tapes.step, obs, core_state, episode_starts, clocks)
+        return self._step(tapes, obs, core_state, episode_starts, clocks)
 
-    def _step(self, tape: Tape, obs: Obs, core_state: Tensor, episode_starts: Tensor, clocks: Tensor) -> ActStep:
+    def _step(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor, clocks: Tensor) -> ActStep:
+        assert tapes.step is not None
         batch = len(episode_starts)
-        inputs = [*inputs_of(self.policy, obs, batch), clocks]
-        (values, log_probs), actions, core_state = tape.step(inputs, core_state, episode_starts)
+        inputs = [*tapes.inputs.of(obs, batch), clocks]
+        (values, log_probs), actions, core_state = tapes.step.step(inputs, core_state, episode_starts)
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _through(
         self,
-        parts: list[Tape],
+        tapes: Tapes,
         obs: Obs,
         core_state: Tensor,
         episode_starts: Tensor,
         bptt: int | None = None,
         actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the last part makes of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
+        """Return what the heads make of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
 
         Args:
-            parts: of which the last may ask for `actions`.
-            obs, core_state, episode_starts, bptt, actions: see `SRWMPolicy.evaluate_sequence`.
+            tapes: which ones.
+            obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
+            actions: of which the heads' judgement is returned; None: what they make themselves.
         """
-        shape = episode_starts.shape
+        shape, parts = episode_starts.shape, tapes.parts
+        if actions is not None:
+            assert tapes.judge is not None
+            parts = [*parts[:-1], tapes.judge]
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        made: Sequence[Tensor] = parts[0].run(inputs_of(self.policy, obs, shape.numel()))
+        made: Sequence[Tensor] = parts[0].run(tapes.inputs.of(obs, shape.numel()))
         finals = []
         for layer, carried, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
             stream, x = made

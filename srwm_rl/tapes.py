@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import prod
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,9 +28,42 @@ class UnknownPartError(Exception):
     """A part of a policy that no tape can play."""
 
 
+class Inputs:
+    """What the tapes of a policy take of its observations.
+
+    Args:
+        policy: which one; its encoder is an `Encoder`.
+    """
+
+    def __init__(self, policy: SRWMPolicy) -> None:
+        self._parts, networks = [], dict(policy.features_extractor.images.items())
+        for key in _keys(policy.features_extractor):
+            space, network = policy.parts[key], networks.get(key)
+            is_box = network is None and isinstance(space, spaces.Box)
+            shape = (get_flattened_obs_dim(space),) if is_box else space.shape or ()
+            self._parts.append((key, shape, network, None if is_box else space))
+
+    def of(self, obs: Obs, n: int) -> list[Tensor]:
+        """Return what a tape takes of `n` observations, in its order, as floats `[n, width]`.
+
+        Images are given as the features that their network makes of them, with a gradient where that is enabled.
+        """
+        given, made = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
+        for key, shape, network, space in self._parts:
+            each = given[key].reshape(n, *shape)
+            if network is not None:
+                made.append(network(each))
+            elif space is None:
+                made.append(each.float())
+            else:
+                made.append(as_floats(each, space).flatten(1))
+        return made
+
+
 class Tapes(NamedTuple):
     """A policy, written down."""
 
+    inputs: Inputs  # what the first of them takes
     parts: list[Tape]  # what lies before, between and after the core's memories
     judge: Tape | None  # the last of them, with what the heads say of an action that was chosen
     surrogate: Tape | None  # the same, with PPO's loss
@@ -64,7 +96,7 @@ def write(policy: SRWMPolicy) -> Tapes:
         judge = _last(policy, core, kernel, "judge")  # type: ignore[arg-type]
         surrogate = _last(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    return Tapes(parts, judge, surrogate, step)
+    return Tapes(Inputs(policy), parts, judge, surrogate, step)
 
 
 def _written(policy: SRWMPolicy) -> list[Tensor]:
@@ -76,24 +108,6 @@ def _written(policy: SRWMPolicy) -> list[Tensor]:
 
 def _is_legible(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.is_contiguous()
-
-
-def inputs_of(policy: SRWMPolicy, obs: Obs, n: int) -> list[Tensor]:
-    """Return what a tape takes of `n` observations, in its order, as floats `[n, width]`.
-
-    Images are given as the features that their network makes of them, with a gradient where that is enabled.
-    """
-    given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-    encoder, parts, made = policy.features_extractor, policy.parts, []
-    for key in _keys(encoder):
-        each, space = given[key], parts[key]
-        if key in encoder.images:
-            made.append(encoder.images[key](each.reshape(n, *space.shape)))  # type: ignore[misc]
-        elif isinstance(space, spaces.Box):  # what `as_floats` does, in fewer steps
-            made.append(each.reshape(n, prod(space.shape)).float())
-        else:
-            made.append(as_floats(each.reshape(n, *(space.shape or ())), space).flatten(1))
-    return made
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
