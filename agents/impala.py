@@ -51,8 +51,8 @@ class IMPALA(PlayingAlgorithm):
         synchronous: play, then learn, in one thread: the same seed gives the same run.
         waiting_batches: the actors begin no unroll while so many batches wait for the learner.
         bptt: cut the gradient through the core's state every so many steps; None: never.
-        frames_at_once: image frames whose activations are held at once; changes memory and nothing else. None: 256 on a
-            CPU, 4,096 on a GPU.
+        frames_at_once: image frames whose activations are held at once; changes memory and nothing else. None: about
+            256 on a CPU, 4,096 on a GPU.
         on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
             step or the update and logs it (`train/skipped`).
 

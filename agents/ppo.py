@@ -90,8 +90,8 @@ class PPO(PlayingAlgorithm):
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of
-            whole sequences whose gradients are added up, which changes memory and nothing else. None: 256 on a CPU,
-            4,096 on a GPU.
+            whole sequences whose gradients are added up, which changes memory and nothing else. None: about 256 on a
+            CPU, 4,096 on a GPU.
         on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
             step or the update and logs it (`train/skipped`).
 

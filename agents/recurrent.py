@@ -51,7 +51,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     """An SB3 on-policy algorithm whose policy is an `SRWMPolicy`; a subclass collects and learns.
 
     Attributes:
-        frames_at_once: image frames whose activations are held at once while learning; None: `FRAMES_AT_ONCE`.
+        frames_at_once: the most image frames whose activations are held at once while learning; None: about
+            `FRAMES_AT_ONCE`.
         on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.faults.Guard`.
         processes: those that train this policy together, each with its own environments; see `join`.
     """
@@ -222,8 +223,9 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """Return how many sequences go through the network at once; None: all, where there are no images."""
         if not self.policy.features_extractor.images:
             return None
-        frames = self.frames_at_once or FRAMES_AT_ONCE[self.device.type == "cuda"]
-        return max(1, frames // sequence_length)
+        if self.frames_at_once is None:  # about so many: IMPALA's sequences are one step longer than what was played
+            return max(1, round(FRAMES_AT_ONCE[self.device.type == "cuda"] / sequence_length))
+        return max(1, self.frames_at_once // sequence_length)
 
     def _evaluate(
         self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms], n_steps: int

@@ -25,8 +25,8 @@ class EncoderBench(Common):
 
     n_frames: int = 256
     """Frames per pass."""
-    micro_batch: int = 32
-    """Frames that go through together on a CPU."""
+    micro_batch: int | None = None
+    """About how many frames a thread takes at once on a CPU; None: what the precision calls for."""
     device: str = "cpu"
     """auto, cpu, cuda."""
 

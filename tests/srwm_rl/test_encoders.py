@@ -31,6 +31,38 @@ def test_micro_batches_change_neither_features_nor_gradients() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("precision", "micro_batch", "threads", "n_frames", "sizes"),
+    [
+        ("bfloat16", None, 2, 256, [128, 128]),
+        ("float32", None, 2, 256, [64] * 4),
+        ("bfloat16", None, 2, 195, [98, 97]),
+        ("bfloat16", None, 4, 512, [128] * 4),
+        ("bfloat16", None, 2, 260, [130, 130]),
+        ("bfloat16", None, 3, 600, [100] * 6),  # as many for each thread
+        ("bfloat16", None, 2, 64, [32, 32]),
+        ("bfloat16", None, 2, 63, [63]),  # by all threads together
+        ("bfloat16", None, 8, 200, [100, 100]),  # likewise, one after the other
+        ("float32", 4, 2, 12, [3, 3, 3, 3]),
+        ("float32", 4, 1, 11, [4, 4, 3]),
+        ("float32", None, 2, 0, [0]),
+    ],
+)
+def test_threads_get_parts_of_equal_size(
+    precision: str, micro_batch: int | None, threads: int, n_frames: int, sizes: list[int]
+) -> None:
+    network = ImpalaCNN((8, 8, 3), False, channels=(2,), features=4, micro_batch=micro_batch, precision=precision)
+    own, seen = network._encode, []
+    network._encode = lambda part: seen.append(len(part)) or own(part)  # type: ignore[method-assign, func-returns-value]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert network(torch.zeros(n_frames, 8, 8, 3, dtype=torch.uint8)).shape == (n_frames, 4)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(seen, reverse=True) == sizes
+
+
 def test_frames_reach_the_first_convolution_channels_last() -> None:
     network = ImpalaCNN((16, 16, 3), False)
     seen = []
@@ -54,13 +86,13 @@ def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
     seen, gradients, features = [], [], []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        network = ImpalaCNN((32, 32, 3), False, micro_batch=4, precision=precision)
+        network = ImpalaCNN((32, 32, 3), False, precision=precision)
         network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         features.append(network(frames))
         features[-1].square().sum().backward()
         gradients.append(torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None]))
-    assert torch.equal(seen[0], seen[3].float())  # frames are exact in bfloat16
-    assert seen[3].dtype == torch.bfloat16
+    assert torch.equal(seen[0], seen[1].float())  # frames are exact in bfloat16
+    assert seen[1].dtype == torch.bfloat16
     for pair in (features, gradients):
         assert pair[1].dtype == torch.float32
         assert (pair[1] - pair[0]).norm() < 0.02 * pair[0].norm()
