@@ -23,11 +23,8 @@ PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_re
 MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
 
 
-# About how many frames a thread takes through a CNN at once, by precision. In bfloat16 a pass costs as much as ten
-# frames before the first one, most of it for the weights in the convolutions' own types and layouts; in float32 less,
-# and what a pass keeps is twice as large. Fewer frames than the second number are not worth a thread of their own.
-MICRO_BATCH, LEAST = {"float32": 64, "bfloat16": 128}, 32
-PRECISIONS = tuple(MICRO_BATCH)
+LEAST = 32  # frames; fewer are not worth a thread of their own
+PRECISIONS = ("float32", "bfloat16")
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -37,6 +34,17 @@ def fastest_precision(device: torch.device | str) -> str:
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX; without them it is emulated
     return "bfloat16" if supported else "float32"
+
+
+def micro_batch_for(precision: str) -> int:
+    """Return about how many frames one CPU thread takes through the CNN at once (measured: docs/results).
+
+    A pass has its price before the first frame: weights go into the convolutions' own types and layouts, hundreds of
+    operations begin. With matrix tiles (AMX) a frame takes so little that this counts for ten of them. Without, larger
+    parts outgrow the caches before they pay.
+    """
+    has_tiles = torch.cpu._is_amx_tile_supported()
+    return 128 if precision == "bfloat16" and has_tiles else 64
 
 
 class Conv(nn.Conv2d):
@@ -84,7 +92,7 @@ class ImpalaCNN(nn.Module):
         channels_first: which of the two.
         channels: width of each stage; each halves height and width.
         features: width of the output.
-        micro_batch: about how many frames a thread takes at once on a CPU; None: `MICRO_BATCH`.
+        micro_batch: about how many frames a thread takes at once on a CPU; None: `micro_batch_for`.
         scale: what a pixel is multiplied by.
         precision: "float32", or "bfloat16" for the arithmetic; weights, gradients and output are float32 either way.
 
@@ -107,7 +115,7 @@ class ImpalaCNN(nn.Module):
             raise UserError(f"the encoder's precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.precision = precision
         self.channels_first, self.scale = channels_first, scale
-        self.micro_batch = micro_batch or MICRO_BATCH[precision]
+        self.micro_batch = micro_batch or micro_batch_for(precision)
         width, height, depth = (shape[2], shape[1], shape[0]) if channels_first else (shape[1], shape[0], shape[2])
         stages: list[nn.Module] = []
         for out in channels:

@@ -32,26 +32,25 @@ def test_micro_batches_change_neither_features_nor_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "micro_batch", "threads", "n_frames", "sizes"),
+    ("micro_batch", "threads", "n_frames", "sizes"),
     [
-        ("bfloat16", None, 2, 256, [128, 128]),
-        ("float32", None, 2, 256, [64] * 4),
-        ("bfloat16", None, 2, 195, [98, 97]),
-        ("bfloat16", None, 4, 512, [128] * 4),
-        ("bfloat16", None, 2, 260, [130, 130]),
-        ("bfloat16", None, 3, 600, [100] * 6),  # as many for each thread
-        ("bfloat16", None, 2, 64, [32, 32]),
-        ("bfloat16", None, 2, 63, [63]),  # by all threads together
-        ("bfloat16", None, 8, 200, [100, 100]),  # likewise, one after the other
-        ("float32", 4, 2, 12, [3, 3, 3, 3]),
-        ("float32", 4, 1, 11, [4, 4, 3]),
-        ("float32", None, 2, 0, [0]),
+        (128, 2, 256, [128, 128]),
+        (128, 2, 195, [98, 97]),
+        (128, 2, 260, [130, 130]),
+        (None, 2, 256, [64] * 4),
+        (None, 3, 300, [50] * 6),  # as many for each thread
+        (None, 2, 64, [32, 32]),
+        (None, 2, 63, [63]),  # by all threads together
+        (None, 8, 200, [67, 67, 66]),  # likewise, one after the other
+        (4, 2, 12, [3, 3, 3, 3]),
+        (4, 1, 11, [4, 4, 3]),
+        (None, 2, 0, [0]),
     ],
 )
 def test_threads_get_parts_of_equal_size(
-    precision: str, micro_batch: int | None, threads: int, n_frames: int, sizes: list[int]
+    micro_batch: int | None, threads: int, n_frames: int, sizes: list[int]
 ) -> None:
-    network = ImpalaCNN((8, 8, 3), False, channels=(2,), features=4, micro_batch=micro_batch, precision=precision)
+    network = ImpalaCNN((8, 8, 3), False, channels=(2,), features=4, micro_batch=micro_batch)
     own, seen = network._encode, []
     network._encode = lambda part: seen.append(len(part)) or own(part)  # type: ignore[method-assign, func-returns-value]
     before = torch.get_num_threads()
@@ -61,6 +60,13 @@ def test_threads_get_parts_of_equal_size(
     finally:
         torch.set_num_threads(before)
     assert sorted(seen, reverse=True) == sizes
+
+
+def test_with_matrix_tiles_a_thread_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_tiles, sizes in ((True, (64, 128)), (False, (64, 64))):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)  # noqa: B023
+        found = [ImpalaCNN((8, 8, 3), False, precision=each).micro_batch for each in ("float32", "bfloat16")]
+        assert tuple(found) == sizes
 
 
 def test_frames_reach_the_first_convolution_channels_last() -> None:
