@@ -86,9 +86,14 @@ def write(policy: SRWMPolicy) -> Tapes:
         and type(core).forward is StackCore.forward
         and all(type(each) is FeedForwardBlock for each in core.blocks)
         and all(type(each).forward is MemoryLayer.forward for each in core.layers)
+        and type(policy.features_extractor) is Encoder
         and type(policy.mlp_extractor) is MlpExtractor
     )
-    if not known or not all(map(_is_legible, _written(policy))):
+    if not known:
+        raise UnknownPartError
+    # All but the networks for images, which torch runs.
+    read = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
+    if not all(_is_legible(each) for part in read for each in part.parameters()):
         raise UnknownPartError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
     judge = surrogate = step = None
@@ -97,13 +102,6 @@ def write(policy: SRWMPolicy) -> Tapes:
         surrogate = _last(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
     return Tapes(Inputs(policy), parts, judge, surrogate, step)
-
-
-def _written(policy: SRWMPolicy) -> list[Tensor]:
-    """Return the weights that the tapes read: all but those of the networks for images, which torch runs."""
-    images = policy.features_extractor.images if type(policy.features_extractor) is Encoder else nn.Module()
-    seen = {id(each) for each in images.parameters()}
-    return [each for each in policy.parameters() if id(each) not in seen]
 
 
 def _is_legible(weight: Tensor) -> bool:
@@ -178,7 +176,7 @@ def _encoder(tape: Tape, policy: SRWMPolicy) -> Features:
     So what the MLP's last layer makes has to follow the images' features at once.
     """
     encoder = policy.features_extractor
-    if type(encoder) is not Encoder or any(type(each) is not ImpalaCNN for each in encoder.images.values()):
+    if any(type(each) is not ImpalaCNN for each in encoder.images.values()):
         raise UnknownPartError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.parts.items()}
     widths |= {key: each.head.out_features for key, each in encoder.images.items()}  # type: ignore[union-attr, misc]
