@@ -105,6 +105,8 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
     for policy in (model.policy,) if acting is None else (model.policy, acting):
         watch.wrap(policy.features_extractor, "forward", "encoder")  # these two: where they are not part of a whole
         watch.wrap(policy.core, "forward", "core")
+        for network in policy.features_extractor.images.values():
+            watch.wrap(network, "forward", "images")
     watch.wrap(model, "_add_gradient", "gradient")  # in C, or forward and backward
     watch.wrap(model, "_evaluate_sequence", "forward")
     watch.wrap(torch.autograd, "backward", "backward")

@@ -5,8 +5,10 @@ from contextlib import nullcontext
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -165,6 +167,29 @@ def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
     for path, time_spent in spent.items():
         inside = sum(each.seconds for below, each in spent.items() if below[:-1] == path)
         assert 0 <= inside <= time_spent.seconds
+
+
+@pytest.mark.skipif(not IN_C, reason="without C the encoder runs as a whole")
+def test_a_network_for_images_is_told_from_the_c_around_it() -> None:
+    frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    kwargs = {"core_kwargs": {"hidden_size": 16}, "encoder_kwargs": {"cnn": {"channels": [4], "features": 8}}}
+    timed = Timed()
+    PPO(
+        "SRWMPolicy",
+        DummyVecEnv([lambda: Probe(frames)] * 2),
+        n_steps=8,
+        n_epochs=2,
+        batch_size=8,
+        device="cpu",
+        policy_kwargs=kwargs,
+    ).learn(2 * 16, timed)
+    spent = timed.watch.spent
+    assert (
+        spent[("collect", "act", "images")].calls == 2 * 9 + 3
+    )  # and when the three kinds of C were compared with the policy
+    for part in ("images", "backward"):
+        assert spent[("learn", "gradient", part)].calls == 2 * 2 * 2
+    assert not {"forward"} & vars(timed.model.policy.features_extractor.images["observation"]).keys()  # type: ignore[union-attr]
 
 
 def test_a_learner_beside_the_actors_is_timed_by_itself() -> None:
