@@ -107,7 +107,7 @@ def _train_own(
     """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
     env = make_env(own)
     try:
-        overlapping = config.algo == "impala" and not config.synchronous
+        overlapping = own.n_envs if config.algo == "impala" and not config.synchronous else 0
         use_threads(config.n_threads, env.observation_space, overlapping, on_gpu(own))
         model = make_model(own, env)
         model.join(processes)

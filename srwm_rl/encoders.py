@@ -23,7 +23,7 @@ PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_re
 MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
 
 
-LEAST = 32  # frames; fewer are not worth a thread of their own
+LEAST = 24  # frames; fewer are not worth a thread of their own
 PRECISIONS = ("float32", "bfloat16")
 
 

@@ -83,6 +83,7 @@ ROWS = (
     Row("bench_bandit_reference_256", "cpu", 1, f"{_CPU} {_REFERENCE} --env-kwargs n_pulls:100 {_LONG} --n-epochs 4"),
     Row("bench_train_feedforward", "cpu", 2, f"{_CPU} --against feedforward {_SHORT}"),
     Row("bench_impala", "cpu", 1, f"{_CPU} --algo impala"),
+    Row("bench_impala_overlapping", "cpu", 1, f"{_CPU} --algo impala --overlapping"),
     Row("bench_bandit_impala", "cpu", 0.5, f"{_CPU} --algo impala {_BANDIT_50}"),
     Row("bench_gpu_op", "cuda", 1, "op --device cuda"),
     Row(

@@ -104,7 +104,8 @@ def run(config: TrainBench) -> dict[str, Any]:
 
 
 def _use_threads(config: TrainBench, ours: RecurrentAlgorithm, overlapping: bool) -> None:
-    use_threads(config.threads, ours.observation_space, overlapping, on_gpu=ours.device.type == "cuda")
+    at_once = config.n_envs if overlapping else 0
+    use_threads(config.threads, ours.observation_space, at_once, on_gpu=ours.device.type == "cuda")
 
 
 def _n_passes(config: TrainBench) -> int:

@@ -93,7 +93,7 @@ def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
 
 
 def use_threads(
-    n_threads: int | None, observation_space: spaces.Space[Any], overlapping: bool = False, on_gpu: bool = False
+    n_threads: int | None, observation_space: spaces.Space[Any], overlapping: int = 0, on_gpu: bool = False
 ) -> None:
     """Give torch its threads; None: one per core for images, and for vectors one, for their operations are too small.
 
@@ -102,19 +102,23 @@ def use_threads(
     Args:
         n_threads: as many, whatever is done with them.
         observation_space: what the encoder reads.
-        overlapping: whether learning and playing compute at once, and share the cores.
+        overlapping: how many environments are acted for while the policy learns from others' steps; 0: in turn.
         on_gpu: whether a GPU computes: then torch's threads would only copy frames, in the environments' way.
     """
     import torch
 
-    from srwm_rl.encoders import is_image, parts_of
+    from srwm_rl.agents.recurrent import FRAMES_AT_ONCE
+    from srwm_rl.encoders import LEAST, is_image, parts_of
     from srwm_rl.ops.cpu import n_threads as kernel_threads
     from srwm_rl.ops.cpu import set_threads
 
     cores = n_threads or kernel_threads()
     set_threads(cores)
     images = any(map(is_image, parts_of(observation_space).values()))
-    torch.set_num_threads(n_threads or (max(1, cores // (1 + overlapping)) if images and not on_gpu else 1))
+    # Learning and playing may have all cores each where a part of the frames is the work of one thread: whoever has
+    # something to do gets a core. Threads that share an operation would wait for those that have none.
+    divided = overlapping and min(overlapping, FRAMES_AT_ONCE[False]) < cores * LEAST
+    torch.set_num_threads(n_threads or ((max(1, cores // 2) if divided else cores) if images and not on_gpu else 1))
 
 
 def describe_threads() -> str:

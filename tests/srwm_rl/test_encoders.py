@@ -39,9 +39,9 @@ def test_micro_batches_change_neither_features_nor_gradients() -> None:
         (128, 2, 260, [130, 130]),
         (None, 2, 256, [64] * 4),
         (None, 3, 300, [50] * 6),  # as many for each thread
-        (None, 2, 64, [32, 32]),
-        (None, 2, 63, [63]),  # by all threads together
-        (None, 8, 200, [67, 67, 66]),  # likewise, one after the other
+        (None, 2, 48, [24, 24]),
+        (None, 2, 47, [47]),  # by all threads together
+        (None, 9, 200, [67, 67, 66]),  # likewise, one after the other
         (4, 2, 12, [3, 3, 3, 3]),
         (4, 1, 11, [4, 4, 3]),
         (None, 2, 0, [0]),

@@ -9,6 +9,8 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
+from srwm_rl.agents.recurrent import FRAMES_AT_ONCE
+from srwm_rl.encoders import LEAST
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.config import TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads
@@ -45,15 +47,19 @@ def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> 
     assert cpu.n_threads() == (asked or 3)  # the C kernels share their work also where torch does not
 
 
-def test_playing_and_learning_at_once_share_the_cores() -> None:
-    given = []
-    for space, overlapping in ((FRAMES, True), (VECTORS, True), (FRAMES, False), (FRAMES, True)):
+def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in_parts() -> None:
+    few, many = 3 * LEAST - 1, 3 * LEAST  # environments
+    cases = [(FRAMES, few, 1), (FRAMES, many, 3), (VECTORS, few, 1), (VECTORS, many, 1), (FRAMES, 0, 3)]
+    for space, overlapping, given in cases:
         use_threads(None, space, overlapping)
-        given.append(torch.get_num_threads())
+        assert torch.get_num_threads() == given
         assert cpu.n_threads() == 3
-    assert given == [1, 1, 3, 1]
-    use_threads(2, FRAMES, overlapping=True)
+    use_threads(2, FRAMES, overlapping=few)
     assert torch.get_num_threads() == 2, "not what was asked for"
+    cpu.set_threads(FRAMES_AT_ONCE[False] // LEAST + 1)  # what is learned from at once is too little for so many
+    torch.set_num_threads(cpu.n_threads())
+    use_threads(None, FRAMES, overlapping=10**6)
+    assert torch.get_num_threads() == cpu.n_threads() // 2
 
 
 def test_where_a_gpu_computes_the_cores_are_the_environments() -> None:
