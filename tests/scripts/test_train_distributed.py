@@ -59,6 +59,7 @@ def torchrun() -> Iterator[Start]:
 def end_of(process: Any) -> tuple[int, str, list[str]]:
     """Return the exit code, what was printed, and our own lines on stderr."""
     out, err = process.communicate(timeout=150)
+    print(err, file=sys.stderr)  # whole, for whoever reads of a failure
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
 
 
