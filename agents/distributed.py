@@ -24,7 +24,7 @@ from safetensors.numpy import save as make_safetensors
 from torch import Tensor
 
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.files import pack, unpack
+from srwm_rl.storage.safe_file import pack, unpack
 
 # How long one process waits for the others: an evaluation or a film of one of them must fit in.
 PATIENCE = timedelta(minutes=30)
@@ -90,7 +90,7 @@ class Processes:
         return [torch.std_mean(each)[::-1] for each in batches]
 
     def gather(self, tree: Any) -> list[Any]:
-        """Return every process's tree (as `srwm_rl.files.pack` takes it) by rank to process 0, to others their own."""
+        """Return every process's tree (as `srwm_rl.storage.safe_file.pack` takes it) by rank to process 0, to others their own."""
         return [tree]
 
     def all_gather(self, tree: Any) -> list[Any]:

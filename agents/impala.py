@@ -17,14 +17,14 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.faults import OnNan
-from srwm_rl.agents.impala_loss import Correction, IMPALATerms, impala_terms
-from srwm_rl.agents.lanes import Lane, Turns
-from srwm_rl.agents.playing import Group, PlayingAlgorithm, groups_of
-from srwm_rl.agents.recurrent import ACTION_SPACES
-from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
+from srwm_rl.agents.base import ACTION_SPACES
+from srwm_rl.agents.collecting.collector import Group, PlayingAlgorithm, groups_of
+from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
+from srwm_rl.agents.engine.nan_guard import OnNan
+from srwm_rl.agents.engine.streams import Lane, Turns
+from srwm_rl.agents.losses.impala_loss import Correction, IMPALATerms, impala_terms
 from srwm_rl.errors import UserError
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.nn.policy import SRWMPolicy
 
 
 class _ClosedError(Exception):
@@ -45,7 +45,7 @@ class IMPALA(PlayingAlgorithm):
         env: a Gymnasium environment or id, or an SB3 `VecEnv`.
         n_steps: T, steps per unroll.
         batch_size: steps the learner takes at once, a multiple of `n_steps`; None: one unroll of every environment.
-        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.vtrace.vtrace`.
+        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
         vf_coef: weight of half the squared value error.
         rms_prop_alpha, rms_prop_eps: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
         synchronous: play, then learn, in one thread: the same seed gives the same run.

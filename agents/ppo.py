@@ -14,14 +14,14 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.faults import OnNan
-from srwm_rl.agents.ledger import Ledger
-from srwm_rl.agents.playing import Group, PlayingAlgorithm, groups_of
-from srwm_rl.agents.recurrent import ACTION_SPACES
-from srwm_rl.agents.rollout import SequenceRolloutBuffer, Sequences
+from srwm_rl.agents.base import ACTION_SPACES
+from srwm_rl.agents.collecting.collector import Group, PlayingAlgorithm, groups_of
+from srwm_rl.agents.collecting.rollout_buffer import SequenceRolloutBuffer, Sequences
+from srwm_rl.agents.engine.deferred_updates import Ledger
+from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.ops.tape import Surrogate
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.ops.program import Surrogate
 
 Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
 GATHERED_AT_ONCE = 2**25  # bytes, where there are no images

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srwm_rl.envs.batch import BatchEnv, BatchStep
-    from srwm_rl.envs.groups import GroupedVecEnv
     from srwm_rl.envs.gym_envs import BatchGymEnv, BatchGymVectorEnv
     from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
-    from srwm_rl.envs.inputs import VecMemoryInputs
     from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.envs.levels_vec_env import LevelsVecEnv
     from srwm_rl.envs.make import (
         EnvSpec,
         list_envs,
@@ -22,21 +19,24 @@ if TYPE_CHECKING:
         normalizer,
         resolve,
     )
-    from srwm_rl.envs.procgen import ProcgenBatch
-    from srwm_rl.envs.procgen_games import GAMES, MODE_GAMES, PRESETS
-    from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION
+    from srwm_rl.envs.procgen.batch import ProcgenBatch
+    from srwm_rl.envs.procgen.games import GAMES, MODE_GAMES, PRESETS
+    from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
     from srwm_rl.envs.registration import register_envs
     from srwm_rl.envs.tasks import TASKS, BanditBatch, RecallBatch
     from srwm_rl.envs.vec_env import BatchVecEnv, ProcgenVecEnv
+    from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv
+    from srwm_rl.envs.wrappers.grouped import GroupedVecEnv
+    from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs
 
 _MODULES = {
     "batch": ("BatchEnv", "BatchStep"),
     "gym_envs": ("BatchGymEnv", "BatchGymVectorEnv"),
-    "groups": ("GroupedVecEnv",),
+    "wrappers.grouped": ("GroupedVecEnv",),
     "gymnasium_batch": ("GymnasiumBatch",),
-    "inputs": ("VecMemoryInputs",),
+    "wrappers.memory_inputs": ("VecMemoryInputs",),
     "levels": ("LevelRange",),
-    "levels_vec_env": ("LevelsVecEnv",),
+    "wrappers.fixed_levels": ("LevelsVecEnv",),
     "make": (
         "EnvSpec",
         "list_envs",
@@ -46,9 +46,9 @@ _MODULES = {
         "normalizer",
         "resolve",
     ),
-    "procgen": ("ProcgenBatch",),
-    "procgen_games": ("GAMES", "MODE_GAMES", "PRESETS"),
-    "procgen_scores": ("PROCGEN_NORMALIZATION",),
+    "procgen.batch": ("ProcgenBatch",),
+    "procgen.games": ("GAMES", "MODE_GAMES", "PRESETS"),
+    "procgen.scores": ("PROCGEN_NORMALIZATION",),
     "registration": ("register_envs",),
     "tasks": ("TASKS", "BanditBatch", "RecallBatch"),
     "vec_env": ("BatchVecEnv", "ProcgenVecEnv"),

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from srwm_rl.envs.batch import Array, BatchEnv, Observation
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import make_batch_env
-from srwm_rl.envs.procgen import ProcgenBatch
+from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.errors import UserError
 
 FRAMES_PER_SECOND = 15

@@ -13,8 +13,8 @@ import gymnasium
 
 from srwm_rl.envs.batch import BatchEnv
 from srwm_rl.envs.levels import LevelRange
-from srwm_rl.envs.procgen_games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_games, require_procgen
-from srwm_rl.envs.procgen_scores import PROCGEN_NORMALIZATION
+from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_games, require_procgen
+from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
 from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, check_settings, did_you_mean
@@ -109,7 +109,7 @@ def make_batch_env(
     spec = resolve(env)
     kwargs = dict(env_kwargs or {})
     if spec.kind == "procgen":
-        from srwm_rl.envs.procgen import ProcgenBatch
+        from srwm_rl.envs.procgen.batch import ProcgenBatch
 
         check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
@@ -161,7 +161,7 @@ def make_levels_env(
 
     The result has `remaining`, the number of episodes still to finish, with or without memory inputs.
     """
-    from srwm_rl.envs.levels_vec_env import LevelsVecEnv
+    from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv
 
     wanted = LevelRange.parse(levels) if isinstance(levels, str) else levels
     venv = LevelsVecEnv(make_batch_env(env, n_envs, "all", seed, mode, env_kwargs), wanted, repeats)
@@ -169,7 +169,7 @@ def make_levels_env(
 
 
 def _with_inputs(venv: VecEnv, inputs: MemoryInputs, reward_clip: float | None) -> VecEnv:
-    from srwm_rl.envs.inputs import VecMemoryInputs
+    from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs
 
     return VecMemoryInputs(venv, inputs, reward_clip) if inputs else venv
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gymnasium
 
-from srwm_rl.envs.procgen_games import GAMES
+from srwm_rl.envs.procgen.games import GAMES
 
 TASK_IDS = {
     "srwm_rl/Recall-v0": "recall",

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, State, check_array
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
-from srwm_rl.envs.procgen import ProcgenBatch
+from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.errors import FaultError, UserError
 
 OnNan = Literal["stop", "skip"]

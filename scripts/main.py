@@ -82,7 +82,7 @@ def _main(words: list[str]) -> int:
 def _command(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
-    result: int = import_module(f"srwm_rl.scripts.{words[0].replace('-', '_')}").main(words[1:])
+    result: int = import_module(f"srwm_rl.scripts.commands.{words[0].replace('-', '_')}").main(words[1:])
     return result
 
 

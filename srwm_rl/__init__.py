@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srwm_rl.cores import Core, check_core, core_names, import_core, make_core, register_core
     from srwm_rl.errors import UserError
+    from srwm_rl.nn.cores import Core, check_core, core_names, import_core, make_core, register_core
+    from srwm_rl.nn.policy import SRWMPolicy
     from srwm_rl.ops import delta_scan, srwm_scan
-    from srwm_rl.policy import SRWMPolicy
-    from srwm_rl.saved import Agent, load
+    from srwm_rl.storage.model_file import Agent, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,17 +34,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Agent": "srwm_rl.saved",
-    "Core": "srwm_rl.cores",
-    "SRWMPolicy": "srwm_rl.policy",
+    "Agent": "srwm_rl.storage.model_file",
+    "Core": "srwm_rl.nn.cores",
+    "SRWMPolicy": "srwm_rl.nn.policy",
     "UserError": "srwm_rl.errors",
-    "check_core": "srwm_rl.cores",
-    "core_names": "srwm_rl.cores",
+    "check_core": "srwm_rl.nn.cores",
+    "core_names": "srwm_rl.nn.cores",
     "delta_scan": "srwm_rl.ops",
-    "import_core": "srwm_rl.cores",
-    "load": "srwm_rl.saved",
-    "make_core": "srwm_rl.cores",
-    "register_core": "srwm_rl.cores",
+    "import_core": "srwm_rl.nn.cores",
+    "load": "srwm_rl.storage.model_file",
+    "make_core": "srwm_rl.nn.cores",
+    "register_core": "srwm_rl.nn.cores",
     "srwm_scan": "srwm_rl.ops",
 }
 

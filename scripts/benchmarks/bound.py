@@ -17,8 +17,8 @@ from srwm_rl.scripts.benchmarks.measure import device_clock, long_enough, ratio,
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from srwm_rl.agents.recurrent import RecurrentAlgorithm
-    from srwm_rl.policy import Obs
+    from srwm_rl.agents.base import RecurrentAlgorithm
+    from srwm_rl.nn.policy import Obs
 
 
 class Part(NamedTuple):
@@ -37,8 +37,8 @@ def parts_of(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[st
         env: environments like the model's.
         batch_size: steps per minibatch.
     """
-    from srwm_rl.agents.crossing import to_host
-    from srwm_rl.agents.graphs import capture
+    from srwm_rl.agents.engine.cuda_graphs import capture
+    from srwm_rl.agents.engine.transfer import to_host
 
     policy = model.policy
     env.reset()
@@ -154,8 +154,8 @@ def adds_gradient(
     model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
 ) -> Callable[[], Any]:
     """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
+    from srwm_rl.agents.collecting.rollout_buffer import Sequences
     from srwm_rl.agents.ppo import PPO, PPOGroup
-    from srwm_rl.agents.rollout import Sequences
 
     def plain() -> None:
         seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)

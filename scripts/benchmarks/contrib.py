@@ -9,8 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from srwm_rl.encoders import Encoder, ImpalaCNN
-from srwm_rl.policy import SRWMPolicy
+from srwm_rl.nn.encoders import Encoder, ImpalaCNN
+from srwm_rl.nn.policy import SRWMPolicy
 
 
 class PlainFeatures(BaseFeaturesExtractor):

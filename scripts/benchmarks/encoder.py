@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srwm_rl.encoders import ImpalaCNN, fastest_precision
 from srwm_rl.errors import UserError
+from srwm_rl.nn.encoders import ImpalaCNN, fastest_precision
 from srwm_rl.scripts.benchmarks.measure import alternate, device_clock, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.cli import check_device

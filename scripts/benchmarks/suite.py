@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import check_device
-from srwm_rl.scripts.training.stopping import Stop, stop_on_signals
+from srwm_rl.scripts.training.signals import Stop, stop_on_signals
 
 GRACE = 5.0  # seconds that a benchmark gets to end by itself
 

@@ -16,19 +16,19 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from srwm_rl.encoders import MAIN_KEY
 from srwm_rl.errors import UserError
+from srwm_rl.nn.encoders import MAIN_KEY
 from srwm_rl.ops.backends import prefer
 from srwm_rl.scripts.benchmarks.bound import adds_gradient, parts_of, share_of_bound, speeds_of
 from srwm_rl.scripts.benchmarks.measure import Rate, device_clock, long_enough, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.benchmarks.overlap import learning_beside
-from srwm_rl.scripts.config import TrainConfig, defaults
+from srwm_rl.scripts.config.settings import TrainConfig, defaults
 from srwm_rl.scripts.training.build import describe_threads, groups_of_new_run, make_env, make_model, use_threads
 
 if TYPE_CHECKING:
-    from srwm_rl.agents.recurrent import RecurrentAlgorithm
-    from srwm_rl.policy import SRWMPolicy
+    from srwm_rl.agents.base import RecurrentAlgorithm
+    from srwm_rl.nn.policy import SRWMPolicy
 
 Side = Callable[[], dict[str, float]]  # trains for a while and tells the steps per second of what it timed
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.config import ONLY, Precision, TrainConfig, pairs
+from srwm_rl.scripts.config.settings import ONLY, Precision, TrainConfig, pairs
 
 if TYPE_CHECKING:
     from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
 
-    from srwm_rl.agents.recurrent import RecurrentAlgorithm
+    from srwm_rl.agents.base import RecurrentAlgorithm
 
 # Settings that mean the same to every trainer.
 SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_norm", "bptt", "on_nan", "seed", "device")
@@ -26,7 +26,7 @@ def make_env(config: TrainConfig) -> VecEnv:
     n_groups = _n_groups(config)
     if n_groups == 1:
         return _make_group(config, config.n_envs, config.seed)
-    from srwm_rl.envs.groups import GroupedVecEnv
+    from srwm_rl.envs.wrappers.grouped import GroupedVecEnv
 
     each = config.n_envs // n_groups
     return GroupedVecEnv([_make_group(config, each, config.seed + i * each) for i in range(n_groups)])
@@ -74,7 +74,7 @@ def on_gpu(config: TrainConfig) -> bool:
 
 def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
     from srwm_rl.envs.make import make_vec_env
-    from srwm_rl.envs.reward import VecClipReward, VecNormalizeReward
+    from srwm_rl.envs.wrappers.reward import VecClipReward, VecNormalizeReward
 
     env = make_vec_env(
         config.env,
@@ -107,8 +107,8 @@ def use_threads(
     """
     import torch
 
-    from srwm_rl.agents.recurrent import FRAMES_AT_ONCE
-    from srwm_rl.encoders import LEAST, is_image, parts_of
+    from srwm_rl.agents.base import FRAMES_AT_ONCE
+    from srwm_rl.nn.encoders import LEAST, is_image, parts_of
     from srwm_rl.ops.cpu import n_threads as kernel_threads
     from srwm_rl.ops.cpu import set_threads
 
@@ -138,7 +138,7 @@ def resolved_precision(config: TrainConfig) -> Precision:
         return config.precision
     from stable_baselines3.common.utils import get_device
 
-    from srwm_rl.encoders import fastest_precision
+    from srwm_rl.nn.encoders import fastest_precision
 
     return "bfloat16" if fastest_precision(get_device(config.device)) == "bfloat16" else "float32"
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from srwm_rl.agents.profiling import Path as Parts
-from srwm_rl.agents.profiling import Spent, Stopwatch, time_parts
-from srwm_rl.agents.recurrent import RecurrentAlgorithm
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.run.profiling import Path as Parts
+from srwm_rl.agents.run.profiling import Spent, Stopwatch, time_parts
 from srwm_rl.scripts.cli import warn
 
 WARM_UP, TIMED = 1, 3  # updates; the one after them is traced

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srwm_rl.errors import UserError
-from srwm_rl.files import pack, read_file
-from srwm_rl.run import CONFIG, Run
-from srwm_rl.scripts.checkpoints import FORMAT, capture, take_up
-from srwm_rl.scripts.config import TrainConfig
-from srwm_rl.scripts.training.looking import open_logbook, watchers
-from srwm_rl.scripts.untrusted import read_settings
+from srwm_rl.scripts.config.foreign_settings import read_settings
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.training.checkpoints import FORMAT, capture, take_up
+from srwm_rl.scripts.training.monitoring import open_logbook, watchers
+from srwm_rl.storage.run_folder import CONFIG, Run
+from srwm_rl.storage.safe_file import pack, read_file
 
 if TYPE_CHECKING:
-    from srwm_rl.agents.metrics import MetricsFile
-    from srwm_rl.agents.recurrent import RecurrentAlgorithm
+    from srwm_rl.agents.base import RecurrentAlgorithm
+    from srwm_rl.agents.run.metrics import MetricsFile
 
 METRICS = "metrics.jsonl"
 # What says how a command runs and nothing of what is learned.
@@ -93,7 +93,7 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
         raise UserError(
             "learning overlaps playing in this run, so that no two runs are the same; --synchronous ones are"
         )
-    from srwm_rl.agents.metrics import MetricsFile
+    from srwm_rl.agents.run.metrics import MetricsFile
 
     expected, meta = read_file(newer)
     if meta["state"].get("processes"):

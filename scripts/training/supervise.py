@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from srwm_rl.run import Run
 from srwm_rl.scripts.cli import peek, warn
 from srwm_rl.scripts.training.watchdog import HUNG, STATUS
+from srwm_rl.storage.run_folder import Run
 
 # What the child decided itself: done, wrong input, a fault that playing on would only repeat, stopped by a signal.
 FINAL = {0, 2, 3, 130, 141}

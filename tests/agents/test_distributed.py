@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from srwm_rl import UserError
+from srwm_rl.agents.collecting.unroll_queue import Unrolls
+from srwm_rl.agents.collecting.unroll_queue import joined as side_by_side
 from srwm_rl.agents.distributed import ALONE, Place, from_bytes, joined, to_bytes
-from srwm_rl.agents.unrolls import Unrolls
-from srwm_rl.agents.unrolls import joined as side_by_side
-from srwm_rl.files import read_file, unpack
+from srwm_rl.storage.safe_file import read_file, unpack
 from tests.agents.probe import gradient_of
 from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
 

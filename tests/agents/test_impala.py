@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import IMPALA
+from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.impala import copy_weights
-from srwm_rl.agents.unrolls import UnrollQueue, Unrolls
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from tests.agents.probe import Probe
 
@@ -53,7 +53,7 @@ def collect(model: IMPALA, rollouts: int = 1) -> Unrolls:
 
 
 def other_threads() -> list[str]:
-    # But the CNN's, which this thread keeps (srwm_rl.parts).
+    # But the CNN's, which this thread keeps (srwm_rl.ops.thread_parallel).
     return [each.name for each in threading.enumerate() if each.name.startswith(("srwm-learner", "srwm-step"))]
 
 

@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import PPO, ppo
 from srwm_rl.envs import make_vec_env
+from srwm_rl.nn.policy import ActStep
 from srwm_rl.ops import cpu
-from srwm_rl.policy import ActStep
 from tests.agents.probe import Probe, gradient_of
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}

@@ -17,11 +17,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.distributed import LostProcessError, Place, Processes, joined
-from srwm_rl.agents.recurrent import RecurrentAlgorithm
-from srwm_rl.agents.unrolls import Unrolls
 from srwm_rl.errors import FaultError
-from srwm_rl.files import pack, write_file
+from srwm_rl.storage.safe_file import pack, write_file
 from tests.agents.probe import Probe, gradient_of
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}

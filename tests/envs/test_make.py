@@ -51,7 +51,7 @@ def test_unknown_names_are_refused_in_one_line_with_the_nearest(env, says):
 
 
 def test_missing_procgen_is_told_before_anything_is_made(monkeypatch):
-    monkeypatch.setattr("srwm_rl.envs.procgen_games.find_spec", lambda name: None)
+    monkeypatch.setattr("srwm_rl.envs.procgen.games.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'srwm-rl\[procgen\]'"):
         resolve("coinrun")
     assert resolve("recall").kind == "task"

@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
-from srwm_rl.agents.recurrent import FRAMES_AT_ONCE
-from srwm_rl.encoders import LEAST
+from srwm_rl.agents.base import FRAMES_AT_ONCE
+from srwm_rl.nn.encoders import LEAST
 from srwm_rl.ops import cpu
-from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads
 
 FRAMES = spaces.Box(0, 255, (64, 64, 3), np.uint8)

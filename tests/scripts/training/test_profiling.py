@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from srwm_rl.agents.profiling import Spent
+from srwm_rl.agents.run.profiling import Spent
 from srwm_rl.scripts.training.profiling import table
 from tests.scripts.conftest import IMPALA, RECALL
 
@@ -37,7 +37,7 @@ def test_the_trace_shows_what_all_threads_did(call: Any, tmp_path: Path) -> None
     events = json.loads(gzip.decompress(next(tmp_path.rglob("profile.json.gz")).read_bytes()))["traceEvents"]
     by = {name: {each["tid"] for each in events if each.get("name") == name} for name in ("learn", "aten::convolution")}
     assert len(by["learn"]) == 1
-    assert by["aten::convolution"] - by["learn"]  # in which the CNN computes: see srwm_rl.parts
+    assert by["aten::convolution"] - by["learn"]  # in which the CNN computes: see srwm_rl.ops.thread_parallel
 
 
 def test_a_run_that_ends_early_shows_what_it_timed_or_says_why_not(call: Any, tmp_path: Path) -> None:

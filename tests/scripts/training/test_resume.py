@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srwm_rl.files import read_file, write_file
-from srwm_rl.run import Run
-from srwm_rl.scripts.config import TrainConfig
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.resume import FREE, WITH_OVERRIDE
+from srwm_rl.storage.run_folder import Run
+from srwm_rl.storage.safe_file import read_file, write_file
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
 def test_a_run_in_groups_is_verified_and_goes_on_in_them(
     call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srwm_rl.scripts.train.groups_of_new_run", lambda config: 2)  # as on a GPU
+    monkeypatch.setattr("srwm_rl.scripts.commands.train.groups_of_new_run", lambda config: 2)  # as on a GPU
     assert call("train", *recall_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     monkeypatch.undo()
     run = tmp_path / "ppo_srwm" / "recall_1"

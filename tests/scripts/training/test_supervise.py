@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from srwm_rl.run import Run
+from srwm_rl.storage.run_folder import Run
 
 MODULE = """
 import os

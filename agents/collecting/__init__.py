@@ -1,0 +1,1 @@
+"""Collecting experience: stepping environments, rollout buffer, unroll queue."""

@@ -1,0 +1,1 @@
+"""How a gradient is made and applied: autograd, C or CUDA graphs; devices, streams, non-finite numbers."""

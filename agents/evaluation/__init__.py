@@ -1,0 +1,1 @@
+"""Evaluation: playing levels, statistics, comparisons, interventions, recordings, controls."""

@@ -1,0 +1,208 @@
+"""One agent against another on the same levels, and several training seeds against several.
+
+The statistics over seeds are those of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice" (NeurIPS 2021, https://arxiv.org/abs/2108.13264). Where their library `rliable` is installed it computes the
+interquartile means and the performance profiles; else the few lines below do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata, trim_mean
+
+from srwm_rl.agents.evaluation.statistics import FloatArray, Interval
+
+RESAMPLES = 9999
+SLOW_RESAMPLES = 2000
+"""For statistics that are computed anew for each resample."""
+N_THRESHOLDS = 101
+
+
+class Outcomes(NamedTuple):
+    """On how many levels the first agent's return was higher than, equal to, or lower than the second's."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+class Profiles(NamedTuple):
+    """Performance profiles: for each threshold, the fraction of runs and games with a higher score."""
+
+    thresholds: FloatArray
+    """`[n]`"""
+    fractions: FloatArray
+    """`[n]`"""
+    low: FloatArray
+    """`[n]`, of the pointwise 95% bootstrap interval"""
+    high: FloatArray
+    """`[n]`"""
+
+
+def outcomes(first: FloatArray, second: FloatArray) -> Outcomes:
+    """Count wins, ties and losses of paired returns `[n]`; means over repeats that differ by rounding are ties.
+
+    Raises:
+        ValueError: the two are not pairs.
+    """
+    _check_pairs([first], [second])
+    ties = np.isclose(first, second, rtol=1e-9, atol=1e-12)
+    wins = (first > second) & ~ties
+    return Outcomes(int(wins.sum()), int(ties.sum()), int((~wins & ~ties).sum()))
+
+
+def paired_difference(first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0) -> Interval:
+    """Return the mean over games of `mean(first - second)` with its 95% paired bootstrap interval.
+
+    Pairs are resampled within their game, so that each game keeps its weight.
+
+    Args:
+        first: one array of returns per game, `[n_levels]` each.
+        second: the same games and levels.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the two are not pairs, or there are none.
+    """
+    _check_pairs(first, second)
+    return _stratified_mean([a - b for a, b in zip(first, second, strict=True)], seed)
+
+
+def level_improvement(first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0) -> Interval:
+    """Return the probability that the first agent beats the second on a random level of a random game.
+
+    A tie counts as half. Arguments, interval and errors are those of `paired_difference`.
+    """
+    _check_pairs(first, second)
+    chances = []
+    for a, b in zip(first, second, strict=True):
+        tied = np.isclose(a, b, rtol=1e-9, atol=1e-12)
+        chances.append(np.where(tied, 0.5, (a > b).astype(np.float64)))
+    return _stratified_mean(chances, seed)
+
+
+def run_improvement(first: FloatArray, second: FloatArray, seed: int = 0) -> Interval:
+    """Return the probability that a random run of `first` scores higher than one of `second` on a random game.
+
+    Args:
+        first: scores `[n_runs, n_games]`.
+        second: scores `[n_other_runs, n_games]`.
+        seed: of the stratified bootstrap over runs.
+    """
+
+    def statistic(a: FloatArray, b: FloatArray) -> float:
+        # Per game Mann and Whitney's U over its largest value; U from ranks, in which ties count as half.
+        ranks = rankdata(np.concatenate([a, b]), axis=0)[: len(a)].sum(0)
+        return float(((ranks - len(a) * (len(a) + 1) / 2) / (len(a) * len(b))).mean())
+
+    return _bootstrap_runs(statistic, [first, second], seed)
+
+
+def interquartile_mean(scores: FloatArray, seed: int = 0) -> Interval:
+    """Return the mean of the middle half of `scores` `[n_runs, n_games]` with its stratified bootstrap interval.
+
+    A single run says nothing of the spread over training seeds: its interval is infinite.
+    """
+    if rliable_version() is not None and len(scores) > 1:
+        from rliable import library, metrics
+
+        with _global_seed(seed):
+            points, ends = library.get_interval_estimates(
+                {"runs": scores}, lambda each: np.array([metrics.aggregate_iqm(each)]), reps=SLOW_RESAMPLES
+            )
+        (point,), ((low,), (high,)) = points["runs"], ends["runs"]
+        return Interval(float(point), float(low), float(high))
+    return _bootstrap_runs(lambda each: float(trim_mean(each, 0.25, axis=None)), [scores], seed)
+
+
+def performance_profile(scores: FloatArray, thresholds: FloatArray, seed: int = 0) -> Profiles:
+    """Return the fraction of `scores` `[n_runs, n_games]` above each threshold with stratified bootstrap intervals."""
+
+    def fractions(each: FloatArray) -> FloatArray:
+        above: FloatArray = (each[:, :, None] > thresholds).mean((0, 1))
+        return above
+
+    if rliable_version() is not None and len(scores) > 1:
+        from rliable import library
+
+        with _global_seed(seed):
+            points, ends = library.create_performance_profile({"runs": scores}, thresholds, reps=SLOW_RESAMPLES)
+        return Profiles(thresholds, points["runs"], *ends["runs"])
+    rng = np.random.default_rng(seed)
+    resampled = np.stack([fractions(_resample_runs(scores, rng)) for _ in range(SLOW_RESAMPLES)])
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return Profiles(thresholds, fractions(scores), low, high)
+
+
+def common_thresholds(*scores: FloatArray) -> FloatArray:
+    """Return `[N_THRESHOLDS]` values from just below the lowest score to the highest."""
+    low, high = min(each.min() for each in scores), max(each.max() for each in scores)
+    margin = 0.02 * max(high - low, 1e-3)
+    thresholds: FloatArray = np.linspace(low - margin, high, N_THRESHOLDS)
+    return thresholds
+
+
+def rliable_version() -> str | None:
+    """Return the version of `rliable`, or None where it is not installed or cannot be imported."""
+    try:
+        from rliable import library, metrics  # noqa: F401
+
+        return version("rliable")
+    except Exception:  # not only ImportError: it imports arch, which fails in other ways beside some releases of pandas
+        return None
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    # rliable 1.2 draws its resamples from numpy's global generator, whatever generator it is given.
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def _stratified_mean(strata: Sequence[FloatArray], seed: int) -> Interval:
+    """Return the mean of the strata's means, resampling within each stratum."""
+    estimate = float(np.mean([each.mean() for each in strata]))
+    if any(len(each) < 2 for each in strata):
+        return Interval(estimate, float("-inf"), float("inf"))
+    rng = np.random.default_rng(seed)
+    means = np.mean([_resampled_means(each, rng) for each in strata], axis=0)  # [RESAMPLES]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def _resampled_means(values: FloatArray, rng: np.random.Generator) -> FloatArray:
+    # In parts: 9,999 resamples of 10,000 levels at once would take 800 MB.
+    rows = max(1, 1_000_000 // len(values))
+    starts = range(0, RESAMPLES, rows)
+    parts = [values[rng.integers(len(values), size=(min(rows, RESAMPLES - i), len(values)))].mean(1) for i in starts]
+    return np.concatenate(parts)
+
+
+def _bootstrap_runs(statistic: Callable[..., float], samples: Sequence[FloatArray], seed: int) -> Interval:
+    """Return `statistic(*samples)`, resampling the runs `[n_runs, n_games]` of each sample game by game."""
+    estimate = statistic(*samples)
+    if any(len(each) < 2 for each in samples):
+        return Interval(estimate, float("-inf"), float("inf"))
+    rng = np.random.default_rng(seed)
+    resampled = [statistic(*(_resample_runs(each, rng) for each in samples)) for _ in range(SLOW_RESAMPLES)]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def _resample_runs(scores: FloatArray, rng: np.random.Generator) -> FloatArray:
+    return np.take_along_axis(scores, rng.integers(len(scores), size=scores.shape), axis=0)
+
+
+def _check_pairs(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> None:
+    shapes = [[each.shape for each in side] for side in (first, second)]
+    if shapes[0] != shapes[1] or not first or any(each.ndim != 1 or not each.size for each in first):
+        raise ValueError(f"a comparison needs pairs: arrays [n_levels] of the same levels, not {shapes}")

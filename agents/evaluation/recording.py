@@ -1,0 +1,126 @@
+"""One agent in one environment, step by step: what it did, and what it did to itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from srwm_rl.nn.diagnostics import Insight, introspect
+from srwm_rl.nn.policy import SRWMPolicy
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Choose = Callable[[Any, bool], tuple[Array, Insight | None]]
+"""Maps an observation `[1, ...]` and "an episode starts here" to an action `[1, ...]`."""
+
+
+class Played(NamedTuple):
+    """One step."""
+
+    obs: Any  # [1, ...], what the agent saw
+    start: bool  # the first step of an episode
+    level: int
+    action: Array  # [*action_shape]
+    reward: float
+    done: bool  # the last step of an episode
+    solved: bool | None  # None: the episode goes on, or the game does not tell
+    insight: Insight | None
+
+
+def play(
+    env: VecEnv, choose: Choose, levels: Iterable[int], see: Callable[[Any], None] | None = None
+) -> Iterator[Played]:
+    """Step one environment until it has no episode left to play.
+
+    Args:
+        env: a `srwm_rl.envs.LevelsVecEnv` of one environment, with or without memory inputs.
+        choose: what acts.
+        levels: those that the environment hands out.
+        see: called with each observation, before the step that leaves it.
+    """
+    to_come = iter(levels)
+    obs, start, level = env.reset(), True, next(to_come)
+    while env.remaining:  # type: ignore[attr-defined]
+        if see is not None:
+            see(obs)
+        action, insight = choose(obs, start)
+        new_obs, rewards, dones, infos = env.step(action)
+        done = bool(dones[0])
+        solved = infos[0].get("is_success") if done else None
+        yield Played(obs, start, level, np.asarray(action[0]), float(rewards[0]), done, solved, insight)
+        obs, start, level = new_obs, done, next(to_come, level) if done else level
+
+
+class Introspector:
+    """Chooses as the policy does, and tells what happens inside; equal torch seeds give equal actions."""
+
+    def __init__(self, policy: SRWMPolicy, deterministic: bool = False) -> None:
+        self.policy, self.deterministic = policy, deterministic
+        policy.set_training_mode(False)
+        self._state: Tensor = policy.initial_state(1)
+
+    def __call__(self, obs: Any, start: bool) -> tuple[Array, Insight]:
+        """See `Choose`."""
+        tensors, _ = self.policy.obs_to_tensor(obs)
+        starts = torch.tensor([start], device=self.policy.device)
+        insight = introspect(self.policy, tensors, self._state, starts, self.deterministic)
+        self._state = insight.core_state
+        action = insight.actions.cpu().numpy()
+        if isinstance(self.policy.action_space, spaces.Box):
+            action = np.clip(action, self.policy.action_space.low, self.policy.action_space.high)
+        return action, insight
+
+
+class Observer:
+    """Keeps a running sha256 over the observations, so that a replay can say at which step it leaves the record."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.links: list[int] = []  # the first 64 bits of the digest, step by step
+
+    def see(self, obs: Any) -> None:
+        """Add an observation `[1, ...]` or a dict of such."""
+        for key, value in sorted(obs.items()) if isinstance(obs, dict) else [("", obs)]:
+            array = np.ascontiguousarray(value)
+            self._hash.update(f"{key}\0{array.dtype.str}\0{array.shape}\0".encode())
+            self._hash.update(array.tobytes())
+        self.links.append(int.from_bytes(self._hash.digest()[:8], "little"))
+
+    def digest(self) -> str:
+        """Return the sha256 over all observations so far."""
+        return self._hash.hexdigest()
+
+
+def collect(steps: Iterable[Played]) -> Arrays:
+    """Stack T steps: what was done, and of each insight the parts that exist.
+
+    Returns:
+        `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`, `dones` `[T]`, `solved` `[T]` (-1: not told),
+        `levels` `[T]`; with insights also `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`,
+        `edit` `[T, L, H]`, `drift` `[T, L, H]`, `rates` `[T, L, H, 4]`.
+    """
+    played = list(steps)
+    arrays: Arrays = {
+        "actions": np.stack([each.action for each in played]),
+        "rewards": np.array([each.reward for each in played], np.float32),
+        "starts": np.array([each.start for each in played]),
+        "dones": np.array([each.done for each in played]),
+        "solved": np.array([-1 if each.solved is None else int(each.solved) for each in played], np.int8),
+        "levels": np.array([each.level for each in played], np.int64),
+    }
+    insights = [each.insight for each in played if each.insight is not None]
+    for name in ("values", "entropy", "choices", "std") if insights else ():
+        if getattr(insights[0], name) is not None:
+            arrays[name] = np.stack([getattr(each, name)[0].cpu().numpy() for each in insights])
+    for name in ("edit", "drift", "rates") if insights else ():
+        if getattr(insights[0], name) is not None:
+            arrays[name] = np.stack([getattr(each, name)[:, 0].cpu().numpy() for each in insights])
+    return arrays

@@ -1,0 +1,124 @@
+"""Supervised parity: does a core learn, by gradient alone, to keep a state that every 1 of a bit stream flips?
+
+No rewards and no exploration stand between the core and the task, so what it fails to learn here it cannot represent,
+or its gradient does not say. Irie, Csordás and Schmidhuber (2023, https://arxiv.org/abs/2310.16076) find that fast
+weights written by a fixed slow net fail where self-referential ones and LSTMs succeed, streams of unseen lengths
+included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srwm_rl.errors import UserError
+from srwm_rl.nn.cores import make_core
+from srwm_rl.nn.policy import run_core
+
+EMBEDDING = 16
+TEST_SEED = 10**9  # far from every training seed
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a core is trained on parity, each setting once.
+
+    Raises:
+        UserError: a count below 1.
+    """
+
+    core: str = "srwm"
+    """A core's name, see `srwm_rl.core_names()`."""
+    core_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its settings."""
+    bptt: int | None = None
+    """Cut the gradient through the core's state every so many steps; None: never."""
+    learning_rate: float = 2e-2
+    """Adam's step size at first; it falls linearly to 0."""
+    n_updates: int = 1000
+    """Gradient steps."""
+    batch: int = 64
+    """Streams per gradient step."""
+    longest: int = 40
+    """Bits of the longest training stream; each batch has a length drawn evenly from 1 to this."""
+    seed: int = 0
+    """Of weights and streams."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_updates", "batch", "longest"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class StreamModel(nn.Module):
+    """Embedding of a bit, core, and one logit per step: is the number of ones so far odd?"""
+
+    def __init__(self, core: str, **core_kwargs: Any) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(2, EMBEDDING)
+        self.core = make_core(core, EMBEDDING, **core_kwargs)
+        self.head = nn.Linear(self.core.output_size, 1)
+
+    def forward(self, bits: Tensor, bptt: int | None = None, forget: bool = False) -> Tensor:
+        """Map bits `[T, B]` to logits `[T, B]`.
+
+        Args:
+            bits: integers 0 and 1.
+            bptt: cut the gradient through the core's state every so many steps; None: never.
+            forget: zero the state before every step: an SRWM then acts with its slow weight throughout.
+        """
+        starts = torch.full(bits.shape, float(forget))
+        starts[0] = 1.0
+        y, _ = run_core(self.core, self.embed(bits), self.core.initial_state(bits.shape[1]), starts, bptt)
+        logits: Tensor = self.head(y).squeeze(-1)
+        return logits
+
+
+def parity_streams(n_steps: int, n_streams: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return random bits and the parity of the bits so far, each int64 `[T, B]`."""
+    bits = torch.randint(0, 2, (n_steps, n_streams), generator=generator)
+    return bits, bits.cumsum(0) % 2
+
+
+def train_on_streams(
+    settings: StreamSettings, on_update: Callable[[int, float], None] = lambda *_: None
+) -> StreamModel:
+    """Train a model by the cross-entropy of every step's answer.
+
+    Args:
+        settings: what to train and how.
+        on_update: called with the number of updates done and the last loss (nats per step).
+
+    Raises:
+        UserError: a core or setting that does not exist.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = StreamModel(settings.core, **settings.core_kwargs)
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.n_updates)
+    for update in range(settings.n_updates):
+        n_steps = int(torch.randint(1, settings.longest + 1, (), generator=generator))
+        bits, parity = parity_streams(n_steps, settings.batch, generator)
+        loss = F.binary_cross_entropy_with_logits(model(bits, settings.bptt), parity.float())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        on_update(update + 1, loss.item())
+    return model
+
+
+def accuracy_by_step(model: StreamModel, n_steps: int, n_streams: int = 1000, forget: bool = False) -> Tensor:
+    """Return the fraction of right answers at each step of fresh streams, `[T]`; 1/2 is chance."""
+    bits, parity = parity_streams(n_steps, n_streams, torch.Generator().manual_seed(TEST_SEED))
+    with torch.no_grad():
+        logits: Tensor = model(bits, forget=forget)
+    return ((logits > 0) == (parity == 1)).float().mean(1)

@@ -1,0 +1,1 @@
+"""RL mathematics: pure functions of `[T, B]` tensors."""

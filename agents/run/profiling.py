@@ -1,0 +1,130 @@
+"""Where the time of an update goes: named parts of collecting and learning, timed from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from threading import Lock, local
+from typing import Any, NamedTuple
+
+import torch
+
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.collecting.collector import groups_of
+
+Path = tuple[str, ...]
+
+
+class Spent(NamedTuple):
+    """Time in one part, everything inside it included."""
+
+    seconds: float
+    calls: int
+
+
+class Stopwatch:
+    """Time methods of living objects, each under the part in which it was called.
+
+    Threads have a path each: what a learner beside the actors does stands at the top.
+
+    Args:
+        synchronize: called at both ends of every part; on a GPU, where calls return before the work is done, it has to
+            wait for it.
+        mark: makes a context for a part's name, for a trace of the same moment.
+
+    Attributes:
+        spent: by path.
+    """
+
+    def __init__(
+        self,
+        synchronize: Callable[[], None] = lambda: None,
+        mark: Callable[[str], AbstractContextManager[Any]] = lambda _: nullcontext(),
+    ) -> None:
+        self.synchronize, self.mark = synchronize, mark
+        self.spent: dict[Path, Spent] = {}
+        self._here = local()
+        self._lock = Lock()
+        self._wrapped: list[tuple[Any, str, bool, Any]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside to `name`, below the part that this thread is in."""
+        outer: Path = getattr(self._here, "path", ())
+        path = self._here.path = (*outer, name)
+        with self.mark(name):
+            self.synchronize()
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.synchronize()
+                passed = time.perf_counter() - start
+                self._here.path = outer
+                with self._lock:
+                    before = self.spent.get(path, Spent(0.0, 0))
+                    self.spent[path] = Spent(before.seconds + passed, before.calls + 1)
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Time `owner.method` as `name` until `unwrap`."""
+        timed = getattr(owner, method)
+
+        @wraps(timed)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return timed(*args, **kwargs)
+
+        self._wrapped.append((owner, method, method in vars(owner), timed))
+        setattr(owner, method, wrapper)
+
+    def unwrap(self) -> None:
+        """Put everything back as it was."""
+        for owner, method, own, before in reversed(self._wrapped):
+            if own:
+                setattr(owner, method, before)
+            else:
+                delattr(owner, method)
+        self._wrapped.clear()
+
+    def reset(self) -> None:
+        """Forget what was spent; parts that are going on are counted when they end."""
+        with self._lock:
+            self.spent = {}
+
+
+def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextManager[Any]]) -> Stopwatch:
+    """Return a stopwatch that times the parts of a trainer's work until it is unwrapped."""
+    on_gpu = model.device.type == "cuda"
+    watch = Stopwatch((lambda: _wait_for(model.device)) if on_gpu else (lambda: None), mark)
+    watch.wrap(model, "collect_rollouts", "collect")
+    watch.wrap(model, "train", "learn")
+    watch.wrap(model._guard, "act", "act")  # however it is done: step by step, as a graph, in C
+    acting = getattr(model, "_acting", None)
+    for policy in (model.policy,) if acting is None else (model.policy, acting):
+        watch.wrap(policy.features_extractor, "forward", "encoder")  # these two: where they are not part of a whole
+        watch.wrap(policy.core, "forward", "core")
+        for network in policy.features_extractor.images.values():
+            watch.wrap(network, "forward", "images")
+    watch.wrap(model, "_add_gradient", "gradient")  # in C, or forward and backward
+    watch.wrap(model, "_evaluate_sequence", "forward")
+    watch.wrap(torch.autograd, "backward", "backward")
+    watch.wrap(model.policy.optimizer, "step", "optimizer")
+    assert model.env is not None
+    groups = groups_of(model.env)
+    for group in groups:
+        watch.wrap(group.env, "step", "environments")
+    if len(groups) > 1:  # which step in threads of their own
+        watch.wrap(model, "_finish_step", "waiting for environments")
+    if hasattr(model, "_update"):
+        watch.wrap(model, "_update", "update")
+    if hasattr(model.rollout_buffer, "sequences"):
+        watch.wrap(model.rollout_buffer, "sequences", "minibatch")
+    return watch
+
+
+def _wait_for(device: torch.device) -> None:
+    if not torch.cuda.is_current_stream_capturing():  # what is being captured does not run yet
+        # Not for the device: while another thread captures, that is forbidden.
+        torch.cuda.current_stream(device).synchronize()

@@ -1,0 +1,1 @@
+"""ProcGen in batches, with chosen levels and true resets."""

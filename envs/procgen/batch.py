@@ -1,0 +1,278 @@
+"""The 16 ProcGen games (https://github.com/openai/procgen) with a true reset, chosen levels and exact states."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count, check_seed
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
+from srwm_rl.envs.procgen.games import (
+    MODE_NUMBERS,
+    check_mode,
+    check_options,
+    level_range,
+    parse_games,
+    require_procgen,
+    timeout,
+)
+from srwm_rl.envs.procgen.state import check_state, digest
+from srwm_rl.errors import UserError
+
+Frames = npt.NDArray[np.uint8]
+
+_N_ACTIONS = 15
+_RESET = -1  # ProcGen's action that ends the episode at once (Game::step in procgen/src/game.cpp)
+_MOST_THREADS = 8
+
+
+class ProcgenBatch(BatchEnv):
+    """Play ProcGen games; environment i plays game `i % len(games)`.
+
+    Observations are uint8 `[n, 64, 64, 3]` (a fresh array per step), actions whole numbers in 0 .. 14. ProcGen starts
+    the next episode within the step that ends one and never draws the last frame, so there is no `final_obs`.
+    `is_success` is ProcGen's `prev_level_complete`, which every game sets when its goal is reached
+    (`step_data.level_complete` in procgen/src/games/*.cpp), be it a coin, the last enemy or a quota of fish.
+
+    Args:
+        games: A game, "coinrun,maze", a list of games, or a preset ("paper6", "all16").
+        n_envs: How many environments; a multiple of the number of games.
+        levels: The levels that episodes are drawn from.
+        mode: easy, hard, extreme, memory or exploration, where the games have it.
+        seed: Start of the random level sequences.
+        n_threads: C++ threads; None chooses by the number of processors.
+        timeout_as_truncation: Report an episode that ran out of time as truncated. By default it is terminated, as in
+            every published result. An episode that fails in its very last step counts as out of time.
+        render_mode: "rgb_array" draws 512x512 frames at every step, 20 times slower: not for training.
+        options: ProcGen's own switches, such as `use_backgrounds=False` (see `procgen_games.OPTIONS`).
+
+    Raises:
+        UserError: If an argument is wrong or ProcGen is not installed.
+    """
+
+    supports_state = True
+
+    def __init__(
+        self,
+        games: str | Sequence[str],
+        n_envs: int,
+        levels: str | LevelRange = "all",
+        mode: str = "easy",
+        seed: int = 0,
+        n_threads: int | None = None,
+        timeout_as_truncation: bool = False,
+        render_mode: str | None = None,
+        **options: bool,
+    ) -> None:
+        self.games = parse_games(games)
+        check_mode(self.games, mode)
+        levels = level_range(self.games, mode, levels)
+        frame = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        super().__init__(n_envs, frame, spaces.Discrete(_N_ACTIONS), levels, seed)
+        if self.n_envs % len(self.games):
+            raise UserError(f"n_envs={n_envs} must be a multiple of the {len(self.games)} games")
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"ProcGen has no render_mode {render_mode!r}; use 'rgb_array' or None")
+        self.mode = mode
+        self.render_mode = render_mode
+        self.options = check_options(options)
+        self.solvable = not self.options["use_sequential_levels"]
+        self.timeout_as_truncation = timeout_as_truncation
+        self.n_threads = _thread_count(n_threads, self.n_envs)
+        self._names = [self.games[i % len(self.games)] for i in range(self.n_envs)]
+        self._timeouts = np.array([timeout(name, mode) for name in self._names])
+        self._one_env: dict[str, Any] = {}
+        require_procgen()
+        self._env: Any = None
+        self.reseed(self.seed)
+
+    @property
+    def game_names(self) -> list[str]:
+        """Name the game that each environment plays, `[n]`."""
+        return list(self._names)
+
+    def reseed(self, seed: int) -> None:
+        """Start over exactly as a new instance with this seed would."""
+        self.seed = check_seed(seed)
+        if self._env is not None:
+            self._env.close()
+        self._env = self._make(",".join(self.games), self.n_envs, self.levels, self.n_threads, self.render_mode)
+        self._clock: IntArray = np.zeros(self.n_envs, np.int64)
+        self._pins: IntArray = np.full(self.n_envs, -1, np.int64)
+        # What a pinned environment goes back to: its own state carries its level range and its random sequence.
+        self._own_states: list[bytes] = [b""] * self.n_envs
+        self._fresh = True
+
+    def _make(self, games: str, n: int, levels: LevelRange, n_threads: int, render_mode: str | None = None) -> Any:
+        env = _procgen_class()(
+            num=n,
+            env_name=games,
+            num_levels=len(levels),
+            start_level=levels.start,
+            # Exploration is one hard level; procgen itself would refuse to be told which.
+            distribution_mode="hard" if self.mode == "exploration" else self.mode,
+            rand_seed=self.seed,
+            num_threads=n_threads,
+            render_mode=render_mode,
+            **self.options,
+        )
+        # cffi looks a function up under a lock at its first use. If the garbage collector closes an old environment
+        # while a new one is being built, which holds that lock, the process hangs; so look `close` up now.
+        _ = env._c_lib.libenv_close
+        return env
+
+    def step(self, actions: Array) -> BatchStep:
+        """Act in every environment; see `BatchEnv.step`."""
+        self._env.act(self.check_actions(actions))
+        rewards, obs, first = self._env.observe()
+        self._fresh = False
+        info: dict[str, Array] = {key: self._info(key) for key in ("level_seed", "prev_level_seed")}
+        complete = self._info("prev_level_complete").astype(np.bool_)
+        if self.solvable:
+            info["is_success"] = complete
+        self._clock += 1
+        truncated = np.zeros(self.n_envs, np.bool_)
+        if self.timeout_as_truncation:
+            truncated = first & (self._clock >= self._timeouts) & ~complete
+        self._clock[first] = 0
+        return BatchStep(obs["rgb"], rewards, first & ~truncated, truncated, info)
+
+    def _info(self, key: str) -> Array:
+        # gym3's get_info() builds one dict per environment; the arrays behind it are what is wanted here.
+        values: Array = self._env._info[key]
+        return values.copy()
+
+    def observe(self) -> Frames:
+        """Return the current frames without stepping."""
+        frames: Frames = self._env.observe()[1]["rgb"]
+        return frames
+
+    def level_seed(self) -> IntArray:
+        """Return the levels being played, `[n]`."""
+        self._env.observe()
+        return self._info("level_seed").astype(np.int64)
+
+    def render(self) -> Frames:
+        """Return a picture `[n, 512, 512, 3]` of every environment."""
+        if self.render_mode is None:
+            return super().render()
+        self._env.observe()
+        return self._info("rgb")
+
+    def close(self) -> None:
+        """Free the C++ environments."""
+        for env in (self._env, *self._one_env.values()):
+            env.close()
+
+    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Frames:
+        if levels is not None:
+            if self.options["use_sequential_levels"]:
+                raise UserError(
+                    "levels cannot be chosen with use_sequential_levels, which moves on from level to level"
+                )
+            for i in np.flatnonzero(mask):
+                self._pin(int(i), int(levels[i]))
+        elif not (self._fresh and mask.all()):
+            # A new instance has its first episodes already; otherwise -1 ends the running ones.
+            self._unpin(mask)
+            if mask.all():
+                self._env.act(np.full(self.n_envs, _RESET))
+            else:
+                for i in np.flatnonzero(mask):
+                    self._restart_alone(int(i))
+        self._clock[mask] = 0
+        self._fresh = False
+        return self.observe()
+
+    def _pin(self, i: int, level: int) -> None:
+        """Put environment i at the start of `level`, as an instance with that level alone would begin."""
+        if self._pins[i] < 0:
+            self._own_states[i] = self._read(self._env, i)
+        # Half a millisecond: less than the memory is worth that a cache of 40 kB per level would take.
+        source = self._make(self._names[i], 1, LevelRange(level, level + 1), n_threads=0)
+        self._write(self._env, i, self._read(source, 0))
+        source.close()
+        self._pins[i] = level
+
+    def _unpin(self, mask: BoolArray) -> None:
+        for i in np.flatnonzero(mask & (self._pins >= 0)):
+            self._write(self._env, int(i), self._own_states[i])
+            self._own_states[i] = b""
+        self._pins[mask] = -1
+
+    def _restart_alone(self, i: int) -> None:
+        """End the episode of environment i elsewhere: an action in place would step all the others too."""
+        name = self._names[i]
+        if name not in self._one_env:
+            self._one_env[name] = self._make(name, 1, self.levels, n_threads=0)
+        alone = self._one_env[name]
+        self._write(alone, 0, self._read(self._env, i))
+        alone.act(np.array([_RESET]))
+        self._write(self._env, i, self._read(alone, 0))
+
+    def _read(self, env: Any, i: int) -> bytes:
+        buffer = env._ffi.new("char[]", 2**20)  # procgen.env.MAX_STATE_SIZE
+        size = env.call_c_func("get_state", i, buffer, 2**20)
+        return bytes(env._ffi.buffer(buffer, size))
+
+    def _write(self, env: Any, i: int, state: bytes) -> None:
+        env.call_c_func("set_state", i, state, len(state))
+
+    def _settings(self) -> tuple[str, ...]:
+        return ("mode", "options")
+
+    def _get_state(self) -> State:
+        states = [self._read(self._env, i) for i in range(self.n_envs)]
+        return {
+            "mode": self.mode,
+            "options": repr(sorted(self.options.items())),
+            "seed": self.seed,
+            "fresh": int(self._fresh),
+            "clock": self._clock.copy(),
+            "pins": self._pins.copy(),
+            "states": states,
+            "own_states": list(self._own_states),
+            "digest": digest([*states, *self._own_states]),
+        }
+
+    def _set_state(self, state: State) -> None:
+        own = (self.levels.start, self.levels.stop)
+        for key in ("states", "own_states"):
+            blobs = state[key]
+            if not isinstance(blobs, list) or [type(blob) for blob in blobs] != [bytes] * self.n_envs:
+                raise UserError(f"the saved state's {key!r} must be a list of {self.n_envs} bytes objects")
+        for i, (name, pin) in enumerate(zip(self._names, state["pins"].tolist(), strict=True)):
+            number = MODE_NUMBERS[self.mode]
+            check_state(state["states"][i], name, number, own if pin < 0 else (pin, pin + 1))
+            if pin >= 0:
+                check_state(state["own_states"][i], name, number, own)
+        if state["digest"] != digest([*state["states"], *state["own_states"]]):
+            raise UserError("the saved state's bytes have changed since it was saved; use an undamaged checkpoint")
+        for i in range(self.n_envs):
+            self._write(self._env, i, state["states"][i])
+        self.seed = check_seed(state["seed"])
+        self._fresh = bool(state["fresh"])
+        self._clock = state["clock"].copy()
+        self._pins = state["pins"].copy()
+        self._own_states = list(state["own_states"])
+
+
+def _procgen_class() -> Any:
+    # Here: not every platform has ProcGen. Its import leaves a file open, which a strict Python reports.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        from procgen import ProcgenGym3Env
+    return ProcgenGym3Env
+
+
+def _thread_count(n_threads: int | None, n_envs: int) -> int:
+    if n_threads is None:
+        # A single environment is faster without the hand-over to a thread.
+        return 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, _MOST_THREADS)
+    return 0 if n_threads == 0 else check_count("n_threads", n_threads)

@@ -1,0 +1,1 @@
+"""Evaluating agents from the command line."""

@@ -1,0 +1,1 @@
+"""Agents for other programs: ONNX and Stable-Baselines3 zips."""

@@ -1,0 +1,89 @@
+"""What a run logged while it trained, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from srwm_rl.agents.evaluation.statistics import FloatArray
+from srwm_rl.errors import UserError
+
+N_POINTS = 160
+RESAMPLES = 2000
+
+
+class Curve(NamedTuple):
+    """A logged value over training."""
+
+    steps: FloatArray
+    """`[n]`, increasing"""
+    values: FloatArray
+    """`[n]`"""
+
+
+class Band(NamedTuple):
+    """Several seeds' curves and their mean; `low` and `high` bound its 95% bootstrap interval over seeds."""
+
+    mean: Curve
+    low: FloatArray
+    high: FloatArray
+    seeds: list[Curve]
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Read a metrics.jsonl: every logged key with its finite values; nothing where there is no such file.
+
+    Raises:
+        UserError: it is not what `srwm-rl train` writes.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}; give a run folder that srwm-rl train made") from error
+    points: dict[str, dict[float, float]] = {}
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            step = float(row.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if number == len(lines) - 1:  # a run that is training right now
+                break
+            raise UserError(f"{path} is damaged in line {number + 1}; give another run") from error
+        for key, value in row.items():
+            if isinstance(value, int | float) and math.isfinite(value) and math.isfinite(step):
+                points.setdefault(key, {})[step] = float(value)
+    return {key: _curve(of) for key, of in points.items()}
+
+
+def _curve(points: dict[float, float]) -> Curve:
+    steps = np.array(sorted(points), np.float64)
+    return Curve(steps, np.array([points[step] for step in steps], np.float64))
+
+
+def thin(curve: Curve) -> Curve:
+    """Return at most `N_POINTS` points: the means of as many equal parts, and the last point as it is."""
+    if len(curve.steps) <= N_POINTS:
+        return curve
+    parts = zip(*(np.array_split(each, N_POINTS) for each in curve), strict=True)
+    means = np.array([(steps.mean(), values.mean()) for steps, values in parts])
+    means[-1] = curve.steps[-1], curve.values[-1]
+    return Curve(means[:, 0], means[:, 1])
+
+
+def combine(curves: list[Curve], seed: int = 0) -> Band:
+    """Return the mean of several seeds' curves where all of them have been, with its bootstrap interval over seeds."""
+    if len(curves) == 1:
+        mean = thin(curves[0])
+        return Band(mean, mean.values, mean.values, [])
+    first, last = max(each.steps[0] for each in curves), min(each.steps[-1] for each in curves)
+    steps = np.linspace(first, max(first, last), N_POINTS)
+    values = np.stack([np.interp(steps, *thin(each)) for each in curves])  # [n_seeds, N_POINTS]
+    drawn = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
+    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5], axis=0)
+    return Band(Curve(steps, values.mean(0)), low, high, [Curve(steps, each) for each in values])

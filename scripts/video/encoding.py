@@ -1,0 +1,101 @@
+"""Write frames as H.264 in MP4, which every browser plays, or as a GIF."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.video.colours import Bytes
+from srwm_rl.storage.safe_file import TEMPORARY
+
+ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
+EXTENSIONS = (".mp4", ".gif")
+_QUALITY = "20"  # x264's constant rate factor: small text stays crisp
+
+
+def check_video(path: Path) -> None:
+    """Raise a `UserError` unless a video of this name can be encoded here."""
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"cannot write {path}: a video's name ends in {' or '.join(EXTENSIONS)}")
+    if path.suffix.lower() == ".mp4":
+        _encoder()
+
+
+def _encoder() -> str:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("videos need the package av: pip install av; or name a .gif") from error
+    for name in ENCODERS:
+        try:
+            av.Codec(name, "w")
+        except ValueError:  # av.codec.codec.UnknownCodecError
+            continue
+        return name
+    raise UserError("this build of av has no H.264 encoder: pip install --force-reinstall av; or name a .gif")
+
+
+def write_video(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> None:
+    """Write `n_frames` frames `[height, width, 3]`, both even; the file appears whole or not at all.
+
+    Raises:
+        UserError: as `check_video`.
+        OSError: the file cannot be written.
+    """
+    check_video(path)
+    unfinished = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        if path.suffix.lower() == ".gif":
+            _write_gif(unfinished, frames, n_frames, fps)
+        else:
+            _write_mp4(unfinished, frames, fps)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_mp4(path: Path, frames: Iterable[Bytes], fps: int) -> None:
+    import av
+
+    encoder, stream = _encoder(), None
+    # faststart: the index stands in front, so that a browser plays what has not wholly arrived.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        for frame in frames:
+            if stream is None:
+                stream = _h264(container, encoder, frame.shape, fps)
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        if stream is not None:
+            container.mux(stream.encode())
+
+
+def _h264(container: Any, encoder: str, shape: tuple[int, ...], fps: int) -> Any:
+    stream = container.add_stream(encoder, rate=Fraction(fps))
+    stream.height, stream.width = shape[:2]
+    stream.pix_fmt = "yuv420p"  # browsers play no other
+    # Said, not left to the player's guess: colours for which matrix, primaries and curve (1: BT.709).
+    stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+    if encoder == "libx264":
+        stream.options = {"crf": _QUALITY, "preset": "veryfast", "tune": "animation"}
+    return stream
+
+
+def _write_gif(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> None:
+    images = map(_indexed, frames)
+    # A GIF's clock ticks in hundredths of a second; rounded one by one, the delays would drift.
+    ticks = [round(100 * t / fps) for t in range(n_frames + 1)]
+    delays = [10 * (after - before) for before, after in pairwise(ticks)]
+    with path.open("w+b") as file:
+        next(images).save(file, "GIF", save_all=True, append_images=images, duration=delays, loop=0)
+
+
+def _indexed(frame: Bytes) -> Image.Image:
+    return Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

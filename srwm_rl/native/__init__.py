@@ -1,0 +1,1 @@
+"""A policy compiled to C on the CPU."""

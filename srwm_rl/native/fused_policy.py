@@ -1,0 +1,219 @@
+"""A policy on the CPU in a few calls of C: in small networks, what lies between operations costs more than they do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srwm_rl.native.lowering import Tapes, UnknownPartError, write
+from srwm_rl.native.ppo_gradient import Descent, remember
+from srwm_rl.nn.layers import MemoryLayer
+from srwm_rl.nn.module_fingerprint import Structure
+from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
+from srwm_rl.ops.backends import preferred
+from srwm_rl.ops.program import Surrogate
+
+logger = logging.getLogger(__name__)
+# What the tapes stand for.
+_OWN = {
+    name: getattr(SRWMPolicy, name)
+    for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution")
+}
+
+
+class FusedPolicy:
+    """`act`, `evaluate_sequence` and PPO's gradient as `SRWMPolicy` has them, up to rounding, in a few calls of C.
+
+    For policies on the CPU that remember by a `StackCore` (the SRWM and its relatives); others do as they always do. An
+    SRWM policy that chooses among `Discrete` actions acts in one call, after torch has run its network for images.
+    Weights are read where they are, so that the policy may learn between two calls. What the tapes give is first
+    compared with what the policy gives; where the two differ, it goes on by itself, and the log says so.
+
+    Args:
+        policy: whose weights are used.
+    """
+
+    def __init__(self, policy: SRWMPolicy) -> None:
+        self.policy = policy
+        self._tapes: Tapes | None = None
+        self._descent: Descent | None = None
+        self._written_from: Structure | None = None  # also where it could not be written
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
+        """Copy the policy; its tapes hold places in memory, and are written anew."""
+        return FusedPolicy(deepcopy(self.policy, memo))
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the policy, as it is now, acts and learns by itself."""
+        return self._written_from is not None and self._tapes is None
+
+    def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
+        """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
+        with torch.no_grad():
+            tapes = self._ready(obs, core_state, episode_starts)
+            if tapes is None:
+                return self.policy.act(obs, core_state, episode_starts)
+            return self._act(tapes, obs, core_state, episode_starts)
+
+    def evaluate_sequence(
+        self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    ) -> SequenceEvaluation:
+        """Run over an unroll that was played; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
+        tapes = self._ready(_first(obs), core_state, episode_starts[0])
+        if tapes is None or any(each.requires_grad for each in _tensors(obs)):  # a tape has no gradient for those
+            return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
+        if tapes.judge is None:
+            made, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt)
+            return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
+        judged, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt, actions)
+        log_probs, entropy = judged.unflatten(0, episode_starts.shape).unbind(-1)
+        return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
+
+    def add_surrogate_gradient(
+        self,
+        obs: Obs,
+        actions: Tensor,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        old: Sequence[Tensor],
+        surrogate: Surrogate,
+        bptt: int | None = None,
+    ) -> Tensor | None:
+        """Add the gradient of PPO's loss over an unroll to the weights', without torch's autograd.
+
+        Args:
+            obs, actions, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
+            old: of the policy that played, log-probabilities, advantages, returns and values, `[T, B]` each.
+            surrogate: the loss's settings.
+
+        Returns:
+            The loss's terms `[5]`, summed over steps (`srwm_rl.ops.program.TERMS`); None, and nothing is done, where
+            `evaluate_sequence` and autograd must do it.
+        """
+        tapes = self._ready(_first(obs), core_state, episode_starts[0])
+        if tapes is None or tapes.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
+            return None
+        assert self._written_from is not None
+        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._written_from.weights):
+            return None  # autograd calls them
+        bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
+        if self._descent is None or self._descent.bptt != bptt:
+            self._descent = Descent(self.policy, tapes, bptt)
+        if self._descent.shared:
+            return None
+        given = [each.reshape(-1, 1).float() for each in (actions, *old)]
+        return self._descent.add_gradient(obs, core_state, episode_starts, given, surrogate)
+
+    def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
+        """Return the tapes, written and compared at the first of the steps they are for."""
+        if preferred() not in ("auto", "cpu") or not _as_written_here(self.policy):
+            return None
+        if self._written_from is None or not self._written_from.unchanged():
+            self._written_from = Structure(self.policy)
+            self._tapes, self._descent = self._written(obs, core_state, episode_starts), None
+        return self._tapes
+
+    def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
+        if self._written_from is not None and self._written_from.n_hooks:
+            return None  # a tape would not call them
+        try:
+            tapes = write(self.policy)
+        except UnknownPartError:
+            return None
+        with torch.no_grad():
+            wrong = self._difference(tapes, obs, core_state, episode_starts)
+        if wrong:
+            logger.warning("the policy goes on without its C kernel: %s", wrong)
+        return None if wrong else tapes
+
+    def _difference(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
+        """Say in what one step's results differ from the policy's own; nothing is drawn at random."""
+        distribution, values, state = self.policy._step(obs, core_state, episode_starts)
+        actions = distribution.mode()
+        made, *rest = self._through(tapes, obs, core_state, episode_starts[None])
+        found = [(self.policy.distribution(made).log_prob(actions), *rest)]
+        if tapes.step is not None:  # with clocks that all ring at once the likeliest is chosen
+            clocks = torch.ones(len(episode_starts), made.shape[-1])
+            step = self._step(tapes, obs, core_state, episode_starts, clocks)
+            found.append((step.log_probs, step.values, step.core_state))
+        if tapes.judge is not None:
+            judged, *rest = self._through(tapes, obs, core_state, episode_starts[None], None, actions)
+            found.append((judged[:, 0], *rest))
+        names = ("log-probabilities", "values", "core state")
+        for one in found:
+            for name, each, own in zip(names, one, (distribution.log_prob(actions), values, state), strict=True):
+                if not torch.allclose(each, own, rtol=1e-3, atol=1e-4, equal_nan=True):
+                    return f"its {name} differ from those of the policy"
+        return ""
+
+    def _act(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
+        policy, batch = self.policy, len(episode_starts)
+        if tapes.step is None:
+            made, values, core_state = self._through(tapes, obs, core_state, episode_starts[None])
+            distribution = policy.distribution(made)
+            actions = distribution.get_actions()
+            log_probs = distribution.log_prob(actions)
+            return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
+        clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
+        return self._step(tapes, obs, core_state, episode_starts, clocks)
+
+    def _step(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor, clocks: Tensor) -> ActStep:
+        assert tapes.step is not None
+        batch = len(episode_starts)
+        inputs = [*tapes.inputs.of(obs, batch), clocks]
+        (values, log_probs), actions, core_state = tapes.step.step(inputs, core_state, episode_starts)
+        return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
+
+    def _through(
+        self,
+        tapes: Tapes,
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        bptt: int | None = None,
+        actions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the heads make of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
+
+        Args:
+            tapes: which ones.
+            obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
+            actions: of which the heads' judgement is returned; None: what they make themselves.
+        """
+        shape, parts = episode_starts.shape, tapes.parts
+        if actions is not None:
+            assert tapes.judge is not None
+            parts = [*parts[:-1], tapes.judge]
+        layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
+        made: Sequence[Tensor] = parts[0].run(tapes.inputs.of(obs, shape.numel()))
+        finals = []
+        for layer, carried, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
+            stream, x = made
+            heads = x.view(*shape, layer.n_heads, layer.head_size)
+            y, final = remember(layer, heads, carried, episode_starts, bptt)
+            inputs = [stream, y.reshape(stream.shape)]
+            if part is parts[-1] and actions is not None:
+                inputs.append(actions.reshape(-1, 1).float())
+            made = part.run(inputs)
+            finals.append(final)
+        numbers, values = made
+        return numbers, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
+
+
+def _as_written_here(policy: SRWMPolicy) -> bool:
+    """Say whether neither a subclass nor anybody else has put other methods in the place of the policy's own."""
+    return all(getattr(getattr(policy, name), "__func__", None) is own for name, own in _OWN.items())
+
+
+def _tensors(obs: Obs) -> list[Tensor]:
+    return list(obs.values()) if isinstance(obs, dict) else [obs]
+
+
+def _first(obs: Obs) -> Obs:
+    return {key: each[0] for key, each in obs.items()} if isinstance(obs, dict) else obs[0]

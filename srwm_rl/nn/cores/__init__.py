@@ -1,0 +1,118 @@
+"""Memories by name. A new one is a class and a row in the table."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.nn.cores.base import Core
+from srwm_rl.nn.cores.check import check_core
+from srwm_rl.nn.cores.feedforward import FeedForwardCore
+from srwm_rl.nn.cores.recurrent import GRUCore, LSTMCore
+from srwm_rl.nn.cores.srwm import DeltaCore, FakeSRCore, SRDeltaCore, SRWMCore, SRWMNoCarryCore
+
+__all__ = ["Core", "check_core", "core_names", "import_core", "make_core", "register_core"]
+
+CoreClass = TypeVar("CoreClass", bound=type[Core])
+
+_CORES: dict[str, type[Core]] = {
+    "srwm": SRWMCore,
+    "srwm_no_carry": SRWMNoCarryCore,
+    "sr_delta": SRDeltaCore,
+    "fake_sr": FakeSRCore,
+    "delta": DeltaCore,
+    "lstm": LSTMCore,
+    "gru": GRUCore,
+    "feedforward": FeedForwardCore,
+}
+
+
+def core_names() -> tuple[str, ...]:
+    """Return every name that `make_core` accepts."""
+    return tuple(_CORES)
+
+
+def register_core(name: str) -> Callable[[CoreClass], CoreClass]:
+    """Make a `Core` subclass usable wherever a core name is accepted (as a class decorator).
+
+    Its constructor takes `input_size` first, then settings by keyword.
+
+    Raises:
+        UserError: the name is taken, or the class is no `Core`.
+    """
+
+    def register(core_class: CoreClass) -> CoreClass:
+        if name in _CORES:
+            raise UserError(f"a core named {name!r} exists already ({_CORES[name].__qualname__}); choose another name")
+        if not issubclass(core_class, Core):
+            raise UserError(
+                f"{core_class.__qualname__} must be a subclass of srwm_rl.Core to be registered as {name!r}"
+            )
+        _CORES[name] = core_class
+        return core_class
+
+    return register
+
+
+def import_core(target: str) -> str:
+    """Import the core `"my_module:MyCore"`, make it usable under that same text wherever a core name is accepted.
+
+    The module is looked for in the current folder first, then as usual. Importing runs the module; `make_core` and the
+    loading of saved models never import, so whoever loads a model with such a core calls this first.
+
+    Returns:
+        `target`, the name.
+
+    Raises:
+        UserError: no such module or class, or the class is no `Core`.
+    """
+    if target in _CORES:
+        return target
+    module_name, _, class_name = target.partition(":")
+    if not module_name or not class_name:
+        raise UserError(f"a core to import is written my_module:MyCore, not {target!r}")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, what it imports is not
+        raise UserError(f"core {target!r}: there is no module {error.name!r} in {os.getcwd()} or installed") from None
+    core_class = getattr(module, class_name, None)
+    if not isinstance(core_class, type):
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Core)]
+        raise UserError(
+            f"core {target!r}: {module_name} has no class {class_name!r}{did_you_mean(class_name, classes)}"
+        )
+    register_core(target)(core_class)  # which refuses what is no Core
+    return target
+
+
+def make_core(name: str, input_size: int, **settings: Any) -> Core:
+    """Build the core called `name` for features of width `input_size`.
+
+    Raises:
+        UserError: an unknown name or setting (the nearest known one is suggested), or a setting out of range.
+    """
+    if name not in _CORES and ":" in name:
+        raise UserError(
+            f"core {name!r} is not imported: call srwm_rl.import_core({name!r}) first, or give --core {name} on the "
+            "command line, if you trust that code to run"
+        )
+    if name not in _CORES:
+        raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
+    known = [p for p in inspect.signature(_CORES[name]).parameters if p != "input_size"]
+    check_settings(f"core {name!r}", settings, known)
+    for setting, value in settings.items():
+        if setting in _COUNTS and value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"core {name!r}: {setting} must be a whole number of at least 1, not {value!r}")
+    return _CORES[name](input_size, **settings)
+
+
+_COUNTS = ("hidden_size", "n_layers", "n_heads", "ff_size")

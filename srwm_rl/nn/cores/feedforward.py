@@ -1,0 +1,30 @@
+"""No memory at all: the control that says what a task owes to memory."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from srwm_rl.nn.cores.base import Core
+from srwm_rl.nn.layers import FeedForwardBlock
+
+
+class FeedForwardCore(Core):
+    """The SRWM core without its self-modifying layers: input projection and feed-forward blocks; the state is empty.
+
+    Args:
+        input_size: I.
+        hidden_size: width of the blocks and of the output.
+        n_layers: number of blocks.
+        ff_size: inner width of the blocks; None: four times `hidden_size`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int = 128, n_layers: int = 2, ff_size: int | None = None) -> None:
+        super().__init__(input_size, hidden_size, 1, 0)
+        self.project = nn.Linear(input_size, hidden_size)
+        self.blocks = nn.Sequential(
+            *(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
+        )
+
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Map `x` `[T, B, I]` to `[T, B, O]` step by step; the empty state passes through."""
+        return self.blocks(self.project(x)), state

@@ -1,0 +1,73 @@
+"""The usual yardsticks: torch's LSTM and GRU as a policy's memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from srwm_rl.nn.cores.base import Core
+
+
+class StretchCore(Core):
+    """A core made of a torch module that knows no episodes: stretches without a reset run as one fused call each.
+
+    Only a CPU is asked where the resets are: another device would have to be waited for, and a captured graph must not
+    depend on them. There every step is a stretch.
+    """
+
+    @abstractmethod
+    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over `x` `[T, B, I]` from `state` `[L, B, S]`, no episode starting inside."""
+
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over an unroll; shapes as in `Core.forward`."""
+        starts = episode_starts != 0  # [T, B]
+        on_cpu = starts.device.type == "cpu"
+        resets = starts.any(dim=1).nonzero().flatten().tolist() if on_cpu else range(x.shape[0])
+        outputs = []
+        for begin, end in pairwise(sorted({0, *resets, x.shape[0]})):
+            y, state = self.stretch(x[begin:end], state.masked_fill(starts[begin, :, None], 0))
+            outputs.append(y)
+        return torch.cat(outputs), state
+
+
+class LSTMCore(StretchCore):
+    """A stack of LSTM layers; the state holds `h | c` per layer, `S = 2 * hidden_size`.
+
+    Args:
+        input_size: I.
+        hidden_size: width of each layer and of the output; the published baseline has 256.
+        n_layers: L.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int = 256, n_layers: int = 1) -> None:
+        super().__init__(input_size, hidden_size, n_layers, 2 * hidden_size)
+        self.lstm = nn.LSTM(input_size, hidden_size, n_layers)
+
+    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StretchCore.stretch`."""
+        h, c = state.chunk(2, dim=-1)  # [L, B, hidden]
+        y, (h, c) = self.lstm(x, (h.contiguous(), c.contiguous()))
+        return y, torch.cat((h, c), dim=-1)
+
+
+class GRUCore(StretchCore):
+    """A stack of GRU layers; the state holds `h` per layer, `S = hidden_size`.
+
+    Args:
+        input_size: I.
+        hidden_size: width of each layer and of the output.
+        n_layers: L.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int = 256, n_layers: int = 1) -> None:
+        super().__init__(input_size, hidden_size, n_layers, hidden_size)
+        self.gru = nn.GRU(input_size, hidden_size, n_layers)
+
+    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `StretchCore.stretch`."""
+        y, state = self.gru(x, state)
+        return y, state

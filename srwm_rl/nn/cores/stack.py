@@ -1,0 +1,75 @@
+"""What the cores made of memory layers have in common: input projection, then memory layer and feed-forward block."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.nn.cores.base import Core
+from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
+
+
+class StackCore(Core):
+    """Input projection, then memory layers, each followed by a feed-forward block; the state is the layers', stacked.
+
+    A subclass names its layer and its variants, and has a constructor whose arguments are the settings.
+
+    Args:
+        input_size: I.
+        hidden_size: width of the layers and of the output.
+        n_layers: L.
+        n_heads: H.
+        ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
+        variant: a row of `variants`, the layer's settings.
+        settings: by name, what to have instead of the variant's; None: as the variant has it.
+
+    Raises:
+        UserError: an unknown variant, a setting of another type, or what the layer refuses.
+    """
+
+    layer_class: ClassVar[type[MemoryLayer]]
+    variants: ClassVar[dict[str, dict[str, Any]]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        n_layers: int,
+        n_heads: int,
+        ff_size: int | None,
+        variant: str,
+        settings: dict[str, Any],
+    ) -> None:
+        if variant not in self.variants:
+            raise UserError(f"unknown variant {variant!r}{did_you_mean(variant, self.variants)}")
+        _check_types(settings)
+        chosen = self.variants[variant] | {name: value for name, value in settings.items() if value is not None}
+        project = nn.Linear(input_size, hidden_size)
+        layers = [self.layer_class(hidden_size, n_heads, **chosen) for _ in range(n_layers)]
+        super().__init__(input_size, hidden_size, n_layers, layers[0].state_size)
+        self.project, self.layers = project, nn.ModuleList(layers)
+        self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
+
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over an unroll; shapes as in `Core.forward`."""
+        x = self.project(x)  # [T, B, hidden]
+        finals = []
+        for layer, block, carried in zip(self.layers, self.blocks, state.unbind(0), strict=True):
+            x, final = layer(x, carried, episode_starts)
+            x = block(x)
+            finals.append(final)
+        return x, finals[0][None] if len(finals) == 1 else torch.stack(finals)  # [L, B, S]; one needs no copy
+
+
+def _check_types(settings: dict[str, Any]) -> None:
+    """Raise a `UserError` for text where a flag or a number belongs: "False" would count as true."""
+    for kind, words, names in (
+        (bool, "true or false", ("input_softmax", "retention")),
+        ((int, float), "a number", ("query_init", "beta_init", "shift_bound")),
+    ):
+        for name in names:
+            if settings.get(name) is not None and not isinstance(settings[name], kind):
+                raise UserError(f"{name} must be {words}, not {settings[name]!r}")

@@ -1,0 +1,379 @@
+"""`SRWMPolicy`: encoder -> core -> heads, as a Stable-Baselines3 policy class."""
+
+from __future__ import annotations
+
+import inspect
+from copy import copy
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from srwm_rl.errors import UserError, check_settings
+from srwm_rl.nn.cores import Core, make_core
+from srwm_rl.nn.distributions import ChoiceDistribution, ChoicesDistribution, CoinsDistribution
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, is_image, parts_of
+
+Obs = Tensor | dict[str, Tensor]
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
+
+
+class ActStep(NamedTuple):
+    """One acting step for B environments."""
+
+    actions: Tensor  # [B, *action_shape]
+    values: Tensor  # [B]
+    log_probs: Tensor  # [B]
+    core_state: Tensor  # [L, B, S]
+
+
+class SequenceEvaluation(NamedTuple):
+    """What the present weights say of an unroll that was played."""
+
+    values: Tensor  # [T, B]
+    log_probs: Tensor  # [T, B]
+    entropy: Tensor  # [T, B]
+    core_state: Tensor  # [L, B, S]
+
+
+class _RecurrentShape(NamedTuple):
+    """What sb3-contrib's RecurrentPPO asks an `lstm_actor` about its state."""
+
+    num_layers: int
+    hidden_size: int
+    input_size: int
+
+
+class SRWMPolicy(RecurrentActorCriticPolicy):
+    """Actor-critic policy with any `srwm_rl` core as its memory; actor and critic share encoder and core.
+
+    Args:
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them; images stay uint8 and in
+            the environment's layout until the first convolution.
+        action_space: Discrete, MultiDiscrete, MultiBinary or Box.
+        lr_schedule: learning rate as a function of the remaining progress (SB3).
+        core: a core's name, see `srwm_rl.core_names()`.
+        core_kwargs: its settings.
+        net_arch: extra layers between core and heads, SB3's spelling; none by default.
+        activation_fn: between those layers: "tanh", "relu", "elu", "gelu" or the class.
+        encoder_kwargs: settings of `srwm_rl.nn.encoders.Encoder`.
+
+    The others are SB3's. Raises `UserError` for an unknown core or setting and for unsupported spaces.
+    """
+
+    core: Core
+    features_extractor: Encoder
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        core: str = "srwm",
+        core_kwargs: dict[str, Any] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: str | type[nn.Module] = "tanh",
+        ortho_init: bool = True,
+        log_std_init: float = 0.0,
+        encoder_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            raise UserError("SRWMPolicy has no state-dependent exploration; leave use_sde=False")
+        if isinstance(action_space, spaces.Discrete) and action_space.start:
+            raise UserError(f"actions must count from 0, not {action_space.start}: wrap the environment to shift them")
+        self.core_name, self.core_kwargs = core, core_kwargs or {}
+        if "input_size" in (core_kwargs or {}):
+            raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
+        self.parts = parts_of(observation_space)
+        known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
+        check_settings("the encoder", encoder_kwargs or {}, known)
+        self.encoder_kwargs = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
+        }
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}  # SB3's eps; one call for all weights
+        # RecurrentActorCriticPolicy would build LSTMs here; its own parent builds all the rest.
+        ActorCriticPolicy.__init__(
+            self,
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch or [],
+            activation_fn=_activation(activation_fn),
+            ortho_init=ortho_init,
+            log_std_init=log_std_init,
+            features_extractor_class=Encoder,
+            features_extractor_kwargs={**self.encoder_kwargs, "normalize_images": normalize_images},
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build_mlp_extractor(self) -> None:
+        # SB3 calls this once the encoder stands and before it makes heads and optimizer: the place for the core.
+        if isinstance(self.action_space, spaces.Discrete):
+            self.action_dist = ChoiceDistribution(int(self.action_space.n))
+        elif isinstance(self.action_space, spaces.MultiDiscrete):
+            self.action_dist = ChoicesDistribution(self.action_space.nvec.tolist())
+        elif isinstance(self.action_space, spaces.MultiBinary):
+            self.action_dist = CoinsDistribution(*self.action_space.shape)
+        self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
+        self.mlp_extractor = MlpExtractor(
+            self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        # SB3 would orthogonalise the encoder's convolutions too: with a gain of sqrt(2) a ResNet's activations grow
+        # at every block, and its initialiser cannot write into channels-last weights.
+        ortho, self.ortho_init = self.ortho_init, False
+        super()._build(lr_schedule)
+        self.ortho_init = ortho
+        if ortho:
+            gains = {
+                self.features_extractor.mlp: 2**0.5,
+                self.mlp_extractor: 2**0.5,
+                self.action_net: 0.01,
+                self.value_net: 1.0,
+            }
+            for module, gain in gains.items():
+                module.apply(partial(self.init_weights, gain=gain))
+
+    def settings(self) -> dict[str, Any]:
+        """Return, in JSON's types, the keyword arguments that build this architecture again."""
+        activation = next(name for name, each in ACTIVATIONS.items() if each is self.activation_fn)
+        return {
+            "core": self.core_name,
+            "core_kwargs": self.core_kwargs,
+            "encoder_kwargs": self.encoder_kwargs,
+            "net_arch": self.net_arch,
+            "activation_fn": activation,
+            "normalize_images": self.normalize_images,
+        }
+
+    @property
+    def lstm_actor(self) -> _RecurrentShape:  # type: ignore[override]
+        """Describe the state to sb3-contrib, which sizes its `[L, B, S]` buffers by it."""
+        return _RecurrentShape(self.core.state_layers, self.core.state_size, self.core.input_size)
+
+    @property
+    def lstm_hidden_state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """Shape of one environment's state, `(L, 1, S)`, in sb3-contrib's words."""
+        return (self.core.state_layers, 1, self.core.state_size)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the core state of `batch` new episodes, `[L, B, S]`."""
+        return self.core.initial_state(batch)
+
+    def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
+        """Choose actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`."""
+        distribution, values, core_state = self._step(obs, core_state, episode_starts)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_probs = distribution.log_prob(actions)
+        return ActStep(actions.reshape(-1, *(self.action_space.shape or ())), values, log_probs, core_state)
+
+    def evaluate_sequence(
+        self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    ) -> SequenceEvaluation:
+        """Run over an unroll that was played, with gradients through time.
+
+        Args:
+            obs: `[T, B, ...]` or a dict of such.
+            actions: `[T, B, *action_shape]`.
+            core_state: `[L, B, S]` with which the unroll began.
+            episode_starts: `[T, B]`.
+            bptt: cut the gradient through the core's state every so many steps; None: never.
+        """
+        n_steps, batch = episode_starts.shape
+        features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
+        y, core_state = run_core(self.core, features, core_state, episode_starts, bptt)
+        distribution, values = self._heads(y.flatten(0, 1))
+        return self.evaluation(distribution, values, actions, core_state)
+
+    def evaluation(
+        self, distribution: Distribution, values: Tensor, actions: Tensor, core_state: Tensor
+    ) -> SequenceEvaluation:
+        """Say what distributions and `values`, of `T * B` steps, mean for `actions` `[T, B, *action_shape]`."""
+        if isinstance(self.action_space, spaces.MultiBinary):
+            actions = actions.float()  # Bernoulli's cross entropy takes no integers
+        log_probs = distribution.log_prob(actions.flatten(0, 1))
+        entropy = distribution.entropy()
+        entropy = -log_probs if entropy is None else entropy
+        shape = actions.shape[:2]
+        return SequenceEvaluation(values.view(shape), log_probs.view(shape), entropy.view(shape), core_state)
+
+    def encode(self, obs: Obs, n: int) -> Tensor:
+        """Map observations with any leading axes that hold `n` together to features `[n, I]`."""
+        given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
+        ready = {}
+        for key, space in self.parts.items():
+            part = given[key].reshape(n, *(space.shape or ()))
+            # Images are scaled inside the CNN, where a micro-batch of them is in the cache.
+            ready[key] = part if is_image(space) else as_floats(part, space)
+        features: Tensor = self.features_extractor(ready)
+        return features
+
+    def _step(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        features = self.encode(obs, len(episode_starts))
+        y, core_state = self.core(features[None], core_state, episode_starts[None])
+        return (*self._heads(y[0]), core_state)
+
+    def _heads(self, y: Tensor) -> tuple[Distribution, Tensor]:
+        latent_pi, latent_vf = self.mlp_extractor(y)
+        return self.distribution(self.action_net(latent_pi)), self.value_net(latent_vf).squeeze(-1)
+
+    def distribution(self, made: Tensor) -> Distribution:
+        """Return the action distributions of what the action head makes, `[n, k]`: logits, or a Gaussian's mean."""
+        dist = copy(self.action_dist)  # SB3's keeps what it is given: two threads must not share it
+        if isinstance(dist, DiagGaussianDistribution):
+            return dist.proba_distribution(made, self.log_std)
+        return dist.proba_distribution(made)
+
+    # What follows answers sb3-contrib's and SB3's own calls, in their layouts.
+
+    def forward(  # type: ignore[override]
+        self, obs: Obs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        """Act as `RecurrentPPO` asks; all four of its state arrays hold this policy's one core state."""
+        step = self.act(obs, lstm_states.pi[0], episode_starts, deterministic)
+        pair = (step.core_state, step.core_state)
+        return step.actions, step.values[:, None], step.log_probs, RNNStates(pair, pair)
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Obs, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
+    ) -> tuple[Distribution, tuple[Tensor, ...]]:
+        """Return the action distribution for `[B, ...]` observations and the new state."""
+        distribution, _, core_state = self._step(obs, lstm_states[0], episode_starts)
+        return distribution, (core_state, core_state)
+
+    def predict_values(  # type: ignore[override]
+        self, obs: Obs, lstm_states: tuple[Tensor, ...], episode_starts: Tensor
+    ) -> Tensor:
+        """Return the values `[B, 1]` of `[B, ...]` observations."""
+        return self._step(obs, lstm_states[0], episode_starts)[1][:, None]
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Obs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate `RecurrentPPO`'s padded minibatch, which is batch-major: `[B * T, ...]`, B from the state."""
+        batch = lstm_states.pi[0].shape[1]
+        starts = _time_major(episode_starts, batch)
+        obs = {k: _time_major(v, batch) for k, v in obs.items()} if isinstance(obs, dict) else _time_major(obs, batch)
+        result = self.evaluate_sequence(obs, _time_major(actions, batch), lstm_states.pi[0], starts)
+        values, log_probs, entropy = (each.transpose(0, 1).flatten() for each in result[:3])
+        return values[:, None], log_probs, entropy
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Act on observations as SB3 users do.
+
+        Args:
+            observation: `[B, ...]` or one environment's `[...]`; dicts likewise.
+            state: what the last call returned; None: new episodes.
+            episode_start: `[B]`, true where the observation is an episode's first.
+            deterministic: the most probable action instead of a sample.
+
+        Returns:
+            The actions `[B, *action_shape]` (without B for a single observation) and the state, a tuple of one array
+            `[L, B, S]`.
+
+        Raises:
+            UserError: an observation or a state that does not fit this policy.
+        """
+        self._check_observation(observation)
+        self.set_training_mode(False)
+        obs, vectorized = self.obs_to_tensor(observation)
+        batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        core_state = self._state_tensor(state, batch)
+        starts = np.zeros(batch, bool) if episode_start is None else np.asarray(episode_start)
+        with torch.no_grad():
+            step = self.act(obs, core_state, torch.as_tensor(starts, device=self.device), deterministic)
+        actions = step.actions.cpu().numpy()
+        if isinstance(self.action_space, spaces.Box):
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        return actions if vectorized else actions.squeeze(axis=0), (step.core_state.cpu().numpy(),)
+
+    def _state_tensor(self, state: tuple[np.ndarray, ...] | None, batch: int) -> Tensor:
+        if state is None:
+            return self.initial_state(batch)
+        shape = (self.core.state_layers, batch, self.core.state_size)
+        if np.shape(state[0]) != shape:
+            raise UserError(f"core {self.core_name!r} needs a state of shape {shape}, not {np.shape(state[0])}")
+        return torch.as_tensor(state[0], dtype=torch.float32, device=self.device)
+
+    def _check_observation(self, observation: np.ndarray | dict[str, np.ndarray]) -> None:
+        if not isinstance(self.observation_space, spaces.Dict):
+            return
+        missing = set(self.observation_space.spaces) - set(observation if isinstance(observation, dict) else ())
+        if missing:
+            raise UserError(
+                f"this policy also reads {', '.join(sorted(missing))}; take its observations from model.get_env(), "
+                "or wrap yours in srwm_rl.envs.VecMemoryInputs as it was in training"
+            )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for inherited in ("squash_output", "full_std", "use_expln", "use_sde", "features_extractor_class"):
+            data.pop(inherited, None)
+        data.pop("features_extractor_kwargs", None)
+        return data | {"core": self.core_name, "core_kwargs": self.core_kwargs, "encoder_kwargs": self.encoder_kwargs}
+
+
+def run_core(
+    core: Core, x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run a core over `x` `[T, B, I]`, cutting the gradient through its state every `bptt` steps (None: never).
+
+    A core that carries nothing over acts from zeros at every step; what was acted is what is learned from.
+    """
+    if not core.carries_over:
+        n_steps, batch, size = x.shape
+        y, state = core(x.reshape(1, n_steps * batch, size), state.repeat(1, n_steps, 1), episode_starts.reshape(1, -1))
+        return y.view(n_steps, batch, -1), state[:, -batch:]
+    if bptt is None or bptt >= len(x):
+        result: tuple[Tensor, Tensor] = core(x, state, episode_starts)
+        return result
+    outputs = []
+    for part, starts in zip(x.split(bptt), episode_starts.split(bptt), strict=True):
+        y, state = core(part, state.detach(), starts)
+        outputs.append(y)
+    return torch.cat(outputs), state
+
+
+def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
+    if activation_fn in ACTIVATIONS.values():
+        return activation_fn  # type: ignore[return-value]
+    if activation_fn not in ACTIVATIONS:
+        raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, not {activation_fn!r}")
+    return ACTIVATIONS[activation_fn]
+
+
+def as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
+    """Return a part of an observation `[n, ...]` that is no image as floats; discrete values as one-hots."""
+    if isinstance(space, spaces.Box):
+        return obs.float()
+    return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))
+
+
+def _time_major(batch_major: Tensor, batch: int) -> Tensor:
+    return batch_major.view(batch, -1, *batch_major.shape[1:]).transpose(0, 1)

@@ -1,0 +1,224 @@
+"""What a checkpoint of the published RL code holds: which agent it is, its weights, and what it was trained on.
+
+The code is IDSIA/modern-srwm, reinforcement_learning (https://github.com/IDSIA/modern-srwm); its `model.tar` has the
+weights under "model_state_dict", the options of its command line under "flags" and its progress under "stats".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srwm_rl.errors import UserError
+from srwm_rl.official.torch_zip import Tensor, TorchArchive
+
+# Which core an option chooses, in the order in which their learner asks; None: there is no such core here.
+OPTIONS: dict[str, str | None] = {
+    "use_delta": "delta",
+    "use_lt": None,
+    "use_delta_rnn": None,
+    "use_rec_delta": None,
+    "use_dd": None,
+    "use_sr": "srwm",
+    "use_psr": "fake_sr",
+    "use_smfwp": "sr_delta",
+    "use_no_carry_sr": "srwm_no_carry",
+    "use_deep_ff": "feedforward",
+    "use_lstm": "lstm",
+}
+# Training on N games at once takes the first N of these lists.
+GAMES = (
+    "bigfish", "fruitbot", "maze", "leaper", "plunder", "starpilot", "miner", "bossfight",
+    "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "heist", "jumper", "ninja",
+)  # fmt: skip
+MEMORY_GAMES = ("dodgeball", "heist", "maze", "miner", "caveflyer", "jumper")
+MODES = ("easy", "hard", "extreme", "memory", "exploration")
+PAPER: dict[str, Any] = {"multi_env": 6, "distribution_mode": "easy", "start_level": 0, "num_levels": 200}
+HELD_OUT_START, HELD_OUT_LEVELS = 1000, 200  # the first of the paper's three test sets
+MOST_WEIGHTS = 2**26
+MOST_STEPS = 10**12
+MOST_LEVELS = 2**31 - 1
+Flags = dict[str, Any]  # short texts, numbers, None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an agent was trained on, in the words of `srwm-rl train`."""
+
+    env: str
+    mode: str
+    levels: str
+    eval_levels: str
+    n_timesteps: int
+    n_envs: int
+    gamma: float
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """A checkpoint of the published RL code.
+
+    Attributes:
+        path: the file.
+        core: the name of the core here that is this agent's.
+        weights: float32 arrays by the names in the file.
+        num_timesteps: environment steps it was trained for, 0 where the file does not say.
+        training: what it was trained on.
+        notes: what the file does not say and was assumed, a sentence each.
+    """
+
+    path: Path
+    core: str
+    weights: dict[str, np.ndarray]
+    num_timesteps: int
+    training: Training
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(path: Path) -> OfficialCheckpoint:
+    """Read a checkpoint of the published RL code without running anything in it.
+
+    Raises:
+        UserError: no such file, or one that is damaged, foreign or of an agent unknown here.
+    """
+    archive = TorchArchive(path)
+    content = archive.content
+    described = content.get("model_state_dict") if isinstance(content, dict) else None
+    if not isinstance(described, dict) or not described:
+        raise UserError(f"{path} has no model_state_dict: it is no checkpoint of the published RL code")
+    flags, stats = _plain(content.get("flags")), _plain(content.get("stats"))
+    weights = _read_weights(archive, described)
+    core, core_notes = choose_core(path, weights, flags)
+    steps = _steps(stats.get("step"))
+    training, notes = read_training(path, flags, steps)
+    return OfficialCheckpoint(path, core, weights, steps, training, (*core_notes, *notes))
+
+
+def _plain(found: Any) -> Flags:
+    """Return the entries whose value is a short text, a number or None: all that is used, and safe to print."""
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= 200
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _steps(number: Any) -> int:
+    return number if type(number) is int and 0 <= number < MOST_STEPS else 0
+
+
+def _read_weights(archive: TorchArchive, described: dict[Any, Any]) -> dict[str, np.ndarray]:
+    weights: dict[str, np.ndarray] = {}
+    total = 0
+    for name, tensor in described.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]{1,200}", name):
+            raise UserError(f"{archive.path} is damaged: a weight has a name that cannot be")
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{archive.path} is damaged: weight {name!r} is no tensor")
+        array = archive.array(tensor, name)
+        total += array.size
+        if total > MOST_WEIGHTS:
+            raise UserError(f"{archive.path} has more than {MOST_WEIGHTS:,} weights; an agent has a few million")
+        if array.dtype.kind != "f":
+            raise UserError(f"{archive.path} is damaged: weight {name!r} is of type {array.dtype}")
+        with np.errstate(over="ignore"):  # told below
+            weights[name] = array.astype(np.float32)
+        if not np.isfinite(weights[name]).all():
+            raise UserError(f"{archive.path} is sick: weight {name!r} is not finite; use another checkpoint")
+    return weights
+
+
+def choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags) -> tuple[str, list[str]]:
+    """Return the core's name and notes; the weights' names and the options must agree.
+
+    Raises:
+        UserError: an agent unknown here, or options that contradict the weights.
+    """
+    by_weights = _core_by_weights(path, weights)
+    if not flags.keys() & OPTIONS.keys():
+        same_weights = ["it does not say whether its SRWM carries over what it edits; that it does is assumed"]
+        return by_weights, same_weights if by_weights == "srwm" else []
+    option = next((option for option in OPTIONS if flags.get(option) is True), None)
+    by_flags = OPTIONS[option] if option else "feedforward"
+    if by_flags is None:
+        known = ", ".join(option for option, core in OPTIONS.items() if core)
+        raise UserError(f"{path} is an agent of --{option}, which srwm-rl does not have; it has those of {known}")
+    if by_flags == "srwm_no_carry" and by_weights == "srwm":
+        return by_flags, []
+    if by_flags != by_weights:
+        said = f"--{option}" if option else "no core at all"
+        raise UserError(f"{path} contradicts itself: its options say {said}, its weights are those of {by_weights}")
+    return by_weights, []
+
+
+def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
+    layer = "core.fwm_layers.0"
+    if "core.weight_ih_l0" in weights:
+        return "lstm"
+    if not any(name.startswith("core.") for name in weights):
+        return "feedforward"
+    if f"{layer}.slow_net.weight" in weights:
+        return "delta"
+    if f"{layer}.W_y" not in weights:
+        raise UserError(f"{path} is no agent of the published RL code: it lacks weight {layer + '.W_y'!r}")
+    if f"{layer}.W_q" not in weights:
+        return "fake_sr"
+    # The SR-Delta network's output is another network's key, query, value and rate: 3D + 1 columns instead of D.
+    widths = {weights[f"{layer}.{name}"].shape[-1:] for name in ("W_y", "W_q")}
+    return "srwm" if len(widths) == 1 else "sr_delta"
+
+
+def read_training(path: Path, flags: Flags, steps: int) -> tuple[Training, list[str]]:
+    """Return what the agent was trained on and notes on what was assumed.
+
+    Raises:
+        UserError: it was trained on no ProcGen game, or on levels that cannot be.
+    """
+    notes = []
+    if "multi_env" not in flags and "env" not in flags:
+        notes.append("it does not name its games; the paper's six in easy mode, levels 0:200, are assumed")
+        flags = PAPER
+    mode = flags.get("distribution_mode", "hard")
+    if mode not in MODES:
+        raise UserError(f"{path} is damaged: it has no distribution mode {mode!r}")
+    start, stop = _levels(path, flags)
+    held_out = HELD_OUT_START if stop is None else max(HELD_OUT_START, stop)
+    games = _games(path, flags, mode)
+    gamma, n_actors = flags.get("discounting"), flags.get("num_actors")
+    actors_fit = type(n_actors) is int and 0 < n_actors <= 4096 and n_actors % len(games) == 0
+    return Training(
+        env=",".join(games),
+        mode=mode,
+        levels="all" if stop is None else f"{start}:{stop}",
+        eval_levels=f"{held_out}:{held_out + HELD_OUT_LEVELS}",
+        n_timesteps=max(1, steps, _steps(flags.get("total_steps"))),
+        n_envs=int(n_actors or 0) if actors_fit else 8 * len(games),
+        gamma=gamma if isinstance(gamma, float) and 0 <= gamma <= 1 else 0.99,
+    ), notes
+
+
+def _games(path: Path, flags: Flags, mode: str) -> tuple[str, ...]:
+    n_games = flags.get("multi_env", 1)
+    games = MEMORY_GAMES if mode == "memory" else GAMES
+    if type(n_games) is int and 1 < n_games <= len(games):
+        return games[:n_games]
+    game = re.fullmatch(r"(?:procgen:)?procgen-(\w+)-v0", str(flags.get("env")))
+    if n_games != 1 or game is None or game[1] not in GAMES:
+        raise UserError(f"{path} was trained on {flags.get('env')!r}; only agents of ProcGen games can be imported")
+    return (game[1],)
+
+
+def _levels(path: Path, flags: Flags) -> tuple[int, int | None]:
+    """Return the first training level and the one after the last, None without limit."""
+    start, count = flags.get("start_level", 0), flags.get("num_levels", 0)
+    fits = type(start) is int and type(count) is int and min(start, count) >= 0
+    if not fits or start + count > MOST_LEVELS - HELD_OUT_LEVELS:
+        raise UserError(f"{path} is damaged: it cannot have been trained on {count!r} levels from {start!r} on")
+    return start, start + count if count else None

@@ -1,0 +1,96 @@
+"""A run folder made of a checkpoint of the published RL code, for `srwm-rl eval` and all else that takes a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from srwm_rl.errors import UserError
+from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.official.checkpoint import OfficialCheckpoint, read_checkpoint
+from srwm_rl.official.policy import build_policy
+from srwm_rl.storage.model_file import save_model
+from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG, Run
+from srwm_rl.storage.safe_file import TEMPORARY
+
+IMPORTED = "imported"  # the key in config.json of what is known of the checkpoint
+
+
+def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
+    """Make a run folder of a checkpoint of the authors' RL code, without running anything in the file.
+
+    The agent observes what it did there, with one difference: at an episode's first step it is shown the reward 0,
+    where the authors' environments showed the reward with which the episode before had ended.
+
+    Args:
+        path: their `model.tar`.
+        run_folder: the folder to make; it may exist if it is empty.
+
+    Returns:
+        The run folder. What the checkpoint did not say and was assumed stands in its config.json under "imported".
+
+    Raises:
+        UserError: no such file; one that is damaged, foreign or of an agent unknown here; a folder that holds
+            something, or that cannot be made.
+    """
+    folder = Path(os.path.abspath(run_folder))
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{run_folder} exists already; give the name of a new folder")
+    checkpoint = read_checkpoint(Path(path))
+    policy = build_policy(checkpoint.core, checkpoint.weights, str(path))
+    # Whole or not at all: a folder without its model would look like a run that failed.
+    temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    try:
+        _write(temporary, checkpoint, policy)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {run_folder}: {error.strerror}; choose another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Path(run_folder)
+
+
+def _write(folder: Path, checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> None:
+    settings = train_settings(checkpoint, policy)
+    known = {
+        "file": checkpoint.path.name,
+        "n_weights": sum(each.size for each in checkpoint.weights.values()),
+        "notes": list(checkpoint.notes),
+    }
+    run = Run(folder, {"train": settings, IMPORTED: known})
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    save_model(run.file("model", checkpoint.num_timesteps), policy, settings, checkpoint.num_timesteps)
+    (folder / CONFIG).write_text(json.dumps(run.config, indent=2) + "\n")
+
+
+def train_settings(checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> dict[str, Any]:
+    """Return the settings of `srwm-rl train` that describe the agent and what it was trained on.
+
+    Settings of their trainer that have no counterpart here are left at this one's defaults.
+    """
+    training = checkpoint.training
+    return {
+        "env": training.env,
+        "core": checkpoint.core,
+        "algo": "impala",
+        "n_timesteps": training.n_timesteps,
+        "n_envs": training.n_envs,
+        "levels": training.levels,
+        "eval_levels": training.eval_levels,
+        "mode": training.mode,
+        "inputs": ["reward"],
+        "reward_clip": 1.0,
+        "normalize_reward": False,
+        "core_kwargs": _texts(policy.core_kwargs),
+        "encoder_kwargs": _texts(policy.encoder_kwargs),
+        "gamma": training.gamma,
+    }
+
+
+def _texts(settings: dict[str, Any]) -> list[str]:
+    return [f"{name}:{value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]

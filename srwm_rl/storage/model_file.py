@@ -1,0 +1,159 @@
+"""Model files: a policy's weights with all it takes to build and judge it, and `load`, which makes an agent of one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from srwm_rl.errors import UserError
+from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.storage.model_schema import build_policy, check_finite, check_meta, check_shapes, take_levels_played
+from srwm_rl.storage.run_folder import model_files
+from srwm_rl.storage.safe_file import pack, read_file, write_file
+from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.space_json import space_to_json
+
+FORMAT = 2  # 1 knew nothing of levels played and of scores
+logger = logging.getLogger(__name__)
+
+
+class Agent:
+    """A trained policy that acts, and what is known of its training.
+
+    Attributes:
+        policy: the `SRWMPolicy`, in evaluation mode.
+        config: the run's settings as trained, JSON types.
+        num_timesteps: environment steps it was trained for.
+        path: the model file.
+        levels_played: the levels it was trained on; None: its file does not say.
+        chosen: the `score` for which it was kept as a run's best model, and what that is a score `of`, else None.
+    """
+
+    def __init__(
+        self,
+        policy: SRWMPolicy,
+        config: dict[str, Any],
+        num_timesteps: int,
+        path: Path,
+        levels_played: LevelsPlayed | None = None,
+        chosen: dict[str, Any] | None = None,
+    ) -> None:
+        self.policy, self.config, self.num_timesteps, self.path = policy, config, num_timesteps, path
+        self.levels_played, self.chosen = levels_played, chosen
+        policy.set_training_mode(False)
+
+    def predict(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Act as `SRWMPolicy.predict` does.
+
+        Raises:
+            UserError: an observation or a state that does not fit, or weights that give no numbers.
+        """
+        try:
+            return self.policy.predict(obs, state, episode_start, deterministic)
+        except UserError:
+            raise
+        except ValueError as error:  # torch's distributions refuse what is not finite
+            raise UserError(f"{self.path} is sick: it answers what is no number; use an earlier checkpoint") from error
+
+
+def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:
+    """Return copies of the policy's weights by name, each once, as float32 arrays on the CPU."""
+    return {name: np.array(each.detach().cpu().numpy(), order="C") for name, each in policy.named_parameters()}
+
+
+def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source: str) -> None:
+    """Copy weights into a policy.
+
+    Raises:
+        UserError: a weight is missing, surplus, of another shape or type, or not finite; the message names it.
+    """
+    parameters = dict(policy.named_parameters())
+    check_shapes({name: tuple(each.shape) for name, each in parameters.items()}, arrays, source)
+    check_finite(arrays, source)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(arrays[name]))
+
+
+def save_model(
+    path: Path,
+    policy: SRWMPolicy,
+    config: dict[str, Any],
+    num_timesteps: int,
+    arrays: dict[str, np.ndarray] | None = None,
+    levels_played: dict[str, Any] | None = None,
+    chosen: dict[str, Any] | None = None,
+) -> None:
+    """Write a model file: weights, architecture, spaces, the run's settings and its age in steps.
+
+    Args:
+        path: the file.
+        policy: whose architecture it is.
+        config: the run's settings, JSON types.
+        num_timesteps: environment steps the weights were trained for.
+        arrays: the weights; None: the policy's present ones.
+        levels_played: what `LevelsPlayed.to_tree` gave.
+        chosen: as in `Agent`.
+
+    Raises:
+        OSError: it cannot be written.
+        UserError: a space that cannot be described.
+    """
+    given = {"levels_played": levels_played, "chosen": chosen}
+    record, further = pack({name: each for name, each in given.items() if each is not None})
+    meta = {**describe(policy, config, num_timesteps), **further}
+    write_file(path, {**(policy_arrays(policy) if arrays is None else arrays), **record}, meta)
+
+
+def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> dict[str, Any]:
+    """Return what a model file says beside its weights: what it takes to build the policy again, and its history.
+
+    Raises:
+        UserError: a space that cannot be described.
+    """
+    return {
+        "format": FORMAT,
+        "kind": "model",
+        "policy": policy.settings(),
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        "config": config,
+        "num_timesteps": num_timesteps,
+    }
+
+
+def load(path: str | Path, device: str = "cpu") -> Agent:
+    """Load a model, without executing anything in it.
+
+    Args:
+        path: a run folder RUN for its newest intact model, RUN/best for its best, or a model file.
+        device: where it computes.
+
+    Raises:
+        UserError: no run and no model, a damaged or foreign file, a newer format, an unknown core.
+    """
+    file, arrays, meta = _first_intact(model_files(path))
+    check_meta(meta, str(file), FORMAT)
+    levels_played, weights = take_levels_played(meta, arrays, str(file))
+    policy = build_policy(meta, weights, str(file))
+    load_policy_arrays(policy, weights, str(file))
+    return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))
+
+
+def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    for file in candidates[:-1]:
+        try:
+            return (file, *read_file(file))
+        except UserError as error:
+            logger.warning("%s; taking an older model", error)
+    return (candidates[-1], *read_file(candidates[-1]))

@@ -1,0 +1,233 @@
+"""A run folder: its settings, its models and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from srwm_rl.errors import UserError
+from srwm_rl.storage.safe_file import TEMPORARY, read_small, write_whole
+from srwm_rl.storage.strict_json import parse_json
+
+CONFIG, CHECKPOINTS, TENSORBOARD = "config.json", "checkpoints", "tensorboard"
+BEST = "best"  # RUN/best stands for the run's best model wherever a run or a model file is asked for
+KEEP = 3
+MOST_CONFIG_BYTES = 2**20
+
+
+class Run:
+    """One training run on the disk.
+
+        RUN/config.json                        settings, versions
+        RUN/checkpoints/model-<steps>.safetensors       weights to evaluate, watch and share
+        RUN/checkpoints/best-<steps>.safetensors        those that had the best score, measured at that step
+        RUN/checkpoints/checkpoint-<steps>.safetensors  everything it takes to go on
+        RUN/tensorboard/
+
+    Attributes:
+        path: the folder.
+        config: what `config.json` holds.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, base: Path, config: dict[str, Any]) -> Run:
+        """Make the first free of the folders `<base>_1`, `<base>_2`, ...; one that exists is never reused.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        number = 1
+        while True:
+            path = base.with_name(f"{base.name}_{number}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+            except OSError as error:
+                raise UserError(
+                    f"cannot make the run folder {path}: {error.strerror}; choose another with -f"
+                ) from error
+        (path / CHECKPOINTS).mkdir()
+        run = cls(path, config)
+        run.write_config()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run folder.
+
+        Raises:
+            UserError: there is none at `path`.
+        """
+        if not path.exists():
+            raise UserError(
+                f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
+            )
+        try:
+            config = parse_json(read_small(path / CONFIG, MOST_CONFIG_BYTES))
+        except ValueError as error:
+            why = str(error) if isinstance(error, UserError) else "that is no JSON, or not such as srwm-rl writes"
+            raise UserError(
+                f"{path} is no run folder: it has no readable {CONFIG} ({why}); give one that srwm-rl train made"
+            ) from error
+        if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
+            raise UserError(f"{path / CONFIG} was not written by srwm-rl train; give a run folder that was")
+        return cls(path, config)
+
+    def write_config(self) -> None:
+        """Write `config` to the folder, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_whole(self.path / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
+
+    def check_own(self) -> None:
+        """Check that all there is to write and to delete is the folder's own.
+
+        Through a link a run would write into, and delete from, whatever folder somebody else chose.
+
+        Raises:
+            UserError: something in the folder is a link, a pipe or a device; it is named.
+        """
+        folders = [self.path, self.path / CHECKPOINTS, self.path / TENSORBOARD]
+        for path in (each for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise UserError(
+                    f"{path} is a link, or no regular file: a run is written in its own folder only; "
+                    "put the file itself there, or start a new run"
+                )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other trainers out of the folder; the lock of a process that is killed is free at once.
+
+        Raises:
+            UserError: another process trains this run (its process id is named), or a link is in the folder.
+        """
+        self.check_own()
+        with (self.path / ".lock").open("a+") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.path} is being trained by process {file.read().strip()}; stop that first"
+                    ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def file(self, kind: str, steps: int) -> Path:
+        """Return where the `kind` ("model", "best" or "checkpoint") of that age lies."""
+        return self.path / CHECKPOINTS / f"{kind}-{steps:012d}.safetensors"
+
+    def files(self, kind: str) -> list[Path]:
+        """Return the files of a kind, oldest first."""
+        found = {
+            each: each.stem.removeprefix(f"{kind}-") for each in (self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors")
+        }
+        ours = [each for each, steps in found.items() if re.fullmatch("[0-9]{12,15}", steps)]
+        return sorted(ours, key=lambda each: int(found[each]))
+
+    def models(self) -> list[Path]:
+        """Return the model files, newest first.
+
+        Raises:
+            UserError: the run has none yet.
+        """
+        models = self.files("model")[::-1]
+        if not models:
+            raise UserError(f"{self.path} has no model: it was stopped before its first checkpoint; start a new run")
+        return models
+
+    def best_models(self) -> list[Path]:
+        """Return the files of the best models, the best first: one that came later had the better score.
+
+        Raises:
+            UserError: the run has none yet.
+        """
+        best = self.files(BEST)[::-1]
+        if not best:
+            raise UserError(
+                f"{self.path} has no best model yet: one comes with the first evaluation (--eval-freq), or else with "
+                f"the first 100 episodes, and the checkpoint after it; until then use {self.path}, its newest model"
+            )
+        return best
+
+    def forget_best(self, after: int) -> None:
+        """Delete the best models of a stretch that is played again, scored at later steps than `after`."""
+        for path in self.files(BEST):
+            if steps_of(path) > after:
+                path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Delete all but the newest files of each kind, and what a killed save left behind.
+
+        Of the best models the last ones are kept too: each of the kept checkpoints finds its own.
+
+        Raises:
+            UserError: the folder of checkpoints is a link: its files may not be this run's to delete.
+        """
+        if (self.path / CHECKPOINTS).is_symlink():
+            raise UserError(
+                f"{self.path / CHECKPOINTS} is a link: nothing is deleted there; put the folder itself there"
+            )
+        old = [each for kind in ("model", BEST, "checkpoint") for each in self.files(kind)[:-KEEP]]
+        for path in [*old, *(self.path / CHECKPOINTS).glob(f"{TEMPORARY}*")]:
+            path.unlink(missing_ok=True)
+
+
+def steps_of(file: Path) -> int:
+    """Return the steps in the name of one of a run's files."""
+    return int(file.stem.rpartition("-")[2])
+
+
+def run_folder(path: str | Path) -> Path:
+    """Return the run folder that a path names: RUN, or RUN/best for the run's best model."""
+    path = Path(path)
+    is_best = path.name == BEST and not path.exists() and (path.parent / CONFIG).exists()
+    return path.parent if is_best else path
+
+
+def model_files(path: str | Path) -> list[Path]:
+    """Return the model files that a path names, the one that is meant first, then those to fall back on.
+
+    Args:
+        path: a model file, RUN for its newest model, or RUN/best for its best.
+
+    Raises:
+        UserError: there is no such run, or no such model in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    folder = run_folder(path)
+    run = Run.open(folder)
+    return run.models() if folder == path else run.best_models()
+
+
+def title_of(path: str | Path) -> str:
+    """Return a short name for the model that a path names: `coinrun_1`, `coinrun_1-best`, or a file's own."""
+    path = Path(path)
+    if path.is_file():
+        return path.resolve().stem
+    folder = run_folder(path)
+    return folder.resolve().name + ("" if folder == path else f"-{BEST}")

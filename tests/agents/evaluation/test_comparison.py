@@ -1,0 +1,147 @@
+"""The statistics of a comparison, against literal computations."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from srwm_rl.agents.evaluation.comparison import (
+    common_thresholds,
+    interquartile_mean,
+    level_improvement,
+    outcomes,
+    paired_difference,
+    performance_profile,
+    rliable_version,
+    run_improvement,
+)
+from srwm_rl.agents.evaluation import comparison
+
+RNG = np.random.default_rng(5)
+SCORES = RNG.normal(size=(5, 3))
+OTHERS = RNG.normal(0.5, size=(4, 3))
+
+
+@pytest.fixture(params=["ours", "rliable"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return whose code computes interquartile means and profiles."""
+    if request.param == "ours":
+        monkeypatch.setattr(comparison, "rliable_version", lambda: None)
+    elif rliable_version() is None:
+        pytest.skip("rliable is not installed")
+    return str(request.param)
+
+
+def test_outcomes() -> None:
+    first = np.array([1.0, 2.0, 3.0, 0.1 + 0.2, 5.0])
+    second = np.array([2.0, 1.0, 3.0, 0.3, 1.0])
+    assert outcomes(first, second) == (2, 2, 1)
+    assert outcomes(second, first) == (1, 2, 2)
+
+
+def test_paired_difference_is_the_mean_over_games_of_mean_differences() -> None:
+    first, second = [np.array([3.0, 1.0]), np.array([10.0, 10.0, 40.0])], [np.zeros(2), np.array([0.0, 0.0, 10.0])]
+    difference = paired_difference(first, second)
+    assert difference.mean == pytest.approx((2.0 + 50 / 3) / 2)
+    assert difference.low < difference.mean < difference.high
+    assert paired_difference(second, first).mean == -difference.mean
+
+
+def test_paired_interval_holds_the_bootstrap_of_all_resamples() -> None:
+    values = np.array([0.0, 1.0, 5.0, 9.0])
+    everything = [np.mean(each) for each in itertools.product(values, repeat=4)]
+    low, high = np.percentile(everything, [2.5, 97.5])
+    found = paired_difference([values + 7.0], [np.full(4, 7.0)])
+    assert found.low == pytest.approx(low, abs=0.3)
+    assert found.high == pytest.approx(high, abs=0.3)
+
+
+def test_pairing_removes_what_levels_have_in_common() -> None:
+    hard = RNG.normal(scale=100.0, size=200)
+    difference = paired_difference([hard + 1.0 + RNG.normal(scale=0.1, size=200)], [hard])
+    assert 0.9 < difference.low < difference.high < 1.1
+
+
+def test_each_game_weighs_the_same_in_every_resample() -> None:
+    first = [np.full(2, 1.0), np.full(1000, 0.0)]
+    assert paired_difference(first, [np.zeros(2), np.zeros(1000)]) == (0.5, 0.5, 0.5)
+
+
+def test_level_improvement_counts_ties_as_half() -> None:
+    first, second = [np.array([1.0, 1.0, 0.0, 2.0])], [np.array([0.0, 1.0, 1.0, 0.0])]
+    assert level_improvement(first, second).mean == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+
+
+def test_run_improvement_is_the_fraction_of_pairs_of_runs() -> None:
+    other = OTHERS.copy()
+    other[0] = SCORES[0]  # ties
+    per_game = []
+    for game in range(3):
+        pairs = [(a > b) + 0.5 * (a == b) for a in SCORES[:, game] for b in other[:, game]]
+        per_game.append(sum(pairs) / len(pairs))
+    found = run_improvement(SCORES, other)
+    assert found.mean == pytest.approx(sum(per_game) / 3)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+
+
+def literal_interquartile_mean(scores: np.ndarray) -> float:
+    values = sorted(scores.ravel())
+    cut = len(values) // 4
+    middle = values[cut : len(values) - cut]
+    return float(sum(middle) / len(middle))
+
+
+def test_interquartile_mean(backend: str) -> None:
+    found = interquartile_mean(SCORES)
+    assert found.mean == pytest.approx(literal_interquartile_mean(SCORES))
+    rng = np.random.default_rng(1)
+    resampled = []
+    for _ in range(3000):
+        drawn = [[SCORES[rng.integers(5), game] for game in range(3)] for _ in range(5)]
+        resampled.append(literal_interquartile_mean(np.array(drawn)))
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    assert found.low == pytest.approx(low, abs=0.1)
+    assert found.high == pytest.approx(high, abs=0.1)
+    assert interquartile_mean(SCORES) == found  # the same seed, the same interval
+
+
+def test_an_outlier_hardly_moves_the_interquartile_mean(backend: str) -> None:
+    wild = SCORES.copy()
+    wild[np.unravel_index(wild.argmax(), wild.shape)] = 1e6
+    assert interquartile_mean(wild).mean == pytest.approx(interquartile_mean(SCORES).mean)
+
+
+def test_performance_profile(backend: str) -> None:
+    thresholds = common_thresholds(SCORES, OTHERS)
+    profile = performance_profile(SCORES, thresholds)
+    literal = [sum(score > t for score in SCORES.ravel()) / SCORES.size for t in thresholds]
+    assert profile.fractions == pytest.approx(literal)
+    assert (profile.low <= profile.fractions + 1e-9).all()
+    assert (profile.high >= profile.fractions - 1e-9).all()
+    assert (profile.low < profile.high).any()
+    assert profile.fractions[-1] == 0
+    assert performance_profile(OTHERS, thresholds).fractions[0] == 1
+    assert (performance_profile(SCORES, thresholds).low == profile.low).all()
+
+
+def test_nothing_is_said_of_the_spread_of_one_run_or_level() -> None:
+    assert interquartile_mean(SCORES[:1])[1:] == (-np.inf, np.inf)
+    assert run_improvement(SCORES, OTHERS[:1])[1:] == (-np.inf, np.inf)
+    assert paired_difference([np.ones(1)], [np.zeros(1)]) == (1.0, -np.inf, np.inf)
+
+
+def test_numpys_global_generator_is_left_alone(backend: str) -> None:
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    interquartile_mean(SCORES)
+    assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("second", [np.zeros(3), np.zeros((2, 1))])
+def test_what_is_no_pair_is_refused(second: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="needs pairs"):
+        paired_difference([np.zeros(2)], [second])
+    with pytest.raises(ValueError, match="needs pairs"):
+        outcomes(np.zeros(2), second)
+    with pytest.raises(ValueError, match="needs pairs"):
+        level_improvement([], [])

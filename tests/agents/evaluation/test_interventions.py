@@ -1,0 +1,137 @@
+"""Interventions: what is held stays held, and only that."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srwm_rl import SRWMPolicy, UserError
+from srwm_rl.agents.evaluation.interventions import Held, head_part
+from srwm_rl.agents.evaluation.play_levels import play_levels
+from srwm_rl.envs import make_levels_env
+from srwm_rl.nn.diagnostics import head_norms
+
+B, STEPS = 3, 8
+SIZES: dict[str, Any] = {"hidden_size": 16, "n_layers": 2, "n_heads": 4}
+
+
+def policy(core: str, **settings: Any) -> SRWMPolicy:
+    env = make_levels_env("recall", 1, "0:1", 1, 0)
+    torch.manual_seed(0)
+    sizes = SIZES if core not in ("lstm", "feedforward") else {"hidden_size": 16}
+    made = SRWMPolicy(
+        env.observation_space, env.action_space, lambda _: 0.0, core=core, core_kwargs={**sizes, **settings}
+    )
+    with torch.no_grad():
+        made.action_net.weight.mul_(100)  # the first actions of a network are all alike
+    return made
+
+
+def observations(made: SRWMPolicy) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    shapes = {key: space.shape for key, space in made.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    return [{key: rng.random((B, *shape), np.float32) for key, shape in shapes.items()} for _ in range(STEPS)]
+
+
+STARTS = np.zeros((STEPS, B), bool)
+STARTS[0], STARTS[5, 1] = True, True
+
+
+def walk(agent: Any, seen: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    state, actions, states = None, [], []
+    torch.manual_seed(0)
+    for obs, starts in zip(seen, STARTS, strict=True):
+        action, state = agent.predict(obs, state, starts)
+        actions.append(action)
+        assert state is not None
+        states.append(state[0])
+    return np.stack(actions), states
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"variant": "paper"}, {"shift_bound": 0.5}, {"norm": "residual", "input_softmax": True}]
+)
+def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[str, Any]) -> None:
+    live = policy("srwm", **settings)
+    plain = {"norm": live.core.layers[0].norm, "input_softmax": live.core.layers[0].input_softmax}  # type: ignore[index, union-attr]
+    fake = policy("fake_sr", **plain)
+    weights = {k: v[..., :4] if k.endswith("layers.0.weight") or k.endswith("layers.1.weight") else v
+               for k, v in live.state_dict().items()}  # fmt: skip
+    fake.load_state_dict(weights)
+    seen = observations(live)
+    held: Any = Held(live)
+    state: Any = None
+    fake_state = fake.initial_state(B)
+    for obs, starts in zip(seen, STARTS, strict=True):
+        tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+        with torch.no_grad():
+            carried = live.initial_state(B) if state is None else torch.from_numpy(state[0])
+            mine = live.act(tensors, carried, torch.from_numpy(starts), deterministic=True)
+            other = fake.act(tensors, fake_state, torch.from_numpy(starts), deterministic=True)
+        torch.testing.assert_close(mine.values, other.values)
+        torch.testing.assert_close(mine.log_probs, other.log_probs)
+        actions, state = held.predict(obs, state, starts, deterministic=True)
+        np.testing.assert_array_equal(actions, other.actions.numpy())
+        assert not state[0].any()
+    edited = torch.from_numpy(walk(live, seen)[1][-1])
+    with torch.no_grad():  # the edits of this network do matter
+        assert (live.act(tensors, edited, torch.zeros(B)).values != mine.values).all()
+
+
+@pytest.mark.parametrize("core", ["srwm", "lstm", "delta", "sr_delta"])
+def test_from_a_later_step_on(core: str) -> None:
+    made = policy(core)
+    seen = observations(made)
+    _, live = walk(made, seen)
+    _, held = walk(Held(made, after=2), seen)
+    for t in range(STEPS):
+        for env in range(B):
+            clock = t - 5 if env == 1 and t >= 5 else t
+            if clock < 2:
+                np.testing.assert_array_equal(held[t][:, env], live[t][:, env])
+            else:
+                np.testing.assert_array_equal(held[t][:, env], held[t - 1][:, env])
+                assert (held[t][:, env] != live[t][:, env]).any()
+
+
+def test_held_from_the_start_every_observation_is_the_first() -> None:
+    made = policy("lstm")
+    seen = observations(made)
+    torch.manual_seed(0)
+    alone = np.stack([made.predict(obs, None, np.ones(B, bool))[0] for obs in seen])
+    np.testing.assert_array_equal(walk(Held(made), seen)[0], alone)
+
+
+def test_a_lesion_takes_one_head_and_leaves_the_others() -> None:
+    made = policy("srwm")
+    _, states = walk(Held(made, part=head_part(made, 1, 2)), observations(made))
+    for t, state in enumerate(states):
+        norms = head_norms(made.core, torch.from_numpy(state))  # [L, B, H]
+        assert not norms[1, :, 2].any()
+        norms[1, :, 2] = 1
+        assert norms.all()
+        if t == 0:  # before anything can spread from the head to the others
+            live = walk(made, observations(made))[1][0]
+            part = head_part(made, 1, 2)[:, None]
+            np.testing.assert_array_equal(np.where(part, 0, live), state)
+
+
+@pytest.mark.parametrize(("layer", "head"), [(2, 0), (0, 4), (9, 9)])
+def test_a_head_that_does_not_exist(layer: int, head: int) -> None:
+    with pytest.raises(UserError, match=rf"no head {layer}.{head}: core 'srwm' has layers 0 to 1 with heads 0 to 3"):
+        head_part(policy("srwm"), layer, head)
+
+
+def test_a_core_without_anything_to_cut_out() -> None:
+    with pytest.raises(UserError, match="core 'feedforward' carries nothing"):
+        head_part(policy("feedforward"), 0, 0)
+
+
+def test_how_many_play_at_once_does_not_matter() -> None:
+    """The clocks belong to the environments: when some run out of work, the others keep theirs."""
+    made, results = policy("srwm"), []
+    for n_envs in (1, 4, 7):
+        env = make_levels_env("recall", n_envs, "0:9", 2, 0)
+        results.append(sorted(play_levels(Held(made, after=3), env, deterministic=True)))
+    assert results[0] == results[1] == results[2]

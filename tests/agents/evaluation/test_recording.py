@@ -1,0 +1,66 @@
+"""Recording: the steps in their order, and a digest that notices every change."""
+
+from itertools import islice
+
+import numpy as np
+import torch
+
+from srwm_rl import SRWMPolicy
+from srwm_rl.agents.evaluation.play_levels import play_levels
+from srwm_rl.agents.evaluation.recording import Introspector, Observer, collect, play
+from srwm_rl.envs import make_levels_env
+
+
+def policy() -> SRWMPolicy:
+    env = make_levels_env("recall", 1, "0:1", 1, 0)
+    torch.manual_seed(0)
+    return SRWMPolicy(env.observation_space, env.action_space, lambda _: 0.0, core_kwargs={"hidden_size": 16})
+
+
+def test_a_recording_is_what_an_evaluation_plays() -> None:
+    made = policy()
+    torch.manual_seed(3)
+    episodes = play_levels(made, make_levels_env("recall", 1, "5:9", 1, 0))
+    torch.manual_seed(3)
+    arrays = collect(play(make_levels_env("recall", 1, "5:9", 1, 0), Introspector(made), range(5, 9)))
+    ends = np.flatnonzero(arrays["dones"])
+    assert len(ends) == len(episodes) == 4
+    np.testing.assert_array_equal(np.flatnonzero(arrays["starts"]), [0, *(ends[:-1] + 1)])
+    np.testing.assert_array_equal(np.diff([-1, *ends]), [each.length for each in episodes])
+    assert arrays["levels"][ends].tolist() == [each.level for each in episodes]
+    assert arrays["rewards"][ends].tolist() == [each.episode_return for each in episodes]
+    assert arrays["solved"][ends].tolist() == [int(bool(each.solved)) for each in episodes]
+    assert (np.delete(arrays["solved"], ends) == -1).all()
+    assert not arrays["drift"][arrays["starts"]].any()
+    assert arrays["drift"][~arrays["starts"]].all()
+    assert arrays["edit"].shape == (len(arrays["rewards"]), 2, 8)
+    assert arrays["rates"].shape == (len(arrays["rewards"]), 2, 8, 4)
+    assert "std" not in arrays
+
+
+def test_it_may_be_cut_short() -> None:
+    env = make_levels_env("recall", 1, "5:9", 1, 0)
+    arrays = collect(islice(play(env, Introspector(policy()), range(5, 9)), 3))
+    assert {len(each) for each in arrays.values()} == {3}
+    assert not arrays["dones"].any()
+
+
+def test_the_digest_notices_values_types_shapes_and_names() -> None:
+    base = {"a": np.zeros((1, 2), np.float32), "b": np.ones((1, 2), np.float32)}
+    others = (
+        base | {"a": np.array([[0, 1e-30]], np.float32)},
+        base | {"a": np.zeros((1, 2), np.int32)},
+        base | {"a": np.zeros((2, 1), np.float32)},
+        {"a": base["a"], "c": base["b"]},
+        {"b": base["a"], "a": base["b"]},
+    )
+    digests, links = set(), set()
+    for obs in (base, *others):
+        observer = Observer()
+        observer.see(obs)
+        digests.add(observer.digest())
+        links.add(observer.links[0])
+    assert len(digests) == len(links) == 1 + len(others)
+    again = Observer()
+    again.see({"b": base["b"], "a": base["a"]})
+    assert again.digest() in digests

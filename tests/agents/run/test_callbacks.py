@@ -1,0 +1,179 @@
+"""What the command line hangs on a training loop: levels that were played are noted, and states taken and saved."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.distributed import Processes
+from srwm_rl.agents.run import callbacks
+from srwm_rl.agents.run.callbacks import Checkpoints, LevelRecorder, TrainingReturn
+from srwm_rl.envs import GroupedVecEnv, make_vec_env
+from srwm_rl.envs.wrappers.reward import VecNormalizeReward
+
+Levels = set[tuple[str, int]]
+
+
+def begun(env: VecEnv, into: Levels) -> VecEnv:
+    """Return environments that write down, behind everybody's back, which level each of them is in after every step."""
+    simulator: Any = env.unwrapped.batch_env  # type: ignore[union-attr]
+    step, reset = simulator.step, simulator.reset
+
+    def note(result: Any) -> Any:
+        into.update(zip(simulator.game_names, simulator.level_seed().tolist(), strict=True))
+        return result
+
+    simulator.step = lambda actions: note(step(actions))
+    simulator.reset = lambda *given, **more: note(reset(*given, **more))
+    return env
+
+
+class Keep(KVWriter):
+    """A log that stays in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.lines.append({"step": step, **key_values})
+
+
+def trainer(env: VecEnv, algo: str) -> PPO | IMPALA:
+    kwargs = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}, "encoder_kwargs": {"cnn": {"channels": [2]}}}
+    if algo == "ppo":
+        return PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
+    synchronous = algo == "synchronous impala"
+    return IMPALA("SRWMPolicy", env, n_steps=16, policy_kwargs=kwargs, seed=0, device="cpu", synchronous=synchronous)
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "levels", "steps"),
+    [
+        *((algo, "recall", levels, 640) for algo in ("ppo", "synchronous impala") for levels in ("0:40", "all")),
+        ("impala", "fruitbot,starpilot", "3:90", 896),
+    ],
+)
+def test_exactly_the_levels_that_were_begun_are_noted(algo: str, env: str, levels: str, steps: int) -> None:
+    truth: Levels = set()
+    groups = [VecNormalizeReward(begun(make_vec_env(env, 4, levels, seed), truth)) for seed in (0, 4)]
+    noted: list[tuple[str, int]] = []
+    trainer(GroupedVecEnv(groups), algo).learn(steps, LevelRecorder(lambda game, level: noted.append((game, level))))
+    assert set(noted) == truth
+    assert all(type(level) is int for _, level in noted)
+    assert len(truth) > 8, "no episode ended"
+
+
+def test_nothing_is_asked_of_a_step_that_ends_no_episode() -> None:
+    callback = LevelRecorder(lambda game, level: pytest.fail("nothing ended"))
+
+    class Untouched(list):
+        def __getitem__(self, index: Any) -> Any:
+            pytest.fail("no episode ended")
+
+    callback.locals = {"dones": np.zeros(64, bool), "infos": Untouched([{}] * 64)}
+    assert callback._on_step()
+
+
+def test_environments_that_know_no_levels_are_none_of_its_business() -> None:
+    noted: list[Any] = []
+    PPO("SRWMPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(
+        128, LevelRecorder(lambda *each: noted.append(each))
+    )
+    assert noted == []
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_the_training_score_is_the_logs_once_the_window_is_full(algo: str) -> None:
+    model = trainer(make_vec_env("recall", 8, "0:40", 0), algo)
+    log = Keep()
+    model.set_logger(Logger(None, [log]))
+    scores: list[tuple[int, float]] = []
+    episodes: list[int] = []
+
+    def note(score: float) -> None:
+        scores.append((model.num_timesteps, score))
+        episodes.append(len(model.ep_info_buffer or ()))
+
+    model.learn(128 * 14, TrainingReturn(note))
+    assert set(episodes) == {100}
+    assert 128 * 2 < scores[0][0] < 128 * 14, "the window was full at once, or never"
+    logged = {line["step"]: line["rollout/ep_rew_mean"] for line in log.lines}
+    assert scores == [(step, logged[step]) for step in sorted(logged) if step >= scores[0][0]]
+    assert len(scores) > 2
+
+
+class Clock:
+    """Each state takes a second, and each update a while."""
+
+    def __init__(self) -> None:
+        self.now, self.taken = 0.0, list[float]()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def capture(self) -> dict[str, Any]:
+        self.now += 1
+        self.taken.append(self.now)
+        return {"taken": self.now}
+
+
+def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> None:
+    """Begin a rollout of 10 steps after each of so many seconds, as a trainer would."""
+    checkpoints.num_timesteps = 0
+    checkpoints._on_training_start()
+    for each in seconds:
+        clock.now += each
+        checkpoints._on_rollout_start()
+        checkpoints.num_timesteps += 10
+
+
+@pytest.mark.parametrize(
+    ("grace", "update", "n", "taken"),
+    [
+        (0.0, 25.0, 4, [26, 52, 78, 104]),  # slow updates: before each
+        (0.0, 4.0, 12, [5, 22, 43]),  # fast ones: a twentieth of the time
+        (2.5, 4.0, 12, [5, 10, 15, 20, 33, 54]),  # but at the start
+    ],
+)
+def test_taking_states_costs_a_share_of_the_time(
+    grace: float, update: float, n: int, taken: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "GRACE", grace)
+    clock, saved = Clock(), list[dict[str, Any]]()
+    checkpoints = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
+    rollouts(checkpoints, clock, [update] * n)
+    assert clock.taken == taken
+    assert saved == []
+    checkpoints.save_latest()
+    assert saved == [{"taken": taken[-1]}]
+
+
+def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "GRACE", 0.0)
+    clock, saved = Clock(), list[dict[str, Any]]()
+    by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
+    rollouts(by_steps, clock, [0.5] * 7)
+    assert clock.taken == [1.5, 4.0, 6.5]  # at 0, 30 and 60 steps
+    assert [each["taken"] for each in saved] == [4.0, 6.5]
+    clock, saved = Clock(), list[dict[str, Any]]()
+    by_seconds = Checkpoints(clock.capture, saved.append, 10**9, 2.0, clock=clock)
+    rollouts(by_seconds, clock, [0.5] * 9)
+    assert saved == [{"taken": each} for each in (3.0, 6.0)]
+
+
+def test_all_processes_take_states_when_process_0_does() -> None:
+    class Slow(Processes):
+        def all_gather(self, tree: Any) -> list[Any]:
+            asked.append(tree)
+            clock.now += 50  # until all are there
+            return [len(asked) == 3, tree]
+
+    clock, asked = Clock(), list[bool]()
+    checkpoints = Checkpoints(clock.capture, lambda _: None, 10**9, processes=Slow(), clock=clock)
+    rollouts(checkpoints, clock, [99.0] * 4)
+    assert asked == [True] * 4
+    assert clock.taken == [4.0 * 99 - 99 + 3 * 50 + 1]
+    assert checkpoints.spent == 1

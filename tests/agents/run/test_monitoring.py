@@ -1,0 +1,104 @@
+"""Callbacks that look: what they log is what is there, and what is learned is what would have been learned."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from srwm_rl import core_names
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.evaluation.play_levels import play_levels
+from srwm_rl.agents.run.monitoring import HeldOut, SelfModification
+from srwm_rl.envs import make_levels_env, make_vec_env
+
+
+class Keep(KVWriter):
+    """A log that stays in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.lines.append({"step": step, **key_values})
+
+
+def model(core: str = "srwm") -> tuple[PPO, Keep]:
+    env = make_vec_env("recall", 8, "0:50", 0)
+    kwargs = {"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
+    made = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
+    log = Keep()
+    made.set_logger(Logger(None, [log]))
+    return made, log
+
+
+def held_out(model: PPO, every: int) -> HeldOut:
+    def play(levels: str) -> Any:
+        return play_levels(model.policy, make_levels_env("recall", 4, levels, 1, 0))
+
+    return HeldOut({"train": lambda: play("0:6"), "test": lambda: play("100:106")}, every)
+
+
+@pytest.mark.parametrize("core", core_names())
+def test_edits_and_drifts_are_logged_where_there_are_any(core: str) -> None:
+    made, log = model(core)
+    made.learn(3 * 128, SelfModification())
+    names = {name for line in log.lines for name in line if name.startswith("srwm/")}
+    if not made.policy.core.state_size:
+        assert names == set()
+        return
+    rates = {"rate_y", "rate_query", "rate_key", "rate_beta"} if "sr" in core else set()
+    assert names == {
+        f"srwm/l{layer}/{name}" for layer in (0, 1) for name in {"edit", "drift", "drift_max"} | rates
+    } or (core in ("lstm", "gru") and names)
+    assert all(np.isfinite(line[name]) for line in log.lines for name in names if name in line)
+
+
+def test_the_drift_is_that_of_the_state() -> None:
+    made, log = model()
+    made.learn(128, SelfModification(histogram_every=1))
+    assert made._core_state is not None
+    fresh = torch.as_tensor(made._last_episode_starts)
+    core: Any = made.policy.core
+    norms = made._core_state.masked_fill(fresh[:, None], 0).unflatten(-1, core.shift_shape).flatten(3).norm(dim=-1)
+    for layer in (0, 1):
+        assert log.lines[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
+        assert log.lines[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
+        assert log.lines[0][f"srwm/l{layer}/drifts"].shape == (8 * 8,)
+        for rate in ("y", "query", "key", "beta"):
+            assert 0 < log.lines[0][f"srwm/l{layer}/rate_{rate}"] < 1
+
+
+def test_looking_changes_nothing_of_what_is_learned() -> None:
+    plain, _ = model()
+    plain.learn(4 * 128)
+    watched, _ = model()
+    watched.learn(4 * 128, [SelfModification(), held_out(watched, 128)])
+    for mine, theirs in zip(plain.policy.parameters(), watched.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_held_out_levels_are_played_at_multiples_and_scored() -> None:
+    made, log = model()
+    scores: list[float] = []
+    callback = held_out(made, 300)
+    callback.on_score = scores.append
+    made.learn(8 * 128, callback)
+    lines = [line for line in log.lines if "eval/gap" in line]
+    assert [line["step"] for line in lines] == [384, 640, 1024]  # the first updates beyond 300, 600 and 900
+    assert scores == [line["eval_test/mean_reward"] for line in lines]
+    for line in lines:
+        assert line["eval/gap"] == pytest.approx(line["eval_train/mean_reward"] - line["eval_test/mean_reward"])
+        assert 0 <= line["eval_test/success_rate"] <= 1
+        assert 6 <= line["eval_test/mean_ep_length"] <= 13
+
+
+def test_it_does_not_disturb_a_learner_that_runs_beside() -> None:
+    env = make_vec_env("recall", 8, "0:50", 0)
+    kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
+    made = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    log = Keep()
+    made.set_logger(Logger(None, [log]))
+    made.learn(60 * 64, SelfModification())  # raised from the learner's thread when the two shared a network
+    assert sum("srwm/l0/edit" in line for line in log.lines) == 60

@@ -1,0 +1,199 @@
+"""The stopwatch: who spent what, threads apart, and a training that does not notice."""
+
+import time
+from contextlib import nullcontext
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.run.profiling import Stopwatch, time_parts
+from srwm_rl.ops import cpu
+from tests.agents.probe import Probe
+
+IN_C = not isinstance(cpu.load_kernel(), str)
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Work:
+    """Something that takes time and calls its own parts."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def outer(self) -> str:
+        self.clock.now += 1.0
+        self.inner(2.0)
+        self.inner(3.0)
+        return "done"
+
+    def inner(self, seconds: float) -> None:
+        self.clock.now += seconds
+        if seconds == 3.0:
+            raise_if_asked()
+
+
+def raise_if_asked() -> None:
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def test_parts_are_counted_below_the_part_that_called_them(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    assert work.outer() == "done"
+    work.inner(4.0)
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2), ("in",): (4.0, 1)}
+    watch.reset()
+    work.inner(1.0)
+    assert watch.spent == {("in",): (1.0, 1)}
+
+
+def test_a_part_that_raises_is_counted_and_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(globals(), "raise_if_asked", fail)
+    with pytest.raises(ZeroDivisionError):
+        work.outer()
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2)}
+    with watch.part("after"):
+        clock.now += 1.0
+    assert watch.spent[("after",)] == (1.0, 1)
+
+
+def test_what_another_thread_does_stands_at_the_top(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "inner", "in")
+    with watch.part("main"):
+        thread = Thread(target=work.inner, args=(1.0,))
+        thread.start()
+        thread.join()
+        work.inner(2.0)
+    assert watch.spent == {("main",): (3.0, 1), ("main", "in"): (2.0, 1), ("in",): (1.0, 1)}
+
+
+def test_unwrapped_objects_are_as_they_were(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    work.outer = Work(clock).outer  # type: ignore[method-assign]
+    own = work.outer
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    watch.unwrap()
+    assert work.outer is own
+    assert "inner" not in vars(work)
+    work.outer()
+    assert watch.spent == {}
+
+
+class Timed(BaseCallback):
+    """Has a training timed from its start to its end."""
+
+    model: RecurrentAlgorithm
+
+    def _on_training_start(self) -> None:
+        self.watch = time_parts(self.model, lambda _: nullcontext())
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.watch.unwrap()
+
+
+def trained(algo: str, callback: BaseCallback | None) -> tuple[RecurrentAlgorithm, torch.Tensor]:
+    shared: dict[str, Any] = {"n_steps": 8, "seed": 0, "device": "cpu"}
+    shared["policy_kwargs"] = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+    env = DummyVecEnv([Probe, Probe])
+    made: RecurrentAlgorithm
+    if algo == "ppo":
+        made = PPO("SRWMPolicy", env, n_epochs=2, **shared)
+    else:
+        made = IMPALA("SRWMPolicy", env, synchronous=algo == "impala", **shared)
+    made.learn(4 * 16, callback)
+    return made, torch.nn.utils.parameters_to_vector(made.policy.parameters()).detach()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
+    backward = torch.autograd.backward
+    model, weights = trained(algo, timed := Timed())
+    assert torch.equal(weights, trained(algo, None)[1])
+    assert torch.autograd.backward is backward
+    for owner in (
+        model,
+        model._guard,
+        model.policy.features_extractor,
+        model.policy.core,
+        model.policy.optimizer,
+        model.env,
+    ):
+        assert not {"act", "forward", "train"} & vars(owner).keys()
+    assert not {"step"} & (vars(model.policy.optimizer).keys() | vars(model.env).keys())
+    spent = timed.watch.spent
+    assert spent[("collect", "act")].calls == 4 * (8 + (algo == "ppo"))
+    updates = 4 * 2 * 2 if algo == "ppo" else 4  # iterations, epochs, minibatches
+    below = ("learn",) if algo == "ppo" else ("learn", "update")
+    steps = [(*below, "optimizer"), (*below, "gradient")]
+    # PPO's gradient of vectors is one piece of C, where there is that.
+    steps += [(*below, "gradient", part) for part in ("forward", "backward") if algo == "impala" or not IN_C]
+    assert {path: spent[path].calls for path in steps} == dict.fromkeys(steps, updates)
+    for path, time_spent in spent.items():
+        inside = sum(each.seconds for below, each in spent.items() if below[:-1] == path)
+        assert 0 <= inside <= time_spent.seconds
+
+
+@pytest.mark.skipif(not IN_C, reason="without C the encoder runs as a whole")
+def test_a_network_for_images_is_told_from_the_c_around_it() -> None:
+    frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    kwargs = {"core_kwargs": {"hidden_size": 16}, "encoder_kwargs": {"cnn": {"channels": [4], "features": 8}}}
+    timed = Timed()
+    PPO(
+        "SRWMPolicy",
+        DummyVecEnv([lambda: Probe(frames)] * 2),
+        n_steps=8,
+        n_epochs=2,
+        batch_size=8,
+        device="cpu",
+        policy_kwargs=kwargs,
+    ).learn(2 * 16, timed)
+    spent = timed.watch.spent
+    assert (
+        spent[("collect", "act", "images")].calls == 2 * 9 + 3
+    )  # and when the three kinds of C were compared with the policy
+    for part in ("images", "backward"):
+        assert spent[("learn", "gradient", part)].calls == 2 * 2 * 2
+    assert not {"forward"} & vars(timed.model.policy.features_extractor.images["observation"]).keys()  # type: ignore[union-attr]
+
+
+def test_a_learner_beside_the_actors_is_timed_by_itself() -> None:
+    _, _ = trained("overlapped", timed := Timed())
+    # The last batches may be learned from after the training's end.
+    assert 1 <= timed.watch.spent[("update", "gradient", "forward")].calls <= 4
+    assert timed.watch.spent[("collect", "act")].calls == 4 * 8

@@ -1,0 +1,180 @@
+import copy
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecTransposeImage
+
+from srwm_rl.envs import BanditBatch, BatchVecEnv, GymnasiumBatch, ProcgenVecEnv, RecallBatch, VecMemoryInputs
+from srwm_rl.envs.wrappers.memory_inputs import ActionEncoder
+from srwm_rl.errors import UserError
+
+
+class Echo(gymnasium.Env):
+    """Give the step number as observation, -3 times it as reward, and end after four steps."""
+
+    def __init__(self, action_space=None, keys=("a", "b")):
+        self.action_space = action_space or spaces.Discrete(3, start=2)
+        self.observation_space = spaces.Dict({key: spaces.Box(-9, 9, (1,), np.float32) for key in keys})
+
+    def _obs(self):
+        return {key: np.array([self.clock], np.float32) for key in self.observation_space.spaces}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        self.clock += 1
+        return self._obs(), -3.0 * self.clock, self.clock == 4, False, {}
+
+
+gymnasium.register("tests/Echo-v0", entry_point=Echo, disable_env_checker=True)
+
+
+def echo(n=2, **kwargs):
+    return BatchVecEnv(GymnasiumBatch("tests/Echo-v0", n, env_kwargs=kwargs))
+
+
+def test_inputs_are_what_was_done_and_got_one_step_before():
+    env = VecMemoryInputs(echo(), reward_clip=5.0)
+    obs = env.reset()
+    assert set(obs) == {"a", "b", "previous_action", "previous_reward", "episode_step"}
+    for key in ("previous_action", "previous_reward", "episode_step"):
+        assert (obs[key] == 0).all()
+    for k in (1, 2, 3):
+        obs, *_ = env.step(np.array([2, 4]))
+        assert obs["previous_action"].tolist() == [[1, 0, 0], [0, 0, 1]]
+        assert obs["previous_reward"].tolist() == [[max(-5, -3 * k)]] * 2
+        assert obs["episode_step"].tolist() == [[k]] * 2
+        assert obs["a"].tolist() == [[k]] * 2
+        assert env.observation_space.contains({key: value[0] for key, value in obs.items()})
+    obs, _, dones, infos = env.step(np.array([3, 4]))
+    assert dones.all()
+    assert all((obs[key] == 0).all() for key in obs)
+    last = infos[0]["terminal_observation"]
+    assert {key: value.tolist() for key, value in last.items()} == {
+        "a": [4],
+        "b": [4],
+        "previous_action": [0, 1, 0],
+        "previous_reward": [-5],
+        "episode_step": [4],
+    }
+    obs, *_ = env.step(np.array([2, 2]))
+    assert obs["episode_step"].tolist() == [[1]] * 2
+
+
+def test_the_action_is_remembered_as_it_was_given():
+    env = VecMemoryInputs(BatchVecEnv(BanditBatch(2)))
+    env.reset()
+    actions = np.array([1, 3])
+    env.step_async(actions)
+    actions[:] = 0
+    assert env.step_wait()[0]["previous_action"].argmax(1).tolist() == [1, 3]
+
+
+def test_earlier_observations_are_not_written_over():
+    env = VecMemoryInputs(BatchVecEnv(BanditBatch(2, n_pulls=3)))
+    env.reset()
+    kept = [env.step(np.array([1, 2]))[0] for _ in range(2)]
+    copies = copy.deepcopy(kept)
+    for _ in range(5):
+        env.step(np.array([0, 0]))
+    for one, two in zip(kept, copies, strict=True):
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_reward_clip_can_be_off_and_inputs_chosen():
+    env = VecMemoryInputs(echo(), inputs=("reward",), reward_clip=None)
+    env.reset()
+    env.step(np.array([2, 2]))
+    obs, *_ = env.step(np.array([2, 2]))
+    assert set(obs) == {"a", "b", "previous_reward"}
+    assert obs["previous_reward"].tolist() == [[-6], [-6]]
+
+
+def test_frames_pass_through_uncopied():
+    inner = ProcgenVecEnv("maze", 2)
+    env = VecMemoryInputs(inner)
+    frames = []
+    original = inner.step_wait
+    inner.step_wait = lambda: (frames.append(step := original()), step)[1]
+    env.reset()
+    obs, *_ = env.step(np.array([4, 4]))
+    assert obs["observation"] is frames[0][0]
+    assert obs["observation"].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "encoded"),
+    [
+        (spaces.Discrete(3), [0, 2], [[1, 0, 0], [0, 0, 1]]),
+        (spaces.Discrete(3, start=-1), [-1, 1], [[1, 0, 0], [0, 0, 1]]),
+        (spaces.MultiDiscrete([2, 3]), [[1, 0], [0, 2]], [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]),
+        (spaces.MultiDiscrete([2, 3], start=[5, 7]), [[6, 7]], [[0, 1, 1, 0, 0]]),
+        (spaces.MultiBinary(3), [[1, 0, 1]], [[1, 0, 1]]),
+        (spaces.Box(-1, 2, (2,), np.float32), [[-5, 0.5], [1, 9]], [[-1, 0.5], [1, 2]]),
+        (spaces.Box(3, 4, (1, 2), np.float32), [[[3, 4]]], [[3, 4]]),
+    ],
+)
+def test_actions_become_numbers_within_the_space(space, actions, encoded):
+    encoder = ActionEncoder(space)
+    out = encoder.encode(np.array(actions))
+    assert out.tolist() == encoded
+    assert out.dtype == np.float32
+    assert all(encoder.space.contains(row) for row in [*out, np.zeros_like(out[0])])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda s: ProcgenVecEnv("leaper", 4, "0:9", seed=s), lambda s: BatchVecEnv(RecallBatch(4, seed=s))]
+)
+def test_state_continues_bit_exactly(make):
+    rng = np.random.default_rng(0)
+    env = VecMemoryInputs(make(1))
+    acts = rng.integers(0, env.action_space.n, (160, 4))
+    env.reset()
+    for a in acts[:37]:
+        last = env.step(a)[0]
+    state = copy.deepcopy(env.get_state())
+    rest = [env.step(a) for a in acts[37:]]
+    other = VecMemoryInputs(make(2))
+    other.set_state(state)
+    assert all(np.array_equal(value, last[key]) for key, value in other.observe().items())
+    for one, a in zip(rest, acts[37:], strict=True):
+        two = other.step(a)
+        assert all(np.array_equal(one[0][key], two[0][key]) for key in one[0])
+        assert np.array_equal(one[1], two[1])
+    with pytest.raises(UserError):
+        VecMemoryInputs(make(1), inputs=("step",)).set_state(state)
+    with pytest.raises(UserError):
+        other.set_state({**state, "steps": np.zeros(2, np.int64)})
+
+
+def test_state_is_reached_through_outer_wrappers():
+    env = VecTransposeImage(VecMemoryInputs(ProcgenVecEnv("maze", 2)))
+    env.reset()
+    env.step(np.array([7, 7]))
+    state = env.get_state()
+    assert set(state) == {"venv", "steps", "previous_action", "previous_reward", "episode_step"}
+    env.set_state(state)
+
+
+def test_wrong_use_is_refused():
+    for kwargs in ({"inputs": ("actions",)}, {"reward_clip": 0}, {"reward_clip": float("nan")}):
+        with pytest.raises(UserError):
+            VecMemoryInputs(BatchVecEnv(BanditBatch(1)), **kwargs)
+    with pytest.raises(UserError, match="'step'"):
+        VecMemoryInputs(echo(keys=("episode_step",)))
+    assert (
+        "previous_action" in VecMemoryInputs(echo(keys=("episode_step",)), inputs=("action",)).observation_space.spaces
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: ProcgenVecEnv("bossfight", 2, "0:9"), lambda: BatchVecEnv(BanditBatch(2))])
+def test_sb3_learns_with_it(make):
+    model = PPO("MultiInputPolicy", VecMemoryInputs(make()), n_steps=16, batch_size=32, n_epochs=1, device="cpu")
+    model.learn(64)
+    assert model.num_timesteps == 64

@@ -1,0 +1,299 @@
+"""`srwm-rl bench`: every kind runs, writes its figures, and refuses to time what is wrong. Nothing here is a speed."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srwm_rl.ops import cpu
+from srwm_rl.scripts.benchmarks import bound, encoder, environments, measure, overlap, suite, training
+from srwm_rl.scripts.commands import bench
+from srwm_rl.scripts.training.build import make_env
+from srwm_rl.storage.safe_file import pack
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(measure, "SECONDS", 0.05)  # no test looks at a speed
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def result(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
+    said = call("bench", *words, "--json", tmp_path / "bench.json", "--rounds", 2, "--threads", 1)
+    assert said.code == 0, said
+    found: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
+    assert found["torch"] == torch.__version__
+    return found
+
+
+def test_env(call: Any, tmp_path: Path) -> None:
+    found = result(call, tmp_path, "env", "--n-envs", 4, "--n-steps", 10)
+    assert [row["name"] for row in found["rows"]] == ["raw ProcGen", "ProcgenVecEnv", "with memory inputs"]
+    assert all(row["steps_per_second"]["median"] > 0 for row in found["rows"])
+
+
+def test_encoder(call: Any, tmp_path: Path) -> None:
+    found = result(call, tmp_path, "encoder", "--n-frames", 4)
+    assert {row["work"] for row in found["rows"]} == {"forward", "forward and backward"}
+    assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--algo", "impala"], *(["--against", other] for other in ("feedforward", "sb3-contrib", "reference"))]
+)
+def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
+    words = ["train", "--env", "recall", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16, "--n-epochs", 2, *more]
+    found = result(call, tmp_path, *words)
+    ours = found["rows"]["srwm-rl"]
+    assert all(ours[part]["median"] > 0 for part in ("collect", "learn", "both"))
+    most = found["bound"]
+    assert most["bound"] == pytest.approx(1 / (1 / most["E"] + 1 / most["A"] + most["k"] / most["L"]))
+    reached = found["reached"]
+    assert 0 < reached["low"] <= reached["median"] <= reached["high"]
+    assert ("ratio" in found) == ("--against" in more)
+    assert ("peak_mib" in found) == ("sb3-contrib" in more)
+
+
+def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
+    words = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
+    assert set(result(call, tmp_path, "train", *words)["rows"]) == {"srwm-rl", "sb3-contrib"}
+
+
+def test_train_overlapping(call: Any, tmp_path: Path) -> None:
+    words = ["train", "--env", "recall", "--algo", "impala", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16]
+    found = result(call, tmp_path, *words, "--overlapping", "--against", "feedforward")
+    assert found["settings"]["overlapping"]
+    assert {name: set(row) for name, row in found["rows"].items()} == {"srwm-rl": {"both"}, "feedforward": {"both"}}
+    assert set(found["ratio"]) == {"both"}
+    assert found["formula"] == "1 / (1/E + 1/A + k/L)"
+    assert found["bound"]["bound"] > 0
+    assert found["reached"]["low"] > 0
+
+
+def overlapping() -> Any:
+    config = training.TrainBench(
+        env="recall", algo="impala", overlapping=True, n_envs=4, n_steps=8, batch_size=16, device="cpu"
+    )
+    return training._ours(config)
+
+
+def test_in_a_round_that_overlaps_the_learner_learns() -> None:
+    model = overlapping()
+    learn, updates = overlap.learning_beside(model), [0]
+    for _ in range(2):
+        assert learn() > 0
+        updates.append(model._n_updates)
+    assert updates == sorted(set(updates))
+
+
+def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
+    model, clock = overlapping(), overlap.BothAtWork()
+    end, updates = clock._on_rollout_end, []
+
+    def on_rollout_end() -> None:
+        end()
+        updates.extend([] if clock.began is None else [model._n_updates])
+
+    clock._on_rollout_end = on_rollout_end  # type: ignore[method-assign]
+    model.learn(overlap.FOR_EVER, clock)
+    assert clock.seconds >= measure.SECONDS
+    assert clock.began is not None
+    assert clock.began[0] + clock.steps == model.num_timesteps - 4  # the step that ended it
+    assert clock.steps % 32 == 0
+    assert updates[0] > 0
+    assert len(updates) == 1 + clock.steps // 32
+
+
+def test_what_goes_on_at_once_on_two_devices_is_as_fast_as_the_slower() -> None:
+    assert bound.speed_bound(100.0, 60.0, 20.0, k=2) == pytest.approx(1 / (1 / 100 + 1 / 60 + 2 / 20))
+    assert bound.speed_bound(100.0, 60.0, 20.0, k=2, apart=True) == pytest.approx(1 / (1 / 60 + 2 / 20))
+    assert bound.speed_bound(5.0, 60.0, 20.0, k=2, apart=True) == 5
+
+
+def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    update = training._updater(training._ours(config))
+    long_enough, waited = measure.long_enough, []
+
+    def after_three(seconds: float) -> bool:
+        waited.append(seconds)
+        return len(waited) == 3
+
+    monkeypatch.setattr(training, "long_enough", after_three)
+    steps, collecting, learning = update()
+    assert steps == 3 * 32
+    assert waited == sorted(waited)
+    assert waited[-1] == collecting + learning
+    monkeypatch.setattr(training, "long_enough", long_enough)
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    assert update()[0] == 32
+
+
+def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
+    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    model = training._ours(config)
+    training._updater(model)()
+    env: Any = model.env
+
+    def where() -> Any:
+        assert model._core_state is not None
+        tensors = [model._core_state, *model.policy.parameters(), torch.get_rng_state()]
+        arrays = [each.detach().numpy().copy() for each in tensors]
+        return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
+
+    before = where()
+    speeds = bound.speeds_of(bound.parts_of(model, make_env(training._train_config(config)), config.batch_size))
+    assert min(speeds.values()) > 0
+    (arrays, rest), (arrays_before, rest_before) = where(), before
+    assert rest == rest_before
+    assert arrays.keys() == arrays_before.keys()
+    assert all(np.array_equal(arrays[name], arrays_before[name]) for name in arrays)
+    assert all(each.grad is None for each in model.policy.parameters())
+
+
+def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = cpu.scan
+    monkeypatch.setattr(cpu, "scan", lambda *given: tuple(each * 1.01 for each in scan(*given)))
+    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in said
+
+
+def test_a_policy_that_forgets_to_begin_episodes_anew_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = cpu.scan
+    monkeypatch.setattr(cpu, "scan", lambda x, weight, *more: scan(x, weight, *without_starts(more)))
+    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in said
+
+
+def without_starts(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if getattr(each, "dtype", None) is torch.uint8 else each for each in arguments)
+
+
+def test_an_encoder_with_other_features_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = encoder.PlainCNN.forward
+    monkeypatch.setattr(encoder.PlainCNN, "forward", lambda self, frames: forward(self, frames) * 1.01)
+    assert "gives other features" in call("bench", "encoder", "--n-frames", 4).error()
+
+
+def test_environments_that_differ_are_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments.np, "array_equal", lambda *_: False)
+    assert "nothing was timed" in call("bench", "env", "--n-envs", 2).error()
+
+
+def test_sides_take_turns_and_ratios_are_of_the_same_round() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> Any:
+        return lambda: order.append(name) or 10
+
+    rates = measure.alternate({"a": side("a"), "b": side("b")}, 3)
+    assert order == ["a", "b"] * 4
+    assert {name: len(each) for name, each in rates.items()} == {"a": 3, "b": 3}
+    found = measure.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 4.0])
+    assert found == (2.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["op", "--device", "tpu"], "--device must be cpu or cuda"),
+        (["encoder", "--rounds", "0"], "--rounds must be at least 1"),
+        (["env", "--json", "/nowhere/at/all.json"], "there is no folder"),
+        (["train", "--algo", "impala", "--against", "sb3-contrib", "--env", "recall"], "compares PPO with PPO"),
+        (["train", "--overlapping"], "--overlapping is impala's; give --algo impala"),
+        (["encoder", "--device", "tpu"], "there is no device 'tpu'"),
+        (["suite", "--out", "here", "--only", "bench_oop"], "did you mean 'bench_op'?"),
+        (
+            ["suite", "--out", "here", "--device", "cpu", "--only", "bench_gpu_op"],
+            "no benchmark 'bench_gpu_op' for cpu",
+        ),
+    ],
+)
+def test_wrong_input(words: list[str], part: str, call: Any) -> None:
+    assert part in call("bench", *words).error()
+
+
+def test_help(call: Any) -> None:
+    said = call("bench", "--help")
+    assert said.code == 0
+    assert all(kind in said.out for kind in bench.KINDS)
+
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+@pytest.mark.parametrize("row", suite.ROWS, ids=lambda row: row.name)
+def test_the_suite_runs_what_the_results_were_made_with(row: suite.Row) -> None:
+    _, config = bench.read(row.words.split())
+    assert getattr(config, "device", row.device) == row.device
+    file = RESULTS / f"{row.name}.json"
+    settings = json.loads(file.read_text()).get("settings", {}) if file.exists() else {}
+    for name in settings.keys() - {"rounds", "device"}:
+        value = getattr(config, name)
+        assert (list(value) if isinstance(value, tuple) else value) == settings[name], name
+
+
+def test_the_suites_names_are_the_files_of_the_results() -> None:
+    names = [row.name for row in suite.ROWS]
+    assert len(names) == len(set(names))
+    made_otherwise = {"bench_cores"}  # by one command for each core
+    assert {file.stem for file in RESULTS.glob("bench_*.json")} - made_otherwise <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bench_op", r"[\d.]+ to [\d.]+ x the reference"),
+        ("bench_env", r"with memory inputs: [01]\.\d\d x raw ProcGen"),
+        ("bench_impala", r"[\d,]+ steps/s, \d+% of its bound"),
+        ("bench_train_contrib", r"\d+ steps/s, [\d.]+ x sb3-contrib, \d+% of its bound"),
+    ],
+)
+def test_results_in_a_few_words(name: str, said: str) -> None:
+    assert re.fullmatch(said, suite.gave(json.loads((RESULTS / f"{name}.json").read_text())))
+
+
+def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = (
+        suite.Row("broken", "cpu", 0, "train --env no_such_env"),
+        suite.Row("tiny", "cpu", 0, "env --n-envs 2 --n-steps 4 --rounds 1"),
+        suite.Row("long", "cpu", 1e3, "op"),
+        suite.Row("elsewhere", "cuda", 0, "op"),
+    )
+    monkeypatch.setattr(suite, "ROWS", rows)
+    folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "broken.json").write_text("{}")  # of an earlier time
+    said = call("bench", "suite", "--out", folder, "--device", "cpu")
+    assert said.code == 1
+    assert {file.name for file in folder.iterdir()} == {"broken.log", "tiny.json", "tiny.log"}
+    assert "raw ProcGen" in (folder / "tiny.log").read_text()
+    assert (folder / "tiny.log").read_text() in said.out
+    broken, tiny, left_out = said.out.splitlines()[-3:]
+    assert re.fullmatch(r"broken +\d+ s  FAILED: exit code 2: srwm-rl: error: .*no_such_env.*", broken)
+    assert re.fullmatch(r"tiny +\d+ s  with memory inputs: [\d.]+ x raw ProcGen", tiny)
+    assert left_out == "left out, for 8 minutes are not enough: long"
+
+
+def test_a_benchmark_that_takes_longer_than_is_left_is_ended(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(suite, "ROWS", (suite.Row("long", "cpu", 0, "train --env recall --rounds 1000"),))
+    said = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
+    assert said.code == 1
+    assert re.fullmatch(r"long +\d+ s  FAILED: ended, for the time was over", said.out.splitlines()[-1])
+    assert not (tmp_path / "new" / "long.json").exists()
+
+
+def test_only_what_was_named_is_run(call: Any, tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--minutes", 0, "--only", "bench_impala", "bench_op"]
+    said = call("bench", "suite", "--out", tmp_path, *words)
+    assert said.code == 0
+    assert said.out == "left out, for 0 minutes are not enough: bench_op, bench_impala\n"

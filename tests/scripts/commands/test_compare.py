@@ -1,0 +1,195 @@
+"""`srwm-rl compare`: the same levels for both, paired; refused where there are no pairs."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl.agents.evaluation.comparison import rliable_version
+from srwm_rl.scripts.main import main
+
+
+def report(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
+    file = tmp_path / "compare.json"
+    said = call("compare", *words, "--json", file)
+    assert said.code == 0, said
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> list[Path]:
+    """Return three runs that differ from `recall`: in their seed, and a longer one of another core."""
+    logs = tmp_path_factory.mktemp("others")
+    words = ["train", *recall_words, "-f", str(logs), "--verbose", "0"]
+    assert main([*words, "--seed", "1", "-n", "256"]) == 0
+    short = [word for word in words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    for seed in ("0", "1"):
+        assert main([*short, "--core", "feedforward", "--seed", seed, "-n", "128"]) == 0
+    return [logs / "ppo_srwm" / "recall_1", *(logs / "ppo_feedforward" / f"recall_{i}" for i in (1, 2))]
+
+
+def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+    words = ("-k", 2, "--seed", 5)
+    found = report(call, tmp_path, recall, others[0], *words)
+    returns = []
+    for run in (recall, others[0]):
+        assert call("eval", run, *words, "--train-levels", "none", "--json", tmp_path / "eval.json").code == 0
+        episodes = json.loads((tmp_path / "eval.json").read_text())["episodes"]["held-out"]
+        by_level = [np.mean([each[2] for each in episodes if each[1] == level]) for level in range(100, 108)]
+        returns.append(np.array(by_level))
+    (row,) = found["rows"]
+    difference = returns[0] - returns[1]
+    assert row["game"] == "recall"
+    assert row["levels"] == 8
+    assert row["difference"]["mean"] == pytest.approx(difference.mean())
+    assert row["difference"]["low"] <= row["difference"]["mean"] <= row["difference"]["high"]
+    assert (row["A"], row["B"]) == (pytest.approx(returns[0].mean()), pytest.approx(returns[1].mean()))
+    counts = [int((difference > 0).sum()), int((difference == 0).sum()), int((difference < 0).sum())]
+    assert [row["wins"], row["ties"], row["losses"]] == counts
+    assert row["improvement"]["mean"] == pytest.approx((counts[0] + counts[1] / 2) / 8)
+    expected = [["recall", 100 + i, a, b] for i, (a, b) in enumerate(zip(*returns, strict=True))]
+    assert found["returns"] == [[game, level, pytest.approx(a), pytest.approx(b)] for game, level, a, b in expected]
+    assert found["levels"] == ["100:108"]
+
+
+def test_the_other_way_round_is_the_opposite(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+    (one,) = report(call, tmp_path, recall, others[0])["rows"]
+    (other,) = report(call, tmp_path, others[0], recall)["rows"]
+    assert other["difference"]["mean"] == -one["difference"]["mean"]
+    assert (other["wins"], other["losses"]) == (one["losses"], one["wins"])
+
+
+def test_the_table(call: Any, recall: Path, others: list[Path]) -> None:
+    said = call("compare", recall, others[0])
+    assert said.code == 0
+    for part in ("A: srwm, 256 steps, ", "B: srwm, 256 steps, ", "held-out levels 100:108", "won / tied / lost"):
+        assert part in said.out
+    assert "of other training seeds they say nothing" in said.out
+
+
+def test_several_seeds_a_side(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+    found = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "--eval-levels", "100:130")
+    seeds = found["seeds"]
+    means = {}
+    for run in (recall, *others):
+        (row,) = report(call, tmp_path, run, recall if run != recall else others[0], "--eval-levels", "100:130")["rows"]
+        means[run] = (row["A"] - 0.25) / 0.75  # recall's random and best returns
+    assert seeds["A"]["scores"] == [[pytest.approx(means[recall])], [pytest.approx(means[others[0]])]]
+    assert seeds["B"]["scores"] == [[pytest.approx(means[others[1]])], [pytest.approx(means[others[2]])]]
+    sides = (means[recall], means[others[0]]), (means[others[1]], means[others[2]])
+    better = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(*sides)]
+    assert seeds["improvement"]["mean"] == pytest.approx(sum(better) / 4)
+    assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[others[0]]]))
+    assert seeds["unit"] == "normalised return"
+    assert seeds["computed_by"] == ("srwm-rl" if rliable_version() is None else f"rliable {rliable_version()}")
+    assert found["rows"][0]["levels"] == 30
+    said = call("compare", "--a", recall, others[0], "--b", *others[1:])
+    assert "interquartile mean: A " in said.out
+
+
+def test_one_run_against_several_says_nothing_of_seeds(
+    call: Any, recall: Path, others: list[Path], tmp_path: Path
+) -> None:
+    assert report(call, tmp_path, "--a", recall, "--b", *others[1:])["seeds"] is None
+
+
+def test_several_ranges_of_levels_are_one_set(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+    words = ("--eval-levels", "200:203", "--eval-levels", "300:305")
+    found = report(call, tmp_path, recall, others[0], *words)
+    assert [level for _, level, *_ in found["returns"]] == [200, 201, 202, 300, 301, 302, 303, 304]
+    assert found["levels"] == ["200:203", "300:305"]
+
+
+def test_games_are_compared_one_by_one_and_together(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("procgen", reason="its games are ProcGen's")
+    words = ("train", "--env", "fruitbot,starpilot", *procgen_words, "-n", 64, "--verbose", 0, "-f", tmp_path)
+    assert call(*words).code == 0
+    assert call(*words, "--seed", 1).code == 0
+    runs = [tmp_path / "ppo_srwm" / f"fruitbot+starpilot_{i}" for i in (1, 2)]
+    found = report(call, tmp_path, *runs, "--eval-levels", "1000:1003", "--n-envs", 6)
+    together, *games = found["rows"]
+    assert [row["game"] for row in found["rows"]] == ["all games", "fruitbot", "starpilot"]
+    assert together["normalized"]
+    widths = (33.9, 61.5)  # of the published easy ranges
+    expected = np.mean([row["difference"]["mean"] / width for row, width in zip(games, widths, strict=True)])
+    assert together["difference"]["mean"] == pytest.approx(expected)
+    assert together["wins"] == sum(row["wins"] for row in games)
+
+
+def test_the_page_says_what_the_file_says(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
+    page = tmp_path / "compare.html"
+    found = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "-o", page)
+    text = page.read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    (row,) = found["rows"]
+    assert f"<b>{row['difference']['mean']:+.2f}</b>" in text
+    assert f"[{row['difference']['low']:.2f}, {row['difference']['high']:.2f}]" in text
+    assert f"<b>{row['improvement']['mean']:.1%}</b>" in text
+    assert text.count('<i class="d') == len(found["returns"]) + 9  # and the key
+    assert "n_timesteps" in text  # a setting that differs
+    assert "gamma" not in text  # one that does not
+
+
+def test_comparing_changes_nothing_in_the_runs(call: Any, recall: Path, others: list[Path], snapshot: Any) -> None:
+    before = [snapshot(run) for run in (recall, *others)]
+    assert call("compare", recall, others[0]).code == 0
+    assert [snapshot(run) for run in (recall, *others)] == before
+
+
+REFUSED = [
+    (["{a}"], "needs two runs, not 1"),
+    (["{a}", "{b}", "{c}"], "needs two runs, not 3"),
+    ([], "name two runs"),
+    (["--a", "{a}"], "name two runs"),
+    (["{a}", "{b}", "--a", "{c}"], "not both"),
+    (["{a}", "{a}"], "is given twice"),
+    (["{a}", "{tmp}/nowhere"], "there is no run at"),
+    (["{a}", "{tmp}/stopped"], "has no model"),
+    (["{a}", "{tmp}/bandit"], "differ in environment: recall and bandit"),
+    (["{a}", "{tmp}/longer"], "differ in settings of the environment: none and ['delay:12']"),
+    (["{a}", "{tmp}/elsewhere"], "name levels that neither was trained on with --eval-levels"),
+    (["{a}", "{b}", "--eval-levels", "10:14"], "were trained on"),
+    (["{a}", "{b}", "--eval-levels", "14:10"], "hold no level"),
+    (["{a}", "{b}", "--json", "{tmp}/no/x.json"], "is no folder to write in"),
+    (["{a}", "{b}", "-o", "{tmp}"], "give -o the name of a file"),
+    (["{a}", "{b}", "-k", "0"], "--repeats must be at least 1"),
+    (["{a}", "{b}", "--repeat", "1"], "did you mean '--repeats'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "part"), REFUSED)
+def test_bad_input_is_refused_in_one_line_before_anything_is_played(
+    words: list[str], part: str, call: Any, recall: Path, others: list[Path], tmp_path: Path, made: dict[str, Path]
+) -> None:
+    shutil.copytree(recall, tmp_path / "stopped", ignore=shutil.ignore_patterns("model-*"))
+    for name, run in made.items():
+        (tmp_path / name).symlink_to(run)
+    said = call("compare", *(word.format(a=recall, b=others[0], c=others[1], tmp=tmp_path) for word in words))
+    assert part in said.error()
+    assert said.out == ""
+    assert "episode" not in said.err
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> dict[str, Path]:
+    """Return runs that cannot be compared with `recall`."""
+    logs = tmp_path_factory.mktemp("made")
+
+    def train(name: str, *words: str, env: str = "recall") -> Path:
+        own = ["--env", env, *recall_words[2:], *words]
+        if "--eval-levels" in words:
+            first = own.index("--eval-levels")
+            del own[first : first + 2]
+        assert main(["train", *own, "-n", "64", "-f", str(logs / name), "--verbose", "0"]) == 0
+        return logs / name / "ppo_srwm" / f"{env}_1"
+
+    return {
+        "bandit": train("bandit", env="bandit"),
+        "longer": train("longer", "--env-kwargs", "delay:12"),
+        "elsewhere": train("elsewhere", "--eval-levels", "300:308"),
+    }

@@ -1,0 +1,81 @@
+"""`srwm-rl controls`: every control on every task, end to end and tiny, and wrong input refused in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srwm_rl.agents.evaluation.controls import CONTROLS
+from srwm_rl.envs import TASKS
+from srwm_rl.scripts.commands.controls import render
+from srwm_rl.scripts.evaluation import control_experiments as studies
+
+TINY = ("--seeds", "1", "-n", "1", "--n-levels", "2", "--verbose", "0")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "COMMON", {"hidden_size": 8, "n_layers": 1, "n_heads": 2})
+    for name, task in studies.TASK_SETTINGS.items():
+        small = task.settings | {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
+        monkeypatch.setitem(studies.TASK_SETTINGS, name, studies.TaskSettings(8, small, task.test_kwargs))
+
+
+def test_every_task_has_a_row() -> None:
+    assert set(studies.TASK_SETTINGS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_control_runs_on_every_task(call: Any, tmp_path: Path, task: str) -> None:
+    path = tmp_path / "report.json"
+    said = call("controls", task, "--json", path, *TINY)
+    assert said.code == 0, said.err
+    report = json.loads(path.read_text())
+    assert [row["control"] for row in report["rows"]] == list(CONTROLS)
+    assert said.out.strip() == render(report)
+    assert said.out.count("\n| ") == len(CONTROLS) + 2
+
+
+def test_the_supervised_version_runs_and_chooses_rates(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    said = call("controls", "parity", "--supervised", "--learning-rates", 0.001, 0.01, "--json", path, *TINY)
+    assert said.code == 0, said.err
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["control"] for row in rows] == [name for name in CONTROLS if name != "random"]
+    assert {row["learning_rate"] for row in rows} <= {0.001, 0.01}
+    assert all(row["train_mean"] is not None for row in rows)
+
+
+def test_only_the_named_controls_run(call: Any) -> None:
+    said = call("controls", "recall", "--only", "no_shift", "random", *TINY)
+    assert said.code == 0, said.err
+    assert [line.split(" | ")[0] for line in said.out.splitlines()[4:]] == ["| no_shift", "| random"]
+
+
+def test_each_seed_is_a_training_of_its_own_and_can_be_repeated(call: Any, tmp_path: Path) -> None:
+    scores = []
+    for n_seeds in (2, 1):
+        path = tmp_path / f"{n_seeds}.json"
+        words = ("--only", "srwm", "-n", 16, "--n-levels", 20, "--verbose", 0, "--json", path)
+        assert call("controls", "bandit", "--seeds", n_seeds, *words).code == 0
+        scores.append(json.loads(path.read_text())["rows"][0]["scores"])
+    assert [len(each) for each in scores] == [2, 1]
+    assert scores[0][0] == scores[1][0] != scores[0][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["recal"], "did you mean 'recall'"),
+        (["coinrun"], "there is no built-in task"),
+        (["recall", "--only", "detla"], "did you mean 'delta'"),
+        (["recall", "--supervised"], "parity alone"),
+        (["parity", "--supervised", "--only", "random"], "no control 'random'"),
+        (["recall", "--seeds", "0"], "--seeds must be at least 1"),
+        (["recall", "--learning-rates", "0"], "--learning-rates"),
+        (["recall", "--json", "/no/such/folder/x.json"], "cannot write"),
+    ],
+)
+def test_wrong_input_is_one_line(call: Any, words: list[str], says: str) -> None:
+    assert says in call("controls", *words).error()

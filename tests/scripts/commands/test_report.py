@@ -1,0 +1,290 @@
+"""`srwm-rl report`: the numbers of the evaluation, all runs in one page, bad input in one line."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srwm_rl.scripts.evaluation import runner as evaluations
+
+pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
+
+
+class Text(HTMLParser):
+    """What can be read on a page, with single spaces."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.feed(re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page(call: Any, folder: Path, *words: object) -> str:
+    file = folder / "page.html"
+    said = call("report", *words, "-o", file)
+    assert said.code == 0, said
+    assert said.err == ""
+    assert re.fullmatch(rf"{re.escape(str(file))}: [\d,]+ kB\n", said.out)
+    return file.read_text(encoding="utf-8")
+
+
+def number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(found: dict[str, float]) -> str:
+    return f"[{number(found['low'])}, {number(found['high'])}]"
+
+
+@pytest.fixture(scope="module")
+def other_seed(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> Path:
+    """Return a run that differs from `recall` in its seed alone."""
+    from srwm_rl.scripts.main import main
+
+    logs = tmp_path_factory.mktemp("other")
+    assert main(["train", *recall_words, "--seed", "1", "-n", "256", "-f", str(logs), "--verbose", "0"]) == 0
+    return logs / "ppo_srwm" / "recall_1"
+
+
+def test_the_page_says_what_the_evaluation_says(call: Any, recall: Path, tmp_path: Path) -> None:
+    file = tmp_path / "eval.json"
+    assert call("eval", recall, "--random", "--freeze-edits", "-k", 2, "--json", file).code == 0
+    found = json.loads(file.read_text())
+    text = Text(page(call, tmp_path, recall, "--eval", file)).text
+    for row in found["rows"]:
+        assert f"{number(row['return']['mean'])} {interval(row['return'])}" in text
+        assert f"normalised {number(row['normalized'], 3)} solved {row['solved']['mean']:.1%}" in text
+    (gap,) = found["generalization_gap"]
+    assert f"generalisation gap train \N{MINUS SIGN} held-out {'+' * (gap['mean'] >= 0)}{number(gap['mean'])}" in text
+    assert interval(gap) in text
+    for change in found["interventions"][0]["differences"]:
+        assert (
+            f"{'+' * (change['return']['mean'] >= 0)}{number(change['return']['mean'])} {interval(change['return'])}"
+            in text
+        )
+    for row in found["interventions"][0]["rows"]:
+        assert f"{number(row['return']['mean'])} frozen" in text
+
+
+def test_every_level_has_its_cell(call: Any, recall: Path, tmp_path: Path) -> None:
+    file = tmp_path / "eval.json"
+    assert call("eval", recall, "-k", 2, "--json", file).code == 0
+    episodes = json.loads(file.read_text())["episodes"]
+    cells = re.findall(r'<i class="s(\d)" title="(\d+): ([^"]+)"></i>', page(call, tmp_path, recall, "--eval", file))
+    assert [int(level) for _, level, _ in cells] == [*range(12), *range(100, 108)]
+    means = {}
+    for _, level, value, *_ in (each for of in episodes.values() for each in of):
+        means.setdefault(level, []).append(value)
+    for shade, level, value in cells:
+        mean = sum(means[int(level)]) / 2
+        assert value == number(mean)
+        assert int(shade) == {0.0: 0, 0.5: 4, 1.0: 8}[mean]
+
+
+def test_playing_gives_what_reading_gives(call: Any, recall: Path, tmp_path: Path) -> None:
+    file = tmp_path / "eval.json"
+    assert call("eval", recall, "--random", "--freeze-edits", "--seed", 3, "--json", file).code == 0
+    read = page(call, tmp_path, recall, "--eval", file, "--seed", 3)
+    played = page(call, tmp_path, recall, "--seed", 3, "--no-progress")
+    assert read.partition("<h3>Commands</h3>")[0] == played.partition("<h3>Commands</h3>")[0]
+
+
+def test_seeds_are_taken_together_and_other_settings_apart(
+    call: Any, recall: Path, other_seed: Path, tmp_path: Path
+) -> None:
+    different = Path(shutil.copytree(other_seed, tmp_path / "different"))
+    config = json.loads((different / "config.json").read_text())
+    config["train"]["gamma"] = 0.5
+    (different / "config.json").write_text(json.dumps(config))
+    together = page(call, tmp_path, recall, other_seed)
+    assert "seeds 0, 1" in Text(together).text
+    assert "mean over 2 seeds" in Text(together).text
+    assert "<h2" not in together
+    assert together.count('aria-label="recall: mean return') == 1  # both seeds in one picture
+    apart = page(call, tmp_path, recall, different)
+    assert apart.count("<h2") == 2
+    assert "mean over" not in Text(apart).text
+    assert apart.count('aria-label="recall: mean return') == 2
+
+
+def test_several_seeds_are_averaged_level_by_level(call: Any, recall: Path, other_seed: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "0.json", tmp_path / "1.json"]
+    for run, file in zip((recall, other_seed), files, strict=True):
+        assert call("eval", run, "--json", file).code == 0
+    means = [json.loads(file.read_text())["rows"][1]["return"]["mean"] for file in files]
+    text = Text(page(call, tmp_path, recall, other_seed, "--eval", files[0], "--eval", files[1])).text
+    assert f"held-out 100:108 {number(sum(means) / 2)} [" in text
+    for seed, run, mean in zip((0, 1), (recall, other_seed), means, strict=True):
+        assert re.search(rf"{seed} {re.escape(str(run))} 256 \S+ \[.*?{re.escape(number(mean))} \[", text)
+
+
+def test_scalars_of_self_modification_are_drawn_where_logged(call: Any, recall: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(recall, tmp_path / "run"))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bare = [{key: value for key, value in line.items() if not key.startswith("srwm/")} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in bare))
+    assert "Self-modification in training" not in page(call, tmp_path, run)
+    logged = [
+        {**each, "srwm/l0/rate_y": i, "srwm/l0/rate_key": 2 * i, "srwm/l1/drift": i} for i, each in enumerate(bare)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in logged))
+    drawn = page(call, tmp_path, run)
+    assert "Self-modification in training" in drawn
+    assert 'aria-label="l0 rate over training: rate_key 0 to 6, rate_y 0 to 3"' in drawn
+    assert 'aria-label="l1 drift over training: drift 0 to 3"' in drawn
+
+
+def test_frozen_edits_are_left_out_where_there_are_none(
+    call: Any, recall: Path, recall_words: list[str], tmp_path: Path
+) -> None:
+    assert "Live against frozen" in page(call, tmp_path, recall)
+    assert "Live against frozen" not in page(call, tmp_path, recall, "--no-freeze")
+    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    train = ("train", *words, "--core", "feedforward", "-n", 64, "-f", tmp_path / "logs", "--verbose", 0)
+    assert call(*train).code == 0
+    assert "Live against frozen" not in page(call, tmp_path, tmp_path / "logs" / "ppo_feedforward" / "recall_1")
+
+
+def test_settings_versions_and_commands_are_there(call: Any, recall: Path, tmp_path: Path) -> None:
+    text = Text(page(call, tmp_path, recall, "--deterministic", "--eval-levels", "200:204")).text
+    config = json.loads((recall / "config.json").read_text())
+    for name, value in config["train"].items():
+        assert f"{name} {value if isinstance(value, str) else json.dumps(value)}" in text
+    for name, value in config["versions"].items():
+        assert f"{name} {value}" in text
+    assert config["command"] in text
+    evaluate = f"srwm-rl eval {recall} --repeats 1 --eval-levels 200:204 --deterministic --freeze-edits=0 --random"
+    assert evaluate in text
+    assert f"srwm-rl report {recall} --deterministic" in text
+
+
+def test_a_video_is_taken_in(call: Any, recall: Path, tmp_path: Path) -> None:
+    content = b"\0\0\0\x18ftypisom" + bytes(range(256))
+    (tmp_path / "film.mp4").write_bytes(content)
+    shown = page(call, tmp_path, recall, "--video", tmp_path / "film.mp4")
+    found = re.search(r'<video[^>]*src="data:video/mp4;base64,([^"]*)"', shown)
+    assert found is not None
+    assert base64.b64decode(found[1]) == content
+
+
+def test_a_run_without_a_record_of_its_training(call: Any, recall: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(recall, tmp_path / "run"))
+    (run / "metrics.jsonl").unlink()
+    assert "holds no record of its training" in page(call, tmp_path, run)
+
+
+def test_reporting_changes_nothing_in_the_run(call: Any, recall: Path, snapshot: Any, tmp_path: Path) -> None:
+    before = snapshot(recall)
+    page(call, tmp_path, recall)
+    assert snapshot(recall) == before
+
+
+@pytest.fixture
+def never_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where an agent is played."""
+
+    def play(*_: object) -> None:
+        raise AssertionError("played before everything was checked")
+
+    monkeypatch.setattr(evaluations, "evaluate", play)
+
+
+REFUSED = [
+    ([], "name a run folder"),
+    (["{run}", "{run}"], "is given twice"),
+    (["{tmp}/nowhere"], "there is no run at"),
+    (["{run}/config.json"], "is no run folder"),
+    (["{run}", "{tmp}/stopped"], "stopped has no model"),
+    (["{run}", "-o", "{tmp}/nowhere/page.html"], "is no folder to write in"),
+    (["{run}", "-o", "{tmp}"], "give -o the name of a file"),
+    (["{run}", "--video", "{tmp}/nowhere.mp4"], "cannot read"),
+    (["{run}", "--video", "{run}/config.json"], "is no MP4 video"),
+    (["{run}", "--eval", "{tmp}/nowhere.json"], "cannot read"),
+    (["{run}", "--eval", "{run}/config.json"], "was not written by srwm-rl eval --json"),
+    (["{run}", "--eval", "{run}/metrics.jsonl"], "was not written by srwm-rl eval --json"),
+    (["{run}", "--eval", "{tmp}/bandit.json"], "is of srwm on bandit, but"),
+    (["{run}", "--eval", "{tmp}/recall.json", "--eval", "{tmp}/recall.json"], "2 --eval files for 1 runs"),
+    (["{run}", "--eval", "{tmp}/recall.json", "-k", "2"], "leave out --repeats"),
+    (["{run}", "--eval", "{tmp}/recall.json", "--deterministic"], "leave out --deterministic"),
+    (["{run}", "-k", "0"], "--repeats must be at least 1"),
+    (["{run}", "--seed", "-1"], "--seed must lie in"),
+    (["{run}", "--device", "gpu"], "there is no device 'gpu'"),
+    (["{run}", "--outptu", "x"], "unknown option '--outptu'"),
+]
+
+
+@pytest.mark.usefixtures("never_played")
+@pytest.mark.parametrize(("words", "part"), REFUSED)
+def test_bad_input_is_refused_in_one_line_before_anything_is_played(
+    words: list[str], part: str, call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recall, tmp_path / "stopped", ignore=shutil.ignore_patterns("model-*"))
+    episodes = {"held-out": [["recall", level, 1.0, 5, True] for level in range(3)]}
+    head = {"run": "x", "mode": None, "core": "srwm", "actions": "stochastic", "repeats": 1, "num_timesteps": 1}
+    for env in ("bandit", "recall"):
+        evaluation = {**head, "env": env, "levels": {"held-out": "0:3"}, "episodes": episodes}
+        (tmp_path / f"{env}.json").write_text(json.dumps(evaluation))
+    monkeypatch.chdir(tmp_path)
+    said = call("report", *(word.format(run=recall, tmp=tmp_path) for word in words))
+    assert part in said.error()
+    assert said.out == ""
+    assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.usefixtures("never_played")
+@pytest.mark.parametrize("command", ["report {run} -o {tmp}/x.html", "compare {run} {tmp}/run -o {tmp}/x.html"])
+def test_missing_matplotlib_is_said_before_anything_is_played(
+    command: str, call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recall, tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    said = call(*(word.format(run=recall, tmp=tmp_path) for word in command.split()))
+    assert "matplotlib, which is missing: pip install matplotlib" in said.error()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"episodes": {}},
+        {"episodes": {"held-out": []}},
+        {"episodes": {"held-out": [["recall", 1, "1.0", 5, True]]}},
+        {"episodes": {"held-out": [["recall", 1, float("nan"), 5, True]]}},
+        {"episodes": {"held-out": [["recall", 1, 1.0, 5]]}},
+        {"episodes": {"train": [["recall", 1, 1.0, 5, True]]}},
+        {"episodes": {"held-out": [["a", 1, 1.0, 5, True]], "random, held-out": [["b", 1, 1.0, 5, True]]}},
+        {"levels": {"held-out": 3}},
+        {"levels": {}},
+        {"core": None},
+        {"interventions": {}},
+        {"interventions": [{"name": "x"}]},
+        {"interventions": [{"name": "x", "episodes": {"held-out": [["recall", 2, 1.0, 5, True]]}}]},
+    ],
+)
+def test_damaged_evaluations_are_refused(change: dict[str, Any], call: Any, recall: Path, tmp_path: Path) -> None:
+    head = {"run": "x", "env": "recall", "mode": None, "core": "srwm", "actions": "stochastic", "repeats": 1}
+    good = {"num_timesteps": 1, "levels": {"held-out": "0:1"}, "episodes": {"held-out": [["recall", 1, 1.0, 5, True]]}}
+    file = tmp_path / "eval.json"
+    file.write_text(json.dumps(head | good))
+    assert call("report", recall, "--eval", file, "-o", tmp_path / "page.html").code == 0
+    file.write_text(json.dumps(head | good | change))
+    said = call("report", recall, "--eval", file, "-o", tmp_path / "page.html")
+    assert "was not written by srwm-rl eval --json" in said.error()
+
+
+def test_a_runs_settings_import_nothing(call: Any, recall: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(recall, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["env"] = "antigravity:Thing-v0"
+    (run / "config.json").write_text(json.dumps(config))
+    said = call("report", run, "-o", tmp_path / "page.html")
+    assert "add --env antigravity:Thing-v0" in said.error()

@@ -1,0 +1,228 @@
+"""The settings: written once, read back, refused where they are wrong."""
+
+import json
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+
+from srwm_rl import core_names, make_core
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import parse, peek
+from srwm_rl.scripts.config.settings import KINDS, PRESETS, RANGES, TrainConfig, defaults, pairs
+
+COUNTS = (
+    "n_timesteps",
+    "n_envs",
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "save_freq",
+    "sequence_length",
+    "bptt",
+    "n_threads",
+)
+
+
+def read(*words: str) -> TrainConfig:
+    return parse(TrainConfig, list(words), "srwm-rl train")
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_settings_survive_json() -> None:
+    config = defaults("recall", None)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"n_envz": 3}, "unknown name 'n_envz'"),
+        ({"n_envs": "4"}, "n_envs cannot be '4'"),
+        ({"n_envs": True}, "n_envs cannot be True"),
+        ({"levels": 5}, "levels cannot be 5"),
+        ({"inputs": [1]}, "inputs cannot be (1,)"),
+        ({"n_envs": 0}, "at least 1"),
+    ],
+)
+def test_damaged_settings_are_refused(change: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        TrainConfig.from_json({**TrainConfig().to_json(), **change})
+    assert part in str(caught.value)
+
+
+def test_settings_that_are_no_dictionary_are_refused() -> None:
+    with pytest.raises(UserError):
+        TrainConfig.from_json([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
+def test_counts_are_whole_and_positive(name: str, value: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    message = refused(flag, value)
+    assert message.startswith(flag)
+    assert value in message
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, *_ in RANGES if name not in ("seed", "hang_seconds", "eval_freq", "video_freq")]
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-0.5"])
+def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
+    assert f"--{name.replace('_', '-')} must lie in" in refused(f"--{name.replace('_', '-')}", value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gamma", "high"], "--gamma takes a number, not 'high'; see srwm-rl train --help"),
+        (["-n", "1e6"], "--n-timesteps takes a whole number, not '1e6'; see srwm-rl train --help"),
+        (["--algo", "ppx"], "--algo takes one of 'ppo', 'impala', not 'ppx'; see srwm-rl train --help"),
+        (["--env"], "--env needs a value; see srwm-rl train --help"),
+        (["--n-evs", "4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
+        (["--n-evs=4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
+        (["-z"], "unknown option '-z'; see srwm-rl train --help"),
+        (["stray"], "unexpected argument 'stray'; see srwm-rl train --help"),
+        (
+            ["--algo", "impala", "--n-epochs", "7"],
+            "--n-epochs is a setting of ppo, not of impala; see srwm-rl train --help",
+        ),
+        (["--rho-clip", "2"], "--rho-clip is a setting of impala, not of ppo; see srwm-rl train --help"),
+        (
+            ["--loss-reward-clip", "1"],
+            "--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out; "
+            "see srwm-rl train --help",
+        ),
+        (["--seed", "-1"], "--seed must lie in [0, 2.14748e+09], not -1; see srwm-rl train --help"),
+        (["--core-kwargs", "x"], "--core-kwargs takes name:value, not 'x'; see srwm-rl train --help"),
+    ],
+)
+def test_one_clear_line(words: list[str], message: str) -> None:
+    assert refused(*words) == message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--seed", "1", "--seed", "2"],
+        ["--seed=1", "--seed", "1"],
+        ["-n", "5", "--n-timesteps", "6"],
+        ["--n-envs", "5", "--n_envs", "6"],
+        ["--progress", "--no-progress"],
+        ["--core-kwargs", "a:1", "--core-kwargs", "b:2"],  # the first would be lost in silence
+    ],
+)
+def test_an_option_given_twice_is_refused(words: list[str]) -> None:
+    assert "is given twice" in refused(*words)
+
+
+def test_values_that_look_like_options_are_values() -> None:
+    assert read("--levels", "-3:5").levels == "-3:5"
+    assert read("--core-kwargs", "a:1", "b:-2", "--n-envs", "3").core_kwargs == ("a:1", "b:-2")
+    assert read("--n_envs", "3").n_envs == 3
+    assert read("-n", "7", "-f", "x", "--no-progress").n_timesteps == 7
+
+
+def test_peek_reads_both_spellings() -> None:
+    assert peek(["-f", "x", "--env", "maze"], "--env") == "maze"
+    assert peek(["--env=maze"], "--env") == "maze"
+    assert peek(["--env"], "--env") is None
+    assert peek(["--environment", "maze"], "--env") is None
+
+
+def test_pairs() -> None:
+    texts = (
+        "hidden_size:64",
+        "variant:paper",
+        "mlp:[64,64]",
+        'cnn:{"channels":[4]}',
+        "on:True",
+        "off:false",
+        "no:None",
+    )
+    assert pairs(texts, "core_kwargs") == {
+        "hidden_size": 64,
+        "variant": "paper",
+        "mlp": [64, 64],
+        "cnn": {"channels": [4]},
+        "on": True,
+        "off": False,
+        "no": None,
+    }
+
+
+@pytest.mark.parametrize("text", ["a", ":1", "a:", ""])
+def test_pairs_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="--env-kwargs takes name:value"):
+        pairs((text,), "env_kwargs")
+
+
+@pytest.mark.parametrize(
+    ("env", "kind"), [("coinrun,maze", "procgen"), ("bandit", "task"), ("CartPole-v1", "gymnasium")]
+)
+def test_each_kind_of_environment_has_its_defaults(env: str, kind: str) -> None:
+    config = defaults(env, None)
+    expected = {**asdict(TrainConfig()), **KINDS[kind], "env": env}
+    assert asdict(config) == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_whole(preset: str) -> None:
+    config = defaults(None, preset)
+    for name, value in PRESETS[preset].items():
+        assert getattr(config, name) == value
+    assert config.preset == preset
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        defaults(None, "quikstart")
+
+
+def test_defaults_fit_every_core() -> None:
+    assert any(each.startswith("n_heads:") for each in defaults("recall", None, "srwm").core_kwargs)
+    for core in core_names():
+        kwargs = defaults("recall", None, core).core_kwargs
+        assert "hidden_size:32" in kwargs
+        make_core(core, 7, **pairs(kwargs, "core_kwargs"))
+    assert defaults("recall", None, "mine:Core").core_kwargs == ()
+
+
+@pytest.mark.parametrize("env", ["coinrun", "recall", "CartPole-v1"])
+def test_impala_has_defaults_of_its_own_and_the_papers_numbers(env: str) -> None:
+    config = defaults(env, None, algo="impala")
+    assert (config.algo, config.optimizer, config.max_grad_norm) == ("impala", "rmsprop", 40)
+    assert config.batch_size % config.n_steps == 0
+    assert defaults(env, None).max_grad_norm == 0.5
+
+
+@pytest.mark.parametrize(("preset", "env", "levels"), [("paper", "paper6", 200), ("paper-memory", "dodgeball,", 500)])
+def test_the_papers_presets_are_the_published_setting(preset: str, env: str, levels: int) -> None:
+    config = defaults(None, preset)
+    assert config.env.startswith(env)
+    assert config.levels == f"0:{levels}"
+    assert (config.n_envs, config.n_steps, config.batch_size) == (48, 50, 32 * 50)
+    assert (config.learning_rate, config.lr_decay, config.optimizer, config.rms_prop_eps) == (
+        6e-4, "linear", "rmsprop", 0.01,
+    )  # fmt: skip
+    assert (config.max_grad_norm, config.ent_coef, config.vf_coef, config.gamma) == (40, 0.01, 0.5, 0.99)
+    assert (config.loss_reward_clip, config.reward_clip, config.normalize_reward) == (1, 1, False)
+    assert config.inputs == ("reward",)
+    assert config.core_kwargs == ("variant:paper",)
+    assert config.mode == ("easy" if preset == "paper" else "memory")
+    assert defaults(None, preset, "lstm").core_kwargs == ()
+
+
+def test_every_setting_is_in_the_help(call: Any) -> None:
+    said = call("train", "--help")
+    assert said.code == 0
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')}" in said.out

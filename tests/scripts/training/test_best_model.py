@@ -1,0 +1,264 @@
+"""A run's best model: the very weights that scored best, kept over stops and resumes, and named RUN/best everywhere."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl import UserError, load
+from srwm_rl.scripts.commands import train
+from srwm_rl.scripts.training import checkpoints
+from srwm_rl.storage.run_folder import Run, steps_of
+from srwm_rl.storage.safe_file import read_file, write_file
+
+STEPS = 64  # per update
+HELD_OUT = ("--eval-freq", "128", "--eval-episodes", "4")
+LENGTH = {"training": 1536, "held-out": 640}
+TAG = {"training": "rollout/ep_rew_mean", "held-out": "eval_test/mean_reward"}
+
+
+def logged(run: Path, tag: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[tag] for line in lines if tag in line}
+
+
+def weights_of(file: Path) -> dict[str, np.ndarray]:
+    return {name: each for name, each in read_file(file)[0].items() if not name.startswith("/")}
+
+
+def best_of(run: Path) -> dict[str, Any] | None:
+    best: dict[str, Any] | None = read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]["best"]
+    return best
+
+
+def words_of(kind: str, words: list[str]) -> list[str]:
+    return [*words, "--save-freq", "1", *(HELD_OUT if kind == "held-out" else ())]
+
+
+@pytest.fixture(scope="module", params=["training", "held-out"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["ppo", "impala"])
+def kept(
+    request: pytest.FixtureRequest, kind: str, recall_words: list[str], impala_words: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """Return a run of which every model was kept, a checkpoint after every update."""
+    from srwm_rl.scripts.main import main
+
+    logs = tmp_path_factory.mktemp("best")
+    tiny = recall_words if request.param == "ppo" else [*impala_words, "--synchronous"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "sweep", lambda self: None)
+        words = ["train", *words_of(kind, tiny), "-n", str(LENGTH[kind]), "-f", str(logs), "--verbose", "0"]
+        assert main(words) == 0
+    return logs / f"{request.param}_srwm" / "recall_1"
+
+
+def test_the_best_models_are_those_that_had_the_best_score_in_the_log(kind: str, kept: Path) -> None:
+    scores, expected, best = logged(kept, TAG[kind]), [], -np.inf
+    assert len(scores) >= 5
+    for step, score in sorted(scores.items()):
+        is_full = kind == "held-out" or step >= _full_at(kept)
+        if is_full and score > best:
+            best = score
+            expected.append(step)
+    files = Run.open(kept).files("best")
+    assert [steps_of(file) for file in files] == expected
+    assert expected
+    for file in files:
+        meta = read_file(file)[1]
+        assert meta["chosen"]["score"] == scores[steps_of(file)]
+        assert meta["num_timesteps"] == steps_of(file)
+    assert best_of(kept) == {**meta["chosen"], "steps": expected[-1]}
+    said = "4 held-out levels of 100:108" if kind == "held-out" else "last 100 training episodes"
+    assert said in meta["chosen"]["of"]
+
+
+def _full_at(run: Path) -> int:
+    """Return the first step at which a hundred episodes had ended, from the checkpoints."""
+    full = [file for file in Run.open(run).files("checkpoint") if len(read_file(file)[1]["state"]["episodes"]) == 100]
+    return steps_of(full[0])
+
+
+def test_the_weights_are_those_that_were_scored_and_not_those_after_the_next_update(kept: Path) -> None:
+    run = Run.open(kept)
+    for file in run.files("best"):
+        played, later = (weights_of(run.file("model", steps_of(file) - back)) for back in (STEPS, 0))
+        found = weights_of(file)
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, played[name], err_msg=name)
+        assert any((array != later[name]).any() for name, array in found.items())
+
+
+def test_a_run_stopped_and_resumed_has_the_same_best(
+    kind: str, call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", *words_of(kind, recall_words), "-n", LENGTH[kind], "--verbose", 0]
+    assert call(*words, "-f", tmp_path / "whole").code == 0
+    whole, cut = (tmp_path / folder / "ppo_srwm" / "recall_1" for folder in ("whole", "cut"))
+    best = best_of(whole)
+    assert best is not None
+    stops = iter([best["steps"] - STEPS, best["steps"], best["steps"] + STEPS])
+    due, save = [next(stops)], train.save
+
+    def save_and_stop(run: Run, model: Any, config: Any, state: Any, logbook: Any) -> None:
+        save(run, model, config, state, logbook)
+        if state["counters"]["num_timesteps"] >= due[0] and not getattr(model, "stopping", False):
+            model.stopping = True  # it saves once more when it stops
+            raise train.Stop("a test")
+
+    monkeypatch.setattr(train, "save", save_and_stop)
+    assert call(*words, "-f", tmp_path / "cut").code == 130
+    for due[0] in stops:
+        said = call("train", "--resume", cut)
+        assert "best model" not in said.err, said
+        if said.code == 0:
+            break
+    due[0] = 10**9
+    assert call("train", "--resume", cut).code in (0, 2)  # 2: it was at its end already
+    assert best_of(cut) == best
+    ours, theirs = (read_file(Run.open(each).files("best")[-1]) for each in (cut, whole))
+    assert ours[1] == {**theirs[1], "config": ours[1]["config"]}
+    for name, array in theirs[0].items():
+        np.testing.assert_array_equal(ours[0][name], array, err_msg=name)
+    assert [file.name for file in Run.open(cut).files("best")] == [file.name for file in Run.open(whole).files("best")]
+
+
+@pytest.fixture(scope="module")
+def run(recall_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run whose best model is not its newest; copy it before changing it."""
+    from srwm_rl.scripts.main import main
+
+    logs = tmp_path_factory.mktemp("with_best")
+    for seed in range(5):
+        assert main(["train", *words_of("held-out", recall_words), "-n", "640", "-f", str(logs), "--seed", str(seed),
+                     "--verbose", "0"]) == 0  # fmt: skip
+        found = logs / "ppo_srwm" / f"recall_{seed + 1}"
+        if (best := best_of(found)) is not None and best["steps"] < 640:
+            return found
+    raise AssertionError("the last evaluation was always the best")
+
+
+def test_train_says_where_the_best_model_is(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+    said = call("train", *recall_words, *HELD_OUT, "-n", 128, "-f", tmp_path)
+    score = logged(tmp_path / "ppo_srwm" / "recall_1", TAG["held-out"])[128]
+    folder = tmp_path / "ppo_srwm" / "recall_1"
+    line = f"best model: mean return on 4 held-out levels of 100:108 {score:.4g}, at 128 steps: {folder}/best\n"
+    assert line in said.out
+    assert "best model" not in call("train", *recall_words, "-n", 64, "-f", tmp_path).out
+
+
+def test_every_command_takes_run_best(call: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = best_of(run)
+    assert best is not None
+    file = Run.open(run).file("best", best["steps"])
+    agent, newest = load(run / "best"), load(run)
+    assert (agent.path, agent.num_timesteps) == (file, best["steps"])
+    assert (agent.chosen, newest.chosen) == ({"score": best["score"], "of": best["of"]}, None)
+    assert newest.num_timesteps == 640
+
+    name = f"{run}/best"
+    result = tmp_path / "eval.json"
+    said = call("eval", name, "--deterministic", "--json", result)
+    assert said.code == 0, said
+    assert f"{best['steps']:,} steps" in said.out
+    assert "the model is its run's best by mean return on 4 held-out levels of 100:108" in said.out
+    assert "looks better than it is; evaluate it on others" in said.out
+    assert json.loads(result.read_text())["chosen"] == agent.chosen
+    assert "its run's best" not in call("eval", run).out
+    assert call("eval", file, "--deterministic").out == said.out
+    assert json.loads(result.read_text())["run"] == name
+
+    monkeypatch.chdir(tmp_path)
+    said = call("watch", name, "--level", 100, "--gif")
+    assert said.code == 0, said
+    assert [each.name for each in tmp_path.glob("*.gif")] == [f"{run.name}-best-recall-100.gif"]
+    assert call("export", name, "--format", "sb3").out.startswith(f"model.zip: srwm on recall, {best['steps']:,} steps")
+    said = call("compare", run, name)
+    assert said.code == 0, said
+    assert f"A: srwm, 640 steps, {run}\n" in said.out
+    assert f"B: srwm, {best['steps']:,} steps, {name}\n" in said.out
+    pytest.importorskip("matplotlib")
+    assert call("report", name, "--no-freeze").code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert f"srwm-rl eval {name} " in page
+    assert f"trained for</dt><dd>{best['steps']:,} steps" in page
+    assert "looks better than it is" in page
+
+
+@pytest.mark.parametrize("command", ["eval", "watch", "export", "report", "compare"])
+def test_a_run_without_one_is_refused_in_one_line(command: str, call: Any, recall: Path, untouched: Path) -> None:
+    words = [f"{recall}/best", *([recall] if command == "compare" else [])]
+    assert f"{recall} has no best model yet: " in (message := call(command, *words).error())
+    assert f"until then use {recall}, its newest model" in message
+    with pytest.raises(UserError, match="has no best model yet"):
+        load(recall / "best")
+
+
+def test_training_goes_on_with_the_run_not_with_its_best(call: Any, run: Path, snapshot: Any) -> None:
+    before = snapshot(run)
+    assert f"there is no run at {run}/best" in call("train", "--resume", f"{run}/best").error()
+    assert snapshot(run) == before
+
+
+def test_a_best_model_of_a_stretch_that_is_played_again_is_forgotten(call: Any, run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    opened = Run.open(copied)
+    bests = [file.name for file in opened.files("best")]
+    shutil.copy(opened.files("best")[-1], opened.file("best", 10**6))  # as of a process killed before its checkpoint
+    said = call("train", "--resume", copied, "-n", 704)
+    assert (said.code, said.err) == (0, "")
+    assert [file.name for file in opened.files("best")] == bests
+
+
+def test_a_best_model_that_was_deleted_is_missed_and_another_found(call: Any, run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    best = best_of(run)
+    assert best is not None
+    Run.open(copied).file("best", best["steps"]).unlink()
+    said = call("train", "--resume", copied, "-n", 768)
+    assert said.code == 0
+    assert "the best model, mean return on 4 held-out levels" in said.err
+    assert "the next score is taken for the best" in said.err
+    assert steps_of(Run.open(copied).files("best")[-1]) == 768
+
+
+def test_a_checkpoint_of_before_is_resumed_and_its_past_not_invented(call: Any, run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    for file in Run.open(copied).files("best"):
+        file.unlink()
+    for file in Run.open(copied).files("checkpoint"):
+        arrays, meta = read_file(file)
+        meta["state"] = {name: each for name, each in meta["state"].items() if name not in ("best", "levels_played")}
+        kept = {name: each for name, each in arrays.items() if not name.startswith("/levels_played")}
+        write_file(file, kept, {**meta, "format": 1})
+    assert call("train", "--resume", copied, "-n", 768).code == 0
+    assert best_of(copied) == {**load(copied / "best").chosen, "steps": 768}  # type: ignore[dict-item]
+    played = load(copied).levels_played
+    assert played is not None
+    assert not played.is_complete("recall")
+    assert call("train", "--resume", copied, "--verify").code == 0
+
+
+def test_a_full_disk_costs_a_best_model_no_longer_than_it_is_full(
+    call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_best, full = checkpoints._save_best, iter([True, True, False])
+
+    def sometimes(*given: Any) -> None:
+        if next(full, False):
+            raise OSError(28, "No space left on device")
+        save_best(*given)
+
+    monkeypatch.setattr(checkpoints, "_save_best", sometimes)
+    said = call("train", *words_of("held-out", recall_words), "-n", 256, "-f", tmp_path)
+    assert said.err.count("could not save at") == 2
+    best = best_of(tmp_path / "ppo_srwm" / "recall_1")
+    assert best is not None
+    assert load(tmp_path / "ppo_srwm" / "recall_1" / "best").num_timesteps == best["steps"]

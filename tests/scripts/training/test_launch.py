@@ -1,0 +1,277 @@
+"""`torchrun ... -m srwm_rl train`: what is said once, who writes, exact resumes, and ends of every kind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl import UserError
+from srwm_rl.agents.distributed import Place
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.training.build import make_env, make_model
+from srwm_rl.scripts.training.launch import share
+from srwm_rl.storage.run_folder import Run
+from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
+from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "srwm_rl")
+TINY = [
+    "--env",
+    "recall",
+    "--levels",
+    "0:1000000",
+    "--eval-levels",
+    "1000000:1000008",
+    "--n-steps",
+    "16",
+    "--n-threads",
+    "1",
+]
+TINY += ["--no-progress", "--core-kwargs", "hidden_size:16", "n_layers:1"]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def torchrun() -> Iterator[Start]:
+    """Return a function that starts the command line in two processes, which end with the test."""
+    started = []
+
+    def run(*words: object) -> "subprocess.Popen[str]":
+        command = [*TORCHRUN, *map(str, words)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.terminate()  # SIGKILL would leave the processes that it started
+        process.communicate(timeout=60)
+
+
+def end_of(process: Any) -> tuple[int, str, list[str]]:
+    """Return the exit code, what was printed, and our own lines on stderr."""
+    out, err = process.communicate(timeout=150)
+    print(err, file=sys.stderr)  # whole, for whoever reads of a failure
+    return process.returncode, out, [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
+
+
+def ranks(torchrun: Any) -> dict[int, int]:
+    """Return the process ids of what torchrun started, by rank."""
+    found = {}
+    for task in Path(f"/proc/{torchrun.pid}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if line.startswith(b"RANK="):
+                    found[int(line[5:])] = int(pid)
+    return found
+
+
+def rewind(run: Path, to: Path) -> Path:
+    """Copy a run without its newest checkpoint and model."""
+    copy = Path(shutil.copytree(run, to / "rewound"))
+    for kind in ("checkpoint", "model"):
+        Run.open(copy).files(kind)[-1].unlink()
+    return copy
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_two_processes_write_one_run_and_resume_it_exactly(algo: str, torchrun: Start, tmp_path: Path) -> None:
+    # IMPALA's batches do not divide a rollout: unrolls of both processes wait when a checkpoint is taken.
+    batch = ["--batch-size", "96", "--algo", "impala", "--synchronous", "--n-groups", "1"]
+    words = [*TINY, "--n-envs", "8", *(batch if algo == "impala" else ["--batch-size", "64", "--n-epochs", "2"])]
+    words += ["--eval-freq", "256", "--eval-episodes", "5"]
+    code, out, err = end_of(torchrun("train", *words, "-n", 512, "--save-freq", 1, "-f", tmp_path / "logs"))
+    assert code == 0, err
+    assert err == []
+    assert out.count("2 processes, 4 environments each") == out.count("\ndone: 512 steps") == 1
+    (run,) = (tmp_path / "logs" / f"{algo}_srwm").iterdir()
+    assert json.loads((run / "config.json").read_text())["processes"] == 2
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [128, 256, 384, 512]
+    assert [step for step, line in zip((128, 256, 384, 512), lines, strict=True) if "eval/gap" in line] == [256, 512]
+
+    newest = Run.open(run).files("checkpoint")[-1]
+    arrays, meta = read_file(newest)
+    state = unpack(arrays, meta["state"])
+    (other,) = state["processes"]
+    assert len(state["episode_starts"]) == len(other["episode_starts"]) == 4
+    assert pack(state["environments"])[1] is not None
+    assert not np.array_equal(state["core_state"], other["core_state"]), "both play the same"
+    assert not np.array_equal(state["generators"]["torch"], other["generators"]["torch"])
+    if algo == "impala":
+        waiting = [sum(len(each["versions"]) for each in part["extra"]["unrolls"]) for part in (state, other)]
+        assert waiting == [16 % 3] * 2
+    else:  # the window of episodes holds those of both, and all of them: 512 steps are about 55 episodes
+        played = 512 / np.mean([each["l"] for each in state["episodes"]])
+        assert 1.1 * played > len(state["episodes"]) > 0.75 * played
+        levels = np.unpackbits(state["levels_played"]["games"]["recall"]["map"]).sum()  # hardly one comes twice
+        assert levels > 0.75 * played
+
+    copy = rewind(run, tmp_path)
+    code, _, err = end_of(torchrun("train", "--resume", copy, "--no-progress"))
+    assert code == 0, err
+    assert err == []
+    assert_same_end(copy, run)
+
+
+def test_stopped_in_two_processes_and_gone_on_in_one(
+    torchrun: Start, call: Any, impala_words: list[str], tmp_path: Path
+) -> None:
+    process = torchrun("train", *impala_words, "-n", 10**7, "-f", tmp_path)
+    run = tmp_path / "impala_srwm" / "recall_1"
+    wait_until(lambda: updates(run) >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    code, _, (line,) = end_of(process)
+    assert code != 0
+    assert "stopped by SIGTERM; saved at " in line
+    assert line.endswith(f"Go on with: torchrun --standalone --nproc-per-node 2 -m srwm_rl train --resume {run}")
+    steps = int(line.partition("saved at ")[2].split()[0])
+    saved, meta = read_file(Run.open(run).files("checkpoint")[-1])
+    assert meta["state"]["counters"]["num_timesteps"] == steps
+
+    damaged(call, run, tmp_path)
+    said = call("train", "--resume", run, "-n", steps + 128, "--no-progress")
+    assert said.code == 0, said
+    anew = [each for each in said.err.splitlines() if "no longer exact" in each]
+    assert anew == [
+        "srwm-rl: the run was trained by 2 process(es) and goes on in 1: weights, optimizer and counters go on, the "
+        "environments start anew; it is no longer exact"
+    ]
+    after, meta = read_file(Run.open(run).files("checkpoint")[-1])
+    assert meta["state"]["counters"]["num_timesteps"] == steps + 128
+    assert "processes" not in meta["state"]
+    weights = [name for name in after if name.startswith("/policy/")]
+    moved = [np.abs(after[name] - saved[name]).max() for name in weights]
+    assert 0 < max(moved) < 0.1, "the weights did not go on"
+
+
+def damaged(call: Any, run: Path, folder: Path) -> None:
+    """Check that a checkpoint in which something is wrong with the second process's part is refused."""
+    name = Run.open(run).files("checkpoint")[-1].name
+
+    def refused(change: Callable[[dict[str, Any]], Any]) -> str:
+        copy = Path(shutil.copytree(run, folder / "damaged"))
+        for path in Run.open(copy).files("checkpoint"):
+            if path.name != name:
+                path.unlink()
+        arrays, meta = read_file(copy / "checkpoints" / name)
+        state = unpack(arrays, meta["state"])
+        change(state)
+        arrays, meta["state"] = pack(state)
+        write_file(copy / "checkpoints" / name, arrays, meta)
+        line: str = call("train", "--resume", copy, "-n", 10**7).error()
+        shutil.rmtree(copy)
+        return line
+
+    def other(**changed: Any) -> Callable[[dict[str, Any]], Any]:
+        return lambda state: state["processes"][0].update(changed)
+
+    assert "not of 4 environments" in refused(lambda state: state.update(processes={}))
+    assert "not of 4 environments" in refused(lambda state: state["processes"].append("x"))
+    assert "not of 4 environments" in refused(lambda state: state["processes"].append(state["processes"][0]))
+    assert "not of 4 environments" in refused(other(episode_starts=np.ones(4, bool)))
+    assert "generators cannot be" in refused(other(generators={}))
+    assert "environments cannot be" in refused(other(environments=[]))
+    assert "core_state cannot be" in refused(other(core_state=np.zeros((1, 2, 1), np.float32)))
+    assert "other observations" in refused(other(last_obs={}))
+    assert "extra cannot be" in refused(other(extra=[]))
+
+
+def test_a_killed_process_ends_the_others_and_the_run_is_saved(
+    torchrun: Start, recall_words: list[str], tmp_path: Path
+) -> None:
+    process = torchrun("train", *recall_words, "-n", 10**7, "-f", tmp_path)
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    wait_until(lambda: updates(run) >= 3, process)
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    code, _, (line,) = end_of(process)
+    assert code != 0
+    assert "stopped" in line
+    saved = Run.open(run).files("checkpoint")[-1]
+    assert f"saved at {int(saved.stem.rpartition('-')[2])} steps. Go on with: torchrun" in line
+    assert len(read_file(saved)[1]["state"]["processes"]) == 1
+
+
+def test_one_processs_run_goes_on_in_two(torchrun: Start, recall: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(recall, tmp_path / "run"))
+    code, out, (line,) = end_of(torchrun("train", "--resume", run, "-n", 384, "--no-progress", "--verbose", 1))
+    assert code == 0
+    assert "trained by 1 process(es) and goes on in 2" in line
+    assert out.count("going on with recall") == 1
+    assert metrics(run)[-1]["step"] == 384
+    assert len(read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]["processes"]) == 1
+
+
+def test_wrong_input_is_said_once(torchrun: Start, untouched: Path) -> None:
+    code, out, err = end_of(torchrun("train", *TINY, "--n-envs", 5, "-f", untouched))
+    assert (code, out) == (1, "")
+    assert err == ["srwm-rl: error: --n-envs 5 cannot be divided evenly among 2 processes; use a multiple of 2"]
+
+
+PROCESS_1 = Place(rank=1, size=2, local_rank=1, local_size=2)
+
+
+def config(**settings: Any) -> TrainConfig:
+    small = {"env": "recall", "n_envs": 8, "n_steps": 16, "batch_size": 64, "device": "cpu", "n_threads": 1}
+    return TrainConfig(**{**small, "normalize_reward": False, **settings})
+
+
+def test_environments_and_batch_are_shared() -> None:
+    own = share(config(), PROCESS_1)
+    assert (own.n_envs, own.batch_size, own.seed != 0) == (4, 32, True)
+    assert share(config(), Place()) == config()
+    assert share(config(batch_size=79), PROCESS_1).batch_size == 32  # four whole sequences in all
+    many = config(n_envs=64, batch_size=1024)
+    seeds = {share(replace(many, seed=seed), Place(rank, 8, rank, 8)).seed for seed in range(8) for rank in range(8)}
+    assert len(seeds) == 64, "runs with other seeds share a process's levels"
+
+
+def test_the_processes_play_other_levels() -> None:
+    levels = []
+    for rank in range(2):
+        own = share(config(levels="all"), PROCESS_1._replace(rank=rank))
+        model = make_model(own, make_env(own))
+        assert model.env is not None
+        model.env.reset()
+        levels.append({int(level) for group in model.env.env_method("level_seed") for level in group})
+        model.env.close()
+    assert len(levels[0]) == len(levels[1]) == 4
+    assert not levels[0] & levels[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"n_envs": 9}, "--n-envs 9 cannot be divided evenly among 2 processes; use a multiple of 2"),
+        ({"env": "coinrun,maze", "n_envs": 6}, "2 processes, 2 games; use a multiple of 4"),
+        ({"algo": "impala", "n_groups": 4, "n_envs": 12}, "2 processes and 4 groups each; use a multiple of 8"),
+        ({"algo": "ppo", "n_groups": 4, "n_envs": 12}, "2 processes and 4 groups each; use a multiple of 8"),
+        ({"batch_size": 48}, "--batch-size 48 holds 3 sequence(s) of 16 steps, which cannot be divided"),
+        ({"device": "cuda:1"}, "one device for 2 processes"),
+        ({"device": "cuda"}, "torch finds no GPU here"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        share(config(**settings), PROCESS_1)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["supervise", "verify"])
+def test_what_is_for_one_process_is_refused(
+    name: str, call: Any, recall: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from srwm_rl.scripts.commands import train
+
+    monkeypatch.setattr(train, "several", lambda: True)
+    monkeypatch.setattr(train, "take_part", lambda command, words: command())
+    assert f"--{name} is for one process" in call("train", "--resume", recall, f"--{name}").error()

@@ -1,0 +1,129 @@
+"""The drawing: honest scales, nothing shown too early, nothing cut off."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srwm_rl.scripts.video import canvas
+from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, _columns, number
+from srwm_rl.scripts.video.colours import INK, RAMPS, paint, ramp, to_oklab
+from srwm_rl.scripts.video.panel import running_returns
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_maps_differ_in_lightness_alone(name: str) -> None:
+    """So that whoever confuses hues still sees the order; "poles" has its darkest colour in the middle."""
+    lightness = to_oklab(ramp(name))[:, 0]
+    steps = np.diff(lightness)
+    if name == "poles":
+        middle = int(lightness.argmin())
+        assert 112 < middle < 143
+        assert (steps[:middle] < 2e-3).all()
+        assert (steps[middle:] > -2e-3).all()
+        assert abs(lightness[0] - lightness[-1]) < 0.06
+    else:
+        assert (steps > -2e-3).all()  # bytes round
+        assert lightness[-1] - lightness[0] > 0.6
+
+
+def test_oklab_of_known_colours() -> None:
+    white, black, red = to_oklab(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))
+    np.testing.assert_allclose(white, [1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(black, 0, atol=1e-6)
+    np.testing.assert_allclose(red, [0.62796, 0.22486, 0.12585], atol=1e-4)
+
+
+def test_painting_keeps_to_its_scale() -> None:
+    table = ramp("sea")
+    colours = paint(np.array([-9.0, 0.0, 0.5, 1.0, 9.0]), 0.0, 1.0, "sea")
+    np.testing.assert_array_equal(colours, table[[0, 0, 128, 255, 255]])
+    assert (paint(np.zeros(3), 0.0, 0.0, "sea") == table[0]).all()
+
+
+@pytest.mark.parametrize("text", ["a", "x" * 300, "paper6_1, core srwm, 302,400 steps", "Grüße-мир-" * 20])
+@pytest.mark.parametrize("room", [40, 200, 512])
+def test_texts_fit(text: str, room: int) -> None:
+    fitted = canvas.fit(text, 13, room)
+    assert canvas.width(fitted, 13) <= room
+    assert fitted == text or "..." in fitted
+
+
+def test_numbers() -> None:
+    assert [number(each) for each in (0, 1, 0.123456, -12.345, 1e-7, 123456)] == [
+        "0", "1", "0.123", "-12.3", "1e-07", "1.23e+05",
+    ]  # fmt: skip
+
+
+def chart(n_steps: int, starts: tuple[int, ...] = (0,)) -> Chart:
+    rng = np.random.default_rng(0)
+    flags = np.isin(np.arange(n_steps), starts)
+    values = rng.random((n_steps, 3))
+    heat = Heat(values, 0.0, 1.0, "ember", ["0", "1", "2"], 60.0)
+    curve = Curve(values[:, 0] + 0.5, 0.0, 2.0, INK, 40.0, bars=values[:, 1])
+    return Chart((500, 300), [Section("heat", [heat], str), Section("curve", [curve])], flags)
+
+
+@pytest.mark.parametrize("n_steps", [1, 7, 384, 3000])
+def test_only_what_has_happened_is_shown(n_steps: int) -> None:
+    made = chart(n_steps)
+    for t in (0, n_steps // 2, n_steps - 1):
+        shown = made.at(t)
+        end = max(made.edge(t + 1), made.left + 1)
+        titles = np.zeros(shown.shape[:2], bool)
+        for y in made._titles:
+            titles[max(y - 9, 0) : y + 9] = True  # where the present value is written
+        beyond = np.zeros_like(titles)
+        beyond[:, end + 1 : made.right] = True
+        np.testing.assert_array_equal(shown[beyond & ~titles], made.empty[beyond & ~titles])
+        np.testing.assert_array_equal(shown[:, made.left : end][~titles[:, made.left : end]],
+                                      made.full[:, made.left : end][~titles[:, made.left : end]])  # fmt: skip
+    assert made.edge(n_steps) == made.right
+    assert (made.full != made.empty).any()
+
+
+def test_a_cell_has_the_colour_of_its_number() -> None:
+    values = np.array([[0.0, 0.25], [0.5, 1.0]])
+    made = Chart((300, 200), [Section("", [Heat(values, 0.0, 1.0, "sea", ["a", "b"], 1.0)])], np.array([True, False]))
+    (top, bottom), middle = made._plots[0], (made.left + made.right) // 2
+    for t, x in enumerate((middle - 20, middle + 20)):
+        for row, y in enumerate((top + 5, bottom - 5)):
+            np.testing.assert_array_equal(made.full[y, x], paint(values[t, row], 0.0, 1.0, "sea"))
+
+
+def test_episode_starts_are_marked_in_every_plot() -> None:
+    plain, marked = chart(50), chart(50, (0, 20))
+    x = marked.edge(20)
+    for top, bottom in marked._plots:
+        assert (marked.full[top:bottom, x] == INK).all()
+    assert (plain.full[:, : x - 12] == marked.full[:, : x - 12]).all()
+
+
+def test_more_steps_than_pixels_are_averaged() -> None:
+    values = np.arange(12, dtype=float)[:, None]
+    np.testing.assert_allclose(_columns(values, 4)[:, 0], [1, 4, 7, 10])
+    assert len(_columns(values, 5)) == 5
+    np.testing.assert_allclose(_columns(values[:2], 5)[:, 0], [0, 0, 1, 1, 1])
+
+
+def test_nothing_is_cut_off() -> None:
+    """The chart's outermost pixels stay empty: no label reaches the edge."""
+    for n_steps in (1, 9, 101, 3000):
+        shown = chart(n_steps).full
+        background = shown[0, 0]
+        for edge in (shown[:, :2], shown[:, -2:], shown[-1:]):
+            assert (edge == background).all()
+
+
+def test_returns_begin_anew_with_each_episode() -> None:
+    arrays = {"rewards": np.array([1, 2, 3, 4.0]), "starts": np.array([True, False, True, False])}
+    assert running_returns(arrays).tolist() == [1, 3, 3, 7]
+
+
+@pytest.mark.parametrize("name", [*canvas.ARROWS, "no-op", "D"])
+def test_every_sign_leaves_ink_within_its_place(name: str) -> None:
+    made = canvas.Canvas(Image.new("RGB", (40, 40)))
+    made.sign(20, 20, name, 14, INK)
+    ys, xs = np.nonzero(np.asarray(made.image).sum(-1))
+    assert len(xs) > 3
+    assert min(xs.min(), ys.min()) >= 10
+    assert max(xs.max(), ys.max()) <= 30

@@ -1,0 +1,229 @@
+"""What simulated CUDA finds, and this project's commands on it: run by test_pretended_gpu.py, where there is one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srwm_rl.agents.engine import cuda_graphs as graphs
+from srwm_rl.agents.engine import streams as lanes
+from srwm_rl.scripts.main import main
+from tests.simulated_cuda.plugin import GPU
+
+CUDA = torch.device("cuda", 0)
+
+
+def hazards() -> list[str]:
+    return sorted(set(GPU.take_hazards()))
+
+
+def test_it_computes_what_the_cpu_computes() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    x = torch.randn(5, 3, 8, 8)
+    net(x).square().sum().backward()
+    there = torch.nn.Sequential(*net).to(CUDA)
+    expected = [each.grad.cpu() for each in net.parameters() if each.grad is not None]
+    there.zero_grad()
+    there(x.to(CUDA)).square().sum().backward()
+    for each, grad in zip(there.parameters(), expected, strict=True):
+        assert each.grad is not None
+        assert each.grad.device == CUDA
+        torch.testing.assert_close(each.grad.cpu(), grad)
+
+
+def test_host_and_device_do_not_mix() -> None:
+    there = torch.ones(3, device=CUDA)
+    with pytest.raises(RuntimeError, match="same device"):
+        there + torch.ones(3)
+    assert (there + torch.tensor(2.0)).tolist() == [3, 3, 3]  # a number is everywhere
+    assert there[torch.tensor([0, 2])].shape == (2,)
+    with pytest.raises(TypeError, match="cpu"):
+        there.numpy()
+    other = torch.ones(3, device="cuda:1")
+    with pytest.raises(RuntimeError, match="same device"):
+        there + other
+    assert (there + other.to(CUDA)).tolist() == [2, 2, 2]
+
+
+def test_streams_that_nothing_orders() -> None:
+    one, side = torch.zeros(4, device=CUDA), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        one + 1
+    assert any("read after a write" in each for each in hazards())
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        made = one + 1
+        one.zero_()
+    assert not hazards()
+    one.add_(made)
+    assert {each.split(" in ")[0] for each in hazards()} == {"a read after a write", "a write after a write"}
+    torch.cuda.current_stream().wait_stream(side)
+    one.add_(made)
+    side.wait_stream(torch.cuda.current_stream())  # where the memory of `made` may be given to others
+    assert not hazards()
+
+
+def test_memory_let_go_too_early() -> None:
+    side = torch.cuda.Stream()
+    for way in ("nothing", "record_stream", "wait_stream", "synchronize"):
+        there = torch.zeros(4, device=CUDA)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            there + 1
+        if way == "record_stream":
+            lent: Any = there
+            lent.record_stream(torch.Stream(device_type=1, device_index=0, stream_id=side.stream_id))
+        if way == "wait_stream":
+            torch.cuda.current_stream().wait_stream(side)
+        if way == "synchronize":
+            side.synchronize()
+        there = torch.zeros(1)
+        assert any("let go" in each for each in hazards()) == (way == "nothing")
+
+
+def test_copies_that_were_not_waited_for() -> None:
+    host = torch.ones(4).pin_memory()
+    there = host.to(CUDA, non_blocking=True)
+    host.zero_()
+    torch.cuda.synchronize()
+    assert any("pinned memory changed" in each for each in hazards())
+    back = torch.empty(4, pin_memory=True)
+    back.copy_(there, non_blocking=True)
+    assert back.min() > 1e38  # not there yet
+    event = torch.cuda.Event()
+    event.record()
+    assert not event.query()
+    event.synchronize()
+    assert back.tolist() == [1, 1, 1, 1]
+    assert event.query()
+
+
+def test_who_waits_is_told() -> None:
+    there = torch.ones(4, device=CUDA)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for wait in (there.tolist, there[0].item, there.nonzero, there.cpu, lambda: there.copy_(torch.ones(4))):
+            with pytest.raises(RuntimeError, match="synchronizing"):
+                wait()
+        there.add_(1).mul_(2)
+        torch.ones(4).pin_memory().to(CUDA, non_blocking=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert there.tolist() == [4, 4, 4, 4]
+
+
+def test_a_graph_does_again_what_was_captured() -> None:
+    x, total = torch.ones(3, device=CUDA), torch.zeros(3, device=CUDA)
+    factor, graph = 2.0, torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        total.add_(x * factor)
+        drawn = torch.rand(3, device=CUDA)
+    assert total.tolist() == [0, 0, 0]  # to capture is not to do
+    assert drawn.min() > 1e38
+    factor = 5.0
+    graph.replay()
+    first = drawn.tolist()
+    x.fill_(10.0)
+    graph.replay()
+    assert total.tolist() == [22, 22, 22]
+    assert drawn.tolist() != first
+    assert max(drawn.tolist()) < 1
+
+
+@pytest.mark.parametrize("what", ["item", "to the device", "to the host", "mask", "synchronize"])
+def test_what_cannot_be_captured(what: str) -> None:
+    x = torch.ones(3, device=CUDA)
+    ways = {
+        "item": lambda: x.sum().item(),
+        "to the device": lambda: x.copy_(torch.ones(3)),
+        "to the host": lambda: x.cpu(),
+        "mask": lambda: x[x > 0],
+        "synchronize": torch.cuda.synchronize,
+    }
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):  # noqa: SIM117
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            ways[what]()
+    assert x.sum().item() == 3  # and all goes on
+
+
+def test_a_backward_pass_is_captured_though_another_thread_makes_it() -> None:
+    weight = torch.ones(3, device=CUDA, requires_grad=True)
+    weight.grad = torch.zeros(3, device=CUDA)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (weight * 2).sum().backward()
+    assert weight.grad.tolist() == [0, 0, 0]
+    graph.replay()
+    graph.replay()
+    assert weight.grad.tolist() == [4, 4, 4]
+
+
+def train(folder: Path, *arguments: str, device: str = "cuda") -> Path:
+    """Train recall on a GPU and return the run's folder."""
+    assert main(["train", "--env", "recall", "--device", device, "--no-progress", "-f", str(folder), *arguments]) == 0
+    return next(folder.glob("*/recall_1"))
+
+
+@pytest.mark.parametrize("settings", [(), ("--algo", "impala"), ("--algo", "impala", "--synchronous")])
+def test_a_step_waits_for_the_gpu_once(settings: tuple[str, ...], tmp_path: Path) -> None:
+    GPU.take_counts()
+    train(tmp_path, *settings, "-n", "6144")
+    counts = dict(GPU.take_counts())
+    n_acts = 6144 // 64 * 2  # two groups of environments
+    assert counts["replays"] > n_acts
+    assert counts["waits for streams"] < 1.2 * n_acts  # once in a step for its actions, once in an update of IMPALA
+
+
+@pytest.mark.parametrize("algo", [("--algo", "ppo"), ("--algo", "impala", "--synchronous")])
+def test_a_gpu_that_is_not_the_current_one_learns_the_same(
+    algo: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [train(tmp_path / name, *algo, "-n", "4096", device=name) for name in ("cuda", "cuda:1")]
+    assert "CUDA graph" not in caplog.text
+    one, other = (load_file(run / "checkpoints" / "model-000000004096.safetensors") for run in runs)
+    assert [name for name, each in one.items() if not torch.equal(each, other[name])] == []
+
+
+def test_the_learner_of_a_gpu_that_is_not_the_current_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    GPU.take_counts()
+    train(tmp_path, "--algo", "impala", "-n", "4096", device="cuda:1")
+    assert "CUDA graph" not in caplog.text
+    assert GPU.take_counts()["replays"] > 4096 // 64 * 2
+
+
+def test_a_learner_whose_stream_is_not_waited_for_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes.Lane, "finish", lambda self: None)
+    train(tmp_path, "--algo", "impala", "-n", "6144")
+    assert any("a read after a write in a copy to the host" in each for each in hazards())
+
+
+def test_frames_of_procgen(tmp_path: Path) -> None:
+    settings = ["--env", "coinrun", "--device", "cuda", "--no-progress", "-f", str(tmp_path), "-n", "512"]
+    small = ["--n-envs", "8", "--n-steps", "16", "--batch-size", "64"]
+    assert main(["train", *settings, *small]) == 0
+    run = next(tmp_path.glob("*/coinrun_1"))
+    assert main(["eval", str(run), "--device", "cuda", "--train-levels", "none", "--eval-levels", "1000:1002"]) == 0
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_bench_times_what_the_trainer_captures(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients: list[Any] = []
+    capture = graphs.capture
+
+    def counted(work: Any, *given: Any, draws: bool = True, **settings: Any) -> Any:
+        made = capture(work, *given, draws=draws, **settings)
+        gradients.extend([] if draws else [made])
+        return made
+
+    monkeypatch.setattr(graphs, "capture", counted)
+    small = ["--n-envs", "8", "--n-steps", "8", "--batch-size", "32", "--rounds", "1", "--algo", algo]
+    GPU.take_counts()
+    assert main(["bench", "train", "--env", "recall", "--device", "cuda", *small]) == 0
+    assert gradients
+    counts = dict(GPU.take_counts())
+    assert counts["waits for the device"] > counts["replays"] > 20  # each time the clock is looked at

@@ -1,0 +1,55 @@
+"""What runs on a GPU, run on one that is none, in processes of their own: torch must find it when it is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+NEEDS = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has real ones"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its way into torch is Linux's"),
+    pytest.mark.timeout(900),
+]
+pytestmark = NEEDS
+
+
+def on_it(*arguments: str) -> str:
+    """Run pytest where there is a pretended GPU, and return what it says at the end."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.simulated_cuda.plugin", "-p", "no:cacheprovider", "-rs"]
+    env = {key: each for key, each in os.environ.items() if key != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=env, timeout=800, check=False
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "SKIPPED" not in result.stdout, result.stdout[-2000:]
+    return result.stdout
+
+
+def test_it_finds_what_it_is_there_for_and_this_projects_commands_leave_it_nothing_to_find() -> None:
+    on_it("tests/simulated_cuda/checks.py")
+
+
+def test_what_is_marked_as_a_gpus() -> None:
+    # But Triton's kernels, for which a machine without a GPU has an interpreter: test_triton.py.
+    on_it("-m", "gpu", "tests", "--ignore", "tests/srwm_rl/ops/test_triton.py")
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_two_processes_with_a_gpu_each(algo: str, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["train", "--env", "recall", "--algo", algo, "-n", "4096", "--no-progress", "-f", str(tmp_path)]
+    command = [*torchrun, "-m", "tests.simulated_cuda.run", *train, "--device", "cuda"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "2 processes, 32 environments each" in result.stdout
+    assert "done: 4096 steps" in result.stdout
+    assert "CUDA graph" not in result.stdout + result.stderr
+    metrics = next(tmp_path.glob("*/recall_1/metrics.jsonl")).read_text().splitlines()
+    assert "train/loss" in json.loads(metrics[-1])

@@ -1,0 +1,272 @@
+"""PPO's gradient without autograd: the one that autograd finds, for every core, and left to it where it must be."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import MlpExtractor
+from torch import Tensor
+
+from srwm_rl.agents.collecting.rollout_buffer import Sequences
+from srwm_rl.agents.ppo import PPOTerms, ppo_terms
+from srwm_rl.native.fused_policy import FusedPolicy
+from srwm_rl.nn.layers import SRWMLayer
+from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.ops import cpu
+from srwm_rl.ops.program import Surrogate
+from tests.srwm_rl.native.test_fused_policy import CORES, FRAMES, LONE, MANY, SMALL_CNN, TWO_CAMERAS, policy_of, unroll
+
+pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
+VF_COEF, ENT_COEF, CLIP_RANGE, MEAN, STD = 0.6, 0.03, 0.15, 0.2, 1.3
+
+
+def drawn(policy: SRWMPolicy, n_steps: int, batch: int) -> Sequences:
+    """Draw what a policy that differs from this one a little might have played."""
+    obs, actions, state, starts = unroll(policy, n_steps, batch)
+    with torch.no_grad():
+        seen = policy.evaluate_sequence(obs, actions, state, starts)
+    numbers = torch.randn(4, n_steps, batch, generator=torch.Generator().manual_seed(5))
+    return Sequences(
+        observations=obs,
+        actions=actions,
+        episode_starts=starts,
+        old_values=seen.values + numbers[0],
+        old_log_probs=seen.log_probs + 0.3 * numbers[1],
+        advantages=numbers[2],
+        returns=numbers[3],
+        core_state=state,
+    )
+
+
+def descend(
+    fused: FusedPolicy, old: Sequences, clip_range_vf: float | None = None, bptt: int | None = None
+) -> Tensor | None:
+    surrogate = Surrogate(
+        mean=MEAN,
+        scale_advantage=1 / STD,
+        low=1 - CLIP_RANGE,
+        high=1 + CLIP_RANGE,
+        clip_range=CLIP_RANGE,
+        clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+        vf_coef=VF_COEF,
+        ent_coef=ENT_COEF,
+        scale=1 / old.returns.numel(),
+    )
+    numbers = (old.old_log_probs, old.advantages, old.returns, old.old_values)
+    return fused.add_surrogate_gradient(
+        old.observations, old.actions, old.core_state, old.episode_starts, numbers, surrogate, bptt
+    )
+
+
+def autograd(
+    policy: SRWMPolicy, old: Sequences, clip_range_vf: float | None = None, bptt: int | None = None
+) -> PPOTerms:
+    new = policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, bptt)
+    advantages = (old.advantages - MEAN) / STD
+    terms = ppo_terms(new.values, new.log_probs, new.entropy, old, advantages, CLIP_RANGE, clip_range_vf)
+    loss = terms.policy_loss + VF_COEF * terms.value_loss - ENT_COEF * terms.entropy
+    (loss / old.returns.numel()).backward()
+    return terms
+
+
+def gradients(policy: SRWMPolicy) -> list[Tensor | None]:
+    found = [None if each.grad is None else each.grad.clone() for each in policy.parameters()]
+    policy.zero_grad()
+    return found
+
+
+def check(policy: SRWMPolicy, n_steps: int, batch: int, **settings: Any) -> None:
+    """Compare the gradient, and the loss's terms, with those of autograd through the policy itself."""
+    fused, old = FusedPolicy(policy), drawn(policy, n_steps, batch)
+    terms = descend(fused, old, **settings)
+    assert terms is not None
+    found = gradients(policy)
+    expected_terms = autograd(policy, old, **settings)
+    torch.testing.assert_close(terms, torch.stack(expected_terms).detach(), rtol=1e-4, atol=1e-3)
+    for (name, _), one, other in zip(policy.named_parameters(), found, gradients(policy), strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None and other is not None:
+            assert (one - other).norm() <= 2e-5 * other.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("batch", [1, 70])
+def test_every_core(core: str, batch: int) -> None:
+    policy = policy_of(core)
+    check(policy, 9, batch)
+    check(policy, 9, batch, bptt=4)
+    check(policy, 33, 3, clip_range_vf=0.5)
+
+
+@pytest.mark.parametrize("space", [LONE, MANY], ids=["lone", "many"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"net_arch": {"pi": [8, 7], "vf": [9]}},
+        {"encoder_kwargs": {"mlp": ()}},
+        {"encoder_kwargs": {"mlp": (12, 10)}},
+    ],
+    ids=["plain", "two towers", "no mlp", "deep mlp"],
+)
+def test_every_space(space: spaces.Space[Any], settings: dict[str, Any]) -> None:
+    check(policy_of("two layers", space, **settings), 6, 5)
+
+
+@pytest.mark.parametrize("space", [FRAMES, TWO_CAMERAS], ids=["frames", "two cameras"])
+def test_images(space: spaces.Space[Any]) -> None:
+    policy = policy_of("two layers", space, encoder_kwargs=SMALL_CNN)
+    check(policy, 6, 5)
+    check(policy, 6, 15, bptt=4)
+    frozen = next(iter(policy.features_extractor.images.values()))
+    frozen.requires_grad_(False)
+    check(policy, 6, 5)
+    assert all(each.grad is None for each in frozen.parameters())
+
+
+def test_groups_of_images_add_up() -> None:
+    policy = policy_of("two layers", FRAMES, encoder_kwargs=SMALL_CNN)
+    fused, old = FusedPolicy(policy), drawn(policy, 6, 15)
+    descend(fused, old)
+    once = gradients(policy)
+    for _ in range(2):
+        descend(fused, old)
+    for one, other in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * one, other)
+
+
+def test_several_groups_add_up() -> None:
+    policy = policy_of("two layers")
+    fused, old = FusedPolicy(policy), drawn(policy, 7, 4)
+    descend(fused, old)
+    once = gradients(policy)
+    descend(fused, old)
+    kept = [each.grad for each in policy.parameters()]
+    descend(fused, old)
+    for one, other in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * one, other)
+    # What somebody kept of the first group's gradient is still that, also in the next update.
+    descend(fused, old._replace(advantages=2 * old.advantages))
+    for one, other in zip(once, kept, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_is_frozen_gets_no_gradient() -> None:
+    policy = policy_of("two layers")
+    frozen = [
+        policy.value_net.weight,
+        next(each for each in policy.core.modules() if isinstance(each, SRWMLayer)).weight,
+    ]
+    for each in frozen:
+        each.requires_grad_(False)
+    check(policy, 6, 5)
+    assert all(each.grad is None for each in frozen)
+
+
+def test_the_gradient_does_not_depend_on_threads() -> None:
+    policy = policy_of("two layers")
+    old = drawn(policy, 70, 40)  # 2,800 rows: several shares
+    found = []
+    try:
+        for n in (1, 3):
+            cpu.set_threads(n)
+            descend(FusedPolicy(policy), old)
+            found.append(gradients(policy))
+    finally:
+        cpu.set_threads(None)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def tied_linear(core: Any) -> None:
+    core.layers[1].out.weight = core.layers[0].out.weight
+
+
+def tied_memory(core: Any) -> None:
+    core.layers[1].weight = core.layers[0].weight
+
+
+def one_block_twice(core: Any) -> None:
+    core.blocks[1] = core.blocks[0]
+
+
+def one_layer_twice(core: Any) -> None:
+    core.layers[1] = core.layers[0]
+
+
+@pytest.mark.parametrize("tie", [tied_linear, tied_memory, one_block_twice, one_layer_twice])
+def test_shared_weights_are_left_to_autograd(tie: Any) -> None:
+    policy = policy_of("two layers")
+    tie(policy.core)
+    fused, old = FusedPolicy(policy), drawn(policy, 5, 3)
+    assert descend(fused, old) is None
+    assert not fused.given_up
+
+
+def test_a_memory_with_a_way_back_of_its_own_keeps_it() -> None:
+    policy = policy_of()
+    layer = policy.core.layers[0]
+    own = layer.remember
+    layer.remember = lambda heads, *more: own((heads + heads.detach()) / 2, *more)
+    check(policy, 6, 5)
+
+
+def test_a_critic_that_does_not_shape_the_memory_is_left_to_autograd() -> None:
+    class Detached(MlpExtractor):
+        def forward_critic(self, features: Tensor) -> Tensor:
+            return super().forward_critic(features.detach())
+
+        def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+            return self.forward_actor(features), self.forward_critic(features)
+
+    policy = policy_of("default", LONE, net_arch=[8])
+    policy.mlp_extractor.__class__ = Detached
+    assert descend(FusedPolicy(policy), drawn(policy, 3, 2)) is None
+
+
+@pytest.mark.parametrize("wrong", [lambda state: state.double(), lambda state: state[:, :1]])
+def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
+    policy = policy_of()
+    fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
+    assert descend(fused, old) is not None
+    with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
+        descend(fused, old._replace(core_state=wrong(old.core_state)))
+
+
+@pytest.mark.parametrize("action", ["box", "multi", "bits"])
+def test_other_heads_are_left_to_autograd(action: str) -> None:
+    policy = policy_of("default", LONE, action)
+    old = drawn(policy, 3, 2)
+    assert descend(FusedPolicy(policy), old) is None
+    assert gradients(policy) == [None] * len(list(policy.parameters()))
+
+
+@pytest.mark.parametrize("method", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_weights_are_called_by_autograd(method: str) -> None:
+    policy = policy_of()
+    fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
+    assert descend(fused, old) is not None
+    handle = getattr(policy.value_net.weight, method)(lambda _: None)
+    assert descend(fused, old) is None
+    handle.remove()
+    assert descend(fused, old) is not None
+
+
+def test_observations_that_want_a_gradient_get_it_from_autograd() -> None:
+    policy = policy_of("default", LONE)
+    old = drawn(policy, 3, 2)
+    assert isinstance(old.observations, Tensor)
+    assert descend(FusedPolicy(policy), old._replace(observations=old.observations.requires_grad_())) is None
+
+
+def test_what_is_not_a_number_reaches_the_terms() -> None:
+    policy = policy_of("default", LONE)
+    old = drawn(policy, 3, 2)
+    assert isinstance(old.observations, Tensor)
+    old.observations[1, 1, 2] = np.nan
+    fused = FusedPolicy(policy)
+    terms = descend(fused, old)
+    assert terms is not None
+    assert not terms[:3].isfinite().any()
+    assert any(not each.isfinite().all() for each in gradients(policy) if each is not None)

@@ -1,0 +1,178 @@
+"""Encoders: layouts, keys, and frames that are not copied on their way."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from srwm_rl import UserError
+from srwm_rl.nn.encoders import Encoder, ImpalaCNN, StepEmbedding, fastest_precision, parts_of
+
+
+def test_both_image_layouts_give_the_same_features() -> None:
+    torch.manual_seed(0)
+    last = ImpalaCNN((20, 24, 3), channels_first=False)
+    first = ImpalaCNN((3, 20, 24), channels_first=True)
+    first.load_state_dict(last.state_dict())
+    frames = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8)
+    torch.testing.assert_close(last(frames), first(frames.permute(0, 3, 1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_change_neither_features_nor_gradients() -> None:
+    torch.manual_seed(0)
+    whole, parts = ImpalaCNN((16, 16, 3), False, micro_batch=64), ImpalaCNN((16, 16, 3), False, micro_batch=4)
+    parts.load_state_dict(whole.state_dict())
+    frames = torch.randint(0, 256, (11, 16, 16, 3), dtype=torch.uint8)
+    a, b = whole(frames), parts(frames)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for (name, mine), theirs in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "threads", "n_frames", "sizes"),
+    [
+        (128, 2, 256, [128, 128]),
+        (128, 2, 195, [98, 97]),
+        (128, 2, 260, [130, 130]),
+        (None, 2, 256, [64] * 4),
+        (None, 3, 300, [50] * 6),  # as many for each thread
+        (None, 2, 48, [24, 24]),
+        (None, 2, 47, [47]),  # by all threads together
+        (None, 9, 200, [67, 67, 66]),  # likewise, one after the other
+        (4, 2, 12, [3, 3, 3, 3]),
+        (4, 1, 11, [4, 4, 3]),
+        (None, 2, 0, [0]),
+    ],
+)
+def test_threads_get_parts_of_equal_size(
+    micro_batch: int | None, threads: int, n_frames: int, sizes: list[int]
+) -> None:
+    network = ImpalaCNN((8, 8, 3), False, channels=(2,), features=4, micro_batch=micro_batch)
+    own, seen = network._encode, []
+    network._encode = lambda part: seen.append(len(part)) or own(part)  # type: ignore[method-assign, func-returns-value]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert network(torch.zeros(n_frames, 8, 8, 3, dtype=torch.uint8)).shape == (n_frames, 4)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(seen, reverse=True) == sizes
+
+
+def test_with_matrix_tiles_a_thread_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_tiles, sizes in ((True, (64, 128)), (False, (64, 64))):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)  # noqa: B023
+        found = [ImpalaCNN((8, 8, 3), False, precision=each).micro_batch for each in ("float32", "bfloat16")]
+        assert tuple(found) == sizes
+
+
+def test_frames_reach_the_first_convolution_channels_last() -> None:
+    network = ImpalaCNN((16, 16, 3), False)
+    seen = []
+    network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    frames = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    network(frames)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(seen[0], frames.permute(0, 3, 1, 2).float())
+
+
+def test_pixels_are_scaled_in_the_first_convolution() -> None:
+    torch.manual_seed(0)
+    network, plain = ImpalaCNN((16, 16, 3), False, scale=0.25), ImpalaCNN((16, 16, 3), False, scale=1.0)
+    plain.load_state_dict(network.state_dict())
+    frames = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    torch.testing.assert_close(network(frames), plain(frames * 0.25), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
+    frames = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
+    seen, gradients, features = [], [], []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = ImpalaCNN((32, 32, 3), False, precision=precision)
+        network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        features.append(network(frames))
+        features[-1].square().sum().backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None]))
+    assert torch.equal(seen[0], seen[1].float())  # frames are exact in bfloat16
+    assert seen[1].dtype == torch.bfloat16
+    for pair in (features, gradients):
+        assert pair[1].dtype == torch.float32
+        assert (pair[1] - pair[0]).norm() < 0.02 * pair[0].norm()
+        assert not torch.equal(pair[0], pair[1])
+
+
+@pytest.mark.gpu
+def test_weights_converted_at_once_give_what_each_gives_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ImpalaCNN((16, 16, 3), False, precision="bfloat16").to("cuda")
+    frames = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, device="cuda")
+    copy, copied = torch._foreach_copy_, []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda into, given: copied.append(len(given)) or copy(into, given))
+    learning = network(frames).detach()
+    assert copied == []
+    with torch.no_grad():
+        acting = network(frames)
+    assert copied == [28]  # of 14 convolutions
+    assert acting.dtype == torch.float32
+    assert torch.equal(acting, learning)
+    assert all(each.dtype == torch.float32 for each in network.parameters())
+
+
+def test_float64_stays_float64() -> None:
+    network = ImpalaCNN((16, 16, 3), False).double()
+    assert network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).dtype == torch.float64
+
+
+def test_the_fastest_precision_is_one_of_ours_and_a_wrong_one_is_named() -> None:
+    assert fastest_precision("cpu") in ("float32", "bfloat16")
+    with pytest.raises(UserError, match="precision must be one of float32, bfloat16, not 'float16'"):
+        ImpalaCNN((16, 16, 3), False, precision="float16")
+
+
+def test_published_cnn_has_the_published_size() -> None:
+    # 626,272 parameters in the authors' feed-forward agent: this CNN, and heads over 257 features for 15 actions.
+    network = ImpalaCNN((64, 64, 3), False)
+    heads = (257 + 1) * 15 + (257 + 1)
+    assert sum(each.numel() for each in network.parameters()) + heads == 626_272
+
+
+def test_every_key_counts_and_the_step_becomes_sines() -> None:
+    space = spaces.Dict(
+        observation=spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        vector=spaces.Box(-1, 1, (4,), np.float32),
+        previous_action=spaces.Box(0, 1, (5,), np.float32),
+        previous_reward=spaces.Box(-1, 1, (1,), np.float32),
+        episode_step=spaces.Box(0, np.inf, (1,), np.float32),
+    )
+    torch.manual_seed(0)
+    encoder = Encoder(space, mlp=(8,), cnn={"channels": (4,), "features": 10}, step_periods=3)
+    assert encoder.features_dim == 10 + 8 + 5 + 1 + 6
+    batch = {key: torch.as_tensor(np.stack([each.sample() for _ in range(2)])) for key, each in space.spaces.items()}
+    batch["episode_step"] = torch.tensor([[1.0], [2.0]])
+    features = encoder(batch)
+    assert features.shape == (2, encoder.features_dim)
+    for key in space.spaces:
+        changed = {**batch, key: batch[key] + 1}
+        assert not torch.allclose(encoder(changed), features), key
+
+
+def test_step_embedding_tells_early_and_late_steps_apart() -> None:
+    embedded = StepEmbedding(6, 256.0)(torch.arange(200.0)[:, None])
+    distance = torch.cdist(embedded, embedded) + torch.eye(200)
+    assert distance.min() > 0.05
+
+
+def test_unreadable_spaces_are_named() -> None:
+    with pytest.raises(UserError, match=r"'t' is a Text space"):
+        parts_of(spaces.Dict(t=spaces.Text(3)))
+
+
+def test_the_encoder_says_what_it_is() -> None:
+    frames = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256 in float32"
+    both = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
+    assert Encoder(both, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
+    assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"

@@ -1,0 +1,171 @@
+"""Pickles as data: plain containers come back equal, objects become placeholders, and nothing is ever called."""
+
+import collections
+import contextlib
+import datetime
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srwm_rl import UserError
+from srwm_rl.official.data_unpickler import Global, Opaque, read_pickle
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner)
+        | st.tuples(inner, inner)
+        | st.lists(inner, min_size=4).map(tuple)
+        | st.dictionaries(st.text() | st.integers() | st.binary(), inner)
+    ),
+)
+
+
+def refuse(persistent_id: Any) -> Any:
+    raise UserError(f"unexpected id {persistent_id!r}")
+
+
+def read(data: bytes) -> Any:
+    return read_pickle(data, {}, refuse)
+
+
+@given(TREES, st.integers(2, pickle.HIGHEST_PROTOCOL))
+def test_plain_data_comes_back_equal(tree: Any, protocol: int) -> None:
+    if protocol == 2 and "bytes" in _types(tree):
+        protocol = 3  # protocol 2 has no bytes: it calls a function that makes them
+    assert read(pickle.dumps(tree, protocol)) == tree
+
+
+def _types(tree: Any) -> set[str]:
+    children = list(tree) if isinstance(tree, list | tuple) else []
+    children += [each for pair in tree.items() for each in pair] if isinstance(tree, dict) else []
+    return {type(tree).__name__}.union(*map(_types, children))
+
+
+def test_an_object_that_holds_itself_is_read() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    found = read(pickle.dumps(loop))
+    assert found[0] is found
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_objects_become_placeholders(protocol: int) -> None:
+    content = [
+        datetime.date(2022, 2, 1),
+        {1, 2},
+        frozenset((3,)),
+        len,
+        Path("x"),
+        collections.OrderedDict(a=1),
+        UserError("x"),
+        9,
+    ]
+    found = read(pickle.dumps(content, protocol))
+    assert found[7] == 9
+    assert found[3] == Global("builtins.len" if protocol > 2 else "__builtin__.len")
+    assert {type(each) for each in found} == {Opaque, Global, int}
+
+
+def test_our_own_function_stands_for_the_files() -> None:
+    data = pickle.dumps([datetime.date(2022, 2, 1), datetime.timedelta(3)], 2)
+    builders = {"datetime.date": lambda packed: ("a date", type(packed).__name__)}
+    assert read_pickle(data, builders, refuse) == [("a date", "Opaque"), Opaque("datetime.timedelta")]
+
+
+def test_persistent_ids_are_ours_to_resolve() -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each: Any) -> Any:
+            return ("id", 5) if isinstance(each, range) else None
+
+    blob = io.BytesIO()
+    Pickler(blob, 2).dump([range(3), "x"])
+    assert read_pickle(blob.getvalue(), {}, lambda found: ("resolved", found)) == [("resolved", ("id", 5)), "x"]
+
+
+class Hostile:
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    calls = [(os.system, f"touch {victim}"), (exec, f"open({str(victim)!r}, 'w')"), (os.mkdir, str(victim))]
+    content = [Hostile(*call) for call in calls]
+    try:
+        found = read(pickle.dumps(content, protocol))
+        assert all(isinstance(each, Opaque) for each in found)
+    except UserError:
+        assert protocol < 2  # the oldest have operations that no checkpoint needs
+    assert not victim.exists()
+    pickle.loads(pickle.dumps(content[2], protocol))  # the real unpickler does as it is told
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"cos\nsystem\n(S'touch {}'\ntR.", b"(S'touch {}'\nios\nsystem\n.", b"(cos\nsystem\nS'touch {}'\no."],
+)
+def test_old_ways_to_call_do_nothing(text: bytes, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    assert isinstance(read(text.replace(b"{}", str(victim).encode())), Opaque)
+    assert not victim.exists()
+
+
+SHARED = b"\x80\x02)" + b"2\x86" * 200  # a pair of a pair of a pair, each twice the same: 2**200 leaves
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x02",
+        b".",
+        b"\x80\x02N",
+        b"\x80\x02t.",
+        b"\x80\x02h\x07.",
+        b"\x80\x02]N\x86R.",
+        b"\x80\x02NNs.",
+        b"\x80\x02}(Nu.",
+        b"\x80\x02}]Ns.",
+        b"\x80\x02NNa.",
+        b"\x80\x02\x8bNN.",
+        b"\x80\x02\x82\x01.",
+        b"\x80\x02X\xff\xff\xff\x7f.",
+        b"Pid\n.",
+        b"\x80\x02}" + SHARED[2:] + b"Ns.",  # as a key, whose hash visits every leaf
+        pickle.dumps("x" * 2**22),
+        b"\x00\xff" * 50,
+    ],
+)
+def test_what_cannot_be_read_is_one_error(data: bytes) -> None:
+    with pytest.raises(UserError) as error:
+        read(data)
+    assert "\n" not in str(error.value)
+
+
+def test_much_shared_data_takes_little() -> None:
+    found = read(SHARED + b".")
+    for _ in range(200):
+        assert found[0] is found[1]
+        found = found[0]
+    depth = 100_000
+    assert isinstance(read(b"\x80\x02)" + b"\x85" * depth + b"."), tuple)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    with contextlib.suppress(UserError):
+        read(b"\x80\x02" + data)

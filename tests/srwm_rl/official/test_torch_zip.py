@@ -1,0 +1,160 @@
+"""Files of torch.save without torch: the same numbers, everything checked, nothing run, whatever the file holds."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from srwm_rl import UserError
+from srwm_rl.official.torch_zip import Storage, Tensor, TorchArchive
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "full_srwm_model.tar"
+
+
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    archive = TorchArchive(path)
+    return archive.array(archive.content["x"], "x")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, bytes]], None], **kwargs: Any) -> Path:
+    """Write the archive anew with its members changed; the checksums fit."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", **kwargs) as archive:
+        for name, data in members.items():
+            archive.writestr(f"anything/{name}", data)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"])
+def test_every_type_comes_back(dtype: str, tmp_path: Path) -> None:
+    tensor = torch.arange(12).reshape(3, 4).to(getattr(torch, dtype))
+    array = read(save(tmp_path / "x", {"x": tensor}))
+    assert array.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(array, tensor.numpy())
+
+
+def test_views_of_one_storage_come_back(tmp_path: Path) -> None:
+    whole = torch.randn(4, 5, 6)
+    views = [whole, whole[1:3, :, 2], whole.permute(2, 0, 1), whole[0, 0, 0], torch.nn.Parameter(whole[3])]
+    archive = TorchArchive(save(tmp_path / "x", views))
+    for view, tensor in zip(views, archive.content, strict=True):
+        np.testing.assert_array_equal(archive.array(tensor, "x"), view.detach().numpy())
+
+
+def test_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    def swap(members: dict[str, bytes]) -> None:
+        members["byteorder"] = b"big"
+        members["data/0"] = np.frombuffer(members["data/0"], "<f4").astype(">f4").tobytes()
+
+    assert read(rewrite(save(tmp_path / "x", {"x": torch.arange(3.0)}), swap)).tolist() == [0, 1, 2]
+
+
+def test_files_from_before_torch_told_the_byte_order_are_read(tmp_path: Path) -> None:
+    path = rewrite(save(tmp_path / "x", {"x": torch.arange(3.0)}), lambda members: members.pop("byteorder"))
+    assert read(path).tolist() == [0, 1, 2]
+
+
+DAMAGE: list[tuple[Callable[[dict[str, bytes]], Any], str]] = [
+    (lambda m: m.pop("data.pkl"), r"not one that torch\.save wrote"),
+    (lambda m: m.update({"sub/data.pkl": b""}), r"not one that torch\.save wrote"),
+    (lambda m: m.update({"data.pkl": b"\x80\x02N"}), "is damaged"),
+    (lambda m: m.update({"data.pkl": b"\x80\x02" + b"N" * 2**22 + b"."}), "more than the"),
+    (lambda m: m.update({"data.pkl": m["data.pkl"].replace(b"storage", b"sturage")}), "is damaged"),
+    (lambda m: m.update(byteorder=b"middle"), "its byte order is none"),
+    (lambda m: m.pop("data/0"), "has no data/0"),
+    (lambda m: m.update({"data/0": m["data/0"][:-1]}), "the storage of 'x' has 11 bytes"),
+    (lambda m: m.update({"data.pkl": m["data.pkl"].replace(b"FloatStorage", b"ComplexStorage")}), "which is not"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE)
+def test_damage_is_named(change: Callable[[dict[str, bytes]], None], message: str, tmp_path: Path) -> None:
+    path = rewrite(save(tmp_path / "x", {"x": torch.arange(3.0)}), change)
+    with pytest.raises(UserError, match=message) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        (0, (4,), (1,)),
+        (1, (3,), (1,)),
+        (-1, (3,), (1,)),
+        (0, (3,), (-1,)),
+        (0, (-3,), (1,)),
+        (0, (0,), (1,)),
+        (0, (2,), (3,)),
+        (0, (2**30,), (0,)),  # one number, a billion times
+        (0, (2**41,), (1,)),
+        (0, (3,), (1, 1)),
+        (0, (1,) * 9, (1,) * 9),
+        (0, [3], (1,)),
+        (0, (3.0,), (1,)),
+        (0, (True,), (1,)),
+        ("0", (3,), (1,)),
+        (None, (), ()),
+    ],
+)
+def test_a_view_must_lie_inside_its_storage(offset: Any, size: Any, stride: Any, tmp_path: Path) -> None:
+    archive = TorchArchive(save(tmp_path / "x", {"x": torch.arange(3.0)}))
+    with pytest.raises(UserError, match=r"'x' (does not lie inside|has no size that can be)"):
+        archive.array(Tensor(Storage("torch.FloatStorage", "0", 3), offset, size, stride), "x")
+
+
+def test_compressed_members_are_refused_before_they_grow(tmp_path: Path) -> None:
+    path = save(tmp_path / "x", {"x": torch.zeros(2**20)})
+    rewrite(path, lambda _: None, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(UserError, match="is compressed"):
+        TorchArchive(path)
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "x", {"x": torch.zeros(3)})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"")
+    with pytest.raises(UserError, match=r"not one that torch\.save wrote"):
+        TorchArchive(path)
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.tar"
+    for missing in (path, tmp_path):
+        with pytest.raises(UserError, match="there is no file"):
+            TorchArchive(missing)
+    for content in (b"", b"PK\x03\x04", b"hello" * 100, GOLDEN.read_bytes()[:-100]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is no file of torch\.save, or is damaged"):
+            TorchArchive(path)
+    torch.save({"x": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"from before 1\.6.*torch\.save\(torch.load\(old\), new\)"):
+        TorchArchive(path)
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.tar"
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)  # takes no space on the disk
+    with pytest.raises(UserError, match="a checkpoint has a few million"):
+        TorchArchive(path)
+
+
+def test_damaged_files_are_imported_or_refused_and_run_nothing(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "hostile" / "fuzz_official.py"
+    command = [sys.executable, str(script), str(tmp_path), str(GOLDEN)]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert said.returncode == 0, said.stdout + said.stderr[-3000:]

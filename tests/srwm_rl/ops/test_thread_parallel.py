@@ -1,0 +1,208 @@
+"""A batch in parts: what comes out and goes back is the serial loop's, whichever threads do the work."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.ops import thread_parallel as parts
+from srwm_rl.ops.thread_parallel import in_parts
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    """Remembers which threads it ran in, and how many threads torch had there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.seen: list[tuple[str, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((threading.current_thread().name, torch.get_num_threads()))
+        return self.used(x).tanh()
+
+
+def net_and_parts(n: int = 4) -> tuple[Net, list[Tensor]]:
+    torch.manual_seed(0)
+    return Net(), list(torch.randn(3 * n - 1, 5).split(3))
+
+
+def test_gradients_are_those_of_the_loop() -> None:
+    net, given = net_and_parts()
+    weights = torch.randn(11, 3)
+    found = []
+    for function in (lambda: in_parts(net, given, net.parameters()), lambda: torch.cat([net(x) for x in given])):
+        net.zero_grad()
+        y = function()
+        (y * weights).sum().backward()
+        found.append((y.detach(), net.used.weight.grad, net.used.bias.grad))
+        assert net.unused.weight.grad is None  # as an optimizer must see it
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    there = {name for name, _ in net.seen[:4]}
+    assert all(name.startswith("srwm-part") for name in there)
+    assert {n for _, n in net.seen[:4]} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_gradients_add_up_over_calls() -> None:
+    net, given = net_and_parts()
+    for _ in range(2):
+        in_parts(net, given, net.parameters()).sum().backward()
+    assert net.used.bias.grad is not None
+    twice = net.used.bias.grad.clone()
+    net.zero_grad()
+    in_parts(net, given, net.parameters()).sum().backward()
+    torch.testing.assert_close(twice, 2 * net.used.bias.grad)
+
+
+def test_a_frozen_weight_gets_nothing_and_without_any_nothing_is_kept() -> None:
+    net, given = net_and_parts()
+    net.used.bias.requires_grad_(False)
+    in_parts(net, given, net.parameters()).sum().backward()
+    assert net.used.bias.grad is None
+    assert net.used.weight.grad is not None
+    net.requires_grad_(False)
+    assert not in_parts(net, given, net.parameters()).requires_grad
+    net.requires_grad_(True)
+    with torch.no_grad():
+        assert not in_parts(net, given, net.parameters()).requires_grad
+
+
+@pytest.mark.parametrize("case", ["one thread", "few parts", "a gradient of the batch", "autocast", "a hook"])
+def test_the_caller_does_it_alone(case: str) -> None:
+    net, given = net_and_parts(1 if case == "few parts" else 4)
+    if case == "one thread":
+        torch.set_num_threads(1)
+    if case == "a gradient of the batch":
+        given[1].requires_grad_()
+    seen: list[Tensor] = []
+    if case == "a hook":
+        net.used.bias.register_hook(seen.append)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"):
+        in_parts(net, given, net.parameters()).sum().backward()
+    assert {name for name, _ in net.seen} == {threading.current_thread().name}
+    assert given[-1].grad is None
+    assert (given[1].grad is not None) if case == "a gradient of the batch" else True
+    assert len(seen) == (case == "a hook")
+
+
+def test_the_same_bits_with_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    network = ImpalaCNN((16, 16, 3), False, channels=(16, 32), precision="bfloat16")
+    given = torch.randint(0, 256, (42, 16, 16, 3), dtype=torch.uint8).split(4)
+    found = []
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        network.zero_grad()
+        y = in_parts(network, given, network.parameters())
+        y.square().sum().backward()
+        with torch.no_grad():
+            assert torch.equal(in_parts(network, given, ()), y)
+        found.append([y.detach(), *(each.grad.clone() for each in network.parameters() if each.grad is not None)])
+    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
+
+
+def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
+    net, given = net_and_parts()
+    given[2] = torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        in_parts(net, given, net.parameters())
+    assert in_parts(net, given[:2], net.parameters()).shape == (6, 3)
+    y = in_parts(net, given[:2], net.parameters())
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes back once"):
+        y.sum().backward()
+
+
+def test_two_weights_may_share_a_gradient() -> None:
+    one, other = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    given = list(torch.randn(12, 3).split(3))
+    in_parts(lambda x: x + (one + other), given, [one, other]).sum().backward()
+    assert one.grad is not None
+    assert other.grad is not None
+    assert one.grad.tolist() == other.grad.tolist() == [12, 12, 12]
+
+
+def test_an_exporter_sees_the_network() -> None:
+    torch.manual_seed(0)
+    network = ImpalaCNN((8, 8, 3), False, channels=(4,), features=4, micro_batch=2)
+    frames, others = torch.randint(0, 256, (2, 6, 8, 8, 3), dtype=torch.uint8)
+    exported = torch.export.export(network, (frames,)).module()
+    torch.testing.assert_close(exported(others), network(others))
+    weights = dict(network.named_parameters())
+    grads = torch.func.grad(lambda w: torch.func.functional_call(network, w, (frames,)).sum())(weights)
+    network(frames).sum().backward()
+    for name, each in network.named_parameters():
+        torch.testing.assert_close(grads[name], each.grad)
+
+
+STUCK = """
+import threading, torch
+from srwm_rl.ops.thread_parallel import in_parts
+torch.set_num_threads(2)
+start, started = threading.Thread.start, []
+def no_more(self):
+    if started:
+        raise RuntimeError("can't start new thread")
+    started.append(self)
+    start(self)
+threading.Thread.start = no_more
+try:
+    in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), [])
+except RuntimeError as error:
+    print(error, torch.get_num_threads())
+threading.Thread.start = start
+print(in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), []).flatten().tolist())
+"""
+
+
+def test_where_there_are_no_more_threads_the_process_goes_on_and_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["can't start new thread 2", "[2.0, 2.0, 2.0, 2.0]"]
+
+
+def test_every_calling_thread_has_workers_of_its_own() -> None:
+    net, given = net_and_parts()
+    in_parts(net, given, net.parameters())
+    mine, theirs = parts._own.workers, []
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        in_parts(net, given, net.parameters())
+        theirs.append(parts._own.workers)
+
+    other = threading.Thread(target=work)
+    other.start()
+    other.join()
+    assert mine is not None
+    assert theirs[0] is not None
+    assert theirs[0] is not mine
+    assert parts._own.workers is mine
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_starts_workers_of_its_own() -> None:
+    torch.set_num_threads(2)
+    ends: list[float] = []
+    _ = parts._shared(lambda each: ends.append(each), [1.0, 2.0])
+    child = os.fork()
+    if child == 0:  # no torch operation: OpenMP's threads did not come along
+        os._exit(0 if parts._own.n_workers == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert parts._own.n_workers == 2

@@ -1,0 +1,141 @@
+"""What a model says of itself decides nothing before it is checked against the weights that are there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from srwm_rl import SRWMPolicy, UserError, core_names, load
+from srwm_rl.storage.model_file import save_model
+from srwm_rl.storage.run_folder import Run
+from srwm_rl.storage.safe_file import read_file, write_file
+
+BILLION = 10**9
+SPACE = spaces.Dict(observation=spaces.Box(0, 1, (5,), np.float32), episode_step=spaces.Box(0, 9, (1,), np.float32))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    policy = SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 0.0, core_kwargs={"hidden_size": 8, "n_layers": 1})
+    save_model(tmp_path / "model", policy, {}, 1)
+    return tmp_path / "model"
+
+
+def refused(path: Path, change: Any, monkeypatch: pytest.MonkeyPatch | None = None) -> str:
+    arrays, meta = read_file(path)
+    change(meta)
+    write_file(path, arrays, meta)
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_a_bound_on_the_shift_is_no_size_and_a_file_without_one_has_none(saved: Path, tmp_path: Path) -> None:
+    assert load(saved).policy.core.layers[0].shift_bound is None
+    settings = {"hidden_size": 8, "n_layers": 1, "shift_bound": 10**6}  # more than there are weights
+    policy = SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 0.0, core_kwargs=settings)
+    save_model(tmp_path / "bounded", policy, {}, 1)
+    assert load(tmp_path / "bounded").policy.core.layers[0].shift_bound == 10**6
+
+
+@pytest.mark.parametrize("core", core_names())
+@pytest.mark.parametrize("setting", ["hidden_size", "n_layers", "n_heads", "ff_size"])
+def test_absurd_sizes_are_refused_at_once(core: str, setting: str, saved: Path) -> None:
+    refused(saved, lambda m: m["policy"].update(core=core, core_kwargs={setting: BILLION}))
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "srwm", "sr_delta", "delta", "feedforward", "fake_sr"])
+def test_a_size_that_only_together_with_others_is_absurd_is_refused_before_it_is_made(core: str, saved: Path) -> None:
+    n_weights = sum(each.size for each in read_file(saved)[0].values())
+    width = 8 * (n_weights // 8)  # no more than there are weights, but its square is 16 million
+    made = []
+    empty = torch.empty
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is empty and result.device.type == "cpu":
+                made.append(result.numel())
+            return result
+
+    with Watch():
+        message = refused(saved, lambda m: m["policy"].update(core=core, core_kwargs={"hidden_size": width}))
+    assert "a much larger network than it has weights for" in message
+    assert sum(made) < 2 * n_weights + 2**22
+
+
+def test_settings_of_a_users_own_core_that_are_no_sizes_are_not_looked_at(tmp_path: Path) -> None:
+    from srwm_rl import Core, register_core
+
+    class Patient(Core):
+        def __init__(self, input_size: int, longest: int = 1) -> None:
+            super().__init__(input_size, 4, 1, 4)
+            self.longest, self.net = longest, torch.nn.Linear(input_size, 4)
+
+        def forward(self, x: Any, state: Any, episode_starts: Any) -> Any:
+            return self.net(x), state
+
+    name = "tests:Patient"
+    register_core(name)(Patient)
+    policy = SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 0.0, core=name, core_kwargs={"longest": BILLION})
+    save_model(tmp_path / "model", policy, {}, 1)
+    assert load(tmp_path / "model").policy.core.longest == BILLION
+
+
+def test_a_message_is_one_line_whatever_a_name_holds() -> None:
+    message = str(UserError("core 'a\nb\x1b[2Jc' \x00" + "x" * 5000))
+    assert message.isprintable()
+    assert len(message) == 2000
+    assert "\\n" in message
+
+
+@pytest.fixture
+def run(tmp_path: Path, saved: Path) -> Run:
+    run = Run.create(tmp_path / "runs" / "recall", {"train": {}})
+    for steps in range(6):
+        run.file("model", steps).write_bytes(saved.read_bytes())
+    return run
+
+
+@pytest.mark.parametrize("name", ["config.json", ".lock", "metrics.jsonl", "tensorboard", "checkpoints", ".tmp-config"])
+def test_a_run_with_a_link_in_it_is_read_and_not_written(name: str, run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "theirs"
+    if (run.path / name).exists():
+        (run.path / name).rename(target)
+    else:
+        target.write_text("keep me")
+    (run.path / name).symlink_to(target)
+    before = target.read_bytes() if target.is_file() else sorted(target.iterdir())
+    again = Run.open(run.path)
+    assert len(again.files("model")) == 6
+    with pytest.raises(UserError, match="is a link"), again.lock():
+        pass
+    assert (target.read_bytes() if target.is_file() else sorted(target.iterdir())) == before
+
+
+def test_nothing_is_deleted_behind_a_link(run: Run, tmp_path: Path) -> None:
+    (run.path / "checkpoints").rename(tmp_path / "theirs")
+    (run.path / "checkpoints").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="nothing is deleted there"):
+        run.sweep()
+    assert len(list((tmp_path / "theirs").iterdir())) == 6
+
+
+def test_files_with_other_names_are_no_checkpoints(run: Run) -> None:
+    for name in ("model-.safetensors", "model-x.safetensors", "model--1.safetensors", "model-\u0663x.safetensors"):
+        (run.path / "checkpoints" / name).write_text("x")
+    run.file("model", 10**13).write_text("x")
+    assert [int(each.stem[6:]) for each in run.files("model")] == [0, 1, 2, 3, 4, 5, 10**13]
+
+
+def test_settings_that_are_no_regular_file_are_refused(run: Run) -> None:
+    import os
+
+    (run.path / "config.json").unlink()
+    os.mkfifo(run.path / "config.json")
+    with pytest.raises(UserError, match="is no regular file"):
+        Run.open(run.path)

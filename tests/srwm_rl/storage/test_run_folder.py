@@ -1,0 +1,91 @@
+"""Run folders: what a path names, which files are the best models, and what is deleted."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from srwm_rl import UserError
+from srwm_rl.storage.run_folder import Run, model_files, run_folder, steps_of, title_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "logs" / "recall", {"train": {}})
+
+
+def touch(run: Run, kind: str, *steps: int) -> None:
+    for each in steps:
+        run.file(kind, each).touch()
+
+
+def names(files: list[Path]) -> list[str]:
+    return [each.name for each in files]
+
+
+def test_a_path_names_the_newest_model_the_best_or_a_file(run: Run) -> None:
+    touch(run, "model", 100, 200, 300)
+    touch(run, "best", 90, 150)
+    assert [steps_of(each) for each in model_files(run.path)] == [300, 200, 100]
+    best = model_files(run.path / "best")
+    assert names(best) == ["best-000000000150.safetensors", "best-000000000090.safetensors"]
+    assert model_files(best[1]) == [best[1]]
+    assert run_folder(run.path / "best") == run_folder(run.path) == run.path
+    assert title_of(run.path) == "recall_1"
+    assert title_of(run.path / "best") == "recall_1-best"
+    assert title_of(best[0]) == "best-000000000150"
+
+
+def test_the_names_work_from_inside_the_run_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(run, "model", 100)
+    touch(run, "best", 90)
+    monkeypatch.chdir(run.path)
+    assert names(model_files("best")) == ["best-000000000090.safetensors"]
+    assert names(model_files(".")) == ["model-000000000100.safetensors"]
+    assert (title_of("best"), title_of(".")) == ("recall_1-best", "recall_1")
+
+
+def test_what_is_there_under_that_name_goes_first(tmp_path: Path, run: Run) -> None:
+    touch(run, "best", 90)
+    (run.path / "best").touch()
+    assert model_files(run.path / "best") == [run.path / "best"]
+    other = Run.create(tmp_path / "logs" / "x", {"train": {}})
+    os.rename(other.path, tmp_path / "logs" / "best")
+    touch(Run.open(tmp_path / "logs" / "best"), "model", 7)
+    assert names(model_files(tmp_path / "logs" / "best")) == ["model-000000000007.safetensors"]
+
+
+def test_a_run_without_a_best_model_says_what_to_do(run: Run, tmp_path: Path) -> None:
+    touch(run, "model", 100)
+    with pytest.raises(
+        UserError, match=r"recall_1 has no best model yet: .*--eval-freq.*until then use .*recall_1, its"
+    ):
+        model_files(run.path / "best")
+    with pytest.raises(UserError, match=r"there is no run at .*nowhere/best;"):
+        model_files(tmp_path / "nowhere" / "best")
+
+
+def test_the_best_models_are_not_swept_while_a_kept_checkpoint_may_name_them(run: Run) -> None:
+    touch(run, "best", 1, 5, 12, 13)
+    for kind in ("model", "checkpoint"):
+        touch(run, kind, 10, 20, 30, 40)
+    run.sweep()
+    assert [[steps_of(each) for each in run.files(kind)] for kind in ("best", "model", "checkpoint")] == [
+        [5, 12, 13],
+        [20, 30, 40],
+        [20, 30, 40],
+    ]
+    for steps in (50, 60, 70, 80):
+        touch(run, "checkpoint", steps)
+        run.sweep()
+    assert steps_of(model_files(run.path / "best")[0]) == 13
+
+
+def test_the_best_models_of_a_stretch_that_is_played_again_are_forgotten(run: Run) -> None:
+    touch(run, "best", 1, 5, 12)
+    touch(run, "model", 12)
+    run.forget_best(5)
+    assert [steps_of(each) for each in run.files("best")] == [1, 5]
+    run.forget_best(-1)
+    assert run.files("best") == []
+    assert len(run.files("model")) == 1

@@ -1,0 +1,162 @@
+"""The record of the levels played: exact, of bounded size, honest where it is not exact, checked when it is read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl import UserError
+from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
+from srwm_rl.storage.seen_levels import MOST_MAPPED, MOST_OTHERS, LevelsPlayed
+
+ALL = (0, 2**31 - 1)
+
+
+def through_a_file(record: LevelsPlayed, path: Path) -> LevelsPlayed:
+    arrays, tree = pack(record.to_tree())
+    write_file(path, arrays, {"tree": tree})
+    arrays, meta = read_file(path)
+    return LevelsPlayed.from_tree(unpack(arrays, meta["tree"]), "file")
+
+
+@pytest.mark.parametrize("levels", [(0, 200), (17, 1017), (0, MOST_MAPPED), (5, 5 + MOST_MAPPED + 1), ALL])
+def test_it_remembers_exactly_what_was_played(levels: tuple[int, int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    record = LevelsPlayed(*levels)
+    played = {
+        game: {int(each) for each in rng.integers(*levels, 150)} | {min(levels[1] + 3, 2**31 - 1)}
+        for game in ("a", "b/c-v0")
+    }
+    for game, each in played.items():
+        for level in [*each, *each]:
+            record.add(game, level)
+    for same in (record, through_a_file(record, tmp_path / "record")):
+        for game, each in played.items():
+            assert same.is_complete(game)
+            assert len(same.games[game]) == len(each)
+            assert set(same.among(game, [*each, *(level + 1 for level in each)])) >= each
+            assert set(same.among(game, range(levels[0], levels[0] + 5000))) == {
+                x for x in each if x < levels[0] + 5000
+            }
+            assert (same.games[game].low, same.games[game].high) == (min(each), max(each))
+        assert not same.is_complete("never played")
+        assert same.among("never played", range(200)) == []
+
+
+def test_a_record_that_goes_on_after_a_file_equals_one_that_was_never_written(tmp_path: Path) -> None:
+    levels = np.random.default_rng(1).integers(0, 500, 300).tolist()
+    whole, first = LevelsPlayed(0, 300), LevelsPlayed(0, 300)
+    for level in levels:
+        whole.add("a", level)
+    for level in levels[:150]:
+        first.add("a", level)
+    second = through_a_file(first, tmp_path / "record")
+    for level in levels[150:]:
+        second.add("a", level)
+    (expected, tree), (found, other) = pack(whole.to_tree()), pack(second.to_tree())
+    assert tree == other
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_was_taken_changes_no_more() -> None:
+    record = LevelsPlayed(0, 20)
+    record.add("a", 3)
+    arrays, tree = pack(record.to_tree())
+    before = {name: each.copy() for name, each in arrays.items()}
+    for level in (4, 5000):
+        record.add("a", level)
+    assert tree == pack(record.to_tree())[1] | tree
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, before[name])
+    assert record.among("a", [3, 4, 5, 5000]) == [3, 4, 5000]
+
+
+def test_it_stays_bounded_and_says_what_it_let_go(tmp_path: Path) -> None:
+    record = LevelsPlayed(*ALL)
+    for level in range(0, 3 * MOST_OTHERS, 3):
+        record.add("a", level)
+    assert record.is_complete("a")
+    for level in (1, 2_000_000_000):
+        record.add("a", level)
+    for same in (record, through_a_file(record, tmp_path / "record")):
+        assert not same.is_complete("a")
+        assert len(same.games["a"]) == MOST_OTHERS
+        assert (same.games["a"].low, same.games["a"].high) == (0, 2_000_000_000)
+        assert same.among("a", [0, 1, 3]) == [0, 3]
+    assert (tmp_path / "record").stat().st_size < 600_000
+    full = LevelsPlayed(0, MOST_MAPPED)
+    full.add("a", 1)
+    through_a_file(full, tmp_path / "full")
+    assert (tmp_path / "full").stat().st_size < 150_000
+
+
+def test_what_it_cannot_hold_makes_it_incomplete_and_not_unreadable(tmp_path: Path) -> None:
+    for name, level in (("a", -1), ("a", 2**31), ("a", 1.5), ("", 3), ("x" * 300, 3)):
+        record = LevelsPlayed(0, 10)
+        for each in (1, 2):
+            record.add("b", each)
+        record.add(name, level)  # type: ignore[arg-type]
+        same = through_a_file(record, tmp_path / "record")
+        assert same.among("b", range(10)) == [1, 2]
+        assert not same.is_complete(name)
+    for i in range(300):
+        record.add(f"game {i}", 3)
+    assert not through_a_file(record, tmp_path / "record").is_complete("b")
+
+
+def test_a_record_that_began_later_is_never_complete(tmp_path: Path) -> None:
+    record = LevelsPlayed(0, 10, complete=False)
+    record.add("a", 1)
+    assert not record.is_complete("a")
+    assert not through_a_file(record, tmp_path / "record").is_complete("a")
+
+
+def game(**changes: Any) -> Any:
+    bits = np.packbits(np.arange(10) % 2 == 1)  # 1, 3, 5, 7, 9
+    whole = {"map": bits, "others": np.array([30, 40]), "complete": True, "low": 1, "high": 40}
+    return {"start": 0, "stop": 10, "complete": True, "games": {"a": {**whole, **changes}}}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        None,
+        [],
+        {},
+        {**game(), "more": 1},
+        {**game(), "start": -1},
+        {**game(), "start": True},
+        {**game(), "stop": 30},
+        {**game(), "stop": MOST_MAPPED + 1},
+        {**game(), "complete": 1},
+        {**game(), "games": {"a": None}},
+        {**game(), "games": {"": game()["games"]["a"]}},
+        {**game(), "games": {f"game {i}": game()["games"]["a"] for i in range(300)}},
+        game(map=None),
+        game(map=np.zeros(2, np.float32)),
+        game(map=np.zeros(3, np.uint8)),
+        game(map=np.full(2, 255, np.uint8)),
+        game(others=np.array([40, 40])),
+        game(others=np.array([5, 40])),
+        game(others=np.array([-1, 40])),
+        game(others=np.array([30, 2**31]), high=2**31),
+        game(others=np.array([30.0, 40.0])),
+        game(others=np.array([[30, 40]])),
+        game(others=np.arange(10, 11 + MOST_OTHERS), high=10 + MOST_OTHERS),
+        game(low=0),
+        game(high=41),
+        game(low=True),
+        game(complete=False, low=2),
+        game(complete=False, high=39),
+        game(complete=None),
+        game(map=np.zeros(2, np.uint8), others=np.zeros(0, np.int64), low=-1, high=-1),
+    ],
+)
+def test_what_cannot_be_is_refused(tree: Any) -> None:
+    assert LevelsPlayed.from_tree(game(), "that file").among("a", range(50)) == [1, 3, 5, 7, 9, 30, 40]
+    assert not LevelsPlayed.from_tree(game(complete=False, low=0, high=50), "that file").is_complete("a")
+    with pytest.raises(UserError, match="that file is damaged: its record of the levels played"):
+        LevelsPlayed.from_tree(tree, "that file")

@@ -1,0 +1,42 @@
+"""JSON of strangers: what no program of ours writes is refused, and quickly."""
+
+import json
+from typing import Any
+
+import pytest
+
+from srwm_rl.storage.strict_json import parse_json
+
+
+@pytest.mark.parametrize("value", [None, [], {}, 2**127, -1.5e-9, "\xe9\n", {"a": [{"b": [True, False]}]}])
+def test_what_json_says_is_returned(value: Any) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting"),
+        (b"\xff\xfe", "decode"),
+        (b"\0" * 8, "Expecting value"),  # which json itself takes for another encoding
+        (b"NaN", "the number NaN"),
+        (b"[-Infinity]", "the number -Infinity"),
+        (b"1e999", "the number 1e999"),
+        (b"1" * 61, "61 digits"),
+        (b'{"a": 1, "a": 1}', "a key twice"),
+        (b"[" * 65 + b"]" * 65, "too deep"),
+        (b"[" * 200_000 + b"]" * 200_000, "too deep"),
+        (b'{"a":' * 5000 + b"1" + b"}" * 5000, "too deep"),
+        (b"[" + b"[]," * 2**20 + b"[]]", "values"),
+        (b'"' + b"x" * 2**24 + b'"', "bytes of JSON"),
+    ],
+    ids=lambda each: repr(each)[:30],
+)
+def test_what_nobody_writes_is_refused(text: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
+
+
+def test_a_little_depth_is_fine() -> None:
+    assert parse_json(b"[" * 60 + b"]" * 60)
