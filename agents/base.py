@@ -17,16 +17,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.distributed import ALONE, Processes
+from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.cuda_graphs import GraphedActing
-from srwm_rl.agents.engine.deferred_updates import can_withhold, means_of
+from srwm_rl.agents.engine.deferred_updates import means_of, supports_found_inf
 from srwm_rl.agents.engine.grad_clip import clip_gradient, gradient_norm
 from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
-from srwm_rl.agents.engine.nan_guard import ON_NAN, Guard, OnNan, first_sick_gradient
+from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan, first_sick_gradient
 from srwm_rl.agents.engine.transfer import to_device, to_host
 from srwm_rl.errors import UserError
 from srwm_rl.native.fused_policy import FusedPolicy
-from srwm_rl.nn.encoders import parts_of
+from srwm_rl.nn.encoders import flatten_obs_space
 from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
@@ -39,7 +39,7 @@ NOT_SAVED = (
     "_graph",
     "_fused_policies",
     "_gradient_graphs",
-    "_guard",
+    "_nan_guard",
     "processes",
     "_ended",
     "_progress",
@@ -53,7 +53,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     Attributes:
         frames_at_once: the most image frames whose activations are held at once while learning; None: about
             `FRAMES_AT_ONCE`.
-        on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.engine.nan_guard.Guard`.
+        on_nan: what to do with numbers that are not finite, "stop" or "skip"; see `srwm_rl.agents.engine.nan_guard.NanGuard`.
         processes: those that train this policy together, each with its own environments; see `join`.
     """
 
@@ -63,7 +63,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     policy: SRWMPolicy
     frames_at_once: int | None
     on_nan: OnNan
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
     _graph: GraphedActing | None = None
     _fused_policies: tuple[FusedPolicy, ...] = ()
@@ -71,7 +71,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     _ended: list[dict[str, Any]]  # episodes that ended here in this rollout, while there are other processes
     _progress: float | Tensor  # what is left of the run at the last update, 1 to 0: the same in all processes
 
-    def join(self, processes: Processes) -> None:
+    def join(self, processes: ProcessGroup) -> None:
         """Train together with other processes, from process 0's weights on; call it before `learn`.
 
         Every process builds its own model, with its own environments and another seed; `n_envs` and `batch_size` are
@@ -93,7 +93,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         if self.on_nan not in ON_NAN:
             raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}, not {self.on_nan!r}")
         super()._setup_model()
-        self._guard = Guard(self.on_nan)
+        self._nan_guard = NanGuard(self.on_nan)
 
     def _check_settings(self, counts: Iterable[str], fractions: Iterable[str]) -> None:
         for name in counts:
@@ -107,7 +107,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
-        parts_of(env.observation_space)  # raises for spaces the policy cannot read
+        flatten_obs_space(env.observation_space)  # raises for spaces the policy cannot read
         if isinstance(env, VecEnv):
             return env
         return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
@@ -185,7 +185,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             rewards[unseen] += self.gamma * values[unseen]
         if shown:
             obs = stack_obs([infos[i]["terminal_observation"] for i in shown])
-            obs = self._guard.arrays("last observation", obs, self.num_timesteps, [numbers[i] for i in shown])
+            obs = self._nan_guard.arrays("last observation", obs, self.num_timesteps, [numbers[i] for i in shown])
             with torch.no_grad():
                 no_starts = torch.zeros(len(shown), device=self.device)
                 step = policy.act(self._obs_tensor(obs), acted.core_state[:, shown], no_starts, deterministic=True)
@@ -227,7 +227,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return max(1, round(FRAMES_AT_ONCE[self.device.type == "cuda"] / sequence_length))
         return max(1, self.frames_at_once // sequence_length)
 
-    def _evaluate(
+    def _checked_gradient(
         self, gradient: Callable[[], tuple[Terms, Tensor]], kind: type[Terms], n_steps: int
     ) -> dict[str, float] | None:
         """Leave an update's gradient in the parameters, clipped, once it is known to be finite.
@@ -245,7 +245,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         terms, norm = self._terms_and_norm(gradient, kind)
         numbers = dict(zip((*terms._fields, "grad_norm"), torch.stack((*terms, norm)).tolist(), strict=True))  # type: ignore[attr-defined]
         sick_gradient = partial(first_sick_gradient, self.policy.named_parameters())
-        if not self._guard.update(numbers, sick_gradient, self._n_updates):
+        if not self._nan_guard.update(numbers, sick_gradient, self._n_updates):
             return None
         if numbers["grad_norm"] >= self.max_grad_norm:  # else it would multiply by one
             clip_gradient(self._weights_learned, self.max_grad_norm, norm)
@@ -264,11 +264,11 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
                 raise
         names: Any = kind
         sick = names(*(torch.full((), torch.nan, device=self.device) for _ in names._fields))
-        return self._sum(sick), torch.full((), torch.nan, device=self.device)
+        return self._all_reduce(sick), torch.full((), torch.nan, device=self.device)
 
     def _reads_late(self) -> bool:
-        """Say whether an update's numbers may stay on the device until many are read together; see `Ledger`."""
-        return self.device.type == "cuda" and can_withhold(self.policy.optimizer)
+        """Say whether an update's numbers may stay on the device until many are read together; see `DeferredUpdates`."""
+        return self.device.type == "cuda" and supports_found_inf(self.policy.optimizer)
 
     def _fresh_gradient(
         self, gradient: Callable[[Any], Tensor], settings: Hashable, quiet: AbstractContextManager[Any] | None = None
@@ -293,7 +293,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         graphs.zero()
         return partial(graphs, settings=settings)
 
-    def _sum(self, terms: Terms) -> Terms:
+    def _all_reduce(self, terms: Terms) -> Terms:
         """Sum terms and gradients over all processes, in place, and let process 0 say how far the run is."""
         self._progress = self._current_progress_remaining
         if self.processes.size > 1:
@@ -327,8 +327,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """Log a training step's means under `train/`, with what SB3 logs beside them."""
         if hasattr(self.policy, "log_std"):
             values = {**values, "std": self.policy.log_std.exp().mean().item()}
-        if self._guard.skipped:
-            values = {**values, "skipped": float(self._guard.skipped)}
+        if self._nan_guard.skipped:
+            values = {**values, "skipped": float(self._nan_guard.skipped)}
         for name, value in values.items():
             if value is not None:
                 self.logger.record(f"train/{name}", value)

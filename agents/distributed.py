@@ -1,8 +1,8 @@
 """Several processes that train one policy: who there is, and the few things that all of them do together.
 
 `torchrun` starts the processes and tells each its number by environment variables. Every process plays its own
-environments; what they share goes through a `Processes` object. The base class is one process alone, for which every
-operation is there and does nothing; `Together` carries them out with `torch.distributed`.
+environments; what they share goes through a `ProcessGroup` object. The base class is one process alone, for which every
+operation is there and does nothing; `TorchProcessGroup` carries them out with `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LostProcessError(FaultError):
     """Another process of the run has ended, or cannot be reached."""
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """Where a process stands among those that torchrun started."""
 
     rank: int = 0
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     local_size: int = 1
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Place:
+    def of(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
         """Read torchrun's variables; without WORLD_SIZE, or with one process, it is a process alone.
 
         Raises:
@@ -64,7 +64,7 @@ class Place(NamedTuple):
         return place
 
 
-class Processes:
+class ProcessGroup:
     """One process alone: it has nobody to wait for, and every operation costs nothing.
 
     Attributes:
@@ -104,10 +104,10 @@ class Processes:
         """Part from the other processes when all of them have done everything together."""
 
 
-ALONE = Processes()
+SINGLE = ProcessGroup()
 
 
-class Together(Processes):
+class TorchProcessGroup(ProcessGroup):
     """This process among those of torchrun.
 
     Gradients and whatever else the learner sums go through one group (NCCL on GPUs, else Gloo); states, episodes and
@@ -122,7 +122,7 @@ class Together(Processes):
         UserError: the others could not be met.
     """
 
-    def __init__(self, place: Place, device: torch.device | str) -> None:
+    def __init__(self, place: RankInfo, device: torch.device | str) -> None:
         import torch.distributed as dist
 
         self.rank, self.size = place.rank, place.size
@@ -138,8 +138,8 @@ class Together(Processes):
                 f"process {place.rank} of {place.size} could not meet the others at {where}: {error}"
             ) from error
         self._table = table
-        self._learning = _Line("srwm-learning", device)
-        self._talking = _Line("srwm-talking", torch.device("cpu"))
+        self._learning = CommThread("srwm-learning", device)
+        self._talking = CommThread("srwm-talking", torch.device("cpu"))
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of any shapes by their sums over all processes, in one message."""
@@ -227,7 +227,7 @@ class Together(Processes):
         dist.destroy_process_group()
 
 
-class _Line:
+class CommThread:
     """A thread that carries out one group's operations, in their order.
 
     A thread that waits inside `torch.distributed` hears no signal and cannot be woken; one that waits for this thread
@@ -306,10 +306,10 @@ def from_bytes(data: bytes) -> Any:
     return unpack(parse_safetensors(data[start:]), json.loads(data[8:start]))
 
 
-def joined(place: Place, device: torch.device | str) -> Processes:
+def joined(place: RankInfo, device: torch.device | str) -> ProcessGroup:
     """Return the processes that torchrun started, once all of them are there; a process alone has met everybody.
 
     Raises:
         UserError: the others could not be met.
     """
-    return ALONE if place.size == 1 else Together(place, device)
+    return SINGLE if place.size == 1 else TorchProcessGroup(place, device)

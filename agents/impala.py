@@ -18,11 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.base import ACTION_SPACES
-from srwm_rl.agents.collecting.collector import Group, PlayingAlgorithm, groups_of
+from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, groups_of
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.engine.nan_guard import OnNan
-from srwm_rl.agents.engine.streams import Lane, Turns
-from srwm_rl.agents.losses.impala_loss import Correction, IMPALATerms, impala_terms
+from srwm_rl.agents.engine.streams import StreamContext, StreamLock
+from srwm_rl.agents.losses.impala_loss import IMPALALossSums, VTraceSettings, impala_loss_sums
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
 
@@ -31,7 +31,7 @@ class _ClosedError(Exception):
     """The run is over; what the learner was computing is not needed."""
 
 
-class IMPALA(PlayingAlgorithm):
+class IMPALA(CollectingAlgorithm):
     """IMPALA for policies with a memory (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561).
 
     The actors play unrolls of `n_steps` and hand them to the learner, which takes the oldest `batch_size` steps,
@@ -141,8 +141,8 @@ class IMPALA(PlayingAlgorithm):
                 f"unroll; {self.batch_size} unrolls are {self.batch_size * self.n_steps}"
             )
         super()._setup_model()
-        self._weights = Turns(self.device)  # held while weights change, and while a callback may look at them
-        self._lane = Lane(self.device)  # of the learner, beside the actors
+        self._weights = StreamLock(self.device)  # held while weights change, and while a callback may look at them
+        self._lane = StreamContext(self.device)  # of the learner, beside the actors
         self._acting_version = 0  # how many updates it has had
         self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
 
@@ -180,7 +180,7 @@ class IMPALA(PlayingAlgorithm):
         assert self._last_obs is not None, "no observation to start from; call learn()"
         assert self._last_episode_starts is not None
         self._actor.set_training_mode(False)
-        core_state = self._guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
+        core_state = self._nan_guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
         with self._weights:
             callback.on_rollout_start()
         groups, played = groups_of(env), []
@@ -197,7 +197,7 @@ class IMPALA(PlayingAlgorithm):
             )
             group.begin(self._last_obs, self._last_episode_starts, core_state, unrolls.steps())
             played.append(unrolls)
-        if not self._play(env, groups, callback, rollout_buffer, n_rollout_steps):
+        if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
             return False
         self._share_episodes()
         for unrolls in played:
@@ -206,7 +206,7 @@ class IMPALA(PlayingAlgorithm):
             callback.on_rollout_end()
         return True
 
-    def _end(self, group: Group, t: int) -> None:
+    def _finish_group(self, group: EnvGroup, t: int) -> None:
         group.steps.observe(t, group.obs, group.starts)  # what the last step is bootstrapped with
 
     def _refresh(self) -> int:
@@ -237,7 +237,7 @@ class IMPALA(PlayingAlgorithm):
         self.policy.set_training_mode(True)
         n_steps = batch.rewards.numel() * self.processes.size
         # It waits for the gradient before it takes the weights: actors that want them next wait for a step alone.
-        means = self._evaluate(partial(self._gradient, batch), IMPALATerms, n_steps)
+        means = self._checked_gradient(partial(self._gradient, batch), IMPALALossSums, n_steps)
         if means is None:
             return
         learning_rate = self.lr_schedule(float(self._progress))
@@ -261,34 +261,34 @@ class IMPALA(PlayingAlgorithm):
             }
         )
 
-    def _gradient(self, batch: Unrolls) -> tuple[IMPALATerms, Tensor]:
+    def _gradient(self, batch: Unrolls) -> tuple[IMPALALossSums, Tensor]:
         """Leave the gradient of all processes' batches in the parameters; return its summed terms and its norm."""
         at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
         settings = (self.vf_coef, self.ent_coef, self.bptt, self.gamma, self._correction)
         add = self._fresh_gradient(self._add_gradient, settings, quiet=self._weights)
-        total = torch.zeros(len(IMPALATerms._fields), device=self.device)
+        total = torch.zeros(len(IMPALALossSums._fields), device=self.device)
         for start in range(0, batch.n, at_once):
             if self.rollout_buffer.closed:
                 raise _ClosedError  # whoever asked the run to stop does not wait for a whole batch
             total += add(batch.part(start, min(start + at_once, batch.n)))
-        return self._sum(IMPALATerms(*total)), self._gradient_norm()
+        return self._all_reduce(IMPALALossSums(*total)), self._gradient_norm()
 
     def _add_gradient(self, unrolls: Unrolls) -> Tensor:
         terms = self._terms(unrolls)
         (terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy).backward()
         return torch.stack(terms).detach()
 
-    def _terms(self, unrolls: Unrolls) -> IMPALATerms:
+    def _terms(self, unrolls: Unrolls) -> IMPALALossSums:
         # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
         actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
         new = self._evaluate_sequence(
             unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts, self.bptt
         )
-        return impala_terms(new, unrolls, self.gamma, self._correction)
+        return impala_loss_sums(new, unrolls, self.gamma, self._correction)
 
     @property
-    def _correction(self) -> Correction:
-        return Correction(self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
+    def _correction(self) -> VTraceSettings:
+        return VTraceSettings(self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
 
     def learn(
         self,

@@ -15,19 +15,19 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.base import ACTION_SPACES
-from srwm_rl.agents.collecting.collector import Group, PlayingAlgorithm, groups_of
-from srwm_rl.agents.collecting.rollout_buffer import SequenceRolloutBuffer, Sequences
-from srwm_rl.agents.engine.deferred_updates import Ledger
+from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, groups_of
+from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch, SequenceRolloutBuffer
+from srwm_rl.agents.engine.deferred_updates import DeferredUpdates
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.ops.program import Surrogate
+from srwm_rl.ops.program import PPOLossParams
 
-Gradient = Callable[[], "tuple[PPOTerms, Tensor]"]
+Gradient = Callable[[], "tuple[PPOLossSums, Tensor]"]
 GATHERED_AT_ONCE = 2**25  # bytes, where there are no images
 
 
-class PPOTerms(NamedTuple):
+class PPOLossSums(NamedTuple):
     """Sums over steps of what a PPO minibatch adds up; divide by the number of steps for SB3's means."""
 
     policy_loss: Tensor
@@ -37,15 +37,15 @@ class PPOTerms(NamedTuple):
     clip_fraction: Tensor
 
 
-def ppo_terms(
+def ppo_loss_sums(
     values: Tensor,
     log_probs: Tensor,
     entropy: Tensor,
-    old: Sequences,
+    old: SequenceBatch,
     advantages: Tensor,
     clip_range: float | Tensor,
     clip_range_vf: float | Tensor | None,
-) -> PPOTerms:
+) -> PPOLossSums:
     """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and the rest.
 
     Every tensor is `[T, N]`, apart from the clip ranges; `advantages` are those of `old`, normalised or not.
@@ -60,13 +60,13 @@ def ppo_terms(
     with torch.no_grad():
         approx_kl = ((ratio - 1) - log_ratio).sum()  # http://joschu.net/blog/kl-approx.html
         clip_fraction = ((ratio - 1).abs() > clip_range).float().sum()
-    return PPOTerms(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
+    return PPOLossSums(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
 
 
-class PPOGroup(NamedTuple):
+class MicroBatch(NamedTuple):
     """A part of a minibatch that goes through the network at once, and what its loss depends on besides."""
 
-    old: Sequences
+    old: SequenceBatch
     mean: Tensor | None  # [] of the minibatch's advantages; None: they are not normalised
     std: Tensor | None  # []
     n_steps: float | Tensor  # of the minibatch
@@ -74,7 +74,7 @@ class PPOGroup(NamedTuple):
     clip_range_vf: float | Tensor | None
 
 
-class PPO(PlayingAlgorithm):
+class PPO(CollectingAlgorithm):
     """PPO for policies with a memory, trained on whole unrolls with back-propagation through the core.
 
     Differences from `sb3_contrib.RecurrentPPO`: a rollout keeps only the core states with which its sequences begin;
@@ -193,13 +193,13 @@ class PPO(PlayingAlgorithm):
         assert self._last_obs is not None, "no observation to start from; call learn()"
         assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
-        core_state = self._guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
+        core_state = self._nan_guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
         rollout_buffer.reset(core_state)
         callback.on_rollout_start()
         groups = groups_of(env)
         for group in groups:
             group.begin(self._last_obs, self._last_episode_starts, core_state, rollout_buffer.steps(group.rows))
-        if not self._play(env, groups, callback, rollout_buffer, n_rollout_steps):
+        if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
             return False
         last_values = torch.cat([group.acted.values for group in groups])
         rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
@@ -207,7 +207,7 @@ class PPO(PlayingAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _end(self, group: Group, t: int) -> None:
+    def _finish_group(self, group: EnvGroup, t: int) -> None:
         self._act(group)  # for the values of what the last step led to
 
     def train(self) -> None:
@@ -228,7 +228,7 @@ class PPO(PlayingAlgorithm):
         stats = []
         for _ in range(self.n_epochs):
             for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
-                means = self._evaluate(gradient, PPOTerms, n_steps)
+                means = self._checked_gradient(gradient, PPOLossSums, n_steps)
                 if means is None:
                     continue
                 stats.append(means)
@@ -240,10 +240,10 @@ class PPO(PlayingAlgorithm):
 
     def _learn_reading_late(self, clip_range: float, clip_range_vf: float | None) -> list[dict[str, float]]:
         """Do as `_learn` does, and wait for the device once, at the end."""
-        ledger = Ledger(self._guard, self.policy, self.max_grad_norm)
+        ledger = DeferredUpdates(self._nan_guard, self.policy, self.max_grad_norm)
         for _ in range(self.n_epochs):
             for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
-                terms, norm = self._terms_and_norm(gradient, PPOTerms)
+                terms, norm = self._terms_and_norm(gradient, PPOLossSums)
                 ledger.step(terms, norm, n_steps, self._n_updates)
             self._n_updates += 1
         try:
@@ -261,12 +261,12 @@ class PPO(PlayingAlgorithm):
         self, minibatches: Sequence[np.ndarray], clip_range: float, clip_range_vf: float | None
     ) -> Iterator[tuple[Gradient, int]]:
         """Yield for each minibatch of sequences what makes its gradient, once, and the steps of all processes."""
-        moments = self._moments(minibatches)
-        for indices, groups, (mean, std) in zip(minibatches, self._gathered(minibatches), moments, strict=True):
+        moments = self._advantage_stats(minibatches)
+        for indices, groups, (mean, std) in zip(minibatches, self._gather(minibatches), moments, strict=True):
             n_steps = len(indices) * self.rollout_buffer.sequence_length * self.processes.size
             yield partial(self._gradient, groups, mean, std, float(n_steps), clip_range, clip_range_vf), n_steps
 
-    def _gathered(self, minibatches: Sequence[np.ndarray]) -> Iterator[Iterable[Sequences]]:
+    def _gather(self, minibatches: Sequence[np.ndarray]) -> Iterator[Iterable[SequenceBatch]]:
         """Gather minibatches, one after the other, in groups that go through the network at once."""
         buffer = self.rollout_buffer
         at_once = self._sequences_at_once(buffer.sequence_length)
@@ -280,27 +280,27 @@ class PPO(PlayingAlgorithm):
                 n_groups = 1 if at_once is None else -(-len(each) // at_once)
                 yield (buffer.sequences([group])[0] for group in np.array_split(each, n_groups))
 
-    def _moments(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
+    def _advantage_stats(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
         """Return by what each minibatch's advantages are normalised: their mean and deviation in all processes."""
         steps_each = self.rollout_buffer.sequence_length * self.processes.size
         wide = [each for each in minibatches if len(each) * steps_each > 1] if self.normalize_advantage else []
         found = self.processes.means_and_stds(self.rollout_buffer.advantages_of(wide)) if wide else []
         return [*found, *[(None, None)] * (len(minibatches) - len(found))]  # the smallest ones come last
 
-    def _gradient(self, groups: Iterable[Sequences], *rest: Any) -> tuple[PPOTerms, Tensor]:
+    def _gradient(self, groups: Iterable[SequenceBatch], *rest: Any) -> tuple[PPOLossSums, Tensor]:
         """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm.
 
         Args:
             groups: of this process's minibatch, one after the other.
-            rest: what else a `PPOGroup` holds.
+            rest: what else a `MicroBatch` holds.
         """
         add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
-        total = torch.zeros(len(PPOTerms._fields), device=self.device)
+        total = torch.zeros(len(PPOLossSums._fields), device=self.device)
         for group in groups:
-            total += add(PPOGroup(group, *rest))
-        return self._sum(PPOTerms(*total)), self._gradient_norm()
+            total += add(MicroBatch(group, *rest))
+        return self._all_reduce(PPOLossSums(*total)), self._gradient_norm()
 
-    def _add_gradient(self, group: PPOGroup) -> Tensor:
+    def _add_gradient(self, group: MicroBatch) -> Tensor:
         """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
         done = self._add_gradient_in_c(group)
         if done is not None:
@@ -309,19 +309,19 @@ class PPO(PlayingAlgorithm):
         new = self._evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, self.bptt)
         if group.mean is not None and group.std is not None:
             advantages = (advantages - group.mean) / (group.std + 1e-8)
-        terms = ppo_terms(
+        terms = ppo_loss_sums(
             new.values, new.log_probs, new.entropy, old, advantages, group.clip_range, group.clip_range_vf
         )
         loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
         (loss / group.n_steps).backward()
         return torch.stack(terms).detach()
 
-    def _add_gradient_in_c(self, group: PPOGroup) -> Tensor | None:
+    def _add_gradient_in_c(self, group: MicroBatch) -> Tensor | None:
         """Do as `_add_gradient`; None, and nothing is done, where that must do it."""
         if self.device.type != "cpu":
             return None
         old, clip_range_vf = group.old, group.clip_range_vf
-        surrogate = Surrogate(
+        surrogate = PPOLossParams(
             mean=0.0 if group.mean is None else group.mean.item(),
             scale_advantage=1.0 if group.std is None else 1 / (group.std.item() + 1e-8),
             low=1 - group.clip_range,

@@ -14,7 +14,7 @@ from srwm_rl.errors import UserError
 MAX_LEVEL = 2**31 - 1
 """One more than the largest level seed: ProcGen keeps level seeds in a signed 32-bit integer."""
 
-MOST_LISTED = 1_000_000
+MAX_LISTED = 1_000_000
 """Levels that may be played one by one."""
 
 IntArray = npt.NDArray[np.int64]
@@ -82,8 +82,8 @@ def check_levels(levels: Sequence[int] | IntArray | LevelRange, n: int | None = 
     Raises:
         UserError: If they are not whole numbers in 0 .. 2**31 - 2, or not `n` of them (any number above 0 if None).
     """
-    if isinstance(levels, LevelRange) and len(levels) > MOST_LISTED:
-        raise UserError(f"levels {levels} are too many to list; give at most {MOST_LISTED}, as '0:200'")
+    if isinstance(levels, LevelRange) and len(levels) > MAX_LISTED:
+        raise UserError(f"levels {levels} are too many to list; give at most {MAX_LISTED}, as '0:200'")
     array = np.arange(levels.start, levels.stop) if isinstance(levels, LevelRange) else np.asarray(levels)
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.size == 0:
         raise UserError(f"levels must be a non-empty list of whole numbers, not {levels!r}")

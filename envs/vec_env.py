@@ -52,7 +52,7 @@ class BatchVecEnv(VecEnv):
         self._lengths = np.zeros(batch_env.n_envs, np.int64)
         self._started = time.perf_counter()
         self._actions: Any = None
-        self._told: set[tuple[str, str]] = set()  # faults that were warned of
+        self._last_saved: set[tuple[str, str]] = set()  # faults that were warned of
         super().__init__(batch_env.n_envs, batch_env.observation_space, batch_env.action_space)
 
     def reset(self) -> Observation:
@@ -115,8 +115,8 @@ class BatchVecEnv(VecEnv):
         place = f"{self._games[bad]}, environment {bad}, level {level}, step {self._lengths[bad]}"
         if self.on_nan == "stop":
             raise FaultError(f"the {what} is not finite ({place})")
-        if (what, self._games[bad]) not in self._told:
-            self._told.add((what, self._games[bad]))
+        if (what, self._games[bad]) not in self._last_saved:
+            self._last_saved.add((what, self._games[bad]))
             warnings.warn(
                 f"the {what} is not finite and counts as 0 ({place}); further ones are not told", stacklevel=2
             )

@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class Bare:
+class OptionalValue:
     """Mark an option of a dataclass (by `Annotated`) that may stand alone on the command line.
 
     Attributes:
@@ -62,13 +62,13 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
 
 
 def _fill(config: Any, argv: list[str]) -> list[str]:
-    """Give the options marked `Bare` their values."""
+    """Give the options marked `OptionalValue` their values."""
     hints = get_type_hints(config, include_extras=True)
     marks = {
         f"--{field.name.replace('_', '-')}": mark
         for field in fields(config)
         for mark in getattr(hints[field.name], "__metadata__", ())
-        if isinstance(mark, Bare)
+        if isinstance(mark, OptionalValue)
     }
     filled: list[str] = []
     rest = deque(argv)

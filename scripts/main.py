@@ -76,7 +76,7 @@ def _main(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"srwm-rl {srwm_rl.__version__}")
         return 0
-    return answer(words, lambda: _command(words))
+    return run_command(words, lambda: _command(words))
 
 
 def _command(words: list[str]) -> int:
@@ -86,7 +86,7 @@ def _command(words: list[str]) -> int:
     return result
 
 
-def answer(words: list[str], command: Callable[[], int]) -> int:
+def run_command(words: list[str], command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what a user can cause is said in one line.
 
     Args:

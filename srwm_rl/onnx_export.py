@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from srwm_rl.errors import UserError
 from srwm_rl.nn import layers
 from srwm_rl.nn.cores import Core
-from srwm_rl.nn.cores.recurrent import StretchCore
+from srwm_rl.nn.cores.recurrent import SegmentedCore
 from srwm_rl.nn.encoders import ImpalaCNN
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.ops.reference import delta_scan_reference, srwm_scan_reference
@@ -136,7 +136,7 @@ def _dtype(space: spaces.Space[Any]) -> str:
 
 def _run_core(core: Core, x: Tensor, state: Tensor, starts: Tensor) -> Recurrence:
     """Run a core over one step, `x` `[1, B, I]`, from a state that is reset already."""
-    if isinstance(core, StretchCore):  # whose forward looks for the steps at which to reset
+    if isinstance(core, SegmentedCore):  # whose forward looks for the steps at which to reset
         return core.stretch(x, state)
     result: Recurrence = core(x, state, starts)
     return result

@@ -15,14 +15,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.collecting.rollout_buffer import Steps
+from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
 
 Stepped = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
 Begin = Callable[[VecEnv, np.ndarray], Callable[[], Stepped]]  # begins a step and returns what waits for its end
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What a step of a group gave."""
 
     rewards: np.ndarray  # [B]
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     acted: ActStep  # what the policy had said
 
 
-class Group:
+class EnvGroup:
     """Environments that step together, and where they are."""
 
     obs: Any  # arrays [B, ...]
@@ -39,7 +39,7 @@ class Group:
     core_state: Tensor  # [L, B, S], with which the next step begins
     acted: ActStep  # the last one
     actions: np.ndarray  # its actions [B, ...]
-    steps: Steps  # where what is played is written
+    steps: RolloutWriter  # where what is played is written
 
     def __init__(self, env: VecEnv, first: int) -> None:
         self.env = env
@@ -48,19 +48,19 @@ class Group:
         self.stepping: Callable[[], Stepped] | None = None  # waits for the end of the step that has begun
         self.failed = False  # whether a step went wrong, so that nobody knows where the environments are
 
-    def begin(self, obs: Any, starts: np.ndarray, core_state: Tensor, steps: Steps) -> None:
+    def begin(self, obs: Any, starts: np.ndarray, core_state: Tensor, steps: RolloutWriter) -> None:
         """Begin a rollout with this group's rows of `obs` `[B, ...]`, `starts` `[B]` and `core_state` `[L, B, S]`."""
         self.obs = {key: each[self.rows] for key, each in obs.items()} if isinstance(obs, dict) else obs[self.rows]
         self.starts, self.core_state = starts[self.rows], core_state[:, self.rows].contiguous()
         self.steps = steps
 
 
-def groups_of(env: VecEnv) -> list[Group]:
+def groups_of(env: VecEnv) -> list[EnvGroup]:
     """Return the groups of a `srwm_rl.envs.GroupedVecEnv`, or any other environments as one."""
     # A wrapper around groups shows their attributes too; stepping them past it would skip what it does.
     envs = [env] if isinstance(env, VecEnvWrapper) else getattr(env, "groups", [env])
     stops = np.cumsum([each.num_envs for each in envs]).tolist()
-    return [Group(each, stop - each.num_envs) for each, stop in zip(envs, stops, strict=True)]
+    return [EnvGroup(each, stop - each.num_envs) for each, stop in zip(envs, stops, strict=True)]
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def stepper(n_groups: int) -> Iterator[Begin]:
         yield lambda env, actions: pool.submit(env.step, actions).result
 
 
-class PlayingAlgorithm(RecurrentAlgorithm):
+class CollectingAlgorithm(RecurrentAlgorithm):
     """A recurrent algorithm that plays rollouts of T steps in groups of environments; a subclass learns from them."""
 
     _acting: SRWMPolicy | None = None  # a copy of the policy that acts while the policy learns; None: it acts itself
@@ -87,8 +87,8 @@ class PlayingAlgorithm(RecurrentAlgorithm):
     def _actor(self) -> SRWMPolicy:
         return self._acting or self.policy
 
-    def _play(
-        self, env: VecEnv, groups: list[Group], callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
+    def _collect(
+        self, env: VecEnv, groups: list[EnvGroup], callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
     ) -> bool:
         """Play T steps in every environment of groups that have begun a rollout; act for one while the others step.
 
@@ -117,7 +117,7 @@ class PlayingAlgorithm(RecurrentAlgorithm):
                         if t < n_rollout_steps:
                             self._start_step(group, t, begin)
                         else:
-                            self._end(group, t)
+                            self._finish_group(group, t)
         finally:
             known = self._abandon(groups)
             vars(env).pop("settle", None)
@@ -127,42 +127,42 @@ class PlayingAlgorithm(RecurrentAlgorithm):
             self._core_state = states[0] if len(states) == 1 else torch.cat(states, dim=1)
         return True
 
-    def _end(self, group: Group, t: int) -> None:
+    def _finish_group(self, group: EnvGroup, t: int) -> None:
         """Do what is left to do for a group that has made all `t` steps."""
         raise NotImplementedError
 
-    def _act(self, group: Group) -> tuple[Any, Any]:
-        """Act for a group and return what it saw and where episodes began, as `Steps.observe` takes them.
+    def _act(self, group: EnvGroup) -> tuple[Any, Any]:
+        """Act for a group and return what it saw and where episodes began, as `RolloutWriter.observe` takes them.
 
         Where its memory was sick, the step begins with an empty one.
         """
         policy, obs = self._actor, self._obs_tensor(group.obs)
         starts: Any = self._obs_tensor(group.starts)
-        group.acted, group.core_state, group.actions = self._guard.act(
+        group.acted, group.core_state, group.actions = self._nan_guard.act(
             policy, obs, group.core_state, starts, self.num_timesteps, self._acting_by(policy), group.numbers
         )
         # On a CPU they are the same memory, and an array is written faster than a tensor.
         return (group.obs, group.starts) if self.device.type == "cpu" else (obs, starts)
 
-    def _start_step(self, group: Group, t: int, begin: Begin) -> None:
+    def _start_step(self, group: EnvGroup, t: int, begin: Begin) -> None:
         group.steps.observe(t, *self._act(group))
         group.steps.act(t, group.acted, group.core_state)
         group.stepping = begin(group.env, self._env_actions(group.actions))
 
-    def _finish_step(self, group: Group) -> Outcome:
+    def _finish_step(self, group: EnvGroup) -> StepResult:
         assert group.stepping is not None
         wait, group.stepping = group.stepping, None
         group.failed = True  # unless all of this succeeds
         obs, rewards, dones, infos = wait()
         # Before the last group has made this step, an environment may write the next one over its own arrays.
         rewards, dones = rewards.copy(), dones.copy()
-        group.obs = self._guard.arrays("observation", obs, self.num_timesteps, group.numbers)
+        group.obs = self._nan_guard.arrays("observation", obs, self.num_timesteps, group.numbers)
         group.starts, group.core_state = dones, group.acted.core_state
-        rewards = self._guard.arrays("reward", rewards, self.num_timesteps, group.numbers)
+        rewards = self._nan_guard.arrays("reward", rewards, self.num_timesteps, group.numbers)
         group.failed = False
-        return Outcome(rewards, dones, infos, group.acted)
+        return StepResult(rewards, dones, infos, group.acted)
 
-    def _after_step(self, t: int, groups: list[Group], outcomes: list[Outcome], callback: BaseCallback) -> bool:
+    def _after_step(self, t: int, groups: list[EnvGroup], outcomes: list[StepResult], callback: BaseCallback) -> bool:
         """Count step t, which all groups have made, show it to the callbacks, and store its rewards."""
         rewards, dones = joined([each.rewards for each in outcomes]), joined([each.dones for each in outcomes])
         infos = outcomes[0].infos if len(outcomes) == 1 else [info for each in outcomes for info in each.infos]
@@ -182,7 +182,7 @@ class PlayingAlgorithm(RecurrentAlgorithm):
             group.steps.reward(t, final)
         return True
 
-    def _abandon(self, groups: list[Group]) -> bool:
+    def _abandon(self, groups: list[EnvGroup]) -> bool:
         """Wait for the groups that step already, so that what comes next goes on from where they are.
 
         Returns:
@@ -197,7 +197,7 @@ class PlayingAlgorithm(RecurrentAlgorithm):
         return not any(group.failed for group in groups)
 
 
-def settle(groups: list[Group]) -> None:
+def settle(groups: list[EnvGroup]) -> None:
     """Wait until no group is within a step: then its environments may be asked for something else."""
     for group in groups:
         if group.stepping is not None:

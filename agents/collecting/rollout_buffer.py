@@ -16,7 +16,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import ActStep, Obs
 
 
-class Sequences(NamedTuple):
+class SequenceBatch(NamedTuple):
     """N whole sequences of T steps, time-major."""
 
     observations: Obs  # [T, N, ...]
@@ -79,9 +79,9 @@ class SequenceRolloutBuffer:
         """Forget the rollout, and make room for states like `core_state` `[L, B, S]`; the other memory is kept."""
         self.core_states = [torch.empty_like(core_state) for _ in range(self.buffer_size // self.sequence_length)]
 
-    def steps(self, rows: slice = slice(None)) -> Steps:
+    def steps(self, rows: slice = slice(None)) -> RolloutWriter:
         """Return what writes the steps of some of the environments into this rollout."""
-        return Steps(
+        return RolloutWriter(
             self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
             self.core_states, self.sequence_length, self.values, rows,
         )  # fmt: skip
@@ -118,7 +118,7 @@ class SequenceRolloutBuffer:
         order = np.random.permutation(self.n_sequences)
         return np.array_split(order, -(-self.n_sequences // sequences_each))
 
-    def sequences(self, parts: Sequence[np.ndarray]) -> list[Sequences]:
+    def sequences(self, parts: Sequence[np.ndarray]) -> list[SequenceBatch]:
         """Gather whole sequences, all parts at once; index i is environment `i % B`, chunk `i // B`.
 
         Args:
@@ -140,7 +140,7 @@ class SequenceRolloutBuffer:
         for i, state in enumerate(states):
             starts, values, log_probs, advantages, returns, _ = numbers[i]
             found.append(
-                Sequences(
+                SequenceBatch(
                     observations={key: each[i][0] for key, each in observations.items()}
                     if isinstance(observations, dict)
                     else observations[i][0],
@@ -190,7 +190,7 @@ def obs_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.
     return storage(shape, space, device)
 
 
-class Steps:
+class RolloutWriter:
     """Write what some environments play, step by step, into `[T, B, ...]` storage.
 
     On a CPU through NumPy's views of it: torch's `copy_` takes several times as long for a row of this size.

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from srwm_rl.agents.collecting.rollout_buffer import Steps, obs_storage, storage
-from srwm_rl.agents.engine.streams import Handover
+from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter, obs_storage, storage
+from srwm_rl.agents.engine.streams import StreamEvent
 from srwm_rl.nn.policy import Obs
 
 # Of `Unrolls`: the tensors whose second axis counts the unrolls.
@@ -59,9 +59,9 @@ class Unrolls(NamedTuple):
             versions=torch.full((n_envs,), version),
         )
 
-    def steps(self) -> Steps:
+    def steps(self) -> RolloutWriter:
         """Return what writes the unrolls' steps."""
-        return Steps(
+        return RolloutWriter(
             self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
             [self.core_state], sequence_length=len(self.actions),
         )  # fmt: skip
@@ -111,7 +111,7 @@ class UnrollQueue:
     def __init__(self, buffer_size: int, *spaces_and_device: Any, **settings: Any) -> None:
         self._changed = Condition()
         self._blocks: deque[Unrolls] = deque()
-        self._filled = Handover(settings.get("device", "cpu"))
+        self._filled = StreamEvent(settings.get("device", "cpu"))
         self._taken: list[Unrolls] = []  # what the last batch was made of
         self._error: BaseException | None = None
         self._finishing = self.closed = False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from srwm_rl.nn.module_fingerprint import Structure
+from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ def _cleared_up(pool: Any, draws: bool) -> Iterator[None]:
 def _unchecked() -> Iterator[None]:
     """Keep torch's distributions from checking what they are given, for which they wait for the device.
 
-    What comes out of a graph is looked at in any case; see `srwm_rl.agents.engine.nan_guard.Guard`.
+    What comes out of a graph is looked at in any case; see `srwm_rl.agents.engine.nan_guard.NanGuard`.
     """
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
@@ -116,7 +116,7 @@ class GraphedActing:
     """Call it like `policy.act`: the same results, by a graph that is captured at the first call for a batch size.
 
     The weights are read where they are, so that a policy may learn between two calls. Where weights or modules were
-    replaced, moved or frozen (`Structure`), graphs are captured anew. A graph that cannot be captured, or whose first
+    replaced, moved or frozen (`ModuleFingerprint`), graphs are captured anew. A graph that cannot be captured, or whose first
     results are not the policy's, is given up with a line in the log, and the policy acts step by step.
 
     Args:
@@ -128,8 +128,8 @@ class GraphedActing:
         self.policy, self.capture = policy, capture
         self._stream: Any = None
         self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
-        self._captured_from: Structure | None = None
-        self.given_up = False
+        self._fingerprint: ModuleFingerprint | None = None
+        self.disabled = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphedActing:
         """Copy the policy; graphs hold places in memory, and are made anew."""
@@ -140,11 +140,11 @@ class GraphedActing:
         """Choose actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
         given = (obs, core_state, episode_starts)
         with CAPTURING:
-            if self._captured_from is None or not self._captured_from.unchanged():
-                self._captured_from, self._captured, self.given_up = Structure(self.policy), {}, False
-            if not self.given_up and core_state.shape not in self._captured:
+            if self._fingerprint is None or not self._fingerprint.matches():
+                self._fingerprint, self._captured, self.disabled = ModuleFingerprint(self.policy), {}, False
+            if not self.disabled and core_state.shape not in self._captured:
                 self._try_to_capture(given)
-            if self.given_up:
+            if self.disabled:
                 return self.policy.act(*given)
             captured = self._captured[core_state.shape]
             copy_into(captured.inputs, given)
@@ -167,7 +167,7 @@ class GraphedActing:
         except RuntimeError as error:
             wrong = first_line(error)
         if wrong:
-            self.given_up, self._captured = True, {}
+            self.disabled, self._captured = True, {}
             logger.warning("acting goes on without a CUDA graph: %s", wrong)
             return
         self._captured[given[1].shape] = _Captured(inputs, replay)

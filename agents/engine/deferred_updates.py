@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srwm_rl.agents.engine.nan_guard import Guard
+from srwm_rl.agents.engine.nan_guard import NanGuard
 from srwm_rl.nn.policy import SRWMPolicy
 
 
@@ -22,24 +22,24 @@ class _Entry(NamedTuple):
     gradients: list[tuple[str, int]]  # their parameters' names and sizes, in the order of the numbers
 
 
-class Ledger:
+class DeferredUpdates:
     """Make updates without waiting for the device, and read what they were afterwards, all together.
 
     An update that is not finite is not made: the optimizer leaves weights and its own state as they are where a number
     on the device tells it to. With "stop" it makes none after that either. What is sick and what is done about it is
-    as where every update is read at once (`Guard.update`), and so are the weights.
+    as where every update is read at once (`NanGuard.update`), and so are the weights.
 
     Args:
         guard: judges what is read.
-        policy: with an optimizer that `can_withhold`.
+        policy: with an optimizer that `supports_found_inf`.
         max_grad_norm: to which a gradient's norm is clipped.
 
     Attributes:
         number: of the update that was judged last.
     """
 
-    def __init__(self, guard: Guard, policy: SRWMPolicy, max_grad_norm: float) -> None:
-        self._guard, self._max_grad_norm = guard, max_grad_norm
+    def __init__(self, guard: NanGuard, policy: SRWMPolicy, max_grad_norm: float) -> None:
+        self._nan_guard, self._max_grad_norm = guard, max_grad_norm
         self._optimizer: Any = policy.optimizer
         self._parameters = [*policy.named_parameters()]
         self._rows: list[Tensor] = []  # [n + 3] each: the terms, the norm, whether and where the gradient is sick
@@ -63,7 +63,7 @@ class Ledger:
         sizes = [(name, each.numel()) for name, each in with_gradient]
         self._entries.append(_Entry(terms._fields, n_steps, number, sizes))
         sick = torch.isfinite(numbers).all().logical_not().float()
-        stop = self._guard.on_nan == "stop"
+        stop = self._nan_guard.on_nan == "stop"
         self._withheld = torch.maximum(self._withheld, sick) if stop else sick
         weights = [each for group in self._optimizer.param_groups for each in group["params"]]
         clipped_by = grad_norm.where(grad_norm >= self._max_grad_norm, 0.0)  # 0: it multiplies by one
@@ -87,13 +87,13 @@ class Ledger:
             self.number = entry.number
             by_name = dict(zip((*entry.terms, "grad_norm"), numbers, strict=True))
             name = _at(entry.gradients, int(where)) if any_sick else None
-            if self._guard.update(by_name, lambda name=name: name, entry.number):  # type: ignore[misc]
+            if self._nan_guard.update(by_name, lambda name=name: name, entry.number):  # type: ignore[misc]
                 means.append(means_of(by_name, entry.n_steps))
         self._rows, self._entries = [], []
         return means
 
 
-def can_withhold(optimizer: torch.optim.Optimizer) -> bool:
+def supports_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     """Say whether an optimizer leaves out a step where `found_inf`, a number on the device, is 1."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 

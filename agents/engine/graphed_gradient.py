@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srwm_rl.agents.engine.cuda_graphs import capture as capture_graph
 from srwm_rl.agents.engine.cuda_graphs import copy_into, first_line, room_for
-from srwm_rl.nn.module_fingerprint import Structure
+from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 
 Work = Callable[[], Tensor]
 Grads = list[Tensor | None]
@@ -47,7 +47,7 @@ class GraphedGradient:
         network: whose parameters they are; see `fit`.
 
     Attributes:
-        given_up: whether there are no graphs any more.
+        disabled: whether there are no graphs any more.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class GraphedGradient:
     ) -> None:
         self.gradient, self.parameters = gradient, list(parameters)
         self.quiet: AbstractContextManager[Any] = quiet or nullcontext()
-        self._captured_from = None if network is None else Structure(network)
+        self._fingerprint = None if network is None else ModuleFingerprint(network)
         self._capture = capture
         self._kept: Grads = [None] * len(self.parameters)  # the gradients that the graphs add to
         self._graphs: dict[Hashable, _Captured] = {}
         self._settings: Hashable = None
         self._captures = 0
-        self.given_up = False
+        self.disabled = False
 
     def fit(self, parameters: Sequence[Tensor]) -> bool:
         """Say whether these are the parameters that get the gradient, and the network is still what it was."""
         same = len(parameters) == len(self.parameters) and all(
             one is other for one, other in zip(parameters, self.parameters, strict=True)
         )
-        return same and (self._captured_from is None or self._captured_from.unchanged())
+        return same and (self._fingerprint is None or self._fingerprint.matches())
 
     def zero(self) -> None:
         """Put the gradients in their places, also where something else took them away, and let them be zero."""
@@ -93,7 +93,7 @@ class GraphedGradient:
         Returns:
             The loss's terms `[n]`, in memory of their own.
         """
-        if self.given_up:
+        if self.disabled:
             return self.gradient(given)
         if settings != self._settings:
             self._graphs, self._settings = {}, settings
@@ -135,7 +135,7 @@ class GraphedGradient:
         if not wrong and self._captures > CAPTURES:
             wrong = "its settings change too often"
         if wrong:
-            self.given_up = True
+            self.disabled = True
             self._graphs, self._kept = {}, [None] * len(self.parameters)
             logger.warning("learning goes on without CUDA graphs: %s", wrong)
             return

@@ -21,7 +21,7 @@ ON_NAN = ("stop", "skip")
 logger = logging.getLogger(__name__)
 
 
-class Acted(NamedTuple):
+class CheckedStep(NamedTuple):
     """What was done for B environments."""
 
     step: ActStep
@@ -29,7 +29,7 @@ class Acted(NamedTuple):
     actions: np.ndarray  # [B, ...], the step's, on the host
 
 
-class Guard:
+class NanGuard:
     """Check what a trainer is about to learn from or to write into its weights.
 
     Args:
@@ -87,7 +87,7 @@ class Guard:
         step: int,
         act: Callable[[Any, Tensor, Tensor], ActStep],
         numbers: Sequence[int],
-    ) -> Acted:
+    ) -> CheckedStep:
         """Act, and see that what comes out is finite.
 
         Args:
@@ -171,7 +171,7 @@ def first_sick_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str |
 
 def _try_to_act(
     act: Callable[[Any, Tensor, Tensor], ActStep], obs: Any, core_state: Tensor, episode_starts: Tensor
-) -> Acted | None:
+) -> CheckedStep | None:
     try:
         step = act(obs, core_state, episode_starts)
     except ValueError as error:
@@ -180,7 +180,7 @@ def _try_to_act(
         return None
     # All at once: a GPU is waited for here, once in a step.
     actions, values, log_probs = to_host(step.actions, step.values, step.log_probs)
-    return Acted(step, core_state, actions) if _finite(values) and _finite(log_probs) else None
+    return CheckedStep(step, core_state, actions) if _finite(values) and _finite(log_probs) else None
 
 
 def _finite(values: np.ndarray) -> bool:

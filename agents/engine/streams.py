@@ -12,7 +12,7 @@ import torch
 from srwm_rl.agents.distributed import LostProcessError
 
 
-class Handover:
+class StreamEvent:
     """Lets one thread's work on the device begin after another's, without a thread that waits.
 
     Args:
@@ -41,7 +41,7 @@ class Handover:
             self._cuda.current_stream(self._device).wait_event(self._event)
 
 
-class Turns:
+class StreamLock:
     """A lock, to be held again by the same thread, whose holders take turns on the device as well.
 
     What one holder has launched is done there before what the next one launches begins.
@@ -53,7 +53,7 @@ class Turns:
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
         self._lock = RLock()
-        self._handover = Handover(device, cuda)
+        self._handover = StreamEvent(device, cuda)
 
     def __enter__(self) -> None:
         """Wait for the lock."""
@@ -72,7 +72,7 @@ class Turns:
             self._lock.release()
 
 
-class Lane:
+class StreamContext:
     """A stream for one thread's work.
 
     Args:

@@ -13,7 +13,7 @@ from srwm_rl.nn.diagnostics import count_heads, state_heads
 from srwm_rl.nn.policy import SRWMPolicy
 
 
-class Held:
+class FrozenStateAgent:
     """Acts as `agent`, but what it carries in time is held as it is from some step of each episode on.
 
     Held from the start, an agent with self-modifying heads acts with its slow weight for ever, and one with another

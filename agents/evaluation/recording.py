@@ -13,12 +13,12 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.nn.diagnostics import Insight, introspect
+from srwm_rl.nn.diagnostics import StepDiagnostics, introspect
 from srwm_rl.nn.policy import SRWMPolicy
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-Choose = Callable[[Any, bool], tuple[Array, Insight | None]]
+Choose = Callable[[Any, bool], tuple[Array, StepDiagnostics | None]]
 """Maps an observation `[1, ...]` and "an episode starts here" to an action `[1, ...]`."""
 
 
@@ -32,7 +32,7 @@ class Played(NamedTuple):
     reward: float
     done: bool  # the last step of an episode
     solved: bool | None  # None: the episode goes on, or the game does not tell
-    insight: Insight | None
+    insight: StepDiagnostics | None
 
 
 def play(
@@ -67,7 +67,7 @@ class Introspector:
         policy.set_training_mode(False)
         self._state: Tensor = policy.initial_state(1)
 
-    def __call__(self, obs: Any, start: bool) -> tuple[Array, Insight]:
+    def __call__(self, obs: Any, start: bool) -> tuple[Array, StepDiagnostics]:
         """See `Choose`."""
         tensors, _ = self.policy.obs_to_tensor(obs)
         starts = torch.tensor([start], device=self.policy.device)

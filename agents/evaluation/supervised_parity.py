@@ -25,7 +25,7 @@ TEST_SEED = 10**9  # far from every training seed
 
 
 @dataclass(frozen=True)
-class StreamSettings:
+class ParitySettings:
     """How a core is trained on parity, each setting once.
 
     Raises:
@@ -55,7 +55,7 @@ class StreamSettings:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-class StreamModel(nn.Module):
+class ParityModel(nn.Module):
     """Embedding of a bit, core, and one logit per step: is the number of ones so far odd?"""
 
     def __init__(self, core: str, **core_kwargs: Any) -> None:
@@ -85,9 +85,7 @@ def parity_streams(n_steps: int, n_streams: int, generator: torch.Generator) -> 
     return bits, bits.cumsum(0) % 2
 
 
-def train_on_streams(
-    settings: StreamSettings, on_update: Callable[[int, float], None] = lambda *_: None
-) -> StreamModel:
+def train_parity(settings: ParitySettings, on_update: Callable[[int, float], None] = lambda *_: None) -> ParityModel:
     """Train a model by the cross-entropy of every step's answer.
 
     Args:
@@ -99,7 +97,7 @@ def train_on_streams(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = StreamModel(settings.core, **settings.core_kwargs)
+        model = ParityModel(settings.core, **settings.core_kwargs)
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.n_updates)
@@ -116,7 +114,7 @@ def train_on_streams(
     return model
 
 
-def accuracy_by_step(model: StreamModel, n_steps: int, n_streams: int = 1000, forget: bool = False) -> Tensor:
+def accuracy_by_step(model: ParityModel, n_steps: int, n_streams: int = 1000, forget: bool = False) -> Tensor:
     """Return the fraction of right answers at each step of fresh streams, `[T]`; 1/2 is chance."""
     bits, parity = parity_streams(n_steps, n_streams, torch.Generator().manual_seed(TEST_SEED))
     with torch.no_grad():

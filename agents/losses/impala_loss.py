@@ -11,7 +11,7 @@ from srwm_rl.agents.losses.vtrace import vtrace
 from srwm_rl.nn.policy import SequenceEvaluation
 
 
-class IMPALATerms(NamedTuple):
+class IMPALALossSums(NamedTuple):
     """Sums over steps of what an IMPALA batch adds up."""
 
     policy_loss: Tensor
@@ -21,7 +21,7 @@ class IMPALATerms(NamedTuple):
     rho_clipped: Tensor  # how often that ratio was above 1
 
 
-class Correction(NamedTuple):
+class VTraceSettings(NamedTuple):
     """How V-trace corrects; see `srwm_rl.agents.losses.vtrace.vtrace`."""
 
     vtrace_lambda: float
@@ -30,7 +30,9 @@ class Correction(NamedTuple):
     c_clip: float | None
 
 
-def impala_terms(new: SequenceEvaluation, unrolls: Unrolls, gamma: float, correction: Correction) -> IMPALATerms:
+def impala_loss_sums(
+    new: SequenceEvaluation, unrolls: Unrolls, gamma: float, correction: VTraceSettings
+) -> IMPALALossSums:
     """Add up the loss of N unrolls of T steps.
 
     Args:
@@ -49,7 +51,7 @@ def impala_terms(new: SequenceEvaluation, unrolls: Unrolls, gamma: float, correc
         new.values[-1].detach(),
         **correction._asdict(),
     )
-    return IMPALATerms(
+    return IMPALALossSums(
         policy_loss=-(log_probs * targets.pg_advantages).sum(),
         value_loss=0.5 * (targets.vs - values).square().sum(),
         entropy=new.entropy[:-1].sum(),

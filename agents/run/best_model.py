@@ -10,7 +10,7 @@ import numpy as np
 
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.model_file import policy_arrays
-from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.seen_levels import SeenLevels
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class Scored(NamedTuple):
 
     steps: int
     weights: dict[str, np.ndarray]
-    levels_played: dict[str, Any]  # as from `LevelsPlayed.to_tree`
+    levels_played: dict[str, Any]  # as from `SeenLevels.to_tree`
 
 
-class Logbook:
+class BestModelTracker:
     """The best score and the levels played; part of every checkpoint, so that a resumed run goes on with both.
 
     Args:
         levels: the record of the levels played.
     """
 
-    def __init__(self, levels: LevelsPlayed) -> None:
+    def __init__(self, levels: SeenLevels) -> None:
         self.levels = levels
         self.best: Best | None = None
         # The state that an interrupted run is saved in may be older than the newest score, by any number of scores.
         self._newest: Scored | None = None
-        self._told: Scored | None = None  # what the best was when `to_tree` last told it
+        self._last_saved: Scored | None = None  # what the best was when `to_tree` last told it
 
-    def offer(self, score: float, of: str, steps: int, policy: SRWMPolicy) -> None:
+    def update(self, score: float, of: str, steps: int, policy: SRWMPolicy) -> None:
         """Keep a score and a copy of its weights, if it is better than the best so far; NaN never is.
 
         Call it while the policy has the very weights that were scored.
@@ -69,11 +69,13 @@ class Logbook:
 
         None: it is neither, or of before this process.
         """
-        return next((each for each in (self._newest, self._told) if each is not None and each.steps == steps), None)
+        return next(
+            (each for each in (self._newest, self._last_saved) if each is not None and each.steps == steps), None
+        )
 
     def to_tree(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""
-        self._told = self._newest
+        self._last_saved = self._newest
         return {
             "best": None if self.best is None else asdict(self.best),
             "levels_played": self.levels.to_tree(),
@@ -87,8 +89,8 @@ class Logbook:
         """
         best, levels = tree.get("best"), tree.get("levels_played")
         self.best = None if best is None else Best(**best)
-        self._newest = self._told = None
+        self._newest = self._last_saved = None
         if levels is None:
-            self.levels = LevelsPlayed(self.levels.start, self.levels.stop, complete=False)
+            self.levels = SeenLevels(self.levels.start, self.levels.stop, complete=False)
         else:
-            self.levels = LevelsPlayed.from_tree(levels, source)
+            self.levels = SeenLevels.from_tree(levels, source)

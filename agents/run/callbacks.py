@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.distributed import ALONE, Processes
+from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 
 
 class ProgressBar(BaseCallback):
@@ -71,7 +71,7 @@ class Checkpoints(BaseCallback):
         save: Callable[[dict[str, Any]], None],
         every_steps: int,
         every_seconds: float = 600.0,
-        processes: Processes = ALONE,
+        processes: ProcessGroup = SINGLE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         restore_generators(states, device)
 
 
-class SelfModification(BaseCallback):
+class EditStatsCallback(BaseCallback):
     """Log what the network does to itself, once per rollout: `srwm/l0/edit`, `drift`, `rate_y`, ...
 
     One acting step more per rollout, on the observations at its end. Per layer, means over environments and heads:
@@ -45,7 +45,7 @@ class SelfModification(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        # Where a learner runs beside the actors, the copy that acts: to listen to a network changes its methods.
+        # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
         policy = getattr(self.model, "_acting", None) or self.model.policy
         core_state = self.model._core_state
         if core_state is None or not count_heads(policy.core):
@@ -72,7 +72,7 @@ class SelfModification(BaseCallback):
         self.logger.record(f"srwm/l{layer}/{name}", value)
 
 
-class HeldOut(BaseCallback):
+class HeldOutEvalCallback(BaseCallback):
     """Play training and held-out levels now and then, and log `eval_train/`, `eval_test/` and `eval/gap`.
 
     Args:

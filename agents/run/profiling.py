@@ -100,7 +100,7 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
     watch = Stopwatch((lambda: _wait_for(model.device)) if on_gpu else (lambda: None), mark)
     watch.wrap(model, "collect_rollouts", "collect")
     watch.wrap(model, "train", "learn")
-    watch.wrap(model._guard, "act", "act")  # however it is done: step by step, as a graph, in C
+    watch.wrap(model._nan_guard, "act", "act")  # however it is done: step by step, as a graph, in C
     acting = getattr(model, "_acting", None)
     for policy in (model.policy,) if acting is None else (model.policy, acting):
         watch.wrap(policy.features_extractor, "forward", "encoder")  # these two: where they are not part of a whole

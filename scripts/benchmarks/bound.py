@@ -154,8 +154,8 @@ def adds_gradient(
     model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
 ) -> Callable[[], Any]:
     """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
-    from srwm_rl.agents.collecting.rollout_buffer import Sequences
-    from srwm_rl.agents.ppo import PPO, PPOGroup
+    from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch
+    from srwm_rl.agents.ppo import PPO, MicroBatch
 
     def plain() -> None:
         seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)
@@ -166,5 +166,5 @@ def adds_gradient(
     shape = episode_starts.shape
     drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     numbers = dict(zip(("old_values", "old_log_probs", "advantages", "returns"), drawn - 0.5, strict=True))
-    old = Sequences(obs, actions, episode_starts, core_state=core_state, **numbers)
-    return partial(model._add_gradient, PPOGroup(old, None, None, float(shape.numel()), 0.2, None))
+    old = SequenceBatch(obs, actions, episode_starts, core_state=core_state, **numbers)
+    return partial(model._add_gradient, MicroBatch(old, None, None, float(shape.numel()), 0.2, None))

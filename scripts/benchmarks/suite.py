@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import check_device
-from srwm_rl.scripts.training.signals import Stop, stop_on_signals
+from srwm_rl.scripts.training.signals import StopSignal, raise_on_signals
 
 GRACE = 5.0  # seconds that a benchmark gets to end by itself
 
@@ -111,7 +111,7 @@ def run(config: SuiteBench) -> dict[str, Any]:
     until = time.monotonic() + 60 * config.minutes
     outcomes, left_out = [], []
     try:
-        with stop_on_signals():
+        with raise_on_signals():
             for row in rows:
                 left = until - time.monotonic()
                 if left < 60 * row.minutes:
@@ -119,7 +119,7 @@ def run(config: SuiteBench) -> dict[str, Any]:
                     continue
                 print(f"{row.name}: srwm-rl bench {row.words}", flush=True)
                 outcomes.append(_outcome(row, config.out, left))
-    except Stop as stop:
+    except StopSignal as stop:
         raise KeyboardInterrupt from stop
     _show(outcomes)
     if left_out:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from srwm_rl.agents.base import RecurrentAlgorithm
     from srwm_rl.nn.policy import SRWMPolicy
 
-Side = Callable[[], dict[str, float]]  # trains for a while and tells the steps per second of what it timed
+ComparedRuns = Callable[[], dict[str, float]]  # trains for a while and tells the steps per second of what it timed
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _n_passes(config: TrainBench) -> int:
     return config.n_epochs if config.algo == "ppo" else 1
 
 
-def _sides(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, Side]:
+def _sides(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, ComparedRuns]:
     """Return our trainer and the one beside it, by name."""
     sides = {"srwm-rl": _side(config, ours)}
     if config.against == "sb3-contrib":
@@ -126,7 +126,7 @@ def _sides(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, Side]:
     return sides
 
 
-def _side(config: TrainBench, model: Any, backend: str = "auto") -> Side:
+def _side(config: TrainBench, model: Any, backend: str = "auto") -> ComparedRuns:
     if config.overlapping:
         learn = learning_beside(model, backend)
         return lambda: {"both": learn()}
@@ -140,7 +140,7 @@ def _side(config: TrainBench, model: Any, backend: str = "auto") -> Side:
 
 
 def _measure(
-    config: TrainBench, ours: RecurrentAlgorithm, sides: dict[str, Side]
+    config: TrainBench, ours: RecurrentAlgorithm, sides: dict[str, ComparedRuns]
 ) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, float]]]:
     """Return each side's steps per second, and those of the bound's parts alone, by round; one more goes first."""
     rows: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in sides}

@@ -19,7 +19,7 @@ from srwm_rl.scripts.evaluation.held_out import count, explain
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 
 if TYPE_CHECKING:
-    from srwm_rl.scripts.evaluation.paired import Side
+    from srwm_rl.scripts.evaluation.paired import ComparedRuns
 
 Arg = tyro.conf.arg
 PROG = "srwm-rl compare"
@@ -106,13 +106,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def play(config: CompareConfig) -> tuple[Side, Side]:
+def play(config: CompareConfig) -> tuple[ComparedRuns, ComparedRuns]:
     """Check that all runs can be compared, then play them.
 
     Raises:
         UserError: other environments, other held-out levels, or levels that one of them was trained on.
     """
-    from srwm_rl.scripts.evaluation.paired import Side
+    from srwm_rl.scripts.evaluation.paired import ComparedRuns
     from srwm_rl.scripts.evaluation.runner import evaluate
 
     device = check_device(config.device)
@@ -125,7 +125,9 @@ def play(config: CompareConfig) -> tuple[Side, Side]:
     for name, (agent, settings, _) in agents.items():
         choose_splits(config.eval_config(name), settings, getattr(agent, "levels_played", None))
     first, second = (
-        Side(letter, list(of), [trained[each] for each in of], [evaluate(config.eval_config(each)) for each in of])
+        ComparedRuns(
+            letter, list(of), [trained[each] for each in of], [evaluate(config.eval_config(each)) for each in of]
+        )
         for letter, of in zip("AB", config.sides(), strict=True)
     )
     return first, second
@@ -213,7 +215,7 @@ def _text(interval: dict[str, float | None]) -> str:
     return f"{interval['mean']:.2f} [{low}, {high}]"
 
 
-def make_page(sides: tuple[Side, Side], report: dict[str, Any], command: str) -> str:
+def make_page(sides: tuple[ComparedRuns, ComparedRuns], report: dict[str, Any], command: str) -> str:
     """Return the comparison as a page."""
     from srwm_rl.scripts.reports.comparison import pictures, setting_differences
     from srwm_rl.scripts.reports.render import render_page

@@ -13,7 +13,12 @@ import tyro
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import parse, warn
-from srwm_rl.scripts.evaluation.control_experiments import TASK_SETTINGS, StreamStudy, Study, TaskStudy
+from srwm_rl.scripts.evaluation.control_experiments import (
+    TASK_SETTINGS,
+    ControlExperiment,
+    ParityExperiment,
+    TaskExperiment,
+)
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation.controls import Row
@@ -87,11 +92,11 @@ def measure(config: ControlsConfig, names: tuple[str, ...], command: str) -> dic
     """Train and test every control with every seed; return everything the table and the JSON file say."""
     from srwm_rl.agents.evaluation.controls import Row, trainings
 
-    study: Study
+    study: ControlExperiment
     if config.supervised:
-        study = StreamStudy(config.n_timesteps, config.learning_rates, config.n_levels)
+        study = ParityExperiment(config.n_timesteps, config.learning_rates, config.n_levels)
     else:
-        study = TaskStudy(config.task, config.n_timesteps, config.learning_rates, config.n_levels)
+        study = TaskExperiment(config.task, config.n_timesteps, config.learning_rates, config.n_levels)
     rows = {name: Row(name) for name in names}
     report: dict[str, Any] = {}
     for seed in range(config.seeds):
@@ -103,7 +108,7 @@ def measure(config: ControlsConfig, names: tuple[str, ...], command: str) -> dic
     return report
 
 
-def _train(config: ControlsConfig, study: Study, training: str, rows: list[Row], seed: int) -> None:
+def _train(config: ControlsConfig, study: ControlExperiment, training: str, rows: list[Row], seed: int) -> None:
     """Train one control with one seed, and add what it scored to its rows."""
     from srwm_rl.agents.evaluation.controls import CONTROLS, SELECTION_SEED, best_rate
 
@@ -123,7 +128,7 @@ def _train(config: ControlsConfig, study: Study, training: str, rows: list[Row],
         warn(f"seed {seed}: {said} ({time.perf_counter() - began:.0f} s)")
 
 
-def _report(config: ControlsConfig, study: Study, rows: dict[str, Row], command: str) -> dict[str, Any]:
+def _report(config: ControlsConfig, study: ControlExperiment, rows: dict[str, Row], command: str) -> dict[str, Any]:
     return {
         "command": command,
         "task": config.task,

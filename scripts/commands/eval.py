@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import Bare, check_writable, parse
+from srwm_rl.scripts.cli import OptionalValue, check_writable, parse
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.held_out import TrainedOn, count, explain, levels_trained_on
 from srwm_rl.scripts.evaluation.table import render
@@ -20,12 +20,12 @@ from srwm_rl.scripts.evaluation.table import render
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation.play_levels import Episodes, Predictor
     from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.storage.seen_levels import LevelsPlayed
+    from srwm_rl.storage.seen_levels import SeenLevels
 
 Arg = tyro.conf.arg
 PROG = "srwm-rl eval"
-MOST_TRAINING_LEVELS = 1000
-MOST_ENVS = 64
+MAX_TRAINING_LEVELS = 1000
+MAX_ENVS = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EvalConfig:
     """Take the most probable action instead of sampling one."""
     random: bool = False
     """Play the held-out levels with random actions too, for comparison."""
-    freeze_edits: Annotated[int | None, Bare("0", r"(?:after=)?(\d+)")] = None
+    freeze_edits: Annotated[int | None, OptionalValue("0", r"(?:after=)?(\d+)")] = None
     """Play once more with the network's edits of itself frozen: its weights stay as they were learnt. With a number,
     --freeze-edits=5: from that step of each episode on they stay as they are then."""
     lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def choose_splits(config: EvalConfig, trained: TrainConfig, played: LevelsPlayed | None = None) -> list[Split]:
+def choose_splits(config: EvalConfig, trained: TrainConfig, played: SeenLevels | None = None) -> list[Split]:
     """Return the training split (if any) and the held-out ones.
 
     Args:
@@ -164,7 +164,7 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, played: LevelsPlayed
     return splits
 
 
-def _check_held_out(levels: LevelRange, trained: TrainConfig, played: LevelsPlayed | None) -> None:
+def _check_held_out(levels: LevelRange, trained: TrainConfig, played: SeenLevels | None) -> None:
     name = str(levels)
     met = levels_trained_on(trained, played, {name: _listed(levels)})
     if not met:
@@ -182,10 +182,10 @@ def _listed(levels: LevelRange) -> tuple[int, ...]:
 
 
 def _training_split(levels: LevelRange) -> Split:
-    if len(levels) <= MOST_TRAINING_LEVELS:
+    if len(levels) <= MAX_TRAINING_LEVELS:
         return Split("train", tuple(levels), str(levels))
-    step = len(levels) // MOST_TRAINING_LEVELS
-    some = tuple(range(levels.start, levels.stop, step))[:MOST_TRAINING_LEVELS]
+    step = len(levels) // MAX_TRAINING_LEVELS
+    some = tuple(range(levels.start, levels.stop, step))[:MAX_TRAINING_LEVELS]
     return Split("train", some, f"{levels}, every {step:,}th")
 
 
@@ -219,7 +219,7 @@ def _default_n_envs(env: str) -> int:
     from srwm_rl.envs.make import resolve
 
     n_games = len(resolve(env).names)
-    return MOST_ENVS // n_games * n_games
+    return MAX_ENVS // n_games * n_games
 
 
 def summarise(

@@ -28,14 +28,14 @@ from srwm_rl.scripts.training.launch import (
     check_remaining,
     check_same,
     command_to_resume,
-    follow,
-    several,
-    share,
-    take_part,
+    is_distributed,
+    run_rank,
+    run_worker,
+    shard_config,
 )
-from srwm_rl.scripts.training.monitoring import filming, open_logbook, watchers
+from srwm_rl.scripts.training.monitoring import make_best_model_tracker, make_callbacks, make_video_callback
 from srwm_rl.scripts.training.resume import METRICS, check_changes, keep_settings, stored_config, verify
-from srwm_rl.scripts.training.signals import Stop, stop_on_signals
+from srwm_rl.scripts.training.signals import StopSignal, raise_on_signals
 from srwm_rl.scripts.training.summary import describe, run_base, run_record
 from srwm_rl.storage.run_folder import BEST, CONFIG, TENSORBOARD, Run
 
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
     from srwm_rl.agents.base import RecurrentAlgorithm
-    from srwm_rl.agents.distributed import Processes
-    from srwm_rl.agents.run.best_model import Logbook
+    from srwm_rl.agents.distributed import ProcessGroup
+    from srwm_rl.agents.run.best_model import BestModelTracker
     from srwm_rl.agents.run.metrics import MetricsFile
 
 PROG = "srwm-rl train"
@@ -52,8 +52,8 @@ PROG = "srwm-rl train"
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    if several():
-        return take_part(lambda: _main(argv), ["train", *argv])
+    if is_distributed():
+        return run_rank(lambda: _main(argv), ["train", *argv])
     return _main(argv)
 
 
@@ -77,7 +77,7 @@ def _main(argv: list[str]) -> int:
         return 0
     _check_levels(config)
     for name in ("supervise", "verify"):
-        if several() and getattr(config, name):
+        if is_distributed() and getattr(config, name):
             raise UserError(f"--{name} is for one process: leave it out under torchrun, or start without torchrun")
     if config.supervise:
         from srwm_rl.scripts.training.supervise import supervise
@@ -87,9 +87,9 @@ def _main(argv: list[str]) -> int:
 
 
 def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
-    from srwm_rl.agents.distributed import Place, joined
+    from srwm_rl.agents.distributed import RankInfo, joined
 
-    own = share(config, place := Place.of())
+    own = shard_config(config, place := RankInfo.of())
     if run is None:  # said once, so that the run goes on in it wherever it is resumed
         said: dict[str, Any] = {"precision": resolved_precision(own), "n_groups": groups_of_new_run(own)}
         config, own = replace(config, **said), replace(own, **said)
@@ -102,7 +102,7 @@ def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) 
 
 
 def _train_own(
-    config: TrainConfig, own: TrainConfig, processes: Processes, run: Run | None, changes: dict[str, list[Any]]
+    config: TrainConfig, own: TrainConfig, processes: ProcessGroup, run: Run | None, changes: dict[str, list[Any]]
 ) -> int:
     """Do this process's part, whose settings are `own`, of the run whose settings are `config`."""
     env = make_env(own)
@@ -120,7 +120,7 @@ def _train_own(
             print(plan)
             return 0
         if not processes.first:
-            return follow(config, model, run)
+            return run_worker(config, model, run)
         if run is not None:
             with run.lock():
                 if config.verify:
@@ -150,27 +150,30 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
     from srwm_rl.scripts.training.watchdog import Watchdog
 
     metrics = MetricsFile(run.path / METRICS)
-    logbook = open_logbook(config)
+    best_model = make_best_model_tracker(config)
     checkpoints = Checkpoints(
-        lambda: capture(model, metrics, logbook),
-        lambda state: save(run, model, config, state, logbook),
+        lambda: capture(model, metrics, best_model),
+        lambda state: save(run, model, config, state, best_model),
         config.save_freq,
         processes=model.processes,
     )
     bar = ProgressBar(config.n_timesteps)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    looking = [*watchers(config, model, logbook, watchdog.beat), *filming(config, model, run.path, watchdog.beat)]
+    looking = [
+        *make_callbacks(config, model, best_model, watchdog.heartbeat),
+        *make_video_callback(config, model, run.path, watchdog.heartbeat),
+    ]
     callbacks = [checkpoints, watchdog, *looking, *([bar] if config.progress else []), *_profiling(config, run)]
     try:
-        with stop_on_signals(deaf_after=several()):
-            _prepare(config, model, run, metrics, logbook, changes)
+        with raise_on_signals(ignore_signals_after=is_distributed()):
+            _prepare(config, model, run, metrics, best_model, changes)
             if config.verbose:
                 print(f"{plan}\n  folder    {run.path}", flush=True)
             remaining = config.n_timesteps - model.num_timesteps
             model.learn(remaining, callbacks, reset_num_timesteps=False)
-            checkpoints.latest = capture(model, metrics, logbook)
+            checkpoints.latest = capture(model, metrics, best_model)
             checkpoints.save_latest()
-    except Stop as stop:
+    except StopSignal as stop:
         bar.close()
         checkpoints.save_latest()
         warn(f"stopped by {stop}; {_how_to_go_on(run)}")
@@ -189,8 +192,8 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
         if hasattr(model, "_logger"):  # else it was stopped before it began
             model.logger.close()  # TensorBoard writes in the background
     if config.verbose:
-        if logbook.best is not None:
-            print(f"best model: {logbook.best}: {run.path / BEST}")
+        if best_model.best is not None:
+            print(f"best model: {best_model.best}: {run.path / BEST}")
         print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
     return 0
 
@@ -208,7 +211,7 @@ def _prepare(
     model: RecurrentAlgorithm,
     run: Run,
     metrics: MetricsFile,
-    logbook: Logbook,
+    best_model: BestModelTracker,
     changes: dict[str, list[Any]],
 ) -> None:
     """Take up a resumed run where it was, and open its logs."""
@@ -216,7 +219,7 @@ def _prepare(
 
     pending = {}
     if config.resume is not None:
-        pending = restore(model, run, metrics, logbook)
+        pending = restore(model, run, metrics, best_model)
         check_remaining(config, model, run)
         keep_settings(run, config, model.num_timesteps, changes)
     model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))

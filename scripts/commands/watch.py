@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Arg = tyro.conf.arg
 PROG = "srwm-rl watch"
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 LONGEST = 3000  # steps, where the user names no number: 200 seconds of ProcGen
 
 
@@ -69,8 +69,8 @@ class WatchConfig:
     def __post_init__(self) -> None:
         from srwm_rl.envs.levels import MAX_LEVEL
 
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"--steps must lie in 1 .. {MOST_STEPS}, not {self.steps}")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"--steps must lie in 1 .. {MAX_STEPS}, not {self.steps}")
         if self.level is not None and not 0 <= self.level < MAX_LEVEL:
             raise UserError(f"--level must lie in 0 .. {MAX_LEVEL - 1}, not {self.level}")
         if not 0 <= self.seed < 2**31:

@@ -12,10 +12,17 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 
 # Far above what anybody trains with, far below what takes a machine's memory.
-MOST = {"n_envs": 2**16, "n_steps": 2**20, "batch_size": 2**26, "n_epochs": 2**16, "n_threads": 1024, "n_groups": 2**16}
-MOST_STEPS = 10**15
-MOST_OF_ENVIRONMENTS = {"n_threads": 256}
-MOST_OTHER = 10**6  # of a number among an environment's settings
+MAX_N = {
+    "n_envs": 2**16,
+    "n_steps": 2**20,
+    "batch_size": 2**26,
+    "n_epochs": 2**16,
+    "n_threads": 1024,
+    "n_groups": 2**16,
+}
+MAX_STEPS = 10**15
+MAX_OF_ENVIRONMENTS = {"n_threads": 256}
+MAX_OTHER = 10**6  # of a number among an environment's settings
 
 
 def read_settings(data: Any, source: str) -> TrainConfig:
@@ -28,7 +35,7 @@ def read_settings(data: Any, source: str) -> TrainConfig:
     for name, value in data.items() if isinstance(data, dict) else ():
         if name in hints and not _fits(value, hints[name]):
             raise UserError(f"{source}: the run's settings are damaged: {name} cannot be {value!r:.60}")
-        if type(value) is int and abs(value) > MOST.get(name, MOST_STEPS):
+        if type(value) is int and abs(value) > MAX_N.get(name, MAX_STEPS):
             raise UserError(f"{source}: the run's settings are damaged: {name} is out of range")
     with named(source):
         settings = TrainConfig.from_json(data)
@@ -79,7 +86,7 @@ def check_environment(trained: TrainConfig, observation_space: Any, action_space
         UserError: a setting out of range, settings that make no environment, or one that another policy belongs to.
     """
     for name, value in pairs(trained.env_kwargs, "env_kwargs").items():
-        most = MOST_OF_ENVIRONMENTS.get(name, MOST_OTHER)
+        most = MAX_OF_ENVIRONMENTS.get(name, MAX_OTHER)
         if isinstance(value, int | float) and not abs(value) <= most:
             raise UserError(f"{source} cannot be used: its environment's {name:.60} is out of range")
         if name == "render_mode" and value == "human":

@@ -45,7 +45,7 @@ class Score(NamedTuple):
     parameters: int
 
 
-class Study(ABC):
+class ControlExperiment(ABC):
     """Train a control once and score it; higher is better.
 
     Attributes:
@@ -69,7 +69,7 @@ class Study(ABC):
         """Return every setting in JSON's types."""
 
 
-class TaskStudy(Study):
+class TaskExperiment(ControlExperiment):
     """PPO on a built-in task, tested on held-out levels with sampled actions."""
 
     solved = 0.95
@@ -88,14 +88,14 @@ class TaskStudy(Study):
         self.unit = f"mean return on {n_levels} held-out levels{changed}"
 
     def describe(self) -> dict[str, Any]:
-        """See `Study`."""
+        """See `ControlExperiment`."""
         settings = self.config.to_json() | {"core": "by control", "core_kwargs": COMMON, "learning_rate": "by control"}
         return {"train": settings, "test_kwargs": self._task.test_kwargs, "n_levels": self.n_levels}
 
     def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """See `Study`."""
+        """See `ControlExperiment`."""
         from srwm_rl.agents.evaluation.controls import parameter_count
-        from srwm_rl.agents.evaluation.interventions import Held
+        from srwm_rl.agents.evaluation.interventions import FrozenStateAgent
         from srwm_rl.agents.evaluation.play_levels import RandomAgent
 
         config = self._configure(control, seed, rate)
@@ -108,7 +108,10 @@ class TaskStudy(Study):
         finally:
             env.close()
         n_parameters = parameter_count(model.policy)
-        return {row: self._test(Held(model) if row == "no_shift" else model, config, n_parameters) for row in rows}
+        return {
+            row: self._test(FrozenStateAgent(model) if row == "no_shift" else model, config, n_parameters)
+            for row in rows
+        }
 
     def _configure(self, control: Control, seed: int, rate: float) -> TrainConfig:
         from srwm_rl.agents.evaluation.controls import core_settings
@@ -165,7 +168,7 @@ class TaskStudy(Study):
             env.close()
 
 
-class StreamStudy(Study):
+class ParityExperiment(ControlExperiment):
     """Supervised parity, tested on streams four times as long as any in training."""
 
     solved = 0.98  # of the way from 1/2 to 1: an accuracy of .99
@@ -173,27 +176,27 @@ class StreamStudy(Study):
     default_rates = (2e-3, 6e-3, 2e-2)
 
     def __init__(self, n_updates: int | None, rates: tuple[float, ...], n_streams: int) -> None:
-        from srwm_rl.agents.evaluation.supervised_parity import StreamSettings
+        from srwm_rl.agents.evaluation.supervised_parity import ParitySettings
 
-        self.settings = StreamSettings() if n_updates is None else StreamSettings(n_updates=n_updates)
+        self.settings = ParitySettings() if n_updates is None else ParitySettings(n_updates=n_updates)
         self.rates = rates or self.default_rates
         self.n_streams = n_streams
         self.n_steps, self.tail = 4 * self.settings.longest, self.settings.longest
         self.unit = f"accuracy over the last {self.tail} of {self.n_steps} steps, {n_streams} fresh streams"
 
     def describe(self) -> dict[str, Any]:
-        """See `Study`."""
+        """See `ControlExperiment`."""
         settings = asdict(self.settings) | {"core": "by control", "core_kwargs": COMMON, "learning_rate": "by control"}
         return {"train": settings, "n_streams": self.n_streams, "rates": self.rates}
 
     def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """See `Study`."""
+        """See `ControlExperiment`."""
         from srwm_rl.agents.evaluation.controls import core_settings, parameter_count
-        from srwm_rl.agents.evaluation.supervised_parity import EMBEDDING, accuracy_by_step, train_on_streams
+        from srwm_rl.agents.evaluation.supervised_parity import EMBEDDING, accuracy_by_step, train_parity
 
         assert control.core is not None, "there are no random answers"
         kwargs = core_settings(control, COMMON, EMBEDDING)
-        model = train_on_streams(
+        model = train_parity(
             replace(
                 self.settings, core=control.core, core_kwargs=kwargs, bptt=control.bptt, learning_rate=rate, seed=seed
             )

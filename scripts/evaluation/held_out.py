@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from srwm_rl.scripts.config.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from srwm_rl.storage.seen_levels import LevelsPlayed
+    from srwm_rl.storage.seen_levels import SeenLevels
 
 TrainedOn = dict[str, dict[str, list[int]]]
 """`split -> game -> levels`, only where there are any."""
 
-MOST_NAMED = 10
+MAX_NAMED = 10
 
 
 def levels_trained_on(
-    trained: TrainConfig, played: LevelsPlayed | None, splits: Mapping[str, Sequence[int]]
+    trained: TrainConfig, played: SeenLevels | None, splits: Mapping[str, Sequence[int]]
 ) -> TrainedOn:
     """Return the levels of held-out splits that belong to the training set.
 
@@ -65,8 +65,8 @@ def explain(found: TrainedOn) -> list[str]:
 
 
 def _named(levels: list[int]) -> str:
-    more = f" and {len(levels) - MOST_NAMED:,} more" if len(levels) > MOST_NAMED else ""
-    return ", ".join(map(str, levels[:MOST_NAMED])) + more
+    more = f" and {len(levels) - MAX_NAMED:,} more" if len(levels) > MAX_NAMED else ""
+    return ", ".join(map(str, levels[:MAX_NAMED])) + more
 
 
 def is_levels(found: Any) -> bool:

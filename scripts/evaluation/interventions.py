@@ -23,7 +23,7 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
     Raises:
         UserError: the agent carries nothing from step to step, or has no such head.
     """
-    from srwm_rl.agents.evaluation.interventions import Held, head_part
+    from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part
 
     policy, chosen = agent.policy, dict[str, Any]()
     if config.freeze_edits is not None:
@@ -33,10 +33,10 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
                 "freeze"
             )
         name = f"edits frozen from step {config.freeze_edits} on" if config.freeze_edits else "edits frozen"
-        chosen[name] = Held(agent, config.freeze_edits)
+        chosen[name] = FrozenStateAgent(agent, config.freeze_edits)
     for lesion in config.lesion:
         layer, head = map(int, lesion.split("."))
-        chosen[f"no edits in head {layer}.{head}"] = Held(agent, part=head_part(policy, layer, head))
+        chosen[f"no edits in head {layer}.{head}"] = FrozenStateAgent(agent, part=head_part(policy, layer, head))
     return chosen
 
 

@@ -28,7 +28,7 @@ LevelReturns = dict[str, tuple[list[int], FloatArray]]
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedRuns:
     """The runs of one side and how they played the held-out levels."""
 
     letter: str
@@ -68,7 +68,7 @@ def _all_levels(evaluation: Evaluation) -> LevelReturns:
     return joined
 
 
-def compare(sides: tuple[Side, Side], seed: int) -> dict[str, Any]:
+def compare(sides: tuple[ComparedRuns, ComparedRuns], seed: int) -> dict[str, Any]:
     """Return everything that the table, the JSON file and the page say.
 
     Args:
@@ -103,7 +103,7 @@ def compare(sides: tuple[Side, Side], seed: int) -> dict[str, Any]:
     }
 
 
-def _described(side: Side) -> dict[str, Any]:
+def _described(side: ComparedRuns) -> dict[str, Any]:
     trained_on = merged(map(trained_on_of, side.evaluations, side.trained))
     return {"label": side.label, "runs": side.names, "core": side.trained[0].core, "trained_on": trained_on}
 
@@ -137,7 +137,9 @@ def _normalized(values: FloatArray, bounds: tuple[float, float]) -> FloatArray:
     return (values - bounds[0]) / (bounds[1] - bounds[0])
 
 
-def _over_seeds(first: Side, second: Side, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any] | None:
+def _over_seeds(
+    first: ComparedRuns, second: ComparedRuns, bounds: dict[str, tuple[float, float]], seed: int
+) -> dict[str, Any] | None:
     """Return the statistics over training seeds, None with a single one on a side or without a common unit."""
     runs = first.by_run(), second.by_run()
     games = list(runs[0][0])

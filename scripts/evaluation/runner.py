@@ -18,7 +18,7 @@ from srwm_rl.scripts.evaluation.load_agent import open_agent
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation.play_levels import Episodes, Predictor
     from srwm_rl.agents.evaluation.statistics import FloatArray
-    from srwm_rl.storage.seen_levels import LevelsPlayed
+    from srwm_rl.storage.seen_levels import SeenLevels
 
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes."""
@@ -48,7 +48,7 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     core = agent.policy.core  # type: ignore[attr-defined]
     if freeze and core.carries_over and core.state_layers * core.state_size:
         config = replace(config, freeze_edits=config.freeze_edits or 0)
-    played: LevelsPlayed | None = getattr(agent, "levels_played", None)  # what came from a zip has none
+    played: SeenLevels | None = getattr(agent, "levels_played", None)  # what came from a zip has none
     splits = choose_splits(config, trained, played)
     held_out = {split.name: split.levels for split in splits if split.name != "train"}
     labels = {split.name: split.label for split in splits}
@@ -70,7 +70,7 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     return found | ({"interventions": held} if held else {})
 
 
-MOST_COMPARED = 2_000  # training levels whose first frames are looked at
+MAX_COMPARED = 2_000  # training levels whose first frames are looked at
 
 
 def _same_first_frames(trained: TrainConfig, splits: list[Split]) -> dict[str, dict[str, list[int]]]:
@@ -84,7 +84,7 @@ def _same_first_frames(trained: TrainConfig, splits: list[Split]) -> dict[str, d
     from srwm_rl.envs.procgen.games import OPTIONS
 
     spec, training = resolve(trained.env), LevelRange.parse(trained.levels)
-    if spec.kind != "procgen" or len(training) > MOST_COMPARED:
+    if spec.kind != "procgen" or len(training) > MAX_COMPARED:
         return {}
     from srwm_rl.envs.procgen.leakage import same_first_frame
 

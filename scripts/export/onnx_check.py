@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from srwm_rl.nn.diagnostics import Insight, introspect
+from srwm_rl.nn.diagnostics import StepDiagnostics, introspect
 from srwm_rl.nn.encoders import MAIN_KEY
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.onnx_export import (
@@ -82,7 +82,7 @@ class OnnxPlayer:
 
 
 def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv, n_steps: int = STEPS) -> Checked:
-    """Play with a policy, and let its exported graph judge the same observations beside it.
+    """Play with a policy, and let its exported graph log_prob_and_entropy the same observations beside it.
 
     All environments go through the graph together, and the first one through it alone as well. Beside the episodes
     that end, each environment is told now and then that an episode starts. The policy's CNN computes in float32, as
@@ -116,7 +116,7 @@ def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv
     return Checked(n_steps, n, n_starts, differences)
 
 
-def _outputs(seen: Insight, space: spaces.Space[Any]) -> Arrays:
+def _outputs(seen: StepDiagnostics, space: spaces.Space[Any]) -> Arrays:
     """Return what the graph's outputs should be."""
     memory = {VALUE: seen.values.numpy(), NEW_STATE: seen.core_state.numpy()}
     if seen.std is None:

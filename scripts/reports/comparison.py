@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from srwm_rl.agents.evaluation.comparison import Profiles
-from srwm_rl.scripts.evaluation.paired import Side
+from srwm_rl.scripts.evaluation.paired import ComparedRuns
 from srwm_rl.scripts.reports.charts import Pictures
 from srwm_rl.scripts.reports.sections import FREE
 from srwm_rl.scripts.reports.tables import LevelMap, difference_maps
@@ -53,7 +53,7 @@ def _maps(returns: list[list[Any]]) -> list[LevelMap]:
     return difference_maps({game: (levels, np.array(of)) for game, (levels, of) in by_game.items()})
 
 
-def setting_differences(first: Side, second: Side) -> list[tuple[str, Any, Any]]:
+def setting_differences(first: ComparedRuns, second: ComparedRuns) -> list[tuple[str, Any, Any]]:
     """Return the settings in which A's runs are not B's: name, A's value, B's value."""
     a, b = first.trained[0].to_json(), second.trained[0].to_json()
     return [(name, a[name], b[name]) for name in a if name not in FREE and a[name] != b[name]]

@@ -15,7 +15,7 @@ import srwm_rl
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.reports.charts import short_number
 
-MOST_VIDEO_BYTES = 32 * 2**20
+MAX_VIDEO_BYTES = 32 * 2**20
 
 
 def render_page(template: str, **data: Any) -> str:
@@ -61,7 +61,7 @@ def read_video(path: str) -> str:
     """
     try:
         size = Path(path).stat().st_size
-        if size > MOST_VIDEO_BYTES:
+        if size > MAX_VIDEO_BYTES:
             raise UserError(f"{path} has {size / 2**20:.0f} MB; a page takes videos up to 32 MB, record a shorter one")
         content = Path(path).read_bytes()
     except OSError as error:

@@ -42,7 +42,7 @@ FREE = {
     "log_folder",
     "device",
 }
-MOST_COLUMNS = 4  # that stand beside each other on a phone
+MAX_COLUMNS = 4  # that stand beside each other on a phone
 PROCGEN_SCALE = "0 and 1 stand for the published ends of each game's scale"
 TASK_SCALE = "0 stands for random and 1 for the best possible play"
 
@@ -127,7 +127,7 @@ class Section:
         self.played = ["train"] * ("train" in evaluation["episodes"]) + self.held_out
         self.random = [name for each in self.held_out if (name := f"random, {each}") in evaluation["episodes"]]
         self.splits = self.played + self.random
-        self.stacked = len(self.played) + len(self.rows[0].gaps) > MOST_COLUMNS
+        self.stacked = len(self.played) + len(self.rows[0].gaps) > MAX_COLUMNS
         self.title = f"{trained.core} on {trained.env}"
         self.curves = self._learning_curves(pictures)
         self.scalars = self._scalars(pictures)

@@ -108,13 +108,13 @@ def use_threads(
     import torch
 
     from srwm_rl.agents.base import FRAMES_AT_ONCE
-    from srwm_rl.nn.encoders import LEAST, is_image, parts_of
+    from srwm_rl.nn.encoders import LEAST, flatten_obs_space, is_image
     from srwm_rl.ops.cpu import n_threads as kernel_threads
     from srwm_rl.ops.cpu import set_threads
 
     cores = n_threads or kernel_threads()
     set_threads(cores)
-    images = any(map(is_image, parts_of(observation_space).values()))
+    images = any(map(is_image, flatten_obs_space(observation_space).values()))
     # Learning and playing may have all cores each where a part of the frames is the work of one thread: whoever has
     # something to do gets a core. Threads that share an operation would wait for those that have none.
     divided = overlapping and min(overlapping, FRAMES_AT_ONCE[False]) < cores * LEAST

@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from srwm_rl.errors import UserError
-from srwm_rl.storage.model_schema import MOST_STEPS, check_finite, check_score, check_shapes
-from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.model_schema import MAX_STEPS, check_finite, check_score, check_shapes
+from srwm_rl.storage.seen_levels import SeenLevels
 
 if TYPE_CHECKING:
     from srwm_rl.agents.base import RecurrentAlgorithm
@@ -62,7 +62,7 @@ def check_state(model: RecurrentAlgorithm, state: Any, source: str) -> None:
     _check_counters(state, source)
     _check_parts(model, state, source)
     _check_logs(state, source)
-    _check_logbook(state, source)
+    _check_best_model(state, source)
 
 
 def _check_types(
@@ -105,7 +105,7 @@ def _check_optimizer(model: RecurrentAlgorithm, entries: dict[str, Any], source:
 
 def _in_range(moment: np.ndarray, name: str) -> bool:
     squares = name == "step" or "sq" in name
-    low, high = 0.0 if squares else -LARGEST_MOMENT, MOST_STEPS if name == "step" else LARGEST_MOMENT
+    low, high = 0.0 if squares else -LARGEST_MOMENT, MAX_STEPS if name == "step" else LARGEST_MOMENT
     return bool(((moment >= low) & (moment <= high)).all())  # which NaN is not
 
 
@@ -127,9 +127,9 @@ def _check_counters(state: dict[str, Any], source: str) -> None:
     for name in COUNTERS:
         value = counters.get(name)
         fraction = name == "_current_progress_remaining" and type(value) is float
-        if not fraction and not (type(value) is int and 0 <= value <= MOST_STEPS):
+        if not fraction and not (type(value) is int and 0 <= value <= MAX_STEPS):
             raise _damaged(source, name)
-    if not 0 <= state["metrics"] <= MOST_STEPS:
+    if not 0 <= state["metrics"] <= MAX_STEPS:
         raise _damaged(source, "metrics")
 
 
@@ -188,14 +188,14 @@ def _check_logs(state: dict[str, Any], source: str) -> None:
             raise _damaged(source, "log")
 
 
-def _check_logbook(state: dict[str, Any], source: str) -> None:
+def _check_best_model(state: dict[str, Any], source: str) -> None:
     if (best := state.get("best")) is not None:
         steps = best.get("steps")
         if type(steps) is not int or not 0 <= steps <= state["counters"]["num_timesteps"]:
             raise _damaged(source, "best score")
         check_score({name: value for name, value in best.items() if name != "steps"}, source)
     if "levels_played" in state:
-        LevelsPlayed.from_tree(state["levels_played"], source)
+        SeenLevels.from_tree(state["levels_played"], source)
 
 
 def _check_generators(states: dict[str, Any], source: str) -> None:

@@ -15,7 +15,7 @@ from srwm_rl.storage.run_folder import BEST, Run
 
 if TYPE_CHECKING:
     from srwm_rl.agents.base import RecurrentAlgorithm
-    from srwm_rl.agents.run.best_model import Logbook
+    from srwm_rl.agents.run.best_model import BestModelTracker
     from srwm_rl.agents.run.metrics import MetricsFile
 
 FORMAT = 1
@@ -23,11 +23,11 @@ FORMAT = 1
 PRIVATE = ("log_folder", "resume", "override", "verify", "profile")
 
 
-def capture(model: RecurrentAlgorithm, metrics: MetricsFile, logbook: Logbook) -> dict[str, Any]:
-    """Return the run's whole state, the place in its metrics and its logbook included."""
+def capture(model: RecurrentAlgorithm, metrics: MetricsFile, best_model: BestModelTracker) -> dict[str, Any]:
+    """Return the run's whole state, the place in its metrics and its best_model included."""
     from srwm_rl.agents.run.checkpoint_state import capture_state
 
-    return {**capture_state(model), "metrics": metrics.position, "log": _pending(model), **logbook.to_tree()}
+    return {**capture_state(model), "metrics": metrics.position, "log": _pending(model), **best_model.to_tree()}
 
 
 def _pending(model: RecurrentAlgorithm) -> dict[str, Any]:
@@ -39,7 +39,9 @@ def _pending(model: RecurrentAlgorithm) -> dict[str, Any]:
     }
 
 
-def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[str, Any], logbook: Logbook) -> None:
+def save(
+    run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[str, Any], best_model: BestModelTracker
+) -> None:
     """Write the run's checkpoint and, of the same moment, its model, and its best model if that is a new one.
 
     A full disk costs a warning, not the run.
@@ -58,7 +60,7 @@ def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[s
     shared = {name: value for name, value in config.to_json().items() if name not in PRIVATE}
     described = describe(model.policy, shared, steps)
     try:
-        _save_best(run, model, shared, state["best"], logbook)  # first: no checkpoint names a file that is not there
+        _save_best(run, model, shared, state["best"], best_model)  # first: no checkpoint names a file that is not there
         write_file(
             run.file("checkpoint", steps),
             arrays,
@@ -73,19 +75,23 @@ def save(run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[s
 
 
 def _save_best(
-    run: Run, model: RecurrentAlgorithm, shared: dict[str, Any], best: dict[str, Any] | None, logbook: Logbook
+    run: Run,
+    model: RecurrentAlgorithm,
+    shared: dict[str, Any],
+    best: dict[str, Any] | None,
+    best_model: BestModelTracker,
 ) -> None:
     """Write the weights that the best score was measured on, unless they are written."""
     from srwm_rl.storage.model_file import save_model
 
-    scored = None if best is None else logbook.scored(best["steps"])
+    scored = None if best is None else best_model.scored(best["steps"])
     if best is None or scored is None or (path := run.file(BEST, scored.steps)).exists():
         return
     chosen = {name: best[name] for name in ("score", "of")}
     save_model(path, model.policy, shared, scored.steps, scored.weights, scored.levels_played, chosen)
 
 
-def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, logbook: Logbook) -> dict[str, Any]:
+def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, best_model: BestModelTracker) -> dict[str, Any]:
     """Take up the run where its newest intact checkpoint was taken; say what is lost or not exact.
 
     Returns:
@@ -97,11 +103,11 @@ def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, logbook: 
     path, arrays, meta, lost = _newest_intact(run)
     if lost:
         warn(f"{len(lost)} newer checkpoint(s) cannot be used ({lost[0]}); going on from {path.name}")
-    exact, pending = take_up(model, path, arrays, meta, metrics, logbook)
-    run.forget_best(-1 if logbook.best is None else logbook.best.steps)
-    if logbook.best is not None and not run.file(BEST, logbook.best.steps).exists():
-        warn(f"the best model, {logbook.best}, is not in {run.path} any more; the next score is taken for the best")
-        logbook.best = None
+    exact, pending = take_up(model, path, arrays, meta, metrics, best_model)
+    run.forget_best(-1 if best_model.best is None else best_model.best.steps)
+    if best_model.best is not None and not run.file(BEST, best_model.best.steps).exists():
+        warn(f"the best model, {best_model.best}, is not in {run.path} any more; the next score is taken for the best")
+        best_model.best = None
     _check_same_moment(model, path)
     then, now = 1 + len(meta["state"].get("processes", ())), model.processes.size
     if then != now:
@@ -142,9 +148,9 @@ def take_up(
     arrays: dict[str, np.ndarray],
     meta: dict[str, Any],
     metrics: MetricsFile | None,
-    logbook: Logbook | None,
+    best_model: BestModelTracker | None,
 ) -> tuple[bool, dict[str, Any]]:
-    """Put a checkpoint's content into a model and a logbook, and cut the metrics back to its moment, if there are any.
+    """Put a checkpoint's content into a model and a best_model, and cut the metrics back to its moment, if there are any.
 
     Returns:
         Whether the environments went on where they were, and what was logged and not yet written.
@@ -166,8 +172,8 @@ def take_up(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is damaged: its state cannot be restored ({what:.200})") from error
-    if logbook is not None:
-        logbook.from_tree(state, str(path))
+    if best_model is not None:
+        best_model.from_tree(state, str(path))
     if metrics is not None:
         metrics.cut(state["metrics"])
     return exact, dict(state.get("log", {}))

@@ -1,7 +1,7 @@
 """`torchrun ... -m srwm_rl train`: what each process has to do, and how all of them start and end.
 
 Every process makes its own environments and its own trainer. Process 0 does everything that one process alone does;
-the others follow it: they write nothing, and say nothing that process 0 says too.
+the others run_worker it: they write nothing, and say nothing that process 0 says too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import check_device, warn
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.checkpoints import follow_up
-from srwm_rl.scripts.training.monitoring import open_logbook, watchers
-from srwm_rl.scripts.training.signals import Stop, stop_on_signals
+from srwm_rl.scripts.training.monitoring import make_best_model_tracker, make_callbacks
+from srwm_rl.scripts.training.signals import StopSignal, raise_on_signals
 from srwm_rl.storage.run_folder import Run
 
 if TYPE_CHECKING:
     from srwm_rl.agents.base import RecurrentAlgorithm
-    from srwm_rl.agents.distributed import Place, Processes
+    from srwm_rl.agents.distributed import ProcessGroup, RankInfo
 
 # Process 0 finds the errors that all find and says them; then torchrun ends the others. What only another process
 # found, that one says after so many seconds.
@@ -35,24 +35,24 @@ DEFER = 20.0
 OF_EACH = {"n_threads", "progress", "verbose", "log_folder", "resume"}
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Say whether torchrun started this process with others."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def take_part(command: Callable[[], int], words: list[str]) -> int:
-    """Run a command as one of several processes.
+def run_rank(command: Callable[[], int], words: list[str]) -> int:
+    """Run a command as one of is_distributed processes.
 
     Returns only where all went well. Otherwise it ends this process with the exit code at once: an ordinary exit would
     first end threads that may be waiting for processes which do not come.
     """
-    from srwm_rl.scripts.main import answer
+    from srwm_rl.scripts.main import run_command
 
     follower = os.environ.get("RANK", "0") != "0"
     if follower:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        code = answer(words, lambda: _deferring(command) if follower else command())
+        code = run_command(words, lambda: _deferring(command) if follower else command())
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:  # whoever read the output left
@@ -75,7 +75,7 @@ def _deferring(command: Callable[[], int]) -> int:
         raise
 
 
-def share(config: TrainConfig, place: Place) -> TrainConfig:
+def shard_config(config: TrainConfig, place: RankInfo) -> TrainConfig:
     """Return the settings of one process's part: its environments, its steps of each batch, its seed, its device.
 
     Raises:
@@ -111,7 +111,7 @@ def share(config: TrainConfig, place: Place) -> TrainConfig:
     )
 
 
-def _own_device(device: str, place: Place) -> str:
+def _own_device(device: str, place: RankInfo) -> str:
     import torch
 
     if device.startswith("cuda:"):
@@ -126,7 +126,7 @@ def _own_device(device: str, place: Place) -> str:
     return f"cuda:{place.local_rank}"
 
 
-def check_same(config: TrainConfig, own: TrainConfig, processes: Processes) -> None:
+def check_same(config: TrainConfig, own: TrainConfig, processes: ProcessGroup) -> None:
     """Check that all processes were started with the same settings, and on the same kind of device.
 
     Raises:
@@ -154,7 +154,7 @@ def check_remaining(config: TrainConfig, model: RecurrentAlgorithm, run: Run) ->
         raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to go on")
 
 
-def follow(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> int:
+def run_worker(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> int:
     """Train in a process other than 0; return the exit code.
 
     It makes the calls that process 0 makes wherever these are a matter of all: restoring, capturing, evaluating.
@@ -173,16 +173,20 @@ def follow(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> i
 
     checkpoints = Checkpoints(lambda: capture_state(model), lambda _: None, config.save_freq, processes=model.processes)
     watchdog = Watchdog(Path(), config.hang_seconds)
-    callbacks = [checkpoints, watchdog, *watchers(config, model, open_logbook(config), watchdog.beat)]
+    callbacks = [
+        checkpoints,
+        watchdog,
+        *make_callbacks(config, model, make_best_model_tracker(config), watchdog.heartbeat),
+    ]
     try:
-        with stop_on_signals():
+        with raise_on_signals():
             if run is not None:
                 follow_up(model, run)
                 check_remaining(config, model, run)
             model.set_logger(Logger(None, []))
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
             capture_state(model)
-    except Stop:
+    except StopSignal:
         return 130
     except LostProcessError:  # who ended first has said why
         return 3
@@ -197,7 +201,7 @@ def follow(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> i
 def command_to_resume(run: Run) -> str:
     """Return the command that goes on with a run in as many processes as this one has."""
     words = f"train --resume {shlex.quote(str(run.path))}"
-    if not several():
+    if not is_distributed():
         return f"srwm-rl {words}"
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     several_machines = f"--nnodes {size // local} --rdzv-backend c10d --rdzv-endpoint HOST:PORT"

@@ -15,44 +15,44 @@ if TYPE_CHECKING:
 
     from srwm_rl.agents.base import RecurrentAlgorithm
     from srwm_rl.agents.evaluation.play_levels import Episodes
-    from srwm_rl.agents.run.best_model import Logbook
+    from srwm_rl.agents.run.best_model import BestModelTracker
 
 
 VIDEO_STEPS = 150  # ten seconds of ProcGen
 
 
-def open_logbook(config: TrainConfig) -> Logbook:
-    """Return the empty logbook of a run."""
-    from srwm_rl.agents.run.best_model import Logbook
+def make_best_model_tracker(config: TrainConfig) -> BestModelTracker:
+    """Return the empty best_model of a run."""
+    from srwm_rl.agents.run.best_model import BestModelTracker
     from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.storage.seen_levels import LevelsPlayed
+    from srwm_rl.storage.seen_levels import SeenLevels
 
     levels = LevelRange.parse(config.levels)
-    return Logbook(LevelsPlayed(levels.start, levels.stop))
+    return BestModelTracker(SeenLevels(levels.start, levels.stop))
 
 
-def watchers(
-    config: TrainConfig, model: RecurrentAlgorithm, logbook: Logbook, beat: Callable[[], None]
+def make_callbacks(
+    config: TrainConfig, model: RecurrentAlgorithm, best_model: BestModelTracker, heartbeat: Callable[[], None]
 ) -> list[BaseCallback]:
     """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
 
-    They write the logbook too. What is scored there are the weights at the end of a rollout, before their next update:
+    They write the best_model too. What is scored there are the weights at the end of a rollout, before their next update:
     on held-out levels with --eval-freq, else by the last training episodes. Neither depends on when a checkpoint is
     written, or a run that was stopped and resumed could end with another best model.
 
     Args:
         config: the run's settings.
         model: the trainer.
-        logbook: gets the levels played and the scores.
-        beat: called whenever an episode of an evaluation ends.
+        best_model: gets the levels played and the scores.
+        heartbeat: called whenever an episode of an evaluation ends.
     """
     from srwm_rl.agents.run.callbacks import LevelRecorder, TrainingReturn
-    from srwm_rl.agents.run.monitoring import HeldOut, SelfModification
+    from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback
 
     def scored_held_out(score: float) -> None:
         some = len(_some(config.eval_levels, config.eval_episodes))
         # Beside a learner these are its own weights, which nothing changes while a callback looks at them.
-        logbook.offer(
+        best_model.update(
             score, f"mean return on {some} held-out levels of {config.eval_levels}", model.num_timesteps, model.policy
         )
 
@@ -60,21 +60,22 @@ def watchers(
         # Beside a learner, the copy that acts: the learner's weights have played none of these episodes.
         acting = getattr(model, "_acting", None) or model.policy
         window = model._stats_window_size
-        logbook.offer(score, f"mean return of the last {window} training episodes", model.num_timesteps, acting)
+        best_model.update(score, f"mean return of the last {window} training episodes", model.num_timesteps, acting)
 
-    # Through the logbook, not its record of the moment: a resumed run gets another one.
+    # Through the best_model, not its record of the moment: a resumed run gets another one.
     callbacks: list[BaseCallback] = [
-        LevelRecorder(lambda game, level: logbook.levels.add(game, level)),
-        *([SelfModification()] if model.processes.first else []),
+        LevelRecorder(lambda game, level: best_model.levels.add(game, level)),
+        *([EditStatsCallback()] if model.processes.first else []),
     ]
     if not config.eval_freq:
         callbacks.append(TrainingReturn(scored_in_training))
     else:
         ranges = {"train": config.levels, "test": config.eval_levels}
         plays = {
-            split: _player(config, model, _some(text, config.eval_episodes), beat) for split, text in ranges.items()
+            split: _player(config, model, _some(text, config.eval_episodes), heartbeat)
+            for split, text in ranges.items()
         }
-        callbacks.append(HeldOut(plays, config.eval_freq, scored_held_out))
+        callbacks.append(HeldOutEvalCallback(plays, config.eval_freq, scored_held_out))
     return callbacks
 
 
@@ -88,7 +89,7 @@ def _some(text: str, n: int) -> list[int]:
 
 
 def _player(
-    config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], beat: Callable[[], None]
+    config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], heartbeat: Callable[[], None]
 ) -> Callable[[], Episodes]:
     from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
 
@@ -118,14 +119,16 @@ def _player(
             config.reward_clip or None,
         )
         try:
-            return together(play_levels(model.policy, env, on_progress=lambda _: beat()))
+            return together(play_levels(model.policy, env, on_progress=lambda _: heartbeat()))
         finally:
             env.close()
 
     return play
 
 
-def filming(config: TrainConfig, model: RecurrentAlgorithm, run: Path, beat: Callable[[], None]) -> list[BaseCallback]:
+def make_video_callback(
+    config: TrainConfig, model: RecurrentAlgorithm, run: Path, heartbeat: Callable[[], None]
+) -> list[BaseCallback]:
     """Return, with --video-freq, the callback that films a held-out level now and then.
 
     Raises:
@@ -153,7 +156,7 @@ def filming(config: TrainConfig, model: RecurrentAlgorithm, run: Path, beat: Cal
             if self.num_timesteps // config.video_freq > self.before // config.video_freq:
                 with undisturbed(self.model.device):
                     _film(config, model, run)
-                beat()
+                heartbeat()
 
     return [Films()]
 
@@ -163,7 +166,7 @@ def _film(config: TrainConfig, model: RecurrentAlgorithm, run: Path) -> None:
     from srwm_rl.storage.model_file import Agent
 
     output = run / "videos" / f"{model.num_timesteps:012d}.mp4"
-    # Where a learner runs beside the actors, the copy that acts: to listen to a network changes its methods.
+    # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
     policy = getattr(model, "_acting", None) or model.policy
     agent = Agent(policy, config.to_json(), model.num_timesteps, output)
     options = watch.WatchConfig(run=str(run), steps=VIDEO_STEPS, progress=False, seed=config.seed)

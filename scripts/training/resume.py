@@ -15,7 +15,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.checkpoints import FORMAT, capture, take_up
-from srwm_rl.scripts.training.monitoring import open_logbook, watchers
+from srwm_rl.scripts.training.monitoring import make_best_model_tracker, make_callbacks
 from srwm_rl.storage.run_folder import CONFIG, Run
 from srwm_rl.storage.safe_file import pack, read_file
 
@@ -151,24 +151,24 @@ def _replay(
 
         def _on_rollout_start(self) -> None:
             if self.num_timesteps >= goal:
-                self.state = capture(model, metrics, logbook)
+                self.state = capture(model, metrics, best_model)
                 raise _ReachedError
 
     model.set_logger(Logger(None, [metrics]))
-    logbook = open_logbook(config)
-    exact, pending = take_up(model, start, *read_file(start), metrics, logbook)
+    best_model = make_best_model_tracker(config)
+    exact, pending = take_up(model, start, *read_file(start), metrics, best_model)
     if not exact:
         raise UserError(f"{type(model.env).__name__} cannot tell its state, so that no resumed run is exact")
     for name, (value, exclude) in pending.items():
         model.logger.record(name, float("nan") if value is None else value, tuple(exclude))
     until = Until()
     try:
-        callbacks = [until, *watchers(config, model, logbook, lambda: None)]
+        callbacks = [until, *make_callbacks(config, model, best_model, lambda: None)]
         model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
     except _ReachedError:
         assert until.state is not None
         return until.state
-    return capture(model, metrics, logbook)
+    return capture(model, metrics, best_model)
 
 
 def _lines(log: Path, start: int, stop: int) -> list[dict[str, Any]]:

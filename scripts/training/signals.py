@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stop(BaseException):
+class StopSignal(BaseException):
     """A signal asked the run to stop; raised between two bytecodes of whatever was going on."""
 
 
 @contextmanager
-def stop_on_signals(deaf_after: bool = False) -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `Stop`; after it, they work as they did before.
+def raise_on_signals(ignore_signals_after: bool = False) -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into `StopSignal`; after it, they work as they did before.
 
     Args:
-        deaf_after: after `Stop`, or whatever else ends the block too early, such signals do nothing any more. For the
+        ignore_signals_after: after `StopSignal`, or whatever else ends the block too early, such signals do nothing any more. For the
             process that saves a run of several: torchrun signals all that are left as soon as any of them has ended.
     """
     numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -25,11 +25,11 @@ def stop_on_signals(deaf_after: bool = False) -> Iterator[None]:
 
     def restore() -> None:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if deaf_after else handler)
+            signal.signal(number, signal.SIG_IGN if ignore_signals_after else handler)
 
     def stop(number: int, frame: object) -> None:
         restore()
-        raise Stop(signal.Signals(number).name)
+        raise StopSignal(signal.Signals(number).name)
 
     for number in before:
         signal.signal(number, stop)
@@ -38,5 +38,5 @@ def stop_on_signals(deaf_after: bool = False) -> Iterator[None]:
     except BaseException:
         restore()
         raise
-    deaf_after = False
+    ignore_signals_after = False
     restore()

@@ -41,18 +41,18 @@ class Watchdog(BaseCallback):
         if self.seconds:
             Thread(target=self._listen, name="srwm-watchdog", daemon=True).start()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that something has been done."""
         self._beat = time.monotonic()
         if self.status is not None:
             os.utime(self.status)
 
     def _on_step(self) -> bool:
-        self.beat()
+        self.heartbeat()
         return True
 
     def _on_rollout_end(self) -> None:
-        self.beat()
+        self.heartbeat()
 
     def _on_training_end(self) -> None:
         self.close()

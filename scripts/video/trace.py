@@ -22,7 +22,7 @@ from srwm_rl.storage.safe_file import TEMPORARY
 
 FORMAT = 1
 _META = "meta"  # JSON, as bytes: an array of text would be four times as large
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 ABOUT = {
     **dict.fromkeys(("run", "core", "game", "levels", "eval_levels"), str),
     "num_timesteps": int,
@@ -112,7 +112,7 @@ def load_trace(path: Path) -> Trace:
 def _read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(each.file_size for each in archive.infolist()) > MOST_BYTES:
+            if sum(each.file_size for each in archive.infolist()) > MAX_BYTES:
                 raise ValueError("size")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srwm_rl.native.lowering import Tapes, UnknownPartError, write
-from srwm_rl.native.ppo_gradient import Descent, remember
+from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, write
+from srwm_rl.native.ppo_gradient import PPOGradient, recur
 from srwm_rl.nn.layers import MemoryLayer
-from srwm_rl.nn.module_fingerprint import Structure
+from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 from srwm_rl.ops.backends import preferred
-from srwm_rl.ops.program import Surrogate
+from srwm_rl.ops.program import PPOLossParams
 
 logger = logging.getLogger(__name__)
-# What the tapes stand for.
+# What the programs stand for.
 _OWN = {
     name: getattr(SRWMPolicy, name)
     for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution")
@@ -29,9 +29,9 @@ _OWN = {
 class FusedPolicy:
     """`act`, `evaluate_sequence` and PPO's gradient as `SRWMPolicy` has them, up to rounding, in a few calls of C.
 
-    For policies on the CPU that remember by a `StackCore` (the SRWM and its relatives); others do as they always do. An
+    For policies on the CPU that recur by a `StackCore` (the SRWM and its relatives); others do as they always do. An
     SRWM policy that chooses among `Discrete` actions acts in one call, after torch has run its network for images.
-    Weights are read where they are, so that the policy may learn between two calls. What the tapes give is first
+    Weights are read where they are, so that the policy may learn between two calls. What the programs give is first
     compared with what the policy gives; where the two differ, it goes on by itself, and the log says so.
 
     Args:
@@ -40,39 +40,39 @@ class FusedPolicy:
 
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
-        self._tapes: Tapes | None = None
-        self._descent: Descent | None = None
-        self._written_from: Structure | None = None  # also where it could not be written
+        self._tapes: LoweredPolicy | None = None
+        self._descent: PPOGradient | None = None
+        self._lowered_from: ModuleFingerprint | None = None  # also where it could not be written
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
-        """Copy the policy; its tapes hold places in memory, and are written anew."""
+        """Copy the policy; its programs hold places in memory, and are written anew."""
         return FusedPolicy(deepcopy(self.policy, memo))
 
     @property
-    def given_up(self) -> bool:
+    def disabled(self) -> bool:
         """Whether the policy, as it is now, acts and learns by itself."""
-        return self._written_from is not None and self._tapes is None
+        return self._lowered_from is not None and self._tapes is None
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
         with torch.no_grad():
-            tapes = self._ready(obs, core_state, episode_starts)
-            if tapes is None:
+            programs = self._ready(obs, core_state, episode_starts)
+            if programs is None:
                 return self.policy.act(obs, core_state, episode_starts)
-            return self._act(tapes, obs, core_state, episode_starts)
+            return self._act(programs, obs, core_state, episode_starts)
 
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
         """Run over an unroll that was played; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
-        tapes = self._ready(_first(obs), core_state, episode_starts[0])
-        if tapes is None or any(each.requires_grad for each in _tensors(obs)):  # a tape has no gradient for those
+        programs = self._ready(_first(obs), core_state, episode_starts[0])
+        if programs is None or any(each.requires_grad for each in _tensors(obs)):  # a program has no gradient for those
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
-        if tapes.judge is None:
-            made, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt)
+        if programs.log_prob_and_entropy is None:
+            made, values, core_state = self._through(programs, obs, core_state, episode_starts, bptt)
             return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
-        judged, values, core_state = self._through(tapes, obs, core_state, episode_starts, bptt, actions)
-        log_probs, entropy = judged.unflatten(0, episode_starts.shape).unbind(-1)
+        action_stats, values, core_state = self._through(programs, obs, core_state, episode_starts, bptt, actions)
+        log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
     def add_surrogate_gradient(
@@ -82,7 +82,7 @@ class FusedPolicy:
         core_state: Tensor,
         episode_starts: Tensor,
         old: Sequence[Tensor],
-        surrogate: Surrogate,
+        surrogate: PPOLossParams,
         bptt: int | None = None,
     ) -> Tensor | None:
         """Add the gradient of PPO's loss over an unroll to the weights', without torch's autograd.
@@ -96,55 +96,55 @@ class FusedPolicy:
             The loss's terms `[5]`, summed over steps (`srwm_rl.ops.program.TERMS`); None, and nothing is done, where
             `evaluate_sequence` and autograd must do it.
         """
-        tapes = self._ready(_first(obs), core_state, episode_starts[0])
-        if tapes is None or tapes.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
+        programs = self._ready(_first(obs), core_state, episode_starts[0])
+        if programs is None or programs.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
             return None
-        assert self._written_from is not None
-        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._written_from.weights):
+        assert self._lowered_from is not None
+        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._lowered_from.weights):
             return None  # autograd calls them
         bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
         if self._descent is None or self._descent.bptt != bptt:
-            self._descent = Descent(self.policy, tapes, bptt)
+            self._descent = PPOGradient(self.policy, programs, bptt)
         if self._descent.shared:
             return None
         given = [each.reshape(-1, 1).float() for each in (actions, *old)]
         return self._descent.add_gradient(obs, core_state, episode_starts, given, surrogate)
 
-    def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
-        """Return the tapes, written and compared at the first of the steps they are for."""
+    def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
+        """Return the programs, written and compared at the first of the steps they are for."""
         if preferred() not in ("auto", "cpu") or not _as_written_here(self.policy):
             return None
-        if self._written_from is None or not self._written_from.unchanged():
-            self._written_from = Structure(self.policy)
+        if self._lowered_from is None or not self._lowered_from.matches():
+            self._lowered_from = ModuleFingerprint(self.policy)
             self._tapes, self._descent = self._written(obs, core_state, episode_starts), None
         return self._tapes
 
-    def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> Tapes | None:
-        if self._written_from is not None and self._written_from.n_hooks:
-            return None  # a tape would not call them
+    def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
+        if self._lowered_from is not None and self._lowered_from.n_hooks:
+            return None  # a program would not call them
         try:
-            tapes = write(self.policy)
-        except UnknownPartError:
+            programs = write(self.policy)
+        except UnsupportedModuleError:
             return None
         with torch.no_grad():
-            wrong = self._difference(tapes, obs, core_state, episode_starts)
+            wrong = self._difference(programs, obs, core_state, episode_starts)
         if wrong:
             logger.warning("the policy goes on without its C kernel: %s", wrong)
-        return None if wrong else tapes
+        return None if wrong else programs
 
-    def _difference(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
+    def _difference(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
         """Say in what one step's results differ from the policy's own; nothing is drawn at random."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
-        made, *rest = self._through(tapes, obs, core_state, episode_starts[None])
+        made, *rest = self._through(programs, obs, core_state, episode_starts[None])
         found = [(self.policy.distribution(made).log_prob(actions), *rest)]
-        if tapes.step is not None:  # with clocks that all ring at once the likeliest is chosen
-            clocks = torch.ones(len(episode_starts), made.shape[-1])
-            step = self._step(tapes, obs, core_state, episode_starts, clocks)
+        if programs.step is not None:  # with exp_noise that all ring at once the likeliest is chosen
+            exp_noise = torch.ones(len(episode_starts), made.shape[-1])
+            step = self._step(programs, obs, core_state, episode_starts, exp_noise)
             found.append((step.log_probs, step.values, step.core_state))
-        if tapes.judge is not None:
-            judged, *rest = self._through(tapes, obs, core_state, episode_starts[None], None, actions)
-            found.append((judged[:, 0], *rest))
+        if programs.log_prob_and_entropy is not None:
+            action_stats, *rest = self._through(programs, obs, core_state, episode_starts[None], None, actions)
+            found.append((action_stats[:, 0], *rest))
         names = ("log-probabilities", "values", "core state")
         for one in found:
             for name, each, own in zip(names, one, (distribution.log_prob(actions), values, state), strict=True):
@@ -152,27 +152,29 @@ class FusedPolicy:
                     return f"its {name} differ from those of the policy"
         return ""
 
-    def _act(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
+    def _act(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         policy, batch = self.policy, len(episode_starts)
-        if tapes.step is None:
-            made, values, core_state = self._through(tapes, obs, core_state, episode_starts[None])
+        if programs.step is None:
+            made, values, core_state = self._through(programs, obs, core_state, episode_starts[None])
             distribution = policy.distribution(made)
             actions = distribution.get_actions()
             log_probs = distribution.log_prob(actions)
             return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
-        clocks = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
-        return self._step(tapes, obs, core_state, episode_starts, clocks)
+        exp_noise = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
+        return self._step(programs, obs, core_state, episode_starts, exp_noise)
 
-    def _step(self, tapes: Tapes, obs: Obs, core_state: Tensor, episode_starts: Tensor, clocks: Tensor) -> ActStep:
-        assert tapes.step is not None
+    def _step(
+        self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, exp_noise: Tensor
+    ) -> ActStep:
+        assert programs.step is not None
         batch = len(episode_starts)
-        inputs = [*tapes.inputs.of(obs, batch), clocks]
-        (values, log_probs), actions, core_state = tapes.step.step(inputs, core_state, episode_starts)
+        inputs = [*programs.inputs.of(obs, batch), exp_noise]
+        (values, log_probs), actions, core_state = programs.step.step(inputs, core_state, episode_starts)
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _through(
         self,
-        tapes: Tapes,
+        programs: LoweredPolicy,
         obs: Obs,
         core_state: Tensor,
         episode_starts: Tensor,
@@ -182,21 +184,21 @@ class FusedPolicy:
         """Return what the heads make of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
 
         Args:
-            tapes: which ones.
+            programs: which ones.
             obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
             actions: of which the heads' judgement is returned; None: what they make themselves.
         """
-        shape, parts = episode_starts.shape, tapes.parts
+        shape, parts = episode_starts.shape, programs.parts
         if actions is not None:
-            assert tapes.judge is not None
-            parts = [*parts[:-1], tapes.judge]
+            assert programs.log_prob_and_entropy is not None
+            parts = [*parts[:-1], programs.log_prob_and_entropy]
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        made: Sequence[Tensor] = parts[0].run(tapes.inputs.of(obs, shape.numel()))
+        made: Sequence[Tensor] = parts[0].run(programs.inputs.of(obs, shape.numel()))
         finals = []
         for layer, carried, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
             stream, x = made
             heads = x.view(*shape, layer.n_heads, layer.head_size)
-            y, final = remember(layer, heads, carried, episode_starts, bptt)
+            y, final = recur(layer, heads, carried, episode_starts, bptt)
             inputs = [stream, y.reshape(stream.shape)]
             if part is parts[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())

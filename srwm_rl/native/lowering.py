@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from srwm_rl.nn.cores.srwm import SRWMCore
 from srwm_rl.nn.cores.stack import StackCore
-from srwm_rl.nn.distributions import ChoiceDistribution
+from srwm_rl.nn.distributions import UncheckedCategorical
 from srwm_rl.nn.encoders import EPISODE_STEP, MAIN_KEY, Encoder, ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy, as_floats
 from srwm_rl.ops.cpu import Kernel, load_kernel
-from srwm_rl.ops.program import Features, Tape
+from srwm_rl.ops.program import Features, Program
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 
 
-class UnknownPartError(Exception):
-    """A part of a policy that no tape can play."""
+class UnsupportedModuleError(Exception):
+    """A part of a policy that no program can play."""
 
 
 class Inputs:
-    """What the tapes of a policy take of its observations.
+    """What the programs of a policy take of its observations.
 
     Args:
         policy: which one; its encoder is an `Encoder`.
@@ -44,7 +44,7 @@ class Inputs:
             self._parts.append((key, shape, network, None if is_box else space))
 
     def of(self, obs: Obs, n: int) -> list[Tensor]:
-        """Return what a tape takes of `n` observations, in its order, as floats `[n, width]`.
+        """Return what a program takes of `n` observations, in its order, as floats `[n, width]`.
 
         Images are given as the features that their network makes of them, with a gradient where that is enabled.
         """
@@ -60,21 +60,21 @@ class Inputs:
         return made
 
 
-class Tapes(NamedTuple):
+class LoweredPolicy(NamedTuple):
     """A policy, written down."""
 
     inputs: Inputs  # what the first of them takes
-    parts: list[Tape]  # what lies before, between and after the core's memories
-    judge: Tape | None  # the last of them, with what the heads say of an action that was chosen
-    surrogate: Tape | None  # the same, with PPO's loss
-    step: Tape | None  # all of it, memories and the choice of an action too
+    parts: list[Program]  # what lies before, between and after the core's memories
+    log_prob_and_entropy: Program | None  # the last of them, with what the heads say of an action that was chosen
+    surrogate: Program | None  # the same, with PPO's loss
+    step: Program | None  # all of it, memories and the choice of an action too
 
 
-def write(policy: SRWMPolicy) -> Tapes:
+def write(policy: SRWMPolicy) -> LoweredPolicy:
     """Write a policy down.
 
     Raises:
-        UnknownPartError: a part that no tape can play.
+        UnsupportedModuleError: a part that no program can play.
     """
     kernel, core = load_kernel(), policy.core
     known = (
@@ -90,161 +90,164 @@ def write(policy: SRWMPolicy) -> Tapes:
         and type(policy.mlp_extractor) is MlpExtractor
     )
     if not known:
-        raise UnknownPartError
+        raise UnsupportedModuleError
     # All but the networks for images, which torch runs.
     read = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
-    if not all(_is_legible(each) for part in read for each in part.parameters()):
-        raise UnknownPartError
+    if not all(_is_readable(each) for part in read for each in part.parameters()):
+        raise UnsupportedModuleError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
-    judge = surrogate = step = None
-    if type(policy.action_dist) is ChoiceDistribution:
-        judge = _last(policy, core, kernel, "judge")  # type: ignore[arg-type]
+    log_prob_and_entropy = surrogate = step = None
+    if type(policy.action_dist) is UncheckedCategorical:
+        log_prob_and_entropy = _last(policy, core, kernel, "log_prob_and_entropy")  # type: ignore[arg-type]
         surrogate = _last(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    return Tapes(Inputs(policy), parts, judge, surrogate, step)
+    return LoweredPolicy(Inputs(policy), parts, log_prob_and_entropy, surrogate, step)
 
 
-def _is_legible(weight: Tensor) -> bool:
+def _is_readable(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.is_contiguous()
 
 
-def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Tape]:
-    """Write one tape up to the first memory, one from each to the next, and one to the heads."""
+def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Program]:
+    """Write one program up to the first memory, one from each to the next, and one to the heads."""
     layers: Sequence[MemoryLayer] = core.layers  # type: ignore[assignment]
-    tape = Tape(kernel)
-    tapes, x = [tape], _linear(tape, _encoder(tape, policy), core.project)
+    program = Program(kernel)
+    programs, x = [program], _linear(program, _encoder(program, policy), core.project)
     for layer, after, block in zip(layers, (*layers[1:], None), core.blocks, strict=True):
-        for each in _before(tape, layer, x):
-            tape.output(each)
+        for each in _before(program, layer, x):
+            program.output(each)
         if after is not None:
-            tapes.append(tape := Tape(kernel))
-            x = _after(tape, layer, block, *_carried_on(tape, core))  # type: ignore[arg-type]
-    return [*tapes, _last(policy, core, kernel)]
+            programs.append(program := Program(kernel))
+            x = _after(program, layer, block, *_carried_on(program, core))  # type: ignore[arg-type]
+    return [*programs, _last(policy, core, kernel)]
 
 
 def _last(
-    policy: SRWMPolicy, core: StackCore, kernel: Kernel, end: Literal["logits", "judge", "surrogate"] = "logits"
-) -> Tape:
+    policy: SRWMPolicy,
+    core: StackCore,
+    kernel: Kernel,
+    end: Literal["logits", "log_prob_and_entropy", "surrogate"] = "logits",
+) -> Program:
     """Write what follows the last memory: what the heads make, or say of an action, and the value; or PPO's loss."""
-    tape = Tape(kernel)
-    x = _after(tape, core.layers[-1], core.blocks[-1], *_carried_on(tape, core))  # type: ignore[arg-type]
-    made, value = _actor_and_critic(tape, policy, x)
+    program = Program(kernel)
+    x = _after(program, core.layers[-1], core.blocks[-1], *_carried_on(program, core))  # type: ignore[arg-type]
+    made, value = _actor_and_critic(program, policy, x)
     if end != "logits":
-        made = tape.judge(made, tape.input(1))
+        made = program.log_prob_and_entropy(made, program.input(1))
     if end == "surrogate":
-        tape.surrogate(made, value)
+        program.surrogate(made, value)
     else:
-        tape.output(made)
-        tape.output(value)
-    return tape
+        program.output(made)
+        program.output(value)
+    return program
 
 
-def _carried_on(tape: Tape, core: StackCore) -> tuple[Features, Features]:
+def _carried_on(program: Program, core: StackCore) -> tuple[Features, Features]:
     """Take what went past a memory, and what it gave."""
-    return tape.input(core.output_size, wanted=True), tape.input(core.output_size, wanted=True)
+    return program.input(core.output_size, wanted=True), program.input(core.output_size, wanted=True)
 
 
-def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Tape | None:
-    """Write one acting step, where a tape knows the memories; the value is its first output."""
+def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Program | None:
+    """Write one acting step, where a program knows the memories; the value is its first output."""
     layers: Sequence[SRWMLayer] = core.layers  # type: ignore[assignment]
     known = type(core) is SRWMCore and all(type(each) is SRWMLayer for each in layers)
     if not known or any(each.frozen_weight is not None for each in layers):
         return None
-    tape = Tape(kernel)
-    x = _linear(tape, _encoder(tape, policy), core.project)
+    program = Program(kernel)
+    x = _linear(program, _encoder(program, policy), core.project)
     for layer, block in zip(layers, core.blocks, strict=True):
-        stream, heads = _before(tape, layer, x)
-        kept = None if layer.gate is None else _linear(tape, heads, layer.gate, "sigmoid")
-        y = tape.heads(heads, layer.weight, kept, layer.shift_bound)
-        x = _after(tape, layer, block, stream, y)  # type: ignore[arg-type]
-    logits, value = _actor_and_critic(tape, policy, x)
-    tape.output(value)
-    tape.choose(logits, tape.input(logits.n))
-    return tape
+        stream, heads = _before(program, layer, x)
+        kept = None if layer.gate is None else _linear(program, heads, layer.gate, "sigmoid")
+        y = program.heads(heads, layer.weight, kept, layer.shift_bound)
+        x = _after(program, layer, block, stream, y)  # type: ignore[arg-type]
+    logits, value = _actor_and_critic(program, policy, x)
+    program.output(value)
+    program.sample(logits, program.input(logits.n))
+    return program
 
 
 def _keys(encoder: Encoder) -> list[str]:
-    """Name the parts of an observation in the order in which a tape takes them; see `_encoder`."""
+    """Name the parts of an observation in the order in which a program takes them; see `_encoder`."""
     step, images = [EPISODE_STEP] if encoder.step is not None else [], [*encoder.images]
     first, second = (encoder.vectors, images) if len(list(encoder.mlp.children())) else (images, encoder.vectors)
     return [*step, *first, *second, *encoder.plain]
 
 
-def _encoder(tape: Tape, policy: SRWMPolicy) -> Features:
+def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     """Write the encoder; its features come to lie side by side, in its own order: images, MLP, the agent's past.
 
     So what the MLP's last layer makes has to follow the images' features at once.
     """
     encoder = policy.features_extractor
     if any(type(each) is not ImpalaCNN for each in encoder.images.values()):
-        raise UnknownPartError
+        raise UnsupportedModuleError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.parts.items()}
     widths |= {key: each.head.out_features for key, each in encoder.images.items()}  # type: ignore[union-attr, misc]
-    step = tape.input(1) if encoder.step is not None else None
+    step = program.input(1) if encoder.step is not None else None
     layers, vectors = list(encoder.mlp.children()), None
     last = max((i for i, each in enumerate(layers) if type(each) is nn.Linear), default=0)
     if layers:
-        vectors = _sequence(tape, layers[:last], _joined([tape.input(widths[key]) for key in encoder.vectors]))
-    features = [tape.input(widths[key], wanted=True) for key in encoder.images]
+        vectors = _sequence(program, layers[:last], _joined([program.input(widths[key]) for key in encoder.vectors]))
+    features = [program.input(widths[key], wanted=True) for key in encoder.images]
     if vectors is not None:
-        features.append(_sequence(tape, layers[last:], vectors))
+        features.append(_sequence(program, layers[last:], vectors))
     else:
-        features += [tape.input(widths[key]) for key in encoder.vectors]
-    features += [tape.input(widths[key]) for key in encoder.plain]
+        features += [program.input(widths[key]) for key in encoder.vectors]
+    features += [program.input(widths[key]) for key in encoder.plain]
     if step is not None and encoder.step is not None:
-        features.append(tape.sines(step, encoder.step.periods))
+        features.append(program.sines(step, encoder.step.periods))
     return _joined(features)
 
 
-def _before(tape: Tape, layer: MemoryLayer, x: Features) -> tuple[Features, Features]:
+def _before(program: Program, layer: MemoryLayer, x: Features) -> tuple[Features, Features]:
     """Write what a layer does before its memory: return what goes past it and what goes in."""
-    normed = _norm(tape, x, layer.layer_norm)
+    normed = _norm(program, x, layer.layer_norm)
     heads = normed if layer.norm == "pre" else x
     if layer.input_softmax:
-        heads = tape.softmax(heads, layer.head_size)
+        heads = program.softmax(heads, layer.head_size)
     return normed if layer.norm == "residual" else x, heads
 
 
-def _after(tape: Tape, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features) -> Features:
+def _after(program: Program, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features) -> Features:
     """Write what a layer does with what its memory gave, and the block that follows."""
-    x = _linear(tape, y, layer.out, add=stream)
-    inner = _linear(tape, _norm(tape, x, block.layer_norm), block.up, "relu")
-    return _linear(tape, inner, block.down, add=x)
+    x = _linear(program, y, layer.out, add=stream)
+    inner = _linear(program, _norm(program, x, block.layer_norm), block.up, "relu")
+    return _linear(program, inner, block.down, add=x)
 
 
-def _actor_and_critic(tape: Tape, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
+def _actor_and_critic(program: Program, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
     extractor = policy.mlp_extractor
     pi, vf = (list(each.children()) for each in (extractor.policy_net, extractor.value_net))
-    made = _linear(tape, _sequence(tape, pi, x), policy.action_net)
-    return made, _linear(tape, _sequence(tape, vf, x), policy.value_net)
+    made = _linear(program, _sequence(program, pi, x), policy.action_net)
+    return made, _linear(program, _sequence(program, vf, x), policy.value_net)
 
 
-def _norm(tape: Tape, x: Features, norm: nn.Module) -> Features:
+def _norm(program: Program, x: Features, norm: nn.Module) -> Features:
     if type(norm) is nn.Identity:
         return x
     if type(norm) is not nn.LayerNorm or norm.weight is None or norm.bias is None:
-        raise UnknownPartError
-    return tape.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        raise UnsupportedModuleError
+    return program.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
 
-def _sequence(tape: Tape, layers: list[nn.Module], x: Features) -> Features:
+def _sequence(program: Program, layers: list[nn.Module], x: Features) -> Features:
     """Write linear layers, each with or without an activation after it."""
     none = nn.Identity()
     for before, layer, after in zip([none, *layers], layers, [*layers[1:], none], strict=False):
         if type(layer) is nn.Linear:
-            x = _linear(tape, x, layer, _ACTIVATIONS.get(type(after), "identity"))
+            x = _linear(program, x, layer, _ACTIVATIONS.get(type(after), "identity"))
         elif type(layer) not in _ACTIVATIONS or type(before) is not nn.Linear:
-            raise UnknownPartError
+            raise UnsupportedModuleError
     return x
 
 
 def _linear(
-    tape: Tape, x: Features, layer: nn.Module, activation: str = "identity", add: Features | None = None
+    program: Program, x: Features, layer: nn.Module, activation: str = "identity", add: Features | None = None
 ) -> Features:
     # A weight that is no parameter is made anew from others at every call.
     if type(layer) is not nn.Linear or layer._parameters.get("weight") is None:
-        raise UnknownPartError
-    return tape.linear(x, layer.weight, layer.bias, activation, add)
+        raise UnsupportedModuleError
+    return program.linear(x, layer.weight, layer.bias, activation, add)
 
 
 def _joined(parts: list[Features]) -> Features:

@@ -1,4 +1,4 @@
-"""The gradient of PPO's loss on the CPU, forward and back through a policy's tapes and memories, without autograd."""
+"""The gradient of PPO's loss on the CPU, forward and back through a policy's programs and memories, without autograd."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from srwm_rl.native.lowering import Tapes
+from srwm_rl.native.lowering import LoweredPolicy
 from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy
 from srwm_rl.ops import cpu
 from srwm_rl.ops.checks import as_uint8
-from srwm_rl.ops.program import Surrogate
+from srwm_rl.ops.program import PPOLossParams
 
-WayBack = Callable[[Tensor], Tensor]
+BackwardFn = Callable[[Tensor], Tensor]
 
 
-class Descent:
+class PPOGradient:
     """The way through a policy and back to the gradient of PPO's loss.
 
     Args:
         policy: whose weights get the gradient.
-        tapes: how it is written down; with a `surrogate`.
+        programs: how it is written down; with a `surrogate`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
 
     Attributes:
         shared: whether a weight is used in several places, whose gradients nobody here would add up.
     """
 
-    def __init__(self, policy: SRWMPolicy, tapes: Tapes, bptt: int | None) -> None:
-        assert tapes.surrogate is not None
-        self.bptt, self._inputs = bptt, tapes.inputs
-        self._parts = [*tapes.parts[:-1], tapes.surrogate]
+    def __init__(self, policy: SRWMPolicy, programs: LoweredPolicy, bptt: int | None) -> None:
+        assert programs.surrogate is not None
+        self.bptt, self._inputs = bptt, programs.inputs
+        self._parts = [*programs.parts[:-1], programs.surrogate]
         self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
         plain = [each for each in self._layers if bptt is None and _is_plain(each)]
         self._weights = [each for part in self._parts for each in part.learnt] + [each.weight for each in plain]
@@ -43,7 +43,7 @@ class Descent:
         self.shared = len({id(each) for each in self._weights}) < len(self._weights)
 
     def add_gradient(
-        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, given: Sequence[Tensor], surrogate: Surrogate
+        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, given: Sequence[Tensor], surrogate: PPOLossParams
     ) -> Tensor:
         """Add the gradient of PPO's loss over an unroll to the weights'.
 
@@ -75,7 +75,7 @@ class Descent:
         core_state: Tensor,
         episode_starts: Tensor,
         given: Sequence[Tensor],
-        surrogate: Surrogate,
+        surrogate: PPOLossParams,
         grads_of_weights: Sequence[Tensor],
     ) -> Tensor:
         """Go there and back; leave the gradients of `_weights` there.
@@ -84,30 +84,30 @@ class Descent:
         """
         parts, shape = self._parts, episode_starts.shape
         rest = iter(grads_of_weights)
-        rooms = [list(islice(rest, len(part.learnt))) for part in parts]
+        grad_buffers = [list(islice(rest, len(part.learnt))) for part in parts]
         with torch.enable_grad():
             seen = self._inputs.of(obs, shape.numel())
-        inputs, before, ways_back = seen, [], []
+        inputs, before, backwards = seen, [], []
         for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
             stream, x = part.play(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             if layer in self._plain:
                 grad_weight = grads_of_weights[self._plain[layer]]
-                y, way_back = _scanned(layer, heads, carried, episode_starts, grad_weight)
+                y, backward = _scanned(layer, heads, carried, episode_starts, grad_weight)
             else:
-                y, way_back = _remembered(layer, heads, carried, episode_starts, self.bptt)
+                y, backward = _recurred(layer, heads, carried, episode_starts, self.bptt)
             before.append(inputs)
-            ways_back.append(way_back)
+            backwards.append(backward)
             inputs = [stream, y.reshape(stream.shape)]
-        grads, terms = parts[-1].descend([*inputs, *given], surrogate, rooms[-1])
-        for part, room, inputs, way_back in zip(
-            parts[-2::-1], rooms[-2::-1], before[::-1], ways_back[::-1], strict=True
+        grads, terms = parts[-1].loss_and_grad([*inputs, *given], surrogate, grad_buffers[-1])
+        for part, grad_buffer, inputs, backward in zip(
+            parts[-2::-1], grad_buffers[-2::-1], before[::-1], backwards[::-1], strict=True
         ):
             grad_stream, grad_y = grads[:2]
             assert grad_stream is not None
             assert grad_y is not None
-            grad_x = way_back(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = part.play_back(inputs, (grad_stream, grad_x), part.wanted, room)
+            grad_x = backward(grad_y.view(heads.shape)).reshape(grad_stream.shape)
+            grads = part.backward(inputs, (grad_stream, grad_x), part.wanted, grad_buffer)
         for features, grad in zip(seen, grads, strict=True):
             if features.requires_grad:  # of images, whose network torch runs
                 features.backward(grad)
@@ -116,7 +116,7 @@ class Descent:
 
 def _scanned(
     layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, grad_weight: Tensor
-) -> tuple[Tensor, WayBack]:
+) -> tuple[Tensor, BackwardFn]:
     """Run the memory of a layer that `_is_plain` over an unroll.
 
     Returns:
@@ -136,9 +136,9 @@ def _scanned(
     return y, back
 
 
-def _remembered(
+def _recurred(
     layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
-) -> tuple[Tensor, WayBack]:
+) -> tuple[Tensor, BackwardFn]:
     """Run any layer's memory over an unroll, and autograd on the way back, which adds to its weights' gradients.
 
     Returns:
@@ -146,7 +146,7 @@ def _remembered(
     """
     with torch.enable_grad():
         leaf = heads.detach().requires_grad_()
-        y, _ = remember(layer, leaf, state, episode_starts, bptt)
+        y, _ = recur(layer, leaf, state, episode_starts, bptt)
 
     def back(grad_y: Tensor) -> Tensor:
         if y.requires_grad:
@@ -158,19 +158,19 @@ def _remembered(
 
 def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
     """Say whether a layer's memory is the SRWM's recurrence and nothing besides."""
-    if type(layer) is not SRWMLayer or getattr(layer.remember, "__func__", None) is not SRWMLayer.remember:
+    if type(layer) is not SRWMLayer or getattr(layer.recur, "__func__", None) is not SRWMLayer.recur:
         return False
     return layer.gate is None and layer.frozen_weight is None
 
 
-def remember(
+def recur(
     layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
 ) -> tuple[Tensor, Tensor]:
     """Run a layer's memory over an unroll, cutting its gradient every `bptt` steps."""
     if bptt is None or bptt >= len(heads):
-        return layer.remember(heads, state, episode_starts)
+        return layer.recur(heads, state, episode_starts)
     outputs = []
     for part, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = layer.remember(part, state.detach(), starts)
+        y, state = layer.recur(part, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state

@@ -17,10 +17,10 @@ from srwm_rl.nn.layers import COLUMN_GROUPS, DeltaLayer, SRDeltaLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy
 
 RATES = COLUMN_GROUPS
-"""The four column groups that a rate of their own belongs to, in the order of `Insight.rates`."""
+"""The four column groups that a rate of their own belongs to, in the order of `StepDiagnostics.rates`."""
 
 
-class Insight(NamedTuple):
+class StepDiagnostics(NamedTuple):
     """One acting step of B environments, seen from inside; H is 0 for a core that carries nothing.
 
     W_t is the weight with which the step acts, after the reset that an episode start asks for.
@@ -39,11 +39,11 @@ class Insight(NamedTuple):
 
 def introspect(
     policy: SRWMPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False
-) -> Insight:
+) -> StepDiagnostics:
     """Act as `SRWMPolicy.act` does (equal torch seeds give equal actions) and tell what happened inside.
 
     Args:
-        policy: with any core. Where it has self-modifying heads, all of `Insight` is there (an SR-Delta head's W is its
+        policy: with any core. Where it has self-modifying heads, all of `StepDiagnostics` is there (an SR-Delta head's W is its
             two weights together); other cores have no rates, and their edit and drift are the norms of the state's
             change and of the state, head by head if there are heads.
         obs: `[B, ...]` or a dict of such.
@@ -52,13 +52,13 @@ def introspect(
         deterministic: the most probable action instead of a sample.
     """
     before = core_state.masked_fill(episode_starts[:, None] != 0, 0)
-    with torch.no_grad(), listen(policy.core) as rates:
+    with torch.no_grad(), record_rates(policy.core) as rates:
         distribution, values, after = policy._step(obs, core_state, episode_starts)
         actions = distribution.get_actions(deterministic=deterministic)
         entropy = distribution.entropy()
     choices, std = _describe(distribution)
     assert entropy is not None  # it is for squashed Gaussians alone, which this policy does not have
-    return Insight(
+    return StepDiagnostics(
         actions.reshape(-1, *(policy.action_space.shape or ())),
         values,
         entropy,
@@ -72,7 +72,7 @@ def introspect(
 
 
 def _describe(distribution: Distribution) -> tuple[Tensor, Tensor | None]:
-    """Return `choices` and `std` of `Insight`."""
+    """Return `choices` and `std` of `StepDiagnostics`."""
     inner: Any = distribution.distribution
     if isinstance(inner, list):  # one Categorical per part of a MultiDiscrete action
         return torch.cat([each.probs for each in inner], -1), None
@@ -114,7 +114,7 @@ def head_norms(core: Core, state: Tensor) -> Tensor:
 
 
 @contextmanager
-def listen(core: Core) -> Iterator[list[Tensor]]:
+def record_rates(core: Core) -> Iterator[list[Tensor]]:
     """Collect the rates of a stack's self-modifying layers as they run, `[B, H, 4]` each.
 
     Calls must be of one step: what later steps read depends on the edits in between.
@@ -124,21 +124,21 @@ def listen(core: Core) -> Iterator[list[Tensor]]:
     layers = [each for each in stack if isinstance(each, SRWMLayer)]
     for layer in layers:
         # In front of the method: what the heads are fed is its argument, and not known outside the layer.
-        object.__setattr__(layer, "remember", partial(_remember, layer, heard))
+        object.__setattr__(layer, "recur", partial(_recur, layer, heard))
     try:
         yield heard
     finally:
         for layer in layers:
-            object.__delattr__(layer, "remember")
+            object.__delattr__(layer, "recur")
 
 
-def _remember(
+def _recur(
     layer: SRWMLayer, heard: list[Tensor], heads: Tensor, state: Tensor, episode_starts: Tensor
 ) -> tuple[Tensor, Tensor]:
     if len(heads) != 1:
         raise ValueError(f"rates can be told one step at a time, not of {len(heads)} in one call")
     heard.append(rates(layer, heads[0], state.masked_fill(episode_starts[0, :, None] != 0, 0)))
-    return type(layer).remember(layer, heads, state, episode_starts)
+    return type(layer).recur(layer, heads, state, episode_starts)
 
 
 def rates(layer: SRWMLayer, heads: Tensor, state: Tensor) -> Tensor:

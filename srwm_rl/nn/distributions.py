@@ -17,7 +17,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 class Choice(Categorical):
     """torch's `Categorical` over `logits` `[..., n]`, unchecked: from NaN logits come NaN log-probabilities.
 
-    The check is the caller's (`srwm_rl.agents.engine.nan_guard.Guard` looks at the log-probabilities): torch's own costs more
+    The check is the caller's (`srwm_rl.agents.engine.nan_guard.NanGuard` looks at the log-probabilities): torch's own costs more
     than the rest of a small policy's step and waits for the device; on a GPU, `torch.multinomial` ends the whole
     process's use of it when the check is off.
     """
@@ -28,7 +28,7 @@ class Choice(Categorical):
         Distribution.__init__(self, logits.shape[:-1], validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw `[*sample_shape, ...]` by an exponential race: of clocks of rates p, number i rings first with p_i."""
+        """Draw `[*sample_shape, ...]` by an exponential sample_categorical: of exp_noise of rates p, number i rings first with p_i."""
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
         return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
 
@@ -53,10 +53,10 @@ class Coins(Bernoulli):
         return (torch.rand_like(probs) < probs).to(probs.dtype)
 
 
-class ChoiceDistribution(CategoricalDistribution):
+class UncheckedCategorical(CategoricalDistribution):
     """SB3's distribution for Discrete actions, made of a `Choice`."""
 
-    def proba_distribution(self, action_logits: Tensor) -> ChoiceDistribution:
+    def proba_distribution(self, action_logits: Tensor) -> UncheckedCategorical:
         """Take up logits `[B, n]`."""
         self.distribution = Choice(action_logits)
         return self
@@ -66,19 +66,19 @@ class ChoiceDistribution(CategoricalDistribution):
         return self.distribution.logits.argmax(dim=1)
 
 
-class ChoicesDistribution(MultiCategoricalDistribution):
+class UncheckedMultiCategorical(MultiCategoricalDistribution):
     """SB3's distribution for MultiDiscrete actions, made of `Choice`s."""
 
-    def proba_distribution(self, action_logits: Tensor) -> ChoicesDistribution:
+    def proba_distribution(self, action_logits: Tensor) -> UncheckedMultiCategorical:
         """Take up logits `[B, sum n_i]`."""
         self.distribution = [Choice(each) for each in action_logits.split([*self.action_dims], dim=1)]
         return self
 
 
-class CoinsDistribution(BernoulliDistribution):
+class UncheckedBernoulli(BernoulliDistribution):
     """SB3's distribution for MultiBinary actions, made of `Coins`."""
 
-    def proba_distribution(self, action_logits: Tensor) -> CoinsDistribution:
+    def proba_distribution(self, action_logits: Tensor) -> UncheckedBernoulli:
         """Take up logits `[B, n]`."""
         self.distribution = Coins(action_logits)
         return self

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.ops.max_pool import max_pool
-from srwm_rl.ops.thread_parallel import in_parts
+from srwm_rl.ops.thread_parallel import parallel_batch
 
 # Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
@@ -140,7 +140,7 @@ class ImpalaCNN(nn.Module):
         n_parts = self._n_parts(len(frames)) if frames.device.type == "cpu" else 1
         if n_parts == 1:
             return self._encode(frames)
-        return in_parts(self._encode, frames.tensor_split(n_parts), self.parameters())
+        return parallel_batch(self._encode, frames.tensor_split(n_parts), self.parameters())
 
     def _n_parts(self, n_frames: int) -> int:
         """Return into how many parts to divide frames: as many for each thread, or one for all threads together."""
@@ -223,7 +223,7 @@ class Encoder(BaseFeaturesExtractor):
         normalize_images: bool = True,
         precision: str = "float32",
     ) -> None:
-        parts = parts_of(observation_space)
+        parts = flatten_obs_space(observation_space)
         _check_widths("mlp", mlp, may_be_empty=True)
         _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
@@ -269,7 +269,7 @@ class Encoder(BaseFeaturesExtractor):
         return torch.cat(features, dim=1) if len(features) > 1 else features[0]
 
 
-def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     """Return an observation space's parts by key; a space that is no Dict is one part, `MAIN_KEY`.
 
     Raises:

@@ -23,7 +23,7 @@ _RETENTION_INIT = (0.98, 0.999)  # of the first and the last head: half of an ed
 class MemoryLayer(nn.Module, ABC):
     """What every memory of several heads has around it: norm, heads, output projection and residual path.
 
-    A subclass sets `state_size` and writes `remember`.
+    A subclass sets `state_size` and writes `recur`.
 
     Args:
         hidden_size: width of the layer; `hidden_size = n_heads * head_size`.
@@ -59,11 +59,11 @@ class MemoryLayer(nn.Module, ABC):
         heads = (normed if self.norm == "pre" else x).unflatten(-1, (self.n_heads, self.head_size))
         if self.input_softmax:
             heads = heads.softmax(-1)
-        y, state = self.remember(heads, state, episode_starts)
+        y, state = self.recur(heads, state, episode_starts)
         return (normed if self.norm == "residual" else x) + self.out(y.flatten(2)), state
 
     @abstractmethod
-    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Map the heads' inputs `[T, B, H, D]` and `state` `[B, state_size]` to their outputs and the new state."""
 
 
@@ -157,7 +157,7 @@ class SRWMLayer(MemoryLayer):
             return self.weight
         return torch.cat((self.weight, self.frozen_weight), -1).index_select(-1, self._columns)
 
-    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""
         kept = None if self.gate is None else self.gate(heads.flatten(2)).sigmoid()  # [T, B, H]
         shift = state.unflatten(-1, self.shift_shape)
@@ -180,10 +180,10 @@ class SRDeltaLayer(SRWMLayer):
         self.shift_size = self.state_size
         self.state_size += n_heads * self.head_size**2
 
-    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the SRWM, and with what it reads the fast weight: `[T, B, H, D]` to the same shape."""
         shift, fast = state.tensor_split((self.shift_size,), dim=-1)
-        read, shift = super().remember(heads, shift, episode_starts)  # [T, B, H, 3D+1]
+        read, shift = super().recur(heads, shift, episode_starts)  # [T, B, H, 3D+1]
         query, key, content, beta = read.split((*[self.head_size] * 3, 1), dim=-1)
         y, fast = delta_scan(
             key.softmax(-1),
@@ -227,7 +227,7 @@ class DeltaLayer(MemoryLayer):
         with torch.no_grad():
             self.slow_net.weight.unflatten(0, (n_heads, -1))[:, :size] *= query_init
 
-    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read the fast weights: `[T, B, H, D]` to the same shape."""
         made = self.slow_net(heads.flatten(2)).unflatten(-1, (self.n_heads, -1))  # [T, B, H, 3D+1]
         query, key, content, beta = made.split((*[self.head_size] * 3, 1), dim=-1)
@@ -245,7 +245,7 @@ class FakeSRLayer(MemoryLayer):
         size = self.head_size
         self.weight = nn.Parameter(torch.empty(n_heads, size, size).normal_(std=size**-0.5))
 
-    def remember(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply each head's input by its matrix; the empty state passes through."""
         return torch.einsum("tbhi,hij->tbhj", heads, self.weight), state
 

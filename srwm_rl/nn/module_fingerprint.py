@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 
-class Structure:
+class ModuleFingerprint:
     """The modules of a network, their weights and where these lie, as they are now.
 
-    Whoever keeps a network in another form (operations written down, a captured graph) asks `unchanged` before using
+    Whoever keeps a network in another form (operations written down, a captured graph) asks `matches` before using
     it. What is done to the numbers in the weights is no change; a weight or module that was replaced or moved, frozen
     or unfrozen, a module that was added, and a hook that was added or taken away, are. Settings that a module keeps as
     attributes are not seen, nor are hooks of all modules there are.
@@ -46,7 +46,7 @@ class Structure:
     def _here(self) -> list[tuple[int, bool, bool]]:
         return [(each.data_ptr(), each.is_contiguous(), each.requires_grad) for each in self.weights]
 
-    def unchanged(self) -> bool:
+    def matches(self) -> bool:
         """Say whether all is still as it was."""
         return (
             all(map(is_, [get(name) for get, name in self._owned], self._kept))

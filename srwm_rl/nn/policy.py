@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.cores import Core, make_core
-from srwm_rl.nn.distributions import ChoiceDistribution, ChoicesDistribution, CoinsDistribution
-from srwm_rl.nn.encoders import MAIN_KEY, Encoder, is_image, parts_of
+from srwm_rl.nn.distributions import UncheckedBernoulli, UncheckedCategorical, UncheckedMultiCategorical
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
 
 Obs = Tensor | dict[str, Tensor]
 
@@ -100,7 +100,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self.core_name, self.core_kwargs = core, core_kwargs or {}
         if "input_size" in (core_kwargs or {}):
             raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
-        self.parts = parts_of(observation_space)
+        self.parts = flatten_obs_space(observation_space)
         known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
         check_settings("the encoder", encoder_kwargs or {}, known)
         self.encoder_kwargs = {
@@ -128,11 +128,11 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this once the encoder stands and before it makes heads and optimizer: the place for the core.
         if isinstance(self.action_space, spaces.Discrete):
-            self.action_dist = ChoiceDistribution(int(self.action_space.n))
+            self.action_dist = UncheckedCategorical(int(self.action_space.n))
         elif isinstance(self.action_space, spaces.MultiDiscrete):
-            self.action_dist = ChoicesDistribution(self.action_space.nvec.tolist())
+            self.action_dist = UncheckedMultiCategorical(self.action_space.nvec.tolist())
         elif isinstance(self.action_space, spaces.MultiBinary):
-            self.action_dist = CoinsDistribution(*self.action_space.shape)
+            self.action_dist = UncheckedBernoulli(*self.action_space.shape)
         self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device

@@ -39,9 +39,9 @@ MEMORY_GAMES = ("dodgeball", "heist", "maze", "miner", "caveflyer", "jumper")
 MODES = ("easy", "hard", "extreme", "memory", "exploration")
 PAPER: dict[str, Any] = {"multi_env": 6, "distribution_mode": "easy", "start_level": 0, "num_levels": 200}
 HELD_OUT_START, HELD_OUT_LEVELS = 1000, 200  # the first of the paper's three test sets
-MOST_WEIGHTS = 2**26
-MOST_STEPS = 10**12
-MOST_LEVELS = 2**31 - 1
+MAX_WEIGHTS = 2**26
+MAX_STEPS = 10**12
+MAX_LEVELS = 2**31 - 1
 Flags = dict[str, Any]  # short texts, numbers, None
 
 
@@ -111,7 +111,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _steps(number: Any) -> int:
-    return number if type(number) is int and 0 <= number < MOST_STEPS else 0
+    return number if type(number) is int and 0 <= number < MAX_STEPS else 0
 
 
 def _read_weights(archive: TorchArchive, described: dict[Any, Any]) -> dict[str, np.ndarray]:
@@ -124,8 +124,8 @@ def _read_weights(archive: TorchArchive, described: dict[Any, Any]) -> dict[str,
             raise UserError(f"{archive.path} is damaged: weight {name!r} is no tensor")
         array = archive.array(tensor, name)
         total += array.size
-        if total > MOST_WEIGHTS:
-            raise UserError(f"{archive.path} has more than {MOST_WEIGHTS:,} weights; an agent has a few million")
+        if total > MAX_WEIGHTS:
+            raise UserError(f"{archive.path} has more than {MAX_WEIGHTS:,} weights; an agent has a few million")
         if array.dtype.kind != "f":
             raise UserError(f"{archive.path} is damaged: weight {name!r} is of type {array.dtype}")
         with np.errstate(over="ignore"):  # told below
@@ -219,6 +219,6 @@ def _levels(path: Path, flags: Flags) -> tuple[int, int | None]:
     """Return the first training level and the one after the last, None without limit."""
     start, count = flags.get("start_level", 0), flags.get("num_levels", 0)
     fits = type(start) is int and type(count) is int and min(start, count) >= 0
-    if not fits or start + count > MOST_LEVELS - HELD_OUT_LEVELS:
+    if not fits or start + count > MAX_LEVELS - HELD_OUT_LEVELS:
         raise UserError(f"{path} is damaged: it cannot have been trained on {count!r} levels from {start!r} on")
     return start, start + count if count else None

@@ -30,8 +30,8 @@ DTYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-MOST_BYTES = 2**31  # of a file; a stored member is no longer than its file, so this bounds all that is read
-MOST_AXES = 8
+MAX_BYTES = 2**31  # of a file; a stored member is no longer than its file, so this bounds all that is read
+MAX_AXES = 8
 OLD_FORMAT = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickled magic number
 ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, struct.error)
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> bytes:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a checkpoint such as model.tar")
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes; a checkpoint has a few million")
         return path.read_bytes()
     except OSError as error:
@@ -177,7 +177,7 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
 def _check_view(tensor: Tensor, what: str) -> None:
     for numbers, least in ((tensor.size, 1), (tensor.stride, 0), ((tensor.offset,), 0)):
         fits = isinstance(numbers, tuple) and all(type(each) is int and least <= each < 2**40 for each in numbers)
-        if not fits or len(numbers) > MOST_AXES:
+        if not fits or len(numbers) > MAX_AXES:
             raise UserError(f"{what} has no size that can be")
     last = sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=False))
     inside = len(tensor.size) == len(tensor.stride) and tensor.offset + last < tensor.storage.numel

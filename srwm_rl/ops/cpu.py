@@ -36,7 +36,7 @@ _POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_RETENTION, *_DELTA)
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
 
 
-class _Job(ctypes.Structure):
+class _Job(ctypes.ModuleFingerprint):
     """`Job` of csrc/srwm_cpu.c."""
 
     _fields_ = (
@@ -121,7 +121,7 @@ def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1
 def _run(x: Tensor, columns: int, bound: float | None, width: int, **tensors: Tensor | None) -> None:
     """Run the job that the tensors describe, `Job`'s names.
 
-    Beside them go `columns`, of a head's matrix, to judge its size, and `width`, of the output.
+    Beside them go `columns`, of a head's matrix, to log_prob_and_entropy its size, and `width`, of the output.
     """
     kernel = load_kernel()
     if isinstance(kernel, str):

@@ -1,4 +1,4 @@
-"""The row-wise parts of a small network as one call of C, forward and backward: a list of operations, `Tape`.
+"""The row-wise parts of a small network as one call of C, forward and backward: a list of operations, `Program`.
 
 Small networks spend most of a step between their operations, not in them. What the operations are says csrc/srwm_cpu.c,
 how they are computed csrc/tape_kernel.h.
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel, n_threads
 
-TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SURROGATE, SINES, HEADS, CHOOSE = range(10)
+TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, SURROGATE, SINES, HEADS, SAMPLE = range(10)
 TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
@@ -48,8 +48,8 @@ class _Op(ctypes.Structure):
     )
 
 
-class Surrogate(ctypes.Structure):
-    """`Surrogate` of csrc/srwm_cpu.c: what PPO's loss depends on beside the rows.
+class PPOLossParams(ctypes.Structure):
+    """`PPOLossParams` of csrc/srwm_cpu.c: what PPO's loss depends on beside the rows.
 
     The gradient is that of `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each summed over rows.
 
@@ -63,8 +63,8 @@ class Surrogate(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_float) for name in _SURROGATE)
 
 
-class _Tape(ctypes.Structure):
-    """`Tape` of csrc/srwm_cpu.c."""
+class _Program(ctypes.Structure):
+    """`Program` of csrc/srwm_cpu.c."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _COUNTS),
@@ -74,7 +74,7 @@ class _Tape(ctypes.Structure):
     )
 
 
-class Tape:
+class Program:
     """Write down what a network does with a row of numbers, then do it for many rows: `run`, or `step` for a policy's.
 
     Every method that writes appends an operation and returns the features that it makes. Weights are read where they
@@ -84,7 +84,7 @@ class Tape:
         kernel: the loaded C library.
 
     Attributes:
-        weights: the tensors that the tape reads.
+        weights: the tensors that the program reads.
         learnt: those of them that get a gradient, in the order in which they were written down.
         wanted: of each input, whether somebody wants its gradient.
     """
@@ -150,21 +150,21 @@ class Tape:
         """Append a softmax within every `group` of the features."""
         return self._append(SOFTMAX, self._new(x.n, True), first=x.first, n_in=x.n, n_out=group)
 
-    def judge(self, logits: Features, choice: Features) -> Features:
+    def log_prob_and_entropy(self, logits: Features, choice: Features) -> Features:
         """Append the log-probability of a choice, one feature that counts from 0, and the entropy in nats."""
         new = self._new(2, True)
         self._new(1, False)  # for the kernel
-        return self._append(JUDGE, new, first=logits.first, add=choice.first, n_in=logits.n)
+        return self._append(LOG_PROB_AND_ENTROPY, new, first=logits.first, add=choice.first, n_in=logits.n)
 
-    def surrogate(self, judged: Features, value: Features) -> None:
-        """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `descend`.
+    def surrogate(self, action_stats: Features, value: Features) -> None:
+        """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `loss_and_grad`.
 
         Takes four inputs of width 1: the log-probability, advantage, return and value of the policy that played.
         """
         log_prob, *_ = [self.input(1) for _ in range(4)]
         self._n_spare = max(self._n_spare, TERMS)
         sums = self._new_sums(TERMS * _LANES)
-        self._append(SURROGATE, log_prob, first=judged.first, add=value.first, sums=sums)
+        self._append(SURROGATE, log_prob, first=action_stats.first, add=value.first, sums=sums)
 
     def sines(self, x: Features, periods: Tensor) -> Features:
         """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""
@@ -195,11 +195,11 @@ class Tape:
             weight=self._pointer(weight),
         )
 
-    def choose(self, logits: Features, clocks: Features) -> None:
-        """Choose by logits: of exponential `clocks` run at the choices' rates, the first; log p is the next output."""
+    def sample(self, logits: Features, exp_noise: Features) -> None:
+        """Choose by logits: of exponential `exp_noise` run at the choices' rates, the first; log p is the next output."""
         self._outputs.append(1)
         index = len(self._outputs) - 1
-        self._append(CHOOSE, logits, first=logits.first, add=clocks.first, n_in=logits.n, index=index)
+        self._append(SAMPLE, logits, first=logits.first, add=exp_noise.first, n_in=logits.n, index=index)
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Do it all for B rows, with gradients of the learnt weights and the inputs wanted; no heads, no choice.
@@ -234,14 +234,14 @@ class Tape:
         """
         state = state.contiguous()
         starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
-        assert state.shape == (self._n_states, len(starts), self._state_size), "not the tape's state"
-        assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the tape reads float32 on the CPU"
+        assert state.shape == (self._n_states, len(starts), self._state_size), "not the program's state"
+        assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
         choices, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
         memory = {"choices": choices, "state": state, "final": final, "starts": starts}
-        outputs = self.play(inputs, **{name: each.data_ptr() for name, each in memory.items()})
+        outputs = self.forward(inputs, **{name: each.data_ptr() for name, each in memory.items()})
         return outputs, choices, final
 
-    def play(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
+    def forward(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
         """Run the kernel forward; return the outputs, `[B, n]` each."""
         given = [each.contiguous() for each in inputs]
         outputs = [torch.empty(given[0].shape[0], width) for width in self._outputs]
@@ -249,10 +249,10 @@ class Tape:
         self._call("srwm_cpu_play", given, outputs=ctypes.addressof(to), **pointers)
         return outputs
 
-    def descend(
-        self, inputs: Sequence[Tensor], surrogate: Surrogate, grad_weights: Sequence[Tensor]
+    def loss_and_grad(
+        self, inputs: Sequence[Tensor], surrogate: PPOLossParams, grad_weights: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], Tensor]:
-        """Run a tape that ends with PPO's loss, forward and back.
+        """Run a program that ends with PPO's loss, forward and back.
 
         Args:
             inputs: `[B, width]` each, float32.
@@ -268,9 +268,9 @@ class Tape:
         assert not self._outputs, "nobody gives gradients of outputs"
         terms = torch.zeros(TERMS)
         pointers = {"surrogate": ctypes.addressof(surrogate), "terms": terms.data_ptr()}
-        return self.play_back(inputs, (), self.wanted, grad_weights, **pointers), terms
+        return self.backward(inputs, (), self.wanted, grad_weights, **pointers), terms
 
-    def play_back(
+    def backward(
         self,
         inputs: Sequence[Tensor],
         grad_outputs: Sequence[Tensor | None],
@@ -297,14 +297,14 @@ class Tape:
 
     def _call(self, function: str, inputs: list[Tensor], **pointers: int) -> None:
         batch = inputs[0].shape[0]
-        assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the tape's inputs"
-        assert all(each.dtype == torch.float32 for each in inputs), "the tape reads float32"
+        assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the program's inputs"
+        assert all(each.dtype == torch.float32 for each in inputs), "the program reads float32"
         given = _pointers(inputs)
         numbers = (batch, len(self._ops), len(self._features_wanted), self._n_spare, self._n_sums)
-        tape = _Tape(*numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(given), **pointers)
+        program = _Program(*numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(given), **pointers)
         kernel = self.kernel
         call = getattr(kernel.library, function)
-        if call(ctypes.byref(tape), kernel.level, n_threads(), kernel.parallel):
+        if call(ctypes.byref(program), kernel.level, n_threads(), kernel.parallel):
             raise MemoryError("no memory for the C kernel's work space")
 
     def _new(self, n: int, wanted: bool) -> Features:
@@ -317,8 +317,8 @@ class Tape:
         return self._n_sums - n
 
     def _pointer(self, weight: Tensor) -> int:
-        assert weight.is_contiguous(), "the tape reads contiguous weights"
-        assert (weight.dtype, weight.device.type) == (torch.float32, "cpu"), "the tape reads float32 on the CPU"
+        assert weight.is_contiguous(), "the program reads contiguous weights"
+        assert (weight.dtype, weight.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
         self.weights.append(weight)
         return weight.data_ptr()
 
@@ -338,19 +338,19 @@ class Tape:
 
 class _Run(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tape: Tape, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.tape, ctx.n_inputs = tape, n_inputs
+    def forward(ctx: Any, program: Program, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.program, ctx.n_inputs = program, n_inputs
         ctx.save_for_backward(*tensors)  # the weights too, so that torch notices what changes them before the way back
         ctx.set_materialize_grads(False)
-        return tuple(tape.play(tensors[:n_inputs]))
+        return tuple(program.forward(tensors[:n_inputs]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors[: ctx.n_inputs]
         wanted = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
-        grad_weights = [torch.empty_like(each) for each in ctx.tape.learnt]
-        grad_inputs = ctx.tape.play_back(inputs, grad_outputs, wanted, grad_weights)
+        grad_weights = [torch.empty_like(each) for each in ctx.program.learnt]
+        grad_inputs = ctx.program.backward(inputs, grad_outputs, wanted, grad_weights)
         return None, None, *grad_inputs, *grad_weights
 
 

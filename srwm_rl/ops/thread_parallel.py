@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of these thread
     os.register_at_fork(after_in_child=lambda: setattr(_own, "n_workers", 0))
 
 
-def in_parts(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
+def parallel_batch(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
     """Return what a network gives for the parts of a batch, joined.
 
     Where torch has several threads, and there are as many parts, each part is computed by one of them, and gradients
@@ -50,7 +50,7 @@ def in_parts(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weigh
     if threads == 1 or len(parts) < threads or not _may_be_shared(parts, learned):
         return torch.cat([network(part) for part in parts])
     if learned and torch.is_grad_enabled():
-        joined: Tensor = _InParts.apply(network, parts, *learned)
+        joined: Tensor = _ParallelBatch.apply(network, parts, *learned)
         return joined
     return torch.cat(_shared(lambda part: _outputs(network, part, False), parts))
 
@@ -64,7 +64,7 @@ def _may_be_shared(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
     )
 
 
-class _InParts(torch.autograd.Function):
+class _ParallelBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], *weights: Tensor) -> Tensor:
         ctx.weights = weights

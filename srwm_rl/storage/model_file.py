@@ -1,4 +1,4 @@
-"""Model files: a policy's weights with all it takes to build and judge it, and `load`, which makes an agent of one."""
+"""Model files: a policy's weights with all it takes to build and log_prob_and_entropy it, and `load`, which makes an agent of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.model_schema import build_policy, check_finite, check_meta, check_shapes, take_levels_played
 from srwm_rl.storage.run_folder import model_files
 from srwm_rl.storage.safe_file import pack, read_file, write_file
-from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_to_json
 
 FORMAT = 2  # 1 knew nothing of levels played and of scores
@@ -39,7 +39,7 @@ class Agent:
         config: dict[str, Any],
         num_timesteps: int,
         path: Path,
-        levels_played: LevelsPlayed | None = None,
+        levels_played: SeenLevels | None = None,
         chosen: dict[str, Any] | None = None,
     ) -> None:
         self.policy, self.config, self.num_timesteps, self.path = policy, config, num_timesteps, path
@@ -102,7 +102,7 @@ def save_model(
         config: the run's settings, JSON types.
         num_timesteps: environment steps the weights were trained for.
         arrays: the weights; None: the policy's present ones.
-        levels_played: what `LevelsPlayed.to_tree` gave.
+        levels_played: what `SeenLevels.to_tree` gave.
         chosen: as in `Agent`.
 
     Raises:

@@ -12,7 +12,7 @@ from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.cores import core_names
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.safe_file import unpack
-from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_from_json
 
 Arrays = dict[str, np.ndarray]
@@ -37,8 +37,8 @@ SETTINGS = {
 }
 LENGTHS = ("n_layers",)  # how many parts a network has; all other whole numbers are widths
 FREE = ("micro_batch", "shift_bound")  # nothing is as large as these say
-MOST_STEPS = 10**15
-MOST_LETTERS = 200
+MAX_STEPS = 10**15
+MAX_LETTERS = 200
 RECORD = "/levels_played/"  # with which the names of arrays begin that are no weights
 LARGEST = 1e12  # of a weight; a product of a few such overflows
 _SIZED = ("empty", "empty_strided", "eye", "full", "ones", "rand", "randint", "randn", "zeros")
@@ -65,7 +65,7 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
     for name, wanted in known.items():
         if type(meta[name]) is not wanted:
             raise UserError(f"{source} is damaged: its {name} cannot be {meta[name]!r:.60}")
-    if number < 1 or not 0 <= meta["num_timesteps"] <= MOST_STEPS:
+    if number < 1 or not 0 <= meta["num_timesteps"] <= MAX_STEPS:
         raise UserError(f"{source} is damaged: its format or num_timesteps is out of range")
     settings = meta["policy"]
     if odd := sorted(map(str, settings.keys() ^ SETTINGS.keys())):
@@ -86,12 +86,12 @@ def check_score(chosen: dict[str, Any], source: str) -> None:
     """
     score, of = chosen.get("score"), chosen.get("of")
     is_number = isinstance(score, int | float) and type(score) is not bool and abs(score) <= LARGEST  # not so NaN
-    is_text = isinstance(of, str) and len(of) <= MOST_LETTERS and of.isprintable()
+    is_text = isinstance(of, str) and len(of) <= MAX_LETTERS and of.isprintable()
     if not is_number or not is_text or len(chosen) != 2:
         raise UserError(f"{source} is damaged: its score cannot be; use another file")
 
 
-def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tuple[LevelsPlayed | None, Arrays]:
+def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tuple[SeenLevels | None, Arrays]:
     """Return the record of the levels that a model was trained on, None if its file has none, and its weights.
 
     Raises:
@@ -105,7 +105,7 @@ def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tup
         tree = unpack(record, meta["levels_played"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    played = LevelsPlayed.from_tree(tree, source)
+    played = SeenLevels.from_tree(tree, source)
     if len(record) != 2 * len(played.games):
         raise UserError(f"{source} is damaged: its record of the levels played has a surplus part")
     return played, weights

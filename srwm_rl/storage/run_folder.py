@@ -22,7 +22,7 @@ from srwm_rl.storage.strict_json import parse_json
 CONFIG, CHECKPOINTS, TENSORBOARD = "config.json", "checkpoints", "tensorboard"
 BEST = "best"  # RUN/best stands for the run's best model wherever a run or a model file is asked for
 KEEP = 3
-MOST_CONFIG_BYTES = 2**20
+MAX_CONFIG_BYTES = 2**20
 
 
 class Run:
@@ -79,7 +79,7 @@ class Run:
                 f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
             )
         try:
-            config = parse_json(read_small(path / CONFIG, MOST_CONFIG_BYTES))
+            config = parse_json(read_small(path / CONFIG, MAX_CONFIG_BYTES))
         except ValueError as error:
             why = str(error) if isinstance(error, UserError) else "that is no JSON, or not such as srwm-rl writes"
             raise UserError(

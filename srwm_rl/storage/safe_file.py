@@ -18,14 +18,14 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as make_safetensors
 
 from srwm_rl.errors import UserError
-from srwm_rl.storage.strict_json import MOST_BYTES as MOST_HEADER_BYTES
+from srwm_rl.storage.strict_json import MAX_BYTES as MAX_HEADER_BYTES
 from srwm_rl.storage.strict_json import parse_json
 
 # One metadata key only: safetensors writes several in random order, and equal contents would differ between processes.
 _KEY = "srwm_rl"
 TEMPORARY = ".tmp-"
-MOST_BYTES = 2**32
-MOST_ARRAYS = 2**16
+MAX_BYTES = 2**32
+MAX_ARRAYS = 2**16
 # Those that numpy has; a sparse or an eight-bit float array has no place here.
 DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _ONLY_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -84,7 +84,7 @@ def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     text = json.dumps({"meta": meta, "sha256": _digest(contiguous, meta)}, sort_keys=True, allow_nan=False)
     blob: bytes = make_safetensors(contiguous, metadata={_KEY: text})
     size = int.from_bytes(blob[:8], "little")
-    if size > MOST_HEADER_BYTES or len(blob) > MOST_BYTES or len(arrays) > MOST_ARRAYS:
+    if size > MAX_HEADER_BYTES or len(blob) > MAX_BYTES or len(arrays) > MAX_ARRAYS:
         raise UserError(f"{len(arrays):,} arrays of {len(blob):,} bytes are too much for one file; use fewer n_envs")
     return blob
 
@@ -97,7 +97,7 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         UserError: the file is missing, no regular file, foreign or damaged.
     """
-    with _opened(path, MOST_BYTES) as (file, size):
+    with _opened(path, MAX_BYTES) as (file, size):
         start = file.read(8)
         try:
             content = _read_header(file, start, size)
@@ -116,14 +116,14 @@ def _read_header(file: BinaryIO, start: bytes, size: int) -> dict[str, Any]:
     header_size = int.from_bytes(start, "little")
     if len(start) < 8 or header_size > size - 8:
         raise ValueError("it is cut off, or something else")
-    if header_size > MOST_HEADER_BYTES:
-        raise ValueError(f"its header has {header_size:,} bytes, more than the {MOST_HEADER_BYTES:,} that are read")
+    if header_size > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {header_size:,} bytes, more than the {MAX_HEADER_BYTES:,} that are read")
     header = parse_json(file.read(header_size))
     metadata = header.pop("__metadata__") if isinstance(header, dict) and "__metadata__" in header else None
     if not isinstance(metadata, dict) or metadata.keys() != {_KEY}:
         raise ValueError("it has no metadata of srwm-rl")
-    if len(header) > MOST_ARRAYS:
-        raise ValueError(f"it has {len(header):,} arrays, more than the {MOST_ARRAYS:,} that are read")
+    if len(header) > MAX_ARRAYS:
+        raise ValueError(f"it has {len(header):,} arrays, more than the {MAX_ARRAYS:,} that are read")
     foreign = [each for each in header.values() if not isinstance(each, dict) or each.get("dtype") not in DTYPES]
     if foreign:
         raise ValueError("it has an array of a type that srwm-rl never writes")

@@ -9,11 +9,11 @@ import numpy as np
 
 from srwm_rl.errors import UserError
 
-MOST_LEVELS = 2**31
-MOST_MAPPED = 2**20  # levels of a range that are kept as a bit each: 128 KiB
-MOST_OTHERS = 2**16  # all others are kept as numbers: 512 KiB
-MOST_GAMES = 256
-MOST_LETTERS = 200  # of a game's name
+MAX_LEVELS = 2**31
+MAX_MAPPED = 2**20  # levels of a range that are kept as a bit each: 128 KiB
+MAX_OTHERS = 2**16  # all others are kept as numbers: 512 KiB
+MAX_GAMES = 256
+MAX_LETTERS = 200  # of a game's name
 
 Tree = dict[str, Any]
 
@@ -49,7 +49,7 @@ class GameLevels:
             self.map[place] = True
         elif level in self.others:
             return
-        elif len(self.others) < MOST_OTHERS:
+        elif len(self.others) < MAX_OTHERS:
             self.others.add(level)
             self._new.append(level)
         else:
@@ -83,7 +83,7 @@ class GameLevels:
         return self._tree
 
 
-class LevelsPlayed:
+class SeenLevels:
     """Which levels a run has played, by game.
 
     Args:
@@ -93,14 +93,14 @@ class LevelsPlayed:
     """
 
     def __init__(self, start: int, stop: int, complete: bool = True) -> None:
-        self.start, self.stop = (start, stop) if stop - start <= MOST_MAPPED else (0, 0)
+        self.start, self.stop = (start, stop) if stop - start <= MAX_MAPPED else (0, 0)
         self.complete = complete
         self.games: dict[str, GameLevels] = {}
 
     def add(self, game: str, level: int) -> None:
         """Note that a level was played."""
         if game not in self.games:
-            if len(self.games) == MOST_GAMES or not _is_name(game):
+            if len(self.games) == MAX_GAMES or not _is_name(game):
                 self.complete = False
                 return
             self.games[game] = GameLevels(self.start, self.stop)
@@ -121,7 +121,7 @@ class LevelsPlayed:
         return {"start": self.start, "stop": self.stop, "complete": self.complete, "games": games}
 
     @classmethod
-    def from_tree(cls, tree: Any, source: str) -> LevelsPlayed:
+    def from_tree(cls, tree: Any, source: str) -> SeenLevels:
         """Rebuild what `to_tree` gave; the tree may come from anywhere.
 
         Raises:
@@ -130,9 +130,9 @@ class LevelsPlayed:
         if not isinstance(tree, dict) or tree.keys() != {"start", "stop", "complete", "games"}:
             raise _damaged(source)
         start, stop, games = tree["start"], tree["stop"], tree["games"]
-        if not (_is_level(start) and _is_level(stop) and 0 <= stop - start <= MOST_MAPPED):
+        if not (_is_level(start) and _is_level(stop) and 0 <= stop - start <= MAX_MAPPED):
             raise _damaged(source)
-        if type(tree["complete"]) is not bool or not isinstance(games, dict) or len(games) > MOST_GAMES:
+        if type(tree["complete"]) is not bool or not isinstance(games, dict) or len(games) > MAX_GAMES:
             raise _damaged(source)
         record = cls(start, stop, tree["complete"])
         for name, each in games.items():
@@ -149,7 +149,7 @@ def _game(tree: Any, start: int, stop: int, source: str) -> GameLevels:
     bits, others, complete, low, high = (tree[name] for name in ("map", "others", "complete", "low", "high"))
     if not _is_list(bits, np.uint8) or len(bits) != -(-(stop - start) // 8):
         raise _damaged(source)
-    if not _is_list(others, np.int64) or len(others) > MOST_OTHERS:
+    if not _is_list(others, np.int64) or len(others) > MAX_OTHERS:
         raise _damaged(source)
     game = GameLevels(start, stop)
     mapped = np.unpackbits(bits).astype(np.bool_)
@@ -174,11 +174,11 @@ def _is_list(value: Any, dtype: type) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MOST_LETTERS
+    return isinstance(value, str) and 0 < len(value) <= MAX_LETTERS
 
 
 def _is_level(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MOST_LEVELS
+    return type(value) is int and 0 <= value < MAX_LEVELS
 
 
 def _damaged(source: str) -> UserError:

@@ -11,10 +11,10 @@ from gymnasium import spaces
 from srwm_rl.errors import UserError
 
 # Of all observations of a space together; a colour picture of 1200 x 1100 has as many. Bounds are as large.
-MOST_NUMBERS = 2**22
-MOST_CHOICES = 2**31
-MOST_AXES = 8
-MOST_PARTS = 64
+MAX_NUMBERS = 2**22
+MAX_CHOICES = 2**31
+MAX_AXES = 8
+MAX_PARTS = 64
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = (*INTEGERS, "float16", "float32", "float64", "bool")
 ENTRIES = {
@@ -60,12 +60,12 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
     """
     if isinstance(data, dict) and data.get("type") == "Dict":
         pairs = data.get("spaces")
-        if data.keys() != {"type", "spaces"} or not isinstance(pairs, list) or not 0 < len(pairs) <= MOST_PARTS:
+        if data.keys() != {"type", "spaces"} or not isinstance(pairs, list) or not 0 < len(pairs) <= MAX_PARTS:
             raise _odd(data)
         if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
             raise _odd(data)
         parts = {key: _plain_space(each) for key, each in pairs}
-        if len(parts) != len(pairs) or sum(_n_numbers(each) for _, each in pairs) > MOST_NUMBERS:
+        if len(parts) != len(pairs) or sum(_n_numbers(each) for _, each in pairs) > MAX_NUMBERS:
             raise _odd(data)
         return spaces.Dict(list(parts.items()))
     return _plain_space(data)
@@ -75,7 +75,7 @@ def _plain_space(data: Any) -> spaces.Space[Any]:
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in ENTRIES or kind == "Dict":
         raise UserError(f"the file describes a space of unknown kind {kind!r:.60}")
-    if data.keys() != {"type", *ENTRIES[kind]} or _n_numbers(data) > MOST_NUMBERS:
+    if data.keys() != {"type", *ENTRIES[kind]} or _n_numbers(data) > MAX_NUMBERS:
         raise _odd(data)
     if kind == "Box":
         return _box(data)
@@ -102,15 +102,15 @@ def _n_numbers(data: dict[str, Any]) -> int:
     if kind == "MultiDiscrete":
         choices = np.array(data["nvec"], dtype=object)
         flat = choices.ravel().tolist()  # of ragged lists, lists
-        return len(flat) if flat and all(_is_count(each) for each in flat) else MOST_NUMBERS + 1
+        return len(flat) if flat and all(_is_count(each) for each in flat) else MAX_NUMBERS + 1
     shape: Any = {"Box": data.get("shape"), "MultiBinary": data.get("n")}.get(kind, [])
     shape = [shape] if kind == "MultiBinary" and type(shape) is int else shape
-    fits = isinstance(shape, list) and len(shape) <= MOST_AXES and all(_is_count(each) for each in shape)
-    return math.prod(shape) if fits else MOST_NUMBERS + 1
+    fits = isinstance(shape, list) and len(shape) <= MAX_AXES and all(_is_count(each) for each in shape)
+    return math.prod(shape) if fits else MAX_NUMBERS + 1
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MOST_CHOICES
+    return type(value) is int and 1 <= value <= MAX_CHOICES
 
 
 def _odd(data: dict[str, Any]) -> UserError:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-MOST_BYTES = 2**24
-MOST_VALUES = 2**20  # a text of 16 MB could describe millions of empty lists, of 56 bytes each
-MOST_DEPTH = 64
-MOST_DIGITS = 60  # a generator's state has 39; to read a million digits takes minutes
+MAX_BYTES = 2**24
+MAX_VALUES = 2**20  # a text of 16 MB could describe millions of empty lists, of 56 bytes each
+MAX_DEPTH = 64
+MAX_DIGITS = 60  # a generator's state has 39; to read a million digits takes minutes
 
 
-def parse_json(text: bytes, most_bytes: int = MOST_BYTES) -> Any:
+def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:
     """Return what a JSON text says.
 
     Raises:
@@ -22,8 +22,8 @@ def parse_json(text: bytes, most_bytes: int = MOST_BYTES) -> Any:
     """
     if len(text) > most_bytes:
         raise ValueError(f"it has {len(text):,} bytes of JSON, more than the {most_bytes:,} that are read")
-    if sum(text.count(each) for each in b"[{,") > MOST_VALUES:
-        raise ValueError(f"its JSON has more than {MOST_VALUES:,} values")
+    if sum(text.count(each) for each in b"[{,") > MAX_VALUES:
+        raise ValueError(f"its JSON has more than {MAX_VALUES:,} values")
     try:
         value = json.loads(
             text.decode(), object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_number
@@ -36,7 +36,7 @@ def parse_json(text: bytes, most_bytes: int = MOST_BYTES) -> Any:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [each for node in level if isinstance(node, dict | list) for each in _children(node)]
         if not level:
             return
@@ -55,7 +55,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise ValueError(f"its JSON has a number of {len(digits):,} digits")
     return int(digits)
 

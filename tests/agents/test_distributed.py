@@ -12,7 +12,7 @@ import torch
 from srwm_rl import UserError
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.collecting.unroll_queue import joined as side_by_side
-from srwm_rl.agents.distributed import ALONE, Place, from_bytes, joined, to_bytes
+from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, joined, to_bytes
 from srwm_rl.storage.safe_file import read_file, unpack
 from tests.agents.probe import gradient_of
 from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
@@ -153,15 +153,15 @@ def test_who_waits_for_a_process_that_does_not_come_can_be_woken(two: Any) -> No
 
 def test_one_process_alone_shares_nothing() -> None:
     tree = {"a": np.arange(3)}
-    assert joined(Place(), "cpu") is ALONE
-    assert ALONE.first
-    assert ALONE.gather(tree)[0] is tree
-    assert ALONE.all_gather(tree)[0] is tree
+    assert joined(RankInfo(), "cpu") is SINGLE
+    assert SINGLE.first
+    assert SINGLE.gather(tree)[0] is tree
+    assert SINGLE.all_gather(tree)[0] is tree
     values = torch.randn(5, 7)
-    moments = ALONE.means_and_stds([values, values[:2]])
+    moments = SINGLE.means_and_stds([values, values[:2]])
     torch.testing.assert_close(moments, [(each.mean(), each.std()) for each in (values, values[:2])])
-    ALONE.sum_([values])
-    ALONE.close()
+    SINGLE.sum_([values])
+    SINGLE.close()
 
 
 def test_bytes_hold_every_tree_of_a_checkpoint() -> None:
@@ -185,8 +185,8 @@ GOOD |= {"MASTER_ADDR": "host", "MASTER_PORT": "1"}
 
 
 def test_torchruns_variables_are_read() -> None:
-    assert Place.of(GOOD) == Place(rank=1, size=4, local_rank=1, local_size=2)
-    assert Place.of({}) == Place.of({"WORLD_SIZE": "1", "RANK": "nonsense"}) == Place(0, 1, 0, 1)
+    assert RankInfo.of(GOOD) == RankInfo(rank=1, size=4, local_rank=1, local_size=2)
+    assert RankInfo.of({}) == RankInfo.of({"WORLD_SIZE": "1", "RANK": "nonsense"}) == RankInfo(0, 1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_torchruns_variables_are_read() -> None:
 )  # fmt: skip
 def test_variables_that_torchrun_does_not_set_so_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match="started with torchrun"):
-        Place.of({**GOOD, **wrong})
+        RankInfo.of({**GOOD, **wrong})

@@ -125,14 +125,14 @@ def test_advantages_of_a_single_step_are_not_normalised() -> None:
     model = probe_model(n_envs=3, n_steps=1, batch_size=2)  # minibatches of two steps and of one
     fill(model)
     minibatches = model.rollout_buffer.minibatches(2)
-    (mean, std), last = model._moments(minibatches)
+    (mean, std), last = model._advantage_stats(minibatches)
     assert mean is not None
     assert std is not None
     two = model.rollout_buffer.advantages[0, minibatches[0]]
     torch.testing.assert_close((mean, std), (two.mean(), two.std()))
     assert last == (None, None)
     model.normalize_advantage = False
-    assert model._moments(minibatches) == [(None, None)] * 2
+    assert model._advantage_stats(minibatches) == [(None, None)] * 2
 
 
 def test_splitting_a_minibatch_for_memory_changes_nothing() -> None:

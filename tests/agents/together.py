@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.distributed import LostProcessError, Place, Processes, joined
+from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, joined
 from srwm_rl.errors import FaultError
 from srwm_rl.storage.safe_file import pack, write_file
 from tests.agents.probe import Probe, gradient_of
@@ -66,7 +66,7 @@ def weights(model: Any) -> np.ndarray:
     return vector
 
 
-def gradients(algo: str, processes: Processes) -> dict[str, Any]:
+def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
     """Play a rollout that looks different in every process, and sum the gradient over both."""
     model = build(algo, seed=processes.rank)
     model.join(processes)
@@ -87,7 +87,7 @@ def gradients(algo: str, processes: Processes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sick(algo: str, how: str, on_nan: str, processes: Processes) -> dict[str, Any]:
+def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str, Any]:
     """Let process 1 come upon a number that is not finite, once, and learn on."""
     model = build(algo.removeprefix("late_"), seed=processes.rank, on_nan=on_nan)
     if algo.startswith("late_"):
@@ -102,7 +102,7 @@ def sick(algo: str, how: str, on_nan: str, processes: Processes) -> dict[str, An
         said = ""
     except FaultError as fault:
         said = str(fault)
-    return {"before": before, "after": weights(model), "skipped": model._guard.skipped, "said": said}
+    return {"before": before, "after": weights(model), "skipped": model._nan_guard.skipped, "said": said}
 
 
 def _make_sick(model: Any, rollout: Any, how: str) -> None:
@@ -133,7 +133,7 @@ def _learn(model: Any, rollout: Any) -> None:
         model._update(rollout)
 
 
-def messages(processes: Processes) -> dict[str, int]:
+def messages(processes: ProcessGroup) -> dict[str, int]:
     """Count what is sent while PPO learns from two passes over minibatches of one sequence."""
     model = build("ppo", seed=processes.rank, batch_size=T)
     model.join(processes)
@@ -154,7 +154,7 @@ def messages(processes: Processes) -> dict[str, int]:
     return {"minibatches": steps, "messages": sent, "timesteps": model.num_timesteps}
 
 
-def overlapped(processes: Processes) -> dict[str, Any]:
+def overlapped(processes: ProcessGroup) -> dict[str, Any]:
     """Learn beside playing, where process 1 plays slowly and process 0 has a batch more waiting, as after a resume."""
     model = build("impala", seed=processes.rank, slow=processes.rank == 1, synchronous=False, batch_size=2 * T)
     model.learning_rate = lambda left: 1e-3 * left
@@ -170,7 +170,7 @@ def overlapped(processes: Processes) -> dict[str, Any]:
     return {"weights": weights(model), "updates": model._n_updates, "timesteps": model.num_timesteps}
 
 
-def parted(processes: Processes, woken: Path) -> dict[str, Any]:
+def parted(processes: ProcessGroup, woken: Path) -> dict[str, Any]:
     """Wait for a process that does not come, and be woken."""
     if processes.rank == 1:
         while not woken.exists():
@@ -189,7 +189,7 @@ def parted(processes: Processes, woken: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Play every scene."""
     torch.set_num_threads(1)
-    place = Place.of()
+    place = RankInfo.of()
     processes = joined(place, "cpu")
     values = torch.tensor([[1e6, 1e6 + 1.0], [1e6 + 2, 1e6 + 5]])[processes.rank]
     moments = processes.means_and_stds([values, values[:1], 1e-3 * values])

@@ -197,7 +197,7 @@ def test_the_learner_of_a_gpu_that_is_not_the_current_one(tmp_path: Path, caplog
 def test_a_learner_whose_stream_is_not_waited_for_would_be_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes.Lane, "finish", lambda self: None)
+    monkeypatch.setattr(lanes.StreamContext, "finish", lambda self: None)
     train(tmp_path, "--algo", "impala", "-n", "6144")
     assert any("a read after a write in a copy to the host" in each for each in hazards())
 

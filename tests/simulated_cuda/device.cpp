@@ -605,7 +605,7 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor &from_input, const Tensor &from
 
 c10::Stream stream_of(Device device, int64_t number) { return c10::Stream(c10::Stream::UNSAFE, device, number); }
 
-struct Guard final : c10::impl::DeviceGuardImplInterface {
+struct NanGuard final : c10::impl::DeviceGuardImplInterface {
     DeviceType type() const override { return DeviceType::CUDA; }
     Device exchangeDevice(Device device) const override { return gpu(std::exchange(here_now, number_of(device))); }
     Device getDevice() const override { return gpu(here_now); }
@@ -805,7 +805,7 @@ const bool allocates = (c10::SetAllocator(DeviceType::CUDA, &on_device, 100), tr
 
 } // namespace
 
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+C10_REGISTER_GUARD_IMPL(CUDA, NanGuard)
 
 namespace at {
 using ::CUDAHooks;

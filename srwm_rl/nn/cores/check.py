@@ -133,7 +133,7 @@ def _check_tensor(probe: _Probe, name: str, tensor: Tensor, shape: tuple[int, ..
 
 def _check_deterministic(probe: _Probe) -> None:
     first, again = (probe.run(probe.x, probe.state, probe.starts) for _ in range(2))
-    what = "two equal calls give different numbers (does it draw at random, or remember something outside the state?)"
+    what = "two equal calls give different numbers (does it draw at random, or recur something outside the state?)"
     probe.same(again.y, first.y, "y", what)
     probe.same(again.state, first.state, "the new state", what)
 

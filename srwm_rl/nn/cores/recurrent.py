@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from srwm_rl.nn.cores.base import Core
 
 
-class StretchCore(Core):
+class SegmentedCore(Core):
     """A core made of a torch module that knows no episodes: stretches without a reset run as one fused call each.
 
     Only a CPU is asked where the resets are: another device would have to be waited for, and a captured graph must not
@@ -34,7 +34,7 @@ class StretchCore(Core):
         return torch.cat(outputs), state
 
 
-class LSTMCore(StretchCore):
+class LSTMCore(SegmentedCore):
     """A stack of LSTM layers; the state holds `h | c` per layer, `S = 2 * hidden_size`.
 
     Args:
@@ -48,13 +48,13 @@ class LSTMCore(StretchCore):
         self.lstm = nn.LSTM(input_size, hidden_size, n_layers)
 
     def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `StretchCore.stretch`."""
+        """See `SegmentedCore.stretch`."""
         h, c = state.chunk(2, dim=-1)  # [L, B, hidden]
         y, (h, c) = self.lstm(x, (h.contiguous(), c.contiguous()))
         return y, torch.cat((h, c), dim=-1)
 
 
-class GRUCore(StretchCore):
+class GRUCore(SegmentedCore):
     """A stack of GRU layers; the state holds `h` per layer, `S = hidden_size`.
 
     Args:
@@ -68,6 +68,6 @@ class GRUCore(StretchCore):
         self.gru = nn.GRU(input_size, hidden_size, n_layers)
 
     def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `StretchCore.stretch`."""
+        """See `SegmentedCore.stretch`."""
         y, state = self.gru(x, state)
         return y, state

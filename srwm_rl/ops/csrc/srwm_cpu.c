@@ -30,7 +30,7 @@ typedef struct {
 } Job;
 
 enum { TILE = 64, LANES = 16 }; /* rows that a network is computed for at once; numbers in the longest vector */
-enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, JUDGE, SURROGATE, SINES, HEADS, CHOOSE };
+enum { TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, SURROGATE, SINES, HEADS, SAMPLE };
 enum { TERMS = 5 }; /* policy loss, value loss, entropy, approximate KL divergence, how often the ratio was clipped */
 enum { IDENTITY, RELU, SIGMOID, TANH };
 #define PADDED(n) (((size_t)(n) + LANES - 1) / LANES * LANES)
@@ -41,13 +41,13 @@ enum { IDENTITY, RELU, SIGMOID, TANH };
  *   LINEAR       to = activation(weight from + bias + add); weight [n_out, n_in], bias [n_out] or NULL
  *   NORM         to = layer norm of from, n_in; weight and bias [n_in], number: added to the variance
  *   SOFTMAX      to = softmax of from, within each n_out of n_in
- *   JUDGE        to = the log-probability of the choice `add`, one feature, by n_in logits, and their entropy
+ *   LOG_PROB_AND_ENTROPY        to = the log-probability of the choice `add`, one feature, by n_in logits, and their entropy
  *   SURROGATE    the loss of PPO, on the way back alone: of a choice's judgement `from` and the value `add`, by four
  *                features from `to` on, log-probability, advantage, return and value as they were
  *   SINES        to = n_out sines, then as many cosines, of one feature by its periods, weight [n_out]
  *   HEADS        to = what the n_out heads of layer `index` read of from, n_in; weight [H, D, 3D+4], number: the bound,
  *                add: retention
- *   CHOOSE       choices and outputs[index], their log-probabilities, from n_in logits and as many clocks, add
+ *   SAMPLE       choices and outputs[index], their log-probabilities, from n_in logits and as many exp_noise, add
  * The last three have no way back.
  */
 typedef struct {
@@ -64,7 +64,7 @@ typedef struct {
     float mean, scale_advantage, low, high; /* the advantage counts as (it - mean) * scale_advantage; the ratio's bounds */
     float clip_range_vf;                    /* below 0: none */
     float clip_range, vf_coef, ent_coef, scale;
-} Surrogate;
+} PPOLossParams;
 
 typedef struct {
     int64_t B, n_ops, n_features, n_spare, n_sums, n_shares, next, grain; /* n_spare: features needed besides */
@@ -79,10 +79,10 @@ typedef struct {
     float *const *grad_inputs;  /* NULL for those that nobody wants */
     float *const *grad_weights; /* by weight_index and bias_index */
     float *sums;                /* [n_shares, n_sums], zeros; NULL: forward */
-    const Surrogate *surrogate;
+    const PPOLossParams *surrogate;
     float *terms; /* [TERMS], summed over rows */
     int level, failed;
-} Tape;
+} Program;
 
 /* Max pooling of n images [h, w, c] to [(h + 1) / 2, (w + 1) / 2, c]. */
 typedef struct {
@@ -133,7 +133,7 @@ typedef struct {
 
 typedef void (*Share)(void *);
 typedef void (*Parallel)(Share, void *, unsigned threads, unsigned flags); /* GOMP_parallel */
-static Share choose(int is_double, int level, const Job *job);
+static Share sample(int is_double, int level, const Job *job);
 
 #define REAL float
 #define IREAL int32_t
@@ -191,7 +191,7 @@ static Share choose(int is_double, int level, const Job *job);
 #include "srwm_kernel.h"
 #endif
 
-/* Changes with Job, Op, Surrogate, Tape, Pool, their kinds or the meaning of a call, so that a stale build is noticed. */
+/* Changes with Job, Op, PPOLossParams, Program, Pool, their kinds or the meaning of a call, so that a stale build is noticed. */
 EXPORT int srwm_cpu_version(void) { return 7; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
@@ -206,7 +206,7 @@ EXPORT int srwm_cpu_level(void) {
     return 0;
 }
 
-static Share choose(int is_double, int level, const Job *job) {
+static Share sample(int is_double, int level, const Job *job) {
 #ifdef HAVE_X86
     if (is_double) return level >= 1 ? share_f64_avx2 : share_f64;
     if (level >= 2 && (job->D > 8 || STEP_8(job))) return share_f32_avx512; /* small heads would be mostly padding */
@@ -252,7 +252,7 @@ EXPORT int srwm_cpu_run(Job *job, int is_double, int level, unsigned threads, Pa
     if (!parallel || !threads) threads = 1;
     const int lanes = lanes_for(job, is_double, level, threads);
     const int64_t each = lanes ? lanes : 1, units = (job->B * job->H + each - 1) / each;
-    Share share = lanes ? choose_lanes(lanes) : choose(is_double, level, job);
+    Share share = lanes ? choose_lanes(lanes) : sample(is_double, level, job);
     job->next = 0;
     job->failed = 0;
     if (threads < 2) {
@@ -276,34 +276,34 @@ static Share choose_play(int level) {
     return play_f32;
 }
 
-static void play(Tape *tape, int level, unsigned threads, Parallel parallel) {
-    tape->next = 0;
-    tape->grain = 1;
-    tape->level = level;
-    tape->failed = 0;
-    if (!tape->B) return;
+static void play(Program *program, int level, unsigned threads, Parallel parallel) {
+    program->next = 0;
+    program->grain = 1;
+    program->level = level;
+    program->failed = 0;
+    if (!program->B) return;
 #if !defined(__GNUC__)
     parallel = 0;
 #endif
-    if (!parallel || threads < 2 || tape->n_shares < 2)
-        choose_play(level)(tape);
+    if (!parallel || threads < 2 || program->n_shares < 2)
+        choose_play(level)(program);
     else
-        parallel(choose_play(level), tape, threads, 0);
+        parallel(choose_play(level), program, threads, 0);
 }
 
 /* Play all operations; arguments and result as of srwm_cpu_run. */
-EXPORT int srwm_cpu_play(Tape *tape, int level, unsigned threads, Parallel parallel) {
-    tape->n_shares = (tape->B + TILE - 1) / TILE;
-    play(tape, level, threads, parallel);
-    return tape->failed;
+EXPORT int srwm_cpu_play(Program *program, int level, unsigned threads, Parallel parallel) {
+    program->n_shares = (program->B + TILE - 1) / TILE;
+    play(program, level, threads, parallel);
+    return program->failed;
 }
 
 /* Add up the shares' sums, `lanes` numbers for each of the gradient's, always in the same order. */
-static void add_up(const Tape *tape, int64_t at, int n_rows, int n, size_t row, int lanes, float *grad) {
+static void add_up(const Program *program, int64_t at, int n_rows, int n, size_t row, int lanes, float *grad) {
     memset(grad, 0, (size_t)n_rows * n * sizeof(float));
-    for (int64_t share = 0; share < tape->n_shares; share++) {
+    for (int64_t share = 0; share < program->n_shares; share++) {
         for (int r = 0; r < n_rows; r++) {
-            const float *from = tape->sums + share * tape->n_sums + at + r * row;
+            const float *from = program->sums + share * program->n_sums + at + r * row;
             float *to = grad + (size_t)r * n;
             if (lanes == 1) {
                 for (int i = 0; i < n; i++) to[i] += from[i];
@@ -317,29 +317,29 @@ static void add_up(const Tape *tape, int64_t at, int n_rows, int n, size_t row, 
 }
 
 /* Play all operations again and go back through them. The shares depend on B alone: so do the gradients' last bits. */
-EXPORT int srwm_cpu_play_back(Tape *tape, int level, unsigned threads, Parallel parallel) {
-    const int64_t tiles = (tape->B + TILE - 1) / TILE;
-    tape->n_shares = tiles < 8 ? 1 : tiles > 32 ? 8 : tiles / 4;
-    float *block = calloc(tape->n_shares * tape->n_sums + LANES, sizeof(float));
+EXPORT int srwm_cpu_play_back(Program *program, int level, unsigned threads, Parallel parallel) {
+    const int64_t tiles = (program->B + TILE - 1) / TILE;
+    program->n_shares = tiles < 8 ? 1 : tiles > 32 ? 8 : tiles / 4;
+    float *block = calloc(program->n_shares * program->n_sums + LANES, sizeof(float));
     if (!block) return 1;
-    tape->sums = (float *)(((uintptr_t)block + 63) / 64 * 64);
-    play(tape, level, threads, parallel);
-    for (const Op *op = tape->ops; op < tape->ops + tape->n_ops; op++) {
-        float *weight = op->weight_index < 0 ? 0 : tape->grad_weights[op->weight_index];
-        float *bias = op->bias_index < 0 ? 0 : tape->grad_weights[op->bias_index];
+    program->sums = (float *)(((uintptr_t)block + 63) / 64 * 64);
+    play(program, level, threads, parallel);
+    for (const Op *op = program->ops; op < program->ops + program->n_ops; op++) {
+        float *weight = op->weight_index < 0 ? 0 : program->grad_weights[op->weight_index];
+        float *bias = op->bias_index < 0 ? 0 : program->grad_weights[op->bias_index];
         const size_t row = PADDED(op->n_in);
         if (op->kind == LINEAR) {
-            add_up(tape, op->sums, op->n_out, op->n_in, row, 1, weight);
-            if (bias) add_up(tape, op->sums + op->n_out * row, 1, op->n_out, 0, LANES, bias);
+            add_up(program, op->sums, op->n_out, op->n_in, row, 1, weight);
+            if (bias) add_up(program, op->sums + op->n_out * row, 1, op->n_out, 0, LANES, bias);
         } else if (op->kind == NORM) {
-            add_up(tape, op->sums, 1, op->n_in, 0, LANES, weight);
-            add_up(tape, op->sums + (int64_t)op->n_in * LANES, 1, op->n_in, 0, LANES, bias);
+            add_up(program, op->sums, 1, op->n_in, 0, LANES, weight);
+            add_up(program, op->sums + (int64_t)op->n_in * LANES, 1, op->n_in, 0, LANES, bias);
         } else if (op->kind == SURROGATE) {
-            add_up(tape, op->sums, 1, TERMS, 0, LANES, tape->terms);
+            add_up(program, op->sums, 1, TERMS, 0, LANES, program->terms);
         }
     }
     free(block);
-    return tape->failed;
+    return program->failed;
 }
 
 /* The kernel whose vectors divide the channels; NULL: there is none. */

@@ -140,7 +140,7 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
 }
 
 /* `out` keeps a third feature for the way back: the logarithm of the sum of exponentials. */
-static TARGET void NAME(judge)(const Op *op, const REAL *in, const REAL *choice, REAL *out) {
+static TARGET void NAME(log_prob_and_entropy)(const Op *op, const REAL *in, const REAL *choice, REAL *out) {
     EACH(c) {
         vec most = LD(in + c), sum = ZERO, at_choice = ZERO, along = ZERO;
         for (int i = 1; i < op->n_in; i++) most = VMAX(most, LD(AT(in, i) + c));
@@ -182,8 +182,8 @@ static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     }
 }
 
-/* Draw choices by an exponential race, as Choice.sample does: `clocks` are exponentially distributed. */
-static TARGET void NAME(race)(const Op *op, const REAL *logits, const REAL *clocks, int64_t *choices, REAL *log_probs,
+/* Draw choices by an exponential sample_categorical, as Choice.sample does: `exp_noise` are exponentially distributed. */
+static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, const REAL *exp_noise, int64_t *choices, REAL *log_probs,
                               int n) {
     for (int c = 0; c < n; c++) {
         REAL most = logits[c], sum = 0, best = 0, chosen = 0;
@@ -192,7 +192,7 @@ static TARGET void NAME(race)(const Op *op, const REAL *logits, const REAL *cloc
         for (int i = 0; i < op->n_in; i++) sum += expf(AT(logits, i)[c] - most);
         const REAL all = most + logf(sum);
         for (int i = 0; i < op->n_in; i++) {
-            REAL log_p = AT(logits, i)[c] - all, ahead = log_p - logf(AT(clocks, i)[c]);
+            REAL log_p = AT(logits, i)[c] - all, ahead = log_p - logf(AT(exp_noise, i)[c]);
             if (winner < 0 || ahead > best) winner = i, best = ahead, chosen = log_p;
         }
         choices[c] = winner;
@@ -201,42 +201,42 @@ static TARGET void NAME(race)(const Op *op, const REAL *logits, const REAL *cloc
 }
 
 /* A layer's heads: one step of the recurrence, whose kernel wants [n, H, D]. Return 1 if there was no memory. */
-static TARGET int NAME(heads)(const Tape *tape, const Op *op, REAL *features, REAL *spare, int64_t first, int n) {
+static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *spare, int64_t first, int n) {
     const int H = op->n_out, D = op->n_in / H;
-    const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * tape->B + first) * size;
+    const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * program->B + first) * size;
     REAL *x = spare, *y = AT(x, op->n_in), *kept = AT(y, op->n_in);
     NAME(turn_out)(AT(features, op->from), n, op->n_in, x);
     if (op->add >= 0) NAME(turn_out)(AT(features, op->add), n, H, kept);
     Job job = {.T = 1, .B = n, .H = H, .D = D, .E = D, .grain = (int64_t)n * H};
     job.bound = op->number;
-    job.x = x, job.weight = op->weight, job.shift = tape->state + at, job.starts = tape->starts + first;
-    job.y = y, job.final = tape->final + at;
+    job.x = x, job.weight = op->weight, job.shift = program->state + at, job.starts = program->starts + first;
+    job.y = y, job.final = program->final + at;
     job.retention = op->add >= 0 ? kept : 0;
-    choose(0, tape->level, &job)(&job);
+    sample(0, program->level, &job)(&job);
     NAME(turn_in)(y, n, op->n_in, AT(features, op->to));
     return job.failed;
 }
 
 /* Play all operations for the rows [first, first + n). Return 1 if there was no memory. */
-static TARGET int NAME(play_tile)(const Tape *tape, REAL *features, REAL *spare, int64_t first, int n) {
-    for (const Op *op = tape->ops; op < tape->ops + tape->n_ops; op++) {
+static TARGET int NAME(play_tile)(const Program *program, REAL *features, REAL *spare, int64_t first, int n) {
+    for (const Op *op = program->ops; op < program->ops + program->n_ops; op++) {
         REAL *from = AT(features, op->from), *to = AT(features, op->to);
         const REAL *add = op->add >= 0 ? AT(features, op->add) : 0;
         switch (op->kind) {
-            case TAKE_INPUT: NAME(turn_in)(tape->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
+            case TAKE_INPUT: NAME(turn_in)(program->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
             case GIVE_OUTPUT:
-                if (tape->outputs) NAME(turn_out)(from, n, op->n_in, tape->outputs[op->index] + first * op->n_in);
+                if (program->outputs) NAME(turn_out)(from, n, op->n_in, program->outputs[op->index] + first * op->n_in);
                 break;
             case LINEAR: NAME(linear)(op, from, add, to); break;
             case NORM: NAME(norm)(op, from, to); break;
             case SOFTMAX: NAME(softmax)(op, from, to); break;
-            case JUDGE: NAME(judge)(op, from, add, to); break;
+            case LOG_PROB_AND_ENTROPY: NAME(log_prob_and_entropy)(op, from, add, to); break;
             case SURROGATE: break;
             case SINES: NAME(sines)(op, from, to); break;
             case HEADS:
-                if (NAME(heads)(tape, op, features, spare, first, n)) return 1;
+                if (NAME(heads)(program, op, features, spare, first, n)) return 1;
                 break;
-            case CHOOSE: NAME(race)(op, from, add, tape->choices + first, tape->outputs[op->index] + first, n); break;
+            case SAMPLE: NAME(sample_categorical)(op, from, add, program->choices + first, program->outputs[op->index] + first, n); break;
         }
     }
     return 0;
@@ -327,13 +327,13 @@ INLINE vec NAME(clamp)(vec x, REAL low, REAL high) {
     return SELECT(x < low, ZERO + low, SELECT(x > high, ZERO + high, x));
 }
 
-/* judged: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE], added
+/* action_stats: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE], added
  * to sums. A comparison never hides what is not a number. */
-static TARGET void NAME(surrogate)(const Surrogate *by, const REAL *judged, const REAL *value, const REAL *old,
+static TARGET void NAME(surrogate)(const PPOLossParams *by, const REAL *action_stats, const REAL *value, const REAL *old,
                                    REAL *grad_judged, REAL *grad_value, REAL *terms, REAL *sums, int n) {
     EACH(c) {
         const vec advantage = (LD(AT(old, 1) + c) - by->mean) * by->scale_advantage;
-        const vec log_ratio = LD(judged + c) - LD(old + c);
+        const vec log_ratio = LD(action_stats + c) - LD(old + c);
         /* `exp` goes no further than this */
         const vec ratio = SELECT(log_ratio > 88, ZERO + INFINITY, NAME(exp)(NAME(clamp)(log_ratio, -INFINITY, 88)));
         const vec gain = advantage * ratio, clipped = advantage * NAME(clamp)(ratio, by->low, by->high), off = ratio - 1;
@@ -350,7 +350,7 @@ static TARGET void NAME(surrogate)(const Surrogate *by, const REAL *judged, cons
         const vec beyond = now - LD(AT(old, 2) + c);
         ST(grad_value + c, LD(grad_value + c) + slope * beyond);
         ST(AT(terms, 1) + c, beyond * beyond);
-        ST(AT(terms, 2) + c, LD(AT(judged, 1) + c));
+        ST(AT(terms, 2) + c, LD(AT(action_stats, 1) + c));
         ST(AT(terms, 3) + c, off - log_ratio);
         ST(AT(terms, 4) + c, WHERE((off > by->clip_range) | (off < -by->clip_range), ZERO + 1));
     }
@@ -362,20 +362,20 @@ static TARGET void NAME(surrogate)(const Surrogate *by, const REAL *judged, cons
 }
 
 /* Go back through all operations for the rows [first, first + n), which have been played. */
-static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, REAL *grads, REAL *spare, REAL *sums,
+static TARGET void NAME(play_tile_back)(const Program *program, const REAL *features, REAL *grads, REAL *spare, REAL *sums,
                                         int64_t first, int n) {
-    memset(grads, 0, (size_t)tape->n_features * TILE * sizeof(REAL));
-    for (const Op *op = tape->ops + tape->n_ops - 1; op >= tape->ops; op--) {
+    memset(grads, 0, (size_t)program->n_features * TILE * sizeof(REAL));
+    for (const Op *op = program->ops + program->n_ops - 1; op >= program->ops; op--) {
         const REAL *in = AT(features, op->from), *out = AT(features, op->to);
         REAL *grad = AT(grads, op->to), *grad_in = AT(grads, op->from);
         switch (op->kind) {
             case TAKE_INPUT:
-                if (tape->grad_inputs[op->index])
-                    NAME(turn_out)(grad, n, op->n_out, tape->grad_inputs[op->index] + first * op->n_out);
+                if (program->grad_inputs[op->index])
+                    NAME(turn_out)(grad, n, op->n_out, program->grad_inputs[op->index] + first * op->n_out);
                 break;
             case GIVE_OUTPUT:
-                if (!tape->grad_outputs[op->index]) break;
-                NAME(turn_in)(tape->grad_outputs[op->index] + first * op->n_in, n, op->n_in, spare);
+                if (!program->grad_outputs[op->index]) break;
+                NAME(turn_in)(program->grad_outputs[op->index] + first * op->n_in, n, op->n_in, spare);
                 for (int c = 0; c < op->n_in * TILE; c += VLEN) ST(grad_in + c, LD(grad_in + c) + LD(spare + c));
                 break;
             case LINEAR:
@@ -384,9 +384,9 @@ static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, 
                 break;
             case NORM: NAME(norm_back)(op, in, out, grad, grad_in, sums + op->sums); break;
             case SOFTMAX: NAME(softmax_back)(op, out, grad, grad_in); break;
-            case JUDGE: NAME(judge_back)(op, in, AT(features, op->add), out, grad, grad_in); break;
+            case LOG_PROB_AND_ENTROPY: NAME(judge_back)(op, in, AT(features, op->add), out, grad, grad_in); break;
             case SURROGATE:
-                NAME(surrogate)(tape->surrogate, in, AT(features, op->add), out, grad_in, AT(grads, op->add), spare,
+                NAME(surrogate)(program->surrogate, in, AT(features, op->add), out, grad_in, AT(grads, op->add), spare,
                                 sums + op->sums, n);
                 break;
         }
@@ -397,24 +397,24 @@ static TARGET void NAME(play_tile_back)(const Tape *tape, const REAL *features, 
 
 /* Take tiles, or on the way back shares of them that each have their own sums, until none is left. */
 static TARGET void NAME(play)(void *data) {
-    Tape *tape = (Tape *)data;
-    const size_t tile = (size_t)tape->n_features * TILE, spare = (size_t)tape->n_spare * TILE;
-    void *block = malloc((tile * (tape->sums ? 2 : 1) + spare) * sizeof(REAL) + 64);
+    Program *program = (Program *)data;
+    const size_t tile = (size_t)program->n_features * TILE, spare = (size_t)program->n_spare * TILE;
+    void *block = malloc((tile * (program->sums ? 2 : 1) + spare) * sizeof(REAL) + 64);
     if (!block) {
-        tape->failed = 1;
+        program->failed = 1;
         return;
     }
     REAL *features = (REAL *)(((uintptr_t)block + 63) / 64 * 64);
-    if (tape->sums) memset(features + tile, 0, spare * sizeof(REAL)); /* a turned matrix's padding */
-    const int64_t tiles = (tape->B + TILE - 1) / TILE, each = (tiles + tape->n_shares - 1) / tape->n_shares;
-    for (int64_t share; (share = TAKE(tape)) < tape->n_shares;) {
+    if (program->sums) memset(features + tile, 0, spare * sizeof(REAL)); /* a turned matrix's padding */
+    const int64_t tiles = (program->B + TILE - 1) / TILE, each = (tiles + program->n_shares - 1) / program->n_shares;
+    for (int64_t share; (share = TAKE(program)) < program->n_shares;) {
         for (int64_t t = share * each; t < (share + 1) * each && t < tiles; t++) {
-            const int64_t first = t * TILE, left = tape->B - first;
+            const int64_t first = t * TILE, left = program->B - first;
             const int n = left < TILE ? (int)left : TILE;
             REAL *beside = features + tile, *grads = beside + spare;
-            if (NAME(play_tile)(tape, features, beside, first, n)) tape->failed = 1;
-            if (tape->sums)
-                NAME(play_tile_back)(tape, features, grads, beside, tape->sums + share * tape->n_sums, first, n);
+            if (NAME(play_tile)(program, features, beside, first, n)) program->failed = 1;
+            if (program->sums)
+                NAME(play_tile_back)(program, features, grads, beside, program->sums + share * program->n_sums, first, n);
         }
     }
     free(block);

@@ -363,12 +363,12 @@ def test_after_a_failed_step_all_environments_begin_anew() -> None:
 
 
 def test_episodes_that_end_in_an_abandoned_step_are_counted() -> None:
-    class Stop(BaseCallback):
+    class StopSignal(BaseCallback):
         def _on_step(self) -> bool:
             return self.n_calls < 9
 
     env = GroupedVecEnv([make_vec_env("bandit", 3, "0:100", seed) for seed in (0, 50)])  # of 10 pulls
     model = build(env, n_steps=16)
-    model.learn(1000, Stop())
+    model.learn(1000, StopSignal())
     assert len(model.ep_info_buffer or ()) == 3  # of the first group, which had begun its tenth step
     assert model.num_timesteps == 9 * 6 + 3

@@ -74,7 +74,7 @@ def test_a_graph_gives_what_the_policy_gives_also_after_it_has_learned(device: s
                 parameter.add_(0.01 * torch.randn_like(parameter))
         assert all(torch.equal(one, other) for one, other in zip(before, given[0].values(), strict=True))
         steps.append((step, ActStep(*(each.clone() for each in step))))
-    assert not act.given_up
+    assert not act.disabled
     for step, copied in steps:  # later steps write over none of these
         assert all(torch.equal(one, other) for one, other in zip(step, copied, strict=True))
 
@@ -122,7 +122,7 @@ def test_a_resumed_run_which_captures_anew_draws_what_it_would_have_drawn(device
         if resumed:
             act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
         steps += [act(*given) for _ in range(3)]
-        assert not act.given_up
+        assert not act.disabled
         runs.append(torch.stack([each.actions for each in steps]))
     assert torch.equal(*runs)
 
@@ -185,7 +185,7 @@ def test_a_graph_that_fails_or_is_wrong_is_given_up(capture: Any, why: str, capl
     with caplog.at_level(logging.WARNING), torch.no_grad():
         for _ in range(3):
             torch.testing.assert_close(act(*given).values, policy.act(*given).values)
-    assert act.given_up
+    assert act.disabled
     assert caplog.text.count("acting goes on without a CUDA graph") == 1
     assert why in caplog.text
     assert "and much more" not in caplog.text
@@ -271,7 +271,7 @@ def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
         room.capture(waits, torch.cuda.Stream("cuda"), draws=draws)
     assert torch.cuda.current_stream() == stream
     assert len({tuple(act(*given).actions.tolist()) for _ in range(5)}) > 1  # by the graph there was
-    assert not act.given_up
+    assert not act.disabled
     with torch.no_grad():
         assert len({tuple(policy.act(*given).actions.tolist()) for _ in range(5)}) > 1  # and without
     replay = room.capture(lambda: noise.normal_().clone(), torch.cuda.Stream("cuda"), draws=True)

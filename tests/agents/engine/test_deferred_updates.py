@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from srwm_rl.agents import PPO
-from srwm_rl.agents.engine.deferred_updates import Ledger, can_withhold
+from srwm_rl.agents.engine.deferred_updates import DeferredUpdates, supports_found_inf
 from srwm_rl.errors import FaultError
 from srwm_rl.nn.policy import SRWMPolicy
 from tests.agents.engine.test_nan_guard import poison
@@ -47,7 +47,7 @@ def run(late: bool, on_nan: str, **settings: Any) -> dict[str, Any]:
     return {
         "weights": torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach(),
         "optimizer": torch.cat([each.flatten() for each in optimizer]) if optimizer else torch.zeros(0),
-        "told": (said, keep.logged, model._n_updates, model._guard.skipped),
+        "told": (said, keep.logged, model._n_updates, model._nan_guard.skipped),
     }
 
 
@@ -61,13 +61,13 @@ def check_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how many updates were read, at each reading."""
     found: list[int] = []
-    read = Ledger.read
+    read = DeferredUpdates.read
 
-    def counted(self: Ledger) -> Any:
+    def counted(self: DeferredUpdates) -> Any:
         found.append(len(self._rows))
         return read(self)
 
-    monkeypatch.setattr(Ledger, "read", counted)
+    monkeypatch.setattr(DeferredUpdates, "read", counted)
     return found
 
 
@@ -152,15 +152,15 @@ def test_with_stop_nothing_is_learned_after_the_first_sick_update_and_with_skip_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: dict[str, list[Tensor]] = {"stop": [], "skip": []}
-    step = Ledger.step
+    step = DeferredUpdates.step
     for on_nan, weights in seen.items():
         with monkeypatch.context() as patch:
 
-            def watched(self: Ledger, *given: Any, weights: list[Tensor] = weights) -> None:
+            def watched(self: DeferredUpdates, *given: Any, weights: list[Tensor] = weights) -> None:
                 step(self, *given)
                 weights.append(torch.cat([each.detach().flatten() for _, each in self._parameters]))
 
-            patch.setattr(Ledger, "step", watched)
+            patch.setattr(DeferredUpdates, "step", watched)
             poison(patch, "values", 2)
             run(True, on_nan)
     assert len(seen["stop"]) == 4  # of one rollout
@@ -179,10 +179,10 @@ def test_a_target_for_the_divergence_is_looked_at_every_time(reads: list[int]) -
 
 def test_only_some_optimizers_can_withhold() -> None:
     weights = [torch.nn.Parameter(torch.zeros(2))]
-    assert can_withhold(torch.optim.Adam(weights, fused=True))
-    assert can_withhold(torch.optim.AdamW(weights, fused=True))
-    assert not can_withhold(torch.optim.Adam(weights, fused=False))
-    assert not can_withhold(torch.optim.RMSprop(weights))
+    assert supports_found_inf(torch.optim.Adam(weights, fused=True))
+    assert supports_found_inf(torch.optim.AdamW(weights, fused=True))
+    assert not supports_found_inf(torch.optim.Adam(weights, fused=False))
+    assert not supports_found_inf(torch.optim.RMSprop(weights))
 
 
 @pytest.mark.gpu
@@ -192,13 +192,13 @@ def test_nothing_waits_for_the_gpu_before_the_numbers_are_read(monkeypatch: pyte
     model = PPO("SRWMPolicy", env, n_steps=STEPS, batch_size=2 * STEPS, seed=0, device="cuda", policy_kwargs=kwargs)
     assert model._reads_late()
     model.learn(2 * 4 * STEPS)  # graphs are captured by now
-    read = Ledger.read
+    read = DeferredUpdates.read
 
-    def calm(self: Ledger) -> Any:
+    def calm(self: DeferredUpdates) -> Any:
         torch.cuda.set_sync_debug_mode("default")
         return read(self)
 
-    monkeypatch.setattr(Ledger, "read", calm)
+    monkeypatch.setattr(DeferredUpdates, "read", calm)
     torch.cuda.set_sync_debug_mode("error")
     try:
         model.train()

@@ -14,7 +14,7 @@ def weights_with(grads: list[Tensor | None]) -> list[Tensor]:
     return weights
 
 
-def parts_of(whole: Tensor, kind: str) -> list[Tensor | None]:
+def flatten_obs_space(whole: Tensor, kind: str) -> list[Tensor | None]:
     """Return gradients that are parts of one tensor [12], or nearly so."""
     first, second, third = whole[:4].view(2, 2), whole[4:9], whole[9:]
     return {
@@ -40,8 +40,8 @@ def parts_of(whole: Tensor, kind: str) -> list[Tensor | None]:
 )  # fmt: skip
 def test_norm_and_clipping_are_torchs(kind: str, max_norm: float) -> None:
     whole = torch.randn(12, generator=torch.Generator().manual_seed(0))
-    weights = weights_with(parts_of(whole.clone(), kind))
-    others = weights_with([None if each is None else each.clone() for each in parts_of(whole, kind)])
+    weights = weights_with(flatten_obs_space(whole.clone(), kind))
+    others = weights_with([None if each is None else each.clone() for each in flatten_obs_space(whole, kind)])
     norm = gradient_norm(weights)
     assert (_whole([x.grad for x in weights if x.grad is not None]) is None) == (
         kind not in ("parts", "in another order")

@@ -69,7 +69,7 @@ def graphs_for(model: Any, capture: Any = again) -> GraphedGradient:
 
 def without_graphs(model: RecurrentAlgorithm) -> None:
     if model.device.type == "cuda":
-        graphs_for(model).given_up = True
+        graphs_for(model).disabled = True
 
 
 def weights(model: RecurrentAlgorithm) -> Tensor:
@@ -101,7 +101,7 @@ def test_the_same_is_learned_with_graphs_and_without(
     graphed = build(algo, device, **settings)  # its seed is everybody's
     graphs, before = graphs_for(graphed), weights(graphed)
     graphed.learn(3 * 40)
-    assert not graphs.given_up
+    assert not graphs.disabled
     assert len(graphs._graphs) == (2 if "frames_at_once" in settings or algo == "ppo" else 1)
     assert len(replays) > 2 * len(graphs._graphs)
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if device == "cpu" else {"rtol": 1e-2, "atol": 1e-3}
@@ -180,7 +180,7 @@ def test_settings_that_never_rest_end_the_captures(caplog: pytest.LogCaptureFixt
             graphs.zero()
             graphs(given(4, 0), settings=i)
             torch.testing.assert_close(model.used.grad, gradient_of(model, [given(4, 0)])[1])
-    assert graphs.given_up
+    assert graphs.disabled
     assert caplog.text.count("its settings change too often") == 1
 
 
@@ -243,7 +243,7 @@ def test_graphs_that_fail_or_are_wrong_are_given_up(capture: Any, why: str, capl
             torch.testing.assert_close(model.used.grad, expected)
             torch.testing.assert_close(terms, expected_terms)
             assert model.unused.grad is None
-    assert graphs.given_up
+    assert graphs.disabled
     assert caplog.text.count("learning goes on without CUDA graphs") == 1
     assert why in caplog.text
     assert "previous error" not in caplog.text
@@ -264,7 +264,7 @@ def test_a_graph_that_turns_bad_for_a_second_shape_loses_no_gradient() -> None:
         for part in parts:
             graphs(part)
         torch.testing.assert_close(model.used.grad, gradient_of(model, parts)[1])
-    assert graphs.given_up
+    assert graphs.disabled
     assert not graphs._graphs  # nor the memory that it took
     assert graphs._kept == [None, None]
 
@@ -320,7 +320,7 @@ def test_a_setting_that_is_changed_in_between_counts(algo: str, changes: dict[st
         for name, value in changes.items() if changed else ():
             setattr(model, name, value)
         model.learn(80, reset_num_timesteps=False)
-        assert graphs is None or not graphs.given_up
+        assert graphs is None or not graphs.disabled
         found.append(weights(model))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(found[2], found[0], rtol=1e-5, atol=1e-6)

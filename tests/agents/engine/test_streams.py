@@ -19,7 +19,7 @@ from srwm_rl.agents import IMPALA
 from srwm_rl.agents import impala as room
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.distributed import LostProcessError
-from srwm_rl.agents.engine.streams import Handover, Lane, Turns
+from srwm_rl.agents.engine.streams import StreamContext, StreamEvent, StreamLock
 from tests.agents.probe import Probe
 
 
@@ -56,7 +56,7 @@ class Stream:
 
 
 class Device:
-    """What `Lane` and the others use of `torch.cuda`."""
+    """What `StreamContext` and the others use of `torch.cuda`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.lock = RLock()
@@ -122,7 +122,7 @@ def test_holders_of_a_lock_take_turns_on_the_device_as_well(ordered: bool) -> No
     found = []
     for seed in range(50):
         device = Device(seed)
-        turns: Any = Turns("cuda", device) if ordered else RLock()
+        turns: Any = StreamLock("cuda", device) if ordered else RLock()
         streams = {name: device.Stream() for name in ("step", "copy")}
         for i in range(4):
             for name, stream in streams.items():
@@ -136,7 +136,7 @@ def test_holders_of_a_lock_take_turns_on_the_device_as_well(ordered: bool) -> No
 
 def test_a_turn_ends_where_something_is_raised() -> None:
     device, order = Device(), []
-    turns = Turns("cuda", device)
+    turns = StreamLock("cuda", device)
     with pytest.raises(KeyError), turns:
         raise KeyError
     other = device.Stream()
@@ -150,7 +150,7 @@ def test_what_is_handed_over_is_done_before_and_nothing_else_is_waited_for() -> 
     orders = set()
     for seed in range(50):
         device = Device(seed)
-        handover, learner = Handover("cuda", device), device.Stream()
+        handover, learner = StreamEvent("cuda", device), device.Stream()
         device.launch("played")
         handover.send()
         device.launch("more")
@@ -168,7 +168,7 @@ def test_what_is_handed_over_is_done_before_and_nothing_else_is_waited_for() -> 
 def test_a_lane_begins_after_what_was_launched_and_ends_done() -> None:
     for seed in range(20):
         device = Device(seed)
-        lane = Lane("cuda", device)
+        lane = StreamContext("cuda", device)
         device.launch("weights")
         lane.begin()
         device.launch("acting")
@@ -183,7 +183,7 @@ def test_a_lane_begins_after_what_was_launched_and_ends_done() -> None:
 
 def test_a_lane_is_left_done_also_where_something_is_raised() -> None:
     device = Device()
-    lane = Lane("cuda", device)
+    lane = StreamContext("cuda", device)
 
     def fail() -> None:
         with lane.entered():
@@ -198,7 +198,7 @@ def test_a_lane_is_left_done_also_where_something_is_raised() -> None:
 
 def test_nobody_waits_for_what_a_lost_process_takes_no_part_in() -> None:
     device = Device()
-    lane = Lane("cuda", device)
+    lane = StreamContext("cuda", device)
 
     def fail() -> None:
         with lane.entered():
@@ -213,7 +213,7 @@ def test_nobody_waits_for_what_a_lost_process_takes_no_part_in() -> None:
 
 def test_on_a_cpu_nothing_is_asked_of_a_gpu() -> None:
     nothing = Untouched()
-    lane, turns, handover = Lane("cpu", nothing), Turns("cpu", nothing), Handover("cpu", nothing)
+    lane, turns, handover = StreamContext("cpu", nothing), StreamLock("cpu", nothing), StreamEvent("cpu", nothing)
     with lane.entered(), turns, turns:
         handover.send()
         handover.receive()
@@ -232,7 +232,7 @@ def test_a_batch_is_put_together_after_it_was_played_and_its_parts_outlive_that(
 ) -> None:
     device = Device()
     queue = UnrollQueue(4)
-    queue._filled = Handover("cuda", device)
+    queue._filled = StreamEvent("cuda", device)
     joined = "srwm_rl.agents.collecting.unroll_queue.joined"
     monkeypatch.setattr(joined, lambda parts: device.launch("joined") or parts[0])  # type: ignore[func-returns-value]
     device.launch("first")
@@ -260,8 +260,10 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
     found = []
     for seed in range(6):
         device = Device(seed)
-        monkeypatch.setattr(room, "Lane", lambda _, device=device: Lane("cuda", device))
-        monkeypatch.setattr(room, "Turns", lambda _, device=device: Turns("cuda", device) if ordered else RLock())
+        monkeypatch.setattr(room, "StreamContext", lambda _, device=device: StreamContext("cuda", device))
+        monkeypatch.setattr(
+            room, "StreamLock", lambda _, device=device: StreamLock("cuda", device) if ordered else RLock()
+        )
         model = model_on("cpu")
         step, copy = model.policy.optimizer.step, room.copy_weights
 
@@ -276,7 +278,7 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
         monkeypatch.setattr(model.policy.optimizer, "step", stepped)
         monkeypatch.setattr(room, "copy_weights", copied)
         # Else the learner is done with each step before the next batch, and so rarely meets a copy.
-        monkeypatch.setattr(Lane, "finish", lambda _: None)
+        monkeypatch.setattr(StreamContext, "finish", lambda _: None)
         model.learn(4 * 8 * 12)
         monkeypatch.undo()
         device.run()
@@ -289,7 +291,7 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
 
 def test_the_learner_works_in_its_lane_and_leaves_it_done(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
-    monkeypatch.setattr(room, "Lane", lambda _: Lane("cuda", device))
+    monkeypatch.setattr(room, "StreamContext", lambda _: StreamContext("cuda", device))
     model = model_on("cpu")
     device.launch("built")
     update = IMPALA._update

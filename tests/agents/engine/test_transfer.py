@@ -52,7 +52,7 @@ def test_a_gpu_is_waited_for_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(user, "to_host", counted)
     model.policy.set_training_mode(False)
-    play = model._play
+    play = model._collect
 
     def watched(*given: object) -> bool:
         torch.cuda.set_sync_debug_mode("error")
@@ -61,6 +61,6 @@ def test_a_gpu_is_waited_for_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> 
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(model, "_play", watched)
+    monkeypatch.setattr(model, "_collect", watched)
     model.learn(4 * 8, reset_num_timesteps=False)
     assert waits == [3] * 9  # eight steps and the values of what the last one led to

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation import comparison
 from srwm_rl.agents.evaluation.comparison import (
     common_thresholds,
     interquartile_mean,
@@ -15,7 +16,6 @@ from srwm_rl.agents.evaluation.comparison import (
     rliable_version,
     run_improvement,
 )
-from srwm_rl.agents.evaluation import comparison
 
 RNG = np.random.default_rng(5)
 SCORES = RNG.normal(size=(5, 3))

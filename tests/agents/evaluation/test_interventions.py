@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from srwm_rl import SRWMPolicy, UserError
-from srwm_rl.agents.evaluation.interventions import Held, head_part
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.envs import make_levels_env
 from srwm_rl.nn.diagnostics import head_norms
@@ -60,7 +60,7 @@ def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[st
                for k, v in live.state_dict().items()}  # fmt: skip
     fake.load_state_dict(weights)
     seen = observations(live)
-    held: Any = Held(live)
+    held: Any = FrozenStateAgent(live)
     state: Any = None
     fake_state = fake.initial_state(B)
     for obs, starts in zip(seen, STARTS, strict=True):
@@ -84,7 +84,7 @@ def test_from_a_later_step_on(core: str) -> None:
     made = policy(core)
     seen = observations(made)
     _, live = walk(made, seen)
-    _, held = walk(Held(made, after=2), seen)
+    _, held = walk(FrozenStateAgent(made, after=2), seen)
     for t in range(STEPS):
         for env in range(B):
             clock = t - 5 if env == 1 and t >= 5 else t
@@ -100,12 +100,12 @@ def test_held_from_the_start_every_observation_is_the_first() -> None:
     seen = observations(made)
     torch.manual_seed(0)
     alone = np.stack([made.predict(obs, None, np.ones(B, bool))[0] for obs in seen])
-    np.testing.assert_array_equal(walk(Held(made), seen)[0], alone)
+    np.testing.assert_array_equal(walk(FrozenStateAgent(made), seen)[0], alone)
 
 
 def test_a_lesion_takes_one_head_and_leaves_the_others() -> None:
     made = policy("srwm")
-    _, states = walk(Held(made, part=head_part(made, 1, 2)), observations(made))
+    _, states = walk(FrozenStateAgent(made, part=head_part(made, 1, 2)), observations(made))
     for t, state in enumerate(states):
         norms = head_norms(made.core, torch.from_numpy(state))  # [L, B, H]
         assert not norms[1, :, 2].any()
@@ -133,5 +133,5 @@ def test_how_many_play_at_once_does_not_matter() -> None:
     made, results = policy("srwm"), []
     for n_envs in (1, 4, 7):
         env = make_levels_env("recall", n_envs, "0:9", 2, 0)
-        results.append(sorted(play_levels(Held(made, after=3), env, deterministic=True)))
+        results.append(sorted(play_levels(FrozenStateAgent(made, after=3), env, deterministic=True)))
     assert results[0] == results[1] == results[2]

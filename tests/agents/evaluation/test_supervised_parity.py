@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from srwm_rl.agents.evaluation.supervised_parity import (
-    StreamModel,
-    StreamSettings,
+    ParityModel,
+    ParitySettings,
     accuracy_by_step,
     parity_streams,
-    train_on_streams,
+    train_parity,
 )
 from srwm_rl.errors import UserError
 
@@ -28,7 +28,7 @@ def test_parity_counts_the_ones_so_far() -> None:
 def gradient(bptt: int | None) -> torch.Tensor:
     """Return the gradient of an SRWM's slow weight, `[H, D, 3D+4]`."""
     torch.manual_seed(0)
-    model = StreamModel("srwm", **SMALL)
+    model = ParityModel("srwm", **SMALL)
     bits, parity = parity_streams(6, 4, torch.Generator().manual_seed(0))
     torch.nn.functional.binary_cross_entropy_with_logits(model(bits, bptt), parity.float()).backward()
     weight = next(p for name, p in model.core.named_parameters() if name.endswith("layers.0.weight"))
@@ -46,7 +46,7 @@ def test_the_cut_takes_all_gradient_from_the_self_modification() -> None:
 
 def test_to_forget_is_to_answer_each_bit_alone() -> None:
     torch.manual_seed(0)
-    model = StreamModel("srwm", **SMALL)
+    model = ParityModel("srwm", **SMALL)
     bits = torch.randint(0, 2, (7, 5))
     alone = torch.cat([model(bits[t : t + 1]) for t in range(7)])
     assert torch.allclose(model(bits, forget=True), alone, atol=1e-6)
@@ -60,8 +60,8 @@ def test_training_repeats_itself_and_leaves_the_global_generator_alone() -> None
     losses: list[list[float]] = []
     for seed in (1, 1, 2):
         losses.append([])
-        settings = StreamSettings(core_kwargs=SMALL, n_updates=3, batch=4, seed=seed)
-        train_on_streams(settings, lambda _, loss: losses[-1].append(loss))
+        settings = ParitySettings(core_kwargs=SMALL, n_updates=3, batch=4, seed=seed)
+        train_parity(settings, lambda _, loss: losses[-1].append(loss))
     assert torch.equal(torch.rand(1), expected)
     assert len(losses[0]) == 3
     assert losses[0] == losses[1] != losses[2]
@@ -70,11 +70,11 @@ def test_training_repeats_itself_and_leaves_the_global_generator_alone() -> None
 @pytest.mark.parametrize("setting", ["n_updates", "batch", "longest"])
 def test_counts_below_one_are_refused(setting: str) -> None:
     with pytest.raises(UserError, match=setting):
-        StreamSettings(**{setting: 0})
+        ParitySettings(**{setting: 0})
 
 
 def test_accuracy_is_that_of_the_answers() -> None:
-    class Last(StreamModel):
+    class Last(ParityModel):
         """Answer with the bit itself: right at the first step, and half of the time later."""
 
         def forward(self, bits: torch.Tensor, bptt: int | None = None, forget: bool = False) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_accuracy_is_that_of_the_answers() -> None:
 def test_the_srwm_learns_parity_beyond_its_training_length_and_the_cut_one_does_not() -> None:
     tails = {}
     for bptt in (None, 1):
-        model = train_on_streams(StreamSettings(core_kwargs=USUAL, bptt=bptt))
+        model = train_parity(ParitySettings(core_kwargs=USUAL, bptt=bptt))
         tails[bptt] = accuracy_by_step(model, 160)[120:].mean().item()
         held = accuracy_by_step(model, 160, forget=True)[120:].mean().item()
         assert abs(held - 0.5) < 0.05  # the slow weight alone knows nothing

@@ -8,7 +8,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.distributed import Processes
+from srwm_rl.agents.distributed import ProcessGroup
 from srwm_rl.agents.run import callbacks
 from srwm_rl.agents.run.callbacks import Checkpoints, LevelRecorder, TrainingReturn
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
@@ -165,7 +165,7 @@ def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates(monkeyp
 
 
 def test_all_processes_take_states_when_process_0_does() -> None:
-    class Slow(Processes):
+    class Slow(ProcessGroup):
         def all_gather(self, tree: Any) -> list[Any]:
             asked.append(tree)
             clock.now += 50  # until all are there

@@ -10,7 +10,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from srwm_rl import core_names
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.evaluation.play_levels import play_levels
-from srwm_rl.agents.run.monitoring import HeldOut, SelfModification
+from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback
 from srwm_rl.envs import make_levels_env, make_vec_env
 
 
@@ -33,17 +33,17 @@ def model(core: str = "srwm") -> tuple[PPO, Keep]:
     return made, log
 
 
-def held_out(model: PPO, every: int) -> HeldOut:
+def held_out(model: PPO, every: int) -> HeldOutEvalCallback:
     def play(levels: str) -> Any:
         return play_levels(model.policy, make_levels_env("recall", 4, levels, 1, 0))
 
-    return HeldOut({"train": lambda: play("0:6"), "test": lambda: play("100:106")}, every)
+    return HeldOutEvalCallback({"train": lambda: play("0:6"), "test": lambda: play("100:106")}, every)
 
 
 @pytest.mark.parametrize("core", core_names())
 def test_edits_and_drifts_are_logged_where_there_are_any(core: str) -> None:
     made, log = model(core)
-    made.learn(3 * 128, SelfModification())
+    made.learn(3 * 128, EditStatsCallback())
     names = {name for line in log.lines for name in line if name.startswith("srwm/")}
     if not made.policy.core.state_size:
         assert names == set()
@@ -57,7 +57,7 @@ def test_edits_and_drifts_are_logged_where_there_are_any(core: str) -> None:
 
 def test_the_drift_is_that_of_the_state() -> None:
     made, log = model()
-    made.learn(128, SelfModification(histogram_every=1))
+    made.learn(128, EditStatsCallback(histogram_every=1))
     assert made._core_state is not None
     fresh = torch.as_tensor(made._last_episode_starts)
     core: Any = made.policy.core
@@ -74,7 +74,7 @@ def test_looking_changes_nothing_of_what_is_learned() -> None:
     plain, _ = model()
     plain.learn(4 * 128)
     watched, _ = model()
-    watched.learn(4 * 128, [SelfModification(), held_out(watched, 128)])
+    watched.learn(4 * 128, [EditStatsCallback(), held_out(watched, 128)])
     for mine, theirs in zip(plain.policy.parameters(), watched.policy.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -100,5 +100,5 @@ def test_it_does_not_disturb_a_learner_that_runs_beside() -> None:
     made = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
     log = Keep()
     made.set_logger(Logger(None, [log]))
-    made.learn(60 * 64, SelfModification())  # raised from the learner's thread when the two shared a network
+    made.learn(60 * 64, EditStatsCallback())  # raised from the learner's thread when the two shared a network
     assert sum("srwm/l0/edit" in line for line in log.lines) == 60

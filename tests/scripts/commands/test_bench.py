@@ -148,7 +148,9 @@ def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
         return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
 
     before = where()
-    speeds = bound.speeds_of(bound.parts_of(model, make_env(training._train_config(config)), config.batch_size))
+    speeds = bound.speeds_of(
+        bound.flatten_obs_space(model, make_env(training._train_config(config)), config.batch_size)
+    )
     assert min(speeds.values()) > 0
     (arrays, rest), (arrays_before, rest_before) = where(), before
     assert rest == rest_before

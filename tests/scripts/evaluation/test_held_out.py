@@ -14,7 +14,7 @@ from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.held_out import count, explain, levels_trained_on, merged
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
-from srwm_rl.storage.seen_levels import LevelsPlayed
+from srwm_rl.storage.seen_levels import SeenLevels
 
 Change = Callable[[dict[str, Any], dict[str, Any]], object]
 
@@ -173,8 +173,8 @@ def test_an_evaluation_file_that_says_it_otherwise_is_refused(
         assert "was not written by srwm-rl eval --json" in call(*words).error()
 
 
-def record(*levels: int, start: int = 0, stop: int = 10, complete: bool = True) -> LevelsPlayed:
-    found = LevelsPlayed(start, stop, complete)
+def record(*levels: int, start: int = 0, stop: int = 10, complete: bool = True) -> SeenLevels:
+    found = SeenLevels(start, stop, complete)
     for level in levels:
         found.add("recall", level)
     return found
@@ -190,11 +190,11 @@ def record(*levels: int, start: int = 0, stop: int = 10, complete: bool = True) 
         ("all", record(1, 9), [9]),
         ("all", record(1), []),
         ("all", record(1, complete=False), [8, 9, 10, 11]),
-        ("all", LevelsPlayed(0, 5), [8, 9, 10, 11]),  # nothing of this game
+        ("all", SeenLevels(0, 5), [8, 9, 10, 11]),  # nothing of this game
         ("20:30", record(20), []),
     ],
 )
-def test_what_counts_as_trained_on(levels: str, played: LevelsPlayed | None, met: list[int]) -> None:
+def test_what_counts_as_trained_on(levels: str, played: SeenLevels | None, met: list[int]) -> None:
     trained = TrainConfig(env="recall", levels=levels)
     found = levels_trained_on(trained, played, {"held-out": list(LevelRange(8, 12))})
     assert found == ({"held-out": {"recall": met}} if met else {})

@@ -37,7 +37,7 @@ def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("procgen", reason="its games are ProcGen's")
     from srwm_rl.scripts.commands.compare import make_page
     from srwm_rl.scripts.config.settings import TrainConfig
-    from srwm_rl.scripts.evaluation.paired import Side, compare
+    from srwm_rl.scripts.evaluation.paired import ComparedRuns, compare
 
     games = ("bigfish", "fruitbot", "leaper", "maze", "plunder", "starpilot")
     head = {"env": "paper6", "mode": "easy", "actions": "stochastic", "repeats": 1, "num_timesteps": 50_000_000}
@@ -50,7 +50,7 @@ def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             evaluations.append({**head, "levels": {"held-out": "1000:1200"}, "episodes": {"held-out": of}})
         trained = [TrainConfig(env="paper6", core=core, seed=seed) for seed in range(2)]
         names = [f"logs/impala_{core}/paper6_{seed}" for seed in range(2)]
-        sides.append(Side(letter, names, trained, evaluations))
+        sides.append(ComparedRuns(letter, names, trained, evaluations))
     first, second = sides
     path = tmp_path_factory.mktemp("compare") / "compare.html"
     path.write_text(make_page((first, second), compare((first, second), 0), "srwm-rl compare"), encoding="utf-8")

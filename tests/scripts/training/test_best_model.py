@@ -107,11 +107,11 @@ def test_a_run_stopped_and_resumed_has_the_same_best(
     stops = iter([best["steps"] - STEPS, best["steps"], best["steps"] + STEPS])
     due, save = [next(stops)], train.save
 
-    def save_and_stop(run: Run, model: Any, config: Any, state: Any, logbook: Any) -> None:
-        save(run, model, config, state, logbook)
+    def save_and_stop(run: Run, model: Any, config: Any, state: Any, best_model: Any) -> None:
+        save(run, model, config, state, best_model)
         if state["counters"]["num_timesteps"] >= due[0] and not getattr(model, "stopping", False):
             model.stopping = True  # it saves once more when it stops
-            raise train.Stop("a test")
+            raise train.StopSignal("a test")
 
     monkeypatch.setattr(train, "save", save_and_stop)
     assert call(*words, "-f", tmp_path / "cut").code == 130

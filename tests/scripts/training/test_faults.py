@@ -75,11 +75,11 @@ def test_a_sick_reward_can_be_skipped(words: list[str], call: Any, tmp_path: Pat
 def test_a_sick_state_is_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from srwm_rl.scripts.config.settings import TrainConfig
     from srwm_rl.scripts.training import checkpoints
-    from srwm_rl.scripts.training.monitoring import open_logbook
+    from srwm_rl.scripts.training.monitoring import make_best_model_tracker
 
     run = Run.create(tmp_path / "run", {"train": {}})
     state = {"counters": {"num_timesteps": 7}, "policy": {"w": np.array([1.0, np.nan], np.float32)}, "environments": {}}
     config = TrainConfig()
-    checkpoints.save(run, None, config, state, open_logbook(config))  # type: ignore[arg-type]
+    checkpoints.save(run, None, config, state, make_best_model_tracker(config))  # type: ignore[arg-type]
     assert run.files("checkpoint") == run.files("model") == []
     assert "not saved at 7 steps: policy/w is not finite" in capsys.readouterr().err

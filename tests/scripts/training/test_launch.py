@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from srwm_rl import UserError
-from srwm_rl.agents.distributed import Place
+from srwm_rl.agents.distributed import RankInfo
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import make_env, make_model
-from srwm_rl.scripts.training.launch import share
+from srwm_rl.scripts.training.launch import shard_config
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
@@ -217,7 +217,7 @@ def test_wrong_input_is_said_once(torchrun: Start, untouched: Path) -> None:
     assert err == ["srwm-rl: error: --n-envs 5 cannot be divided evenly among 2 processes; use a multiple of 2"]
 
 
-PROCESS_1 = Place(rank=1, size=2, local_rank=1, local_size=2)
+PROCESS_1 = RankInfo(rank=1, size=2, local_rank=1, local_size=2)
 
 
 def config(**settings: Any) -> TrainConfig:
@@ -226,19 +226,23 @@ def config(**settings: Any) -> TrainConfig:
 
 
 def test_environments_and_batch_are_shared() -> None:
-    own = share(config(), PROCESS_1)
+    own = shard_config(config(), PROCESS_1)
     assert (own.n_envs, own.batch_size, own.seed != 0) == (4, 32, True)
-    assert share(config(), Place()) == config()
-    assert share(config(batch_size=79), PROCESS_1).batch_size == 32  # four whole sequences in all
+    assert shard_config(config(), RankInfo()) == config()
+    assert shard_config(config(batch_size=79), PROCESS_1).batch_size == 32  # four whole sequences in all
     many = config(n_envs=64, batch_size=1024)
-    seeds = {share(replace(many, seed=seed), Place(rank, 8, rank, 8)).seed for seed in range(8) for rank in range(8)}
-    assert len(seeds) == 64, "runs with other seeds share a process's levels"
+    seeds = {
+        shard_config(replace(many, seed=seed), RankInfo(rank, 8, rank, 8)).seed
+        for seed in range(8)
+        for rank in range(8)
+    }
+    assert len(seeds) == 64, "runs with other seeds shard_config a process's levels"
 
 
 def test_the_processes_play_other_levels() -> None:
     levels = []
     for rank in range(2):
-        own = share(config(levels="all"), PROCESS_1._replace(rank=rank))
+        own = shard_config(config(levels="all"), PROCESS_1._replace(rank=rank))
         model = make_model(own, make_env(own))
         assert model.env is not None
         model.env.reset()
@@ -262,7 +266,7 @@ def test_the_processes_play_other_levels() -> None:
 )
 def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        share(config(**settings), PROCESS_1)
+        shard_config(config(**settings), PROCESS_1)
     assert said in str(caught.value)
 
 
@@ -272,6 +276,6 @@ def test_what_is_for_one_process_is_refused(
 ) -> None:
     from srwm_rl.scripts.commands import train
 
-    monkeypatch.setattr(train, "several", lambda: True)
-    monkeypatch.setattr(train, "take_part", lambda command, words: command())
+    monkeypatch.setattr(train, "is_distributed", lambda: True)
+    monkeypatch.setattr(train, "run_rank", lambda command, words: command())
     assert f"--{name} is for one process" in call("train", "--resume", recall, f"--{name}").error()

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from srwm_rl.native.fused_policy import FusedPolicy, UnknownPartError, write
+from srwm_rl.native.fused_policy import FusedPolicy, UnsupportedModuleError, write
 from srwm_rl.nn.encoders import ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
@@ -128,7 +128,7 @@ def test_every_core(core: str, batch: int) -> None:
     check_act(policy, fused, batch)
     check_sequence(policy, fused, 9, batch)
     check_sequence(policy, fused, 9, batch, bptt=4)
-    assert not fused.given_up
+    assert not fused.disabled
     assert (fused._tapes.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
 
 
@@ -150,7 +150,7 @@ def test_every_space_and_head(space: spaces.Space[Any], action: str, settings: d
     fused = FusedPolicy(policy)
     check_act(policy, fused, 5)
     check_sequence(policy, fused, 6, 5)
-    assert not fused.given_up
+    assert not fused.disabled
 
 
 @pytest.mark.parametrize("action", ["discrete", "box"])
@@ -162,11 +162,11 @@ def test_what_torch_sees_in_images_goes_on_in_c(space: spaces.Space[Any], action
     check_act(policy, fused, 5)
     check_sequence(policy, fused, 6, 5, bptt=4)
     check_sequence(policy, fused, 6, 15)
-    assert not fused.given_up
+    assert not fused.disabled
     for each in policy.features_extractor.images.values():
         each.requires_grad_(False)
     check_sequence(policy, fused, 6, 5)
-    assert not fused.given_up
+    assert not fused.disabled
 
 
 @pytest.mark.parametrize("space", [LONE, FRAMES], ids=["lone", "frames"])
@@ -212,7 +212,7 @@ def test_actions_are_drawn_as_the_policy_draws_them() -> None:
     torch.manual_seed(3)
     with torch.no_grad():
         expected = torch.stack([policy.act(*given).actions for _ in range(20)])
-    assert not fused.given_up
+    assert not fused.disabled
     assert (found == expected).float().mean() > 0.99  # a tie to the last bit may fall otherwise
     assert len(found.unique(dim=0)) == 20
 
@@ -222,7 +222,7 @@ def test_a_weight_changed_before_the_way_back_is_noticed() -> None:
     obs, actions, state, starts = unroll(policy, 3, 2)
     fused = FusedPolicy(policy)
     seen = fused.evaluate_sequence(obs, actions, state, starts)
-    assert not fused.given_up
+    assert not fused.disabled
     with torch.no_grad():
         policy.value_net.weight.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -239,7 +239,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert torch.isfinite(step.values).tolist() == [True, False, True, True]
     seen = fused.evaluate_sequence(obs, actions, state, starts)
     assert torch.isfinite(seen.values[0]).tolist() == [True, False, True, True]
-    assert not fused.given_up
+    assert not fused.disabled
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru", "feedforward", "srwm_no_carry"])
@@ -249,8 +249,8 @@ def test_other_cores_act_as_ever(core: str) -> None:
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
     check_sequence(policy, fused, 4, 3)
-    assert fused.given_up
-    with pytest.raises(UnknownPartError):
+    assert fused.disabled
+    with pytest.raises(UnsupportedModuleError):
         write(policy)
 
 
@@ -281,7 +281,7 @@ def test_other_encoders_are_unknown(change: Any) -> None:
     change(policy)
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
-    assert fused.given_up
+    assert fused.disabled
 
 
 class Doubling(FeedForwardBlock):
@@ -297,7 +297,7 @@ def test_a_policy_that_does_more_goes_on_by_itself(
 ) -> None:
     policy = policy_of("default", LONE)
     policy.core.blocks[0].__class__ = Doubling
-    with pytest.raises(UnknownPartError):
+    with pytest.raises(UnsupportedModuleError):
         write(policy)
     policy.core.blocks[0].__class__ = FeedForwardBlock
     forward = FeedForwardBlock.forward
@@ -306,7 +306,7 @@ def test_a_policy_that_does_more_goes_on_by_itself(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             check_act(policy, fused, 3)
-    assert fused.given_up
+    assert fused.disabled
     assert caplog.text.count("goes on without its C kernel: its log-probabilities differ") == 1
 
 
@@ -339,7 +339,7 @@ def test_what_was_replaced_is_noticed(change: Any) -> None:
     change(policy)
     check_act(policy, fused, 3)
     check_sequence(policy, fused, 3, 2)
-    assert fused.given_up == (change is turn)
+    assert fused.disabled == (change is turn)
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
@@ -354,7 +354,7 @@ def test_hooks_are_called(kind: str, of: str) -> None:
     assert len(calls) == 2  # once here and once there
     hook.remove()
     check_sequence(policy, fused, 3, 2)
-    assert not fused.given_up
+    assert not fused.disabled
 
 
 def lora(policy: SRWMPolicy) -> None:
@@ -383,7 +383,7 @@ def test_parts_that_only_look_alike_are_unknown(change: Any) -> None:
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
     check_sequence(policy, fused, 3, 2)
-    assert fused.given_up
+    assert fused.disabled
 
 
 def test_no_environments_and_no_gradient_of_weights_are_no_trouble() -> None:

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import Core, SRWMPolicy, core_names, make_core
-from srwm_rl.nn.diagnostics import count_heads, head_norms, introspect, listen, state_heads
+from srwm_rl.nn.diagnostics import count_heads, head_norms, introspect, record_rates, state_heads
 
 B, STEPS, HIDDEN = 3, 6, 8
 
@@ -48,7 +48,7 @@ def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
     with torch.no_grad():
         for t in range(STEPS):
             before = state.masked_fill(starts[t][:, None] != 0, 0)
-            with listen(core) as rates:
+            with record_rates(core) as rates:
                 _, state = core(x[t : t + 1], state, starts[t : t + 1])
             shifts[:, starts[t].numpy() != 0] = 0
             fed = core.project(x[t])  # type: ignore[operator]
@@ -158,7 +158,7 @@ def test_the_heads_of_sr_deltas_two_weights() -> None:
 def test_listening_ends_and_is_for_single_steps() -> None:
     core = make_core("srwm", 5, hidden_size=HIDDEN, n_layers=2)
     before = dict(vars(core.layers[0]))  # type: ignore[index]
-    with pytest.raises(ValueError, match="one step at a time, not of 2"), listen(core):
+    with pytest.raises(ValueError, match="one step at a time, not of 2"), record_rates(core):
         core(torch.zeros(2, B, 5), core.initial_state(B), torch.zeros(2, B))
     assert dict(vars(core.layers[0])) == before  # type: ignore[index]
     core(torch.zeros(2, B, 5), core.initial_state(B), torch.zeros(2, B))
@@ -181,7 +181,7 @@ class Pondering(Core):
 def test_a_core_of_ones_own_has_one_row_per_layer_of_its_state() -> None:
     core = Pondering(5)
     state = torch.randn(1, B, core.state_size)
-    with listen(core) as rates:
+    with record_rates(core) as rates:
         core(torch.zeros(2, B, 5), state, torch.zeros(2, B))
     assert rates == []
     torch.testing.assert_close(head_norms(core, state)[..., 0], state.norm(dim=-1))

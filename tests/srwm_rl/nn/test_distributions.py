@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution, MultiCategoricalDistribution
 from torch.distributions import Categorical
 
-from srwm_rl.nn.distributions import Choice, ChoiceDistribution, ChoicesDistribution, CoinsDistribution
+from srwm_rl.nn.distributions import Choice, UncheckedBernoulli, UncheckedCategorical, UncheckedMultiCategorical
 from srwm_rl.nn.policy import SRWMPolicy
 
 
@@ -61,7 +61,7 @@ def test_a_policy_of_discrete_actions_has_it_under_sb3s_names() -> None:
     policy = SRWMPolicy(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(4), lambda _: 0.0)
     state = policy.initial_state(2)
     distribution, _ = policy.get_distribution(torch.ones(2, 3), (state,), torch.ones(2))
-    assert isinstance(distribution, ChoiceDistribution)
+    assert isinstance(distribution, UncheckedCategorical)
     probs = distribution.distribution.probs
     torch.testing.assert_close(probs.sum(-1), torch.ones(2))
     assert torch.equal(distribution.mode(), probs.argmax(-1))
@@ -69,8 +69,8 @@ def test_a_policy_of_discrete_actions_has_it_under_sb3s_names() -> None:
 
 
 PAIRS = [
-    (ChoicesDistribution([3, 4]), MultiCategoricalDistribution([3, 4])),
-    (CoinsDistribution(7), BernoulliDistribution(7)),
+    (UncheckedMultiCategorical([3, 4]), MultiCategoricalDistribution([3, 4])),
+    (UncheckedBernoulli(7), BernoulliDistribution(7)),
 ]
 
 

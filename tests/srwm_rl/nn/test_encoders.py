@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
-from srwm_rl.nn.encoders import Encoder, ImpalaCNN, StepEmbedding, fastest_precision, parts_of
+from srwm_rl.nn.encoders import Encoder, ImpalaCNN, StepEmbedding, fastest_precision, flatten_obs_space
 
 
 def test_both_image_layouts_give_the_same_features() -> None:
@@ -167,7 +167,7 @@ def test_step_embedding_tells_early_and_late_steps_apart() -> None:
 
 def test_unreadable_spaces_are_named() -> None:
     with pytest.raises(UserError, match=r"'t' is a Text space"):
-        parts_of(spaces.Dict(t=spaces.Text(3)))
+        flatten_obs_space(spaces.Dict(t=spaces.Text(3)))
 
 
 def test_the_encoder_says_what_it_is() -> None:

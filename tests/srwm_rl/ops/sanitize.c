@@ -88,9 +88,9 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     const int width = H * D, state = width * (3 * D + 4);
     int at = 0;
     const int step = at++, seen = at, waves = at += SEEN, x = at += 2 * PERIODS, normed = at += width;
-    const int soft = at += width + 2, y = at += width, out = at += width, logits = at += width, clocks = at += ACTIONS;
-    const int judged = clocks + ACTIONS;
-    const int n_features = judged + 3, joined = SEEN + 2 * PERIODS;
+    const int soft = at += width + 2, y = at += width, out = at += width, logits = at += width, exp_noise = at += ACTIONS;
+    const int action_stats = exp_noise + ACTIONS;
+    const int n_features = action_stats + 3, joined = SEEN + 2 * PERIODS;
     float *project = numbers((int64_t)width * joined, 0), *bias = numbers(width, 0), *scale = numbers(width, 0);
     float *periods = numbers(PERIODS, 0), *slow = numbers(state, 0), *mix = numbers((int64_t)width * width, 0);
     float *head = numbers((int64_t)ACTIONS * width, 0);
@@ -109,17 +109,17 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
         {HEADS, 0, soft, y, normed, width, H, 0, 0, -1, -1, 2.0f, 0, slow, 0},
         {LINEAR, RELU, from, out, x, width, width, 0, 0, 4, -1, 0, sums[2], mix, 0},
         {LINEAR, 0, out, logits, -1, width, ACTIONS, 0, 0, 5, -1, 0, sums[3], head, 0},
-        {TAKE_INPUT, 0, 0, clocks, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
-        {JUDGE, 0, logits, judged, step, ACTIONS, 0, 0, 0, -1, -1, 0, 0, 0, 0},
-        {SURROGATE, 0, judged, clocks, logits, 0, 0, 0, 0, -1, -1, 0, sums[4], 0, 0},
+        {TAKE_INPUT, 0, 0, exp_noise, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
+        {LOG_PROB_AND_ENTROPY, 0, logits, action_stats, step, ACTIONS, 0, 0, 0, -1, -1, 0, 0, 0, 0},
+        {SURROGATE, 0, action_stats, exp_noise, logits, 0, 0, 0, 0, -1, -1, 0, sums[4], 0, 0},
         {GIVE_OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
-        {CHOOSE, 0, logits, logits, clocks, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
+        {SAMPLE, 0, logits, logits, exp_noise, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
     };
     enum { COUNT = sizeof(all) / sizeof(all[0]) };
     Op ops[COUNT];
     int n_ops = 0;
     for (int i = 0; i < COUNT; i++) {
-        if (!back || (all[i].kind != HEADS && all[i].kind != CHOOSE)) ops[n_ops++] = all[i];
+        if (!back || (all[i].kind != HEADS && all[i].kind != SAMPLE)) ops[n_ops++] = all[i];
     }
     float *inputs[] = {numbers(B, 0), numbers(B * SEEN, 0), numbers(B * ACTIONS, 0)};
     float *outputs[] = {numbers(B * width, 0), numbers(B, 0)};
@@ -131,18 +131,18 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     unsigned char *starts = malloc(B);
     for (int64_t i = 0; i < B; i++) starts[i] = uniform() > 0.3f;
     int spare = 2 * width + H > (int)padded ? 2 * width + H : (int)padded;
-    Tape tape = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_spare = spare > wide ? spare : (int)wide};
-    tape.ops = ops, tape.inputs = (const float *const *)inputs;
+    Program program = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_spare = spare > wide ? spare : (int)wide};
+    program.ops = ops, program.inputs = (const float *const *)inputs;
     if (back) {
-        const Surrogate by = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
+        const PPOLossParams by = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
         float terms[TERMS];
-        tape.n_sums = sums[4] + TERMS * LANES;
-        tape.surrogate = &by, tape.terms = terms;
-        tape.grad_outputs = (const float *const *)outputs, tape.grad_inputs = grads, tape.grad_weights = weights;
-        if (srwm_cpu_play_back(&tape, level, 3, parallel)) abort();
+        program.n_sums = sums[4] + TERMS * LANES;
+        program.surrogate = &by, program.terms = terms;
+        program.grad_outputs = (const float *const *)outputs, program.grad_inputs = grads, program.grad_weights = weights;
+        if (srwm_cpu_play_back(&program, level, 3, parallel)) abort();
     } else {
-        tape.outputs = outputs, tape.choices = choices, tape.state = carried, tape.final = final, tape.starts = starts;
-        if (srwm_cpu_play(&tape, level, 3, parallel)) abort();
+        program.outputs = outputs, program.choices = choices, program.state = carried, program.final = final, program.starts = starts;
+        if (srwm_cpu_play(&program, level, 3, parallel)) abort();
     }
     void *used[] = {project, bias, scale, periods, slow, mix, head, carried, final, choices, starts};
     for (unsigned i = 0; i < sizeof(used) / sizeof(used[0]); i++) free(used[i]);

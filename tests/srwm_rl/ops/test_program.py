@@ -1,4 +1,4 @@
-"""The tape's operations against PyTorch's, forward and backward, at every instruction set this machine has."""
+"""The program's operations against PyTorch's, forward and backward, at every instruction set this machine has."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from srwm_rl import srwm_scan
 from srwm_rl.ops import cpu
-from srwm_rl.ops.program import Surrogate, Tape
+from srwm_rl.ops.program import PPOLossParams, Program
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
@@ -26,11 +26,11 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def check(tape: Tape, inputs: list[Tensor], expected: list[Tensor]) -> None:
+def check(program: Program, inputs: list[Tensor], expected: list[Tensor]) -> None:
     """Compare outputs, and the gradients of a random loss, with the float64 ones of `expected`."""
-    found = tape.run(inputs)
+    found = program.run(inputs)
     grads = [drawn(*each.shape, seed=9 + i) for i, each in enumerate(expected)]
-    wrt = [each for each in (*inputs, *tape.learnt) if each.requires_grad]
+    wrt = [each for each in (*inputs, *program.learnt) if each.requires_grad]
     one = torch.autograd.grad(sum((a * g).sum() for a, g in zip(found, grads, strict=True)), wrt)
     other = torch.autograd.grad(sum((a * g).sum() for a, g in zip(expected, grads, strict=True)), wrt)
     for a, b in zip((*found, *one), (*expected, *other), strict=True):
@@ -49,63 +49,63 @@ def exact(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", ["identity", "relu", "sigmoid", "tanh"])
 def test_linear(kernel: cpu.Kernel, rows: int, n_in: int, n_out: int, activation: str) -> None:
     torch.manual_seed(n_in)
-    layer, tape = nn.Linear(n_in, n_out), Tape(kernel)
-    tape.output(tape.linear(tape.input(n_in, wanted=True), layer.weight, layer.bias, activation))
+    layer, program = nn.Linear(n_in, n_out), Program(kernel)
+    program.output(program.linear(program.input(n_in, wanted=True), layer.weight, layer.bias, activation))
     x = drawn(rows, n_in).requires_grad_()
     functions = {"identity": lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
-    check(tape, [x], [functions[activation](exact(layer, x.double()))])
+    check(program, [x], [functions[activation](exact(layer, x.double()))])
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("size", [5, 6, 32, 48])
 def test_layer_norm(kernel: cpu.Kernel, rows: int, size: int) -> None:
-    layer, tape = nn.LayerNorm(size), Tape(kernel)
+    layer, program = nn.LayerNorm(size), Program(kernel)
     with torch.no_grad():
         layer.weight.copy_(drawn(size, seed=3))
         layer.bias.copy_(drawn(size, seed=4))
-    tape.output(tape.layer_norm(tape.input(size, wanted=True), layer.weight, layer.bias, layer.eps))
+    program.output(program.layer_norm(program.input(size, wanted=True), layer.weight, layer.bias, layer.eps))
     x = (3 * drawn(rows, size) + 1).requires_grad_()
-    check(tape, [x], [exact(layer, x.double())])
+    check(program, [x], [exact(layer, x.double())])
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("groups", "group"), [(1, 1), (3, 5), (8, 16)])
 def test_softmax(kernel: cpu.Kernel, rows: int, groups: int, group: int) -> None:
-    tape = Tape(kernel)
-    tape.output(tape.softmax(tape.input(groups * group, wanted=True), group))
+    program = Program(kernel)
+    program.output(program.softmax(program.input(groups * group, wanted=True), group))
     x = (5 * drawn(rows, groups * group)).requires_grad_()
-    check(tape, [x], [x.double().unflatten(1, (groups, group)).softmax(-1).flatten(1)])
+    check(program, [x], [x.double().unflatten(1, (groups, group)).softmax(-1).flatten(1)])
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("n", [1, 2, 5, 15])
 def test_judge(kernel: cpu.Kernel, rows: int, n: int) -> None:
-    tape = Tape(kernel)
-    choice = tape.input(1)
-    tape.output(tape.judge(tape.input(n, wanted=True), choice))
+    program = Program(kernel)
+    choice = program.input(1)
+    program.output(program.log_prob_and_entropy(program.input(n, wanted=True), choice))
     choices = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
     logits = (4 * drawn(rows, n)).requires_grad_()
     log_p = logits.double().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
-    check(tape, [choices.float(), logits], [torch.cat((log_p.gather(-1, choices), entropy), dim=1)])
+    check(program, [choices.float(), logits], [torch.cat((log_p.gather(-1, choices), entropy), dim=1)])
 
 
-def surrogate_of(clip_range_vf: float) -> Surrogate:
-    return Surrogate(
+def surrogate_of(clip_range_vf: float) -> PPOLossParams:
+    return PPOLossParams(
         mean=0.3, scale_advantage=0.8, low=0.8, high=1.2, clip_range=0.2,
         clip_range_vf=clip_range_vf, vf_coef=0.7, ent_coef=0.02, scale=0.01,
     )  # fmt: skip
 
 
-def surrogate_tape(kernel: cpu.Kernel, n: int) -> Tape:
+def surrogate_tape(kernel: cpu.Kernel, n: int) -> Program:
     """Take a choice, logits and a value, and end with the loss."""
-    tape = Tape(kernel)
-    judged = tape.judge(tape.input(n, wanted=True), tape.input(1))
-    tape.surrogate(judged, tape.input(1, wanted=True))
-    return tape
+    program = Program(kernel)
+    action_stats = program.log_prob_and_entropy(program.input(n, wanted=True), program.input(1))
+    program.surrogate(action_stats, program.input(1, wanted=True))
+    return program
 
 
-def surrogate_terms(by: Surrogate, inputs: list[Tensor]) -> Tensor:
+def surrogate_terms(by: PPOLossParams, inputs: list[Tensor]) -> Tensor:
     """Sum up PPO's loss and what is logged beside it, in float64."""
     logits, choices, value, old_log_p, advantage, returns, old_value = (each.double() for each in inputs)
     log_p = logits.log_softmax(-1)
@@ -124,14 +124,14 @@ def surrogate_terms(by: Surrogate, inputs: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("clip_range_vf", [-1.0, 0.0, 0.4])
 def test_surrogate(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) -> None:
-    by, tape = surrogate_of(clip_range_vf), surrogate_tape(kernel, n)
+    by, program = surrogate_of(clip_range_vf), surrogate_tape(kernel, n)
     choices = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
     logits, value = 2 * drawn(rows, n), drawn(rows, 1, seed=2)
     log_p = logits.log_softmax(-1).gather(-1, choices)
     # Near enough to the policy that some ratios are clipped and some are not, on both sides.
     old_log_p, old_value = log_p + 0.3 * drawn(rows, 1, seed=3), value + 0.5 * drawn(rows, 1, seed=6)
     given = [logits, choices.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
-    (grad_logits, none, grad_value, *rest), terms = tape.descend(given, by, [])
+    (grad_logits, none, grad_value, *rest), terms = program.loss_and_grad(given, by, [])
     assert none is None
     assert rest == [None] * 4
     given[0].requires_grad_()
@@ -152,10 +152,10 @@ def test_surrogate(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
 def test_what_is_not_finite_shows_in_the_losss_terms(kernel: cpu.Kernel, number: float, place: int) -> None:
-    tape = surrogate_tape(kernel, 3)
+    program = surrogate_tape(kernel, 3)
     given = [drawn(70, 3), torch.zeros(70, 1), *(drawn(70, 1, seed=i) for i in range(5))]
     given[place][66] = number
-    _, terms = tape.descend(given, surrogate_of(0.4), [])
+    _, terms = program.loss_and_grad(given, surrogate_of(0.4), [])
     expected = surrogate_terms(surrogate_of(0.4), given)
     assert torch.equal(terms[:4].isfinite(), expected[:4].isfinite())
     assert not terms[:4].isfinite().all() or math.isinf(number)  # an infinite value is clipped to its former one
@@ -163,10 +163,10 @@ def test_what_is_not_finite_shows_in_the_losss_terms(kernel: cpu.Kernel, number:
 
 @pytest.mark.parametrize("log_ratio", [87.9, 88.5, 200.0, -90.0, -300.0])
 def test_ratios_beyond_all_bounds(kernel: cpu.Kernel, log_ratio: float) -> None:
-    tape = surrogate_tape(kernel, 2)
+    program = surrogate_tape(kernel, 2)
     given = [torch.zeros(2, 2), torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), -log_ratio - math.log(2))]
     given += [torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1), torch.zeros(2, 1)]
-    (grad, *_), terms = tape.descend(given, surrogate_of(-1.0), [])
+    (grad, *_), terms = program.loss_and_grad(given, surrogate_of(-1.0), [])
     assert grad is not None
     if log_ratio < 0:  # as good as impossible now: nothing to gain, and a lot to lose by what was worth nothing
         assert torch.isfinite(terms).all()
@@ -179,11 +179,11 @@ def test_ratios_beyond_all_bounds(kernel: cpu.Kernel, log_ratio: float) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
     periods = torch.tensor([2.0, 3.7, 1e6])
-    tape = Tape(kernel)
-    tape.output(tape.sines(tape.input(1), periods))
+    program = Program(kernel)
+    program.output(program.sines(program.input(1), periods))
     steps = (drawn(rows, 1).abs() * torch.logspace(-3, 6, max(rows, 1))[:rows, None]).float()
     steps[: rows // 2].neg_()
-    (found,) = tape.run([steps])
+    (found,) = program.run([steps])
     angle = (2 * math.pi * steps / periods).double()
     expected = torch.cat((angle.sin(), angle.cos()), dim=1)
     assert (found - expected).abs().amax().item() < 3e-7 if rows else not found.numel()
@@ -191,17 +191,17 @@ def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
 
 @pytest.mark.parametrize("step", [1e9, 1e15, 1e20, 3e37])
 def test_sines_of_steps_beyond_all_episodes(kernel: cpu.Kernel, step: float) -> None:
-    tape = Tape(kernel)
-    tape.output(tape.sines(tape.input(1), torch.tensor([2.0])))
-    (found,) = tape.run([torch.tensor([[step], [1.0]])])
+    program = Program(kernel)
+    program.output(program.sines(program.input(1), torch.tensor([2.0])))
+    (found,) = program.run([torch.tensor([[step], [1.0]])])
     angle = 2 * math.pi * torch.tensor([[step], [1.0]]) / 2.0
     torch.testing.assert_close(found, torch.cat((angle.sin(), angle.cos()), dim=1), rtol=0, atol=1e-6)
 
 
 def test_sines_of_what_has_none(kernel: cpu.Kernel) -> None:
-    tape = Tape(kernel)
-    tape.output(tape.sines(tape.input(1), torch.tensor([2.0])))
-    (found,) = tape.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
+    program = Program(kernel)
+    program.output(program.sines(program.input(1), torch.tensor([2.0])))
+    (found,) = program.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
     assert found[:3].isnan().all()
     assert found[3].tolist() == [0.0, 1.0]
 
@@ -211,24 +211,24 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
     torch.manual_seed(0)
     first, norm, up, down = nn.Linear(9, 20), nn.LayerNorm(20), nn.Linear(20, 50), nn.Linear(50, 20, bias=False)
     periods = torch.tensor([3.0, 10.0, 256.0])
-    tape = Tape(kernel)
-    step = tape.input(1)
-    seen, other = tape.input(3), tape.input(20, wanted=True)
-    waves = tape.sines(step, periods)
-    x = tape.linear(seen._replace(n=3), torch.eye(3), None)  # beside them lie others
+    program = Program(kernel)
+    step = program.input(1)
+    seen, other = program.input(3), program.input(20, wanted=True)
+    waves = program.sines(step, periods)
+    x = program.linear(seen._replace(n=3), torch.eye(3), None)  # beside them lie others
     assert other.first == seen.first + 3
     assert x.first == waves.first + 6
     joined = waves._replace(n=9)  # sines, cosines and what was seen
-    stream = tape.linear(joined, first.weight, first.bias, add=other)
-    tape.output(stream)
-    inner = tape.linear(tape.layer_norm(stream, norm.weight, norm.bias, norm.eps), up.weight, up.bias, "relu")
-    tape.output(tape.linear(inner, down.weight, None, add=stream))
+    stream = program.linear(joined, first.weight, first.bias, add=other)
+    program.output(stream)
+    inner = program.linear(program.layer_norm(stream, norm.weight, norm.bias, norm.eps), up.weight, up.bias, "relu")
+    program.output(program.linear(inner, down.weight, None, add=stream))
     given = [torch.arange(rows)[:, None].float(), drawn(rows, 3), drawn(rows, 20, seed=1).requires_grad_()]
     angle = (2 * math.pi * given[0] / periods).double()  # rounded as in StepEmbedding: late steps are large angles
     joint = torch.cat((angle.sin(), angle.cos(), given[1].double()), dim=1)
     expected = exact(first, joint) + given[2].double()
     hidden = torch.relu(exact(up, exact(norm, expected)))
-    check(tape, given, [expected, exact(down, hidden) + expected])
+    check(program, given, [expected, exact(down, hidden) + expected])
 
 
 @pytest.mark.parametrize("rows", [1, 64, 130])
@@ -236,17 +236,17 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
 @pytest.mark.parametrize(("retained", "bound"), [(False, None), (True, 1.5)])
 def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bool, bound: float | None) -> None:
     n_heads, columns = 2, 3 * size + 4
-    weight, tape = drawn(n_heads, size, columns, seed=1), Tape(kernel)
-    x = tape.input(n_heads * size)
-    kept = tape.input(n_heads) if retained else None
-    y = tape.heads(x, weight, kept, bound)
-    tape.output(y)
-    tape.choose(y, tape.input(n_heads * size))
+    weight, program = drawn(n_heads, size, columns, seed=1), Program(kernel)
+    x = program.input(n_heads * size)
+    kept = program.input(n_heads) if retained else None
+    y = program.heads(x, weight, kept, bound)
+    program.output(y)
+    program.sample(y, program.input(n_heads * size))
     given, gates = drawn(rows, n_heads * size), drawn(rows, n_heads, seed=2).sigmoid()
-    clocks = drawn(rows, n_heads * size, seed=3).exp()
+    exp_noise = drawn(rows, n_heads * size, seed=3).exp()
     state, starts = 0.1 * drawn(1, rows, n_heads * size * columns, seed=4), drawn(rows, seed=5) > 0
-    inputs = [given, *([gates] if retained else []), clocks]
-    (out, log_probs), choices, final = tape.step(inputs, state, starts)
+    inputs = [given, *([gates] if retained else []), exp_noise]
+    (out, log_probs), choices, final = program.step(inputs, state, starts)
     expected, shift = srwm_scan(
         given.view(1, rows, n_heads, size),
         weight,
@@ -259,16 +259,16 @@ def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bo
     torch.testing.assert_close(out, expected.reshape(rows, -1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(final[0], shift.flatten(1), rtol=1e-4, atol=1e-5)
     log_p = out.log_softmax(-1)
-    assert torch.equal(choices, (log_p - clocks.log()).argmax(-1))
+    assert torch.equal(choices, (log_p - exp_noise.log()).argmax(-1))
     torch.testing.assert_close(log_probs, log_p.gather(-1, choices[:, None]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF - 2**32])
 def test_no_kind_of_nan_is_lost(kernel: cpu.Kernel, bits: int) -> None:
-    tape = Tape(kernel)
+    program = Program(kernel)
     layer = nn.Linear(2, 3)
-    tape.output(tape.linear(tape.input(2), layer.weight, layer.bias, "tanh"))
+    program.output(program.linear(program.input(2), layer.weight, layer.bias, "tanh"))
     x = drawn(5, 2)
     x.view(torch.int32)[2, 1] = bits
-    (y,) = tape.run([x])
+    (y,) = program.run([x])
     assert torch.isfinite(y).all(1).tolist() == [True, True, False, True, True]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from srwm_rl.nn.encoders import ImpalaCNN
 from srwm_rl.ops import thread_parallel as parts
-from srwm_rl.ops.thread_parallel import in_parts
+from srwm_rl.ops.thread_parallel import parallel_batch
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_the_loop() -> None:
     net, given = net_and_parts()
     weights = torch.randn(11, 3)
     found = []
-    for function in (lambda: in_parts(net, given, net.parameters()), lambda: torch.cat([net(x) for x in given])):
+    for function in (lambda: parallel_batch(net, given, net.parameters()), lambda: torch.cat([net(x) for x in given])):
         net.zero_grad()
         y = function()
         (y * weights).sum().backward()
@@ -62,25 +62,25 @@ def test_gradients_are_those_of_the_loop() -> None:
 def test_gradients_add_up_over_calls() -> None:
     net, given = net_and_parts()
     for _ in range(2):
-        in_parts(net, given, net.parameters()).sum().backward()
+        parallel_batch(net, given, net.parameters()).sum().backward()
     assert net.used.bias.grad is not None
     twice = net.used.bias.grad.clone()
     net.zero_grad()
-    in_parts(net, given, net.parameters()).sum().backward()
+    parallel_batch(net, given, net.parameters()).sum().backward()
     torch.testing.assert_close(twice, 2 * net.used.bias.grad)
 
 
 def test_a_frozen_weight_gets_nothing_and_without_any_nothing_is_kept() -> None:
     net, given = net_and_parts()
     net.used.bias.requires_grad_(False)
-    in_parts(net, given, net.parameters()).sum().backward()
+    parallel_batch(net, given, net.parameters()).sum().backward()
     assert net.used.bias.grad is None
     assert net.used.weight.grad is not None
     net.requires_grad_(False)
-    assert not in_parts(net, given, net.parameters()).requires_grad
+    assert not parallel_batch(net, given, net.parameters()).requires_grad
     net.requires_grad_(True)
     with torch.no_grad():
-        assert not in_parts(net, given, net.parameters()).requires_grad
+        assert not parallel_batch(net, given, net.parameters()).requires_grad
 
 
 @pytest.mark.parametrize("case", ["one thread", "few parts", "a gradient of the batch", "autocast", "a hook"])
@@ -94,7 +94,7 @@ def test_the_caller_does_it_alone(case: str) -> None:
     if case == "a hook":
         net.used.bias.register_hook(seen.append)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"):
-        in_parts(net, given, net.parameters()).sum().backward()
+        parallel_batch(net, given, net.parameters()).sum().backward()
     assert {name for name, _ in net.seen} == {threading.current_thread().name}
     assert given[-1].grad is None
     assert (given[1].grad is not None) if case == "a gradient of the batch" else True
@@ -109,10 +109,10 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
         network.zero_grad()
-        y = in_parts(network, given, network.parameters())
+        y = parallel_batch(network, given, network.parameters())
         y.square().sum().backward()
         with torch.no_grad():
-            assert torch.equal(in_parts(network, given, ()), y)
+            assert torch.equal(parallel_batch(network, given, ()), y)
         found.append([y.detach(), *(each.grad.clone() for each in network.parameters() if each.grad is not None)])
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
 
@@ -121,9 +121,9 @@ def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
     net, given = net_and_parts()
     given[2] = torch.randn(3, 4)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        in_parts(net, given, net.parameters())
-    assert in_parts(net, given[:2], net.parameters()).shape == (6, 3)
-    y = in_parts(net, given[:2], net.parameters())
+        parallel_batch(net, given, net.parameters())
+    assert parallel_batch(net, given[:2], net.parameters()).shape == (6, 3)
+    y = parallel_batch(net, given[:2], net.parameters())
     y.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="goes back once"):
         y.sum().backward()
@@ -132,7 +132,7 @@ def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
 def test_two_weights_may_share_a_gradient() -> None:
     one, other = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     given = list(torch.randn(12, 3).split(3))
-    in_parts(lambda x: x + (one + other), given, [one, other]).sum().backward()
+    parallel_batch(lambda x: x + (one + other), given, [one, other]).sum().backward()
     assert one.grad is not None
     assert other.grad is not None
     assert one.grad.tolist() == other.grad.tolist() == [12, 12, 12]
@@ -153,7 +153,7 @@ def test_an_exporter_sees_the_network() -> None:
 
 STUCK = """
 import threading, torch
-from srwm_rl.ops.thread_parallel import in_parts
+from srwm_rl.ops.thread_parallel import parallel_batch
 torch.set_num_threads(2)
 start, started = threading.Thread.start, []
 def no_more(self):
@@ -163,11 +163,11 @@ def no_more(self):
     start(self)
 threading.Thread.start = no_more
 try:
-    in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), [])
+    parallel_batch(lambda x: x * 2, list(torch.ones(4, 1).split(1)), [])
 except RuntimeError as error:
     print(error, torch.get_num_threads())
 threading.Thread.start = start
-print(in_parts(lambda x: x * 2, list(torch.ones(4, 1).split(1)), []).flatten().tolist())
+print(parallel_batch(lambda x: x * 2, list(torch.ones(4, 1).split(1)), []).flatten().tolist())
 """
 
 
@@ -178,12 +178,12 @@ def test_where_there_are_no_more_threads_the_process_goes_on_and_ends() -> None:
 
 def test_every_calling_thread_has_workers_of_its_own() -> None:
     net, given = net_and_parts()
-    in_parts(net, given, net.parameters())
+    parallel_batch(net, given, net.parameters())
     mine, theirs = parts._own.workers, []
 
     def work() -> None:
         torch.set_num_threads(2)
-        in_parts(net, given, net.parameters())
+        parallel_batch(net, given, net.parameters())
         theirs.append(parts._own.workers)
 
     other = threading.Thread(target=work)

@@ -164,7 +164,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srwm_rl.storage.safe_file.MOST_ARRAYS", 2)
+    monkeypatch.setattr("srwm_rl.storage.safe_file.MAX_ARRAYS", 2)
     with pytest.raises(UserError, match="too much for one file"):
         write_file(tmp_path / "f", ARRAYS, {})
     assert list(tmp_path.iterdir()) == []

@@ -8,22 +8,22 @@ import pytest
 
 from srwm_rl import UserError
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
-from srwm_rl.storage.seen_levels import MOST_MAPPED, MOST_OTHERS, LevelsPlayed
+from srwm_rl.storage.seen_levels import MAX_MAPPED, MAX_OTHERS, SeenLevels
 
 ALL = (0, 2**31 - 1)
 
 
-def through_a_file(record: LevelsPlayed, path: Path) -> LevelsPlayed:
+def through_a_file(record: SeenLevels, path: Path) -> SeenLevels:
     arrays, tree = pack(record.to_tree())
     write_file(path, arrays, {"tree": tree})
     arrays, meta = read_file(path)
-    return LevelsPlayed.from_tree(unpack(arrays, meta["tree"]), "file")
+    return SeenLevels.from_tree(unpack(arrays, meta["tree"]), "file")
 
 
-@pytest.mark.parametrize("levels", [(0, 200), (17, 1017), (0, MOST_MAPPED), (5, 5 + MOST_MAPPED + 1), ALL])
+@pytest.mark.parametrize("levels", [(0, 200), (17, 1017), (0, MAX_MAPPED), (5, 5 + MAX_MAPPED + 1), ALL])
 def test_it_remembers_exactly_what_was_played(levels: tuple[int, int], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    record = LevelsPlayed(*levels)
+    record = SeenLevels(*levels)
     played = {
         game: {int(each) for each in rng.integers(*levels, 150)} | {min(levels[1] + 3, 2**31 - 1)}
         for game in ("a", "b/c-v0")
@@ -46,7 +46,7 @@ def test_it_remembers_exactly_what_was_played(levels: tuple[int, int], tmp_path:
 
 def test_a_record_that_goes_on_after_a_file_equals_one_that_was_never_written(tmp_path: Path) -> None:
     levels = np.random.default_rng(1).integers(0, 500, 300).tolist()
-    whole, first = LevelsPlayed(0, 300), LevelsPlayed(0, 300)
+    whole, first = SeenLevels(0, 300), SeenLevels(0, 300)
     for level in levels:
         whole.add("a", level)
     for level in levels[:150]:
@@ -62,7 +62,7 @@ def test_a_record_that_goes_on_after_a_file_equals_one_that_was_never_written(tm
 
 
 def test_what_was_taken_changes_no_more() -> None:
-    record = LevelsPlayed(0, 20)
+    record = SeenLevels(0, 20)
     record.add("a", 3)
     arrays, tree = pack(record.to_tree())
     before = {name: each.copy() for name, each in arrays.items()}
@@ -75,19 +75,19 @@ def test_what_was_taken_changes_no_more() -> None:
 
 
 def test_it_stays_bounded_and_says_what_it_let_go(tmp_path: Path) -> None:
-    record = LevelsPlayed(*ALL)
-    for level in range(0, 3 * MOST_OTHERS, 3):
+    record = SeenLevels(*ALL)
+    for level in range(0, 3 * MAX_OTHERS, 3):
         record.add("a", level)
     assert record.is_complete("a")
     for level in (1, 2_000_000_000):
         record.add("a", level)
     for same in (record, through_a_file(record, tmp_path / "record")):
         assert not same.is_complete("a")
-        assert len(same.games["a"]) == MOST_OTHERS
+        assert len(same.games["a"]) == MAX_OTHERS
         assert (same.games["a"].low, same.games["a"].high) == (0, 2_000_000_000)
         assert same.among("a", [0, 1, 3]) == [0, 3]
     assert (tmp_path / "record").stat().st_size < 600_000
-    full = LevelsPlayed(0, MOST_MAPPED)
+    full = SeenLevels(0, MAX_MAPPED)
     full.add("a", 1)
     through_a_file(full, tmp_path / "full")
     assert (tmp_path / "full").stat().st_size < 150_000
@@ -95,7 +95,7 @@ def test_it_stays_bounded_and_says_what_it_let_go(tmp_path: Path) -> None:
 
 def test_what_it_cannot_hold_makes_it_incomplete_and_not_unreadable(tmp_path: Path) -> None:
     for name, level in (("a", -1), ("a", 2**31), ("a", 1.5), ("", 3), ("x" * 300, 3)):
-        record = LevelsPlayed(0, 10)
+        record = SeenLevels(0, 10)
         for each in (1, 2):
             record.add("b", each)
         record.add(name, level)  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_what_it_cannot_hold_makes_it_incomplete_and_not_unreadable(tmp_path: Pa
 
 
 def test_a_record_that_began_later_is_never_complete(tmp_path: Path) -> None:
-    record = LevelsPlayed(0, 10, complete=False)
+    record = SeenLevels(0, 10, complete=False)
     record.add("a", 1)
     assert not record.is_complete("a")
     assert not through_a_file(record, tmp_path / "record").is_complete("a")
@@ -130,7 +130,7 @@ def game(**changes: Any) -> Any:
         {**game(), "start": -1},
         {**game(), "start": True},
         {**game(), "stop": 30},
-        {**game(), "stop": MOST_MAPPED + 1},
+        {**game(), "stop": MAX_MAPPED + 1},
         {**game(), "complete": 1},
         {**game(), "games": {"a": None}},
         {**game(), "games": {"": game()["games"]["a"]}},
@@ -145,7 +145,7 @@ def game(**changes: Any) -> Any:
         game(others=np.array([30, 2**31]), high=2**31),
         game(others=np.array([30.0, 40.0])),
         game(others=np.array([[30, 40]])),
-        game(others=np.arange(10, 11 + MOST_OTHERS), high=10 + MOST_OTHERS),
+        game(others=np.arange(10, 11 + MAX_OTHERS), high=10 + MAX_OTHERS),
         game(low=0),
         game(high=41),
         game(low=True),
@@ -156,7 +156,7 @@ def game(**changes: Any) -> Any:
     ],
 )
 def test_what_cannot_be_is_refused(tree: Any) -> None:
-    assert LevelsPlayed.from_tree(game(), "that file").among("a", range(50)) == [1, 3, 5, 7, 9, 30, 40]
-    assert not LevelsPlayed.from_tree(game(complete=False, low=0, high=50), "that file").is_complete("a")
+    assert SeenLevels.from_tree(game(), "that file").among("a", range(50)) == [1, 3, 5, 7, 9, 30, 40]
+    assert not SeenLevels.from_tree(game(complete=False, low=0, high=50), "that file").is_complete("a")
     with pytest.raises(UserError, match="that file is damaged: its record of the levels played"):
-        LevelsPlayed.from_tree(tree, "that file")
+        SeenLevels.from_tree(tree, "that file")

@@ -244,7 +244,7 @@ BROKEN: list[tuple[Callable[[], Core], str, str]] = [
     (ElsewhereState, "shapes", "the new state is on meta"),
     (Infinite, "shapes", "y is not finite"),
     (Dropout, "deterministic", "y differs by up to .* step .* environment"),
-    (Counting, "deterministic", "remember something outside the state"),
+    (Counting, "deterministic", "recur something outside the state"),
     (WritesState, "inputs", "writes into its argument state"),
     (WritesInput, "inputs", "writes into its argument x"),
     (NumbersOnly, "inputs", "bool episode_starts act otherwise: y differs by up to .* environment"),
