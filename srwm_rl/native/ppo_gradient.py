@@ -89,7 +89,7 @@ class PPOGradient:
             seen = self._inputs.of(obs, shape.numel())
         inputs, before, backwards = seen, [], []
         for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
-            stream, x = part.play(inputs)
+            stream, x = part.forward(inputs)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             if layer in self._plain:
                 grad_weight = grads_of_weights[self._plain[layer]]

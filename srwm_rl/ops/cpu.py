@@ -36,7 +36,7 @@ _POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_RETENTION, *_DELTA)
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
 
 
-class _Job(ctypes.ModuleFingerprint):
+class _Job(ctypes.Structure):
     """`Job` of csrc/srwm_cpu.c."""
 
     _fields_ = (

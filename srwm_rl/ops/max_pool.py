@@ -18,7 +18,7 @@ _COUNTS = ("n", "h", "w", "c", "grain", "next")
 _PIXELS_WORTH_THREADS = 2**19  # some 50 us
 
 
-class _Pool(ctypes.ModuleFingerprint):
+class _Pool(ctypes.Structure):
     """`Pool` of csrc/srwm_cpu.c."""
 
     _fields_ = (
