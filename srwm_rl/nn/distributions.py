@@ -8,10 +8,11 @@ import torch
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
+    DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 
 class Choice(Categorical):
@@ -81,4 +82,13 @@ class UncheckedBernoulli(BernoulliDistribution):
     def proba_distribution(self, action_logits: Tensor) -> UncheckedBernoulli:
         """Take up logits `[B, n]`."""
         self.distribution = Coins(action_logits)
+        return self
+
+
+class UncheckedDiagGaussian(DiagGaussianDistribution):
+    """SB3's distribution for Box actions over a `Normal` without argument checks: from NaN means come NaN actions."""
+
+    def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> UncheckedDiagGaussian:
+        """Set means `[B, n]` and log standard deviations `[n]`."""
+        self.distribution = Normal(mean_actions, log_std.exp().expand_as(mean_actions), validate_args=False)
         return self

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.cores import Core, make_core
-from srwm_rl.nn.distributions import UncheckedBernoulli, UncheckedCategorical, UncheckedMultiCategorical
+from srwm_rl.nn.distributions import (
+    UncheckedBernoulli,
+    UncheckedCategorical,
+    UncheckedDiagGaussian,
+    UncheckedMultiCategorical,
+)
 from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
 
 Obs = Tensor | dict[str, Tensor]
@@ -133,6 +138,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             self.action_dist = UncheckedMultiCategorical(self.action_space.nvec.tolist())
         elif isinstance(self.action_space, spaces.MultiBinary):
             self.action_dist = UncheckedBernoulli(*self.action_space.shape)
+        elif isinstance(self.action_space, spaces.Box):
+            self.action_dist = UncheckedDiagGaussian(int(np.prod(self.action_space.shape)))
         self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
