@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -22,22 +21,23 @@ from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, g
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.streams import StreamContext, StreamLock
-from srwm_rl.agents.losses.impala_loss import IMPALALossSums, VTraceSettings, impala_loss_sums
+from srwm_rl.agents.engine.updates import make_updates
+from srwm_rl.agents.losses.impala_loss import IMPALALossSums, impala_loss
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
 
 
 class _ClosedError(Exception):
-    """The run is over; what the learner was computing is not needed."""
+    """The run was stopped; the learner's present batch is not needed."""
 
 
 class IMPALA(CollectingAlgorithm):
     """IMPALA for policies with a memory (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561).
 
-    The actors play unrolls of `n_steps` and hand them to the learner, which takes the oldest `batch_size` steps,
-    back-propagates through the whole unroll and publishes its weights; V-trace corrects for the updates in between.
-    While it learns, the actors play on: acting for one group of environments overlaps stepping the others
-    (give a `srwm_rl.envs.GroupedVecEnv` for more than one group). The loss is a *sum* over the batch's steps, as
+    The actors collect unrolls of `n_steps` and queue them for the learner, which takes the oldest `batch_size` steps,
+    back-propagates through whole unrolls and publishes its weights; V-trace corrects for the updates in between.
+    The actors go on while it learns; acting for one group of environments overlaps stepping the others (give a
+    `srwm_rl.envs.GroupedVecEnv` for more than one group). The loss is a *sum* over the batch's steps, as
     published: `max_grad_norm` and `rms_prop_eps` are in its units.
 
     Args:
@@ -48,13 +48,13 @@ class IMPALA(CollectingAlgorithm):
         vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
         vf_coef: weight of half the squared value error.
         rms_prop_alpha, rms_prop_eps: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
-        synchronous: play, then learn, in one thread: the same seed gives the same run.
+        synchronous: collect, then learn, in one thread: the same seed gives the same run.
         waiting_batches: the actors begin no unroll while so many batches wait for the learner.
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; changes memory and nothing else. None: about
             256 on a CPU, 4,096 on a GPU.
-        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
-            step or the update and logs it (`train/skipped`).
+        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" skips the
+            step or the update and logs how many (`train/skipped`).
 
     The others are SB3's. Logged beside SB3's tags: `impala/policy_lag` (updates between the start of an unroll and its
     use, mean and max), `impala/rho_mean`, `impala/rho_clip_fraction`, `impala/waiting` (unrolls in the queue).
@@ -65,6 +65,7 @@ class IMPALA(CollectingAlgorithm):
     """
 
     rollout_buffer: UnrollQueue  # type: ignore[assignment]
+    buffer_class = UnrollQueue
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class IMPALA(CollectingAlgorithm):
     ) -> None:
         rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}
         optimizer = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": rms_prop}
-        given = policy_kwargs or {}
+        policy_kwargs = policy_kwargs or {}
         super().__init__(
             policy,
             env,
@@ -114,7 +115,7 @@ class IMPALA(CollectingAlgorithm):
             rollout_buffer_class=UnrollQueue,  # type: ignore[arg-type]
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=given if "optimizer_class" in given else {**optimizer, **given},
+            policy_kwargs=policy_kwargs if "optimizer_class" in policy_kwargs else {**optimizer, **policy_kwargs},
             verbose=verbose,
             seed=seed,
             device=device,
@@ -141,10 +142,10 @@ class IMPALA(CollectingAlgorithm):
                 f"unroll; {self.batch_size} unrolls are {self.batch_size * self.n_steps}"
             )
         super()._setup_model()
-        self._weights = StreamLock(self.device)  # held while weights change, and while a callback may look at them
-        self._lane = StreamContext(self.device)  # of the learner, beside the actors
-        self._acting_version = 0  # how many updates it has had
-        self._learned: list[dict[str, float]] = []  # one entry per update that is not logged yet
+        self.weights_lock = StreamLock(self.device)
+        self._learner_stream = StreamContext(self.device)
+        self._actor_version = 0  # number of updates whose weights the actors have
+        self._updates: list[dict[str, float]] = []  # means of the updates that are not logged yet
 
     @property
     def unrolls_per_batch(self) -> int:
@@ -172,81 +173,82 @@ class IMPALA(CollectingAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: UnrollQueue, n_rollout_steps: int
     ) -> bool:
-        """Play one unroll of `n_rollout_steps` steps in every environment and queue them for the learner.
+        """Collect one unroll of `n_rollout_steps` steps in every environment and queue them for the learner.
 
         Returns:
             False if a callback asked to stop.
         """
         assert self._last_obs is not None, "no observation to start from; call learn()"
         assert self._last_episode_starts is not None
-        self._actor.set_training_mode(False)
-        core_state = self._nan_guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
-        with self._weights:
+        self.acting_policy.set_training_mode(False)
+        core_state = self._start_state(env)
+        with self.weights_lock:
             callback.on_rollout_start()
-        groups, played = groups_of(env), []
+        groups, collected = groups_of(env), []
         for group in groups:
             rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
-            version = self._refresh()
             unrolls = Unrolls.empty(
                 n_rollout_steps,
                 group.env.num_envs,
                 self.observation_space,
                 self.action_space,
                 core_state[:, group.rows],
-                version,
+                version=self._update_actor(),
             )
-            group.begin(self._last_obs, self._last_episode_starts, core_state, unrolls.steps())
-            played.append(unrolls)
+            group.begin(self._last_obs, self._last_episode_starts, core_state, unrolls.writer())
+            collected.append(unrolls)
         if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
             return False
-        self._share_episodes()
-        for unrolls in played:
+        self._gather_episodes()
+        for unrolls in collected:
             rollout_buffer.put(unrolls)
-        with self._weights:
+        with self.weights_lock:
             callback.on_rollout_end()
         return True
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
-        group.steps.observe(t, group.obs, group.starts)  # what the last step is bootstrapped with
+        group.writer.observe(t, group.obs, group.starts)  # for the value that the unroll is bootstrapped with
 
-    def _refresh(self) -> int:
-        """Give the actors the newest weights; return how many updates these have had."""
-        with self._weights:
-            if self._acting is not None and self._acting_version != self._n_updates:
-                copy_weights(self._acting, self.policy)
-                self._acting_version = self._n_updates
+    def _update_actor(self) -> int:
+        """Give the actors the newest weights; return the number of updates behind these."""
+        with self.weights_lock:
+            if self._actor is not None and self._actor_version != self._n_updates:
+                copy_weights(self._actor, self.policy)
+                self._actor_version = self._n_updates
             return self._n_updates
 
     def train(self) -> None:
-        """Learn from the batches that wait (synchronous mode), and log what was learned since the last call."""
+        """Learn from the batches that wait (synchronous mode), and log the updates since the last call."""
         if self.synchronous:
             while (batch := self.rollout_buffer.take(self.unrolls_per_batch)) is not None:
                 self._update(batch)
-        learned, self._learned = self._learned, []
-        if not learned:
+        updates, self._updates = self._updates, []
+        if not updates:
             return
-        means = {name: float(np.mean([each[name] for each in learned])) for name in learned[0]}
-        means["impala/policy_lag_max"] = max(each["impala/policy_lag_max"] for each in learned)
-        for name in [each for each in means if each.startswith("impala/")]:
+        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
+        means["impala/policy_lag_max"] = max(update["impala/policy_lag_max"] for update in updates)
+        for name in [name for name in means if name.startswith("impala/")]:
             self.logger.record(name, means.pop(name))
         self._record({"learning_rate": self.lr_schedule(self._current_progress_remaining), **means})
 
     def _update(self, batch: Unrolls) -> None:
-        """Make one step of gradient descent on a batch."""
+        """Make one optimizer step with the gradient of a batch of whole unrolls."""
         version = self._n_updates
         self.policy.set_training_mode(True)
         n_steps = batch.rewards.numel() * self.processes.size
-        # It waits for the gradient before it takes the weights: actors that want them next wait for a step alone.
-        means = self._checked_gradient(partial(self._gradient, batch), IMPALALossSums, n_steps)
-        if means is None:
-            return
-        learning_rate = self.lr_schedule(float(self._progress))
-        with self._weights:
-            update_learning_rate(self.policy.optimizer, learning_rate)
-            self.policy.optimizer.step()
+        sums = IMPALALossSums(*self.engine.backward(self._parts(batch)))
+        grad_norm = self._all_reduce(sums)
+        # The check waits for the gradient before the lock is taken: actors wait for the optimizer step alone.
+        updates = make_updates(self.nan_guard, self.policy, self.max_grad_norm, defer=False)
+        if not updates.check(sums, grad_norm, n_steps, version):
+            return  # not finite: skipped
+        with self.weights_lock:
+            update_learning_rate(self.policy.optimizer, self.lr_schedule(float(self._progress)))
+            updates.step()
             self._n_updates += 1
+        (means,) = updates.flush()
         lag = (version - batch.versions).float()
-        self._learned.append(
+        self._updates.append(
             {
                 "policy_gradient_loss": means["policy_loss"],
                 "value_loss": means["value_loss"],
@@ -261,34 +263,36 @@ class IMPALA(CollectingAlgorithm):
             }
         )
 
-    def _gradient(self, batch: Unrolls) -> tuple[IMPALALossSums, Tensor]:
-        """Leave the gradient of all processes' batches in the parameters; return its summed terms and its norm."""
-        at_once = self._sequences_at_once(len(batch.episode_starts)) or batch.n
-        settings = (self.vf_coef, self.ent_coef, self.bptt, self.gamma, self._correction)
-        add = self._fresh_gradient(self._add_gradient, settings, quiet=self._weights)
-        total = torch.zeros(len(IMPALALossSums._fields), device=self.device)
+    def _parts(self, batch: Unrolls) -> Iterator[Unrolls]:
+        """Yield the parts of a batch that go through the network one after the other.
+
+        Raises:
+            _ClosedError: the run was stopped, and does not wait for the rest of the batch.
+        """
+        at_once = self.sequences_at_once(len(batch.episode_starts)) or batch.n
         for start in range(0, batch.n, at_once):
             if self.rollout_buffer.closed:
-                raise _ClosedError  # whoever asked the run to stop does not wait for a whole batch
-            total += add(batch.part(start, min(start + at_once, batch.n)))
-        return self._all_reduce(IMPALALossSums(*total)), self._gradient_norm()
+                raise _ClosedError
+            yield batch.part(start, min(start + at_once, batch.n))
 
-    def _add_gradient(self, unrolls: Unrolls) -> Tensor:
-        terms = self._terms(unrolls)
-        (terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy).backward()
-        return torch.stack(terms).detach()
-
-    def _terms(self, unrolls: Unrolls) -> IMPALALossSums:
-        # One step more than was played: its value is what the unroll is bootstrapped with. Its action counts nowhere.
-        actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
-        new = self._evaluate_sequence(
-            unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts, self.bptt
+    def loss(self, batch: Unrolls) -> tuple[Tensor, IMPALALossSums]:
+        """Return the loss of unrolls, `[]`, and its terms summed over steps."""
+        # Step T only bootstraps the value: its action enters nothing.
+        actions = torch.cat((batch.actions, batch.actions[-1:]))
+        new = self.engine.evaluate_sequence(
+            batch.observations, actions, batch.core_state, batch.episode_starts, self.bptt
         )
-        return impala_loss_sums(new, unrolls, self.gamma, self._correction)
+        sums = impala_loss(
+            new.values, new.log_probs, new.entropy, batch.log_probs, batch.rewards, batch.episode_starts,
+            self.gamma, self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip,
+        )  # fmt: skip
+        return sums.policy_loss + self.vf_coef * sums.value_loss - self.ent_coef * sums.entropy, sums
 
     @property
-    def _correction(self) -> VTraceSettings:
-        return VTraceSettings(self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
+    def loss_settings(self) -> Hashable:
+        """What `loss` depends on beside the weights and its arguments."""
+        clips = (self.gamma, self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
+        return self.vf_coef, self.ent_coef, self.bptt, clips
 
     def learn(
         self,
@@ -304,16 +308,16 @@ class IMPALA(CollectingAlgorithm):
         Raises:
             Exception: whatever went wrong in the learner's or an environment's thread.
         """
-        self._even_out()
+        self._equalize_queues()
         with self._learner():
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
 
-    def _even_out(self) -> None:
-        """Let as many unrolls wait in every process, as after a run that was stopped between two processes' updates.
+    def _equalize_queues(self) -> None:
+        """Drop surplus unrolls, so that equally many wait in every process (a run may stop between their updates).
 
-        Each batch takes part in an update of all: one batch more here would wait for the others for ever.
+        Every batch takes part in an update of all processes: a surplus one would wait for the others for ever.
         """
         waiting = len(self.rollout_buffer)
         surplus = waiting - min(self.processes.all_gather(waiting))
@@ -322,51 +326,52 @@ class IMPALA(CollectingAlgorithm):
 
     @contextmanager
     def _learner(self) -> Iterator[None]:
-        """Run the learner beside the actors, unless synchronous."""
+        """Run the learner in a thread beside the actors, unless synchronous."""
         self.rollout_buffer.open()
         if self.synchronous:
             yield
             return
-        self._acting, self._acting_version = deepcopy(self.policy), self._n_updates
-        for module in self._acting.modules():
-            if isinstance(module, torch.nn.RNNBase):  # a copy's weights lie apart; cuDNN would gather them at each step
+        self._actor, self._actor_version = deepcopy(self.policy), self._n_updates
+        for module in self._actor.modules():
+            if isinstance(module, torch.nn.RNNBase):  # deepcopy scatters its weights; cuDNN would gather them each step
                 module.flatten_parameters()
-        self._lane.begin()
-        thread = Thread(target=self._keep_learning, name="srwm-learner", daemon=True)
+        self._learner_stream.begin()
+        thread = Thread(target=self._run_learner, name="srwm-learner", daemon=True)
         thread.start()
         try:
             yield
-            self.rollout_buffer.finish()  # what was played is learned from
+            self.rollout_buffer.finish()  # the learner takes what was collected
             thread.join()
         except BaseException:
-            self.processes.abandon()  # the learner may be waiting for processes that will not come
+            self.processes.abandon()  # the learner may wait for processes that will not come
             raise
         finally:
             self.rollout_buffer.close()
             thread.join()
-            self._acting, self._graph, self._fused_policies = None, None, ()  # the last two hold on to the first
+            self._actor = None
+            self.engine.release()  # it holds the actors' policy
         self.rollout_buffer.check()
 
-    def _keep_learning(self) -> None:
+    def _run_learner(self) -> None:
         try:
-            with self._lane.entered():
+            with self._learner_stream.entered():
                 while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
                     self._update(batch)
-                    self._lane.finish()
+                    self._learner_stream.finish()
         except _ClosedError:
             pass
         except BaseException as error:
             self.rollout_buffer.fail(error)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_weights", "_lane", "_acting", "_learned"]
+        return [*super()._excluded_save_params(), "weights_lock", "_learner_stream", "_actor", "_updates"]
 
 
 @torch.no_grad()
 def copy_weights(into: SRWMPolicy, policy: SRWMPolicy) -> None:
-    """Let a copy of a policy have its weights; faster than `load_state_dict`, for which a learner would wait."""
-    there, newest = into.state_dict(), policy.state_dict()
-    if there.keys() == newest.keys() and all(map(torch.is_tensor, newest.values())):
-        torch._foreach_copy_([*there.values()], [*newest.values()])
+    """Copy a policy's weights into its copy; faster than `load_state_dict`, for which a learner would wait."""
+    targets, sources = into.state_dict(), policy.state_dict()
+    if targets.keys() == sources.keys() and all(map(torch.is_tensor, sources.values())):
+        torch._foreach_copy_([*targets.values()], [*sources.values()])
     else:
-        into.load_state_dict(newest)
+        into.load_state_dict(sources)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,62 +15,12 @@ from torch import Tensor
 
 from srwm_rl.agents.base import ACTION_SPACES
 from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, groups_of
-from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch, SequenceRolloutBuffer
-from srwm_rl.agents.engine.deferred_updates import DeferredUpdates
+from srwm_rl.agents.collecting.rollout_buffer import Minibatch, SequenceBatch, SequenceRolloutBuffer
 from srwm_rl.agents.engine.nan_guard import OnNan
+from srwm_rl.agents.engine.updates import make_updates
+from srwm_rl.agents.losses.ppo_loss import PPOLossSums, ppo_loss
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.ops.program import PPOLossParams
-
-Gradient = Callable[[], "tuple[PPOLossSums, Tensor]"]
-GATHERED_AT_ONCE = 2**25  # bytes, where there are no images
-
-
-class PPOLossSums(NamedTuple):
-    """Sums over steps of what a PPO minibatch adds up; divide by the number of steps for SB3's means."""
-
-    policy_loss: Tensor
-    value_loss: Tensor
-    entropy: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
-
-
-def ppo_loss_sums(
-    values: Tensor,
-    log_probs: Tensor,
-    entropy: Tensor,
-    old: SequenceBatch,
-    advantages: Tensor,
-    clip_range: float | Tensor,
-    clip_range_vf: float | Tensor | None,
-) -> PPOLossSums:
-    """Add up PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and the rest.
-
-    Every tensor is `[T, N]`, apart from the clip ranges; `advantages` are those of `old`, normalised or not.
-    """
-    log_ratio = log_probs - old.old_log_probs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]  # both are of one kind
-    surrogate = torch.min(advantages * ratio, advantages * clipped)
-    if clip_range_vf is not None:
-        change = (values - old.old_values).clamp(-clip_range_vf, clip_range_vf)  # type: ignore[arg-type]
-        values = old.old_values + change
-    with torch.no_grad():
-        approx_kl = ((ratio - 1) - log_ratio).sum()  # http://joschu.net/blog/kl-approx.html
-        clip_fraction = ((ratio - 1).abs() > clip_range).float().sum()
-    return PPOLossSums(-surrogate.sum(), (old.returns - values).square().sum(), entropy.sum(), approx_kl, clip_fraction)
-
-
-class MicroBatch(NamedTuple):
-    """A part of a minibatch that goes through the network at once, and what its loss depends on besides."""
-
-    old: SequenceBatch
-    mean: Tensor | None  # [] of the minibatch's advantages; None: they are not normalised
-    std: Tensor | None  # []
-    n_steps: float | Tensor  # of the minibatch
-    clip_range: float | Tensor
-    clip_range_vf: float | Tensor | None
 
 
 class PPO(CollectingAlgorithm):
@@ -84,16 +33,16 @@ class PPO(CollectingAlgorithm):
     Args:
         policy: `SRWMPolicy` or its name; "MlpPolicy", "CnnPolicy" and "MultiInputPolicy" mean the same.
         env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the
-            core its previous action, previous reward and step within the episode. Of the groups of a
-            `srwm_rl.envs.GroupedVecEnv`, some step while one is acted for, which pays where a GPU acts.
+            core its previous action, previous reward and step within the episode. The groups of a
+            `srwm_rl.envs.GroupedVecEnv` step while the policy acts for another group, which pays where a GPU acts.
         batch_size: steps per minibatch, at least `sequence_length`; None: a quarter of the rollout.
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
-        frames_at_once: image frames whose activations are held at once; a minibatch of more is split into groups of
-            whole sequences whose gradients are added up, which changes memory and nothing else. None: about 256 on a
+        frames_at_once: image frames whose activations are held at once; the gradient of a larger minibatch is
+            accumulated over parts of whole sequences, which changes memory use and nothing else. None: about 256 on a
             CPU, 4,096 on a GPU.
-        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" leaves out the
-            step or the update and logs it (`train/skipped`).
+        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" skips the
+            step or the update and logs how many (`train/skipped`).
 
     The others are SB3 PPO's, with its defaults.
 
@@ -103,6 +52,7 @@ class PPO(CollectingAlgorithm):
     """
 
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
+    buffer_class = SequenceRolloutBuffer
 
     def __init__(
         self,
@@ -185,7 +135,7 @@ class PPO(CollectingAlgorithm):
         rollout_buffer: SequenceRolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Play `n_rollout_steps` steps in every environment and fill the buffer.
+        """Collect `n_rollout_steps` steps in every environment and fill the buffer.
 
         Returns:
             False if a callback asked to stop.
@@ -193,171 +143,134 @@ class PPO(CollectingAlgorithm):
         assert self._last_obs is not None, "no observation to start from; call learn()"
         assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
-        core_state = self._nan_guard.memory(self._state_of(env), self.num_timesteps, range(env.num_envs))
+        core_state = self._start_state(env)
         rollout_buffer.reset(core_state)
         callback.on_rollout_start()
         groups = groups_of(env)
         for group in groups:
-            group.begin(self._last_obs, self._last_episode_starts, core_state, rollout_buffer.steps(group.rows))
+            group.begin(self._last_obs, self._last_episode_starts, core_state, rollout_buffer.writer(group.rows))
         if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
             return False
         last_values = torch.cat([group.acted.values for group in groups])
         rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
-        self._share_episodes()
+        self._gather_episodes()
         callback.on_rollout_end()
         return True
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
-        self._act(group)  # for the values of what the last step led to
+        self._act(group)  # for the values that the rollout is bootstrapped with
 
     def train(self) -> None:
-        """Update the policy with the present rollout: `n_epochs` passes over minibatches of whole sequences."""
+        """Update the policy with the current rollout: `n_epochs` passes over minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        clip_range_vf = self.clip_range_vf and self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
-        late = self._reads_late() and self.target_kl is None  # which decides by a minibatch's numbers
-        learned = self._learn_reading_late if late else self._learn
-        stats = learned(clip_range, clip_range_vf)
-        if stats:
-            means = {name: float(np.mean([each[name] for each in stats])) for name in stats[0]}
-            self._log_training(means, clip_range, clip_range_vf)
-
-    def _learn(self, clip_range: float, clip_range_vf: float | None) -> list[dict[str, float]]:
-        """Pass over the rollout; return the means of every minibatch that was learned from."""
-        stats = []
+        clip_range, clip_range_vf = self._clip_ranges()
+        # On a GPU the numbers of all updates are read at the end, unless target_kl needs them before each step.
+        updates = make_updates(self.nan_guard, self.policy, self.max_grad_norm, defer=self.target_kl is None)
+        continue_training = True
         for _ in range(self.n_epochs):
-            for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
-                means = self._checked_gradient(gradient, PPOLossSums, n_steps)
-                if means is None:
-                    continue
-                stats.append(means)
-                if self.target_kl is not None and means["approx_kl"] > 1.5 * self.target_kl:
-                    return stats
-                self.policy.optimizer.step()
-            self._n_updates += 1
-        return stats
-
-    def _learn_reading_late(self, clip_range: float, clip_range_vf: float | None) -> list[dict[str, float]]:
-        """Do as `_learn` does, and wait for the device once, at the end."""
-        ledger = DeferredUpdates(self._nan_guard, self.policy, self.max_grad_norm)
-        for _ in range(self.n_epochs):
-            for gradient, n_steps in self._gradients(self._minibatches(), clip_range, clip_range_vf):
-                terms, norm = self._terms_and_norm(gradient, PPOLossSums)
-                ledger.step(terms, norm, n_steps, self._n_updates)
+            for batch in self._minibatches():
+                n_steps = batch.n_steps * self.processes.size
+                # By autograd, in C or as a CUDA graph: one interface, the same numbers.
+                sums = PPOLossSums(*self.engine.backward(batch.parts, float(n_steps), clip_range, clip_range_vf))
+                grad_norm = self._all_reduce(sums)
+                if not updates.check(sums, grad_norm, n_steps, self._n_updates):
+                    continue  # not finite: skipped
+                if self.target_kl is not None and updates.means[-1]["approx_kl"] > 1.5 * self.target_kl:
+                    continue_training = False
+                    break
+                updates.step()
+            if not continue_training:
+                break
             self._n_updates += 1
         try:
-            return ledger.read()
+            means = updates.flush()
         except FaultError:
-            self._n_updates = ledger.number  # as if the run had stopped there
+            self._n_updates = updates.number  # as if training had stopped there
             raise
+        if means:
+            self._log_training(means, clip_range, clip_range_vf)
 
-    def _minibatches(self) -> list[np.ndarray]:
-        length = self.rollout_buffer.sequence_length
-        batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
-        return self.rollout_buffer.minibatches(int(batch_size // length))
-
-    def _gradients(
-        self, minibatches: Sequence[np.ndarray], clip_range: float, clip_range_vf: float | None
-    ) -> Iterator[tuple[Gradient, int]]:
-        """Yield for each minibatch of sequences what makes its gradient, once, and the steps of all processes."""
-        moments = self._advantage_stats(minibatches)
-        for indices, groups, (mean, std) in zip(minibatches, self._gather(minibatches), moments, strict=True):
-            n_steps = len(indices) * self.rollout_buffer.sequence_length * self.processes.size
-            yield partial(self._gradient, groups, mean, std, float(n_steps), clip_range, clip_range_vf), n_steps
-
-    def _gather(self, minibatches: Sequence[np.ndarray]) -> Iterator[Iterable[SequenceBatch]]:
-        """Gather minibatches, one after the other, in groups that go through the network at once."""
-        buffer = self.rollout_buffer
-        at_once = self._sequences_at_once(buffer.sequence_length)
-        # To gather several minibatches takes a fraction of the calls. What is large comes one by one.
-        few = GATHERED_AT_ONCE // (len(minibatches[0]) * buffer.sequence_bytes)
-        if at_once is None and few > 1:
-            for start in range(0, len(minibatches), few):
-                yield from ([each] for each in buffer.sequences(minibatches[start : start + few]))
-        else:
-            for each in minibatches:
-                n_groups = 1 if at_once is None else -(-len(each) // at_once)
-                yield (buffer.sequences([group])[0] for group in np.array_split(each, n_groups))
-
-    def _advantage_stats(self, minibatches: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
-        """Return by what each minibatch's advantages are normalised: their mean and deviation in all processes."""
-        steps_each = self.rollout_buffer.sequence_length * self.processes.size
-        wide = [each for each in minibatches if len(each) * steps_each > 1] if self.normalize_advantage else []
-        found = self.processes.means_and_stds(self.rollout_buffer.advantages_of(wide)) if wide else []
-        return [*found, *[(None, None)] * (len(minibatches) - len(found))]  # the smallest ones come last
-
-    def _gradient(self, groups: Iterable[SequenceBatch], *rest: Any) -> tuple[PPOLossSums, Tensor]:
-        """Leave the gradient of all processes' minibatches in the parameters; return its summed terms and its norm.
+    def loss(
+        self,
+        batch: SequenceBatch,
+        n_steps: float | Tensor,
+        clip_range: float | Tensor,
+        clip_range_vf: float | Tensor | None,
+    ) -> tuple[Tensor, PPOLossSums]:
+        """Return a micro-batch's part of the minibatch's loss, `[]`, and its terms summed over steps.
 
         Args:
-            groups: of this process's minibatch, one after the other.
-            rest: what else a `MicroBatch` holds.
+            batch: sequences that go through the network at once.
+            n_steps: of the whole minibatch.
+            clip_range, clip_range_vf: see `ppo_loss`.
         """
-        add = self._fresh_gradient(self._add_gradient, (self.vf_coef, self.ent_coef, self.bptt))
-        total = torch.zeros(len(PPOLossSums._fields), device=self.device)
-        for group in groups:
-            total += add(MicroBatch(group, *rest))
-        return self._all_reduce(PPOLossSums(*total)), self._gradient_norm()
-
-    def _add_gradient(self, group: MicroBatch) -> Tensor:
-        """Add a group's part of the minibatch's gradient to the parameters'; return its terms, `[n]`."""
-        done = self._add_gradient_in_c(group)
-        if done is not None:
-            return done
-        old, advantages = group.old, group.old.advantages
-        new = self._evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, self.bptt)
-        if group.mean is not None and group.std is not None:
-            advantages = (advantages - group.mean) / (group.std + 1e-8)
-        terms = ppo_loss_sums(
-            new.values, new.log_probs, new.entropy, old, advantages, group.clip_range, group.clip_range_vf
+        new = self.engine.evaluate_sequence(
+            batch.observations, batch.actions, batch.core_state, batch.episode_starts, self.bptt
         )
-        loss = terms.policy_loss + self.vf_coef * terms.value_loss - self.ent_coef * terms.entropy
-        (loss / group.n_steps).backward()
-        return torch.stack(terms).detach()
+        sums = ppo_loss(
+            new.values, new.log_probs, new.entropy,
+            batch.old_values, batch.old_log_probs, batch.advantages, batch.returns, clip_range, clip_range_vf,
+        )  # fmt: skip
+        loss = sums.policy_loss + self.vf_coef * sums.value_loss - self.ent_coef * sums.entropy
+        return loss / n_steps, sums
 
-    def _add_gradient_in_c(self, group: MicroBatch) -> Tensor | None:
-        """Do as `_add_gradient`; None, and nothing is done, where that must do it."""
-        if self.device.type != "cpu":
-            return None
-        old, clip_range_vf = group.old, group.clip_range_vf
-        surrogate = PPOLossParams(
-            mean=0.0 if group.mean is None else group.mean.item(),
-            scale_advantage=1.0 if group.std is None else 1 / (group.std.item() + 1e-8),
-            low=1 - group.clip_range,
-            high=1 + group.clip_range,
-            clip_range=group.clip_range,
-            clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+    def native_gradient(self, batch: SequenceBatch, *scalars: float | None) -> Tensor | None:
+        """Add the gradient of `loss` in C; None: not possible, and nothing was done. Arguments as for `loss`."""
+        n_steps, clip_range, clip_range_vf = scalars
+        assert n_steps is not None
+        assert clip_range is not None
+        return self.engine.fused(self.policy).add_ppo_gradient(
+            batch.observations,
+            batch.actions,
+            batch.core_state,
+            batch.episode_starts,
+            (batch.old_log_probs, batch.advantages, batch.returns, batch.old_values),
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
             vf_coef=self.vf_coef,
             ent_coef=self.ent_coef,
-            scale=1 / group.n_steps,
-        )
-        return self._fused(self.policy).add_surrogate_gradient(
-            old.observations,
-            old.actions,
-            old.core_state,
-            old.episode_starts,
-            (old.old_log_probs, old.advantages, old.returns, old.old_values),
-            surrogate,
-            self.bptt,
+            scale=1 / n_steps,
+            bptt=self.bptt,
         )
 
-    def _log_training(self, means: dict[str, float], clip_range: float, clip_range_vf: float | None) -> None:
+    def _clip_ranges(self) -> tuple[float, float | None]:
+        left = self._current_progress_remaining
+        return self.clip_range(left), self.clip_range_vf and self.clip_range_vf(left)  # type: ignore[operator]
+
+    def _minibatches(self) -> Iterator[Minibatch]:
+        length = self.rollout_buffer.sequence_length
+        batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
+        stats = self._advantage_stats if self.normalize_advantage else None
+        return self.rollout_buffer.get(batch_size, self.sequences_at_once(length), stats)
+
+    def _advantage_stats(self, advantages: list[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+        """Return mean and standard deviation of each minibatch over all processes; None for a single step.
+
+        Args:
+            advantages: `[T, N]` for each minibatch, the smallest ones last.
+        """
+        several = [values for values in advantages if values.numel() * self.processes.size > 1]
+        stats = self.processes.means_and_stds(several) if several else []
+        return [*stats, *[None] * (len(advantages) - len(stats))]
+
+    def _log_training(self, updates: list[dict[str, float]], clip_range: float, clip_range_vf: float | None) -> None:
+        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]
         buffer = self.rollout_buffer
-        parts = self.processes.gather([each.flatten().cpu().numpy() for each in (buffer.values, buffer.returns)])
-        values, returns = (np.concatenate(each) for each in zip(*parts, strict=True))
-        record: dict[str, float | None] = {
-            "entropy_loss": -means["entropy"],
-            "policy_gradient_loss": means["policy_loss"],
-            "value_loss": means["value_loss"],
-            "approx_kl": means["approx_kl"],
-            "clip_fraction": means["clip_fraction"],
-            "loss": loss,
-            "grad_norm": means["grad_norm"],
-            "explained_variance": explained_variance(values, returns),
-            "clip_range": clip_range,
-        }
-        if clip_range_vf is not None:
-            record["clip_range_vf"] = clip_range_vf
-        self._record(record)
+        parts = self.processes.gather([array.flatten().cpu().numpy() for array in (buffer.values, buffer.returns)])
+        values, returns = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        self._record(
+            {
+                "entropy_loss": -means["entropy"],
+                "policy_gradient_loss": means["policy_loss"],
+                "value_loss": means["value_loss"],
+                "approx_kl": means["approx_kl"],
+                "clip_fraction": means["clip_fraction"],
+                "loss": loss,
+                "grad_norm": means["grad_norm"],
+                "explained_variance": explained_variance(values, returns),
+                "clip_range": clip_range,
+                "clip_range_vf": clip_range_vf,
+            }
+        )

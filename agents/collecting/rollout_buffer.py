@@ -1,8 +1,9 @@
-"""A rollout: T steps of B environments in their own types, and the core state with which each sequence began."""
+"""The rollout buffer: T steps of B environments, and the core state at the start of each training sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from srwm_rl.agents.engine.transfer import to_device
 from srwm_rl.agents.losses.gae import generalized_advantages
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import ActStep, Obs
+
+GATHER_BYTES = 2**25  # most bytes that are gathered in one call
+AdvantageStats = Callable[[list[Tensor]], Sequence["tuple[Tensor, Tensor] | None"]]
 
 
 class SequenceBatch(NamedTuple):
@@ -27,6 +31,13 @@ class SequenceBatch(NamedTuple):
     advantages: Tensor  # [T, N]
     returns: Tensor  # [T, N]
     core_state: Tensor  # [L, N, S], with which each sequence began
+
+
+class Minibatch(NamedTuple):
+    """A minibatch of whole sequences."""
+
+    parts: Iterable[SequenceBatch]  # each goes through the network at once
+    n_steps: int
 
 
 class SequenceRolloutBuffer:
@@ -67,20 +78,20 @@ class SequenceRolloutBuffer:
         shape = (buffer_size, n_envs)
         self.observations = obs_storage(shape, observation_space, self.device)
         self.actions = storage(shape, action_space, self.device)
-        # One number per step each, in one tensor, so that a minibatch takes them all at once.
+        # One number per step each, in one tensor, so that a minibatch gathers them all at once.
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
         self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
         chunks, envs = np.divmod(np.arange(self.n_sequences), n_envs)
-        self._first = chunks * (self.sequence_length * n_envs) + envs  # where each sequence begins, among all T * B
-        self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # and how far from there its steps are
+        self._first = chunks * (self.sequence_length * n_envs) + envs  # first step of each sequence, among all T * B
+        self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # offsets of a sequence's steps
 
     def reset(self, core_state: Tensor) -> None:
-        """Forget the rollout, and make room for states like `core_state` `[L, B, S]`; the other memory is kept."""
+        """Begin a new rollout with core states like `core_state` `[L, B, S]`; all other storage is reused."""
         self.core_states = [torch.empty_like(core_state) for _ in range(self.buffer_size // self.sequence_length)]
 
-    def steps(self, rows: slice = slice(None)) -> RolloutWriter:
-        """Return what writes the steps of some of the environments into this rollout."""
+    def writer(self, rows: slice = slice(None)) -> RolloutWriter:
+        """Return the writer of some environments' steps."""
         return RolloutWriter(
             self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
             self.core_states, self.sequence_length, self.values, rows,
@@ -106,17 +117,45 @@ class SequenceRolloutBuffer:
         """Number of sequences in a full rollout."""
         return self.n_envs * (self.buffer_size // self.sequence_length)
 
+    def get(
+        self, batch_size: int, max_sequences: int | None = None, advantage_stats: AdvantageStats | None = None
+    ) -> Iterator[Minibatch]:
+        """Shuffle the sequences and yield minibatches of (nearly) equal size, each sequence once.
+
+        Args:
+            batch_size: steps per minibatch, at least `sequence_length`.
+            max_sequences: most sequences in a part of a minibatch; None: minibatches have one part.
+            advantage_stats: maps the minibatches' advantages, `[T, N]` each, to the mean and standard deviation by
+                which each is normalised, or None; None: advantages are not normalised.
+        """
+        order = np.random.permutation(self.n_sequences)
+        minibatches = np.array_split(order, -(-self.n_sequences // (batch_size // self.sequence_length)))
+        stats = advantage_stats(self.advantages_of(minibatches)) if advantage_stats else [None] * len(minibatches)
+        for indices, parts, mean_and_std in zip(
+            minibatches, self._gather_parts(minibatches, max_sequences), stats, strict=True
+        ):
+            normalized = map(partial(normalize_advantages, mean_and_std=mean_and_std), parts)
+            yield Minibatch(normalized, len(indices) * self.sequence_length)
+
+    def _gather_parts(
+        self, minibatches: Sequence[np.ndarray], max_sequences: int | None
+    ) -> Iterator[Iterable[SequenceBatch]]:
+        """Yield for each minibatch its parts, gathered when they are needed."""
+        at_once = max(1, GATHER_BYTES // (len(minibatches[0]) * self._sequence_bytes))
+        if max_sequences is None and at_once > 1:  # small minibatches are gathered several at a time
+            for start in range(0, len(minibatches), at_once):
+                yield from ([batch] for batch in self.sequences(minibatches[start : start + at_once]))
+            return
+        for indices in minibatches:
+            n_parts = 1 if max_sequences is None else -(-len(indices) // max_sequences)
+            yield (self.sequences([part])[0] for part in np.array_split(indices, n_parts))
+
     @property
-    def sequence_bytes(self) -> int:
+    def _sequence_bytes(self) -> int:
         """Bytes of one sequence, its core state included."""
         obs = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
-        size: int = sum(each.nbytes for each in (*obs, self.actions, self._numbers, *self.core_states))
+        size: int = sum(tensor.nbytes for tensor in (*obs, self.actions, self._numbers, *self.core_states))
         return size // self.n_sequences
-
-    def minibatches(self, sequences_each: int) -> list[np.ndarray]:
-        """Shuffle the sequences; return their indices in minibatches of (nearly) equal size, each sequence once."""
-        order = np.random.permutation(self.n_sequences)
-        return np.array_split(order, -(-self.n_sequences // sequences_each))
 
     def sequences(self, parts: Sequence[np.ndarray]) -> list[SequenceBatch]:
         """Gather whole sequences, all parts at once; index i is environment `i % B`, chunk `i // B`.
@@ -128,47 +167,35 @@ class SequenceRolloutBuffer:
             The parts, in memory that only they share.
         """
         rows, obs = self._rows(parts), self.observations
-        observations: Any = (
-            {key: self._cut(each.flatten(0, 1)[None], parts, rows) for key, each in obs.items()}
-            if isinstance(obs, dict)
-            else self._cut(obs.flatten(0, 1)[None], parts, rows)
-        )
-        actions = self._cut(self.actions.flatten(0, 1)[None], parts, rows)
-        numbers = self._cut(self._numbers.flatten(1), parts, rows)
-        states = self._states(np.concatenate(parts)).split([len(each) for each in parts], dim=1)
-        found = []
-        for i, state in enumerate(states):
-            starts, values, log_probs, advantages, returns, _ = numbers[i]
-            found.append(
-                SequenceBatch(
-                    observations={key: each[i][0] for key, each in observations.items()}
-                    if isinstance(observations, dict)
-                    else observations[i][0],
-                    actions=actions[i][0],
-                    episode_starts=starts,
-                    old_values=values,
-                    old_log_probs=log_probs,
-                    advantages=advantages,
-                    returns=returns,
-                    core_state=state,
-                )
-            )
-        return found
+        observations: list[Any]
+        if isinstance(obs, dict):
+            gathered = {key: self._gather(stored.flatten(0, 1)[None], parts, rows) for key, stored in obs.items()}
+            observations = [{key: batches[i][0] for key, batches in gathered.items()} for i in range(len(parts))]
+        else:
+            observations = [batch[0] for batch in self._gather(obs.flatten(0, 1)[None], parts, rows)]
+        actions = self._gather(self.actions.flatten(0, 1)[None], parts, rows)
+        numbers = self._gather(self._numbers.flatten(1), parts, rows)
+        states = self._states(np.concatenate(parts)).split([len(part) for part in parts], dim=1)
+        batches = []
+        for observation, action, number, state in zip(observations, actions, numbers, states, strict=True):
+            starts, values, log_probs, advantages, returns, _ = number
+            batches.append(SequenceBatch(observation, action[0], starts, values, log_probs, advantages, returns, state))
+        return batches
 
     def advantages_of(self, parts: Sequence[np.ndarray]) -> list[Tensor]:
-        """Gather the advantages of sequences alone, `[T, N]` for each part of `sequences`."""
-        return [each for (each,) in self._cut(self.advantages.flatten()[None], parts, self._rows(parts))]
+        """Gather the advantages of sequences, `[T, N]` for each part of `sequences`."""
+        return [part[0] for part in self._gather(self.advantages.flatten()[None], parts, self._rows(parts))]
 
     def _rows(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """Return where the parts' steps stand among all `T * B`, part by part, each of them time-major."""
-        return to_device(np.concatenate([(self._steps + self._first[each]).ravel() for each in parts]), self.device)
+        """Return the positions of the parts' steps among all `T * B`, part by part, time-major within each."""
+        return to_device(np.concatenate([(self._steps + self._first[part]).ravel() for part in parts]), self.device)
 
-    def _cut(self, stored: Tensor, parts: Sequence[np.ndarray], rows: Tensor) -> list[Tensor]:
-        """Take rows of `[k, T * B, ...]`, and return each part's, `[k, T, N, ...]`."""
+    def _gather(self, stored: Tensor, parts: Sequence[np.ndarray], rows: Tensor) -> list[Tensor]:
+        """Gather rows of `[k, T * B, ...]`; return `[k, T, N, ...]` for each part."""
         # Not `stored[:, rows]`: for uint8 frames that is twenty times slower on a CPU.
-        taken = stored.index_select(1, rows)
-        sizes = [self.sequence_length * len(each) for each in parts]
-        return [each.unflatten(1, (self.sequence_length, -1)) for each in taken.split(sizes, dim=1)]
+        gathered = stored.index_select(1, rows)
+        sizes = [self.sequence_length * len(part) for part in parts]
+        return [part.unflatten(1, (self.sequence_length, -1)) for part in gathered.split(sizes, dim=1)]
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:
@@ -177,8 +204,16 @@ class SequenceRolloutBuffer:
         return torch.stack([self.core_states[chunk][:, env] for chunk, env in pairs], dim=1)
 
 
+def normalize_advantages(batch: SequenceBatch, mean_and_std: tuple[Tensor, Tensor] | None) -> SequenceBatch:
+    """Return a batch whose advantages have the mean `[]` subtracted and are divided by the standard deviation `[]`."""
+    if mean_and_std is None:
+        return batch
+    mean, std = mean_and_std
+    return batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
+
+
 def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Tensor:
-    """Return zeros `[T, B, *space.shape]` of the type in which the environment gives them."""
+    """Return zeros `[T, B, *space.shape]` of the space's dtype."""
     dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
     return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=device)
 
@@ -186,20 +221,20 @@ def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.devi
 def obs_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Obs:
     """Return zeros for the observations of a rollout; a dict for a Dict space."""
     if isinstance(space, spaces.Dict):
-        return {key: storage(shape, each, device) for key, each in space.spaces.items()}
+        return {key: storage(shape, part, device) for key, part in space.spaces.items()}
     return storage(shape, space, device)
 
 
 class RolloutWriter:
-    """Write what some environments play, step by step, into `[T, B, ...]` storage.
+    """Writes steps of some environments into `[T, B, ...]` storage.
 
-    On a CPU through NumPy's views of it: torch's `copy_` takes several times as long for a row of this size.
+    On a CPU through NumPy views: torch's `copy_` takes several times as long for a row of this size.
 
     Args:
         observations, episode_starts, actions, log_probs, rewards: the storage.
         core_states: `[L, B, S]`, of each sequence's first step.
         sequence_length: steps per sequence.
-        values: storage too; None: they are not kept.
+        values: the storage of values; None: they are not kept.
         rows: which of the B environments.
     """
 
@@ -220,27 +255,27 @@ class RolloutWriter:
             return own.numpy() if own.device.type == "cpu" else own
 
         self._observations = (
-            {key: columns(each) for key, each in observations.items()}
+            {key: columns(stored) for key, stored in observations.items()}
             if isinstance(observations, dict)
             else columns(observations)
         )
         self._episode_starts, self._actions = columns(episode_starts), columns(actions)
         self._log_probs, self._rewards = columns(log_probs), columns(rewards)
         self._values = None if values is None else columns(values)
-        self._core_states = [each[:, rows] for each in core_states]
+        self._core_states = [states[:, rows] for states in core_states]
         self._sequence_length = sequence_length
 
     def observe(self, t: int, obs: Any, episode_starts: np.ndarray) -> None:
-        """Store what step t begins with: `obs` `[n, ...]`, arrays or tensors, and `episode_starts` `[n]`."""
+        """Store the observations `[n, ...]` (arrays or tensors) and `episode_starts` `[n]` of step t."""
         if isinstance(self._observations, dict):
-            for key, each in self._observations.items():
-                _write(each, t, obs[key])
+            for key, column in self._observations.items():
+                _write(column, t, obs[key])
         else:
             _write(self._observations, t, obs)
         _write(self._episode_starts, t, episode_starts)
 
     def act(self, t: int, acted: ActStep, core_state: Tensor) -> None:
-        """Store what was done at step t, and `core_state` `[L, n, S]`, with which it began, if a sequence does."""
+        """Store the policy's step t, and if a sequence begins there its `core_state` `[L, n, S]`."""
         if t % self._sequence_length == 0:
             self._core_states[t // self._sequence_length].copy_(core_state)
         _write(self._actions, t, acted.actions)
@@ -249,7 +284,7 @@ class RolloutWriter:
             _write(self._values, t, acted.values)
 
     def reward(self, t: int, rewards: np.ndarray) -> None:
-        """Store what step t gave, `[n]`."""
+        """Store the rewards `[n]` of step t."""
         _write(self._rewards, t, rewards)
 
 

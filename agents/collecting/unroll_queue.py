@@ -59,8 +59,8 @@ class Unrolls(NamedTuple):
             versions=torch.full((n_envs,), version),
         )
 
-    def steps(self) -> RolloutWriter:
-        """Return what writes the unrolls' steps."""
+    def writer(self) -> RolloutWriter:
+        """Return the writer of the unrolls' steps."""
         return RolloutWriter(
             self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
             [self.core_state], sequence_length=len(self.actions),

@@ -1,11 +1,11 @@
-"""Numbers that are not finite: found before they reach a weight, and named."""
+"""Checks for NaN and infinity in observations, rewards, core states, actions and gradients before a weight changes."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,64 +18,68 @@ from srwm_rl.nn.policy import ActStep, SRWMPolicy
 
 OnNan = Literal["stop", "skip"]
 ON_NAN = ("stop", "skip")
+MAX_WARNINGS = 10
 logger = logging.getLogger(__name__)
 
 
 class CheckedStep(NamedTuple):
-    """What was done for B environments."""
+    """An acting step of B environments whose numbers are finite."""
 
     step: ActStep
-    core_state: Tensor  # [L, B, S], with which it began
+    core_state: Tensor  # [L, B, S], with which the step began
     actions: np.ndarray  # [B, ...], the step's, on the host
 
 
 class NanGuard:
-    """Check what a trainer is about to learn from or to write into its weights.
+    """Checks what a trainer is about to learn from or to write into its weights.
 
     Args:
-        on_nan: "stop" raises `FaultError`; "skip" leaves out the step at which the number turned up (an observation or
-            reward counts as 0, an environment's memory is emptied, an update is not made) and logs what it did.
+        on_nan: "stop" raises `FaultError`; "skip" replaces observations and rewards by 0, resets the core state of the
+            environment or skips the update, and logs a warning.
 
     Attributes:
-        skipped: how many steps and updates were left out.
+        skipped: number of replaced, reset or skipped things.
     """
 
     def __init__(self, on_nan: OnNan) -> None:
         self.on_nan = on_nan
         self.skipped = 0
 
-    def fault(self, what: str, remedy: str) -> None:
-        """Raise, or say what is done instead.
+    def fault(self, message: str, remedy: str) -> None:
+        """Raise, or count the fault and warn of the remedy that the caller applies.
 
         Raises:
-            FaultError: "stop".
+            FaultError: `on_nan` is "stop".
         """
         if self.on_nan == "stop":
-            raise FaultError(what)
+            raise FaultError(message)
         self.skipped += 1
-        if self.skipped <= 10:
-            logger.warning("%s; %s%s", what, remedy, " (further ones are only counted)" * (self.skipped == 10))
+        if self.skipped <= MAX_WARNINGS:
+            last = " (further ones are only counted)" * (self.skipped == MAX_WARNINGS)
+            logger.warning("%s; %s%s", message, remedy, last)
 
-    def arrays(self, what: str, values: Any, step: int, numbers: Sequence[int]) -> Any:
+    def check_arrays(self, name: str, values: Any, step: int, env_indices: Sequence[int]) -> Any:
         """Return observations or rewards with 0 where they are not finite.
 
         Args:
-            what: they are.
+            name: of the values in messages.
             values: `[B, ...]`, or a dict of such.
             step: environment steps so far.
-            numbers: of the environments they come from, `[B]`.
+            env_indices: of the environments, `[B]`.
 
         Raises:
-            FaultError: "stop".
+            FaultError: `on_nan` is "stop".
         """
         if isinstance(values, dict):
             if all(map(_finite, values.values())):
                 return values
-            return {key: self.arrays(f"{what} {key!r}", each, step, numbers) for key, each in values.items()}
+            return {
+                key: self.check_arrays(f"{name} {key!r}", array, step, env_indices) for key, array in values.items()
+            }
         if _finite(values):
             return values
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-        self.fault(f"the {what} of environment {numbers[bad[0]]} is not finite at step {step:,}", "it counts as 0")
+        self.fault(f"the {name} of environment {env_indices[bad[0]]} is not finite at step {step:,}", "it counts as 0")
         return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
     def act(
@@ -86,9 +90,9 @@ class NanGuard:
         episode_starts: Tensor,
         step: int,
         act: Callable[[Any, Tensor, Tensor], ActStep],
-        numbers: Sequence[int],
+        env_indices: Sequence[int],
     ) -> CheckedStep:
-        """Act, and see that what comes out is finite.
+        """Act, and check that values and log-probabilities are finite.
 
         Args:
             policy: that acts.
@@ -96,75 +100,79 @@ class NanGuard:
             core_state: `[L, B, S]`.
             episode_starts: `[B]`.
             step: environment steps so far.
-            act: `policy.act`, or what does the same faster.
-            numbers: of the environments acted for, `[B]`.
+            act: `policy.act` or a faster equivalent.
+            env_indices: of the environments, `[B]`.
 
         Returns:
-            What was done; a sick core state was emptied before.
+            The step; with "skip", core states that are not finite were reset before it.
 
         Raises:
-            FaultError: "stop", or weights that are sick themselves, for which nothing can be left out.
+            FaultError: `on_nan` is "stop"; or the weights themselves are not finite.
         """
         with torch.no_grad():
-            acted = _try_to_act(act, obs, core_state, episode_starts)
-            if acted is not None:
-                return acted
-            obs = self._finite_obs(obs, step, numbers)
-            core_state = self.memory(core_state, step, numbers)
-            acted = _try_to_act(policy.act, obs, core_state, episode_starts)
-            if acted is None:
-                where = _first_sick_module(policy, obs, core_state, episode_starts)
-                raise FaultError(f"the policy's output is not finite at step {step:,}: {where}")
-            return acted
+            checked = _try_to_act(act, obs, core_state, episode_starts)
+            if checked is not None:
+                return checked
+            obs = self._check_obs(obs, step, env_indices)
+            core_state = self.check_state(core_state, step, env_indices)
+            checked = _try_to_act(policy.act, obs, core_state, episode_starts)
+            if checked is None:
+                origin = _first_non_finite_module(policy, obs, core_state, episode_starts)
+                raise FaultError(f"the policy's output is not finite at step {step:,}: {origin}")
+            return checked
 
-    def memory(self, core_state: Tensor, step: int, numbers: Sequence[int]) -> Tensor:
-        """Return the core state `[L, B, S]` of environments with these numbers, with zeros for each that is not finite.
+    def check_state(self, core_state: Tensor, step: int, env_indices: Sequence[int]) -> Tensor:
+        """Return the core state `[L, B, S]` with zeros for each environment whose state is not finite.
 
         Raises:
-            FaultError: "stop".
+            FaultError: `on_nan` is "stop".
         """
-        sick = ~torch.isfinite(core_state).all(dim=2)  # [L, B]
-        if not sick.any():
+        non_finite = ~torch.isfinite(core_state).all(dim=2)  # [L, B]
+        if not non_finite.any():
             return core_state
-        layer, env = sick.nonzero()[0].tolist()
-        place = f"layer {layer}, environment {numbers[env]}"
-        self.fault(f"the fast weights are not finite at step {step:,} ({place})", "that memory is emptied")
-        return core_state.masked_fill(sick.any(dim=0)[None, :, None], 0.0)
+        layer, env = non_finite.nonzero()[0].tolist()
+        origin = f"layer {layer}, environment {env_indices[env]}"
+        self.fault(f"the fast weights are not finite at step {step:,} ({origin})", "that core state is reset")
+        return core_state.masked_fill(non_finite.any(dim=0)[None, :, None], 0.0)
 
-    def _finite_obs(self, obs: Any, step: int, numbers: Sequence[int]) -> Any:
+    def _check_obs(self, obs: Any, step: int, env_indices: Sequence[int]) -> Any:
         if isinstance(obs, dict):
-            return {key: self._finite_obs(each, step, numbers) for key, each in obs.items()}
-        return torch.as_tensor(self.arrays("observation", obs.cpu().numpy(), step, numbers), device=obs.device)
+            return {key: self._check_obs(part, step, env_indices) for key, part in obs.items()}
+        return torch.as_tensor(
+            self.check_arrays("observation", obs.cpu().numpy(), step, env_indices), device=obs.device
+        )
 
-    def update(self, numbers: dict[str, float], sick_gradient: Callable[[], str | None], number: int) -> bool:
-        """Say whether an update may be made.
+    def check_update(
+        self, numbers: dict[str, float], non_finite_gradient: Callable[[], str | None], number: int
+    ) -> bool:
+        """Return whether an update may be made.
 
         Args:
-            numbers: the loss's terms by name, and `grad_norm`, that of the whole gradient before clipping.
-            sick_gradient: names the first parameter whose gradient is not finite; None: there is none.
-            number: which update it is.
+            numbers: the loss's terms by name, and `grad_norm`, the norm of the whole gradient before clipping.
+            non_finite_gradient: returns the name of the first parameter whose gradient is not finite, or None.
+            number: of the update.
 
         Raises:
-            FaultError: "stop".
+            FaultError: `on_nan` is "stop".
         """
         if all(map(math.isfinite, numbers.values())):
             return True
-        loss = [name.replace("_", " ") for name, each in numbers.items() if not math.isfinite(each)]
+        loss = [name.replace("_", " ") for name, value in numbers.items() if not math.isfinite(value)]
         loss = [name for name in loss if name != "grad norm"]
-        if {"policy loss", "entropy"} <= set(loss):  # which have nothing else in common
-            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is left out")
+        if {"policy loss", "entropy"} <= set(loss):  # only the logits enter both
+            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is skipped")
             return False
-        gradient = sick_gradient()
-        parts = [f"the {name}" for name in loss[:1]] + [f"the gradient of {gradient}"] * (gradient is not None)
-        what = " and ".join(parts) or "the gradient's norm"
-        self.fault(f"{what} is not finite in update {number:,}", "the update is left out")
+        gradient = non_finite_gradient()
+        origins = [f"the {name}" for name in loss[:1]] + [f"the gradient of {gradient}"] * (gradient is not None)
+        origin = " and ".join(origins) or "the gradient's norm"
+        self.fault(f"{origin} is not finite in update {number:,}", "the update is skipped")
         return False
 
 
-def first_sick_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Name the first parameter whose gradient is not finite."""
-    for name, each in parameters:
-        if each.grad is not None and not torch.isfinite(each.grad).all():
+def first_non_finite_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """Return the name of the first parameter whose gradient is not finite."""
+    for name, parameter in parameters:
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return name
     return None
 
@@ -172,49 +180,44 @@ def first_sick_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str |
 def _try_to_act(
     act: Callable[[Any, Tensor, Tensor], ActStep], obs: Any, core_state: Tensor, episode_starts: Tensor
 ) -> CheckedStep | None:
-    try:
-        step = act(obs, core_state, episode_starts)
-    except ValueError as error:
-        if not str(error).startswith("Expected "):  # so torch's distributions refuse what is not finite
-            raise
-        return None
-    # All at once: a GPU is waited for here, once in a step.
+    step = act(obs, core_state, episode_starts)
+    # In one transfer: the only wait for a GPU in a step.
     actions, values, log_probs = to_host(step.actions, step.values, step.log_probs)
     return CheckedStep(step, core_state, actions) if _finite(values) and _finite(log_probs) else None
 
 
 def _finite(values: np.ndarray) -> bool:
-    """Say whether all of an array's numbers are finite."""
-    # A sum of squares is finite only if all of them are, and takes a third of the time; it may be too large, though.
+    """Return whether all numbers of an array are finite."""
+    # The sum of squares takes a third of the time of isfinite; it may overflow, though.
     return values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
-def _first_sick_module(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> str:
+def _first_non_finite_module(policy: SRWMPolicy, obs: Any, core_state: Tensor, episode_starts: Tensor) -> str:
     """Name the first weight that is not finite, or else the first module whose output is not."""
     for name, parameter in policy.named_parameters():
         if not torch.isfinite(parameter).all():
-            return f"weight {name} is sick"
-    with _watched(policy) as sick, suppress(ValueError):
+            return f"weight {name} is not finite"
+    with _non_finite_outputs(policy) as names:
         policy.act(obs, core_state, episode_starts)
-    return f"first in the output of {sick[0]}" if sick else "in the action distribution"
+    return f"first in the output of {names[0]}" if names else "in the action distribution"
 
 
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[list[str]]:
-    """Collect, in the order of their computation, the names of modules whose output is not finite."""
-    sick: list[str] = []
+def _non_finite_outputs(module: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of modules whose output is not finite, in the order of their computation."""
+    names: list[str] = []
 
-    def note(name: str) -> Callable[..., None]:
+    def make_hook(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(each, Tensor) and not torch.isfinite(each).all() for each in tensors):
-                sick.append(name)
+            if any(isinstance(tensor, Tensor) and not torch.isfinite(tensor).all() for tensor in tensors):
+                names.append(name)
 
         return hook
 
-    handles = [each.register_forward_hook(note(name)) for name, each in module.named_modules() if name]
+    handles = [submodule.register_forward_hook(make_hook(name)) for name, submodule in module.named_modules() if name]
     try:
-        yield sick
+        yield names
     finally:
         for handle in handles:
             handle.remove()

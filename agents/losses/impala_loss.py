@@ -1,4 +1,4 @@
-"""What an IMPALA batch adds up: the loss's terms, with V-trace's targets."""
+"""IMPALA's loss with V-trace targets as a pure function of `[T, B]` tensors."""
 
 from __future__ import annotations
 
@@ -6,55 +6,62 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.losses.vtrace import vtrace
-from srwm_rl.nn.policy import SequenceEvaluation
 
 
 class IMPALALossSums(NamedTuple):
-    """Sums over steps of what an IMPALA batch adds up."""
+    """IMPALA's loss terms and diagnostics, scalars `[]` summed over steps."""
 
     policy_loss: Tensor
-    value_loss: Tensor  # sum of half the squared distances, as in the paper
+    value_loss: Tensor  # half the squared errors, as in the paper
     entropy: Tensor
-    rho: Tensor  # learner's over actor's probability of the action taken
-    rho_clipped: Tensor  # how often that ratio was above 1
+    rho: Tensor  # learner's probability of the action taken over the actor's
+    rho_clipped: Tensor  # number of ratios above 1
 
 
-class VTraceSettings(NamedTuple):
-    """How V-trace corrects; see `srwm_rl.agents.losses.vtrace.vtrace`."""
-
-    vtrace_lambda: float
-    rho_clip: float | None
-    pg_rho_clip: float | None
-    c_clip: float | None
-
-
-def impala_loss_sums(
-    new: SequenceEvaluation, unrolls: Unrolls, gamma: float, correction: VTraceSettings
+def impala_loss(
+    values: Tensor,
+    log_probs: Tensor,
+    entropy: Tensor,
+    actor_log_probs: Tensor,
+    rewards: Tensor,
+    episode_starts: Tensor,
+    gamma: float,
+    vtrace_lambda: float = 1.0,
+    rho_clip: float | None = 1.0,
+    pg_rho_clip: float | None = 1.0,
+    c_clip: float | None = 1.0,
 ) -> IMPALALossSums:
-    """Add up the loss of N unrolls of T steps.
+    """Sum IMPALA's loss terms (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561) over unrolls of T steps.
 
     Args:
-        new: what the learner's policy says of their steps and of the one that follows, `[T + 1, N]`.
-        unrolls: what was played.
-        gamma: discount.
-        correction: of the lag between the policy that acted and the learner's.
+        values, log_probs, entropy: `[T + 1, B]`, the learner's; step T only bootstraps the value.
+        actor_log_probs: `[T, B]`, of the policy that acted.
+        rewards: `[T, B]`.
+        episode_starts: `[T + 1, B]`; step t ended an episode where step t + 1 starts one.
+        gamma: discount per step.
+        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
-    values, log_probs = new.values[:-1], new.log_probs[:-1]
-    log_rhos = (log_probs - unrolls.log_probs).detach()
+    log_probs = log_probs[:-1]
+    log_rhos = (log_probs - actor_log_probs).detach()
     targets = vtrace(
         log_rhos,
-        gamma * (unrolls.episode_starts[1:] == 0),  # step t ended an episode where t + 1 starts one
-        unrolls.rewards,
-        values.detach(),
-        new.values[-1].detach(),
-        **correction._asdict(),
+        gamma * (episode_starts[1:] == 0),
+        rewards,
+        values[:-1].detach(),
+        values[-1].detach(),
+        vtrace_lambda=vtrace_lambda,
+        rho_clip=rho_clip,
+        pg_rho_clip=pg_rho_clip,
+        c_clip=c_clip,
     )
     return IMPALALossSums(
         policy_loss=-(log_probs * targets.pg_advantages).sum(),
-        value_loss=0.5 * (targets.vs - values).square().sum(),
-        entropy=new.entropy[:-1].sum(),
+        value_loss=0.5 * (targets.vs - values[:-1]).square().sum(),
+        entropy=entropy[:-1].sum(),
         rho=log_rhos.exp().sum(),
         rho_clipped=(log_rhos > 0).float().sum(),
     )

@@ -46,11 +46,11 @@ class EditStatsCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
-        policy = getattr(self.model, "_acting", None) or self.model.policy
+        policy = self.model.acting_policy
         core_state = self.model._core_state
         if core_state is None or not count_heads(policy.core):
             return
-        obs = self.model._obs_tensor(self.model._last_obs)
+        obs = self.model.obs_tensor(self.model._last_obs)
         starts = torch.as_tensor(self.model._last_episode_starts, device=self.model.device)
         with undisturbed(self.model.device):
             seen = introspect(policy, obs, core_state, starts, deterministic=True)

@@ -100,15 +100,14 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
     watch = Stopwatch((lambda: _wait_for(model.device)) if on_gpu else (lambda: None), mark)
     watch.wrap(model, "collect_rollouts", "collect")
     watch.wrap(model, "train", "learn")
-    watch.wrap(model._nan_guard, "act", "act")  # however it is done: step by step, as a graph, in C
-    acting = getattr(model, "_acting", None)
-    for policy in (model.policy,) if acting is None else (model.policy, acting):
+    watch.wrap(model.nan_guard, "act", "act")  # however it is done: step by step, as a graph, in C
+    for policy in dict.fromkeys((model.policy, model.acting_policy)):
         watch.wrap(policy.features_extractor, "forward", "encoder")  # these two: where they are not part of a whole
         watch.wrap(policy.core, "forward", "core")
         for network in policy.features_extractor.images.values():
             watch.wrap(network, "forward", "images")
-    watch.wrap(model, "_add_gradient", "gradient")  # in C, or forward and backward
-    watch.wrap(model, "_evaluate_sequence", "forward")
+    watch.wrap(model.engine, "add_gradient", "gradient")  # in C, or forward and backward
+    watch.wrap(model.engine, "evaluate_sequence", "forward")
     watch.wrap(torch.autograd, "backward", "backward")
     watch.wrap(model.policy.optimizer, "step", "optimizer")
     assert model.env is not None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,17 +35,16 @@ def parts_of(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[st
         env: environments like the model's.
         batch_size: steps per minibatch.
     """
-    from srwm_rl.agents.engine.cuda_graphs import capture
     from srwm_rl.agents.engine.transfer import to_host
 
     policy = model.policy
     env.reset()
     actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
-    obs = model._obs_tensor(model._last_obs)
+    obs = model.obs_tensor(model._last_obs)
     starts = torch.zeros(env.num_envs, device=model.device)
     state = policy.initial_state(env.num_envs)
 
-    acting = model._acting_by(policy)
+    acting = model.engine.act_fn(policy)
 
     def act() -> None:
         with torch.no_grad():
@@ -65,30 +62,17 @@ def parts_of(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[st
         done = done.float()
     begins = torch.zeros(model.n_steps, n, device=model.device)
 
-    # In the parts in which the trainer does it, whose activations fit into the memory it was given.
-    at_once, adding = model._sequences_at_once(model.n_steps) or n, []
+    at_once = model.sequences_at_once(model.n_steps) or n
+    batches = []
     for first in range(0, n, at_once):
         rows = slice(first, min(first + at_once, n))
         part = {k: v[:, rows] for k, v in many.items()} if isinstance(many, dict) else many[:, rows]
         carried = policy.initial_state(rows.stop - rows.start)
-        adding.append(adds_gradient(model, part, done[:, rows], carried, begins[:, rows]))
-
-    on_gpu = model.device.type == "cuda"
-    if on_gpu:  # in the graphs by which the trainer does it; they add to the gradients that are there now
-        stream = torch.cuda.Stream(model.device)
-        for add in adding:
-            add()
-        with suppress(RuntimeError):  # where it does without, too
-            adding = [capture(add, stream, draws=False) for add in adding]
-
-    grads = [(each, each.grad) for each in policy.parameters()]
+        batch, *scalars = make_batch(model, part, done[:, rows], carried, begins[:, rows])
+        batches.append(batch)
 
     def learn() -> None:
-        for parameter, grad in grads if on_gpu else ():
-            parameter.grad = grad
-        for add in adding:
-            add()
-        policy.zero_grad(set_to_none=not on_gpu)
+        model.engine.backward(batches, *scalars)
 
     clock = device_clock(model.device)
     return {
@@ -150,21 +134,21 @@ def _speed(part: Part) -> float:
     return float(np.median(rates))
 
 
-def adds_gradient(
+def make_batch(
     model: RecurrentAlgorithm, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor
-) -> Callable[[], Any]:
-    """Return what adds the gradient of an unroll to the weights': PPO's as it does it, else the network's alone."""
+) -> tuple[Any, ...]:
+    """Return the arguments of the trainer's loss for an unroll `[T, N]` with random numbers in place of the others."""
     from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch
-    from srwm_rl.agents.ppo import PPO, MicroBatch
+    from srwm_rl.agents.collecting.unroll_queue import Unrolls
+    from srwm_rl.agents.ppo import PPO
 
-    def plain() -> None:
-        seen = model._evaluate_sequence(obs, actions, core_state, episode_starts, None)
-        (seen.values.sum() + seen.log_probs.sum() + seen.entropy.sum()).backward()
-
-    if not isinstance(model, PPO):
-        return plain
     shape = episode_starts.shape
-    drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
-    numbers = dict(zip(("old_values", "old_log_probs", "advantages", "returns"), drawn - 0.5, strict=True))
-    old = SequenceBatch(obs, actions, episode_starts, core_state=core_state, **numbers)
-    return partial(model._add_gradient, MicroBatch(old, None, None, float(shape.numel()), 0.2, None))
+    drawn = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0)).to(model.device) - 0.5
+    if isinstance(model, PPO):
+        values, log_probs, advantages, returns = drawn
+        batch = SequenceBatch(obs, actions, episode_starts, values, log_probs, advantages, returns, core_state)
+        return batch, float(shape.numel()), 0.2, None
+    # IMPALA's loss takes one step more than was played: here that is the last one.
+    return (
+        Unrolls(obs, episode_starts, actions[:-1], drawn[0, :-1], drawn[1, :-1], core_state, torch.zeros(shape[1])),
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import MAIN_KEY
 from srwm_rl.ops.backends import prefer
-from srwm_rl.scripts.benchmarks.bound import adds_gradient, parts_of, share_of_bound, speeds_of
+from srwm_rl.scripts.benchmarks.bound import make_batch, parts_of, share_of_bound, speeds_of
 from srwm_rl.scripts.benchmarks.measure import Rate, device_clock, long_enough, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.benchmarks.overlap import learning_beside
@@ -198,7 +198,7 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
     slow.policy.load_state_dict(ours.policy.state_dict())
     policy, (n_steps, n) = ours.policy, (min(ours.n_steps, 50), 4)
     drawn = {key: _samples(space, n_steps, n) for key, space in policy.parts.items()}
-    obs = ours._obs_tensor(drawn if isinstance(policy.observation_space, spaces.Dict) else drawn[MAIN_KEY])
+    obs = ours.obs_tensor(drawn if isinstance(policy.observation_space, spaces.Dict) else drawn[MAIN_KEY])
     actions = torch.as_tensor(_samples(policy.action_space, n_steps, n), device=ours.device)
     starts = torch.as_tensor(np.random.default_rng(0).random((n_steps, n)) < 0.1, device=ours.device)
     found = []
@@ -206,10 +206,11 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
         each = model.policy
         with prefer(backend):
             state = each.initial_state(n)
-            seen = model._evaluate_sequence(obs, actions, state, starts, None)
+            seen = model.engine.evaluate_sequence(obs, actions, state, starts, None)
             (seen.values.square().sum() + seen.log_probs.sum()).backward()
             gradient = _gradient_taken(each)
-            adds_gradient(model, obs, actions, state, starts)()
+            batch, *scalars = make_batch(model, obs, actions, state, starts)
+            model.engine.backward([batch], *scalars)
             found.append((seen.values, seen.log_probs, gradient, _gradient_taken(each)))
     for name, one, other in zip(("values", "log-probabilities", "gradients", "updates"), *found, strict=True):
         if (one - other).norm() > 1e-3 * other.norm():

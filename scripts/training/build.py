@@ -117,7 +117,7 @@ def use_threads(
     images = any(map(is_image, flatten_obs_space(observation_space).values()))
     # Learning and playing may have all cores each where a part of the frames is the work of one thread: whoever has
     # something to do gets a core. Threads that share an operation would wait for those that have none.
-    divided = overlapping and min(overlapping, FRAMES_AT_ONCE[False]) < cores * LEAST
+    divided = overlapping and min(overlapping, FRAMES_AT_ONCE["cpu"]) < cores * LEAST
     torch.set_num_threads(n_threads or ((max(1, cores // 2) if divided else cores) if images and not on_gpu else 1))
 
 

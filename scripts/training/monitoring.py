@@ -58,7 +58,7 @@ def make_callbacks(
 
     def scored_in_training(score: float) -> None:
         # Beside a learner, the copy that acts: the learner's weights have played none of these episodes.
-        acting = getattr(model, "_acting", None) or model.policy
+        acting = model.acting_policy
         window = model._stats_window_size
         best_model.update(score, f"mean return of the last {window} training episodes", model.num_timesteps, acting)
 
@@ -167,7 +167,7 @@ def _film(config: TrainConfig, model: RecurrentAlgorithm, run: Path) -> None:
 
     output = run / "videos" / f"{model.num_timesteps:012d}.mp4"
     # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
-    policy = getattr(model, "_acting", None) or model.policy
+    policy = model.acting_policy
     agent = Agent(policy, config.to_json(), model.num_timesteps, output)
     options = watch.WatchConfig(run=str(run), steps=VIDEO_STEPS, progress=False, seed=config.seed)
     scene = watch.choose_scene(options, config)

@@ -41,7 +41,7 @@ class FusedPolicy:
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
         self._tapes: LoweredPolicy | None = None
-        self._descent: PPOGradient | None = None
+        self._ppo_gradient: PPOGradient | None = None
         self._lowered_from: ModuleFingerprint | None = None  # also where it could not be written
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
@@ -75,40 +75,61 @@ class FusedPolicy:
         log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
-    def add_surrogate_gradient(
+    def add_ppo_gradient(
         self,
         obs: Obs,
         actions: Tensor,
         core_state: Tensor,
         episode_starts: Tensor,
         old: Sequence[Tensor],
-        surrogate: PPOLossParams,
+        *,
+        clip_range: float,
+        clip_range_vf: float | None,
+        vf_coef: float,
+        ent_coef: float,
+        scale: float,
         bptt: int | None = None,
     ) -> Tensor | None:
-        """Add the gradient of PPO's loss over an unroll to the weights', without torch's autograd.
+        """Add the gradient of PPO's loss over an unroll to the weights' `.grad`, without autograd.
+
+        The loss is `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each term summed over steps.
 
         Args:
             obs, actions, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
-            old: of the policy that played, log-probabilities, advantages, returns and values, `[T, B]` each.
-            surrogate: the loss's settings.
+            old: log-probabilities of the policy that acted, advantages, returns and its values, `[T, B]` each.
+            clip_range: bounds the probability ratio to `1 +- clip_range`.
+            clip_range_vf: bounds the change of a value; None: unbounded.
+            vf_coef, ent_coef, scale: the loss's coefficients.
 
         Returns:
-            The loss's terms `[5]`, summed over steps (`srwm_rl.ops.program.TERMS`); None, and nothing is done, where
-            `evaluate_sequence` and autograd must do it.
+            The loss's terms `[5]`, summed over steps: policy loss, value loss, entropy, approximate KL divergence, clip
+            fraction. None, and nothing is done, where `evaluate_sequence` and autograd must do it.
         """
         programs = self._ready(_first(obs), core_state, episode_starts[0])
-        if programs is None or programs.surrogate is None or any(each.requires_grad for each in _tensors(obs)):
+        if programs is None or programs.surrogate is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return None
         assert self._lowered_from is not None
-        if any(each._backward_hooks or each._post_accumulate_grad_hooks for each in self._lowered_from.weights):
-            return None  # autograd calls them
+        weights = self._lowered_from.weights
+        if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
+            return None  # only autograd calls them
         bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
-        if self._descent is None or self._descent.bptt != bptt:
-            self._descent = PPOGradient(self.policy, programs, bptt)
-        if self._descent.shared:
+        if self._ppo_gradient is None or self._ppo_gradient.bptt != bptt:
+            self._ppo_gradient = PPOGradient(self.policy, programs, bptt)
+        if self._ppo_gradient.shared:
             return None
-        given = [each.reshape(-1, 1).float() for each in (actions, *old)]
-        return self._descent.add_gradient(obs, core_state, episode_starts, given, surrogate)
+        params = PPOLossParams(
+            mean=0.0,
+            scale_advantage=1.0,
+            low=1 - clip_range,
+            high=1 + clip_range,
+            clip_range=clip_range,
+            clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+            vf_coef=vf_coef,
+            ent_coef=ent_coef,
+            scale=scale,
+        )
+        inputs = [tensor.reshape(-1, 1).float() for tensor in (actions, *old)]
+        return self._ppo_gradient.add_gradient(obs, core_state, episode_starts, inputs, params)
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
         """Return the programs, written and compared at the first of the steps they are for."""
@@ -116,7 +137,7 @@ class FusedPolicy:
             return None
         if self._lowered_from is None or not self._lowered_from.matches():
             self._lowered_from = ModuleFingerprint(self.policy)
-            self._tapes, self._descent = self._written(obs, core_state, episode_starts), None
+            self._tapes, self._ppo_gradient = self._written(obs, core_state, episode_starts), None
         return self._tapes
 
     def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:

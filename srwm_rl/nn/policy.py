@@ -315,6 +315,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         starts = np.zeros(batch, bool) if episode_start is None else np.asarray(episode_start)
         with torch.no_grad():
             step = self.act(obs, core_state, torch.as_tensor(starts, device=self.device), deterministic)
+        if not torch.isfinite(step.log_probs).all():
+            raise UserError("the policy's output is not finite: use finite observations, or an earlier checkpoint")
         actions = step.actions.cpu().numpy()
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)

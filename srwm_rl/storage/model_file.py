@@ -58,12 +58,7 @@ class Agent:
         Raises:
             UserError: an observation or a state that does not fit, or weights that give no numbers.
         """
-        try:
-            return self.policy.predict(obs, state, episode_start, deterministic)
-        except UserError:
-            raise
-        except ValueError as error:  # torch's distributions refuse what is not finite
-            raise UserError(f"{self.path} is sick: it answers what is no number; use an earlier checkpoint") from error
+        return self.policy.predict(obs, state, episode_start, deterministic)
 
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:

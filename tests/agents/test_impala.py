@@ -134,9 +134,9 @@ def test_splitting_a_batch_for_memory_changes_nothing() -> None:
 def test_the_step_after_the_last_does_not_push_a_sequence_out_of_its_group() -> None:
     frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     lengths = (65, 51, 257, 1000)
-    assert [probe_model(observation_space=frames)._sequences_at_once(n) for n in lengths] == [4, 5, 1, 1]
+    assert [probe_model(observation_space=frames).sequences_at_once(n) for n in lengths] == [4, 5, 1, 1]
     asked = probe_model(observation_space=frames, frames_at_once=256)  # which is the most there may be
-    assert [asked._sequences_at_once(n) for n in lengths] == [3, 5, 1, 1]
+    assert [asked.sequences_at_once(n) for n in lengths] == [3, 5, 1, 1]
 
 
 @pytest.mark.parametrize("synchronous", [True, False])

@@ -102,7 +102,7 @@ def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str,
         said = ""
     except FaultError as fault:
         said = str(fault)
-    return {"before": before, "after": weights(model), "skipped": model._nan_guard.skipped, "said": said}
+    return {"before": before, "after": weights(model), "skipped": model.nan_guard.skipped, "said": said}
 
 
 def _make_sick(model: Any, rollout: Any, how: str) -> None:

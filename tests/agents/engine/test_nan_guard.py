@@ -78,7 +78,7 @@ def test_a_sick_environment_is_named_and_reaches_no_weight(
             with caplog.at_level(logging.WARNING):
                 model.learn(4 * 2 * STEPS)
             assert caplog.text.count("is not finite") == 1
-            assert model._nan_guard.skipped == 1
+            assert model.nan_guard.skipped == 1
             assert model._n_updates >= 3
         assert torch.isfinite(weights(model)).all()
 
@@ -142,7 +142,7 @@ def test_a_sick_update_is_left_out(
     with caplog.at_level(logging.WARNING):
         model.learn(4 * 2 * STEPS)
     assert "the update is left out" in caplog.text
-    assert model._nan_guard.skipped == 1
+    assert model.nan_guard.skipped == 1
     assert torch.isfinite(weights(model)).all()
 
 
@@ -161,7 +161,7 @@ def test_sick_logits_in_an_update(algo: str, monkeypatch: pytest.MonkeyPatch, ca
     model = healthy(algo, "skip")
     with caplog.at_level(logging.WARNING):
         model.learn(4 * 2 * STEPS)
-    assert model._nan_guard.skipped == 1
+    assert model.nan_guard.skipped == 1
     assert torch.isfinite(weights(model)).all()
 
 
@@ -247,7 +247,7 @@ def test_many_faults_are_counted_and_not_all_told(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         model.learn(4 * 2 * STEPS)
     assert caplog.text.count("is not finite") == 10
-    assert model._nan_guard.skipped == 4 * STEPS
+    assert model.nan_guard.skipped == 4 * STEPS
 
 
 def test_a_wrong_choice_is_named() -> None:

@@ -148,7 +148,7 @@ def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
     assert torch.autograd.backward is backward
     for owner in (
         model,
-        model._nan_guard,
+        model.nan_guard,
         model.policy.features_extractor,
         model.policy.core,
         model.policy.optimizer,

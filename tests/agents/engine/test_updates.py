@@ -47,7 +47,7 @@ def run(late: bool, on_nan: str, **settings: Any) -> dict[str, Any]:
     return {
         "weights": torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach(),
         "optimizer": torch.cat([each.flatten() for each in optimizer]) if optimizer else torch.zeros(0),
-        "told": (said, keep.logged, model._n_updates, model._nan_guard.skipped),
+        "told": (said, keep.logged, model._n_updates, model.nan_guard.skipped),
     }
 
 

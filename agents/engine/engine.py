@@ -1,0 +1,142 @@
+"""How a policy runs while it is trained: in PyTorch, in compiled C on a CPU, as captured graphs on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from srwm_rl.agents.engine.cuda_graphs import GraphedActing
+from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
+from srwm_rl.native.fused_policy import FusedPolicy
+from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
+
+ActFn = Callable[[Obs, Tensor, Tensor], ActStep]
+
+
+class Trainer(Protocol):
+    """What the engine asks of a trainer."""
+
+    policy: SRWMPolicy
+    weights_lock: AbstractContextManager[Any]  # held while weights change, and while a CUDA graph is captured
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the policy."""
+
+    @property
+    def loss_settings(self) -> Hashable:
+        """What the loss depends on beside the weights and its arguments."""
+
+    def loss(self, batch: Any, *scalars: float | Tensor | None) -> tuple[Tensor, NamedTuple]:
+        """Return the loss of a micro-batch, `[]`, and its terms summed over steps, a NamedTuple of scalars `[]`."""
+
+    def native_gradient(self, batch: Any, *scalars: float | None) -> Tensor | None:
+        """Add the gradient of `loss` without autograd and return its terms `[n]`; None: not possible, nothing done."""
+
+
+class Engine:
+    """Runs a trainer's policy: acting, sequences, and the gradient of the trainer's loss.
+
+    On a CPU, what `FusedPolicy` can run runs in C; on a GPU, acting and gradients are captured as CUDA graphs; anything
+    else is plain PyTorch. All give the same numbers up to rounding (`tests/agents/engine/test_engine.py`).
+
+    Args:
+        trainer: whose policy and loss they are. Both may be replaced at any time.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._fused: tuple[FusedPolicy, ...] = ()
+        self._graphed_acting: GraphedActing | None = None
+        self._graphed_gradient: GraphedGradient | None = None
+
+    def release(self) -> None:
+        """Forget compiled forms of policies, which keep the policies alive; they are made again when needed."""
+        self._graphed_acting, self._fused = None, ()
+
+    def act_fn(self, policy: SRWMPolicy) -> ActFn:
+        """Return the function that computes `policy.act`, sampling actions, in the fastest way."""
+        device = self._trainer.device.type
+        if device == "cpu":
+            return self.fused(policy).act
+        if device != "cuda":
+            return policy.act
+        if self._graphed_acting is None or self._graphed_acting.policy is not policy:
+            self._graphed_acting = GraphedActing(policy)
+        return self._graphed_acting
+
+    def fused(self, policy: SRWMPolicy) -> FusedPolicy:
+        """Return the form of a policy that runs in C where it can (CPU only)."""
+        for fused in self._fused:
+            if fused.policy is policy:
+                return fused
+        fused = FusedPolicy(policy)
+        self._fused = (*self._fused[-1:], fused)  # two at most: IMPALA's actors use a copy of the policy
+        return fused
+
+    def evaluate_sequence(
+        self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
+    ) -> SequenceEvaluation:
+        """Evaluate an unroll with the policy being trained; arguments as in `SRWMPolicy.evaluate_sequence`."""
+        policy = self._trainer.policy
+        runner = self.fused(policy) if self._trainer.device.type == "cpu" else policy
+        return runner.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters that the optimizer updates."""
+        # From the optimizer's lists: walking the policy's modules takes longer than clipping their gradients.
+        return [weight for group in self._trainer.policy.optimizer.param_groups for weight in group["params"]]
+
+    def backward(self, batches: Iterable[Any], *scalars: float | None) -> Tensor:
+        """Set the parameters' `.grad` to the gradient of the loss over all `batches`.
+
+        Args:
+            batches: micro-batches, (named) tuples of tensors; each goes through the network at once.
+            scalars: the loss's further arguments.
+
+        Returns:
+            The loss's terms `[n]`, summed over steps.
+        """
+        graphed = self._graphed()
+        if graphed is None:
+            for parameter in self.parameters:  # as `optimizer.zero_grad()` does, without its 30 us
+                parameter.grad = None
+            sums = [self.add_gradient((batch, *scalars)) for batch in batches]
+        else:
+            graphed.zero()
+            settings = self._trainer.loss_settings
+            sums = [graphed((batch, *scalars), settings) for batch in batches]
+        return sum(sums[1:], sums[0])
+
+    def add_gradient(self, args: tuple[Any, ...]) -> Tensor:
+        """Add the gradient of one micro-batch to the parameters' `.grad`, in C or by autograd.
+
+        Args:
+            args: of `Trainer.loss`.
+
+        Returns:
+            The loss's terms `[n]`.
+        """
+        if self._trainer.device.type == "cpu":
+            native = self._trainer.native_gradient(*args)
+            if native is not None:
+                return native
+        loss, sums = self._trainer.loss(*args)
+        loss.backward()
+        return torch.stack([*sums]).detach()
+
+    def _graphed(self) -> GraphedGradient | None:
+        """Return the captured form of `add_gradient`, on a GPU."""
+        if self._trainer.device.type != "cuda":
+            return None
+        graphed, parameters = self._graphed_gradient, self.parameters
+        if graphed is None or not graphed.fit(parameters):  # a new policy, or replaced weights
+            policy, lock = self._trainer.policy, self._trainer.weights_lock
+            graphed = GraphedGradient(self.add_gradient, parameters, quiet=lock, network=policy)
+            self._graphed_gradient = graphed
+        return graphed
