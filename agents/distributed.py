@@ -224,6 +224,9 @@ class TorchProcessGroup(ProcessGroup):
         self._talking.run(lambda: dist.barrier(group=self._table))  # nobody leaves while another still receives
         self._learning.close()
         self._talking.close()
+        # Without a reference the group joins its threads: one that still releases a tensor while the interpreter is being
+        # finalized aborts the process.
+        del self._table
         dist.destroy_process_group()
 
 
