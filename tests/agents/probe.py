@@ -6,8 +6,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from torch import Tensor
 
-from srwm_rl.agents import PPO
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.collecting.rollout_buffer import normalize_advantages
+from srwm_rl.agents.collecting.unroll_queue import Unrolls
+from srwm_rl.agents.losses.impala_loss import IMPALALossSums
+from srwm_rl.agents.losses.ppo_loss import PPOLossSums
 
 
 class Probe(gymnasium.Env[Any, Any]):
@@ -35,7 +40,18 @@ class Probe(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(self.t), over and not self.cut, over and self.cut, {}
 
 
-def gradient_of(model: PPO, sequences: np.ndarray) -> Any:
-    """Leave the gradient of one minibatch of the model's rollout in its weights; return its terms and its norm."""
-    ((gradient, _),) = model._gradients([sequences], 0.2, None)
-    return gradient()
+def gradient_of(model: PPO, sequences: np.ndarray) -> tuple[PPOLossSums, Tensor]:
+    """Leave the gradient of one minibatch of the model's rollout in its weights; return its loss sums and its norm."""
+    buffer = model.rollout_buffer
+    (stats,) = model._advantage_stats(buffer.advantages_of([sequences])) if model.normalize_advantage else [None]
+    (parts,) = buffer._gather_parts([sequences], model.sequences_at_once(buffer.sequence_length))
+    batches = [normalize_advantages(part, stats) for part in parts]
+    n_steps = len(sequences) * buffer.sequence_length * model.processes.size
+    sums = PPOLossSums(*model.engine.backward(batches, float(n_steps), 0.2, None))
+    return sums, model._all_reduce(sums)
+
+
+def unroll_gradient(model: IMPALA, batch: Unrolls) -> tuple[IMPALALossSums, Tensor]:
+    """Leave the gradient of a batch of unrolls in the model's weights; return its loss sums and its norm."""
+    sums = IMPALALossSums(*model.engine.backward(model._parts(batch)))
+    return sums, model._all_reduce(sums)

@@ -20,7 +20,7 @@ from srwm_rl.agents import IMPALA
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.impala import copy_weights
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
-from tests.agents.probe import Probe
+from tests.agents.probe import Probe, unroll_gradient
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 
@@ -63,7 +63,7 @@ def test_unrolls_evaluate_to_what_was_acted(core: str) -> None:
     unrolls = collect(model, rollouts=2)  # the second begins in the middle of episodes
     assert unrolls.episode_starts[1:].any()
     with torch.no_grad():
-        terms = model._terms(unrolls)
+        terms = model.loss(unrolls)[1]
         log_probs = model.policy.evaluate_sequence(
             {k: v[:-1] for k, v in unrolls.observations.items()}
             if isinstance(unrolls.observations, dict)
@@ -82,7 +82,7 @@ def test_the_loss_is_the_papers_sum_written_out() -> None:
     with torch.no_grad():
         unrolls.log_probs.add_(0.3 * torch.randn_like(unrolls.log_probs))  # as if the actors' policy was another
     model.max_grad_norm = float("inf")
-    model._gradient(unrolls)
+    unroll_gradient(model, unrolls)
     found = {name: each.grad.clone() for name, each in model.policy.named_parameters() if each.grad is not None}
 
     actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
@@ -112,7 +112,7 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
     largest = []
     for bptt in (None, 1):
         model = probe_model(bptt=bptt)
-        model._gradient(collect(model))
+        unroll_gradient(model, collect(model))
         weight: Any = model.policy.core.layers[0].weight  # type: ignore[index,union-attr]
         size = weight.shape[1]
         largest.append([part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)])
@@ -125,7 +125,7 @@ def test_splitting_a_batch_for_memory_changes_nothing() -> None:
     gradients = []
     for frames_at_once in (10**6, 1):
         model = probe_model(observation_space=spaces.Box(0, 255, (32, 32, 3), np.uint8), frames_at_once=frames_at_once)
-        model._gradient(collect(model))
+        unroll_gradient(model, collect(model))
         gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4, msg=name)
@@ -236,7 +236,7 @@ def test_a_crash_of_the_learner_ends_the_run_with_its_error(batch_size: int, mon
     def fail(*_: Any) -> Any:
         raise RuntimeError("the learner is gone")
 
-    monkeypatch.setattr(IMPALA, "_gradient", fail)
+    monkeypatch.setattr(IMPALA, "_parts", fail)
     with pytest.raises(RuntimeError, match="the learner is gone"):
         model.learn(10**7)
     assert other_threads() == []

@@ -16,10 +16,11 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl import UserError, core_names
-from srwm_rl.agents import PPO, ppo
+from srwm_rl.agents import PPO
+from srwm_rl.agents.collecting import rollout_buffer
+from srwm_rl.agents.losses.ppo_loss import PPOLossSums
 from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import ActStep
-from srwm_rl.ops import cpu
 from tests.agents.probe import Probe, gradient_of
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
@@ -101,38 +102,37 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
 
 def test_gathering_fewer_minibatches_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = probe_model(n_steps=8, batch_size=8)
-    minibatches = fill(model).minibatches(1)
-    gathered, sequences = [], model.rollout_buffer.sequences
+    buffer = fill(model)
+    gathered, sequences = [], buffer.sequences
 
     def counted(parts: Any) -> Any:
         gathered.append(len(parts))
         return sequences(parts)
 
-    monkeypatch.setattr(model.rollout_buffer, "sequences", counted)
-    found = []
-    for limit in (2**25, 2 * model.rollout_buffer.sequence_bytes, 1):
-        monkeypatch.setattr(ppo, "GATHERED_AT_ONCE", limit)
-        found.append([])
-        for gradient, n_steps in model._gradients(minibatches, 0.2, None):
-            terms, norm = gradient()
-            found[-1].append([*map(float, terms), float(norm), n_steps])
-    assert found[0] == found[1] == found[2]
-    assert len(set(map(str, found[0]))) == 4, "all minibatches are alike"
+    monkeypatch.setattr(buffer, "sequences", counted)
+    runs: list[list[list[float]]] = []
+    for limit in (2**25, 2 * buffer._sequence_bytes, 1):
+        monkeypatch.setattr(rollout_buffer, "GATHER_BYTES", limit)
+        np.random.seed(0)
+        runs.append([])
+        for batch in model._minibatches():
+            sums = model.engine.backward(batch.parts, float(batch.n_steps), 0.2, None)
+            runs[-1].append([*map(float, sums), float(model._all_reduce(PPOLossSums(*sums))), batch.n_steps])
+    assert runs[0] == runs[1] == runs[2]
+    assert len(set(map(str, runs[0]))) == 4, "all minibatches are alike"
     assert gathered == [4, 2, 2, 1, 1, 1, 1]
 
 
 def test_advantages_of_a_single_step_are_not_normalised() -> None:
     model = probe_model(n_envs=3, n_steps=1, batch_size=2)  # minibatches of two steps and of one
-    fill(model)
-    minibatches = model.rollout_buffer.minibatches(2)
-    (mean, std), last = model._advantage_stats(minibatches)
-    assert mean is not None
-    assert std is not None
-    two = model.rollout_buffer.advantages[0, minibatches[0]]
-    torch.testing.assert_close((mean, std), (two.mean(), two.std()))
-    assert last == (None, None)
+    buffer = fill(model)
+    two, one = (next(iter(batch.parts)).advantages for batch in model._minibatches())
+    torch.testing.assert_close(two.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(two.std(), torch.tensor(1.0))
     model.normalize_advantage = False
-    assert model._advantage_stats(minibatches) == [(None, None)] * 2
+    assert one.item() in buffer.advantages
+    raw = torch.cat([part.advantages.flatten() for batch in model._minibatches() for part in batch.parts])
+    assert sorted(raw.tolist()) == sorted(buffer.advantages.flatten().tolist())
 
 
 def test_splitting_a_minibatch_for_memory_changes_nothing() -> None:
@@ -175,7 +175,7 @@ def test_truncation_without_a_last_observation_borrows_the_value_before() -> Non
     infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}]
     values = torch.tensor([10.0, 10.0])
     acted = ActStep(torch.zeros(2), values, torch.zeros(2), model.policy.initial_state(2))
-    result = model._bootstrap_truncated(model.policy, rewards, np.ones(2, bool), infos, acted, range(2))
+    result = model._bootstrap_truncated(rewards, np.ones(2, bool), infos, acted, range(2))
     assert result.tolist() == pytest.approx([1 + model.gamma * 10, 1])
 
 
@@ -289,30 +289,6 @@ def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: st
     with pytest.raises(UserError, match=message) as error:
         probe_model(**settings)
     assert "\n" not in str(error.value)
-
-
-def test_an_update_of_vectors_is_the_one_of_autograd() -> None:
-    """In C, and by autograd through the policy itself, from the same rollout on."""
-    seen = spaces.Box(-1, 1, (3,), np.float32)
-    weights = []
-    for in_c in (True, False):
-        model = probe_model(
-            observation_space=seen, action_space=spaces.Discrete(3), batch_size=2 * 16, ent_coef=0.01, clip_range_vf=0.3
-        )
-        calls: list[bool] = []
-        own = model._add_gradient_in_c
-
-        def add(group: Any, own: Any = own, calls: list[bool] = calls, in_c: bool = in_c) -> torch.Tensor | None:
-            found = own(group) if in_c else None
-            calls.append(found is not None)
-            return found
-
-        model._add_gradient_in_c = add  # type: ignore[method-assign]
-        torch.manual_seed(0)
-        model.learn(4 * 16)
-        assert calls == [in_c and not isinstance(cpu.load_kernel(), str)] * len(calls) != []
-        weights.append(torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach())
-    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:

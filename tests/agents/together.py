@@ -16,13 +16,14 @@ import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents import IMPALA, PPO, ppo
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, joined
+from srwm_rl.agents.engine.updates import DeferredUpdates
 from srwm_rl.errors import FaultError
 from srwm_rl.storage.safe_file import pack, write_file
-from tests.agents.probe import Probe, gradient_of
+from tests.agents.probe import Probe, gradient_of, unroll_gradient
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -73,7 +74,7 @@ def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
     rollout = play(model)
     rollout.log_probs.add_(0.3 * torch.randn_like(rollout.log_probs))  # as if another policy had played
     if algo == "impala":
-        terms, norm = model._gradient(rollout)
+        terms, norm = unroll_gradient(model, rollout)
         told = rollout.to_tree()
     else:
         rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
@@ -91,7 +92,7 @@ def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str,
     """Let process 1 come upon a number that is not finite, once, and learn on."""
     model = build(algo.removeprefix("late_"), seed=processes.rank, on_nan=on_nan)
     if algo.startswith("late_"):
-        model._reads_late = lambda: True
+        ppo.make_updates = lambda *args, defer: DeferredUpdates(*args)
     model.join(processes)
     rollout = play(model)
     if processes.rank == 1:
@@ -114,9 +115,9 @@ def _make_sick(model: Any, rollout: Any, how: str) -> None:
         calls += 1
         if calls > 1:
             return evaluate(*given)
-        if how == "refused":
-            raise ValueError("Expected parameter logits to be finite")
         new = evaluate(*given)
+        if how == "logits":
+            return new._replace(log_probs=new.log_probs * torch.nan, entropy=new.entropy * torch.nan)
         return new._replace(values=new.values * torch.nan)
 
     model.policy.evaluate_sequence = once
@@ -209,7 +210,7 @@ def main(folder: Path) -> None:
     for algo in ("ppo", "impala"):
         found[algo] = gradients(algo, processes)
     for algo in SICK:
-        for how in ("refused", "nan"):
+        for how in ("logits", "nan"):
             for on_nan in ("skip", "stop"):
                 found[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
     processes.all_gather(None)

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.collecting import collector as playing
+from srwm_rl.agents.collecting import collector
 from srwm_rl.agents.collecting.collector import groups_of
 from srwm_rl.agents.collecting.rollout_buffer import SequenceRolloutBuffer
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
@@ -52,7 +52,7 @@ def stored(model: PPO) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def in_turn(n_groups: int) -> Iterator[playing.Begin]:
+def in_turn(n_groups: int) -> Iterator[collector.StartStep]:
     """Step every group in the calling thread, after all others have been acted for."""
     yield lambda env, actions: partial(env.step, actions)
 
@@ -84,7 +84,7 @@ def test_groups_that_overlap_play_and_learn_what_groups_in_turn_do(env: str, mon
     models, rollouts = [], []
     for overlapping in (True, False):
         if not overlapping:
-            monkeypatch.setattr(playing, "stepper", in_turn)
+            monkeypatch.setattr(collector, "step_starter", in_turn)
         made = build(GroupedVecEnv([group(0), group(1)]), sequence_length=4, batch_size=12, n_epochs=2)
         made.learn(2 * 6 * 8, threads := Threads())
         models.append(made)
@@ -240,7 +240,7 @@ def test_callbacks_see_all_environments_and_may_change_rewards(n_groups: int) ->
 
 def test_what_is_wrapped_around_groups_is_one_group() -> None:
     env = GroupedVecEnv([probes(5, 5), probes(5)])
-    assert [(each.env, each.numbers) for each in groups_of(env)] == [
+    assert [(each.env, each.env_indices) for each in groups_of(env)] == [
         (env.groups[0], range(2)),
         (env.groups[1], range(2, 3)),
     ]
@@ -258,7 +258,7 @@ def test_steps_are_written_into_their_own_columns(kind: str) -> None:
     assert [each.shape for each in buffer.core_states] == [(1, 5, 7)] * 2
     for each in buffer.core_states:
         each.zero_()
-    steps = buffer.steps(slice(1, 3))
+    steps = buffer.writer(slice(1, 3))
     if kind == "tensor":  # as where the storage is not on a CPU
         for name in ("_episode_starts", "_actions", "_log_probs", "_rewards", "_values"):
             setattr(steps, name, torch.from_numpy(getattr(steps, name)))

@@ -64,12 +64,15 @@ def test_what_was_gathered_stays_when_the_next_rollout_is_written() -> None:
     torch.testing.assert_close(found.advantages, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("each", "sizes"), [(3, [3, 3, 2]), (8, [8]), (1, [1] * 8)])
-def test_minibatches_hold_each_sequence_once(each: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(("n_sequences", "sizes"), [(3, [3, 3, 2]), (8, [8]), (1, [1] * 8)])
+def test_minibatches_hold_each_sequence_once(n_sequences: int, sizes: list[int]) -> None:
     np.random.seed(0)
-    minibatches = filled(VECTORS).minibatches(each)
-    assert [len(one) for one in minibatches] == sizes
-    assert sorted(np.concatenate(minibatches)) == list(range(8))
+    buffer = filled(VECTORS)
+    buffer.values.copy_(torch.arange(T * B).view(T, B))
+    batches = [next(iter(batch.parts)) for batch in buffer.get(n_sequences * LENGTH)]
+    assert [batch.actions.shape[1] for batch in batches] == sizes
+    steps = torch.cat([batch.old_values.flatten() for batch in batches])
+    assert sorted(steps.tolist()) == list(range(T * B))
 
 
 def test_sequences_must_divide_the_rollout() -> None:

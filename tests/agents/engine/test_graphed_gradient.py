@@ -27,8 +27,8 @@ DICT = spaces.Dict({"frame": FRAMES, "seen": spaces.Box(-1, 1, (3,), np.float32)
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a graph captures there is autograd's way, not C's."""
-    monkeypatch.setattr(PPO, "_add_gradient_in_c", lambda *_: None)
+    """On a GPU a graph captures autograd, not C."""
+    monkeypatch.setattr(PPO, "native_gradient", lambda *_: None)
 
 
 def again(work: Work) -> Work:
@@ -60,10 +60,11 @@ def build(algo: str, device: str, **settings: Any) -> RecurrentAlgorithm:
 
 def graphs_for(model: Any, capture: Any = again) -> GraphedGradient:
     """Let a model learn through graphs; on a GPU real ones."""
-    graphs = GraphedGradient(
-        model._add_gradient, model._weights_learned, None if model.device.type == "cuda" else capture
-    )
-    model._gradient_graphs = graphs
+    on_gpu = model.device.type == "cuda"
+    graphs = GraphedGradient(model.engine.add_gradient, model.engine.parameters, None if on_gpu else capture)
+    engine, graphed = model.engine, model.engine._graphed
+    # On a CPU the engine makes no graphs of its own.
+    engine._graphed = lambda: graphs if graphs.fit(engine.parameters) else graphed()
     return graphs
 
 
@@ -301,7 +302,7 @@ def test_another_policys_weights_are_learned_without_the_old_ones_graphs() -> No
     before = weights(model)
     model.learn(40)
     assert not torch.equal(weights(model), before)
-    assert not graphs.fit(model._weights_learned)
+    assert not graphs.fit(model.engine.parameters)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +329,8 @@ def test_a_setting_that_is_changed_in_between_counts(algo: str, changes: dict[st
 
 def test_frozen_and_moved_weights_end_the_old_graphs() -> None:
     model = build("ppo", "cpu")
-    policy, weights = model.policy, model._weights_learned
-    graphs = GraphedGradient(model._add_gradient, weights, again, network=policy)  # type: ignore[attr-defined]
+    policy, weights = model.policy, model.engine.parameters
+    graphs = GraphedGradient(model.engine.add_gradient, weights, again, network=policy)
     assert graphs.fit(weights)
     with torch.no_grad():
         policy.value_net.weight.mul_(2)

@@ -1,16 +1,17 @@
-"""Updates read late: the same weights, numbers and faults as where every update is read at once."""
+"""Deferred updates give the weights, means and faults of updates that are checked one by one."""
 
 import logging
 from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
-from srwm_rl.agents import PPO
-from srwm_rl.agents.engine.deferred_updates import DeferredUpdates, supports_found_inf
+from srwm_rl.agents import PPO, ppo
+from srwm_rl.agents.engine.updates import CheckedUpdates, DeferredUpdates, supports_found_inf
 from srwm_rl.errors import FaultError
 from srwm_rl.nn.policy import SRWMPolicy
 from tests.agents.engine.test_nan_guard import poison
@@ -30,19 +31,24 @@ class Keep(KVWriter):
 
 
 def run(late: bool, on_nan: str, **settings: Any) -> dict[str, Any]:
-    """Learn from four rollouts; return all that can be told of it."""
-    env = DummyVecEnv([Probe] * 4)
+    """Learn from four rollouts, with deferred updates on the CPU if asked; return weights, messages and means."""
+    probe = {key: settings.pop(key) for key in ("action_space",) if key in settings}
+    env = DummyVecEnv([lambda: Probe(**probe) for _ in range(4)])
     kwargs = {"core_kwargs": {"hidden_size": 16, "n_layers": 2}, **settings.pop("policy_kwargs", {})}
     shared = {"n_steps": STEPS, "batch_size": 2 * STEPS, "n_epochs": 2, "seed": 0, "device": "cpu", **settings}
     model = PPO("SRWMPolicy", env, on_nan=on_nan, policy_kwargs=kwargs, **shared)  # type: ignore[arg-type]
     keep, said = Keep(), ""
     model.set_logger(Logger(None, [keep]))
-    if late:
-        model._reads_late = lambda: True  # type: ignore[method-assign]
-    try:
-        model.learn(4 * 4 * STEPS)
-    except FaultError as fault:
-        said = str(fault)
+
+    def make_updates(*args: Any, defer: bool) -> CheckedUpdates:
+        return (DeferredUpdates if late and defer else CheckedUpdates)(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "make_updates", make_updates)
+        try:
+            model.learn(4 * 4 * STEPS)
+        except FaultError as fault:
+            said = str(fault)
     optimizer = [each for state in model.policy.optimizer.state.values() for each in state.values()]
     return {
         "weights": torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach(),
@@ -61,13 +67,13 @@ def check_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how many updates were read, at each reading."""
     found: list[int] = []
-    read = DeferredUpdates.read
+    flush = DeferredUpdates.flush
 
     def counted(self: DeferredUpdates) -> Any:
         found.append(len(self._rows))
-        return read(self)
+        return flush(self)
 
-    monkeypatch.setattr(DeferredUpdates, "read", counted)
+    monkeypatch.setattr(DeferredUpdates, "flush", counted)
     return found
 
 
@@ -104,29 +110,28 @@ def test_a_sick_update_is_the_same_fault(
     assert skipped == len(lines[1]) == (on_nan == "skip")
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Let torch refuse the `at`-th update's logits."""
-    evaluate, calls = SRWMPolicy.evaluate_sequence, [0]
-
-    def refusing(self: SRWMPolicy, *args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == at:
-            raise ValueError("Expected parameter logits to be finite")
-        return evaluate(self, *args)
-
-    monkeypatch.setattr(SRWMPolicy, "evaluate_sequence", refusing)
-
-
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.parametrize("at", [1, 6])
-def test_refused_logits_are_the_same_fault(at: int, on_nan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), spaces.Box(-1, 1, (2,))], ids=str)
+def test_non_finite_logits_are_the_same_fault(
+    action_space: Any, at: int, on_nan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
     for late in (False, True):
         with monkeypatch.context() as patch:
-            refuse(patch, at)
-            runs.append(run(late, on_nan))
+            heads, calls = SRWMPolicy._heads, [0]
+
+            def non_finite(self: SRWMPolicy, y: Tensor, heads: Any = heads, calls: list[int] = calls) -> Any:
+                calls[0] += y.requires_grad
+                return heads(self, y * torch.nan if y.requires_grad and calls[0] == at else y)
+
+            patch.setattr(SRWMPolicy, "_heads", non_finite)
+            runs.append(run(late, on_nan, action_space=action_space))
     check_same(*runs)
-    assert ("the policy's logits are not finite in update" in runs[0]["told"][0]) == (on_nan == "stop")
+    assert ("is not finite in update" in runs[0]["told"][0] or "are not finite in update" in runs[0]["told"][0]) == (
+        on_nan == "stop"
+    )
+    assert runs[0]["told"][3] == (on_nan == "skip")
 
 
 def test_a_norm_that_overflows_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +161,9 @@ def test_with_stop_nothing_is_learned_after_the_first_sick_update_and_with_skip_
     for on_nan, weights in seen.items():
         with monkeypatch.context() as patch:
 
-            def watched(self: DeferredUpdates, *given: Any, weights: list[Tensor] = weights) -> None:
-                step(self, *given)
-                weights.append(torch.cat([each.detach().flatten() for _, each in self._parameters]))
+            def watched(self: DeferredUpdates, weights: list[Tensor] = weights) -> None:
+                step(self)
+                weights.append(torch.cat([weight.detach().flatten() for _, weight in self._named]))
 
             patch.setattr(DeferredUpdates, "step", watched)
             poison(patch, "values", 2)
@@ -190,17 +195,18 @@ def test_nothing_waits_for_the_gpu_before_the_numbers_are_read(monkeypatch: pyte
     env = DummyVecEnv([Probe] * 4)
     kwargs = {"core_kwargs": {"hidden_size": 16, "n_layers": 2}}
     model = PPO("SRWMPolicy", env, n_steps=STEPS, batch_size=2 * STEPS, seed=0, device="cuda", policy_kwargs=kwargs)
-    assert model._reads_late()
     model.learn(2 * 4 * STEPS)  # graphs are captured by now
-    read = DeferredUpdates.read
+    flush, flushed = DeferredUpdates.flush, []
 
-    def calm(self: DeferredUpdates) -> Any:
+    def allow_waiting(self: DeferredUpdates) -> Any:
         torch.cuda.set_sync_debug_mode("default")
-        return read(self)
+        flushed.append(self)
+        return flush(self)
 
-    monkeypatch.setattr(DeferredUpdates, "read", calm)
+    monkeypatch.setattr(DeferredUpdates, "flush", allow_waiting)
     torch.cuda.set_sync_debug_mode("error")
     try:
         model.train()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert flushed
