@@ -87,13 +87,13 @@ def _main(argv: list[str]) -> int:
 
 
 def _train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
-    from srwm_rl.agents.distributed import RankInfo, joined
+    from srwm_rl.agents.distributed import RankInfo, init_processes
 
     own = shard_config(config, place := RankInfo.of())
     if run is None:  # said once, so that the run goes on in it wherever it is resumed
         said: dict[str, Any] = {"precision": resolved_precision(own), "n_groups": groups_of_new_run(own)}
         config, own = replace(config, **said), replace(own, **said)
-    processes = joined(place, own.device)
+    processes = init_processes(place, own.device)
     check_same(config, own, processes)
     code = _train_own(config, own, processes, run, changes)
     if code == 0:  # else some of them may be anywhere

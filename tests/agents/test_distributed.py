@@ -12,7 +12,7 @@ import torch
 from srwm_rl import UserError
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.collecting.unroll_queue import joined as side_by_side
-from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, joined, to_bytes
+from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, init_processes, to_bytes
 from srwm_rl.storage.safe_file import read_file, unpack
 from tests.agents.probe import gradient_of, unroll_gradient
 from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
@@ -147,13 +147,13 @@ def test_learners_beside_the_actors_make_the_same_updates(two: Any) -> None:
     assert not np.array_equal(found[0]["weights"], two[0]["own_weights"])
 
 
-def test_who_waits_for_a_process_that_does_not_come_can_be_woken(two: Any) -> None:
-    assert "parted" in two[0]["parted"]["said"]
+def test_abandon_ends_an_operation_that_waits_and_refuses_later_ones(two: Any) -> None:
+    assert two[0]["abandoned"]["messages"] == ["this process has left the others"] * 2
 
 
 def test_one_process_alone_shares_nothing() -> None:
     tree = {"a": np.arange(3)}
-    assert joined(RankInfo(), "cpu") is SINGLE
+    assert init_processes(RankInfo(), "cpu") is SINGLE
     assert SINGLE.first
     assert SINGLE.gather(tree)[0] is tree
     assert SINGLE.all_gather(tree)[0] is tree

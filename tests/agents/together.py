@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from srwm_rl.agents import IMPALA, PPO, ppo
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, joined
+from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, init_processes
 from srwm_rl.agents.engine.updates import DeferredUpdates
 from srwm_rl.errors import FaultError
 from srwm_rl.storage.safe_file import pack, write_file
@@ -171,27 +171,28 @@ def overlapped(processes: ProcessGroup) -> dict[str, Any]:
     return {"weights": weights(model), "updates": model._n_updates, "timesteps": model.num_timesteps}
 
 
-def parted(processes: ProcessGroup, woken: Path) -> dict[str, Any]:
-    """Wait for a process that does not come, and be woken."""
+def abandoned(processes: ProcessGroup, done: Path) -> dict[str, Any]:
+    """Abandon an operation in which process 1 does not take part, then try another one."""
     if processes.rank == 1:
-        while not woken.exists():
+        while not done.exists():
             time.sleep(0.01)
-        return {"said": ""}
+        return {"messages": []}
     Timer(0.2, processes.abandon).start()
-    said = "nothing was raised"
-    try:
-        processes.gather({})
-    except LostProcessError as error:
-        said = str(error)
-    woken.touch()
-    return {"said": said}
+    messages = []
+    for _ in range(2):
+        try:
+            processes.gather({})
+        except LostProcessError as error:
+            messages.append(str(error))
+    done.touch()
+    return {"messages": messages}
 
 
 def main(folder: Path) -> None:
     """Play every scene."""
     torch.set_num_threads(1)
     place = RankInfo.of()
-    processes = joined(place, "cpu")
+    processes = init_processes(place, "cpu")
     values = torch.tensor([[1e6, 1e6 + 1.0], [1e6 + 2, 1e6 + 5]])[processes.rank]
     moments = processes.means_and_stds([values, values[:1], 1e-3 * values])
     first: RecurrentAlgorithm = build("ppo", seed=processes.rank)
@@ -214,10 +215,10 @@ def main(folder: Path) -> None:
             for on_nan in ("skip", "stop"):
                 found[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
     processes.all_gather(None)
-    found["parted"] = parted(processes, folder / "woken")
+    found["abandoned"] = abandoned(processes, folder / "done")
     arrays, tree = pack(found)
     write_file(folder / f"{place.rank}.safetensors", arrays, tree)
-    os._exit(0)  # after the last scene there is no parting: an ordinary exit would end a thread that still waits
+    os._exit(0)  # an ordinary exit would wait for the operation that was abandoned
 
 
 if __name__ == "__main__":
