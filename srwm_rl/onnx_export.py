@@ -70,7 +70,7 @@ class ActingStep(nn.Module):
         state_shape = (policy.core.state_layers, "B", policy.core.state_size)
         names = _part_names(policy)
         self.inputs = (
-            *(Port(names[key], _dtype(part), ("B", *(part.shape or ()))) for key, part in policy.parts.items()),
+            *(Port(names[key], _dtype(part), ("B", *(part.shape or ()))) for key, part in policy.obs_spaces.items()),
             Port(STATE, "float32", state_shape),
             Port(EPISODE_START, "bool", ("B",)),
         )
@@ -83,7 +83,7 @@ class ActingStep(nn.Module):
     def forward(self, parts: tuple[Tensor, ...], state: Tensor, episode_start: Tensor) -> tuple[Tensor, ...]:
         """Map `inputs`, the observation's parts as one tuple, to `outputs`."""
         policy = self.policy
-        features = policy.encode(dict(zip(policy.parts, parts, strict=True)), episode_start.shape[0])  # [B, I]
+        features = policy.encode(dict(zip(policy.obs_spaces, parts, strict=True)), episode_start.shape[0])  # [B, I]
         state = state.masked_fill(episode_start[:, None], 0)
         y, state = _run_core(policy.core, features[None], state, episode_start[None])
         latent_pi, latent_vf = policy.mlp_extractor(y[0])
@@ -113,9 +113,9 @@ def float32_copy(policy: SRWMPolicy) -> SRWMPolicy:
 
 def _part_names(policy: SRWMPolicy) -> dict[str, str]:
     names: dict[str, str] = {}
-    for key in policy.parts:
+    for key in policy.obs_spaces:
         name = key
-        while name in _RESERVED or name in names.values() or (name != key and name in policy.parts):
+        while name in _RESERVED or name in names.values() or (name != key and name in policy.obs_spaces):
             name = f"observation_{name}"
         names[key] = name
     return names

@@ -13,7 +13,7 @@ import tyro
 
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import allow_core, check_writable, parse, warn
-from srwm_rl.scripts.commands.eval import EvalConfig
+from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 
@@ -149,7 +149,7 @@ def about(agent: Agent, trained: TrainConfig, step: ActingStep) -> dict[str, str
         "algo": trained.algo,
         "env": trained.env,
         "num_timesteps": str(agent.num_timesteps),
-        "observation_keys": json.dumps({port.name: key for port, key in zip(step.inputs, policy.parts, strict=False)}),
+        "observation_keys": json.dumps({port.name: key for port, key in zip(step.inputs, policy.obs_spaces, strict=False)}),
         "observation_space": json.dumps(space_to_json(policy.observation_space)),
         "action_space": json.dumps(space_to_json(policy.action_space)),
     }

@@ -67,7 +67,7 @@ class OnnxPlayer:
         options.log_severity_level = 3
         self._graph = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._inputs = {port.name: port for port in step.inputs}
-        self._keys = dict(zip(step.policy.parts, self._inputs, strict=False))
+        self._keys = dict(zip(step.policy.obs_spaces, self._inputs, strict=False))
         layers, _, size = self._inputs[STATE].shape
         self.state = np.zeros((layers, n_envs, size), np.float32)  # type: ignore[arg-type]
 

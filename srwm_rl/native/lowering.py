@@ -38,7 +38,7 @@ class Inputs:
     def __init__(self, policy: SRWMPolicy) -> None:
         self._parts, networks = [], dict(policy.features_extractor.images.items())
         for key in _keys(policy.features_extractor):
-            space, network = policy.parts[key], networks.get(key)
+            space, network = policy.obs_spaces[key], networks.get(key)
             is_box = network is None and isinstance(space, spaces.Box)
             shape = (get_flattened_obs_dim(space),) if is_box else space.shape or ()
             self._parts.append((key, shape, network, None if is_box else space))
@@ -181,7 +181,7 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     encoder = policy.features_extractor
     if any(type(each) is not ImpalaCNN for each in encoder.images.values()):
         raise UnsupportedModuleError
-    widths = {key: get_flattened_obs_dim(space) for key, space in policy.parts.items()}
+    widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
     widths |= {key: each.head.out_features for key, each in encoder.images.items()}  # type: ignore[union-attr, misc]
     step = program.input(1) if encoder.step is not None else None
     layers, vectors = list(encoder.mlp.children()), None

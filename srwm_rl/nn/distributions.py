@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 
-class Choice(Categorical):
+class CategoricalLogits(Categorical):
     """torch's `Categorical` over `logits` `[..., n]`, unchecked: from NaN logits come NaN log-probabilities.
 
     The check is the caller's (`srwm_rl.agents.engine.nan_guard.NanGuard` looks at the log-probabilities): torch's own costs more
@@ -43,7 +43,7 @@ class Choice(Categorical):
 
 
 class Coins(Bernoulli):
-    """torch's `Bernoulli` over `logits` `[..., n]`, unchecked, as a `Choice` is."""
+    """torch's `Bernoulli` over `logits` `[..., n]`, unchecked, as a `CategoricalLogits` is."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits=logits, validate_args=False)
@@ -55,11 +55,11 @@ class Coins(Bernoulli):
 
 
 class UncheckedCategorical(CategoricalDistribution):
-    """SB3's distribution for Discrete actions, made of a `Choice`."""
+    """SB3's distribution for Discrete actions, made of a `CategoricalLogits`."""
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedCategorical:
         """Take up logits `[B, n]`."""
-        self.distribution = Choice(action_logits)
+        self.distribution = CategoricalLogits(action_logits)
         return self
 
     def mode(self) -> Tensor:
@@ -68,11 +68,11 @@ class UncheckedCategorical(CategoricalDistribution):
 
 
 class UncheckedMultiCategorical(MultiCategoricalDistribution):
-    """SB3's distribution for MultiDiscrete actions, made of `Choice`s."""
+    """SB3's distribution for MultiDiscrete actions, made of `CategoricalLogits`s."""
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedMultiCategorical:
         """Take up logits `[B, sum n_i]`."""
-        self.distribution = [Choice(each) for each in action_logits.split([*self.action_dims], dim=1)]
+        self.distribution = [CategoricalLogits(each) for each in action_logits.split([*self.action_dims], dim=1)]
         return self
 
 

@@ -23,7 +23,7 @@ PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_re
 MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
 
 
-LEAST = 24  # frames; fewer are not worth a thread of their own
+MIN_FRAMES_PER_THREAD = 24  # frames; fewer are not worth a thread of their own
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -145,7 +145,7 @@ class ImpalaCNN(nn.Module):
     def _n_parts(self, n_frames: int) -> int:
         """Return into how many parts to divide frames: as many for each thread, or one for all threads together."""
         threads = torch.get_num_threads()
-        if n_frames < threads * min(LEAST, self.micro_batch):
+        if n_frames < threads * min(MIN_FRAMES_PER_THREAD, self.micro_batch):
             threads = 1
         return threads * max(1, round(n_frames / (threads * self.micro_batch)))
 

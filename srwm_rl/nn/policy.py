@@ -105,7 +105,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self.core_name, self.core_kwargs = core, core_kwargs or {}
         if "input_size" in (core_kwargs or {}):
             raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
-        self.parts = flatten_obs_space(observation_space)
+        self.obs_spaces = flatten_obs_space(observation_space)
         known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
         check_settings("the encoder", encoder_kwargs or {}, known)
         self.encoder_kwargs = {
@@ -228,7 +228,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         """Map observations with any leading axes that hold `n` together to features `[n, I]`."""
         given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
         ready = {}
-        for key, space in self.parts.items():
+        for key, space in self.obs_spaces.items():
             part = given[key].reshape(n, *(space.shape or ()))
             # Images are scaled inside the CNN, where a micro-batch of them is in the cache.
             ready[key] = part if is_image(space) else as_floats(part, space)

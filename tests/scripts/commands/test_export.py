@@ -57,7 +57,7 @@ def compare(file: Path, run: Path, batch: int) -> None:
             key: rng.integers(0, 256, (batch, *part.shape), np.uint8)
             if part.dtype == np.uint8
             else rng.normal(size=(batch, *part.shape)).astype(np.float32)
-            for key, part in policy.parts.items()
+            for key, part in policy.obs_spaces.items()
         }
         starts = rng.random(batch) < (0.3 if t else 1)
         seen = introspect(policy, {k: torch.from_numpy(v) for k, v in obs.items()}, state, torch.from_numpy(starts))

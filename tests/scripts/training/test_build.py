@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from srwm_rl import UserError
 from srwm_rl.agents.base import FRAMES_AT_ONCE
-from srwm_rl.nn.encoders import LEAST
+from srwm_rl.nn.encoders import MIN_FRAMES_PER_THREAD
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads
@@ -48,7 +48,7 @@ def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> 
 
 
 def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in_parts() -> None:
-    few, many = 3 * LEAST - 1, 3 * LEAST  # environments
+    few, many = 3 * MIN_FRAMES_PER_THREAD - 1, 3 * MIN_FRAMES_PER_THREAD  # environments
     cases = [(FRAMES, few, 1), (FRAMES, many, 3), (VECTORS, few, 1), (VECTORS, many, 1), (FRAMES, 0, 3)]
     for space, overlapping, given in cases:
         use_threads(None, space, overlapping)
@@ -56,7 +56,7 @@ def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in
         assert cpu.n_threads() == 3
     use_threads(2, FRAMES, overlapping=few)
     assert torch.get_num_threads() == 2, "not what was asked for"
-    cpu.set_threads(FRAMES_AT_ONCE[False] // LEAST + 1)  # what is learned from at once is too little for so many
+    cpu.set_threads(FRAMES_AT_ONCE[False] // MIN_FRAMES_PER_THREAD + 1)  # what is learned from at once is too little for so many
     torch.set_num_threads(cpu.n_threads())
     use_threads(None, FRAMES, overlapping=10**6)
     assert torch.get_num_threads() == cpu.n_threads() // 2

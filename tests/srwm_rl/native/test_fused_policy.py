@@ -70,7 +70,7 @@ def unroll(policy: SRWMPolicy, n_steps: int, batch: int) -> tuple[Obs, Tensor, T
     """Draw observations `[T, B, ...]`, actions, a core state and episode starts."""
     rng = np.random.default_rng(0)
     drawn = {}
-    for key, space in policy.parts.items():
+    for key, space in policy.obs_spaces.items():
         space.seed(0)
         each = np.stack([space.sample() for _ in range(n_steps * batch)])
         if key == "episode_step":

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution, Distribution, MultiCategoricalDistribution
 from torch.distributions import Categorical
 
-from srwm_rl.nn.distributions import Choice, UncheckedBernoulli, UncheckedCategorical, UncheckedMultiCategorical
+from srwm_rl.nn.distributions import CategoricalLogits, UncheckedBernoulli, UncheckedCategorical, UncheckedMultiCategorical
 from srwm_rl.nn.policy import SRWMPolicy
 
 
@@ -17,7 +17,7 @@ def test_probabilities_entropy_and_gradients_are_torchs(shape: tuple[int, ...]) 
     logits = 5 * torch.randn(shape, dtype=torch.float64)
     actions = torch.randint(shape[-1], shape[:-1])
     found = []
-    for make in (Choice, lambda given: Categorical(logits=given)):
+    for make in (CategoricalLogits, lambda given: Categorical(logits=given)):
         given = logits.clone().requires_grad_()
         distribution = make(given)
         (distribution.log_prob(actions).sin().sum() + distribution.entropy().cos().sum()).backward()
@@ -31,7 +31,7 @@ def test_samples_are_as_frequent_as_they_are_probable() -> None:
     torch.manual_seed(0)
     logits = torch.tensor([[0.0, 1.0, -2.0, 3.0], [4.0, 4.0, -30.0, 0.0]])
     n = 100_000
-    drawn = Choice(logits).sample(torch.Size([n]))  # [n, 2]
+    drawn = CategoricalLogits(logits).sample(torch.Size([n]))  # [n, 2]
     assert drawn.shape == (n, 2)
     for row, probs in enumerate(logits.double().softmax(-1)):
         counts = torch.bincount(drawn[:, row], minlength=4)
@@ -40,7 +40,7 @@ def test_samples_are_as_frequent_as_they_are_probable() -> None:
 
 
 def test_samples_of_one_step_have_its_shape_and_repeat_with_the_seed() -> None:
-    distribution = Choice(torch.zeros(64, 5))
+    distribution = CategoricalLogits(torch.zeros(64, 5))
     torch.manual_seed(3)
     first = distribution.sample()
     torch.manual_seed(3)
@@ -51,7 +51,7 @@ def test_samples_of_one_step_have_its_shape_and_repeat_with_the_seed() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_sick_logits_make_sick_log_probabilities_and_no_error(value: float) -> None:
-    distribution = Choice(torch.tensor([[0.0, value], [0.0, 1.0]]))
+    distribution = CategoricalLogits(torch.tensor([[0.0, value], [0.0, 1.0]]))
     sick, healthy = distribution.log_prob(distribution.sample())
     assert not torch.isfinite(sick)
     assert torch.isfinite(healthy)
