@@ -1,4 +1,4 @@
-"""The distributions of discrete actions, without what torch's do at every step besides: checks that wait for a GPU."""
+"""Action distributions without torch's argument checks, which wait for the GPU at every step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
 
-class CategoricalLogits(Categorical):
-    """torch's `Categorical` over `logits` `[..., n]`, unchecked: from NaN logits come NaN log-probabilities.
+class GumbelCategorical(Categorical):
+    """torch's `Categorical` over `logits` `[..., n]`, unchecked and sampled with the Gumbel-max trick.
 
-    The check is the caller's (`srwm_rl.agents.engine.nan_guard.NanGuard` looks at the log-probabilities): torch's own costs more
-    than the rest of a small policy's step and waits for the device; on a GPU, `torch.multinomial` ends the whole
-    process's use of it when the check is off.
+    NaN logits give NaN log-probabilities, which `srwm_rl.agents.engine.nan_guard.NanGuard` looks for. torch's check
+    takes longer than the rest of a small policy's step and waits for the device; without it, NaN makes
+    `torch.multinomial` end the process's use of the GPU.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -29,21 +29,13 @@ class CategoricalLogits(Categorical):
         Distribution.__init__(self, logits.shape[:-1], validate_args=False)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw `[*sample_shape, ...]` by an exponential sample_categorical: of exp_noise of rates p, number i rings first with p_i."""
+        """Draw `[*sample_shape, ...]`."""
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
         return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return log p of choices `[...]`."""
-        return self.logits.gather(-1, value.long()[..., None])[..., 0]
 
-    def entropy(self) -> Tensor:
-        """Return the entropy in nats, `[...]`."""
-        return -(self.logits.exp() * self.logits).sum(-1)
-
-
-class Coins(Bernoulli):
-    """torch's `Bernoulli` over `logits` `[..., n]`, unchecked, as a `CategoricalLogits` is."""
+class UniformBernoulli(Bernoulli):
+    """torch's `Bernoulli` over `logits` `[..., n]`, unchecked and sampled by comparing with uniform numbers."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits=logits, validate_args=False)
@@ -55,38 +47,38 @@ class Coins(Bernoulli):
 
 
 class UncheckedCategorical(CategoricalDistribution):
-    """SB3's distribution for Discrete actions, made of a `CategoricalLogits`."""
+    """SB3's distribution for Discrete actions, over a `GumbelCategorical`."""
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedCategorical:
-        """Take up logits `[B, n]`."""
-        self.distribution = CategoricalLogits(action_logits)
+        """Set logits `[B, n]`."""
+        self.distribution = GumbelCategorical(action_logits)
         return self
 
     def mode(self) -> Tensor:
-        """Return the most probable choices, `[B]`."""
+        """Return the most probable actions, `[B]`."""
         return self.distribution.logits.argmax(dim=1)
 
 
 class UncheckedMultiCategorical(MultiCategoricalDistribution):
-    """SB3's distribution for MultiDiscrete actions, made of `CategoricalLogits`s."""
+    """SB3's distribution for MultiDiscrete actions, over one `GumbelCategorical` per part of the action."""
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedMultiCategorical:
-        """Take up logits `[B, sum n_i]`."""
-        self.distribution = [CategoricalLogits(each) for each in action_logits.split([*self.action_dims], dim=1)]
+        """Set logits `[B, sum n_i]`."""
+        self.distribution = [GumbelCategorical(logits) for logits in action_logits.split([*self.action_dims], dim=1)]
         return self
 
 
 class UncheckedBernoulli(BernoulliDistribution):
-    """SB3's distribution for MultiBinary actions, made of `Coins`."""
+    """SB3's distribution for MultiBinary actions, over a `UniformBernoulli`."""
 
     def proba_distribution(self, action_logits: Tensor) -> UncheckedBernoulli:
-        """Take up logits `[B, n]`."""
-        self.distribution = Coins(action_logits)
+        """Set logits `[B, n]`."""
+        self.distribution = UniformBernoulli(action_logits)
         return self
 
 
 class UncheckedDiagGaussian(DiagGaussianDistribution):
-    """SB3's distribution for Box actions over a `Normal` without argument checks: from NaN means come NaN actions."""
+    """SB3's distribution for Box actions, over a `Normal` without argument checks."""
 
     def proba_distribution(self, mean_actions: Tensor, log_std: Tensor) -> UncheckedDiagGaussian:
         """Set means `[B, n]` and log standard deviations `[n]`."""
