@@ -232,6 +232,9 @@ class TorchProcessGroup(ProcessGroup):
     def close(self) -> None:
         """See `ProcessGroup`."""
         self._run(lambda: dist.barrier(group=self._tree_group, async_op=True))
+        # Without a reference to it, the group joins its threads: one that still releases a tensor while the interpreter
+        # is being finalized aborts the process.
+        del self._tree_group
         dist.destroy_process_group()
 
 
