@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,68 +12,47 @@ import tyro
 
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
-from srwm_rl.scripts.commands.eval import EvalConfig
 from srwm_rl.scripts.config.foreign_settings import allow_env, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.storage.run_folder import CONFIG, Run, model_files, run_folder
 
 if TYPE_CHECKING:
-    from srwm_rl.scripts.evaluation.runner import Evaluation
+    from srwm_rl.scripts.evaluation.results import Evaluation
     from srwm_rl.scripts.reports.sections import SeedRun
 
-Arg = tyro.conf.arg
 PROG = "srwm-rl report"
 
 
-@dataclass(frozen=True)
-class ReportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(PlayOptions):
     """Write one HTML page on runs: training, returns per game and level, settings. It opens anywhere, offline."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Run folders; RUN/best is the best model of a run, RUN its newest. Those that differ in their seed alone are taken
     together, the others have a section each."""
-    output: Annotated[str, Arg(aliases=["-o"])] = "report.html"
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "report.html"
     """The page."""
     eval: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What srwm-rl eval --json wrote: one file per run, in the runs' order; nothing is played then."""
     video: str | None = None
     """An MP4 of the first run's agent, to stand in the page."""
-    eval_levels: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Held-out levels, as in srwm-rl eval."""
     train_levels: str | None = None
     """Training levels to play, as in srwm-rl eval."""
-    repeats: Annotated[int, Arg(aliases=["-k"])] = 1
-    """Episodes per level."""
-    deterministic: bool = False
-    """Take the most probable action instead of sampling one."""
-    allow_overlap: bool = False
-    """Accept held-out levels that were trained on; the page says that the result is invalid."""
     random: bool = True
     """Play the held-out levels with random actions too, for comparison."""
     freeze: bool = True
     """Play once more with the network's edits of itself frozen, if it makes any, as in srwm-rl eval."""
-    n_envs: int | None = None
-    """Environments that step together, as in srwm-rl eval."""
-    seed: int = 0
-    """Of sampled actions and of the bootstrap."""
-    core: str | None = None
-    """The agents' core, if it is a class of your own: my_module:MyCore."""
-    env: str | None = None
-    """The environment, if it is of a module of your own: my_module:MyEnv-v0."""
-    device: str = "cpu"
-    """auto, cpu, cuda, cuda:1."""
-    progress: Annotated[bool, Arg(aliases=["-P"])] = True
-    """Show progress bars."""
     verbose: int = 1
     """0: errors only, 1: the page's name, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise UserError("name a run folder: srwm-rl report RUN")
-        for each in self.runs:
-            if self.runs.count(each) > 1:
-                raise UserError(f"{each} is given twice; give each run once")
-        self.eval_config(self.runs[0])
+        for run in self.runs:
+            if self.runs.count(run) > 1:
+                raise UserError(f"{run} is given twice; give each run once")
         if not self.eval:
             return
         if len(self.eval) != len(self.runs):
@@ -83,11 +62,6 @@ class ReportConfig:
         for name in PLAYED:
             if getattr(self, name) != getattr(ReportConfig, name):
                 raise UserError(f"with --eval nothing is played: leave out --{name.replace('_', '-')}")
-
-    def eval_config(self, run: str) -> EvalConfig:
-        """Return the settings with which a run is evaluated."""
-        shared = {each.name for each in fields(self)} & {each.name for each in fields(EvalConfig)}
-        return EvalConfig(run=run, **{name: getattr(self, name) for name in shared})
 
 
 PLAYED = ("eval_levels", "train_levels", "allow_overlap", "repeats", "deterministic", "core", "n_envs")
@@ -124,7 +98,7 @@ def _settings(run: Run, env: str | None) -> TrainConfig:
 
 
 def _read_evaluations(config: ReportConfig, trained: list[TrainConfig]) -> list[Evaluation]:
-    from srwm_rl.scripts.evaluation.runner import read_evaluation
+    from srwm_rl.scripts.evaluation.results import read_evaluation
 
     evaluations = [read_evaluation(each) for each in config.eval]
     for name, run, settings, each in zip(config.eval, config.runs, trained, evaluations, strict=False):
@@ -134,6 +108,13 @@ def _read_evaluations(config: ReportConfig, trained: list[TrainConfig]) -> list[
                 "give the --eval files in the order of the runs"
             )
     return evaluations
+
+
+def _evaluate(config: ReportConfig, run: str) -> Evaluation:
+    from srwm_rl.scripts.evaluation.runner import evaluate
+
+    options = {"train_levels": config.train_levels, "random": config.random}
+    return evaluate(config.eval_config(run, **options), config.freeze)
 
 
 def make_page(
@@ -146,14 +127,13 @@ def make_page(
 ) -> str:
     """Return the page's text; plays the runs unless there are evaluations."""
     from srwm_rl.envs.procgen import published
-    from srwm_rl.scripts.evaluation.runner import evaluate
     from srwm_rl.scripts.reports.charts import Pictures
     from srwm_rl.scripts.reports.render import render_page
     from srwm_rl.scripts.reports.sections import Section, SeedRun, settings_key, summary_line
 
     groups: dict[tuple[Any, ...], list[SeedRun]] = {}
     for i, (run, settings) in enumerate(zip(runs, trained, strict=True)):
-        evaluation = evaluations[i] if evaluations else evaluate(config.eval_config(config.runs[i]), config.freeze)
+        evaluation = evaluations[i] if evaluations else _evaluate(config, config.runs[i])
         groups.setdefault(settings_key(settings), []).append(
             SeedRun(run, settings, evaluation, config.seed, config.runs[i])
         )

@@ -69,20 +69,6 @@ def _named(levels: list[int]) -> str:
     return ", ".join(map(str, levels[:MAX_NAMED])) + more
 
 
-def is_levels(found: Any) -> bool:
-    """Say whether JSON's `found` is `split -> game -> levels`."""
-    return isinstance(found, dict) and all(
-        isinstance(games, dict)
-        and all(isinstance(of, list) and all(type(level) is int for level in of) for of in games.values())
-        for games in found.values()
-    )
-
-
-def is_chosen(found: Any) -> bool:
-    """Say whether JSON's `found` is a score and what it is the score of."""
-    return isinstance(found, dict) and isinstance(found.get("of"), str) and type(found.get("score")) in (int, float)
-
-
 def chosen_note(chosen: Mapping[str, Any]) -> str:
     """Say what a best model was chosen for, and what that means for an evaluation of it."""
     note = f"the model is its run's best by {chosen['of']} ({chosen['score']:.4g})"

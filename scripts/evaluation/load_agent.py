@@ -1,23 +1,24 @@
-"""From what the command line names to an agent and what it was trained on; a zip of SB3's only if it is trusted."""
+"""Load an agent and its training settings from a run, a model file or, if it is trusted, a zip of SB3."""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import srwm_rl
 from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import allow_core
 from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.protocol import EvalConfig
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation.play_levels import Predictor
-    from srwm_rl.scripts.commands.eval import EvalConfig
 
 ZIP = b"PK\x03\x04"
-KEYS: dict[str, Literal["action", "reward", "step"]] = {
+INPUTS: dict[str, Literal["action", "reward", "step"]] = {
     "previous_action": "action",
     "previous_reward": "reward",
     "episode_step": "step",
@@ -25,23 +26,23 @@ KEYS: dict[str, Literal["action", "reward", "step"]] = {
 
 
 def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, int]:
-    """Return the agent that the command line names, what it was trained on, and for how many steps.
+    """Return the agent that the command line names, its training settings and its environment steps of training.
 
     Args:
-        config: the path, and with a zip `trust`, `env`, `train_levels` and `eval_levels`.
+        config: the path, with a user's core `core`, and with a zip `trust`, `env`, `train_levels` and `eval_levels`.
         device: where the agent computes.
 
     Raises:
-        UserError: it is none, is not trusted, or does not fit its environment.
+        UserError: there is no agent, it is not trusted, or it does not fit its environment.
     """
+    if config.core is not None:
+        allow_core(config.core, config.core)
     path = Path(config.run)
     if _is_zip(path):
         return _open_zip(config, device)
     if config.trust:
         raise UserError(f"--trust is for zips that model.save() wrote; {path} needs none, leave it out")
-    from srwm_rl import load
-
-    agent = load(path, device)
+    agent = srwm_rl.load(path, device)
     source = str(agent.path)
     trained = read_settings(agent.config, source)
     allow_env(trained.env, config.env, source)
@@ -53,9 +54,9 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig,
 
 def _is_zip(path: Path) -> bool:
     try:
-        with path.open("rb") if path.is_file() else BytesIO() as file:
+        with path.open("rb") as file:
             return file.read(len(ZIP)) == ZIP
-    except OSError:  # whoever reads it next says what is wrong with it
+    except OSError:  # a folder, or `load` reports it
         return False
 
 
@@ -64,26 +65,33 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, 
     if not config.trust:
         raise UserError(
             f"{path} is a zip such as model.save() writes, and reading it runs whatever code is in it; "
-            "if you trust whoever made it, add --trust"
+            "if you trust its author, add --trust"
         )
     if config.env is None or config.train_levels in (None, "none") or not config.eval_levels:
-        raise UserError(f"{path} does not say what it was trained on: give --env, --train-levels and --eval-levels")
-    from srwm_rl.nn.policy import SRWMPolicy
-
+        raise UserError(f"{path} does not hold what it was trained on: give --env, --train-levels and --eval-levels")
     try:
         model = _algorithm(path).load(path, device=device)
-    except Exception as error:  # it may hold anything
+    except Exception as error:  # unpickling can raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {reason:.200}") from error
-    if not isinstance(model.policy, SRWMPolicy):
+    if not isinstance(model.policy, srwm_rl.SRWMPolicy):
         raise UserError(f"{path} holds a {type(model.policy).__name__}; only an SRWMPolicy can be evaluated here")
-    trained = _settings(model, config.env, str(config.train_levels), config.eval_levels[0])
+    spaces = dict(getattr(model.observation_space, "spaces", {}))
+    clip = float(spaces["previous_reward"].high.max()) if "previous_reward" in spaces else 0.0
+    trained = TrainConfig(
+        env=config.env,
+        core=model.policy.core_name,
+        levels=str(config.train_levels),
+        eval_levels=config.eval_levels[0],
+        inputs=tuple(name for key, name in INPUTS.items() if key in spaces),
+        reward_clip=clip if clip < float("inf") else 0.0,
+    )
     check_environment(trained, model.observation_space, model.action_space, path)
     return model, trained, model.num_timesteps
 
 
 def _algorithm(path: str) -> Any:
-    """Return the class that wrote a zip, by the names of its settings; they are read as JSON, nothing is unpickled."""
+    """Return the class that wrote a zip, by the names of its settings; only their JSON is read."""
     from sb3_contrib import RecurrentPPO
 
     from srwm_rl.agents import IMPALA, PPO
@@ -93,18 +101,3 @@ def _algorithm(path: str) -> Any:
     if "vtrace_lambda" in names:
         return IMPALA
     return PPO if "sequence_length" in names else RecurrentPPO
-
-
-def _settings(model: Any, env: str, levels: str, eval_levels: str) -> TrainConfig:
-    """Describe what a model was trained on; the memory inputs are read off its observations."""
-    parts = dict(getattr(model.observation_space, "spaces", {}))
-    reward = parts.get("previous_reward")
-    clip = float(reward.high.max()) if reward is not None else 0.0
-    return TrainConfig(
-        env=env,
-        core=model.policy.core_name,
-        levels=levels,
-        eval_levels=eval_levels,
-        inputs=tuple(name for key, name in KEYS.items() if key in parts),
-        reward_clip=clip if clip < float("inf") else 0.0,
-    )

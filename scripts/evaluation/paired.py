@@ -1,7 +1,8 @@
-"""Two sides that played the same levels, put beside each other."""
+"""Compare two sides, each of one or several runs, that play the same held-out levels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,22 @@ from srwm_rl.agents.evaluation.comparison import (
     rliable_version,
     run_improvement,
 )
-from srwm_rl.agents.evaluation.statistics import FloatArray, Interval
-from srwm_rl.envs.make import normalizer
+from srwm_rl.agents.evaluation.statistics import FloatArray
+from srwm_rl.envs.make import normalizer, resolve
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.held_out import merged
-from srwm_rl.scripts.evaluation.runner import Evaluation, held_out_splits, level_returns, trained_on_of
+from srwm_rl.scripts.evaluation.load_agent import open_agent
+from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits
+from srwm_rl.scripts.evaluation.results import (
+    Evaluation,
+    held_out_splits,
+    interval_json,
+    level_returns,
+    trained_on_of,
+)
+from srwm_rl.scripts.evaluation.runner import evaluate
 
 LevelReturns = dict[str, tuple[list[int], FloatArray]]
 """`game -> (levels, returns [n_levels])`"""
@@ -29,28 +41,28 @@ LevelReturns = dict[str, tuple[list[int], FloatArray]]
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """The runs of one side and how they played the held-out levels."""
+    """The runs of one side and their evaluations on the held-out levels."""
 
     letter: str
-    names: list[str]
+    names: Sequence[str]
     trained: list[TrainConfig]
     evaluations: list[Evaluation]
 
     @property
     def title(self) -> str:
-        """Return the side's core, or its run where the letter has to tell two of a kind apart."""
+        """The side's letter and core."""
         return f"{self.letter}: {self.trained[0].core}"
 
     @property
     def label(self) -> str:
-        """Return one line on the side."""
-        steps = sorted({each["num_timesteps"] for each in self.evaluations})
-        trained = " to ".join(f"{each:,}" for each in dict.fromkeys((steps[0], steps[-1])))
+        """One line on the side."""
+        steps = sorted({evaluation["num_timesteps"] for evaluation in self.evaluations})
+        trained = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
         return f"{self.trained[0].core}, {trained} steps, {', '.join(self.names)}"
 
     def by_run(self) -> list[LevelReturns]:
         """Return each run's returns per level."""
-        return [_all_levels(each) for each in self.evaluations]
+        return [_all_levels(evaluation) for evaluation in self.evaluations]
 
     def returns(self) -> LevelReturns:
         """Return the mean over the runs of the returns per level."""
@@ -63,20 +75,64 @@ def _all_levels(evaluation: Evaluation) -> LevelReturns:
     splits = [level_returns(evaluation, split) for split in held_out_splits(evaluation)]
     joined: LevelReturns = {}
     for game in splits[0]:
-        levels = [level for each in splits for level in each[game][0]]
-        joined[game] = levels, np.concatenate([each[game][1] for each in splits])
+        levels = [level for split in splits for level in split[game][0]]
+        joined[game] = levels, np.concatenate([split[game][1] for split in splits])
     return joined
 
 
-def compare(sides: tuple[ComparedRuns, ComparedRuns], seed: int) -> dict[str, Any]:
-    """Return everything that the table, the JSON file and the page say.
+def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list[ComparedRuns]:
+    """Check that all runs of two sides can be compared, then evaluate them.
+
+    Raises:
+        UserError: other environments, other held-out levels, or levels that one of them was trained on.
+    """
+    device = check_device(options.device)
+    configs = {run: options.eval_config(run, train_levels="none") for runs in sides for run in runs}
+    agents = {run: open_agent(config, device) for run, config in configs.items()}
+    trained = {run: settings for run, (_, settings, _) in agents.items()}
+    _check_comparable(trained, named_levels=bool(options.eval_levels))
+    for run, (agent, settings, _) in agents.items():
+        choose_splits(configs[run], settings, getattr(agent, "levels_played", None))
+    return [
+        ComparedRuns(letter, runs, [trained[run] for run in runs], [evaluate(configs[run]) for run in runs])
+        for letter, runs in zip("AB", sides, strict=True)
+    ]
+
+
+def _check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> None:
+    """Refuse runs of different environments or, unless levels are named, with different held-out levels."""
+    (first_run, first), *others = trained.items()
+    for run, other in others:
+        for what, (a, b) in {
+            "environment": (_environment(first), _environment(other)),
+            "mode": (first.mode, other.mode),
+            "settings of the environment": (sorted(first.env_kwargs), sorted(other.env_kwargs)),
+        }.items():
+            if a != b:
+                raise UserError(
+                    f"only agents of one environment can be compared, but {first_run} and {run} differ in {what}: "
+                    f"{a or 'none'} and {b or 'none'}"
+                )
+        if not named_levels and first.eval_levels != other.eval_levels:
+            raise UserError(
+                f"{first_run} holds out levels {first.eval_levels}, {run} {other.eval_levels}; "
+                "name levels that neither was trained on with --eval-levels"
+            )
+
+
+def _environment(trained: TrainConfig) -> str:
+    return ",".join(sorted(resolve(trained.env).names))
+
+
+def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
+    """Return the contents of the table, the JSON file and the page.
 
     Args:
         sides: A and B; they played the same levels.
         seed: of the bootstrap.
     """
     first, second = sides
-    described = {side.letter: _described(side) for side in sides}
+    descriptions = {side.letter: _describe(side) for side in sides}
     trained, evaluation = first.trained[0], first.evaluations[0]
     bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
     a, b = first.returns(), second.returns()
@@ -84,8 +140,8 @@ def compare(sides: tuple[ComparedRuns, ComparedRuns], seed: int) -> dict[str, An
     if len(rows) > 1:
         rows.insert(0, _all_games(a, b, bounds, seed))
     return {
-        **described,
-        "valid": not any(each["trained_on"] for each in described.values()),
+        **descriptions,
+        "valid": not any(side["trained_on"] for side in descriptions.values()),
         "env": trained.env,
         "mode": evaluation["mode"],
         "levels": [evaluation["levels"][split] for split in held_out_splits(evaluation)],
@@ -103,9 +159,9 @@ def compare(sides: tuple[ComparedRuns, ComparedRuns], seed: int) -> dict[str, An
     }
 
 
-def _described(side: ComparedRuns) -> dict[str, Any]:
+def _describe(side: ComparedRuns) -> dict[str, Any]:
     trained_on = merged(map(trained_on_of, side.evaluations, side.trained))
-    return {"label": side.label, "runs": side.names, "core": side.trained[0].core, "trained_on": trained_on}
+    return {"label": side.label, "runs": list(side.names), "core": side.trained[0].core, "trained_on": trained_on}
 
 
 def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict[str, Any]:
@@ -113,8 +169,8 @@ def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict
     return {
         "game": game,
         "levels": wins + ties + losses,
-        "A": float(np.mean([each.mean() for each in a])),
-        "B": float(np.mean([each.mean() for each in b])),
+        "A": float(np.mean([returns.mean() for returns in a])),
+        "B": float(np.mean([returns.mean() for returns in b])),
         "normalized": False,
         "difference": interval_json(paired_difference(a, b, seed)),
         "improvement": interval_json(level_improvement(a, b, seed)),
@@ -125,12 +181,12 @@ def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict
 
 
 def _all_games(a: LevelReturns, b: LevelReturns, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
-    if all(game in bounds for game in a):
-        one, other = ([_normalized(of[game][1], bounds[game]) for game in of] for of in (a, b))
-        return {**_row("all games", one, other, seed), "normalized": True}
-    # Returns of different games have no common unit: their mean would say nothing.
-    one, other = ([of[game][1] for game in of] for of in (a, b))
-    return {**_row("all games", one, other, seed), "A": None, "B": None, "difference": None}
+    normalized = all(game in bounds for game in a)
+    scale = bounds if normalized else dict.fromkeys(a, (0.0, 1.0))
+    first, second = ([_normalized(side[game][1], scale[game]) for game in a] for side in (a, b))
+    row = {**_row("all games", first, second, seed), "normalized": normalized}
+    # Returns of different games have no common unit: their mean is not reported.
+    return row if normalized else row | {"A": None, "B": None, "difference": None}
 
 
 def _normalized(values: FloatArray, bounds: tuple[float, float]) -> FloatArray:
@@ -166,9 +222,3 @@ def _over_seeds(
         "thresholds": thresholds.tolist(),
         **sides,
     }
-
-
-def interval_json(interval: Interval) -> dict[str, float | None]:
-    """Return an interval in JSON's types; ends that say nothing are None."""
-    ends = {"low": interval.low, "high": interval.high}
-    return {"mean": interval.mean} | {name: value if np.isfinite(value) else None for name, value in ends.items()}

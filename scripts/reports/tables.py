@@ -11,7 +11,7 @@ from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval
 from srwm_rl.envs.make import normalizer, resolve
 from srwm_rl.envs.procgen.published import PROCGEN_EASY, SRWM_PAPER_GAMES, Published
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.runner import Evaluation, held_out_splits, level_returns
+from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns
 
 N_SHADES = 9
 MANY = 400  # levels, of which cells of the usual size would fill a phone's screen
