@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ from srwm_rl.agents.losses.gae import generalized_advantages
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import ActStep, Obs
 
-GATHER_BYTES = 2**25  # most bytes that are gathered in one call
 AdvantageStats = Callable[[list[Tensor]], Sequence["tuple[Tensor, Tensor] | None"]]
 
 
@@ -130,72 +130,51 @@ class SequenceRolloutBuffer:
         """
         order = np.random.permutation(self.n_sequences)
         minibatches = np.array_split(order, -(-self.n_sequences // (batch_size // self.sequence_length)))
-        stats = advantage_stats(self.advantages_of(minibatches)) if advantage_stats else [None] * len(minibatches)
-        for indices, parts, mean_and_std in zip(
-            minibatches, self._gather_parts(minibatches, max_sequences), stats, strict=True
-        ):
+        stats = advantage_stats(list(map(self.advantages_of, minibatches))) if advantage_stats else repeat(None)
+        for indices, mean_and_std in zip(minibatches, stats, strict=False):
+            parts = self.gather(indices, max_sequences)
             normalized = map(partial(normalize_advantages, mean_and_std=mean_and_std), parts)
             yield Minibatch(normalized, len(indices) * self.sequence_length)
 
-    def _gather_parts(
-        self, minibatches: Sequence[np.ndarray], max_sequences: int | None
-    ) -> Iterator[Iterable[SequenceBatch]]:
-        """Yield for each minibatch its parts, gathered when they are needed."""
-        at_once = max(1, GATHER_BYTES // (len(minibatches[0]) * self._sequence_bytes))
-        if max_sequences is None and at_once > 1:  # small minibatches are gathered several at a time
-            for start in range(0, len(minibatches), at_once):
-                yield from ([batch] for batch in self.sequences(minibatches[start : start + at_once]))
-            return
-        for indices in minibatches:
-            n_parts = 1 if max_sequences is None else -(-len(indices) // max_sequences)
-            yield (self.sequences([part])[0] for part in np.array_split(indices, n_parts))
-
-    @property
-    def _sequence_bytes(self) -> int:
-        """Bytes of one sequence, its core state included."""
-        obs = self.observations.values() if isinstance(self.observations, dict) else [self.observations]
-        size: int = sum(tensor.nbytes for tensor in (*obs, self.actions, self._numbers, *self.core_states))
-        return size // self.n_sequences
-
-    def sequences(self, parts: Sequence[np.ndarray]) -> list[SequenceBatch]:
-        """Gather whole sequences, all parts at once; index i is environment `i % B`, chunk `i // B`.
+    def gather(self, indices: np.ndarray, max_sequences: int | None = None) -> Iterator[SequenceBatch]:
+        """Yield whole sequences, at most `max_sequences` at once, gathered when they are asked for.
 
         Args:
-            parts: indices of the sequences of each part, `[N]`.
-
-        Returns:
-            The parts, in memory that only they share.
+            indices: `[N]`; index i is environment `i % B`, chunk `i // B`.
+            max_sequences: None: all of them.
         """
-        rows, obs = self._rows(parts), self.observations
-        observations: list[Any]
-        if isinstance(obs, dict):
-            gathered = {key: self._gather(stored.flatten(0, 1)[None], parts, rows) for key, stored in obs.items()}
-            observations = [{key: batches[i][0] for key, batches in gathered.items()} for i in range(len(parts))]
-        else:
-            observations = [batch[0] for batch in self._gather(obs.flatten(0, 1)[None], parts, rows)]
-        actions = self._gather(self.actions.flatten(0, 1)[None], parts, rows)
-        numbers = self._gather(self._numbers.flatten(1), parts, rows)
-        states = self._states(np.concatenate(parts)).split([len(part) for part in parts], dim=1)
-        batches = []
-        for observation, action, number, state in zip(observations, actions, numbers, states, strict=True):
-            starts, values, log_probs, advantages, returns, _ = number
-            batches.append(SequenceBatch(observation, action[0], starts, values, log_probs, advantages, returns, state))
-        return batches
+        n_parts = 1 if max_sequences is None else -(-len(indices) // max_sequences)
+        for part in np.array_split(indices, n_parts):
+            yield self._gather_sequences(part)
 
-    def advantages_of(self, parts: Sequence[np.ndarray]) -> list[Tensor]:
-        """Gather the advantages of sequences, `[T, N]` for each part of `sequences`."""
-        return [part[0] for part in self._gather(self.advantages.flatten()[None], parts, self._rows(parts))]
+    def _gather_sequences(self, indices: np.ndarray) -> SequenceBatch:
+        rows, obs = self._rows(indices), self.observations
+        starts, values, log_probs, advantages, returns, _ = self._gather(self._numbers.flatten(1), rows)
+        return SequenceBatch(
+            observations={key: self._gather(stored.flatten(0, 1)[None], rows)[0] for key, stored in obs.items()}
+            if isinstance(obs, dict)
+            else self._gather(obs.flatten(0, 1)[None], rows)[0],
+            actions=self._gather(self.actions.flatten(0, 1)[None], rows)[0],
+            episode_starts=starts,
+            old_values=values,
+            old_log_probs=log_probs,
+            advantages=advantages,
+            returns=returns,
+            core_state=self._states(indices),
+        )
 
-    def _rows(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """Return the positions of the parts' steps among all `T * B`, part by part, time-major within each."""
-        return to_device(np.concatenate([(self._steps + self._first[part]).ravel() for part in parts]), self.device)
+    def advantages_of(self, indices: np.ndarray) -> Tensor:
+        """Return the advantages of sequences, `[T, N]`."""
+        return self._gather(self.advantages.flatten()[None], self._rows(indices))[0]
 
-    def _gather(self, stored: Tensor, parts: Sequence[np.ndarray], rows: Tensor) -> list[Tensor]:
-        """Gather rows of `[k, T * B, ...]`; return `[k, T, N, ...]` for each part."""
+    def _rows(self, indices: np.ndarray) -> Tensor:
+        """Return the positions of the sequences' steps among all `T * B`, time-major."""
+        return to_device((self._steps + self._first[indices]).ravel(), self.device)
+
+    def _gather(self, stored: Tensor, rows: Tensor) -> Tensor:
+        """Gather rows of `[k, T * B, ...]` into `[k, T, N, ...]`."""
         # Not `stored[:, rows]`: for uint8 frames that is twenty times slower on a CPU.
-        gathered = stored.index_select(1, rows)
-        sizes = [self.sequence_length * len(part) for part in parts]
-        return [part.unflatten(1, (self.sequence_length, -1)) for part in gathered.split(sizes, dim=1)]
+        return stored.index_select(1, rows).unflatten(1, (self.sequence_length, -1))
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:

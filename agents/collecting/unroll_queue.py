@@ -1,9 +1,8 @@
-"""Finished unrolls on their way from the actors to the learner."""
+"""Unrolls, and the queue that carries them from the actors to the learner."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from threading import Condition
 from typing import Any, NamedTuple
 
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter, obs_storage, storage
 from srwm_rl.agents.engine.streams import StreamEvent
 from srwm_rl.nn.policy import Obs
-
-# Of `Unrolls`: the tensors whose second axis counts the unrolls.
-FIELDS = ("episode_starts", "actions", "rewards", "log_probs", "core_state")
 
 
 class Unrolls(NamedTuple):
@@ -29,7 +26,7 @@ class Unrolls(NamedTuple):
     rewards: Tensor  # [T, N]
     log_probs: Tensor  # [T, N], of the policy that acted
     core_state: Tensor  # [L, N, S], with which they began
-    versions: Tensor  # [N], updates the policy that began them had had
+    versions: Tensor  # [N], number of updates behind the policy that began them
 
     @property
     def n(self) -> int:
@@ -46,7 +43,7 @@ class Unrolls(NamedTuple):
         core_state: Tensor,
         version: int,
     ) -> Unrolls:
-        """Make room for the unrolls of `n_envs` environments that begin with `core_state` `[L, B, S]`."""
+        """Allocate the unrolls of `n_envs` environments that begin with `core_state` `[L, B, S]`."""
         device = core_state.device
         shape = (n_steps, n_envs)
         return cls(
@@ -67,52 +64,40 @@ class Unrolls(NamedTuple):
         )  # fmt: skip
 
     def part(self, start: int, stop: int) -> Unrolls:
-        """Return some of the unrolls, as views."""
-        return self._each(lambda field, axis: field[start:stop] if axis == 0 else field[:, start:stop])
-
-    def _each(self, change: Callable[[Tensor, int], Tensor]) -> Unrolls:
-        obs = self.observations
-        changed = {key: change(each, 1) for key, each in obs.items()} if isinstance(obs, dict) else change(obs, 1)
-        fields = {name: change(getattr(self, name), 1) for name in FIELDS}
-        return Unrolls(observations=changed, versions=change(self.versions, 0), **fields)
+        """Return unrolls `start` to `stop`, as views."""
+        return Unrolls(*pytree.tree_map(lambda x: x[:, start:stop], self[:-1]), self.versions[start:stop])  # type: ignore[call-arg]
 
     def to_tree(self) -> dict[str, Any]:
-        """Return the unrolls as arrays by name, for a checkpoint."""
-        copied = self._each(lambda field, _: field.clone())._asdict()
-        return {name: _numpy(value) for name, value in copied.items()}
+        """Return copies of the unrolls as arrays by name, for a checkpoint."""
+        tree: dict[str, Any] = pytree.tree_map(lambda x: x.detach().clone().cpu().numpy(), self._asdict())
+        return tree
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], device: torch.device) -> Unrolls:
-        """Rebuild what `to_tree` gave; only the versions stay on the CPU."""
-        fields = {name: _tensor(value, device) for name, value in tree.items()}
+        """Rebuild what `to_tree` returned; `versions` stay on the CPU."""
+        fields = pytree.tree_map(lambda array: torch.from_numpy(np.array(array)).to(device), tree)
         return cls(**{**fields, "versions": fields["versions"].cpu()})
 
 
-def joined(parts: list[Unrolls]) -> Unrolls:
-    """Put unrolls side by side, `[T, sum N_i, ...]`."""
+def concatenate(parts: list[Unrolls]) -> Unrolls:
+    """Concatenate unrolls to `[T, sum N_i, ...]`; a single one is returned as it is."""
     if len(parts) == 1:
         return parts[0]
-    first = parts[0].observations
-    obs = (
-        {key: torch.cat([each.observations[key] for each in parts], dim=1) for key in first}  # type: ignore[index]
-        if isinstance(first, dict)
-        else torch.cat([each.observations for each in parts], dim=1)  # type: ignore[misc]
-    )
-    fields = {name: torch.cat([getattr(each, name) for each in parts], dim=1) for name in FIELDS}
-    return Unrolls(observations=obs, versions=torch.cat([each.versions for each in parts]), **fields)
+    fields = pytree.tree_map(lambda *tensors: torch.cat(tensors, dim=1), *(part[:-1] for part in parts))
+    return Unrolls(*fields, torch.cat([part.versions for part in parts]))  # type: ignore[call-arg]
 
 
 class UnrollQueue:
-    """First in, first out, between threads; SB3's buffer constructor, so that `OnPolicyAlgorithm` can build it.
+    """A first-in-first-out queue between threads, with SB3's buffer constructor so that `OnPolicyAlgorithm` builds it.
 
-    What goes wrong on either side is handed to the other: whoever waits is woken and gets the error.
+    An error of the learner is raised in the actors' next call.
     """
 
     def __init__(self, buffer_size: int, *spaces_and_device: Any, **settings: Any) -> None:
         self._changed = Condition()
         self._blocks: deque[Unrolls] = deque()
         self._filled = StreamEvent(settings.get("device", "cpu"))
-        self._taken: list[Unrolls] = []  # what the last batch was made of
+        self._taken: list[Unrolls] = []  # blocks of the last batch, kept alive
         self._error: BaseException | None = None
         self._finishing = self.closed = False
 
@@ -128,7 +113,7 @@ class UnrollQueue:
         """
         with self._changed:
             self.check()
-            self._filled.send()
+            self._filled.record()
             self._blocks.append(unrolls)
             self._changed.notify_all()
 
@@ -143,9 +128,9 @@ class UnrollQueue:
             self.check()
 
     def take(self, n: int, wait: bool = False) -> Unrolls | None:
-        """Remove and return the n oldest unrolls; None when fewer are there, or, waiting, when the queue is closed.
+        """Remove and return the n oldest unrolls; None when there are fewer or, with `wait`, when the queue is closed.
 
-        By the next call the work on a batch must be done, on the device too: its memory may then be let go.
+        The work on a batch must be done, on the device too, before the next call: its memory is then freed.
         """
         with self._changed:
             self._taken = []
@@ -162,11 +147,11 @@ class UnrollQueue:
                 if block.n > n:
                     self._blocks.appendleft(block.part(n, block.n))
                 n -= parts[-1].n
-            self._filled.receive()
-            if self._filled.on_device:  # it may still be copying them, and who wrote them could write there again
+            self._filled.wait()
+            if self._filled.on_device:  # the device may still be copying them; freed memory could be written again
                 self._taken = parts
             self._changed.notify_all()
-        return joined(parts)
+        return concatenate(parts)
 
     def open(self) -> None:
         """Let a learner wait for unrolls (again)."""
@@ -174,19 +159,19 @@ class UnrollQueue:
         self._error = None
 
     def finish(self) -> None:
-        """Say that nothing more comes: the learner takes the whole batches that are left, then ends."""
+        """Announce that no unrolls follow: the learner takes the remaining whole batches, then ends."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the learner's work; what is in the queue stays there."""
+        """End the learner's work; queued unrolls stay."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Hand the learner's error to whoever puts or waits next."""
+        """Record the learner's error, for the next call that puts or waits."""
         with self._changed:
             self._error = error
             self._changed.notify_all()
@@ -197,21 +182,11 @@ class UnrollQueue:
             raise self._error
 
     def to_tree(self) -> list[dict[str, Any]]:
-        """Return what waits, for a checkpoint."""
+        """Return the queued unrolls, for a checkpoint."""
         with self._changed:
             return [block.to_tree() for block in self._blocks]
 
     def from_tree(self, tree: list[dict[str, Any]], device: torch.device) -> None:
-        """Put back what waited."""
+        """Restore the queued unrolls."""
         with self._changed:
-            self._blocks = deque(Unrolls.from_tree(each, device) for each in tree)
-
-
-def _numpy(value: Obs) -> Any:
-    return {key: _numpy(each) for key, each in value.items()} if isinstance(value, dict) else value.cpu().numpy()
-
-
-def _tensor(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _tensor(each, device) for key, each in value.items()}
-    return torch.from_numpy(np.array(value)).to(device)
+            self._blocks = deque(Unrolls.from_tree(unrolls, device) for unrolls in tree)

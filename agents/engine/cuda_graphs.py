@@ -1,4 +1,4 @@
-"""Work on a GPU as captured graphs, one launch for what would be a hundred and more; and acting by one."""
+"""CUDA graphs: many kernel launches as one; and acting by a captured graph."""
 
 from __future__ import annotations
 
@@ -11,61 +11,61 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.utils import _pytree as pytree
 
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 
 Result = TypeVar("Result")
-Work = Callable[[], ActStep]
+ActWork = Callable[[], ActStep]
 logger = logging.getLogger(__name__)
-# Held by whoever captures, and by whoever draws actions: a capture sets the generator of random numbers apart, and what
-# draws from it meanwhile in another thread fails.
+# Held while capturing and while actions are sampled: a capture swaps the random generator's state, and sampling from it
+# in another thread meanwhile fails.
 CAPTURING = RLock()
 
 
 class _Captured(NamedTuple):
-    """A graph and the tensors that it reads and writes."""
+    """A graph and the tensors that it reads."""
 
     inputs: tuple[Obs, Tensor, Tensor]
-    replay: Work
+    replay: ActWork
 
 
 def capture(work: Callable[[], Result], stream: Any, pool: Any = None, draws: bool = True) -> Callable[[], Result]:
-    """Capture `work`, which must not depend on anything but the memory it reads, as a CUDA graph.
+    """Capture `work`, which must depend only on the memory it reads, as a CUDA graph.
 
     Args:
-        work: done four times, three of them to warm up.
-        stream: on which it is captured, of the device that does it. torch's own for this is of the device of its first
-            use, and libraries keep memory of a stream's first graph for all that follow: one owner's graphs share one.
-        pool: `torch.cuda.graph_pool_handle()` of graphs of which one is replayed at a time; None: memory of its own.
+        work: called four times, three of them to warm up.
+        stream: to capture on, of the device that does the work. One stream per owner of graphs: torch's default for
+            this belongs to the device of its first use, and libraries keep memory per stream for all later graphs.
+        pool: `torch.cuda.graph_pool_handle()` shared by graphs that are replayed one at a time; None: a new one.
         draws: whether it draws random numbers.
 
     Returns:
-        What launches it; the result is in the same tensors every time.
+        What launches the graph; its result is in the same tensors every time.
 
     Raises:
-        RuntimeError: it cannot be captured; what is no part of the capture goes on as before.
+        RuntimeError: it cannot be captured; the state of torch is as before.
     """
     with torch.cuda.device(stream.device):
         return _capture(work, stream, pool, draws)
 
 
 def _capture(work: Callable[[], Result], stream: Any, pool: Any, draws: bool) -> Callable[[], Result]:
-    here = torch.cuda.current_stream()
-    stream.wait_stream(here)
+    outer_stream = torch.cuda.current_stream()
+    stream.wait_stream(outer_stream)
     try:
         with torch.cuda.stream(stream):  # libraries and the allocator settle before the capture
             for _ in range(3):
                 work()
-    finally:  # also where it fails, as where memory is short: what it has begun still reads and writes
-        here.wait_stream(stream)
+    finally:  # also on errors such as out of memory: kernels already launched still read and write
+        outer_stream.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     pool = torch.cuda.graph_pool_handle() if pool is None else pool
-    # The outer stream: a capture that fails leaves its own behind as the current one. Another thread may be learning
-    # meanwhile: what it launches is no part of this.
+    # `stream(outer_stream)`: a failed capture leaves its own stream current. "thread_local": another thread may be
+    # learning meanwhile, and its launches are no part of the capture.
     capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-    with CAPTURING, _cleared_up(pool, draws), _unchecked(), torch.cuda.stream(here), capturing:
+    with CAPTURING, _restored_after_failure(pool, draws), torch.cuda.stream(outer_stream), capturing:
         result = work()
 
     def replay() -> Result:
@@ -76,11 +76,11 @@ def _capture(work: Callable[[], Result], stream: Any, pool: Any, draws: bool) ->
 
 
 @contextmanager
-def _cleared_up(pool: Any, draws: bool) -> Iterator[None]:
-    """Undo what a capture that fails leaves behind: a generator and an allocator that believe it is still going on.
+def _restored_after_failure(pool: Any, draws: bool) -> Iterator[None]:
+    """Restore the random generator and the allocator after a failed capture, which leaves both in capture mode.
 
-    A graph draws from the generator's state that was there when it was captured, as others do. One that draws nothing
-    gets a copy, which may be lost: the state of the graphs that do draw is not.
+    A graph draws from the generator state at its capture. A graph that draws nothing is captured with a copy of the
+    state, which may be lost, so that the state of graphs that do draw is not.
     """
     device = torch.cuda.current_device()
     generator = torch.cuda.default_generators[device]
@@ -91,40 +91,26 @@ def _cleared_up(pool: Any, draws: bool) -> Iterator[None]:
         yield
     except BaseException:
         generator.graphsafe_set_state(copy if draws else before)
-        with suppress(RuntimeError, AttributeError):  # torch does it itself, or has no door to it
+        with suppress(RuntimeError, AttributeError):  # some versions of torch do it themselves
             torch._C._cuda_endAllocateToPool(device, pool)
         raise
     if not draws:
         generator.graphsafe_set_state(before)
 
 
-@contextmanager
-def _unchecked() -> Iterator[None]:
-    """Keep torch's distributions from checking what they are given, for which they wait for the device.
-
-    What comes out of a graph is looked at in any case; see `srwm_rl.agents.engine.nan_guard.NanGuard`.
-    """
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
-
-
 class GraphedActing:
-    """Call it like `policy.act`: the same results, by a graph that is captured at the first call for a batch size.
+    """`policy.act` as a CUDA graph, captured at the first call for a batch size; the results are the same.
 
-    The weights are read where they are, so that a policy may learn between two calls. Where weights or modules were
-    replaced, moved or frozen (`ModuleFingerprint`), graphs are captured anew. A graph that cannot be captured, or whose first
-    results are not the policy's, is given up with a line in the log, and the policy acts step by step.
+    Weights are read in place, so the policy may learn between calls. Graphs are captured anew when weights or modules
+    were replaced, moved or frozen (`ModuleFingerprint`). If a capture fails or its first results differ from the
+    policy's, a warning is logged and the policy acts without graphs.
 
     Args:
         policy: that acts, sampling its actions.
-        capture: makes the graph; another one is for tests.
+        capture: captures a graph; tests replace it.
     """
 
-    def __init__(self, policy: SRWMPolicy, capture: Callable[[Work], Work] | None = None) -> None:
+    def __init__(self, policy: SRWMPolicy, capture: Callable[[ActWork], ActWork] | None = None) -> None:
         self.policy, self.capture = policy, capture
         self._stream: Any = None
         self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
@@ -132,96 +118,83 @@ class GraphedActing:
         self.disabled = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphedActing:
-        """Copy the policy; graphs hold places in memory, and are made anew."""
+        """Copy the policy; graphs are bound to memory, and are captured anew."""
         return GraphedActing(deepcopy(self.policy, memo), self.capture)
 
     @torch.no_grad()
     def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
-        """Choose actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
-        given = (obs, core_state, episode_starts)
+        """Sample actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
+        args = (obs, core_state, episode_starts)
         with CAPTURING:
             if self._fingerprint is None or not self._fingerprint.matches():
                 self._fingerprint, self._captured, self.disabled = ModuleFingerprint(self.policy), {}, False
             if not self.disabled and core_state.shape not in self._captured:
-                self._try_to_capture(given)
+                # A resumed run captures again, and must draw the same numbers as the run before.
+                with torch.random.fork_rng([core_state.device] if core_state.is_cuda else []):
+                    self._capture_and_compare(args)
             if self.disabled:
-                return self.policy.act(*given)
+                return self.policy.act(*args)
             captured = self._captured[core_state.shape]
-            copy_into(captured.inputs, given)
-            # The next replay writes over these tensors, while a rollout may still hold them.
-            return ActStep(*(each.clone() for each in captured.replay()))
+            copy_into(captured.inputs, args)
+            # Cloned: the next replay writes over these tensors, while a rollout may still hold them.
+            return ActStep(*(tensor.clone() for tensor in captured.replay()))
 
-    def _try_to_capture(self, given: tuple[Obs, Tensor, Tensor]) -> None:
-        # A resumed run captures anew, and is to draw what it would have drawn.
-        with torch.random.fork_rng([given[1].device] if given[1].is_cuda else []):
-            self._capture_and_compare(given)
-
-    def _capture_and_compare(self, given: tuple[Obs, Tensor, Tensor]) -> None:
-        inputs = room_for(given, given[1].device)
-        copy_into(inputs, given)
+    def _capture_and_compare(self, args: tuple[Obs, Tensor, Tensor]) -> None:
+        inputs = empty_like_args(args, args[1].device)
+        copy_into(inputs, args)
         try:
-            replay = self._make(lambda: self.policy.act(*inputs))
-            for each in replay()[1:]:  # which a graph that does nothing would leave as they are
-                each.fill_(torch.nan)
-            wrong = self._difference(replay(), given)
+            replay = self._make_graph(lambda: self.policy.act(*inputs))
+            for result in replay()[1:]:  # so that a graph that writes nothing is noticed
+                result.fill_(torch.nan)
+            problem = self._difference(replay(), args)
         except RuntimeError as error:
-            wrong = first_line(error)
-        if wrong:
+            problem = first_line(error)
+        if problem:
             self.disabled, self._captured = True, {}
-            logger.warning("acting goes on without a CUDA graph: %s", wrong)
+            logger.warning("acting goes on without a CUDA graph: %s", problem)
             return
-        self._captured[given[1].shape] = _Captured(inputs, replay)
+        self._captured[args[1].shape] = _Captured(inputs, replay)
 
-    def _make(self, work: Work) -> Work:
+    def _make_graph(self, work: ActWork) -> ActWork:
         if self.capture is not None:
             return self.capture(work)
         if self._stream is None or self._stream.device != self.policy.device:
-            # A graph's kernels keep the priority of the stream that it is captured on. These go before those of a
-            # learner at work beside them, each of which is as long as all of a step's.
+            # A graph's kernels keep the priority of the stream it was captured on: acting goes before a learner's
+            # kernels, each of which takes as long as a whole acting step.
             self._stream = torch.cuda.Stream(self.policy.device, priority=-1)
         return capture(work, self._stream)
 
-    def _difference(self, found: ActStep, given: tuple[Obs, Tensor, Tensor]) -> str:
-        """Say in what a graph's result differs from the policy's own, apart from chance."""
-        expected = self.policy.act(*given)
+    def _difference(self, step: ActStep, args: tuple[Obs, Tensor, Tensor]) -> str:
+        """Name what differs between a graph's result and the policy's own, apart from sampled actions."""
+        expected = self.policy.act(*args)
         for name in ("values", "core_state"):
-            one, other = getattr(found, name), getattr(expected, name)
-            if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+            if not torch.allclose(getattr(step, name), getattr(expected, name), rtol=1e-3, atol=1e-3, equal_nan=True):
                 return f"its {name} differ from those of the policy"
         return ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return what the first error of a chain says, without torch's advice below it.
-
-    A capture that went wrong ends with a second error, which says only that.
-    """
+    """Return the first line of the first error of a chain: a failed capture ends with a second, uninformative one."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]
 
 
-def room_for(given: Any, device: torch.device) -> Any:
-    """Return tensors like those in `given`, of any (named) tuples and dicts; a number gets a tensor `[]` of float64."""
-    if isinstance(given, dict):
-        return {key: room_for(each, device) for key, each in given.items()}
-    if isinstance(given, tuple):
-        parts = [room_for(each, device) for each in given]
-        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
-    if isinstance(given, float):
-        return torch.full((), given, dtype=torch.float64, device=device)
-    return None if given is None else torch.empty_like(given)
+def empty_like_args(args: Any, device: torch.device) -> Any:
+    """Return uninitialised tensors shaped as those in `args` (nested tuples and dicts); `[]` of float64 for a float."""
+
+    def empty(leaf: Any) -> Any:
+        if isinstance(leaf, float):
+            return torch.full((), leaf, dtype=torch.float64, device=device)
+        return None if leaf is None else torch.empty_like(leaf)
+
+    return pytree.tree_map(empty, args)
 
 
-def copy_into(room: Any, given: Any) -> None:
-    """Copy what is in `given` into what `room_for` made for it; nothing waits for the device."""
-    if isinstance(room, dict):
-        for key, each in room.items():
-            copy_into(each, given[key])
-    elif isinstance(room, tuple):
-        for each, source in zip(room, given, strict=True):
-            copy_into(each, source)
-    elif isinstance(given, float):
-        room.fill_(given)
-    elif room is not None:
-        room.copy_(given)
+def copy_into(buffers: Any, args: Any) -> None:
+    """Copy `args` into what `empty_like_args` returned for them, without waiting for the device."""
+    for buffer, leaf in zip(pytree.tree_leaves(buffers), pytree.tree_leaves(args), strict=True):
+        if isinstance(leaf, float):
+            buffer.fill_(leaf)
+        elif leaf is not None:
+            buffer.copy_(leaf)

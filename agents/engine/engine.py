@@ -135,8 +135,8 @@ class Engine:
         if self._trainer.device.type != "cuda":
             return None
         graphed, parameters = self._graphed_gradient, self.parameters
-        if graphed is None or not graphed.fit(parameters):  # a new policy, or replaced weights
+        if graphed is None or not graphed.fits(parameters):  # a new policy, or replaced weights
             policy, lock = self._trainer.policy, self._trainer.weights_lock
-            graphed = GraphedGradient(self.add_gradient, parameters, quiet=lock, network=policy)
+            graphed = GraphedGradient(self.add_gradient, parameters, lock=lock, network=policy)
             self._graphed_gradient = graphed
         return graphed

@@ -1,4 +1,4 @@
-"""The norm of a gradient, and clipping by it: in one operation where its parts lie side by side."""
+"""Gradient norm and clipping, in one operation where the gradients are views of one tensor."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import torch
 from torch import Tensor
 
 
-def gradient_norm(weights: Sequence[Tensor], in_parts: bool = False) -> Tensor:
-    """Return the norm of the weights' gradients, all of them together.
+def gradient_norm(parameters: Sequence[Tensor], in_parts: bool = False) -> Tensor:
+    """Return the norm `[]` of all gradients together.
 
     Args:
-        weights: whose gradients they are.
-        in_parts: take the norm of the gradients' norms, as torch does, also where they are the parts of one tensor,
-            whose own norm is found faster and may differ in its last bit.
+        parameters: whose `.grad` they are.
+        in_parts: take the norm of the gradients' norms, as torch does, even where they are views of one tensor, whose
+            own norm is faster and may differ in its last bit.
     """
-    grads = [each.grad for each in weights if each.grad is not None]
-    whole = None if in_parts else _whole(grads)
-    return torch.nn.utils.get_total_norm(grads) if whole is None else torch.linalg.vector_norm(whole)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = None if in_parts else _flat(grads)
+    return torch.nn.utils.get_total_norm(grads) if flat is None else torch.linalg.vector_norm(flat)
 
 
-def clip_gradient(weights: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Scale the weights' gradients down to a norm, as `torch.nn.utils.clip_grads_with_norm_` does.
+def clip_gradient(parameters: Sequence[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients down to a norm, as `torch.nn.utils.clip_grads_with_norm_` does.
 
     Args:
-        weights: whose gradients they are.
-        max_norm: to which one.
-        norm: which they have.
+        parameters: whose `.grad` they are.
+        max_norm: the norm afterwards, at most.
+        norm: `[]`, the present one.
     """
-    whole = _whole([each.grad for each in weights if each.grad is not None])
-    if whole is None:
-        torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+    flat = _flat([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if flat is None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     else:
-        whole.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        flat.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
 
-def _whole(grads: Sequence[Tensor]) -> Tensor | None:
-    """Return the tensor of which gradients are all the parts: one operation on it is quicker than one on each."""
-    whole = grads[0]._base if grads else None
-    if whole is None or any(each._base is not whole or not each.is_contiguous() for each in grads):
+def _flat(grads: Sequence[Tensor]) -> Tensor | None:
+    """Return the tensor that the gradients cover as views, without gaps or overlaps; None if there is none."""
+    base = grads[0]._base if grads else None
+    if base is None or any(grad._base is not base or not grad.is_contiguous() for grad in grads):
         return None
-    end = whole.storage_offset()
-    for begin, size in sorted((each.storage_offset(), each.numel()) for each in grads):
-        if begin != end:  # they overlap, or leave something out
+    end = base.storage_offset()
+    for offset, size in sorted((grad.storage_offset(), grad.numel()) for grad in grads):
+        if offset != end:
             return None
         end += size
-    return whole if whole.is_contiguous() and end == whole.storage_offset() + whole.numel() else None
+    return base if base.is_contiguous() and end == base.storage_offset() + base.numel() else None

@@ -1,8 +1,9 @@
-"""A group's gradient by captured graphs: forward pass, loss and backward pass as one launch."""
+"""The gradient of a micro-batch as a captured CUDA graph: forward pass, loss and backward pass in one launch."""
 
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,16 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from srwm_rl.agents.engine.cuda_graphs import capture as capture_graph
-from srwm_rl.agents.engine.cuda_graphs import copy_into, first_line, room_for
+from srwm_rl.agents.engine.cuda_graphs import copy_into, empty_like_args, first_line
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 
 Work = Callable[[], Tensor]
 Grads = list[Tensor | None]
-SHAPES = 4  # graphs held at once: groups of sequences differ in size by one, and hold all of a minibatch or a part
-CAPTURES = 12  # in all: settings that change at every update would be captured at every update
-TOLERANCE = 0.02  # of the gradient's norm; bfloat16 keeps 8 bits, and a graph may add up in another order
+MAX_SHAPES = 4  # graphs held at once: micro-batches differ in size by one sequence, or are whole minibatches
+MAX_CAPTURES = 12  # in all: settings that change at every update would be captured at every update
+TOLERANCE = 0.02  # of the gradient's norm: bfloat16 keeps 8 bits, and a graph may sum in another order
 logger = logging.getLogger(__name__)
 
 
@@ -31,23 +33,23 @@ class _Captured(NamedTuple):
 
 
 class GraphedGradient:
-    """Call it like `gradient`: the same sums and the same gradient, by a graph captured at the first call for a shape.
+    """`gradient` as CUDA graphs, one captured at the first call for each shape; sums and gradients are the same.
 
-    The graphs add to the parameters' `.grad` where these are, so that several groups add up; call `zero` before the
-    first. Weights are read where they are, so that the optimizer may change them between two calls. The first call
-    for a shape gives the results of `gradient` itself, with which the graph's are compared. One that cannot be
-    captured, or that gives something else, is given up with a line in the log, and all goes on without graphs.
+    The graphs add to the parameters' `.grad` in place, so that micro-batches accumulate; call `zero` before the first.
+    Weights are read in place, so the optimizer may change them between calls. The first call for a shape returns the
+    results of `gradient` itself, with which the graph's are compared. If a capture fails or differs, a warning is
+    logged and all goes on without graphs.
 
     Args:
-        gradient: adds the gradient of what it is given to the parameters' `.grad` and returns the loss's terms `[n]`,
-            detached. It may depend on the weights, on what it is given and on `settings`, and nothing else.
+        gradient: adds its argument's gradient to the parameters' `.grad` and returns the loss's terms `[n]`, detached.
+            It may depend on the weights, its argument and `settings`, and nothing else.
         parameters: those that may get a gradient.
-        capture: makes a graph; another one is for tests.
-        quiet: held while capturing, to keep other threads from drawing random numbers on the device.
-        network: whose parameters they are; see `fit`.
+        capture: captures a graph; tests replace it.
+        lock: held while capturing, to keep other threads from drawing random numbers on the device.
+        network: the module of the parameters; see `fits`.
 
     Attributes:
-        disabled: whether there are no graphs any more.
+        disabled: whether graphs are no longer used.
     """
 
     def __init__(
@@ -55,139 +57,135 @@ class GraphedGradient:
         gradient: Callable[[Any], Tensor],
         parameters: Sequence[Tensor],
         capture: Callable[[Work], Work] | None = None,
-        quiet: AbstractContextManager[Any] | None = None,
+        lock: AbstractContextManager[Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
         self.gradient, self.parameters = gradient, list(parameters)
-        self.quiet: AbstractContextManager[Any] = quiet or nullcontext()
+        self.lock: AbstractContextManager[Any] = lock or nullcontext()
         self._fingerprint = None if network is None else ModuleFingerprint(network)
         self._capture = capture
-        self._kept: Grads = [None] * len(self.parameters)  # the gradients that the graphs add to
+        self._grads: Grads = [None] * len(self.parameters)  # the tensors that the graphs add to
         self._graphs: dict[Hashable, _Captured] = {}
         self._settings: Hashable = None
-        self._captures = 0
+        self._n_captures = 0
         self.disabled = False
 
-    def fit(self, parameters: Sequence[Tensor]) -> bool:
-        """Say whether these are the parameters that get the gradient, and the network is still what it was."""
-        same = len(parameters) == len(self.parameters) and all(
-            one is other for one, other in zip(parameters, self.parameters, strict=True)
-        )
+    def fits(self, parameters: Sequence[Tensor]) -> bool:
+        """Return whether the graphs are for these parameters, and the network is unchanged."""
+        same = len(parameters) == len(self.parameters) and all(map(operator.is_, parameters, self.parameters))
         return same and (self._fingerprint is None or self._fingerprint.matches())
 
     def zero(self) -> None:
-        """Put the gradients in their places, also where something else took them away, and let them be zero."""
-        for parameter, kept in zip(self.parameters, self._kept, strict=True):
-            parameter.grad = kept
-        there = [kept for kept in self._kept if kept is not None]
-        if there:
-            torch._foreach_zero_(there)
+        """Set the parameters' `.grad` to the graphs' tensors, and these to zero."""
+        for parameter, grad in zip(self.parameters, self._grads, strict=True):
+            parameter.grad = grad
+        grads = [grad for grad in self._grads if grad is not None]
+        if grads:
+            torch._foreach_zero_(grads)
 
-    def __call__(self, given: Any, settings: Hashable = ()) -> Tensor:
-        """Add the gradient of a group.
+    def __call__(self, args: Any, settings: Hashable = ()) -> Tensor:
+        """Add the gradient of a micro-batch.
 
         Args:
-            given: tensors, floats and None in (named) tuples and dicts.
-            settings: what else the gradient depends on; graphs made with others are let go.
+            args: tensors, floats and None in (named) tuples and dicts.
+            settings: what else the gradient depends on; graphs captured with others are dropped.
 
         Returns:
             The loss's terms `[n]`, in memory of their own.
         """
         if self.disabled:
-            return self.gradient(given)
+            return self.gradient(args)
         if settings != self._settings:
             self._graphs, self._settings = {}, settings
-        key = _shapes(given)
+        key = _shapes(args)
         graph = self._graphs.get(key)
         if graph is None:
-            return self.gradient(given) if len(self._graphs) == SHAPES else self._first(key, given)
-        copy_into(graph.inputs, given)
+            return self.gradient(args) if len(self._graphs) == MAX_SHAPES else self._first_call(key, args)
+        copy_into(graph.inputs, args)
         return graph.replay().clone()
 
-    def _first(self, key: Hashable, given: Any) -> Tensor:
-        """Do it without a graph, and make one."""
-        before = [None if each is None else each.clone() for each in self._taken()]
-        terms = self.gradient(given)
-        found = self._taken()
-        norm = _norm(found)
-        if torch.isfinite(norm) and norm > 0:  # else there is nothing to compare a graph's gradient with
-            with self.quiet:
-                self._try_to_capture(key, given, found, terms)
-        self._put([_sum(one, other) for one, other in zip(before, found, strict=True)])
-        return terms
+    def _first_call(self, key: Hashable, args: Any) -> Tensor:
+        """Compute without a graph, then capture one and compare."""
+        before = [None if grad is None else grad.clone() for grad in self._take_grads()]
+        sums = self.gradient(args)
+        grads = self._take_grads()
+        norm = _norm(grads)
+        if torch.isfinite(norm) and norm > 0:  # else there is nothing to compare with
+            with self.lock:
+                self._try_to_capture(key, args, grads, sums)
+        self._set_grads([_add(old, new) for old, new in zip(before, grads, strict=True)])
+        return sums
 
-    def _try_to_capture(self, key: Hashable, given: Any, expected: Grads, terms: Tensor) -> None:
-        inputs = room_for(given, self.parameters[0].device)
-        copy_into(inputs, given)
-        for i, (parameter, each) in enumerate(zip(self.parameters, expected, strict=True)):
-            # What gets no gradient keeps none: an optimizer treats that otherwise than a gradient of zero.
-            if each is not None and self._kept[i] is None:
-                self._kept[i] = torch.zeros_like(parameter)
+    def _try_to_capture(self, key: Hashable, args: Any, expected: Grads, sums: Tensor) -> None:
+        inputs = empty_like_args(args, self.parameters[0].device)
+        copy_into(inputs, args)
+        for i, (parameter, grad) in enumerate(zip(self.parameters, expected, strict=True)):
+            # A parameter without gradient keeps none: optimizers treat that otherwise than a gradient of zero.
+            if grad is not None and self._grads[i] is None:
+                self._grads[i] = torch.zeros_like(parameter)
         self.zero()
-        wrong = ""
+        problem = ""
         try:
-            replay = self._make(lambda: self.gradient(inputs))
+            replay = self._make_graph(lambda: self.gradient(inputs))
             self.zero()
-            wrong = self._difference(replay(), terms, expected)
+            problem = self._difference(replay(), sums, expected)
         except RuntimeError as error:
-            wrong = first_line(error)
-        self._captures += 1
-        if not wrong and self._captures > CAPTURES:
-            wrong = "its settings change too often"
-        if wrong:
+            problem = first_line(error)
+        self._n_captures += 1
+        if not problem and self._n_captures > MAX_CAPTURES:
+            problem = "its settings change too often"
+        if problem:
             self.disabled = True
-            self._graphs, self._kept = {}, [None] * len(self.parameters)
-            logger.warning("learning goes on without CUDA graphs: %s", wrong)
+            self._graphs, self._grads = {}, [None] * len(self.parameters)
+            logger.warning("learning goes on without CUDA graphs: %s", problem)
             return
         self._graphs[key] = _Captured(inputs, replay)
 
-    def _make(self, work: Work) -> Work:
-        if self._capture is None:  # its graphs are replayed one at a time: their activations may share memory
+    def _make_graph(self, work: Work) -> Work:
+        if self._capture is None:  # one pool: graphs are replayed one at a time and may share activations' memory
             stream, pool = torch.cuda.Stream(self.parameters[0].device), torch.cuda.graph_pool_handle()
             self._capture = partial(capture_graph, stream=stream, pool=pool, draws=False)
         return self._capture(work)
 
-    def _difference(self, found: Tensor, terms: Tensor, expected: Grads) -> str:
-        """Say in what a graph's first results differ from those without it."""
-        if not torch.allclose(found, terms, rtol=TOLERANCE, atol=TOLERANCE * terms.abs().max().item(), equal_nan=True):
+    def _difference(self, sums: Tensor, expected_sums: Tensor, expected: Grads) -> str:
+        """Name what differs between a graph's first results and those without it."""
+        atol = TOLERANCE * expected_sums.abs().max().item()
+        if not torch.allclose(sums, expected_sums, rtol=TOLERANCE, atol=atol, equal_nan=True):
             return "the loss differs from the one without it"
-        apart: Grads = []
-        for parameter, each in zip(self.parameters, expected, strict=True):
-            apart.append(parameter.grad if each is None or parameter.grad is None else parameter.grad - each)
-        return "" if _norm(apart) <= TOLERANCE * _norm(expected) else "the gradient differs from the one without it"
+        differences: Grads = []
+        for parameter, grad in zip(self.parameters, expected, strict=True):
+            differences.append(parameter.grad if grad is None or parameter.grad is None else parameter.grad - grad)
+        close = _norm(differences) <= TOLERANCE * _norm(expected)
+        return "" if close else "the gradient differs from the one without it"
 
-    def _taken(self) -> Grads:
-        """Take the gradients away from the parameters."""
-        taken = [parameter.grad for parameter in self.parameters]
+    def _take_grads(self) -> Grads:
+        """Remove the gradients from the parameters and return them."""
+        grads = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
-        return taken
+        return grads
 
-    def _put(self, grads: Grads) -> None:
-        """Put gradients in their places; what is kept for the graphs stays where it is."""
+    def _set_grads(self, grads: Grads) -> None:
+        """Set the parameters' gradients; the graphs' tensors are written in place."""
         self.zero()
-        for parameter, kept, grad in zip(self.parameters, self._kept, grads, strict=True):
+        for parameter, kept, grad in zip(self.parameters, self._grads, grads, strict=True):
             if kept is None:
                 parameter.grad = grad
             elif grad is not None:
                 kept.copy_(grad)
 
 
-def _shapes(given: Any) -> Hashable:
-    if isinstance(given, dict):
-        return tuple((key, _shapes(each)) for key, each in given.items())
-    if isinstance(given, tuple):
-        return tuple(_shapes(each) for each in given)
-    if isinstance(given, Tensor):
-        return tuple(given.shape), given.dtype
-    return type(given).__name__
+def _shapes(args: Any) -> Hashable:
+    leaves, structure = pytree.tree_flatten(args)
+    shapes = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves]
+    return str(structure), tuple(shapes)
 
 
 def _norm(grads: Grads) -> Tensor:
-    return torch.nn.utils.get_total_norm([each for each in grads if each is not None])
+    return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None])
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a + b

@@ -1,4 +1,4 @@
-"""Two threads on one GPU: a stream for each, and an order between them where they meet. On a CPU all is at once."""
+"""Streams for two threads on one GPU, and the order between them; on a CPU all of it does nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from srwm_rl.agents.distributed import LostProcessError
 
 
 class StreamEvent:
-    """Lets one thread's work on the device begin after another's, without a thread that waits.
+    """Orders one thread's work on the device after another's without blocking a thread.
 
     Args:
         device: on a CPU nothing happens.
-        cuda: `torch.cuda`; another one is for tests.
+        cuda: `torch.cuda`; tests replace it.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
@@ -27,47 +27,45 @@ class StreamEvent:
 
     @property
     def on_device(self) -> bool:
-        """Say whether work goes on where no thread sees it."""
+        """Whether work may still be running on the device when its call has returned."""
         return self._cuda is not None
 
-    def send(self) -> None:
-        """Hand over what this thread has launched so far."""
+    def record(self) -> None:
+        """Record the work that this thread has launched so far."""
         if self._cuda is not None:
             self._event = self._cuda.current_stream(self._device).record_event()
 
-    def receive(self) -> None:
-        """Let what this thread launches from now on wait for what was handed over last."""
+    def wait(self) -> None:
+        """Let the work that this thread launches from now on wait for what was recorded last."""
         if self._cuda is not None and self._event is not None:
             self._cuda.current_stream(self._device).wait_event(self._event)
 
 
 class StreamLock:
-    """A lock, to be held again by the same thread, whose holders take turns on the device as well.
-
-    What one holder has launched is done there before what the next one launches begins.
+    """A reentrant lock that also orders its holders' work on the device, one after the other.
 
     Args:
         device: on a CPU this is a lock and nothing else.
-        cuda: `torch.cuda`; another one is for tests.
+        cuda: `torch.cuda`; tests replace it.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
         self._lock = RLock()
-        self._handover = StreamEvent(device, cuda)
+        self._event = StreamEvent(device, cuda)
 
     def __enter__(self) -> None:
-        """Wait for the lock."""
+        """Acquire the lock."""
         self._lock.acquire()
         try:
-            self._handover.receive()
+            self._event.wait()
         except BaseException:
             self._lock.release()
             raise
 
     def __exit__(self, *_: object) -> None:
-        """Let the next one in."""
+        """Release the lock."""
         try:
-            self._handover.send()
+            self._event.record()
         finally:
             self._lock.release()
 
@@ -77,7 +75,7 @@ class StreamContext:
 
     Args:
         device: on a CPU there is none.
-        cuda: `torch.cuda`; another one is for tests.
+        cuda: `torch.cuda`; tests replace it.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
@@ -87,15 +85,15 @@ class StreamContext:
             self._stream = self._cuda.Stream(self._device)
 
     def begin(self) -> None:
-        """Let the stream's work wait for what this thread, another one, has launched so far."""
+        """Let the stream's work wait for what the calling thread has launched so far."""
         if self._cuda is not None:
             self._stream.wait_stream(self._cuda.current_stream(self._device))
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Launch what is inside on this stream, and leave when it is done.
+        """Launch the work inside on this stream, and leave when it is done.
 
-        A `LostProcessError` leaves at once: what the lost process takes no part in is never done.
+        A `LostProcessError` leaves at once: collective work that a lost process takes no part in is never done.
         """
         if self._cuda is None:
             yield
@@ -111,6 +109,6 @@ class StreamContext:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until everything on this stream is done: what it reads may then be let go."""
+        """Wait until all work on this stream is done, so that the memory it reads may be freed."""
         if self._cuda is not None:
             self._stream.synchronize()

@@ -1,4 +1,4 @@
-"""Advantages and returns: pure functions of `[T, B]` tensors."""
+"""Generalised advantage estimation as pure functions of `[T, B]` tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Advantages(NamedTuple):
-    """What generalised advantage estimation gives for an unroll."""
+    """Advantages and value targets of an unroll."""
 
     advantages: Tensor  # [T, B]
-    returns: Tensor  # [T, B], the value function's targets
+    returns: Tensor  # [T, B], the value targets
 
 
 def generalized_advantages(
@@ -51,8 +51,8 @@ def generalized_advantages(
 
 def decayed_sums(deltas: Tensor, decays: Tensor) -> Tensor:
     """Return `s_t = delta_t + decay_t s_{t+1}` for `[T, B]` each, where nothing follows the last step."""
-    last, found = torch.zeros_like(deltas[0]), []
+    last, sums = torch.zeros_like(deltas[0]), []
     for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind()), strict=True):
         last = delta + decay * last
-        found.append(last)
-    return torch.stack(found[::-1])
+        sums.append(last)
+    return torch.stack(sums[::-1])

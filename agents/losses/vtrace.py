@@ -11,10 +11,10 @@ from srwm_rl.agents.losses.gae import decayed_sums
 
 
 class VTrace(NamedTuple):
-    """What V-trace gives for an unroll; none of it carries a gradient."""
+    """V-trace targets of an unroll, without gradient."""
 
-    vs: Tensor  # [T, B], the value function's targets
-    pg_advantages: Tensor  # [T, B], what the policy gradient is weighted with
+    vs: Tensor  # [T, B], the value targets
+    pg_advantages: Tensor  # [T, B], weights of the policy gradient
 
 
 def vtrace(

@@ -118,8 +118,8 @@ def time_parts(model: RecurrentAlgorithm, mark: Callable[[str], AbstractContextM
         watch.wrap(model, "_finish_step", "waiting for environments")
     if hasattr(model, "_update"):
         watch.wrap(model, "_update", "update")
-    if hasattr(model.rollout_buffer, "sequences"):
-        watch.wrap(model.rollout_buffer, "sequences", "minibatch")
+    if hasattr(model.rollout_buffer, "_gather_sequences"):
+        watch.wrap(model.rollout_buffer, "_gather_sequences", "minibatch")
     return watch
 
 

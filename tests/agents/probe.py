@@ -43,8 +43,8 @@ class Probe(gymnasium.Env[Any, Any]):
 def gradient_of(model: PPO, sequences: np.ndarray) -> tuple[PPOLossSums, Tensor]:
     """Leave the gradient of one minibatch of the model's rollout in its weights; return its loss sums and its norm."""
     buffer = model.rollout_buffer
-    (stats,) = model._advantage_stats(buffer.advantages_of([sequences])) if model.normalize_advantage else [None]
-    (parts,) = buffer._gather_parts([sequences], model.sequences_at_once(buffer.sequence_length))
+    (stats,) = model._advantage_stats([buffer.advantages_of(sequences)]) if model.normalize_advantage else [None]
+    parts = buffer.gather(sequences, model.sequences_at_once(buffer.sequence_length))
     batches = [normalize_advantages(part, stats) for part in parts]
     n_steps = len(sequences) * buffer.sequence_length * model.processes.size
     sums = PPOLossSums(*model.engine.backward(batches, float(n_steps), 0.2, None))

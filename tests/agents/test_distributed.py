@@ -11,7 +11,7 @@ import torch
 
 from srwm_rl import UserError
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.collecting.unroll_queue import joined as side_by_side
+from srwm_rl.agents.collecting.unroll_queue import concatenate as side_by_side
 from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, init_processes, to_bytes
 from srwm_rl.storage.safe_file import read_file, unpack
 from tests.agents.probe import gradient_of, unroll_gradient

@@ -17,8 +17,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import PPO
-from srwm_rl.agents.collecting import rollout_buffer
-from srwm_rl.agents.losses.ppo_loss import PPOLossSums
 from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import ActStep
 from tests.agents.probe import Probe, gradient_of
@@ -51,7 +49,7 @@ def test_whole_sequences_evaluate_to_what_was_acted(core: str, sequence_length: 
     carries = model.policy.core.state_size and model.policy.core.carries_over
     buffer = _continue(model) if carries else fill(model)
     assert buffer.episode_starts[1:].any()
-    old = buffer.sequences([np.arange(buffer.n_sequences)])[0]
+    old = next(buffer.gather(np.arange(buffer.n_sequences)))
     with torch.no_grad():
         new = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
     torch.testing.assert_close(new.values, old.old_values, rtol=1e-4, atol=1e-5)
@@ -98,29 +96,6 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
     y, query, key, beta = srwm_gradients(probe_model(bptt=1))
     assert y > 0
     assert (query, key, beta) == (0, 0, 0)
-
-
-def test_gathering_fewer_minibatches_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = probe_model(n_steps=8, batch_size=8)
-    buffer = fill(model)
-    gathered, sequences = [], buffer.sequences
-
-    def counted(parts: Any) -> Any:
-        gathered.append(len(parts))
-        return sequences(parts)
-
-    monkeypatch.setattr(buffer, "sequences", counted)
-    runs: list[list[list[float]]] = []
-    for limit in (2**25, 2 * buffer._sequence_bytes, 1):
-        monkeypatch.setattr(rollout_buffer, "GATHER_BYTES", limit)
-        np.random.seed(0)
-        runs.append([])
-        for batch in model._minibatches():
-            sums = model.engine.backward(batch.parts, float(batch.n_steps), 0.2, None)
-            runs[-1].append([*map(float, sums), float(model._all_reduce(PPOLossSums(*sums))), batch.n_steps])
-    assert runs[0] == runs[1] == runs[2]
-    assert len(set(map(str, runs[0]))) == 4, "all minibatches are alike"
-    assert gathered == [4, 2, 2, 1, 1, 1, 1]
 
 
 def test_advantages_of_a_single_step_are_not_normalised() -> None:

@@ -28,7 +28,8 @@ def filled(space: Any) -> SequenceRolloutBuffer:
 @pytest.mark.parametrize("space", [VECTORS, FRAMES])
 def test_each_part_holds_its_sequences(space: Any) -> None:
     buffer = filled(space)
-    for indices, found in zip(PARTS, buffer.sequences(PARTS), strict=True):
+    for indices in PARTS:
+        (found,) = buffer.gather(indices)
         for i, index in enumerate(indices):
             chunk, env = divmod(int(index), B)
             steps = slice(chunk * LENGTH, (chunk + 1) * LENGTH)
@@ -50,18 +51,27 @@ def test_each_part_holds_its_sequences(space: Any) -> None:
             torch.testing.assert_close(found.core_state[:, i], buffer.core_states[chunk][:, env], rtol=0, atol=0)
 
 
+def test_a_minibatch_is_gathered_in_parts_of_whole_sequences() -> None:
+    buffer = filled(VECTORS)
+    (whole,) = buffer.gather(PARTS[0])
+    parts = list(buffer.gather(PARTS[0], max_sequences=2))
+    assert [part.actions.shape[1] for part in parts] == [2, 1]
+    for name in ("observations", "actions", "returns", "core_state"):
+        torch.testing.assert_close(torch.cat([getattr(part, name) for part in parts], dim=1), getattr(whole, name))
+
+
 def test_advantages_can_be_gathered_alone() -> None:
     buffer = filled(VECTORS)
-    for found, whole in zip(buffer.advantages_of(PARTS), buffer.sequences(PARTS), strict=True):
-        torch.testing.assert_close(found, whole.advantages, rtol=0, atol=0)
+    for indices in PARTS:
+        torch.testing.assert_close(buffer.advantages_of(indices), next(buffer.gather(indices)).advantages)
 
 
 def test_what_was_gathered_stays_when_the_next_rollout_is_written() -> None:
     buffer = filled(VECTORS)
-    (found,) = buffer.sequences([np.arange(buffer.n_sequences)])
-    before = found.advantages.clone()
+    (batch,) = buffer.gather(np.arange(buffer.n_sequences))
+    before = batch.advantages.clone()
     buffer._numbers.zero_()
-    torch.testing.assert_close(found.advantages, before, rtol=0, atol=0)
+    torch.testing.assert_close(batch.advantages, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("n_sequences", "sizes"), [(3, [3, 3, 2]), (8, [8]), (1, [1] * 8)])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from srwm_rl.agents.engine import cuda_graphs as room
+from srwm_rl.agents.engine import cuda_graphs
 from srwm_rl.agents.engine.cuda_graphs import GraphedActing
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
 
@@ -83,7 +83,7 @@ def test_nobody_captures_while_actions_are_drawn() -> None:
     policy, free = policy_on("cpu"), []
 
     def look() -> None:
-        free.append(room.CAPTURING.acquire(blocking=False))
+        free.append(cuda_graphs.CAPTURING.acquire(blocking=False))
 
     def watched(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
         def looked() -> ActStep:
@@ -220,7 +220,7 @@ def test_what_a_failed_capture_may_spoil_is_not_what_graphs_draw_from(
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
 
     def captured() -> None:
-        with room._cleared_up("pool", draws):
+        with cuda_graphs._restored_after_failure("pool", draws):
             assert generator.state == ("first" if draws else "a copy")
             if error is not None:
                 raise error
@@ -234,18 +234,14 @@ def test_what_a_failed_capture_may_spoil_is_not_what_graphs_draw_from(
     assert ended == ([] if error is None else [(0, "pool")])
 
 
-def test_what_is_captured_is_not_checked_by_torchs_distributions_and_all_else_is() -> None:
-    sick = torch.tensor([torch.nan])
-
-    def fail() -> None:
-        with room._unchecked():
-            assert torch.distributions.Normal(sick, 1.0).log_prob(sick).isnan().all()
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    with pytest.raises(ValueError, match="Expected parameter"):
-        torch.distributions.Normal(sick, 1.0)
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-1, 1, (2,))], ids=str
+)
+def test_no_distribution_waits_for_a_check_of_its_arguments(space: Any) -> None:
+    policy = SRWMPolicy(spaces.Box(-1, 1, (3,)), space, lambda _: 0.0)
+    nan = torch.full((4, policy.action_net.out_features), torch.nan)
+    distribution = policy.distribution(nan)  # torch's own would raise ValueError
+    assert distribution.log_prob(distribution.get_actions()).isnan().all()
 
 
 @pytest.mark.gpu
@@ -268,11 +264,11 @@ def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
         return noise.normal_() * noise.sum().item()
 
     with pytest.raises(RuntimeError):
-        room.capture(waits, torch.cuda.Stream("cuda"), draws=draws)
+        cuda_graphs.capture(waits, torch.cuda.Stream("cuda"), draws=draws)
     assert torch.cuda.current_stream() == stream
     assert len({tuple(act(*given).actions.tolist()) for _ in range(5)}) > 1  # by the graph there was
     assert not act.disabled
     with torch.no_grad():
         assert len({tuple(policy.act(*given).actions.tolist()) for _ in range(5)}) > 1  # and without
-    replay = room.capture(lambda: noise.normal_().clone(), torch.cuda.Stream("cuda"), draws=True)
+    replay = cuda_graphs.capture(lambda: noise.normal_().clone(), torch.cuda.Stream("cuda"), draws=True)
     assert not torch.equal(replay().clone(), replay())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srwm_rl.agents.engine.grad_clip import _whole, clip_gradient, gradient_norm
+from srwm_rl.agents.engine.grad_clip import _flat, clip_gradient, gradient_norm
 
 
 def weights_with(grads: list[Tensor | None]) -> list[Tensor]:
@@ -43,7 +43,7 @@ def test_norm_and_clipping_are_torchs(kind: str, max_norm: float) -> None:
     weights = weights_with(flatten_obs_space(whole.clone(), kind))
     others = weights_with([None if each is None else each.clone() for each in flatten_obs_space(whole, kind)])
     norm = gradient_norm(weights)
-    assert (_whole([x.grad for x in weights if x.grad is not None]) is None) == (
+    assert (_flat([x.grad for x in weights if x.grad is not None]) is None) == (
         kind not in ("parts", "in another order")
     )
     torch.testing.assert_close(norm, torch.nn.utils.get_total_norm([x.grad for x in others if x.grad is not None]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.engine import graphed_gradient as room
+from srwm_rl.agents.engine import graphed_gradient
 from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
 from tests.agents.probe import Probe
 
@@ -64,7 +64,7 @@ def graphs_for(model: Any, capture: Any = again) -> GraphedGradient:
     graphs = GraphedGradient(model.engine.add_gradient, model.engine.parameters, None if on_gpu else capture)
     engine, graphed = model.engine, model.engine._graphed
     # On a CPU the engine makes no graphs of its own.
-    engine._graphed = lambda: graphs if graphs.fit(engine.parameters) else graphed()
+    engine._graphed = lambda: graphs if graphs.fits(engine.parameters) else graphed()
     return graphs
 
 
@@ -93,8 +93,8 @@ def test_the_same_is_learned_with_graphs_and_without(
     device: str, algo: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replays: list[Any] = []
-    copied = room.copy_into
-    monkeypatch.setattr(room, "copy_into", lambda *given: replays.append(given) or copied(*given))  # type: ignore[func-returns-value]
+    copied = graphed_gradient.copy_into
+    monkeypatch.setattr(graphed_gradient, "copy_into", lambda *given: replays.append(given) or copied(*given))  # type: ignore[func-returns-value]
     plain = build(algo, device, **settings)
     without_graphs(plain)
     plain.learn(3 * 40)
@@ -176,7 +176,7 @@ def test_settings_that_never_rest_end_the_captures(caplog: pytest.LogCaptureFixt
     model = Two()
     graphs = GraphedGradient(model.gradient, list(model.parameters()), again)
     with caplog.at_level(logging.WARNING):
-        for i in range(3 * room.CAPTURES):
+        for i in range(3 * graphed_gradient.MAX_CAPTURES):
             model.factor = 1.0 + i
             graphs.zero()
             graphs(given(4, 0), settings=i)
@@ -193,7 +193,7 @@ def test_only_a_few_shapes_get_a_graph() -> None:
         graphs.zero()
         graphs(given(n, n))
         torch.testing.assert_close(model.used.grad, gradient_of(model, [given(n, n)])[1])
-    assert len(made) == room.SHAPES
+    assert len(made) == graphed_gradient.MAX_SHAPES
 
 
 def test_a_sick_gradient_passes_and_is_compared_with_nothing() -> None:
@@ -267,7 +267,7 @@ def test_a_graph_that_turns_bad_for_a_second_shape_loses_no_gradient() -> None:
         torch.testing.assert_close(model.used.grad, gradient_of(model, parts)[1])
     assert graphs.disabled
     assert not graphs._graphs  # nor the memory that it took
-    assert graphs._kept == [None, None]
+    assert graphs._grads == [None, None]
 
 
 def test_while_it_captures_others_are_kept_out() -> None:
@@ -302,7 +302,7 @@ def test_another_policys_weights_are_learned_without_the_old_ones_graphs() -> No
     before = weights(model)
     model.learn(40)
     assert not torch.equal(weights(model), before)
-    assert not graphs.fit(model.engine.parameters)
+    assert not graphs.fits(model.engine.parameters)
 
 
 @pytest.mark.parametrize(
@@ -331,13 +331,13 @@ def test_frozen_and_moved_weights_end_the_old_graphs() -> None:
     model = build("ppo", "cpu")
     policy, weights = model.policy, model.engine.parameters
     graphs = GraphedGradient(model.engine.add_gradient, weights, again, network=policy)
-    assert graphs.fit(weights)
+    assert graphs.fits(weights)
     with torch.no_grad():
         policy.value_net.weight.mul_(2)
-    assert graphs.fit(weights)
+    assert graphs.fits(weights)
     policy.features_extractor.requires_grad_(False)
-    assert not graphs.fit(weights)
+    assert not graphs.fits(weights)
     policy.features_extractor.requires_grad_(True)
-    assert graphs.fit(weights)
+    assert graphs.fits(weights)
     policy.load_from_vector(policy.parameters_to_vector())
-    assert not graphs.fit(weights)
+    assert not graphs.fits(weights)

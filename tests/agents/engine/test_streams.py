@@ -15,8 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from srwm_rl.agents import IMPALA
-from srwm_rl.agents import impala as room
+from srwm_rl.agents import IMPALA, impala
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.distributed import LostProcessError
 from srwm_rl.agents.engine.streams import StreamContext, StreamEvent, StreamLock
@@ -150,13 +149,13 @@ def test_what_is_handed_over_is_done_before_and_nothing_else_is_waited_for() -> 
     orders = set()
     for seed in range(50):
         device = Device(seed)
-        handover, learner = StreamEvent("cuda", device), device.Stream()
+        event, learner = StreamEvent("cuda", device), device.Stream()
         device.launch("played")
-        handover.send()
+        event.record()
         device.launch("more")
         with device.stream(learner):
             device.launch("before")
-            handover.receive()
+            event.wait()
             device.launch("learned")
         device.run()
         assert device.done.index("played") < device.done.index("learned")
@@ -213,13 +212,13 @@ def test_nobody_waits_for_what_a_lost_process_takes_no_part_in() -> None:
 
 def test_on_a_cpu_nothing_is_asked_of_a_gpu() -> None:
     nothing = Untouched()
-    lane, turns, handover = StreamContext("cpu", nothing), StreamLock("cpu", nothing), StreamEvent("cpu", nothing)
+    lane, turns, event = StreamContext("cpu", nothing), StreamLock("cpu", nothing), StreamEvent("cpu", nothing)
     with lane.entered(), turns, turns:
-        handover.send()
-        handover.receive()
+        event.record()
+        event.wait()
         lane.begin()
         lane.finish()
-    assert not handover.on_device
+    assert not event.on_device
 
 
 def unrolls() -> Unrolls:
@@ -233,7 +232,7 @@ def test_a_batch_is_put_together_after_it_was_played_and_its_parts_outlive_that(
     device = Device()
     queue = UnrollQueue(4)
     queue._filled = StreamEvent("cuda", device)
-    joined = "srwm_rl.agents.collecting.unroll_queue.joined"
+    joined = "srwm_rl.agents.collecting.unroll_queue.concatenate"
     monkeypatch.setattr(joined, lambda parts: device.launch("joined") or parts[0])  # type: ignore[func-returns-value]
     device.launch("first")
     queue.put(unrolls())
@@ -260,12 +259,12 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
     found = []
     for seed in range(6):
         device = Device(seed)
-        monkeypatch.setattr(room, "StreamContext", lambda _, device=device: StreamContext("cuda", device))
+        monkeypatch.setattr(impala, "StreamContext", lambda _, device=device: StreamContext("cuda", device))
         monkeypatch.setattr(
-            room, "StreamLock", lambda _, device=device: StreamLock("cuda", device) if ordered else RLock()
+            impala, "StreamLock", lambda _, device=device: StreamLock("cuda", device) if ordered else RLock()
         )
         model = model_on("cpu")
-        step, copy = model.policy.optimizer.step, room.copy_weights
+        step, copy = model.policy.optimizer.step, impala.copy_weights
 
         def stepped(*given: Any, device: Device = device, step: Any = step) -> Any:
             device.launch("step a", "step b")
@@ -276,7 +275,7 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
             return copy(*given)
 
         monkeypatch.setattr(model.policy.optimizer, "step", stepped)
-        monkeypatch.setattr(room, "copy_weights", copied)
+        monkeypatch.setattr(impala, "copy_weights", copied)
         # Else the learner is done with each step before the next batch, and so rarely meets a copy.
         monkeypatch.setattr(StreamContext, "finish", lambda _: None)
         model.learn(4 * 8 * 12)
@@ -291,7 +290,7 @@ def test_the_actors_copy_whole_steps_of_the_learner(ordered: bool, monkeypatch: 
 
 def test_the_learner_works_in_its_lane_and_leaves_it_done(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
-    monkeypatch.setattr(room, "StreamContext", lambda _: StreamContext("cuda", device))
+    monkeypatch.setattr(impala, "StreamContext", lambda _: StreamContext("cuda", device))
     model = model_on("cpu")
     device.launch("built")
     update = IMPALA._update
