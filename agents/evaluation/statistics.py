@@ -1,7 +1,8 @@
-"""Means of returns with honest intervals."""
+"""Bootstrap intervals of means."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +20,15 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def to_json(self) -> dict[str, float | None]:
+        """Return it in JSON's types; infinite ends, those of an unknown spread, become None."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
+
 
 def mean_interval(values: FloatArray, seed: int = 0) -> Interval:
     """Return the mean of `values` `[n]` with its 95% percentile bootstrap interval.
 
-    Give one value per level (the mean over its repeats): levels are what was sampled.
+    Pass one value per level (the mean over its repeats): the sample is one of levels.
 
     Raises:
         ValueError: there are no values.
@@ -45,7 +50,7 @@ def _interval(statistic: object, samples: tuple[FloatArray, ...], seed: int) -> 
         raise ValueError("an interval needs at least one value")
     estimate = float(statistic(*samples, axis=-1))  # type: ignore[operator]
     if any(len(sample) < 2 for sample in samples):
-        return Interval(estimate, float("-inf"), float("inf"))  # one value says nothing of the spread
+        return Interval(estimate, float("-inf"), float("inf"))  # the spread is unknown
     result = bootstrap(
         samples,
         statistic,

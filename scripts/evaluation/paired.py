@@ -29,7 +29,6 @@ from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits
 from srwm_rl.scripts.evaluation.results import (
     Evaluation,
     held_out_splits,
-    interval_json,
     level_returns,
     trained_on_of,
 )
@@ -172,8 +171,8 @@ def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict
         "A": float(np.mean([returns.mean() for returns in a])),
         "B": float(np.mean([returns.mean() for returns in b])),
         "normalized": False,
-        "difference": interval_json(paired_difference(a, b, seed)),
-        "improvement": interval_json(level_improvement(a, b, seed)),
+        "difference": paired_difference(a, b, seed).to_json(),
+        "improvement": level_improvement(a, b, seed).to_json(),
         "wins": wins,
         "ties": ties,
         "losses": losses,
@@ -211,14 +210,14 @@ def _over_seeds(
         profile = performance_profile(scores, thresholds, seed)
         sides[letter] = {
             "scores": scores.tolist(),
-            "interquartile_mean": interval_json(interquartile_mean(scores, seed)),
+            "interquartile_mean": interquartile_mean(scores, seed).to_json(),
             "profile": {name: getattr(profile, name).tolist() for name in ("fractions", "low", "high")},
         }
     return {
         "games": games,
         "unit": "normalised return" if normalized else "return",
         "computed_by": "srwm-rl" if version is None else f"rliable {version}",
-        "improvement": interval_json(run_improvement(a, b, seed)),
+        "improvement": run_improvement(a, b, seed).to_json(),
         "thresholds": thresholds.tolist(),
         **sides,
     }

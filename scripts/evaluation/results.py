@@ -12,7 +12,7 @@ import msgspec
 
 from srwm_rl.agents.evaluation.comparison import paired_difference
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
-from srwm_rl.agents.evaluation.statistics import FloatArray, Interval, difference_interval, mean_interval
+from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval, mean_interval
 from srwm_rl.envs.make import normalizer, resolve
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
@@ -50,7 +50,7 @@ def summarise(
         for name, episodes in results.items():
             if name != "train" and not name.startswith("random"):
                 gap = difference_interval(results["train"].level_means(), episodes.level_means(), config.seed)
-                gaps.append({"split": name, **interval_json(gap)})
+                gaps.append({"split": name, **gap.to_json()})
     report = {
         "run": config.run,
         "env": trained.env,
@@ -107,9 +107,9 @@ def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) 
         normalized = float(sum(scores) / len(scores))
     return {
         "levels": len(returns),
-        "return": interval_json(mean_interval(returns, seed)),
+        "return": mean_interval(returns, seed).to_json(),
         "length": sum(episode.length for episode in episodes) / len(episodes),
-        "solved": None if solved is None else interval_json(mean_interval(solved, seed)),
+        "solved": None if solved is None else mean_interval(solved, seed).to_json(),
         "normalized": normalized,
     }
 
@@ -134,7 +134,7 @@ def _difference(
     first: Episodes, second: Episodes, values: Callable[[Episodes], Any], seed: int
 ) -> dict[str, float | None]:
     a, b = ([values(episodes.of(game)) for game in first.games()] for episodes in (first, second))
-    return interval_json(paired_difference(a, b, seed))
+    return paired_difference(a, b, seed).to_json()
 
 
 def _by_game(episodes: Episodes) -> Splits:
@@ -145,11 +145,6 @@ def _by_game(episodes: Episodes) -> Splits:
 
 def _episodes_json(splits: Splits) -> dict[str, list[list[Any]]]:
     return {split: [list(episode) for episode in sorted(episodes)] for split, episodes in splits.items()}
-
-
-def interval_json(interval: Interval) -> dict[str, float | None]:
-    """Return an interval in JSON's types; its ends are None where they are unknown."""
-    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 EpisodeRows = list[tuple[str, int, float, int, bool | None]]

@@ -1,4 +1,4 @@
-"""Evaluations and comparisons as text tables."""
+"""Evaluations, comparisons and controls as text tables."""
 
 from __future__ import annotations
 
@@ -97,6 +97,23 @@ def warnings_of(report: dict[str, Any]) -> list[list[str]]:
         for letter in "AB"
         if (trained_on := report[letter]["trained_on"])
     ]
+
+
+def render_controls(report: dict[str, Any]) -> str:
+    """Return the table of controls as Markdown."""
+    with_training_length = any(row["train_mean"] is not None for row in report["rows"])
+    head = ["control", "what", "parameters", "learning rate", "mean [95% interval]", "min", "max", "solved"]
+    head += ["at training length"] * with_training_length
+    rows = [head, ["---"] * len(head)]
+    for row in report["rows"]:
+        rate = "-" if row["learning_rate"] is None else f"{row['learning_rate']:g}"
+        cells = [row["control"], row["what"], f"{row['parameters']:,}", rate, interval_text(row, ".3f")]
+        cells += [f"{row['min']:.3f}", f"{row['max']:.3f}", f"{row['solved']}/{row['seeds']}"]
+        train_mean = "-" if row["train_mean"] is None else f"{row['train_mean']:.3f}"
+        rows.append(cells + [train_mean] * with_training_length)
+    bounds = f"random {report['random']:g}, best {report['best']:g}, solved from {report['solved_from']:g}"
+    table = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([f"{report['task']}: {report['unit']}; {bounds}", "", *table])
 
 
 def _environment(report: dict[str, Any]) -> str:

@@ -8,22 +8,24 @@ import pytest
 
 from srwm_rl.agents.evaluation.controls import CONTROLS
 from srwm_rl.envs import TASKS
-from srwm_rl.scripts.commands.controls import render
-from srwm_rl.scripts.evaluation import control_experiments as studies
+from srwm_rl.scripts.evaluation import control_experiments
+from srwm_rl.scripts.evaluation.table import render_controls
 
 TINY = ("--seeds", "1", "-n", "1", "--n-levels", "2", "--verbose", "0")
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies, "COMMON", {"hidden_size": 8, "n_layers": 1, "n_heads": 2})
-    for name, task in studies.TASK_SETTINGS.items():
+    monkeypatch.setattr(control_experiments, "COMMON", {"hidden_size": 8, "n_layers": 1, "n_heads": 2})
+    for name, task in control_experiments.TASK_SETTINGS.items():
         small = task.settings | {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
-        monkeypatch.setitem(studies.TASK_SETTINGS, name, studies.TaskSettings(8, small, task.test_kwargs))
+        monkeypatch.setitem(
+            control_experiments.TASK_SETTINGS, name, control_experiments.TaskSettings(8, small, task.test_kwargs)
+        )
 
 
 def test_every_task_has_a_row() -> None:
-    assert set(studies.TASK_SETTINGS) == set(TASKS)
+    assert set(control_experiments.TASK_SETTINGS) == set(TASKS)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -33,7 +35,7 @@ def test_every_control_runs_on_every_task(call: Any, tmp_path: Path, task: str) 
     assert said.code == 0, said.err
     report = json.loads(path.read_text())
     assert [row["control"] for row in report["rows"]] == list(CONTROLS)
-    assert said.out.strip() == render(report)
+    assert said.out.strip() == render_controls(report)
     assert said.out.count("\n| ") == len(CONTROLS) + 2
 
 
