@@ -1,4 +1,4 @@
-"""Reading a command line into a dataclass, with one clear line where it cannot be read."""
+"""Parse a command line into a dataclass, run a command, and print errors in one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,40 +20,59 @@ import tyro
 from srwm_rl.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
 class OptionalValue:
-    """Mark an option of a dataclass (by `Annotated`) that may stand alone on the command line.
+    """Mark an option of a dataclass (by `Annotated`) whose value may be left out on the command line.
 
     Attributes:
-        value: what it then stands for.
-        given: pattern of a value; its first group is what is read.
+        default: the value of an option without one.
+        pattern: regular expression of a value; its first group is the value that is parsed.
     """
 
-    value: str
-    given: str
+    default: str
+    pattern: str
+
+
+def run_command(argv: list[str], command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; print errors that a user can cause in one line.
+
+    Args:
+        argv: the command line, starting with the command's name.
+        command: returns the exit code.
+    """
+    try:
+        return command()
+    except BrokenPipeError:
+        raise
+    except (UserError, OSError) as error:
+        if "--verbose=2" in argv or ("--verbose", "2") in pairwise(argv):
+            traceback.print_exc()
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename or argv[0]}: {error.strerror or error}"
+        print(f"srwm-rl: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("srwm-rl: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def parse(config: type[Config], argv: list[str], prog: str, default: Config | None = None) -> Config:
-    """Read `argv` into `config`, starting from `default`.
+    """Parse `argv` into `config`, starting from `default`.
 
     Raises:
-        UserError: an unknown option (the nearest one is suggested), one given twice, or a value that cannot be read.
+        UserError: an unknown option (the nearest one is suggested), a repeated one, or a value that cannot be parsed.
         SystemExit: 0 after --help.
     """
-    argv = _fill(config, argv)
+    argv = _fill_optional_values(config, argv)
     _check_flags(config, argv, prog)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            parsed, unknown = tyro.cli(
-                config,
-                args=argv,
-                prog=prog,
-                default=default,
-                return_unknown_args=True,
-            )
+            parsed, unknown = tyro.cli(config, args=argv, prog=prog, default=default, return_unknown_args=True)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -61,49 +83,50 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
     return parsed
 
 
-def _fill(config: Any, argv: list[str]) -> list[str]:
-    """Give the options marked `OptionalValue` their values."""
+def _metadata(config: Any) -> dict[str, tuple[Any, ...]]:
+    """Return what `Annotated` adds to each field of a dataclass."""
     hints = get_type_hints(config, include_extras=True)
+    return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(config)}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _fill_optional_values(config: Any, argv: list[str]) -> list[str]:
+    """Write the options marked `OptionalValue` as `--option=value`."""
     marks = {
-        f"--{field.name.replace('_', '-')}": mark
-        for field in fields(config)
-        for mark in getattr(hints[field.name], "__metadata__", ())
-        if isinstance(mark, OptionalValue)
+        _flag(name): mark for name, marks in _metadata(config).items() for mark in marks if type(mark) is OptionalValue
     }
     filled: list[str] = []
-    rest = deque(argv)
-    while rest:
-        word = rest.popleft()
+    pending = deque(argv)
+    while pending:
+        word = pending.popleft()
         flag, equals, value = word.partition("=")
         mark = marks.get(flag.replace("_", "-"))
-        if mark is not None and equals:
-            match = re.fullmatch(mark.given, value)
-            word = f"{flag}={match[1] if match else value}"
-        elif mark is not None:
-            match = re.fullmatch(mark.given, rest[0]) if rest else None
-            word = f"{flag}={match[1] if match else mark.value}"
-            if match:
-                rest.popleft()
+        if mark is not None:
+            match = re.fullmatch(mark.pattern, value if equals else pending[0] if pending else "")
+            word = f"{flag}={match[1] if match else value if equals else mark.default}"
+            if match and not equals:
+                pending.popleft()
         filled.append(word)
     return filled
 
 
 def peek(argv: list[str], *names: str) -> str | None:
-    """Return the value given to an option, before the defaults of the others are known."""
-    for position, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
+    """Return the value of an option before the command line is parsed; None: not there."""
+    for word, next_word in pairwise([*argv, None]):
+        flag, equals, value = (word or "").partition("=")
         if flag in names:
-            if equals:
-                return value
-            return argv[position + 1] if position + 1 < len(argv) else None
+            return value if equals else next_word
     return None
 
 
 def check_device(name: str) -> str:
-    """Return the device that `name` ("auto", "cpu", "cuda", "cuda:1") stands for.
+    """Return the device for `name` ("auto", "cpu", "cuda", "cuda:1").
 
     Raises:
-        UserError: it is none, or not there; Stable-Baselines3 would silently take the CPU.
+        UserError: an unknown device, or one that is not available; Stable-Baselines3 would silently use the CPU.
     """
     import torch
 
@@ -112,29 +135,29 @@ def check_device(name: str) -> str:
         return "cuda" if n_gpus else "cpu"
     if name == "cpu":
         return name
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or not (name == "cuda" or index.isdecimal()):
+    index = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if index is None:
         raise UserError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:1")
     if not n_gpus:
         raise UserError(f"--device {name}: torch finds no GPU here; use --device cpu, and see srwm-rl doctor")
-    if int(index or 0) >= n_gpus:
+    if int(index[1] or 0) >= n_gpus:
         raise UserError(f"--device {name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}")
     return name
 
 
 def _check_flags(config: Any, argv: list[str], prog: str) -> None:
-    # Before tyro, which keeps the last of two values in silence and blames an unknown flag on its neighbours.
+    """Refuse unknown and repeated options: tyro keeps the last of two values, and blames an option's neighbours."""
     known, repeatable = _flags(config)
     seen: set[str] = set()
     for word in argv:
         if not re.match(r"--[A-Za-z]|-[A-Za-z](=|$)", word):
             continue
-        given = word.partition("=")[0]
-        flag = known.get(given.replace("_", "-"))
+        option = word.partition("=")[0]
+        flag = known.get(option.replace("_", "-"))
         if flag is None:
             names = [name for name in known if name.startswith("--") and not name.startswith("--no-")]
-            hint = did_you_mean(given.replace("_", "-"), names)
-            raise UserError(f"unknown option {given!r}{hint if 'did you mean' in hint else ''}; see {prog} --help")
+            hint = did_you_mean(option.replace("_", "-"), names)
+            raise UserError(f"unknown option {option!r}{hint if 'did you mean' in hint else ''}; see {prog} --help")
         if flag in seen and flag not in repeatable:
             raise UserError(f"{flag} is given twice; give it once, with all its values")
         seen.add(flag)
@@ -143,12 +166,12 @@ def _check_flags(config: Any, argv: list[str], prog: str) -> None:
 def _flags(config: Any) -> tuple[dict[str, str], set[str]]:
     """Return the options by every spelling, and those that may be repeated."""
     known, repeatable = {"-h": "--help", "--help": "--help"}, set()
-    hints = get_type_hints(config, include_extras=True)
+    metadata = _metadata(config)
     for field in fields(config):
-        marks = getattr(hints[field.name], "__metadata__", ())
+        marks = metadata[field.name]
         if tyro.conf.Positional in marks:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = _flag(field.name)
         aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
         known |= dict.fromkeys([flag, *aliases], flag)
         if isinstance(field.default, bool):
@@ -159,12 +182,9 @@ def _flags(config: Any) -> tuple[dict[str, str], set[str]]:
 
 
 INT, FLOAT = "takes a whole number", "takes a number"
-REPHRASED = (
-    (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError of ours
-    (
-        r"Error parsing (?:-\w/)?(\S+): invalid literal for int\(\) with base 10: (.*)",
-        rf"\1 {INT}, not \2",
-    ),
+TYRO_ERRORS = (  # tyro's messages, and ours
+    (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError
+    (r"Error parsing (?:-\w/)?(\S+): invalid literal for int\(\) with base 10: (.*)", rf"\1 {INT}, not \2"),
     (r"Error parsing (?:-\w/)?(\S+): could not convert string to float: (.*)", rf"\1 {FLOAT}, not \2"),
     (r"Error parsing (\S+): no type matching {None}\|INT could be instantiated from \[(.*?)\].*", rf"\1 {INT}, not \2"),
     (
@@ -178,13 +198,13 @@ REPHRASED = (
 
 
 def _one_line(text: str) -> str:
-    # tyro draws a box with a title around its message, and below a rule repeats where help is to be had.
+    """Return tyro's message without its title, frame and footer."""
     lines = [re.sub(r"[│╭╮╰╯]+", " ", line).strip() for line in text.splitlines()[1:]]
-    kept = " ".join("\n".join(lines).partition("─")[0].split())
-    for pattern, plain in REPHRASED:
-        if re.fullmatch(pattern, kept):
-            return re.sub(pattern, plain, kept)
-    return kept or "the options cannot be read"
+    message = " ".join("\n".join(lines).partition("─")[0].split())
+    for pattern, replacement in TYRO_ERRORS:
+        if re.fullmatch(pattern, message):
+            return re.sub(pattern, replacement, message)
+    return message or "the options cannot be read"
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -197,18 +217,20 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one line on stderr; of several processes, all but the first say which they are."""
+    """Print one line on stderr; processes of a distributed run other than 0 print their rank, too."""
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     print(f"srwm-rl: {message}" if rank == "0" else f"srwm-rl: process {rank}: {message}", file=sys.stderr)
 
 
 def allow_core(core: str, named: str | None) -> None:
-    """Import a core of the user's own, `my_module:MyCore`, if the command line itself names it.
+    """Import a user's core, `my_module:MyCore`, if the command line names it: a file must not choose imported code.
 
-    A run folder's settings alone never decide what code is imported.
+    Args:
+        core: the core's name, from the command line or a file.
+        named: the value of --core on the command line.
 
     Raises:
-        UserError: the core is the user's own and `named` is not it, or it cannot be imported.
+        UserError: `core` is a user's and `named` is not it, or it cannot be imported.
     """
     if ":" not in core:
         return

@@ -23,7 +23,8 @@ from srwm_rl.scripts.benchmarks.bound import make_batch, parts_of, share_of_boun
 from srwm_rl.scripts.benchmarks.measure import Rate, device_clock, long_enough, ratio, show_ratio, summary
 from srwm_rl.scripts.benchmarks.options import Common
 from srwm_rl.scripts.benchmarks.overlap import learning_beside
-from srwm_rl.scripts.config.settings import TrainConfig, defaults
+from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import describe_threads, groups_of_new_run, make_env, make_model, use_threads
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def check_same(ours: RecurrentAlgorithm, slow: RecurrentAlgorithm) -> None:
     """
     slow.policy.load_state_dict(ours.policy.state_dict())
     policy, (n_steps, n) = ours.policy, (min(ours.n_steps, 50), 4)
-    drawn = {key: _samples(space, n_steps, n) for key, space in policy.parts.items()}
+    drawn = {key: _samples(space, n_steps, n) for key, space in policy.obs_spaces.items()}
     obs = ours.obs_tensor(drawn if isinstance(policy.observation_space, spaces.Dict) else drawn[MAIN_KEY])
     actions = torch.as_tensor(_samples(policy.action_space, n_steps, n), device=ours.device)
     starts = torch.as_tensor(np.random.default_rng(0).random((n_steps, n)) < 0.1, device=ours.device)

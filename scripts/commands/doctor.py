@@ -1,4 +1,4 @@
-"""`srwm-rl doctor`: one line per dependency and device, each problem with its fix."""
+"""`srwm-rl doctor`: one line per dependency and device, and how to fix each problem."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from srwm_rl.scripts.cli import parse
 
@@ -19,7 +20,7 @@ PROG = "srwm-rl doctor"
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check the installation and name each problem's fix."""
+    """Check the installation and print how to fix each problem."""
 
     verbose: int = 1
     """2: tracebacks on errors."""
@@ -29,8 +30,8 @@ class Finding(NamedTuple):
     """One line of the report."""
 
     ok: bool
-    what: str
-    detail: str  # what was found, or the fix
+    name: str
+    detail: str  # the version or state, or the fix
     required: bool = True
 
 
@@ -38,55 +39,50 @@ def main(argv: list[str]) -> int:
     """Print the report; return 0, or 1 if something required is missing."""
     parse(DoctorConfig, argv, PROG)
     findings = [_python(), *_packages(), *(_guarded(name, check) for name, check in CHECKS.items())]
-    width = max(len(each.what) for each in findings)
-    for each in findings:
-        mark = "ok  " if each.ok else ("FIX " if each.required else "note")
-        print(f"{mark}  {each.what:<{width}}  {each.detail}")
-    broken = sum(not each.ok and each.required for each in findings)
-    print(f"\n{broken} problem(s) to fix" if broken else "\nall is well")
-    return 1 if broken else 0
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok  " if finding.ok else ("FIX " if finding.required else "note")
+        print(f"{mark}  {finding.name:<{width}}  {finding.detail}")
+    n_broken = sum(not finding.ok and finding.required for finding in findings)
+    print(f"\n{n_broken} problem(s) to fix" if n_broken else "\nall is well")
+    return 1 if n_broken else 0
 
 
 def _python() -> Finding:
-    ok = (3, 10) <= sys.version_info[:2] < (3, 13)
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(ok, "python", found if ok else f"{found}: make a virtual environment with Python 3.10, 3.11 or 3.12")
+    wanted = metadata("srwm-rl")["Requires-Python"]
+    ok = SpecifierSet(wanted).contains(platform.python_version(), prereleases=True)
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding(ok, "python", detail if ok else f"{detail}: make a virtual environment with Python {wanted}")
 
 
 def _packages() -> Iterator[Finding]:
     for text in requires("srwm-rl") or ():
-        need = Requirement(text)
-        extra = need.marker is not None and "extra ==" in str(need.marker)
-        wanted = {"extra": "procgen"} if extra else None
-        if need.marker is not None and not need.marker.evaluate(wanted):
-            continue
-        yield _package(need, required=not extra)
+        requirement = Requirement(text)
+        is_extra = requirement.marker is not None and "extra ==" in str(requirement.marker)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": "procgen"} if is_extra else None):
+            yield _package(requirement, required=not is_extra)
 
 
-def _package(need: Requirement, required: bool) -> Finding:
-    pip = f"{sys.executable} -m pip install"
+def _package(requirement: Requirement, required: bool) -> Finding:
+    name, pip = requirement.name, f"{sys.executable} -m pip install"
+    wanted = f"'{name}{requirement.specifier}'"
     try:
-        found = version(need.name)
+        installed = version(name)
     except PackageNotFoundError:
-        fix = f"missing: {pip} " + (f"'{need.name}{need.specifier}'" if required else "'srwm-rl[procgen]'")
-        return Finding(False, need.name, fix, required)
-    if not need.specifier.contains(found, prereleases=True):
-        return Finding(
-            False, need.name, f"{found}, needs {need.specifier}: {pip} '{need.name}{need.specifier}'", required
-        )
-    return Finding(True, need.name, found, required)
+        return Finding(False, name, f"missing: {pip} " + (wanted if required else "'srwm-rl[procgen]'"), required)
+    ok = requirement.specifier.contains(installed, prereleases=True)
+    detail = installed if ok else f"{installed}, needs {requirement.specifier}: {pip} {wanted}"
+    return Finding(ok, name, detail, required)
 
 
-def _torch() -> Finding:
+def _scan() -> Finding:
     import torch
 
-    x = torch.randn(2, 3, 2, 4)
-    import srwm_rl
+    from srwm_rl import srwm_scan
 
-    y, _ = srwm_rl.srwm_scan(x, torch.randn(2, 4, 16))
-    return Finding(
-        bool(torch.isfinite(y).all()), "srwm_scan", f"runs on the CPU with {torch.get_num_threads()} threads"
-    )
+    y, _ = srwm_scan(torch.randn(2, 3, 2, 4), torch.randn(2, 4, 16))
+    detail = f"runs on the CPU with {torch.get_num_threads()} threads"
+    return Finding(bool(torch.isfinite(y).all()), "srwm_scan", detail)
 
 
 def _kernel() -> Finding:
@@ -103,8 +99,7 @@ def _gpu() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding(False, "gpu", "none found; training runs on the CPU", required=False)
-    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return Finding(True, "gpu", names)
+    return Finding(True, "gpu", ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))))
 
 
 def _procgen() -> Finding:
@@ -116,24 +111,23 @@ def _procgen() -> Finding:
     return Finding(shape == (2, 64, 64, 3), "procgen runs", "coinrun gives 64x64 frames")
 
 
-def _disk() -> Finding:
+def _folder() -> Finding:
     ok = os.access(".", os.W_OK)
-    return Finding(
-        ok, "folder", "writable" if ok else "cannot write here: choose another folder with -f", required=False
-    )
+    return Finding(ok, "folder", "writable" if ok else "cannot write here: choose another folder with -f", False)
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
-    "srwm_scan": _torch,
+    "srwm_scan": _scan,
     "C kernel": _kernel,
     "gpu": _gpu,
     "procgen runs": _procgen,
-    "folder": _disk,
+    "folder": _folder,
 }
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # a check that breaks is a finding, whatever broke it
-        return Finding(False, name, f"{type(error).__name__}: {error}".splitlines()[0], required=name != "procgen runs")
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Finding(False, name, message, required=name != "procgen runs")

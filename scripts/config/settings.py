@@ -1,4 +1,4 @@
-"""The settings of a training run, each written once with type, default and meaning; the command line comes of them."""
+"""The settings of a training run: type, default, documentation and checks. The command line is derived from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError
 
 Arg = tyro.conf.arg
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -16,7 +16,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an agent, or go on with a run."""
+    """Train an agent, or resume a run."""
 
     env: str = "coinrun"
     """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit, parity, repeat_previous); any
@@ -25,28 +25,28 @@ class TrainConfig:
     """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; or a class of your
     own, my_module:MyCore."""
     algo: Literal["ppo", "impala"] = "ppo"
-    """The trainer: ppo, or impala, which learns while it plays on (V-trace corrects for that)."""
+    """The trainer: ppo, or impala, whose actors play on while it learns (V-trace corrects for the lag)."""
     n_timesteps: Annotated[int, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all."""
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
     resume: str | None = None
-    """Go on with this run folder, exactly; -n may be given a new value."""
+    """Resume this run folder, exactly; -n may be given a new value."""
     override: bool = False
     """With --resume: accept new values of the trainer's settings. The run's history keeps them."""
     verify: bool = False
-    """With --resume: play the stretch between the two newest checkpoints again, compare it bit by bit, and stop."""
+    """With --resume: replay the steps between the two newest checkpoints, compare bit by bit, and stop."""
     supervise: bool = False
-    """Train in a process of its own and start it again from the last checkpoint when it is killed, aborts or hangs."""
+    """Train in a child process, restarted from the last checkpoint when it is killed, aborts or hangs."""
     hang_seconds: int = 600
-    """Say where the environments are, and with --supervise start again, when no step ends for so long; 0: never."""
+    """When no step ends for so long, print what the environments are doing, and with --supervise restart; 0: never."""
     dry_run: bool = False
-    """Say what would be trained and stop."""
+    """Print what would be trained and stop."""
     env_list: bool = False
     """List the environments and stop."""
 
     n_envs: int = 64
-    """Environments that step together."""
+    """Number of environments that step together."""
     levels: str = "0:200"
     """Training levels, start:stop; a level is a seed where the environment has no levels. "all": no limit."""
     eval_levels: str = "1000:1200"
@@ -56,11 +56,11 @@ class TrainConfig:
     env_kwargs: tuple[str, ...] = ()
     """Further settings of the environment, as name:value."""
     inputs: tuple[Literal["action", "reward", "step"], ...] = ("action", "reward", "step")
-    """What the core is shown of its own past: previous action, previous reward, step within the episode."""
+    """Inputs of the core beside the observation: previous action, previous reward, step within the episode."""
     reward_clip: float = 1.0
-    """Clip the previous reward that the core is shown to +- this; 0: no clipping."""
+    """Clip the previous reward, as an input, to +- this; 0: no clipping."""
     normalize_reward: bool = True
-    """Train on rewards divided by the running deviation of the return."""
+    """Train on rewards divided by the running standard deviation of the return."""
     loss_reward_clip: float = 0.0
     """Train on rewards clipped to +- this, as the paper does with 1; 0: no clipping."""
 
@@ -76,7 +76,7 @@ class TrainConfig:
     rms_prop_eps: float = 0.01
     """RMSProp's epsilon; impala's loss is a sum over the batch, as published."""
     lr_decay: Literal["none", "linear"] = "none"
-    """Lower the learning rate linearly to 0 over the run, or not."""
+    """linear: lower the learning rate linearly to 0 over the run."""
     n_steps: int = 256
     """T, steps per environment and update."""
     batch_size: int = 2048
@@ -108,36 +108,36 @@ class TrainConfig:
     c_clip: float = 1.0
     """V-trace's bound on the ratio in the trace (impala); 0: none."""
     synchronous: bool = False
-    """Play, then learn, in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster
-    where both want the same few cores: 1.2 times on two."""
+    """Play and learn in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster where
+    both compete for few cores: 1.2 times on two."""
     n_groups: int | None = None
-    """Groups of environments: some step while one is acted for. None: two on a GPU, if the environments divide, and
+    """Groups of environments: the policy acts for one while others step. None: two on a GPU if n_envs is divisible,
     one on a CPU."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    """At a number that is not finite: stop, with the last good checkpoint kept, or skip that step or update."""
+    """At a number that is not finite: stop and keep the last good checkpoint, or skip that step or update."""
 
     seed: int = 0
-    """Of weights, actions and environments."""
+    """Random seed of weights, actions and environments."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     precision: Precision = "auto"
-    """In which the CNN computes; auto: bfloat16 where the processor has it (weights stay float32), else float32."""
+    """Precision of the CNN; auto: bfloat16 where the processor supports it (weights stay float32), else float32."""
     n_threads: int | None = None
-    """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for
-    vectors and where a GPU computes."""
+    """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for vectors
+    or with a GPU."""
     eval_freq: int = 0
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
     eval_episodes: int = 50
-    """Levels of each kind and game that such an evaluation plays."""
+    """Training and held-out levels per game in such an evaluation."""
     video_freq: int = 0
-    """Environment steps between films of a held-out level, in the run's folder videos/; 0: none."""
+    """Environment steps between videos of a held-out level, in the run's folder videos/; 0: none."""
     save_freq: int = 200_000
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
-    """Where run folders are made: <log_folder>/<algo>_<core>/<env>_<n>."""
+    """Parent of run folders: <log_folder>/<algo>_<core>/<env>_<n>."""
     profile: bool = False
-    """Time the parts of three updates, print the table, and write a trace of one update for the browser."""
+    """Time the parts of three updates, print a table, and write a trace of one update for the browser."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
     """Show a live progress bar."""
     verbose: int = 1
@@ -159,8 +159,8 @@ class TrainConfig:
             raise UserError("--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out")
         for name in ("override", "verify"):
             if getattr(self, name) and self.resume is None:
-                raise UserError(f"--{name} is for a run that goes on: give --resume RUN too")
-        for algo, names in ONLY.items():
+                raise UserError(f"--{name} is for a resumed run: give --resume RUN too")
+        for algo, names in ALGO_SETTINGS.items():
             for field in fields(self):
                 if field.name in names and algo != self.algo and getattr(self, field.name) != field.default:
                     raise UserError(f"--{field.name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
@@ -171,27 +171,25 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Rebuild what `to_json` gave.
+        """Return the settings that `to_json` wrote; the types are not checked.
 
         Raises:
-            UserError: unknown or unfit settings.
+            UserError: unknown settings, or values out of range.
         """
         if not isinstance(data, dict):
             raise UserError("the run's settings are damaged; give another run")
-        known = {field.name: field.default for field in fields(cls)}
-        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        for name, value in settings.items():
+        known = {field.name for field in fields(cls)}
+        for name in data:
             if name not in known:
                 raise UserError(
                     f"the run's settings have an unknown name {name!r}; it is from another version of srwm-rl"
                 )
-            if not _same_type(value, known[name]):
-                raise UserError(f"the run's settings are damaged: {name} cannot be {value!r}; give another run")
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**settings)
 
 
-# What only one trainer has.
-ONLY = {
+# Settings that only one trainer has.
+ALGO_SETTINGS = {
     "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
     "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous"),
 }
@@ -217,131 +215,9 @@ RANGES = (
 )
 
 
-def _same_type(value: Any, default: Any) -> bool:
-    if default is None or type(value) is type(default):
-        return not isinstance(value, tuple) or all(isinstance(each, str) for each in value)
-    return isinstance(default, float) and type(value) is int
-
-
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-
-
-# The defaults above follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Environments of another
-# kind have vectors to observe and seeds for levels: a small network, short updates, more levels.
-_OTHER: dict[str, Any] = {
-    "levels": "0:1000000",
-    "eval_levels": "1000000:1001000",
-    "gamma": 0.99,
-    "learning_rate": 1e-3,
-    "lr_decay": "linear",  # at a constant rate a solved task is now and then unlearned again
-    "batch_size": 512,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "procgen": {},
-    "task": {
-        **_OTHER,
-        "n_steps": 32,
-        "normalize_reward": False,
-        "core_kwargs": ("hidden_size:32", "n_layers:1", "n_heads:4"),
-    },
-    "gymnasium": {
-        **_OTHER,
-        "n_envs": 16,
-        "n_steps": 128,
-        "n_epochs": 8,
-        "ent_coef": 0.0,
-        "core_kwargs": ("hidden_size:64", "n_layers:1"),
-    },
-}
-# IMPALA learns from every step once: shorter unrolls, and the optimizer, bounds and rates of the published setting.
-IMPALA: dict[str, Any] = {
-    "algo": "impala",
-    "optimizer": "rmsprop",
-    "learning_rate": 6e-4,
-    "lr_decay": "linear",
-    "max_grad_norm": 40.0,
-    "gamma": 0.99,
-}
-IMPALA_KINDS: dict[str, dict[str, Any]] = {
-    "procgen": {**IMPALA, "n_steps": 50, "batch_size": 1600},
-    # Several times the published rate: networks this small take it, and bandits are learned better.
-    "task": {**IMPALA, "n_steps": 16, "batch_size": 256, "learning_rate": 4e-3},
-    "gymnasium": {**IMPALA, "n_steps": 32, "batch_size": 256, "learning_rate": 4e-3},
-}
-# IDSIA/modern-srwm, reinforcement_learning/README.md and torchbeast_procgen: the published RL agent and its training.
-_PAPER: dict[str, Any] = {
-    **IMPALA,
-    "n_timesteps": 50_000_000,
-    "n_envs": 48,
-    "n_steps": 50,
-    "batch_size": 32 * 50,
-    "inputs": ("reward",),
-    "normalize_reward": False,
-    "loss_reward_clip": 1.0,
-}
-# Where answers change nothing but their own reward, a discount of 0 says so and takes away the noise of later rewards.
-# Five times the usual rate then decides within minutes; with ten times as much some seeds are lost. A rollout holds
-# whole episodes, so that no gradient ends inside one. Among four suits, a larger entropy bonus keeps an agent from
-# settling early on some of them.
-_ANSWERS: dict[str, Any] = {"gamma": 0.0, "gae_lambda": 0.0, "learning_rate": 5e-3}
-TASK_SETTINGS: dict[str, dict[str, Any]] = {
-    "parity": {**_ANSWERS, "n_steps": 40, "batch_size": 400},
-    "repeat_previous": {**_ANSWERS, "ent_coef": 0.05, "n_steps": 51, "batch_size": 510},
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {**_PAPER, "env": "paper6"},
-    "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
-    "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
-    "demo": {
-        "env": "coinrun",
-        "n_timesteps": 300_000,
-        "n_envs": 32,
-        "n_steps": 64,
-        "batch_size": 512,
-        "n_epochs": 2,
-        # A third of the published CNN's arithmetic, so that minutes on two cores show something.
-        "encoder_kwargs": ('cnn:{"channels":[8,16,16]}',),
-    },
-}
-
-
-HEADLESS = ("lstm", "gru", "feedforward")  # the cores without heads
-PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # those that have a published variant
-
-
-def defaults(env: str | None, preset: str | None, core: str | None = None, algo: str | None = None) -> TrainConfig:
-    """Return the defaults for a kind of environment, a preset, a core and a trainer.
-
-    Raises:
-        UserError: an unknown preset or environment.
-    """
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
-    chosen = PRESETS[preset] if preset else {}
-    env = env or chosen.get("env", TrainConfig.env)
-    from srwm_rl.envs.make import resolve
-    from srwm_rl.envs.tasks import TASKS
-
-    kind = resolve(env).kind
-    of_env = {"inputs": TASKS[env].memory_inputs, **TASK_SETTINGS.get(env, {})} if kind == "task" else {}
-    algo = algo or chosen.get("algo") or TrainConfig.algo
-    of_algo = IMPALA_KINDS[kind] if algo == "impala" else {}
-    settings: dict[str, Any] = {**KINDS[kind], **of_algo, **of_env, **chosen, "env": env, "preset": preset}
-    if algo in ONLY:  # an unknown one is refused by name later
-        foreign = {name for other, names in ONLY.items() if other != algo for name in names}
-        settings = {name: value for name, value in settings.items() if name not in foreign}
-    if chosen.get("algo", algo) != algo:
-        raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")
-    if preset in ("paper", "paper-memory") and (core or TrainConfig.core) in PAPER_CORES:
-        settings["core_kwargs"] = ("variant:paper",)
-    of_core = settings.get("core_kwargs", ())
-    if core in HEADLESS:
-        settings["core_kwargs"] = tuple(each for each in of_core if not each.startswith("n_heads:"))
-    elif core and ":" in core:  # its settings are its own
-        settings["core_kwargs"] = ()
-    return TrainConfig(**settings)
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:

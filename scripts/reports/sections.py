@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.config.settings import TrainConfig, defaults
+from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.held_out import chosen_note, count, explain
-from srwm_rl.scripts.evaluation.runner import Evaluation, held_out_splits, pool
+from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, pool
 from srwm_rl.scripts.reports.charts import Estimate, Pictures, short_number
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
 from srwm_rl.scripts.reports.tables import (
@@ -26,8 +27,7 @@ from srwm_rl.scripts.reports.tables import (
     returns_by_game,
     score_bounds,
 )
-from srwm_rl.scripts.training.resume import METRICS
-from srwm_rl.storage.run_folder import Run
+from srwm_rl.storage.run_folder import METRICS, Run
 
 # What may differ between the runs of one section: the seed, and what does not change the agent.
 FREE = {

@@ -1,32 +1,32 @@
-"""What a training run is watched with: its edits of itself, the levels it plays, others played now and then."""
+"""Callbacks of a training run: statistics of the edits, evaluations, the best model and videos."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from stable_baselines3.common.callbacks import BaseCallback
+
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, play_levels
+from srwm_rl.agents.run.best_model import BestModelTracker
+from srwm_rl.agents.run.callbacks import LevelRecorder, TrainingReturn
+from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback, undisturbed
+from srwm_rl.envs.levels import LevelRange
+from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.callbacks import BaseCallback
-
-    from srwm_rl.agents.base import RecurrentAlgorithm
-    from srwm_rl.agents.evaluation.play_levels import Episodes
-    from srwm_rl.agents.run.best_model import BestModelTracker
-
+from srwm_rl.scripts.video.encoding import check_video
+from srwm_rl.scripts.video.record import choose_scene, record, render
+from srwm_rl.storage.seen_levels import SeenLevels
 
 VIDEO_STEPS = 150  # ten seconds of ProcGen
+MAX_EVAL_ENVS = 64
 
 
 def make_best_model_tracker(config: TrainConfig) -> BestModelTracker:
-    """Return the empty best_model of a run."""
-    from srwm_rl.agents.run.best_model import BestModelTracker
-    from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.storage.seen_levels import SeenLevels
-
+    """Return the tracker of a new run."""
     levels = LevelRange.parse(config.levels)
     return BestModelTracker(SeenLevels(levels.start, levels.stop))
 
@@ -36,81 +36,65 @@ def make_callbacks(
 ) -> list[BaseCallback]:
     """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
 
-    They write the best_model too. What is scored there are the weights at the end of a rollout, before their next update:
-    on held-out levels with --eval-freq, else by the last training episodes. Neither depends on when a checkpoint is
-    written, or a run that was stopped and resumed could end with another best model.
+    They also update `best_model`, at the end of a rollout and before the next update: by the return on held-out levels
+    with --eval-freq, else by the last training episodes. Both are independent of when checkpoints are written, so that
+    a resumed run ends with the same best model.
 
     Args:
         config: the run's settings.
         model: the trainer.
-        best_model: gets the levels played and the scores.
-        heartbeat: called whenever an episode of an evaluation ends.
+        best_model: receives the levels played and the scores.
+        heartbeat: called at the end of every episode of an evaluation.
     """
-    from srwm_rl.agents.run.callbacks import LevelRecorder, TrainingReturn
-    from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback
 
-    def scored_held_out(score: float) -> None:
-        some = len(_some(config.eval_levels, config.eval_episodes))
-        # Beside a learner these are its own weights, which nothing changes while a callback looks at them.
-        best_model.update(
-            score, f"mean return on {some} held-out levels of {config.eval_levels}", model.num_timesteps, model.policy
-        )
+    def update_held_out(score: float) -> None:
+        n_levels = len(_spread(config.eval_levels, config.eval_episodes))
+        # `play` evaluates the learner's weights, which do not change during a callback.
+        of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
+        best_model.update(score, of, model.num_timesteps, model.policy)
 
-    def scored_in_training(score: float) -> None:
-        # Beside a learner, the copy that acts: the learner's weights have played none of these episodes.
-        acting = model.acting_policy
-        window = model._stats_window_size
-        best_model.update(score, f"mean return of the last {window} training episodes", model.num_timesteps, acting)
+    def update_training(score: float) -> None:
+        of = f"mean return of the last {model._stats_window_size} training episodes"
+        best_model.update(score, of, model.num_timesteps, model.acting_policy)
 
-    # Through the best_model, not its record of the moment: a resumed run gets another one.
-    callbacks: list[BaseCallback] = [
-        LevelRecorder(lambda game, level: best_model.levels.add(game, level)),
-        *([EditStatsCallback()] if model.processes.first else []),
-    ]
+    # Not `best_model.levels.add` itself: restoring a run replaces `levels`.
+    callbacks: list[BaseCallback] = [LevelRecorder(lambda game, level: best_model.levels.add(game, level))]
+    if model.processes.first:
+        callbacks.append(EditStatsCallback())
     if not config.eval_freq:
-        callbacks.append(TrainingReturn(scored_in_training))
-    else:
-        ranges = {"train": config.levels, "test": config.eval_levels}
-        plays = {
-            split: _player(config, model, _some(text, config.eval_episodes), heartbeat)
-            for split, text in ranges.items()
-        }
-        callbacks.append(HeldOutEvalCallback(plays, config.eval_freq, scored_held_out))
-    return callbacks
+        return [*callbacks, TrainingReturn(update_training)]
+    plays = {
+        split: _make_play(config, model, _spread(levels, config.eval_episodes), heartbeat)
+        for split, levels in (("train", config.levels), ("test", config.eval_levels))
+    }
+    return [*callbacks, HeldOutEvalCallback(plays, config.eval_freq, update_held_out)]
 
 
-def _some(text: str, n: int) -> list[int]:
+def _spread(text: str, n: int) -> list[int]:
     """Return `n` levels spread evenly over a range, or all of a shorter one."""
-    from srwm_rl.envs.levels import LevelRange
-
     levels = LevelRange.parse(text)
-    step = max(1, len(levels) // n)
-    return list(range(levels.start, levels.stop, step))[:n]
+    return list(range(levels.start, levels.stop, max(1, len(levels) // n)))[:n]
 
 
-def _player(
+def _make_play(
     config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], heartbeat: Callable[[], None]
 ) -> Callable[[], Episodes]:
-    from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
-
-    def together(episodes: Episodes) -> Episodes:
-        parts = model.processes.all_gather([tuple(each) for each in episodes])
-        return Episodes(Episode(*each) for part in parts for each in part)
+    """Return a function that plays levels with the current policy, divided among the processes."""
 
     def play() -> Episodes:
-        from srwm_rl.agents.evaluation.play_levels import play_levels
-        from srwm_rl.envs.make import make_levels_env, resolve
-
         processes = model.processes
+        own_levels = levels[processes.rank :: processes.size]
+        episodes = play_own(own_levels) if own_levels else Episodes()
+        by_rank = processes.all_gather([tuple(episode) for episode in episodes])
+        return Episodes(Episode(*episode) for episodes in by_rank for episode in episodes)
+
+    def play_own(own_levels: list[int]) -> Episodes:
         games = len(resolve(config.env).names)
-        n_envs = games * max(1, min(config.n_envs // processes.size, 64) // games)
-        own = levels[processes.rank :: processes.size]
-        if not own:
-            return together(Episodes())
+        n_envs = games * max(1, min(config.n_envs // model.processes.size, MAX_EVAL_ENVS) // games)
         env = make_levels_env(
             config.env,
             n_envs,
-            own,
+            own_levels,
             1,
             config.seed,
             config.mode,
@@ -118,63 +102,61 @@ def _player(
             config.inputs,
             config.reward_clip or None,
         )
-        try:
-            return together(play_levels(model.policy, env, on_progress=lambda _: heartbeat()))
-        finally:
-            env.close()
+        with closing(env):
+            return play_levels(model.policy, env, on_progress=lambda _: heartbeat())
 
     return play
 
 
-def make_video_callback(
-    config: TrainConfig, model: RecurrentAlgorithm, run: Path, heartbeat: Callable[[], None]
-) -> list[BaseCallback]:
-    """Return, with --video-freq, the callback that films a held-out level now and then.
+class VideoCallback(BaseCallback):
+    """Write a video of a held-out level to the run's folder every `video_freq` steps.
+
+    Args:
+        config: the run's settings.
+        run: the run's folder.
+        heartbeat: called after each video.
+    """
+
+    model: RecurrentAlgorithm
+
+    def __init__(self, config: TrainConfig, run: Path, heartbeat: Callable[[], None]) -> None:
+        super().__init__()
+        self.config, self.run, self.heartbeat = config, run, heartbeat
+        self.steps_before = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.steps_before = self.num_timesteps
+
+    def _on_rollout_end(self) -> None:
+        every = self.config.video_freq
+        if self.num_timesteps // every > self.steps_before // every:
+            with undisturbed(self.model.device):
+                self._write_video()
+            self.heartbeat()
+
+    def _write_video(self) -> None:
+        config, steps = self.config, self.num_timesteps
+        output = self.run / "videos" / f"{steps:012d}.mp4"
+        scene = choose_scene(config, n_steps=VIDEO_STEPS, seed=config.seed)
+        try:
+            output.parent.mkdir(exist_ok=True)
+            trace, album = record(self.model.acting_policy, config, scene, self.run.name, steps, VIDEO_STEPS)
+            with closing(album):
+                render(trace, album, output)
+        except OSError as error:  # such as a full disk
+            warn(f"no video at {steps} steps ({error.strerror}); training continues")
+
+
+def make_video_callback(config: TrainConfig, run: Path, heartbeat: Callable[[], None]) -> list[BaseCallback]:
+    """Return, with --video-freq, the callback that writes videos.
 
     Raises:
-        UserError: the video's codec is missing.
+        UserError: the video codec is missing.
     """
     if not config.video_freq:
         return []
-    from stable_baselines3.common.callbacks import BaseCallback as Callback
-
-    from srwm_rl.agents.run.monitoring import undisturbed
-    from srwm_rl.scripts.video.encoding import check_video
-
     check_video(Path("film.mp4"))
-
-    class Films(Callback):
-        before = 0
-
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            self.before = self.num_timesteps
-
-        def _on_rollout_end(self) -> None:
-            if self.num_timesteps // config.video_freq > self.before // config.video_freq:
-                with undisturbed(self.model.device):
-                    _film(config, model, run)
-                heartbeat()
-
-    return [Films()]
-
-
-def _film(config: TrainConfig, model: RecurrentAlgorithm, run: Path) -> None:
-    from srwm_rl.scripts.commands import watch
-    from srwm_rl.storage.model_file import Agent
-
-    output = run / "videos" / f"{model.num_timesteps:012d}.mp4"
-    # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
-    policy = model.acting_policy
-    agent = Agent(policy, config.to_json(), model.num_timesteps, output)
-    options = watch.WatchConfig(run=str(run), steps=VIDEO_STEPS, progress=False, seed=config.seed)
-    scene = watch.choose_scene(options, config)
-    try:
-        output.parent.mkdir(exist_ok=True)
-        trace, album = watch.record(agent, scene, watch.describe(options, config, agent, scene), options)
-        with closing(album):
-            watch.film(trace, album, output, progress=False)
-    except OSError as error:  # a full disk costs the film, not the run
-        warn(f"no film at {model.num_timesteps} steps ({error.strerror}); training goes on")
+    return [VideoCallback(config, run, heartbeat)]

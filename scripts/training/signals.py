@@ -1,4 +1,4 @@
-"""A signal that asks a run to stop."""
+"""Turn signals that ask a run to stop into an exception."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from contextlib import contextmanager
 
 
 class StopSignal(BaseException):
-    """A signal asked the run to stop; raised between two bytecodes of whatever was going on."""
+    """A signal asked the run to stop; raised between any two bytecodes."""
 
 
 @contextmanager
 def raise_on_signals(ignore_signals_after: bool = False) -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into `StopSignal`; after it, they work as they did before.
+    """Raise `StopSignal` at the first SIGINT, SIGTERM or SIGHUP inside the block; restore the handlers after it.
 
     Args:
-        ignore_signals_after: after `StopSignal`, or whatever else ends the block too early, such signals do nothing any more. For the
-            process that saves a run of several: torchrun signals all that are left as soon as any of them has ended.
+        ignore_signals_after: ignore these signals once an exception has ended the block. For process 0 of several,
+            which still saves the run: torchrun signals all processes as soon as one has ended.
     """
     numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # An ignored signal stays ignored: under nohup the run is to outlive its terminal.
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    # An ignored signal stays ignored: nohup relies on it.
+    previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if ignore_signals_after else handler)
+    def restore(ignore: bool) -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_IGN if ignore else handler)
 
     def stop(number: int, frame: object) -> None:
-        restore()
+        restore(ignore_signals_after)
         raise StopSignal(signal.Signals(number).name)
 
-    for number in before:
+    for number in previous:
         signal.signal(number, stop)
     try:
         yield
     except BaseException:
-        restore()
+        restore(ignore_signals_after)
         raise
-    ignore_signals_after = False
-    restore()
+    restore(ignore=False)

@@ -1,4 +1,4 @@
-"""`srwm-rl train --supervise`: train in a process of its own, and start it again when something ended it."""
+"""`srwm-rl train --supervise`: train in a child process and restart it when it crashes or hangs."""
 
 from __future__ import annotations
 
@@ -11,86 +11,83 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from srwm_rl.scripts.cli import peek, warn
-from srwm_rl.scripts.training.watchdog import HUNG, STATUS
-from srwm_rl.storage.run_folder import Run
+from srwm_rl.scripts.cli import INTERRUPTED, peek, warn
+from srwm_rl.storage.run_folder import Run, steps_of
 
-# What the child decided itself: done, wrong input, a fault that playing on would only repeat, stopped by a signal.
-FINAL = {0, 2, 3, 130, 141}
-TRIES = 3
-GRACE = 30.0  # seconds beyond the child's own limit before it is taken for dead
+HUNG = 75  # exit code of a trainer that hangs (EX_TEMPFAIL of sysexits.h)
+STATUS = "SRWM_RL_STATUS"  # environment variable: path of a file that the trainer touches at every step
+# Exit codes after which a restart would not help: done, wrong input, a training fault, interrupted, stdout closed.
+FINAL = {0, 2, 3, INTERRUPTED, 141}
+MAX_RESTARTS = 3  # in a row without progress
+GRACE = 30.0  # seconds that the trainer's own watchdog has before the supervisor kills it
 
 
 def supervise(argv: list[str], hang_seconds: int) -> int:
-    """Run `srwm-rl train` without --supervise until it ends by itself; return its exit code.
+    """Run `srwm-rl train` without --supervise, restarted from its last checkpoint until it ends by itself.
 
-    After an abort, a kill (such as the kernel's when memory runs out) or a hang it goes on from the last checkpoint.
-    It gives up when three starts in a row make no progress.
+    It is restarted after an abort, a kill (such as the kernel's when memory runs out) or a hang, unless the last
+    `MAX_RESTARTS` starts made no progress.
 
     Args:
-        argv: the words after `train`.
-        hang_seconds: how long a step may take; 0: for ever.
+        argv: the arguments after `train`.
+        hang_seconds: longest time of a step; 0: unlimited.
+
+    Returns:
+        The exit code of the trainer; 1 after too many restarts without progress.
     """
-    words = [word for word in argv if word != "--supervise"]
+    argv = [word for word in argv if word != "--supervise"]
     with tempfile.TemporaryDirectory(prefix="srwm-rl-") as folder:
         status = Path(folder) / "status"
-        best, fruitless = -1, 0
+        most_steps, restarts = -1, 0
         while True:
-            code = _run_once(words, status, hang_seconds)
+            code = _run_once(argv, status, hang_seconds)
             if code in FINAL:
                 return code
-            run = _run_of(status)
-            steps = _steps(run)
-            fruitless = 0 if steps > best else fruitless + 1
-            best = max(best, steps)
-            why = _why(code)
-            if fruitless >= TRIES:
-                warn(f"the trainer {why}; {TRIES} starts in a row got nowhere, giving up at {max(best, 0)} steps")
+            path = Path(status.read_text()) if status.exists() else None
+            run = Run.open(path) if path is not None and path.exists() else None
+            checkpoints = run.files("checkpoint") if run else []
+            steps = steps_of(checkpoints[-1]) if checkpoints else -1
+            restarts = 0 if steps > most_steps else restarts + 1
+            most_steps = max(most_steps, steps)
+            if restarts >= MAX_RESTARTS:
+                warn(
+                    f"the trainer {_reason(code)}; {restarts} starts in a row made no progress, stopping at "
+                    f"{max(most_steps, 0)} steps"
+                )
                 return 1
-            warn(f"the trainer {why} at {max(steps, 0)} saved steps; starting it again")
+            warn(f"the trainer {_reason(code)} at {max(steps, 0)} saved steps; restarting it")
             if run is not None and steps >= 0:
-                words = _resumed(words, run)
+                argv = _resume_arguments(argv, run)
 
 
-def _run_once(words: list[str], status: Path, hang_seconds: int) -> int:
+def _run_once(argv: list[str], status: Path, hang_seconds: int) -> int:
     environment = {**os.environ, STATUS: str(status)}
-    child = subprocess.Popen([sys.executable, "-X", "faulthandler", "-m", "srwm_rl", "train", *words], env=environment)
+    child = subprocess.Popen([sys.executable, "-X", "faulthandler", "-m", "srwm_rl", "train", *argv], env=environment)
 
     def forward(number: int, _frame: FrameType | None) -> None:
         child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
     try:
         started = time.time()
         while True:
             try:
                 return child.wait(timeout=1.0)
             except subprocess.TimeoutExpired:
-                heard = status.stat().st_mtime if status.exists() else started
-                if hang_seconds and time.time() - max(heard, started) > hang_seconds + GRACE:
-                    child.kill()  # it cannot even say so itself: a simulator holds the interpreter
+                last_beat = max(started, status.stat().st_mtime if status.exists() else 0.0)
+                if hang_seconds and time.time() - last_beat > hang_seconds + GRACE:
+                    child.kill()  # its watchdog is stuck too: a simulator holds the GIL
                     child.wait()
                     return HUNG
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         if child.poll() is None:
             child.kill()
 
 
-def _run_of(status: Path) -> Run | None:
-    path = Path(status.read_text()) if status.exists() else None
-    return Run.open(path) if path is not None and path.exists() else None
-
-
-def _steps(run: Run | None) -> int:
-    """Return the steps of the newest checkpoint; -1: there is none."""
-    files = [] if run is None else run.files("checkpoint")
-    return int(files[-1].stem.rpartition("-")[2]) if files else -1
-
-
-def _why(code: int) -> str:
+def _reason(code: int) -> str:
     if code == HUNG:
         return "hung"
     if code >= 0:
@@ -101,12 +98,12 @@ def _why(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _resumed(words: list[str], run: Run) -> list[str]:
-    """Return the command that goes on with a run; what may differ from its settings is kept."""
-    kept = [word for word in words if word in ("--no-progress", "--progress", "-P")]
+def _resume_arguments(argv: list[str], run: Run) -> list[str]:
+    """Return the arguments that resume a run, with those options that are not stored with it."""
+    kept = [word for word in argv if word in ("--no-progress", "--progress", "-P")]
     for name in ("--core", "--env", "--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
-        value = peek(words, name)
-        # Code of one's own is imported only where the command line names it; other names are the run's settings.
+        value = peek(argv, name)
+        # A user's own module is imported only if the command line names it; other names come from the run's settings.
         if value is not None and (name not in ("--core", "--env") or ":" in value):
             kept += [name, value]
     return ["--resume", str(run.path), *kept]

@@ -1,4 +1,4 @@
-"""Notice that no step ends any more, and say where the environments are."""
+"""Detect a training loop that hangs."""
 
 from __future__ import annotations
 
@@ -7,43 +7,40 @@ import os
 import time
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from srwm_rl.scripts.cli import warn
-
-HUNG = 75  # exit code: try again (EX_TEMPFAIL of sysexits.h)
-STATUS = "SRWM_RL_STATUS"  # environment variable: the file through which the supervisor watches
+from srwm_rl.scripts.training.supervise import HUNG, STATUS
 
 
 class Watchdog(BaseCallback):
-    """A callback that beats at every step, and a thread that listens.
+    """A callback that notes the time of every step, and a thread that checks it.
 
-    When nothing was heard for `seconds`, it says so once, with the place of every environment that can tell it and
-    every thread's stack; under a supervisor it then ends the process, which starts again from the last checkpoint.
+    After `seconds` without a step, the thread prints a warning once, with what every environment reports of itself.
+    Under --supervise it also prints the stack of every thread and ends the process, which the supervisor restarts.
 
     Args:
         run: the run's folder.
-        seconds: of silence; 0: never mind.
+        seconds: longest time between two steps; 0: unlimited.
     """
 
     def __init__(self, run: Path, seconds: int) -> None:
         super().__init__()
         self.run, self.seconds = run, seconds
         self.status = Path(os.environ[STATUS]) if STATUS in os.environ else None
-        self._over = Event()
+        self._stopped = Event()
 
     def _on_training_start(self) -> None:
-        self._beat = time.monotonic()
+        self._last_beat = time.monotonic()
         if self.status is not None:
             self.status.write_text(str(self.run.resolve()))
         if self.seconds:
-            Thread(target=self._listen, name="srwm-watchdog", daemon=True).start()
+            Thread(target=self._watch, name="srwm-watchdog", daemon=True).start()
 
     def heartbeat(self) -> None:
-        """Say that something has been done."""
-        self._beat = time.monotonic()
+        """Note that the run makes progress."""
+        self._last_beat = time.monotonic()
         if self.status is not None:
             os.utime(self.status)
 
@@ -58,25 +55,25 @@ class Watchdog(BaseCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop listening, also when training was interrupted."""
-        self._over.set()
+        """Stop the thread, also after an interrupted training."""
+        self._stopped.set()
 
-    def _listen(self) -> None:
-        told = 0.0
-        while not self._over.wait(min(1.0, self.seconds / 4)):
-            silent = time.monotonic() - self._beat
-            if silent < self.seconds or self._beat == told:
+    def _watch(self) -> None:
+        reported = 0.0
+        while not self._stopped.wait(min(1.0, self.seconds / 4)):
+            elapsed = time.monotonic() - self._last_beat
+            if elapsed < self.seconds or self._last_beat == reported:
                 continue
-            told = self._beat
-            warn(f"no step has ended for {silent:.0f} seconds{self._places()}")
+            reported = self._last_beat
+            warn(f"no step has ended for {elapsed:.0f} seconds{self._places()}")
             if self.status is not None:
-                faulthandler.dump_traceback(file=2)  # the real one, whatever sys.stderr is now
+                faulthandler.dump_traceback(file=2)  # sys.stderr may be redirected
                 os._exit(HUNG)
 
     def _places(self) -> str:
         try:
-            places: list[Any] = self.training_env.env_method("places")
-        except Exception:  # whatever environments these are, the warning must get out
+            places = self.training_env.env_method("places")
+        except Exception:  # any environment, in any state: the warning must be printed
             return ""
-        # Groups of environments answer each for itself, once per environment.
+        # Each group of environments repeats its report for every environment.
         return "".join(f"; {place}" for place in dict.fromkeys(places) if place)

@@ -19,7 +19,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.storage.safe_file import TEMPORARY, read_small, write_whole
 from srwm_rl.storage.strict_json import parse_json
 
-CONFIG, CHECKPOINTS, TENSORBOARD = "config.json", "checkpoints", "tensorboard"
+CONFIG, CHECKPOINTS, TENSORBOARD, METRICS = "config.json", "checkpoints", "tensorboard", "metrics.jsonl"
 BEST = "best"  # RUN/best stands for the run's best model wherever a run or a model file is asked for
 KEEP = 3
 MAX_CONFIG_BYTES = 2**20

@@ -76,7 +76,7 @@ def test_an_imported_run_cannot_be_resumed(call: Any, tmp_path: Path) -> None:
     path = official.make_checkpoint(tmp_path / "model.tar", **FRUITBOT)
     assert call("import-official", path, "-o", tmp_path / "run").code == 0
     message = call("train", "--resume", tmp_path / "run", "-n", 10_000, "--n-threads", 1, "--no-progress").error()
-    assert "has no intact checkpoint to go on from; start a new run" in message
+    assert "has no intact checkpoint to resume from; start a new run" in message
 
 
 def test_wrong_input_is_refused_in_one_line(call: Any, tmp_path: Path) -> None:

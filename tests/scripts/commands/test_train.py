@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.main import main
+from srwm_rl.scripts.training import train
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
 
@@ -94,7 +94,7 @@ def test_an_overlapped_run_says_that_it_is_not_exact(
     steps = int(err.partition("saved at ")[2].split()[0])
     said = call("train", "--resume", run, "-n", steps + 128)
     assert said.code == 0
-    assert "not exactly as if never stopped (--synchronous does)" in said.err
+    assert "not exactly as if never stopped (--synchronous is)" in said.err
     assert metrics(run)[-1]["step"] == steps + 128
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, call: Any, recall: Pat
     said = call("train", "--resume", run)
     assert said.code == 0
     assert said.err.startswith("srwm-rl: 1 newer checkpoint(s) cannot be used")
-    assert said.err.rstrip().endswith("going on from checkpoint-000000000192.safetensors")
+    assert said.err.rstrip().endswith("resuming from checkpoint-000000000192.safetensors")
     assert said.err.count("\n") == 1
     assert_same_end(run, recall)
 
@@ -248,7 +248,7 @@ def test_no_intact_checkpoint(call: Any, recall: Path, tmp_path: Path, snapshot:
     for path in Run.open(run).files("checkpoint"):
         path.write_bytes(path.read_bytes()[:1000])
     before = snapshot(run)
-    assert "no intact checkpoint to go on from" in call("train", "--resume", run, "-n", 512).error()
+    assert "no intact checkpoint to resume from" in call("train", "--resume", run, "-n", 512).error()
     assert snapshot(run) == before
 
 
@@ -363,7 +363,7 @@ def test_a_full_disk_costs_a_warning_and_not_the_run(call: Any, recall_words: li
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("srwm_rl.storage.safe_file.write_file", full)
+        patch.setattr("srwm_rl.scripts.training.checkpoints.write_file", full)
         said = call("train", *recall_words, "-n", 128, "-f", tmp_path)
     assert "could not save at 128 steps (No space left on device)" in said.err
     assert "Traceback" not in said.err

@@ -9,7 +9,9 @@ import pytest
 from srwm_rl import core_names, make_core
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
-from srwm_rl.scripts.config.settings import KINDS, PRESETS, RANGES, TrainConfig, defaults, pairs
+from srwm_rl.scripts.config.defaults import KINDS, PRESETS, defaults
+from srwm_rl.scripts.config.foreign_settings import read_settings
+from srwm_rl.scripts.config.settings import RANGES, TrainConfig, pairs
 
 COUNTS = (
     "n_timesteps",
@@ -48,19 +50,20 @@ def test_settings_survive_json() -> None:
         ({"n_envs": "4"}, "n_envs cannot be '4'"),
         ({"n_envs": True}, "n_envs cannot be True"),
         ({"levels": 5}, "levels cannot be 5"),
-        ({"inputs": [1]}, "inputs cannot be (1,)"),
+        ({"inputs": [1]}, "inputs cannot be [1]"),
         ({"n_envs": 0}, "at least 1"),
     ],
 )
 def test_damaged_settings_are_refused(change: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError) as caught:
-        TrainConfig.from_json({**TrainConfig().to_json(), **change})
+        read_settings({**TrainConfig().to_json(), **change}, "a file")
+    assert "a file: " in str(caught.value)
     assert part in str(caught.value)
 
 
 def test_settings_that_are_no_dictionary_are_refused() -> None:
     with pytest.raises(UserError):
-        TrainConfig.from_json([])  # type: ignore[arg-type]
+        read_settings([], "a file")
 
 
 @pytest.mark.parametrize("name", COUNTS)

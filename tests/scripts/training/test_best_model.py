@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from srwm_rl import UserError, load
-from srwm_rl.scripts.commands import train
-from srwm_rl.scripts.training import checkpoints
+from srwm_rl.scripts.training import checkpoints, train
 from srwm_rl.storage.run_folder import Run, steps_of
 from srwm_rl.storage.safe_file import read_file, write_file
 
@@ -225,7 +224,7 @@ def test_a_best_model_that_was_deleted_is_missed_and_another_found(call: Any, ru
     said = call("train", "--resume", copied, "-n", 768)
     assert said.code == 0
     assert "the best model, mean return on 4 held-out levels" in said.err
-    assert "the next score is taken for the best" in said.err
+    assert "the next score becomes the best" in said.err
     assert steps_of(Run.open(copied).files("best")[-1]) == 768
 
 

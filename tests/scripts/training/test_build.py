@@ -56,7 +56,9 @@ def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in
         assert cpu.n_threads() == 3
     use_threads(2, FRAMES, overlapping=few)
     assert torch.get_num_threads() == 2, "not what was asked for"
-    cpu.set_threads(FRAMES_AT_ONCE[False] // MIN_FRAMES_PER_THREAD + 1)  # what is learned from at once is too little for so many
+    cpu.set_threads(
+        FRAMES_AT_ONCE["cpu"] // MIN_FRAMES_PER_THREAD + 1
+    )  # what is learned from at once is too little for so many
     torch.set_num_threads(cpu.n_threads())
     use_threads(None, FRAMES, overlapping=10**6)
     assert torch.get_num_threads() == cpu.n_threads() // 2
@@ -119,6 +121,6 @@ def test_groups_that_do_not_divide(algo: str) -> None:
 def test_a_new_run_has_two_groups_on_a_gpu(
     settings: dict[str, Any], kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stable_baselines3.common.utils.get_device", torch.device)
+    monkeypatch.setattr("srwm_rl.scripts.training.build.get_device", torch.device)
     config = TrainConfig(**{"env": "recall", "n_envs": 6, "normalize_reward": False, **settings})
     assert groups_of_new_run(config) == kept

@@ -124,7 +124,7 @@ def test_the_slurm_script_trains_on_two_machines_and_goes_on_when_requeued(submi
         (line,) = [each for each in err.splitlines() if each.startswith("srwm-rl: ")]  # nothing is no longer exact
         steps.append(int(line.partition("saved at ")[2].split()[0]))
         assert line.endswith(
-            "Go on with: torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT --nproc-per-node 1 "
+            "Resume with: torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT --nproc-per-node 1 "
             f"-m srwm_rl train --resume {run}"
         )
         assert out.count("2 processes, 4 environments each") == 1

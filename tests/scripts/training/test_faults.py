@@ -60,7 +60,7 @@ def test_a_fault_keeps_the_last_good_checkpoint(
     assert result.code == 3
     assert result.err.count("\n") == 1
     assert said in result.err
-    assert "saved at 128 steps. Go on with: srwm-rl train --resume" in result.err
+    assert "saved at 128 steps. Resume with: srwm-rl train --resume" in result.err
     (run,) = (tmp_path / "logs" / "ppo_srwm").iterdir()
     arrays, _ = read_file(Run.open(run).files("model")[-1])
     assert all(np.isfinite(each).all() for each in arrays.values())

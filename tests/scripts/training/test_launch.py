@@ -18,7 +18,7 @@ from srwm_rl import UserError
 from srwm_rl.agents.distributed import RankInfo
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import make_env, make_model
-from srwm_rl.scripts.training.launch import shard_config
+from srwm_rl.scripts.training.sharding import shard_config
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
@@ -133,7 +133,7 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     code, _, (line,) = end_of(process)
     assert code != 0
     assert "stopped by SIGTERM; saved at " in line
-    assert line.endswith(f"Go on with: torchrun --standalone --nproc-per-node 2 -m srwm_rl train --resume {run}")
+    assert line.endswith(f"Resume with: torchrun --standalone --nproc-per-node 2 -m srwm_rl train --resume {run}")
     steps = int(line.partition("saved at ")[2].split()[0])
     saved, meta = read_file(Run.open(run).files("checkpoint")[-1])
     assert meta["state"]["counters"]["num_timesteps"] == steps
@@ -143,8 +143,8 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     assert said.code == 0, said
     anew = [each for each in said.err.splitlines() if "no longer exact" in each]
     assert anew == [
-        "srwm-rl: the run was trained by 2 process(es) and goes on in 1: weights, optimizer and counters go on, the "
-        "environments start anew; it is no longer exact"
+        "srwm-rl: the run was trained by 2 process(es) and resumes in 1: weights, optimizer and counters are restored, "
+        "the environments are reset; it is no longer exact"
     ]
     after, meta = read_file(Run.open(run).files("checkpoint")[-1])
     assert meta["state"]["counters"]["num_timesteps"] == steps + 128
@@ -197,7 +197,7 @@ def test_a_killed_process_ends_the_others_and_the_run_is_saved(
     assert code != 0
     assert "stopped" in line
     saved = Run.open(run).files("checkpoint")[-1]
-    assert f"saved at {int(saved.stem.rpartition('-')[2])} steps. Go on with: torchrun" in line
+    assert f"saved at {int(saved.stem.rpartition('-')[2])} steps. Resume with: torchrun" in line
     assert len(read_file(saved)[1]["state"]["processes"]) == 1
 
 
@@ -205,8 +205,8 @@ def test_one_processs_run_goes_on_in_two(torchrun: Start, recall: Path, tmp_path
     run = Path(shutil.copytree(recall, tmp_path / "run"))
     code, out, (line,) = end_of(torchrun("train", "--resume", run, "-n", 384, "--no-progress", "--verbose", 1))
     assert code == 0
-    assert "trained by 1 process(es) and goes on in 2" in line
-    assert out.count("going on with recall") == 1
+    assert "trained by 1 process(es) and resumes in 2" in line
+    assert out.count("resuming recall") == 1
     assert metrics(run)[-1]["step"] == 384
     assert len(read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]["processes"]) == 1
 

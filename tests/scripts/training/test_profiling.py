@@ -75,11 +75,11 @@ def test_the_table_accounts_for_everything() -> None:
     lines = table(spent, seconds=10.0, updates=2, steps=1000).splitlines()
     assert lines[0] == "An update of 500 steps takes 5.000 s (100 steps/s):"
     cells = [line.split() for line in lines[2:]]
-    assert [(" ".join(row[:-3]), *row[-3:]) for row in cells if row[0] not in ("the", "between")] == [
+    assert [(" ".join(row[:-3]), *row[-3:]) for row in cells if row[0] not in ("other", "between")] == [
         ("learn", "2,500.0", "50.0%", "1"),
         ("collect", "2,000.0", "40.0%", "1"),
         ("act", "1,500.0", "30.0%", "10"),
         ("core", "500.0", "10.0%", "10"),
     ]
-    rests = [row[-2:] for row in cells if row[0] in ("the", "between")]
-    assert rests == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]
+    others = [row[-2:] for row in cells if row[0] in ("other", "between")]
+    assert others == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]

@@ -50,7 +50,7 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
 def test_a_run_in_groups_is_verified_and_goes_on_in_them(
     call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srwm_rl.scripts.commands.train.groups_of_new_run", lambda config: 2)  # as on a GPU
+    monkeypatch.setattr("srwm_rl.scripts.training.train.groups_of_new_run", lambda config: 2)  # as on a GPU
     assert call("train", *recall_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     monkeypatch.undo()
     run = tmp_path / "ppo_srwm" / "recall_1"
@@ -99,7 +99,7 @@ def test_what_cannot_be_verified_is_said(call: Any, copied: Path, impala_words: 
     words = ["--env", "CartPole-v1", "--n-envs", 2, "--n-steps", 16, "--batch-size", 16, "--n-epochs", 1, "-n", 96]
     assert call("train", *words, "--save-freq", 1, "--no-progress", "-f", tmp_path).code == 0
     cartpole = tmp_path / "ppo_srwm" / "CartPole-v1_1"
-    assert "cannot tell its state" in call("train", "--resume", cartpole, "--verify").error()
+    assert "cannot save its state" in call("train", "--resume", cartpole, "--verify").error()
 
 
 def test_the_trainers_settings_change_with_override_and_leave_a_trace(call: Any, copied: Path) -> None:
@@ -124,4 +124,4 @@ def test_what_makes_it_another_run_is_refused_even_so(words: list[str], call: An
 
 @pytest.mark.parametrize("word", ["--override", "--verify"])
 def test_they_are_for_resumed_runs(word: str, call: Any) -> None:
-    assert f"{word} is for a run that goes on" in call("train", "--env", "recall", word).error()
+    assert f"{word} is for a resumed run" in call("train", "--env", "recall", word).error()

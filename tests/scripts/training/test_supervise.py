@@ -86,7 +86,7 @@ def test_it_goes_on_from_the_last_checkpoint(
 ) -> None:
     code, _, err = supervised(fault, "--hang-seconds", "5")
     assert code == 0, err
-    assert f"the trainer {why} at 128 saved steps; starting it again" in err
+    assert f"the trainer {why} at 128 saved steps; restarting it" in err
     if fault == "hang":
         assert "no step has ended for" in err
         assert "Fragile-v0 is busy in environment 1, level " in err
@@ -102,7 +102,7 @@ def test_it_gives_up_where_no_start_makes_progress(tmp_path: Path, recall_words:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
     assert done.returncode == 1
-    assert "3 starts in a row got nowhere, giving up at 0 steps" in done.stderr
+    assert "3 starts in a row made no progress, stopping at 0 steps" in done.stderr
 
 
 def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_words: list[str]) -> None:
@@ -128,4 +128,4 @@ def test_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean 'coinrun'" in done.stderr
-    assert "starting it again" not in done.stderr
+    assert "restarting it" not in done.stderr
