@@ -1,20 +1,22 @@
-"""Charts over time that fill up from the left: drawn once, whole and empty, and each frame shows a part of both."""
+"""Charts over time that fill up from the left: drawn once full and once empty; each frame combines both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from srwm_rl.scripts.video.canvas import SMALLEST, Canvas
 from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, RULE, Bytes, Colour, paint
 
 Array = npt.NDArray
-HEADER, GAP, SPACE, AXIS = 19, 3, 9, 20  # heights: of a title, between plots, between sections, of the time axis
+# Heights in pixels: of a title, between plots, between sections, of the time axis.
+HEADER, GAP, SPACE, AXIS = 19, 3, 9, 20
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,14 @@ class Heat:
     """`[T, R]`."""
     low: float
     high: float
-    ramp: str
+    colours: str
+    """Name of the colour map."""
     labels: Sequence[str]
-    """Of the rows, as many as there is room for; or one for all of them."""
+    """One per row, of which as many are written as fit; or one for all rows."""
     height: float
-    """In proportion to the others."""
+    """Relative to the other plots."""
     bands: Sequence[int] = ()
-    """Rows above which a rule is drawn."""
+    """Rows with a line above."""
     marks: Array | None = None
     """`[T, R]` bool: cells with a dot."""
 
@@ -41,7 +44,7 @@ class Curve:
     """A line over time."""
 
     values: Array
-    """`[T]`; the line is broken where an episode starts."""
+    """`[T]`; the line is interrupted where an episode starts."""
     low: float
     high: float
     colour: Colour
@@ -52,16 +55,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Section:
-    """A title and the plots below it; heat maps of one section are on one scale."""
+    """A title and the plots below it; heat maps of one section have the same scale."""
 
     title: str
     plots: Sequence[Heat | Curve]
-    now: Callable[[int], str] = lambda t: ""
-    """What to say of step t, on the right of the title."""
+    current: Callable[[int], str] = lambda t: ""
+    """Returns the text on the right of the title at step t."""
 
 
-def number(value: float) -> str:
-    """Write a number in three figures."""
+def format_number(value: float) -> str:
+    """Write a number with three digits."""
     return f"{value:.3g}" if abs(value) >= 5e-4 or value == 0 else f"{value:.0e}"
 
 
@@ -70,8 +73,8 @@ class Chart:
 
     Args:
         size: width and height in pixels.
-        sections: what to draw.
-        starts: `[T]`, the steps with which episodes begin.
+        sections: their titles and plots.
+        starts: `[T]`, 1 at the first step of an episode.
         gutters: pixels for the labels on the left and for the scales on the right.
     """
 
@@ -81,87 +84,83 @@ class Chart:
         self.sections, self.n_steps = sections, len(starts)
         self.left, self.right = gutters[0], size[0] - gutters[1]
         self._starts = [int(t) for t in np.flatnonzero(starts)]
-        self._titles: list[int] = []  # where the sections' titles stand
-        self._plots: list[tuple[int, int]] = []  # top and bottom of every plot
-        empty, full = Canvas.blank(size), Canvas.blank(size)
-        for canvas, whole in ((empty, False), (full, True)):
-            self._titles, self._plots = self._draw(canvas, size[1], whole)
-        self.empty, self.full = np.asarray(empty.image), np.asarray(full.image)
+        self._title_ys: list[int] = []
+        self._plot_ys: list[tuple[int, int]] = []  # top and bottom
+        self.empty = self._draw(size, full=False)
+        self.full = self._draw(size, full=True)
 
     def edge(self, t: int) -> int:
         """Return where step t begins, in pixels from the left."""
         return self.left + (self.right - self.left) * t // self.n_steps
 
     def at(self, t: int) -> Bytes:
-        """Return the picture once steps 0 .. t are known."""
+        """Return the picture with the data of steps 0 .. t."""
         shown = self.empty.copy()
         end = max(self.edge(t + 1), self.left + 1)
         shown[:, self.left : end] = self.full[:, self.left : end]
         canvas = Canvas(Image.fromarray(shown))
-        for y, section in zip(self._titles, self.sections, strict=True):
-            canvas.text(self.right, y, section.now(t), 13, INK, "r")
+        for y, section in zip(self._title_ys, self.sections, strict=True):
+            canvas.text(self.right, y, section.current(t), 13, INK, "r")
         if t + 1 < self.n_steps:
-            for top, bottom in self._plots:
-                canvas.draw.line([(end, top), (end, bottom - 1)], DIM, 1)
-        return np.asarray(canvas.image)
+            for top, bottom in self._plot_ys:
+                canvas.line((end, top), (end, bottom - 1), DIM)
+        return canvas.pixels()
 
-    def _draw(self, canvas: Canvas, height: int, whole: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Draw all sections, with or without what they show; return where titles and plots are."""
+    def _draw(self, size: tuple[int, int], full: bool) -> Bytes:
+        """Draw all sections, with or without their data."""
+        canvas = Canvas.blank(size)
         plots = [plot for section in self.sections for plot in section.plots]
-        fixed = AXIS + sum(HEADER + GAP * (len(s.plots) - 1) for s in self.sections) + SPACE * (len(self.sections) - 1)
-        unit = (height - fixed) / sum(plot.height for plot in plots)
-        y, titles, places = 0.0, [], []
+        n = len(self.sections)
+        fixed = AXIS + n * HEADER + (len(plots) - n) * GAP + (n - 1) * SPACE
+        unit = (size[1] - fixed) / sum(plot.height for plot in plots)
+        self._title_ys, self._plot_ys, y = [], [], 0.0
         for section in self.sections:
-            titles.append(round(y) + HEADER // 2 - 2)
-            canvas.text(self.left, titles[-1], section.title, 13, DIM)
+            self._title_ys.append(round(y) + HEADER // 2 - 2)
+            canvas.text(self.left, self._title_ys[-1], section.title, 13, DIM)
             y += HEADER
-            first = round(y)
+            first_top = round(y)
             for plot in section.plots:
-                places.append((round(y), round(y + plot.height * unit)))
-                self._plot(canvas, plot, *places[-1], whole)
+                top, bottom = round(y), round(y + plot.height * unit)
+                self._plot_ys.append((top, bottom))
+                self._plot(canvas, plot, top, bottom, full)
                 y += plot.height * unit + GAP
             if isinstance(section.plots[0], Heat):
-                self._scale(canvas, section.plots[0], first, places[-1][1])
+                self._colour_bar(canvas, section.plots[0], first_top, bottom)
             y += SPACE - GAP
         self._axis(canvas, round(y - SPACE))
-        return titles, places
+        return canvas.pixels()
 
-    def _plot(self, canvas: Canvas, plot: Heat | Curve, top: int, bottom: int, whole: bool) -> None:
+    def _plot(self, canvas: Canvas, plot: Heat | Curve, top: int, bottom: int, full: bool) -> None:
         canvas.draw.rectangle((self.left, top, self.right - 1, bottom - 1), EMPTY)
         if isinstance(plot, Heat):
-            self._heat(canvas, plot, top, bottom, whole)
+            self._heat(canvas, plot, top, bottom, full)
         else:
-            self._curve(canvas, plot, top, bottom, whole)
-        for t in self._starts[1:] if whole else ():
-            # Dark beside light: seen on whatever is below.
+            self._curve(canvas, plot, top, bottom, full)
+        for t in self._starts[1:] if full else ():
+            # Dark beside light: visible on every background.
             for x, colour in ((self.edge(t) - 1, PAPER), (self.edge(t), INK)):
-                canvas.draw.line([(x, top), (x, bottom - 1)], colour, 1)
+                canvas.line((x, top), (x, bottom - 1), colour)
 
-    def _heat(self, canvas: Canvas, plot: Heat, top: int, bottom: int, whole: bool) -> None:
+    def _heat(self, canvas: Canvas, plot: Heat, top: int, bottom: int, full: bool) -> None:
         n_rows = plot.values.shape[1]
-        edges = [top + (bottom - top) * row / n_rows for row in range(n_rows + 1)]
-        if whole:
-            colours = paint(
-                _columns(plot.values, self.right - self.left).T, plot.low, plot.high, plot.ramp
-            )  # [R, W, 3]
+        edges = np.linspace(top, bottom, n_rows + 1).tolist()
+        if full:
+            values = _columns(plot.values, self.right - self.left).T  # [R, width]
+            colours = paint(values, plot.low, plot.high, plot.colours)  # [R, width, 3]
             rows = ((np.arange(bottom - top) + 0.5) * n_rows / (bottom - top)).astype(np.int64)
             canvas.image.paste(Image.fromarray(colours[rows]), (self.left, top))
             self._dots(canvas, plot, edges)
         for row in plot.bands:
-            canvas.draw.line([(self.left, round(edges[row])), (self.right - 1, round(edges[row]))], PAPER, 1)
+            canvas.line((self.left, round(edges[row])), (self.right - 1, round(edges[row])), PAPER)
         self._labels(canvas, plot, edges)
 
     def _dots(self, canvas: Canvas, plot: Heat, edges: list[float]) -> None:
-        if plot.marks is None:
-            return
-        size = min(self.edge(1) - self.left, edges[1] - edges[0])
-        radius = min(size * 0.22, 5)
-        if radius < 1.2:  # too small to see
+        radius = min(0.22 * (self.edge(1) - self.left), 0.22 * (edges[1] - edges[0]), 5)
+        if plot.marks is None or radius < 1.2:  # too small to see
             return
         for t, row in np.argwhere(plot.marks):
-            x = (self.edge(t) + self.edge(t + 1)) / 2
-            middle = (x, (edges[row] + edges[row + 1]) / 2)
-            canvas.draw.circle(middle, radius, ORANGE, PAPER, 1)
+            centre = ((self.edge(t) + self.edge(t + 1)) / 2, (edges[row] + edges[row + 1]) / 2)
+            canvas.draw.circle(centre, radius, ORANGE, PAPER, 1)
 
     def _labels(self, canvas: Canvas, plot: Heat, edges: list[float]) -> None:
         x, n_rows = self.left - 8, len(edges) - 1
@@ -169,74 +168,62 @@ class Chart:
             canvas.text(x, (edges[0] + edges[-1]) / 2, plot.labels[0], 13, DIM, "r")
             return
         row_height = edges[1] - edges[0]
-        # Short signs in two columns have twice the room.
-        columns = 2 if 2 * row_height >= SMALLEST > row_height and not plot.bands else 1
-        # One step for all bands, so that equal heads of different layers have labels alike.
-        every = next(n for n in _powers() if n * columns * row_height >= SMALLEST)
-        bands = [0, *plot.bands, n_rows]
-        for first, last in pairwise(bands):
-            for row in range(first, last, every):
-                shift = 15 * (row // every % columns)
-                canvas.sign(x - shift, (edges[row] + edges[row + 1]) / 2, plot.labels[row], SMALLEST, DIM, "r")
+        # Labels in two columns have twice the space.
+        n_columns = 2 if 2 * row_height >= SMALLEST > row_height and not plot.bands else 1
+        # One interval for all bands: heads of different layers get the same labels.
+        interval = 1
+        while interval * n_columns * row_height < SMALLEST:
+            interval *= 2
+        for first, last in pairwise([0, *plot.bands, n_rows]):
+            for row in range(first, last, interval):
+                shift = 15 * (row // interval % n_columns)
+                canvas.action(x - shift, (edges[row] + edges[row + 1]) / 2, plot.labels[row], SMALLEST, DIM, "r")
 
-    def _scale(self, canvas: Canvas, plot: Heat, top: int, bottom: int) -> None:
+    def _colour_bar(self, canvas: Canvas, plot: Heat, top: int, bottom: int) -> None:
         x = self.right + 8
-        shades = paint(np.linspace(1, 0, bottom - top), 0, 1, plot.ramp)[:, None].repeat(7, 1)
-        canvas.image.paste(Image.fromarray(shades), (x, top))
-        self._ends(canvas, x + 11, plot.low, plot.high, top, bottom)
+        colours = paint(np.linspace(1, 0, bottom - top), 0, 1, plot.colours)[:, None].repeat(7, 1)
+        canvas.image.paste(Image.fromarray(colours), (x, top))
+        self._limits(canvas, x + 11, plot, top, bottom)
 
-    def _ends(self, canvas: Canvas, x: int, low: float, high: float, top: int, bottom: int) -> None:
-        canvas.text(x, top + 4, number(high), SMALLEST, DIM)
-        canvas.text(x, bottom - 5, number(low), SMALLEST, DIM)
+    def _limits(self, canvas: Canvas, x: int, plot: Heat | Curve, top: int, bottom: int) -> None:
+        canvas.text(x, top + 4, format_number(plot.high), SMALLEST, DIM)
+        canvas.text(x, bottom - 5, format_number(plot.low), SMALLEST, DIM)
 
-    def _curve(self, canvas: Canvas, plot: Curve, top: int, bottom: int, whole: bool) -> None:
+    def _curve(self, canvas: Canvas, plot: Curve, top: int, bottom: int, full: bool) -> None:
         spread = plot.high - plot.low or 1.0
 
-        def place(value: float) -> float:
-            return bottom - 2 - (value - plot.low) / spread * (bottom - top - 4)
+        def y(value: float) -> float:
+            return bottom - 2 - (float(value) - plot.low) / spread * (bottom - top - 4)
 
         if plot.low < 0 < plot.high:
-            canvas.draw.line([(self.left, place(0)), (self.right - 1, place(0))], RULE, 1)
-        self._ends(canvas, self.right + 8, plot.low, plot.high, top, bottom)
-        if not whole:
+            canvas.line((self.left, y(0)), (self.right - 1, y(0)), RULE)
+        self._limits(canvas, self.right + 8, plot, top, bottom)
+        if not full:
             return
         if plot.bars is not None:
             for t in np.flatnonzero(plot.bars):
-                ends = sorted((place(0), place(float(plot.bars[t]))))
+                low, high = sorted((y(0), y(plot.bars[t])))
                 last = max(self.edge(t + 1) - 1, self.edge(t) + 1)
-                canvas.draw.rectangle((self.edge(t), ends[0], last, ends[1]), BLUE)
-        for first, last in zip(self._starts, [*self._starts[1:], self.n_steps], strict=True):
-            points = [(x, place(float(plot.values[t]))) for t in range(first, last) for x in self._sides(t)]
+                canvas.draw.rectangle((self.edge(t), low, last, high), BLUE)
+        for first, end in pairwise([*self._starts, self.n_steps]):
+            points = []
+            for t in range(first, end):
+                points += [(x, y(plot.values[t])) for x in (self.edge(t), max(self.edge(t + 1) - 1, self.edge(t)))]
             canvas.draw.line(points, plot.colour, 2)
 
-    def _sides(self, t: int) -> tuple[int, int]:
-        return self.edge(t), max(self.edge(t + 1) - 1, self.edge(t))
-
     def _axis(self, canvas: Canvas, y: int) -> None:
-        step = next(
-            base * 10**power for power in range(9) for base in (1, 2, 5) if self.n_steps / 9 <= base * 10**power
-        )
-        for t in range(0, self.n_steps, step):
-            x = self.edge(t)
-            canvas.draw.line([(x, y + 2), (x, y + 5)], DIM, 1)
-            canvas.text(x, y + 12, str(t), SMALLEST, DIM, "m" if t else "l")
+        ticks = MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(0, self.n_steps)
+        for t in (int(tick) for tick in ticks if 0 <= tick < self.n_steps):
+            canvas.line((self.edge(t), y + 2), (self.edge(t), y + 5), DIM)
+            canvas.text(self.edge(t), y + 12, str(t), SMALLEST, DIM, "m" if t else "l")
         canvas.text(self.right + 8, y + 12, "step", SMALLEST, DIM)
 
 
-def _nice(power: int) -> tuple[int, ...]:
-    return 10**power, 2 * 10**power, 5 * 10**power
-
-
-def _powers() -> Iterator[int]:
-    return (1 << n for n in range(64))
-
-
 def _columns(values: Array, n: int) -> Array:
-    """Stretch, or average, `[T, R]` to n columns, `[n, R]`."""
+    """Repeat, or average, the steps of `[T, R]` to n columns, `[n, R]`."""
     n_steps = len(values)
     if n_steps <= n:
-        # As `Chart.edge` divides the width.
-        edges = np.arange(n_steps + 1) * n // n_steps
+        edges = np.arange(n_steps + 1) * n // n_steps  # as `Chart.edge`
         return values.repeat(np.diff(edges), axis=0)
     firsts = np.arange(n) * n_steps // n
     means: Array = np.add.reduceat(values, firsts) / np.diff([*firsts, n_steps])[:, None]

@@ -1,72 +1,60 @@
-"""The film's frames: the game or what is observed of it, the policy below, and the panel."""
+"""The frames of a film: the game or the observations, the policy's output below, and the panel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
-from PIL import Image
+from PIL import Image, ImageOps
 
-from srwm_rl.scripts.video.canvas import Canvas, fit, width
-from srwm_rl.scripts.video.chart import Chart, Heat, Section, number
-from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes
-from srwm_rl.scripts.video.panel import Arrays, choice_names, chosen, highest, panel, running_returns
+from srwm_rl.scripts.video.canvas import Canvas, fit, text_width
+from srwm_rl.scripts.video.chart import Chart, Heat, Section, format_number
+from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Colour
+from srwm_rl.scripts.video.panel import (
+    Array,
+    Arrays,
+    column_names,
+    make_panel,
+    probability_limit,
+    running_returns,
+    taken_columns,
+)
+from srwm_rl.scripts.video.scene import Album
+from srwm_rl.scripts.video.trace import Trace
 
 SIZE = (1280, 720)
-GAME = 512  # ProcGen's own picture
+GAME = 512  # size of ProcGen's pictures
 MARGIN = 24
+RIGHT = MARGIN + GAME  # of the game
 _TOP = 92  # of the game
-_PANEL = MARGIN + GAME + 28
-HOLD = 2  # seconds that the result stays
-
-
-@dataclass(frozen=True)
-class Titles:
-    """The words above the game."""
-
-    game: str
-    level: Callable[[int], str]
-    """Says a level, and what it is to the agent: "held-out level 1003"."""
-    about: str
+_PANEL = RIGHT + 28
+_POLICY = _TOP + GAME + 16  # title of the policy's output
+HOLD = 2  # seconds for which the last frame is shown
 
 
 class Film:
     """Draws a recording, frame by frame.
 
     Args:
-        arrays: what `srwm_rl.agents.evaluation.recording.collect` gave, T steps.
-        titles: the words above.
-        picture: the game at step t, uint8 `[height, width, 3]`; None: draw the observations instead.
-        observations: name -> `[T, n]`, what the agent saw, where there are no pictures.
-        space: of the actions.
-        is_procgen: whether the actions have ProcGen's names.
+        trace: the recording, T steps.
+        album: its pictures or observations.
     """
 
-    def __init__(
-        self,
-        arrays: Arrays,
-        titles: Titles,
-        picture: Callable[[int], Bytes] | None,
-        observations: Arrays,
-        space: spaces.Space[Any],
-        is_procgen: bool,
-    ) -> None:
-        self.arrays, self.titles, self.picture, self.space = arrays, titles, picture, space
-        self.n_steps = len(arrays["rewards"])
-        self.names = choice_names(space, is_procgen)
-        self._chosen = chosen(arrays, space)
-        self._returns = running_returns(arrays)
-        self._episodes = np.cumsum(arrays["starts"])
-        size = (SIZE[0] - MARGIN - _PANEL, SIZE[1] - 2 * 12)
-        self.panel = panel(size, arrays, space, self.names)
-        self._seen = None if picture is not None else observation_chart((GAME, GAME), observations, arrays["starts"])
+    def __init__(self, trace: Trace, album: Album) -> None:
+        self.arrays, self.about, self.space = trace.arrays, trace.about, trace.action_space
+        self.n_steps = len(self.arrays["rewards"])
+        self.names = column_names(self.space, trace.scene.kind() == "procgen")
+        self._taken = taken_columns(self.arrays, self.space)
+        self._returns = running_returns(self.arrays)
+        self._episodes = np.cumsum(self.arrays["starts"])
+        self._starts = np.flatnonzero(self.arrays["starts"])
+        self.panel = make_panel((SIZE[0] - MARGIN - _PANEL, SIZE[1] - 2 * 12), self.arrays, self.space, self.names)
+        self._album = album
+        self._observed = None if album.has_pictures else observation_chart(album.observations(), self.arrays["starts"])
 
-    def count(self, fps: int) -> int:
-        """Return how many frames there are."""
+    def n_frames(self, fps: int) -> int:
+        """Return the number of frames."""
         return self.n_steps + HOLD * fps
 
     def frames(self, fps: int) -> Iterator[Bytes]:
@@ -81,125 +69,106 @@ class Film:
         """Return the frame of step t; `over`: with the result of its episode."""
         canvas = Canvas.blank(SIZE)
         canvas.image.paste(Image.fromarray(self.panel.at(t)), (_PANEL, 12))
-        canvas.image.paste(self._game(t), (MARGIN, _TOP))
-        self._head(canvas, t, over)
-        self._policy_now(canvas, t)
-        return np.asarray(canvas.image)
+        game = into_square(self._album.picture(t)) if self._observed is None else Image.fromarray(self._observed.at(t))
+        canvas.image.paste(game, (MARGIN, _TOP))
+        self._header(canvas, t, over)
+        if isinstance(self.space, spaces.Box):
+            self._gaussian(canvas, t, _POLICY + 16, SIZE[1] - 34)
+        else:
+            self._probabilities(canvas, t, _POLICY + 16, SIZE[1] - 34)
+        return canvas.pixels()
 
-    def _game(self, t: int) -> Image.Image:
-        if self.picture is None:
-            assert self._seen is not None
-            return Image.fromarray(self._seen.at(t))
-        return into_square(self.picture(t))
+    def _header(self, canvas: Canvas, t: int, over: bool) -> None:
+        status, colour = self._status(t, over)
+        canvas.text(RIGHT, 30, status, 17, colour, "r")
+        canvas.text(MARGIN, 28, fit(self.about.game, 26, GAME - text_width(status, 17) - 20), 26)
+        level = self.about.describe_level(int(self.arrays["levels"][t]))
+        if len(self._starts) > 1:
+            level += f"   episode {self._episodes[t]} of {len(self._starts)}"
+        canvas.text(MARGIN, 56, level, 14)
+        canvas.text(MARGIN, 77, fit(self.about.describe_agent(), 13, GAME), 13, DIM)
+        if self._episodes[t] > 1 and not over:
+            result, _ = self._result(self._first_step(t) - 1)
+            canvas.text(RIGHT, 56, f"previous episode: {result}", 13, DIM, "r")
 
-    def _head(self, canvas: Canvas, t: int, over: bool) -> None:
-        right = MARGIN + GAME
-        words, colour = self._status(t, over)
-        canvas.text(right, 30, words, 17, colour, "r")
-        room = GAME - width(words, 17) - 20
-        canvas.text(MARGIN, 28, fit(self.titles.game, 26, room), 26)
-        level = self.titles.level(int(self.arrays["levels"][t]))
-        if self._episodes[-1] > 1:
-            level += f"   episode {self._episodes[t]} of {self._episodes[-1]}"
-        canvas.text(MARGIN, 56, level, 14, INK)
-        canvas.text(MARGIN, 77, fit(self.titles.about, 13, GAME), 13, DIM)
-        if t and self._episodes[t] > 1 and not over:
-            canvas.text(right, 56, f"previous episode: {self._result(self._last_end(t))[0]}", 13, DIM, "r")
+    def _first_step(self, t: int) -> int:
+        """Return the first step of the episode to which step t belongs."""
+        return int(self._starts[self._episodes[t] - 1])
 
-    def _last_end(self, t: int) -> int:
-        return int(np.flatnonzero(self.arrays["starts"][: t + 1])[-1]) - 1
-
-    def _status(self, t: int, over: bool) -> tuple[str, tuple[int, int, int]]:
+    def _status(self, t: int, over: bool) -> tuple[str, Colour]:
         if over and self.arrays["dones"][t]:
             return self._result(t)
-        start = int(np.flatnonzero(self.arrays["starts"][: t + 1])[-1])
-        return f"step {t - start}" + (", stopped here" if over else ""), INK
+        return f"step {t - self._first_step(t)}" + (", stopped here" if over else ""), INK
 
-    def _result(self, t: int) -> tuple[str, tuple[int, int, int]]:
-        """Say how the episode that ends with step t went."""
-        words, colour = {-1: ("over", INK), 0: ("not solved", ORANGE), 1: ("solved", GREEN)}[
-            int(self.arrays["solved"][t])
-        ]
-        return f"{words}, return {number(float(self._returns[t]))}", colour
+    def _result(self, t: int) -> tuple[str, Colour]:
+        """Return the result of the episode that ends with step t."""
+        results = {-1: ("over", INK), 0: ("not solved", ORANGE), 1: ("solved", GREEN)}
+        result, colour = results[int(self.arrays["solved"][t])]
+        return f"{result}, return {format_number(float(self._returns[t]))}", colour
 
-    def _policy_now(self, canvas: Canvas, t: int) -> None:
-        top, bottom = _TOP + GAME + 32, SIZE[1] - 34
-        if isinstance(self.space, spaces.Box):
-            self._spread(canvas, t, top, bottom)
-        else:
-            self._bars(canvas, t, top, bottom)
-
-    def _bars(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
-        chances, marks, top_of_scale = self.arrays["choices"][t], self._chosen[t], highest(self.arrays["choices"])
-        canvas.text(MARGIN, _TOP + GAME + 16, f"policy at this step, bars up to {top_of_scale:.2f}", 13, DIM)
-        pitch = GAME / len(chances)
-        inset = min(pitch * 0.12, 6)
-        for i, (chance, mark) in enumerate(zip(chances.tolist(), marks.tolist(), strict=True)):
+    def _probabilities(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
+        """Draw a bar per action."""
+        probabilities, limit = self.arrays["choices"][t].tolist(), probability_limit(self.arrays["choices"])
+        canvas.text(MARGIN, _POLICY, f"policy at this step, bars up to {limit:.2f}", 13, DIM)
+        pitch = GAME / len(probabilities)
+        inset, interval = min(pitch * 0.12, 6), int(np.ceil(14 / pitch))
+        for i, (probability, taken) in enumerate(zip(probabilities, self._taken[t].tolist(), strict=True)):
             left, right = MARGIN + i * pitch + inset, MARGIN + (i + 1) * pitch - inset
             canvas.draw.rectangle((left, top, right, bottom), EMPTY)
-            canvas.draw.rectangle(
-                (left, bottom - chance / top_of_scale * (bottom - top), right, bottom), ORANGE if mark else BLUE
-            )
-            if pitch >= 14 or i % int(np.ceil(14 / pitch)) == 0:
-                canvas.sign((left + right) / 2, bottom + 13, self.names[i], 14, ORANGE if mark else DIM)
+            height = probability / limit * (bottom - top)
+            canvas.draw.rectangle((left, bottom - height, right, bottom), ORANGE if taken else BLUE)
+            if i % interval == 0:
+                canvas.action((left + right) / 2, bottom + 13, self.names[i], 14, ORANGE if taken else DIM)
+        caption = "orange: taken"
         if isinstance(self.space, spaces.Discrete):
-            action = int(np.flatnonzero(marks)[0])
-            words = f"taken: {self.names[action]}, probability {chances[action]:.2f}"
-            canvas.text(MARGIN + GAME, _TOP + GAME + 16, words, 13, ORANGE, "r")
-        else:
-            canvas.text(MARGIN + GAME, _TOP + GAME + 16, "orange: taken", 13, ORANGE, "r")
+            action = int(self._taken[t].argmax())
+            caption = f"taken: {self.names[action]}, probability {probabilities[action]:.2f}"
+        canvas.text(RIGHT, _POLICY, caption, 13, ORANGE, "r")
 
-    def _spread(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
-        canvas.text(MARGIN, _TOP + GAME + 16, "policy at this step", 13, DIM)
+    def _gaussian(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
+        """Draw mean, standard deviation and action of each dimension."""
+        canvas.text(MARGIN, _POLICY, "policy at this step", 13, DIM)
+        canvas.text(RIGHT, _POLICY, "mean, deviation (box), taken (dot)", 13, DIM, "r")
         means, stds = self.arrays["choices"], self.arrays["std"]
-        actions = self.arrays["actions"].reshape(len(means), -1)
+        actions = self.arrays["actions"].reshape(means.shape)
         low = float(min((means - stds).min(), actions.min()))
         high = float(max((means + stds).max(), actions.max()))
 
-        def place(value: float) -> float:
+        def y(value: float) -> float:
             return bottom - (value - low) / (high - low or 1.0) * (bottom - top)
 
         pitch = GAME / means.shape[1]
-        reach = min(pitch * 0.3, 16)
+        radius = min(pitch * 0.3, 16)
         for i in range(means.shape[1]):
+            mean, std, action = (float(array[t, i]) for array in (means, stds, actions))
             x = MARGIN + (i + 0.5) * pitch
-            canvas.draw.rectangle((x - reach, top, x + reach, bottom), EMPTY)
-            mean, std = float(means[t, i]), float(stds[t, i])
-            canvas.draw.rectangle((x - reach, place(mean + std), x + reach, place(mean - std)), RULE)
-            canvas.draw.line([(x - reach, place(mean)), (x + reach, place(mean))], BLUE, 2)
-            canvas.draw.circle((x, place(float(actions[t, i]))), min(reach, 4), ORANGE)
+            canvas.draw.rectangle((x - radius, top, x + radius, bottom), EMPTY)
+            canvas.draw.rectangle((x - radius, y(mean + std), x + radius, y(mean - std)), RULE)
+            canvas.line((x - radius, y(mean)), (x + radius, y(mean)), BLUE, 2)
+            canvas.draw.circle((x, y(action)), min(radius, 4), ORANGE)
             if pitch >= 14:
                 canvas.text(x, bottom + 13, self.names[i], 14, DIM, "m")
-        canvas.text(MARGIN + GAME, _TOP + GAME + 16, "mean, deviation (box), taken (dot)", 13, DIM, "r")
 
 
 def into_square(picture: Bytes) -> Image.Image:
-    """Return a picture as large as it fits into the game's place, its shape kept."""
+    """Scale a picture to `GAME` pixels, keeping its aspect ratio."""
     image = Image.fromarray(picture)
     if image.size == (GAME, GAME):
         return image
     scale = GAME / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Enlarged pixels stay pixels.
-    image = image.resize(size, Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (GAME, GAME), PAPER)
-    square.paste(image, ((GAME - size[0]) // 2, (GAME - size[1]) // 2))
-    return square
+    # Enlarged pixels stay sharp.
+    method = Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS
+    return ImageOps.pad(image, (GAME, GAME), method, PAPER)
 
 
-def observation_chart(size: tuple[int, int], observations: Arrays, starts: npt.NDArray[Any]) -> Chart:
-    """Return a chart of what an agent saw: a section per part of the observation, each on its own scale."""
+def observation_chart(observations: Arrays, starts: Array) -> Chart:
+    """Return a chart with a section, on its own scale, per part of the observation."""
     sections = []
     for name, values in observations.items():
-        low, high = float(values.min()), float(values.max())
-        if low < 0:
-            high = max(-low, high)
-            low = -high
-        else:
-            low, high = 0.0, high or 1.0
+        low, high = min(0.0, float(values.min())), float(np.abs(values).max()) or 1.0
         n_rows = values.shape[1]
         labels = [str(i) for i in range(n_rows)] if n_rows > 1 else [""]
-        heat = Heat(values, low, high, "poles" if low < 0 else "sea", labels, min(n_rows, 64) + 1.0)
-        heat = Heat(values, low, high, "poles" if low < 0 else "sea", labels, float(min(len(labels), 64)) + 1)
+        limits = (-high, high, "poles") if low < 0 else (0.0, high, "sea")
+        heat = Heat(values, *limits, labels, float(min(n_rows, 64)) + 1)
         sections.append(Section(f"observed: {name.replace('_', ' ')}", [heat]))
-    return Chart(size, sections, starts, (34, 44))
+    return Chart((GAME, GAME), sections, starts, (34, 44))

@@ -13,10 +13,11 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
-from srwm_rl.scripts.commands import replay, watch
 from srwm_rl.scripts.video import encoding as video
+from srwm_rl.scripts.video import record
 from srwm_rl.scripts.video.film import GAME, HOLD, MARGIN, SIZE
-from srwm_rl.scripts.video.trace import load_trace
+from srwm_rl.scripts.video.replay import first_difference
+from srwm_rl.scripts.video.trace import About, load_trace
 
 TOP = 92  # of the game
 PANEL = slice(MARGIN + GAME + 30, SIZE[0])
@@ -195,22 +196,23 @@ def test_what_cannot_draw_itself_shows_its_observations(
     monkeypatch.setattr(Drawn, "render", lambda self: 1 / 0)
     said = call("watch", drawn, "--steps", 3, "-o", tmp_path / "film.mp4")
     assert said.code == 0
-    assert said.err == ("srwm-rl: Drawn-v0 cannot draw itself (division by zero); its observations are drawn instead\n")
+    assert said.err == (
+        "srwm-rl: Drawn-v0 cannot render itself (division by zero); its observations are drawn instead\n"
+    )
     assert frames(tmp_path / "film.mp4")[0][2] == 4
 
 
 def test_an_episode_that_does_not_end_is_cut(
     call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "LONGEST", 4)
+    monkeypatch.setattr(record, "MAX_EPISODE", 4)
     said = call("watch", drawn, "-o", tmp_path / "film.gif")
     assert "4 steps, 1 episode(s), the last one cut short, reward" in said.out
 
 
 def test_what_a_level_is_to_the_agent() -> None:
-    about = {"levels": "0:200", "eval_levels": "1000:1200"}
-    said = [watch.say_level(level, about) for level in (0, 199, 200, 1000, 1200)]
-    assert said == [
+    about = About("run", "srwm", "maze", "0:200", "1000:1200", 64, False)
+    assert [about.describe_level(level) for level in (0, 199, 200, 1000, 1200)] == [
         "training level 0",
         "training level 199",
         "unseen level 200",
@@ -430,5 +432,4 @@ def test_gif_delays_do_not_drift(tmp_path: Path) -> None:
 def test_a_replay_that_ends_early_is_noticed(trace: Path) -> None:
     found = load_trace(trace)
     short = {name: array[:3] for name, array in found.arrays.items()}
-    links = found.arrays["links"][:3].tolist()
-    assert replay.first_difference(found, short, links, found.digest) == "the episodes end after step 2"
+    assert first_difference(found, short, found.digest) == "the episodes end after step 2"

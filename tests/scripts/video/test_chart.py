@@ -5,15 +5,38 @@ import pytest
 from PIL import Image
 
 from srwm_rl.scripts.video import canvas
-from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, _columns, number
-from srwm_rl.scripts.video.colours import INK, RAMPS, paint, ramp, to_oklab
+from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, _columns, format_number
+from srwm_rl.scripts.video.colours import COLOUR_MAPS, INK, colour_map, paint
 from srwm_rl.scripts.video.panel import running_returns
 
+# To the lightness of OKLab, https://bottosson.github.io/posts/oklab.
+TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_LIGHTNESS = np.array([0.2104542553, 0.7936177850, -0.0040720468])
 
-@pytest.mark.parametrize("name", RAMPS)
-def test_maps_differ_in_lightness_alone(name: str) -> None:
-    """So that whoever confuses hues still sees the order; "poles" has its darkest colour in the middle."""
-    lightness = to_oklab(ramp(name))[:, 0]
+
+def lightness_of(rgb: np.ndarray) -> np.ndarray:
+    """Map sRGB bytes `[..., 3]` to the lightness of OKLab, 0 .. 1."""
+    fraction = rgb / 255
+    linear = np.where(fraction <= 0.04045, fraction / 12.92, ((fraction + 0.055) / 1.055) ** 2.4)
+    lightness: np.ndarray = np.cbrt(linear @ TO_LMS.T) @ TO_LIGHTNESS
+    return lightness
+
+
+def test_lightness_of_known_colours() -> None:
+    colours = np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]])
+    np.testing.assert_allclose(lightness_of(colours), [1, 0, 0.62796], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COLOUR_MAPS)
+def test_colour_maps_are_ordered_by_lightness(name: str) -> None:
+    """Readers who confuse hues still see the order; the diverging map is darkest in the middle."""
+    lightness = lightness_of(colour_map(name))
     steps = np.diff(lightness)
     if name == "poles":
         middle = int(lightness.argmin())
@@ -26,15 +49,8 @@ def test_maps_differ_in_lightness_alone(name: str) -> None:
         assert lightness[-1] - lightness[0] > 0.6
 
 
-def test_oklab_of_known_colours() -> None:
-    white, black, red = to_oklab(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))
-    np.testing.assert_allclose(white, [1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(black, 0, atol=1e-6)
-    np.testing.assert_allclose(red, [0.62796, 0.22486, 0.12585], atol=1e-4)
-
-
 def test_painting_keeps_to_its_scale() -> None:
-    table = ramp("sea")
+    table = colour_map("sea")
     colours = paint(np.array([-9.0, 0.0, 0.5, 1.0, 9.0]), 0.0, 1.0, "sea")
     np.testing.assert_array_equal(colours, table[[0, 0, 128, 255, 255]])
     assert (paint(np.zeros(3), 0.0, 0.0, "sea") == table[0]).all()
@@ -44,12 +60,12 @@ def test_painting_keeps_to_its_scale() -> None:
 @pytest.mark.parametrize("room", [40, 200, 512])
 def test_texts_fit(text: str, room: int) -> None:
     fitted = canvas.fit(text, 13, room)
-    assert canvas.width(fitted, 13) <= room
+    assert canvas.text_width(fitted, 13) <= room
     assert fitted == text or "..." in fitted
 
 
 def test_numbers() -> None:
-    assert [number(each) for each in (0, 1, 0.123456, -12.345, 1e-7, 123456)] == [
+    assert [format_number(value) for value in (0, 1, 0.123456, -12.345, 1e-7, 123456)] == [
         "0", "1", "0.123", "-12.3", "1e-07", "1.23e+05",
     ]  # fmt: skip
 
@@ -65,35 +81,35 @@ def chart(n_steps: int, starts: tuple[int, ...] = (0,)) -> Chart:
 
 @pytest.mark.parametrize("n_steps", [1, 7, 384, 3000])
 def test_only_what_has_happened_is_shown(n_steps: int) -> None:
-    made = chart(n_steps)
+    drawn = chart(n_steps)
     for t in (0, n_steps // 2, n_steps - 1):
-        shown = made.at(t)
-        end = max(made.edge(t + 1), made.left + 1)
+        shown = drawn.at(t)
+        end = max(drawn.edge(t + 1), drawn.left + 1)
         titles = np.zeros(shown.shape[:2], bool)
-        for y in made._titles:
+        for y in drawn._title_ys:
             titles[max(y - 9, 0) : y + 9] = True  # where the present value is written
         beyond = np.zeros_like(titles)
-        beyond[:, end + 1 : made.right] = True
-        np.testing.assert_array_equal(shown[beyond & ~titles], made.empty[beyond & ~titles])
-        np.testing.assert_array_equal(shown[:, made.left : end][~titles[:, made.left : end]],
-                                      made.full[:, made.left : end][~titles[:, made.left : end]])  # fmt: skip
-    assert made.edge(n_steps) == made.right
-    assert (made.full != made.empty).any()
+        beyond[:, end + 1 : drawn.right] = True
+        np.testing.assert_array_equal(shown[beyond & ~titles], drawn.empty[beyond & ~titles])
+        np.testing.assert_array_equal(shown[:, drawn.left : end][~titles[:, drawn.left : end]],
+                                      drawn.full[:, drawn.left : end][~titles[:, drawn.left : end]])  # fmt: skip
+    assert drawn.edge(n_steps) == drawn.right
+    assert (drawn.full != drawn.empty).any()
 
 
 def test_a_cell_has_the_colour_of_its_number() -> None:
     values = np.array([[0.0, 0.25], [0.5, 1.0]])
-    made = Chart((300, 200), [Section("", [Heat(values, 0.0, 1.0, "sea", ["a", "b"], 1.0)])], np.array([True, False]))
-    (top, bottom), middle = made._plots[0], (made.left + made.right) // 2
+    drawn = Chart((300, 200), [Section("", [Heat(values, 0.0, 1.0, "sea", ["a", "b"], 1.0)])], np.array([True, False]))
+    (top, bottom), middle = drawn._plot_ys[0], (drawn.left + drawn.right) // 2
     for t, x in enumerate((middle - 20, middle + 20)):
         for row, y in enumerate((top + 5, bottom - 5)):
-            np.testing.assert_array_equal(made.full[y, x], paint(values[t, row], 0.0, 1.0, "sea"))
+            np.testing.assert_array_equal(drawn.full[y, x], paint(values[t, row], 0.0, 1.0, "sea"))
 
 
 def test_episode_starts_are_marked_in_every_plot() -> None:
     plain, marked = chart(50), chart(50, (0, 20))
     x = marked.edge(20)
-    for top, bottom in marked._plots:
+    for top, bottom in marked._plot_ys:
         assert (marked.full[top:bottom, x] == INK).all()
     assert (plain.full[:, : x - 12] == marked.full[:, : x - 12]).all()
 
@@ -121,9 +137,9 @@ def test_returns_begin_anew_with_each_episode() -> None:
 
 @pytest.mark.parametrize("name", [*canvas.ARROWS, "no-op", "D"])
 def test_every_sign_leaves_ink_within_its_place(name: str) -> None:
-    made = canvas.Canvas(Image.new("RGB", (40, 40)))
-    made.sign(20, 20, name, 14, INK)
-    ys, xs = np.nonzero(np.asarray(made.image).sum(-1))
+    drawn = canvas.Canvas(Image.new("RGB", (40, 40)))
+    drawn.action(20, 20, name, 14, INK)
+    ys, xs = np.nonzero(np.asarray(drawn.image).sum(-1))
     assert len(xs) > 3
     assert min(xs.min(), ys.min()) >= 10
     assert max(xs.max(), ys.max()) <= 30
