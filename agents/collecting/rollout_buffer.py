@@ -174,7 +174,8 @@ class SequenceRolloutBuffer:
     def _gather(self, stored: Tensor, rows: Tensor) -> Tensor:
         """Gather rows of `[k, T * B, ...]` into `[k, T, N, ...]`."""
         # Not `stored[:, rows]`: for uint8 frames that is twenty times slower on a CPU.
-        return stored.index_select(1, rows).unflatten(1, (self.sequence_length, -1))
+        gathered: Tensor = stored.index_select(1, rows).unflatten(1, (self.sequence_length, -1))
+        return gathered
 
     def _states(self, indices: np.ndarray) -> Tensor:
         if len(self.core_states) == 1:

@@ -1,4 +1,4 @@
-"""The gradient of PPO's loss on the CPU, forward and back through a policy's programs and memories, without autograd."""
+"""The gradient of PPO's loss on the CPU without autograd, through a policy's programs and memories."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ BackwardFn = Callable[[Tensor], Tensor]
 
 
 class PPOGradient:
-    """The way through a policy and back to the gradient of PPO's loss.
+    """The forward and backward pass of PPO's loss through a policy's programs and memories, in C.
 
     Args:
         policy: whose weights get the gradient.
-        programs: how it is written down; with a `surrogate`.
+        programs: the lowered policy, which must have a `surrogate`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
 
     Attributes:
-        shared: whether a weight is used in several places, whose gradients nobody here would add up.
+        shared: whether a weight is used in several places: their gradients would not be summed here.
     """
 
     def __init__(self, policy: SRWMPolicy, programs: LoweredPolicy, bptt: int | None) -> None:
         assert programs.surrogate is not None
         self.bptt, self._inputs = bptt, programs.inputs
-        self._parts = [*programs.parts[:-1], programs.surrogate]
+        self._programs = [*programs.parts[:-1], programs.surrogate]
         self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
-        plain = [each for each in self._layers if bptt is None and _is_plain(each)]
-        self._weights = [each for part in self._parts for each in part.learnt] + [each.weight for each in plain]
-        self._plain = {each: number for number, each in enumerate(plain, len(self._weights) - len(plain))}
-        self._size = sum(each.numel() for each in self._weights)
-        self.shared = len({id(each) for each in self._weights}) < len(self._weights)
+        plain = [layer for layer in self._layers if bptt is None and _is_plain(layer)]
+        self._weights = [weight for program in self._programs for weight in program.learnt]
+        self._plain = {layer: index for index, layer in enumerate(plain, len(self._weights))}
+        self._weights += [layer.weight for layer in plain]
+        self._size = sum(weight.numel() for weight in self._weights)
+        self.shared = len({id(weight) for weight in self._weights}) < len(self._weights)
 
     def add_gradient(
-        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, given: Sequence[Tensor], surrogate: PPOLossParams
+        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, inputs: Sequence[Tensor], params: PPOLossParams
     ) -> Tensor:
-        """Add the gradient of PPO's loss over an unroll to the weights'.
+        """Add the gradient of PPO's loss over an unroll to the weights' `.grad`.
 
-        Where they had none, theirs are the parts of one tensor: a norm of them all is then one operation.
+        Weights without `.grad` get views of one tensor: its norm is then one operation.
 
         Args:
             obs, core_state, episode_starts: see `SRWMPolicy.evaluate_sequence`.
-            given: actions, then former log-probabilities, advantages, returns and values, each `[T * B, 1]`, float32.
-            surrogate: the loss's settings.
+            inputs: actions, then old log-probabilities, advantages, returns and old values, `[T * B, 1]`, float32.
+            params: the loss's parameters.
 
         Returns:
             The loss's terms `[5]`, summed over steps.
@@ -61,103 +62,103 @@ class PPOGradient:
         assert core_state.shape == (n_layers, batch, size), "not the core's state"
         assert (core_state.dtype, core_state.device.type) == (torch.float32, "cpu"), "C reads float32 on the CPU"
         with torch.no_grad():
-            # Somebody may keep the gradients of the last update: these get memory of their own.
+            # New memory each time: a caller may keep the gradients of the last update.
             grads = torch._utils._unflatten_dense_tensors(torch.empty(self._size), self._weights)
-            terms = self._go(obs, core_state, episode_starts, given, surrogate, grads)
-        for each, grad in zip(self._weights, grads, strict=True):
-            if each.requires_grad:
-                each.grad = grad if each.grad is None else each.grad + grad
-        return terms
+            sums = self._run(obs, core_state, episode_starts, inputs, params, grads)
+        for weight, grad in zip(self._weights, grads, strict=True):
+            if weight.requires_grad:
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        return sums
 
-    def _go(
+    def _run(
         self,
         obs: Obs,
         core_state: Tensor,
         episode_starts: Tensor,
-        given: Sequence[Tensor],
-        surrogate: PPOLossParams,
-        grads_of_weights: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        params: PPOLossParams,
+        weight_grads: Sequence[Tensor],
     ) -> Tensor:
-        """Go there and back; leave the gradients of `_weights` there.
+        """Run forward and backward; write the gradients of `_weights` into `weight_grads`.
 
-        Autograd adds those of the networks for images, and of other memories.
+        Autograd adds those of the image encoders and of memories that are not plain.
         """
-        parts, shape = self._parts, episode_starts.shape
-        rest = iter(grads_of_weights)
-        grad_buffers = [list(islice(rest, len(part.learnt))) for part in parts]
+        programs, shape = self._programs, episode_starts.shape
+        remaining = iter(weight_grads)
+        grad_buffers = [list(islice(remaining, len(program.learnt))) for program in programs]
         with torch.enable_grad():
-            seen = self._inputs.of(obs, shape.numel())
-        inputs, before, backwards = seen, [], []
-        for layer, carried, part in zip(self._layers, core_state.unbind(0), parts, strict=False):
-            stream, x = part.forward(inputs)
+            features = self._inputs.of(obs, shape.numel())
+        values, program_inputs, memory_backward = features, [], []
+        for layer, state, program in zip(self._layers, core_state.unbind(0), programs, strict=False):
+            stream, x = program.forward(values)
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             if layer in self._plain:
-                grad_weight = grads_of_weights[self._plain[layer]]
-                y, backward = _scanned(layer, heads, carried, episode_starts, grad_weight)
+                weight_grad = weight_grads[self._plain[layer]]
+                y, backward = _scan(layer, heads, state, episode_starts, weight_grad)
             else:
-                y, backward = _recurred(layer, heads, carried, episode_starts, self.bptt)
-            before.append(inputs)
-            backwards.append(backward)
-            inputs = [stream, y.reshape(stream.shape)]
-        grads, terms = parts[-1].loss_and_grad([*inputs, *given], surrogate, grad_buffers[-1])
-        for part, grad_buffer, inputs, backward in zip(
-            parts[-2::-1], grad_buffers[-2::-1], before[::-1], backwards[::-1], strict=True
+                y, backward = _recur_by_autograd(layer, heads, state, episode_starts, self.bptt)
+            program_inputs.append(values)
+            memory_backward.append(backward)
+            values = [stream, y.reshape(stream.shape)]
+        grads, sums = programs[-1].loss_and_grad([*values, *inputs], params, grad_buffers[-1])
+        for program, buffers, values, backward in zip(
+            programs[-2::-1], grad_buffers[-2::-1], program_inputs[::-1], memory_backward[::-1], strict=True
         ):
             grad_stream, grad_y = grads[:2]
             assert grad_stream is not None
             assert grad_y is not None
             grad_x = backward(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = part.backward(inputs, (grad_stream, grad_x), part.wanted, grad_buffer)
-        for features, grad in zip(seen, grads, strict=True):
-            if features.requires_grad:  # of images, whose network torch runs
-                features.backward(grad)
-        return terms
+            grads = program.backward(values, (grad_stream, grad_x), program.wanted, buffers)
+        for feature, grad in zip(features, grads, strict=True):
+            if feature.requires_grad:  # from an image encoder, which torch runs
+                feature.backward(grad)
+        return sums
 
 
-def _scanned(
-    layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, grad_weight: Tensor
+def _scan(
+    layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, weight_grad: Tensor
 ) -> tuple[Tensor, BackwardFn]:
-    """Run the memory of a layer that `_is_plain` over an unroll.
+    """Run the memory of a plain layer over an unroll.
 
     Returns:
-        What it gave `[T, B, H, D]`, and what makes of that one's gradient the gradient of `heads`, and leaves its
-        weight's in `grad_weight`.
+        Its output `[T, B, H, D]`, and the function that maps that output's gradient to the gradient of `heads` and
+        writes the weight's into `weight_grad`.
     """
     shift, starts, bound = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts), layer.shift_bound
     y, _, checkpoints = cpu.forward(heads, layer.weight, None, shift, starts, bound, keep=True)
 
-    def back(grad_y: Tensor) -> Tensor:
-        grad_x, found, *_ = cpu.backward(
+    def backward(grad_y: Tensor) -> Tensor:
+        grad_x, grad_weight, *_ = cpu.backward(
             heads, layer.weight, None, shift, starts, bound, checkpoints, grad_y, grad_final=None
         )
-        grad_weight.copy_(found)
+        weight_grad.copy_(grad_weight)
         return grad_x
 
-    return y, back
+    return y, backward
 
 
-def _recurred(
+def _recur_by_autograd(
     layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
 ) -> tuple[Tensor, BackwardFn]:
-    """Run any layer's memory over an unroll, and autograd on the way back, which adds to its weights' gradients.
+    """Run any layer's memory over an unroll; the backward function uses autograd, which adds to its weights' `.grad`.
 
     Returns:
-        See `_scanned`.
+        See `_scan`.
     """
     with torch.enable_grad():
         leaf = heads.detach().requires_grad_()
         y, _ = recur(layer, leaf, state, episode_starts, bptt)
 
-    def back(grad_y: Tensor) -> Tensor:
+    def backward(grad_y: Tensor) -> Tensor:
         if y.requires_grad:
             y.backward(grad_y)
         return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
-    return y.detach(), back
+    return y.detach(), backward
 
 
 def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
-    """Say whether a layer's memory is the SRWM's recurrence and nothing besides."""
+    """Return whether a layer's memory is the SRWM's recurrence without gate or frozen slices."""
     if type(layer) is not SRWMLayer or getattr(layer.recur, "__func__", None) is not SRWMLayer.recur:
         return False
     return layer.gate is None and layer.frozen_weight is None
@@ -170,7 +171,7 @@ def recur(
     if bptt is None or bptt >= len(heads):
         return layer.recur(heads, state, episode_starts)
     outputs = []
-    for part, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = layer.recur(part, state.detach(), starts)
+    for chunk, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
+        y, state = layer.recur(chunk, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state
