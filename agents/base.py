@@ -18,7 +18,6 @@ from torch import Tensor
 
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
-from srwm_rl.agents.engine.grad_clip import gradient_norm
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import to_device, to_host
 from srwm_rl.errors import UserError
@@ -218,16 +217,14 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         Process 0 also tells the others how much of the run is left.
         """
         self._progress = self._current_progress_remaining
-        distributed = self.processes.size > 1
-        if distributed:
+        parameters = self.engine.parameters
+        if self.processes.size > 1:
             progress = torch.full((), self._progress if self.processes.first else 0.0, device=self.device)
-            parameters = self.engine.parameters
             # All processes must send the same tensors; a parameter without gradient has none in any of them.
             grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
             self.processes.sum_([progress, *sums, *grads])
             self._progress = progress
-        # By parameter: processes must agree to the last bit, however each made its part of the gradient.
-        return gradient_norm(self.engine.parameters, in_parts=distributed)
+        return torch.nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and with several games the mean return of each."""

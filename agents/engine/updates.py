@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from srwm_rl.agents.engine.grad_clip import clip_gradient
 from srwm_rl.agents.engine.nan_guard import NanGuard, first_non_finite_gradient
 from srwm_rl.nn.policy import SRWMPolicy
 
@@ -61,7 +60,7 @@ class CheckedUpdates:
         if not self._guard.check_update(numbers, name, number):
             return False
         if numbers["grad_norm"] >= self._max_grad_norm:  # else the factor is one
-            clip_gradient(self._parameters, self._max_grad_norm, grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_grad_norm, grad_norm)
         self.means.append(_means(numbers, n_steps))
         return True
 

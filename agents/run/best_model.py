@@ -1,9 +1,9 @@
-"""What a run keeps of its past beside its state: the best score with the weights it belongs to, the levels played."""
+"""The best score of a run, the weights that reached it, and the levels played."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,21 +18,21 @@ class Best:
     """The best score so far.
 
     Attributes:
-        score: a return; more is better.
-        of: what it is the score of; scores of other things are not compared with it.
+        score: a return; higher is better.
+        metric: what the score measures; scores of different metrics are not compared.
         steps: environment steps when it was measured, as in the log.
     """
 
     score: float
-    of: str
+    metric: str
     steps: int
 
     def __str__(self) -> str:
-        return f"{self.of} {self.score:.4g}, at {self.steps:,} steps"
+        return f"{self.metric} {self.score:.4g}, at {self.steps:,} steps"
 
 
 class Scored(NamedTuple):
-    """The model that a best score was measured on, as it was at that moment."""
+    """The model that a best score was measured on, as it was then."""
 
     steps: int
     weights: dict[str, np.ndarray]
@@ -40,7 +40,7 @@ class Scored(NamedTuple):
 
 
 class BestModelTracker:
-    """The best score and the levels played; part of every checkpoint, so that a resumed run goes on with both.
+    """The best score and the levels played; saved in every checkpoint and restored when the run is resumed.
 
     Args:
         levels: the record of the levels played.
@@ -49,46 +49,44 @@ class BestModelTracker:
     def __init__(self, levels: SeenLevels) -> None:
         self.levels = levels
         self.best: Best | None = None
-        # The state that an interrupted run is saved in may be older than the newest score, by any number of scores.
         self._newest: Scored | None = None
-        self._last_saved: Scored | None = None  # what the best was when `to_tree` last told it
+        # The best at the last `to_tree`: an interrupted run is saved in that state, which can be older than `_newest`.
+        self._last_saved: Scored | None = None
 
-    def update(self, score: float, of: str, steps: int, policy: SRWMPolicy) -> None:
-        """Keep a score and a copy of its weights, if it is better than the best so far; NaN never is.
+    def update(self, score: float, metric: str, steps: int, policy: SRWMPolicy) -> None:
+        """Keep a score and a copy of the policy's weights if it is better than the best so far; NaN never is.
 
         Call it while the policy has the very weights that were scored.
         """
-        comparable = self.best is not None and self.best.of == of
-        if not math.isfinite(score) or (comparable and score <= self.best.score):  # type: ignore[union-attr]
+        if not math.isfinite(score):
+            return
+        if self.best is not None and self.best.metric == metric and score <= self.best.score:
             return
         self._newest = Scored(steps, policy_arrays(policy), self.levels.to_tree())
-        self.best = Best(score, of, steps)  # last: whatever interrupts this leaves a best score with its weights
+        self.best = Best(score, metric, steps)  # last: after an interruption, a best score still has its weights
 
     def scored(self, steps: int) -> Scored | None:
-        """Return the model that was scored at a step, if it is the best one, or was when `to_tree` was called last.
+        """Return the model that was scored at a step if it is the best one, or was at the last `to_tree`.
 
-        None: it is neither, or of before this process.
+        None: it is neither, or was scored before this process started.
         """
-        return next(
-            (each for each in (self._newest, self._last_saved) if each is not None and each.steps == steps), None
-        )
+        kept = (self._newest, self._last_saved)
+        return next((scored for scored in kept if scored is not None and scored.steps == steps), None)
 
     def to_tree(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return the part of a checkpoint that holds it."""
         self._last_saved = self._newest
-        return {
-            "best": None if self.best is None else asdict(self.best),
-            "levels_played": self.levels.to_tree(),
-        }
+        best = self.best and {"score": self.best.score, "of": self.best.metric, "steps": self.best.steps}
+        return {"best": best, "levels_played": self.levels.to_tree()}
 
     def from_tree(self, tree: dict[str, Any], source: str) -> None:
-        """Take up what `to_tree` gave; of an older version's checkpoint, that the levels before it are not known.
+        """Restore what `to_tree` returned; a checkpoint of an older version leaves the levels before it unknown.
 
         Raises:
             UserError: the record of the levels is damaged.
         """
         best, levels = tree.get("best"), tree.get("levels_played")
-        self.best = None if best is None else Best(**best)
+        self.best = None if best is None else Best(best["score"], best["of"], best["steps"])
         self._newest = self._last_saved = None
         if levels is None:
             self.levels = SeenLevels(self.levels.start, self.levels.stop, complete=False)

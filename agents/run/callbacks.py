@@ -1,4 +1,4 @@
-"""What the command line hangs on a training loop: a progress bar, checkpoints, a record of the levels, a score."""
+"""Callbacks of the command line: progress bar, checkpoints, record of the levels played, training score."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ from tqdm.auto import tqdm
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 
+# Time that capturing states may take: a share of the run's time, and at its start so many seconds.
+SHARE, GRACE = 0.05, 10.0
+
+
+class RolloutCallback(BaseCallback):
+    """A callback that acts between rollouts, not at every step."""
+
+    model: RecurrentAlgorithm
+
+    def _on_step(self) -> bool:
+        return True
+
 
 class ProgressBar(BaseCallback):
-    """A live line with steps, mean return of the last episodes, steps per second and the time left."""
+    """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
 
     def __init__(self, total: int) -> None:
         super().__init__()
         self.total = total
 
     def _on_training_start(self) -> None:
-        # On a terminal the line is live; in a log file one line every ten seconds is enough.
         self.bar = tqdm(total=self.total, initial=self.num_timesteps, unit="step", unit_scale=True, smoothing=0.05)
         if not self.bar.fp.isatty():
-            self.bar.mininterval = 10.0
+            self.bar.mininterval = 10.0  # seconds between lines of a log file
 
     def _on_step(self) -> bool:
         self.bar.update(self.num_timesteps - self.bar.n)  # other processes' steps count too
@@ -40,29 +51,25 @@ class ProgressBar(BaseCallback):
         self.bar.close()
 
     def close(self) -> None:
-        """End the line, also when training was interrupted."""
+        """Close the bar, also when training was interrupted."""
         if hasattr(self, "bar"):
             self.bar.close()
 
 
-# Of a run's time so much may go into taking states that nobody may ever need: a share, and at its start some seconds.
-SHARE, GRACE = 0.05, 10.0
+class Checkpoints(RolloutCallback):
+    """Capture the run's state between updates and save it at intervals.
 
-
-class Checkpoints(BaseCallback):
-    """Take the run's state between updates and save it every so often.
-
-    The latest state is kept in memory, so that a run interrupted anywhere can still be saved at once, and goes on later
-    as if nothing had happened since. It is the state before the present update; in the long run, where updates are so
-    fast that to take it each time would cost much (`SHARE`), of some 20 times as long ago as it took.
+    The latest state is kept in memory, so that a run interrupted anywhere can be saved at once and resumed exactly. It
+    is the state before the present update or, where updates are so fast that capturing each would cost more than
+    `SHARE`, an older one: from about 20 times as long ago as capturing takes.
 
     Args:
         capture: returns the state tree of the model as it is now.
         save: writes a state tree.
-        every_steps: save when at least so many environment steps have passed.
-        every_seconds: or so much time.
-        processes: those that capture together; all of them must have such a callback.
-        clock: tells the time in seconds; another one is for tests.
+        every_steps: environment steps between saves.
+        every_seconds: save also when so much time has passed.
+        processes: those that capture together; each of them must have such a callback.
+        clock: returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -87,33 +94,29 @@ class Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         now = self.clock()
         due = self.num_timesteps - self.saved_at >= self.every_steps or now - self.saved_time >= self.every_seconds
-        # Clocks and the time it takes differ: all do what process 0 does.
         affordable = self.spent <= GRACE + SHARE * (now - self.started)
-        if not self.processes.all_gather(due or affordable)[0]:
+        if not self.processes.all_gather(due or affordable)[0]:  # clocks differ: process 0 decides for all
             return
-        began = self.clock()  # to wait for the slowest process takes as long where nothing is taken
+        start = self.clock()  # not `now`: waiting for the slowest process is no cost of capturing
         self.latest = self.capture()
-        self.spent += self.clock() - began
+        self.spent += self.clock() - start
         if due:
             self.save_latest()
 
-    def _on_step(self) -> bool:
-        return True
-
     def save_latest(self) -> None:
-        """Save the state that was taken last."""
+        """Save the state that was captured last."""
         if self.latest is not None:
             self.save(self.latest)
             self.saved_at, self.saved_time = self.num_timesteps, self.clock()
 
 
 class LevelRecorder(BaseCallback):
-    """Note every level that the training environments begin; nothing is done in a step that ends no episode.
+    """Record every level that the training environments begin; steps that end no episode cost nothing.
 
-    Of several processes, the first notes at the end of each rollout what the others' environments began.
+    Of several processes, process 0 records the levels of all, at the end of each rollout.
 
     Args:
-        add: called with a game and a level, again and again with the same.
+        add: called with a game and a level, repeatedly with the same ones.
     """
 
     model: RecurrentAlgorithm
@@ -121,58 +124,54 @@ class LevelRecorder(BaseCallback):
     def __init__(self, add: Callable[[str, int], None]) -> None:
         super().__init__()
         self.add = add
-        self.begun: set[tuple[str, int]] = set()  # here and since the last rollout, where there are several processes
+        self.pending: set[tuple[str, int]] = set()  # of several processes, since the last rollout
 
-    def _note(self, game: str, level: int) -> None:
+    def _record(self, game: str, level: int) -> None:
         if self.model.processes.size == 1:
             self.add(game, level)
         else:
-            self.begun.add((game, level))
+            self.pending.add((game, level))
 
     def _on_rollout_end(self) -> None:
         if self.model.processes.size > 1:
-            for part in self.model.processes.gather(sorted(self.begun)):
+            for part in self.model.processes.gather(sorted(self.pending)):
                 for game, level in part:
                     self.add(game, level)
-            self.begun.clear()
+            self.pending.clear()
 
     def _on_training_start(self) -> None:
         try:
             games = self.training_env.get_attr("game_names")
             levels = self.training_env.env_method("level_seed")
-        except AttributeError:  # environments that know no levels
+        except AttributeError:  # environments without levels
             return
-        # Environments that are simulated together answer together, once for each of them.
+        # Environments that are simulated together return the same lists, once for each of them.
         for game, level in {pair for group in zip(games, levels, strict=True) for pair in zip(*group, strict=True)}:
-            self._note(game, int(level))
+            self._record(game, int(level))
 
     def _on_step(self) -> bool:
         for i in np.flatnonzero(self.locals["dones"]):
             info = self.locals["infos"][i]
-            # The one that ended, too: an environment may have moved on by itself since it said what it began.
+            # The level that ended, too: an environment may have changed it after it reported its beginning.
             for name in ("prev_level_seed", "level_seed"):
                 if name in info and "game" in info:
-                    self._note(info["game"], int(info[name]))
+                    self._record(info["game"], int(info[name]))
         return True
 
 
-class TrainingReturn(BaseCallback):
-    """Score the weights that act by the mean return of the last training episodes (`rollout/ep_rew_mean`).
-
-    Once per rollout, as soon as there are as many episodes as the mean is taken over.
+class TrainingReturn(RolloutCallback):
+    """Score the acting weights by the mean return of the last training episodes (`rollout/ep_rew_mean`).
 
     Args:
-        on_score: called with it at the end of a rollout, before the update.
+        on_score: called with it at the end of each rollout, before the update, once as many episodes have ended as the
+            mean is taken over.
     """
 
     def __init__(self, on_score: Callable[[float], None]) -> None:
         super().__init__()
         self.on_score = on_score
 
-    def _on_step(self) -> bool:
-        return True
-
     def _on_rollout_end(self) -> None:
         episodes = self.model.ep_info_buffer or ()
         if len(episodes) >= self.model._stats_window_size:
-            self.on_score(float(np.mean([each["r"] for each in episodes])))
+            self.on_score(float(np.mean([episode["r"] for episode in episodes])))

@@ -1,4 +1,4 @@
-"""The run's metrics as JSON lines, one per update, exact across resumes."""
+"""The run's metrics as JSON lines, one per update, without gaps or repetitions after a resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import KVWriter
 
 
 class MetricsFile(KVWriter):
-    """An SB3 logger output: one JSON object per update, appended; can be cut back to where a checkpoint was taken."""
+    """An SB3 logger output that appends a JSON object per update and can be truncated to a checkpoint's position."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab")
@@ -29,7 +29,7 @@ class MetricsFile(KVWriter):
         return self.file.tell()
 
     def cut(self, position: int) -> None:
-        """Forget what was written after a checkpoint that is being resumed."""
+        """Remove what was written after the checkpoint that is resumed."""
         if position < self.file.tell():
             self.file.truncate(position)
             self.file.seek(position)

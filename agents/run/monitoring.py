@@ -1,4 +1,4 @@
-"""Callbacks that look at the agent while it learns and change nothing of it."""
+"""Callbacks that observe the agent while it learns, without changing what it learns."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 
-from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.evaluation.play_levels import Episodes
+from srwm_rl.agents.run.callbacks import RolloutCallback
 from srwm_rl.agents.run.checkpoint_state import generator_states, restore_generators
 from srwm_rl.nn.diagnostics import count_heads, introspect
 
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Give back every random generator as it was, a GPU's too: looking must not change what is learned."""
+    """Restore the states of all random generators, a GPU's too, after the block."""
     states = generator_states(device)
     try:
         yield
@@ -25,27 +24,22 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         restore_generators(states, device)
 
 
-class EditStatsCallback(BaseCallback):
-    """Log what the network does to itself, once per rollout: `srwm/l0/edit`, `drift`, `rate_y`, ...
+class EditStatsCallback(RolloutCallback):
+    """Log statistics of the network's edits of itself, once per rollout, from one further acting step at its end.
 
-    One acting step more per rollout, on the observations at its end. Per layer, means over environments and heads:
-    `edit` is |W_{t+1} - W_t|, `drift` |W_t - W_0|, `rate_*` the four self-chosen rates; `drift_max` is the largest, in
-    which a head that explodes is seen first. Every `histogram_every` rollouts TensorBoard gets the drifts themselves.
-    Nothing is logged for a core that carries nothing.
+    Logged per layer, as means over environments and heads: `srwm/l0/edit`, |W_{t+1} - W_t|; `srwm/l0/drift`,
+    |W_t - W_0|; `srwm/l0/rate_y`, `rate_query`, `rate_key`, `rate_beta`, the self-chosen learning rates; and
+    `srwm/l0/drift_max`, the largest drift, which first shows a head that diverges. Every `histogram_every` rollouts
+    TensorBoard gets all drifts, `srwm/l0/drifts`. Nothing is logged for a core without state.
     """
-
-    model: RecurrentAlgorithm
 
     def __init__(self, histogram_every: int = 20) -> None:
         super().__init__()
         self.histogram_every = histogram_every
         self.rollouts = 0
 
-    def _on_step(self) -> bool:
-        return True
-
     def _on_rollout_end(self) -> None:
-        # Where a learner runs beside the actors, the copy that acts: to record_rates to a network changes its methods.
+        # Not `model.policy`, with which a learner may compute at the same time: `introspect` patches its methods.
         policy = self.model.acting_policy
         core_state = self.model._core_state
         if core_state is None or not count_heads(policy.core):
@@ -53,27 +47,25 @@ class EditStatsCallback(BaseCallback):
         obs = self.model.obs_tensor(self.model._last_obs)
         starts = torch.as_tensor(self.model._last_episode_starts, device=self.model.device)
         with undisturbed(self.model.device):
-            seen = introspect(policy, obs, core_state, starts, deterministic=True)
+            step = introspect(policy, obs, core_state, starts, deterministic=True)
         self.rollouts += 1
-        for layer in range(len(seen.edit)):
-            self._record(layer, "edit", seen.edit[layer].mean().item())
-            self._record(layer, "drift", seen.drift[layer].mean().item())
-            self._record(layer, "drift_max", seen.drift[layer].max().item())
-            if seen.rates is not None:
-                for name, rate in zip(
-                    ("y", "query", "key", "beta"), seen.rates[layer].mean((0, 1)).tolist(), strict=True
-                ):
-                    self._record(layer, f"rate_{name}", rate)
+        for layer, (edit, drift) in enumerate(zip(step.edit, step.drift, strict=True)):
+            stats = {"edit": edit.mean(), "drift": drift.mean(), "drift_max": drift.max()}
+            if step.rates is not None:
+                rates = step.rates[layer].mean((0, 1))
+                stats |= {f"rate_{name}": rates[i] for i, name in enumerate(("y", "query", "key", "beta"))}
+            for name, value in stats.items():
+                self.logger.record(f"srwm/l{layer}/{name}", value.item())
             if self.rollouts % self.histogram_every == 0:
-                drifts = seen.drift[layer].flatten().cpu()
+                drifts = drift.flatten().cpu()
                 self.logger.record(f"srwm/l{layer}/drifts", drifts, exclude=("stdout", "log", "json", "csv"))
 
-    def _record(self, layer: int, name: str, value: float) -> None:
-        self.logger.record(f"srwm/l{layer}/{name}", value)
 
+class HeldOutEvalCallback(RolloutCallback):
+    """Evaluate on training and held-out levels at intervals.
 
-class HeldOutEvalCallback(BaseCallback):
-    """Play training and held-out levels now and then, and log `eval_train/`, `eval_test/` and `eval/gap`.
+    Logged: `eval_train/mean_reward`, `eval_train/mean_ep_length` and, where games can be solved,
+    `eval_train/success_rate`; the same under `eval_test/`; and `eval/gap`, the difference of the mean returns.
 
     Args:
         play: plays a split ("train" or "test") with the present policy.
@@ -92,9 +84,6 @@ class HeldOutEvalCallback(BaseCallback):
         self.play, self.every, self.on_score = play, every, on_score
         self.before = 0
 
-    def _on_step(self) -> bool:
-        return True
-
     def _on_rollout_start(self) -> None:
         self.before = self.num_timesteps
 
@@ -102,14 +91,15 @@ class HeldOutEvalCallback(BaseCallback):
         if self.num_timesteps // self.every == self.before // self.every:
             return
         with undisturbed(self.model.device):
-            found = {split: play() for split, play in self.play.items()}
-        means = {split: float(np.mean([each.episode_return for each in episodes])) for split, episodes in found.items()}
-        for split, episodes in found.items():
+            results = {split: play() for split, play in self.play.items()}
+        means: dict[str, float] = {}
+        for split, episodes in results.items():
+            means[split] = float(np.mean([episode.episode_return for episode in episodes]))
             self.logger.record(f"eval_{split}/mean_reward", means[split])
-            self.logger.record(f"eval_{split}/mean_ep_length", float(np.mean([each.length for each in episodes])))
-            solved = [each.solved for each in episodes]
+            self.logger.record(f"eval_{split}/mean_ep_length", float(np.mean([episode.length for episode in episodes])))
+            solved = [episode.solved for episode in episodes]
             if None not in solved:
-                self.logger.record(f"eval_{split}/success_rate", float(np.mean([bool(each) for each in solved])))
+                self.logger.record(f"eval_{split}/success_rate", solved.count(True) / len(solved))
         if {"train", "test"} <= means.keys():
             self.logger.record("eval/gap", means["train"] - means["test"])
         self.on_score(means.get("test", means.get("train", -np.inf)))

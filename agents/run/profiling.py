@@ -1,13 +1,14 @@
-"""Where the time of an update goes: named parts of collecting and learning, timed from outside."""
+"""Profiling of training: time per named part of collecting and learning, measured by wrapping methods."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from threading import Lock, local
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -25,17 +26,16 @@ class Spent(NamedTuple):
 
 
 class Stopwatch:
-    """Time methods of living objects, each under the part in which it was called.
+    """Time methods of objects, each below the part that called it.
 
-    Threads have a path each: what a learner beside the actors does stands at the top.
+    Every thread has its own path: the parts of a learner beside the actors are at the top level.
 
     Args:
-        synchronize: called at both ends of every part; on a GPU, where calls return before the work is done, it has to
-            wait for it.
-        mark: makes a context for a part's name, for a trace of the same moment.
+        synchronize: called at both ends of every part; on a GPU, where calls return early, it waits for the GPU.
+        mark: makes a context for a part's name, for a trace of the same time.
 
     Attributes:
-        spent: by path.
+        spent: time by path.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Stopwatch:
     ) -> None:
         self.synchronize, self.mark = synchronize, mark
         self.spent: dict[Path, Spent] = {}
-        self._here = local()
+        self._thread = local()
         self._lock = Lock()
-        self._wrapped: list[tuple[Any, str, bool, Any]] = []
+        self._patches = ExitStack()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the time inside to `name`, below the part that this thread is in."""
-        outer: Path = getattr(self._here, "path", ())
-        path = self._here.path = (*outer, name)
+        """Count the time inside the block to `name`, below this thread's present part."""
+        outer: Path = getattr(self._thread, "path", ())
+        path = self._thread.path = (*outer, name)
         with self.mark(name):
             self.synchronize()
             start = time.perf_counter()
@@ -61,11 +61,11 @@ class Stopwatch:
                 yield
             finally:
                 self.synchronize()
-                passed = time.perf_counter() - start
-                self._here.path = outer
+                seconds = time.perf_counter() - start
+                self._thread.path = outer
                 with self._lock:
                     before = self.spent.get(path, Spent(0.0, 0))
-                    self.spent[path] = Spent(before.seconds + passed, before.calls + 1)
+                    self.spent[path] = Spent(before.seconds + seconds, before.calls + 1)
 
     def wrap(self, owner: Any, method: str, name: str) -> None:
         """Time `owner.method` as `name` until `unwrap`."""
@@ -76,20 +76,14 @@ class Stopwatch:
             with self.part(name):
                 return timed(*args, **kwargs)
 
-        self._wrapped.append((owner, method, method in vars(owner), timed))
-        setattr(owner, method, wrapper)
+        self._patches.enter_context(patch.object(owner, method, wrapper))
 
     def unwrap(self) -> None:
-        """Put everything back as it was."""
-        for owner, method, own, before in reversed(self._wrapped):
-            if own:
-                setattr(owner, method, before)
-            else:
-                delattr(owner, method)
-        self._wrapped.clear()
+        """Restore all methods."""
+        self._patches.close()
 
     def reset(self) -> None:
-        """Forget what was spent; parts that are going on are counted when they end."""
+        """Clear the times; parts that are running are counted when they end."""
         with self._lock:
             self.spent = {}
 

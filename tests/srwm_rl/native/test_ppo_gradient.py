@@ -10,16 +10,15 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor
 
 from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch
-from srwm_rl.agents.ppo import PPOLossSums, ppo_loss_sums
+from srwm_rl.agents.losses.ppo_loss import PPOLossSums, ppo_loss
 from srwm_rl.native.fused_policy import FusedPolicy
 from srwm_rl.nn.layers import SRWMLayer
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.ops import cpu
-from srwm_rl.ops.program import PPOLossParams
 from tests.srwm_rl.native.test_fused_policy import CORES, FRAMES, LONE, MANY, SMALL_CNN, TWO_CAMERAS, policy_of, unroll
 
 pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
-VF_COEF, ENT_COEF, CLIP_RANGE, MEAN, STD = 0.6, 0.03, 0.15, 0.2, 1.3
+VF_COEF, ENT_COEF, CLIP_RANGE = 0.6, 0.03, 0.15
 
 
 def drawn(policy: SRWMPolicy, n_steps: int, batch: int) -> SequenceBatch:
@@ -40,23 +39,21 @@ def drawn(policy: SRWMPolicy, n_steps: int, batch: int) -> SequenceBatch:
     )
 
 
-def loss_and_grad(
-    fused: FusedPolicy, old: SequenceBatch, clip_range_vf: float | None = None, bptt: int | None = None
+def native_gradient(
+    fused: FusedPolicy, batch: SequenceBatch, clip_range_vf: float | None = None, bptt: int | None = None
 ) -> Tensor | None:
-    surrogate = PPOLossParams(
-        mean=MEAN,
-        scale_advantage=1 / STD,
-        low=1 - CLIP_RANGE,
-        high=1 + CLIP_RANGE,
+    return fused.add_ppo_gradient(
+        batch.observations,
+        batch.actions,
+        batch.core_state,
+        batch.episode_starts,
+        (batch.old_log_probs, batch.advantages, batch.returns, batch.old_values),
         clip_range=CLIP_RANGE,
-        clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+        clip_range_vf=clip_range_vf,
         vf_coef=VF_COEF,
         ent_coef=ENT_COEF,
-        scale=1 / old.returns.numel(),
-    )
-    numbers = (old.old_log_probs, old.advantages, old.returns, old.old_values)
-    return fused.add_surrogate_gradient(
-        old.observations, old.actions, old.core_state, old.episode_starts, numbers, surrogate, bptt
+        scale=1 / batch.returns.numel(),
+        bptt=bptt,
     )
 
 
@@ -64,23 +61,25 @@ def autograd(
     policy: SRWMPolicy, old: SequenceBatch, clip_range_vf: float | None = None, bptt: int | None = None
 ) -> PPOLossSums:
     new = policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts, bptt)
-    advantages = (old.advantages - MEAN) / STD
-    terms = ppo_loss_sums(new.values, new.log_probs, new.entropy, old, advantages, CLIP_RANGE, clip_range_vf)
+    terms = ppo_loss(
+        new.values, new.log_probs, new.entropy, old.old_values, old.old_log_probs, old.advantages, old.returns,
+        CLIP_RANGE, clip_range_vf,
+    )  # fmt: skip
     loss = terms.policy_loss + VF_COEF * terms.value_loss - ENT_COEF * terms.entropy
     (loss / old.returns.numel()).backward()
     return terms
 
 
 def gradients(policy: SRWMPolicy) -> list[Tensor | None]:
-    found = [None if each.grad is None else each.grad.clone() for each in policy.parameters()]
+    grads = [None if parameter.grad is None else parameter.grad.clone() for parameter in policy.parameters()]
     policy.zero_grad()
-    return found
+    return grads
 
 
 def check(policy: SRWMPolicy, n_steps: int, batch: int, **settings: Any) -> None:
     """Compare the gradient, and the loss's terms, with those of autograd through the policy itself."""
     fused, old = FusedPolicy(policy), drawn(policy, n_steps, batch)
-    terms = loss_and_grad(fused, old, **settings)
+    terms = native_gradient(fused, old, **settings)
     assert terms is not None
     found = gradients(policy)
     expected_terms = autograd(policy, old, **settings)
@@ -129,10 +128,10 @@ def test_images(space: spaces.Space[Any]) -> None:
 def test_groups_of_images_add_up() -> None:
     policy = policy_of("two layers", FRAMES, encoder_kwargs=SMALL_CNN)
     fused, old = FusedPolicy(policy), drawn(policy, 6, 15)
-    loss_and_grad(fused, old)
+    native_gradient(fused, old)
     once = gradients(policy)
     for _ in range(2):
-        loss_and_grad(fused, old)
+        native_gradient(fused, old)
     for one, other in zip(once, gradients(policy), strict=True):
         torch.testing.assert_close(2 * one, other)
 
@@ -140,15 +139,15 @@ def test_groups_of_images_add_up() -> None:
 def test_several_groups_add_up() -> None:
     policy = policy_of("two layers")
     fused, old = FusedPolicy(policy), drawn(policy, 7, 4)
-    loss_and_grad(fused, old)
+    native_gradient(fused, old)
     once = gradients(policy)
-    loss_and_grad(fused, old)
+    native_gradient(fused, old)
     kept = [each.grad for each in policy.parameters()]
-    loss_and_grad(fused, old)
+    native_gradient(fused, old)
     for one, other in zip(once, gradients(policy), strict=True):
         torch.testing.assert_close(2 * one, other)
     # What somebody kept of the first group's gradient is still that, also in the next update.
-    loss_and_grad(fused, old._replace(advantages=2 * old.advantages))
+    native_gradient(fused, old._replace(advantages=2 * old.advantages))
     for one, other in zip(once, kept, strict=True):
         assert torch.equal(one, other)
 
@@ -172,7 +171,7 @@ def test_the_gradient_does_not_depend_on_threads() -> None:
     try:
         for n in (1, 3):
             cpu.set_threads(n)
-            loss_and_grad(FusedPolicy(policy), old)
+            native_gradient(FusedPolicy(policy), old)
             found.append(gradients(policy))
     finally:
         cpu.set_threads(None)
@@ -200,7 +199,7 @@ def test_shared_weights_are_left_to_autograd(tie: Any) -> None:
     policy = policy_of("two layers")
     tie(policy.core)
     fused, old = FusedPolicy(policy), drawn(policy, 5, 3)
-    assert loss_and_grad(fused, old) is None
+    assert native_gradient(fused, old) is None
     assert not fused.disabled
 
 
@@ -222,23 +221,23 @@ def test_a_critic_that_does_not_shape_the_memory_is_left_to_autograd() -> None:
 
     policy = policy_of("default", LONE, net_arch=[8])
     policy.mlp_extractor.__class__ = Detached
-    assert loss_and_grad(FusedPolicy(policy), drawn(policy, 3, 2)) is None
+    assert native_gradient(FusedPolicy(policy), drawn(policy, 3, 2)) is None
 
 
 @pytest.mark.parametrize("wrong", [lambda state: state.double(), lambda state: state[:, :1]])
 def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
     policy = policy_of()
     fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
-    assert loss_and_grad(fused, old) is not None
+    assert native_gradient(fused, old) is not None
     with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
-        loss_and_grad(fused, old._replace(core_state=wrong(old.core_state)))
+        native_gradient(fused, old._replace(core_state=wrong(old.core_state)))
 
 
 @pytest.mark.parametrize("action", ["box", "multi", "bits"])
 def test_other_heads_are_left_to_autograd(action: str) -> None:
     policy = policy_of("default", LONE, action)
     old = drawn(policy, 3, 2)
-    assert loss_and_grad(FusedPolicy(policy), old) is None
+    assert native_gradient(FusedPolicy(policy), old) is None
     assert gradients(policy) == [None] * len(list(policy.parameters()))
 
 
@@ -246,18 +245,18 @@ def test_other_heads_are_left_to_autograd(action: str) -> None:
 def test_hooks_of_weights_are_called_by_autograd(method: str) -> None:
     policy = policy_of()
     fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
-    assert loss_and_grad(fused, old) is not None
+    assert native_gradient(fused, old) is not None
     handle = getattr(policy.value_net.weight, method)(lambda _: None)
-    assert loss_and_grad(fused, old) is None
+    assert native_gradient(fused, old) is None
     handle.remove()
-    assert loss_and_grad(fused, old) is not None
+    assert native_gradient(fused, old) is not None
 
 
 def test_observations_that_want_a_gradient_get_it_from_autograd() -> None:
     policy = policy_of("default", LONE)
     old = drawn(policy, 3, 2)
     assert isinstance(old.observations, Tensor)
-    assert loss_and_grad(FusedPolicy(policy), old._replace(observations=old.observations.requires_grad_())) is None
+    assert native_gradient(FusedPolicy(policy), old._replace(observations=old.observations.requires_grad_())) is None
 
 
 def test_what_is_not_a_number_reaches_the_terms() -> None:
@@ -266,7 +265,7 @@ def test_what_is_not_a_number_reaches_the_terms() -> None:
     assert isinstance(old.observations, Tensor)
     old.observations[1, 1, 2] = np.nan
     fused = FusedPolicy(policy)
-    terms = loss_and_grad(fused, old)
+    terms = native_gradient(fused, old)
     assert terms is not None
     assert not terms[:3].isfinite().any()
     assert any(not each.isfinite().all() for each in gradients(policy) if each is not None)
