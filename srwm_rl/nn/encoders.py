@@ -137,7 +137,9 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
-        n_parts = self._n_parts(len(frames)) if frames.device.type == "cpu" else 1
+        # An exported graph must not depend on the batch's size.
+        one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
+        n_parts = 1 if one_part else self._n_parts(len(frames))
         if n_parts == 1:
             return self._encode(frames)
         return parallel_batch(self._encode, frames.tensor_split(n_parts), self.parameters())

@@ -51,7 +51,8 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         ValueError: the backend asked for cannot run; the message says why.
     """
     if backend == "auto":
-        backend = preferred()
+        # Only the reference is made of operations that an exported graph can hold.
+        backend = "reference" if torch.compiler.is_exporting() else preferred()
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name

@@ -94,6 +94,6 @@ def _fresh(episode_starts: Tensor | None, n_steps: int, heads: int) -> list[Tens
         return [None] * n_steps
     starts = episode_starts != 0  # [T, B]
     masks = starts.repeat_interleave(heads, dim=1)[..., None, None]  # [T, BH, 1, 1]
-    if masks.device.type != "cpu":
+    if masks.device.type != "cpu" or torch.compiler.is_exporting():
         return [*masks]
     return [masks[t] if any_start else None for t, any_start in enumerate(starts.any(dim=1).tolist())]

@@ -25,8 +25,8 @@ class SegmentedCore(Core):
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""
         starts = episode_starts != 0  # [T, B]
-        on_cpu = starts.device.type == "cpu"
-        resets = starts.any(dim=1).nonzero().flatten().tolist() if on_cpu else range(x.shape[0])
+        readable = starts.device.type == "cpu" and not torch.compiler.is_exporting()
+        resets = starts.any(dim=1).nonzero().flatten().tolist() if readable else range(x.shape[0])
         outputs = []
         for begin, end in pairwise(sorted({0, *resets, x.shape[0]})):
             y, state = self.stretch(x[begin:end], state.masked_fill(starts[begin, :, None], 0))
