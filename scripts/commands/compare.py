@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ import tyro
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_writable, parse
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
-from srwm_rl.scripts.evaluation.table import render_comparison, warnings_of
+from srwm_rl.scripts.evaluation.table import render_comparison
 
 PROG = "srwm-rl compare"
 
@@ -59,8 +58,7 @@ def main(argv: list[str]) -> int:
         if path is not None:
             check_writable(Path(path), option)
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
-    from srwm_rl.scripts.reports.comparison import pictures, setting_differences
-    from srwm_rl.scripts.reports.render import render_page
+    from srwm_rl.scripts.reports.comparison import comparison_page
 
     sides = evaluate_sides(config, config.sides())
     report = compare(sides, config.seed)
@@ -68,16 +66,6 @@ def main(argv: list[str]) -> int:
     if config.json is not None:
         Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     if config.output is not None:
-        page = render_page(
-            "compare.html",
-            title=f"{sides[0].title} against {sides[1].title}",
-            subtitle=f"on {report['env']}",
-            written=time.strftime("%Y-%m-%d", time.gmtime()),
-            report=report,
-            command=shlex.join([*PROG.split(), *argv]),
-            pictures=pictures(report),
-            differences=setting_differences(*sides),
-            warnings=warnings_of(report),
-        )
+        page = comparison_page(sides, report, shlex.join([*PROG.split(), *argv]))
         Path(config.output).write_text(page, encoding="utf-8")
     return 0

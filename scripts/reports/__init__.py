@@ -1,1 +1,1 @@
-"""Pages of results: one HTML file each, which needs nothing but itself."""
+"""HTML pages of results, each a file without other files."""

@@ -1,4 +1,4 @@
-"""What a run logged while it trained, from its metrics.jsonl."""
+"""Logged values over training, from a run's metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Band(NamedTuple):
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read a metrics.jsonl: every logged key with its finite values; nothing where there is no such file.
+    """Read a metrics.jsonl: every logged key with its finite values; {} if there is no such file.
 
     Raises:
-        UserError: it is not what `srwm-rl train` writes.
+        UserError: it was not written by `srwm-rl train`.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -52,38 +52,33 @@ def read_curves(path: Path) -> dict[str, Curve]:
             row = json.loads(line)
             step = float(row.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if number == len(lines) - 1:  # a run that is training right now
+            if number == len(lines) - 1:  # the run is still training
                 break
             raise UserError(f"{path} is damaged in line {number + 1}; give another run") from error
         for key, value in row.items():
             if isinstance(value, int | float) and math.isfinite(value) and math.isfinite(step):
                 points.setdefault(key, {})[step] = float(value)
-    return {key: _curve(of) for key, of in points.items()}
-
-
-def _curve(points: dict[float, float]) -> Curve:
-    steps = np.array(sorted(points), np.float64)
-    return Curve(steps, np.array([points[step] for step in steps], np.float64))
+    return {key: Curve(*np.array(sorted(values.items()), np.float64).T) for key, values in points.items()}
 
 
 def thin(curve: Curve) -> Curve:
-    """Return at most `N_POINTS` points: the means of as many equal parts, and the last point as it is."""
+    """Return at most `N_POINTS` points: the means of equal parts; the last point is kept as it is."""
     if len(curve.steps) <= N_POINTS:
         return curve
-    parts = zip(*(np.array_split(each, N_POINTS) for each in curve), strict=True)
+    parts = zip(*(np.array_split(array, N_POINTS) for array in curve), strict=True)
     means = np.array([(steps.mean(), values.mean()) for steps, values in parts])
     means[-1] = curve.steps[-1], curve.values[-1]
     return Curve(means[:, 0], means[:, 1])
 
 
 def combine(curves: list[Curve], seed: int = 0) -> Band:
-    """Return the mean of several seeds' curves where all of them have been, with its bootstrap interval over seeds."""
+    """Return the mean of several seeds' curves over the steps that all of them have, with its bootstrap interval."""
     if len(curves) == 1:
         mean = thin(curves[0])
         return Band(mean, mean.values, mean.values, [])
-    first, last = max(each.steps[0] for each in curves), min(each.steps[-1] for each in curves)
+    first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
     steps = np.linspace(first, max(first, last), N_POINTS)
-    values = np.stack([np.interp(steps, *thin(each)) for each in curves])  # [n_seeds, N_POINTS]
+    values = np.stack([np.interp(steps, *thin(curve)) for curve in curves])  # [n_seeds, N_POINTS]
     drawn = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
     low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5], axis=0)
-    return Band(Curve(steps, values.mean(0)), low, high, [Curve(steps, each) for each in values])
+    return Band(Curve(steps, values.mean(0)), low, high, [Curve(steps, row) for row in values])

@@ -1,4 +1,4 @@
-"""From data and a template to a page; whatever comes of a run is escaped."""
+"""Render a template as an HTML page; everything that comes from a run is escaped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MAX_VIDEO_BYTES = 32 * 2**20
 
 
 def render_page(template: str, **data: Any) -> str:
-    """Fill one of the templates beside this file.
+    """Fill one of the templates.
 
     Args:
         template: its name.
-        data: what it shows; text is escaped, `Markup` is taken as it is.
+        data: its variables; text is escaped, `Markup` is not.
     """
     env = Environment(
         loader=PackageLoader("srwm_rl.scripts.reports", "templates"),
@@ -32,7 +32,8 @@ def render_page(template: str, **data: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"short": short_number, "number": _number, "signed": _signed, "percent": _percent, "plain": _plain}
+    env.filters |= {"short": short_number, "number": _number, "signed": _signed, "percent": "{:.1%}".format}
+    env.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
     style = files("srwm_rl.scripts.reports").joinpath("templates/style.css").read_text()
     return env.get_template(template).render(style=Markup(style), version=srwm_rl.__version__, **data)
 
@@ -45,19 +46,11 @@ def _signed(value: float | None, digits: int = 2) -> str:
     return _number(value, digits) if value is None or value < 0 else f"+{_number(value, digits)}"
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def read_video(path: str) -> str:
     """Return an MP4 file as a data URL.
 
     Raises:
-        UserError: it cannot be read, is no MP4, or is too large to stand inside a page.
+        UserError: it cannot be read, is no MP4, or is too large to be part of a page.
     """
     try:
         size = Path(path).stat().st_size

@@ -1,4 +1,4 @@
-"""What a page says of an evaluation, in numbers: returns per game, per level, and beside published ones."""
+"""The numbers of a report's tables: returns per game and per level, and published scores."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval
+from srwm_rl.agents.evaluation.statistics import difference_interval
 from srwm_rl.envs.make import normalizer, resolve
 from srwm_rl.envs.procgen.published import PROCGEN_EASY, SRWM_PAPER_GAMES, Published
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns
 
 N_SHADES = 9
-MANY = 400  # levels, of which cells of the usual size would fill a phone's screen
-Bounds = dict[str, tuple[float, float]]
+MAX_LARGE_CELLS = 400  # levels; more cells of the usual size would fill a phone's screen
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class GameRow:
 
     Attributes:
         game: its name, or "all games".
-        cells: by split, the evaluation's own row.
+        cells: by split, the evaluation's row.
         gaps: by held-out split, training minus held-out return: mean, low, high.
     """
 
@@ -34,17 +33,16 @@ class GameRow:
 
 
 def returns_by_game(evaluation: Evaluation, seed: int) -> list[GameRow]:
-    """Return a row per game, the one for all games first, as in the evaluation's own table."""
+    """Return a row per game, the one for all games first; `seed` is the bootstrap's."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in evaluation["rows"]:
         rows.setdefault(row["game"], {})[row["split"]] = row
+    first = next(iter(rows))
     overall = {gap["split"]: gap for gap in evaluation["generalization_gap"]}
-    several = "all games" in rows
-    result = []
-    for game, cells in rows.items():
-        gaps = overall if game == "all games" or not several else _gaps(evaluation, game, seed)
-        result.append(GameRow(game, cells, gaps))
-    return result
+    return [
+        GameRow(game, cells, overall if game == first else _gaps(evaluation, game, seed))
+        for game, cells in rows.items()
+    ]
 
 
 def _gaps(evaluation: Evaluation, game: str, seed: int) -> dict[str, dict[str, float | None]]:
@@ -53,19 +51,15 @@ def _gaps(evaluation: Evaluation, game: str, seed: int) -> dict[str, dict[str, f
     train = level_returns(evaluation, "train")[game][1]
     gaps = {}
     for split in held_out_splits(evaluation):
-        mean, low, high = difference_interval(train, level_returns(evaluation, split)[game][1], seed)
-        gaps[split] = {"mean": mean, "low": finite(low), "high": finite(high)}
+        interval = difference_interval(train, level_returns(evaluation, split)[game][1], seed)
+        ends = (float(value) if np.isfinite(value) else None for value in interval)
+        gaps[split] = dict(zip(("mean", "low", "high"), ends, strict=True))
     return gaps
-
-
-def finite(value: float) -> float | None:
-    """Return None for the infinite end of an interval that says nothing."""
-    return None if abs(value) == float("inf") else float(value)
 
 
 @dataclass(frozen=True)
 class LevelMap:
-    """Returns per level of one game and split.
+    """A value per level of one game and split.
 
     Attributes:
         game: the game.
@@ -73,7 +67,7 @@ class LevelMap:
         cells: `(level, value, shade)`, by level.
         low: the value of the lightest shade.
         high: the value of the darkest shade.
-        small: draw small cells, for there are many.
+        small: draw small cells, because there are many.
     """
 
     game: str
@@ -85,51 +79,48 @@ class LevelMap:
 
 
 def level_maps(evaluation: Evaluation) -> dict[str, list[LevelMap]]:
-    """Return `game -> its maps`, one for each split played by the agent, all of a game in the same shades."""
+    """Return `game -> maps of returns`, one for each split that the agent played, on one scale per game."""
     splits = [name for name in evaluation["episodes"] if name == "train" or name in held_out_splits(evaluation)]
     returns = {split: level_returns(evaluation, split) for split in splits}
     maps: dict[str, list[LevelMap]] = {}
-    for game in sorted({game for of in returns.values() for game in of}):
-        values = np.concatenate([of[game][1] for of in returns.values() if game in of])
+    for game in sorted(set().union(*returns.values())):
+        by_split = {split: games[game] for split, games in returns.items() if game in games}
+        values = np.concatenate([means for _, means in by_split.values()])
         low, high = float(values.min()), float(values.max())
-        small = max(len(of[game][0]) for of in returns.values() if game in of) > MANY
-        for split, of in returns.items():
-            if game in of:
-                cells = [(n, float(v), shade(float(v), low, high)) for n, v in zip(*of[game], strict=True)]
-                maps.setdefault(game, []).append(LevelMap(game, split, cells, low, high, small))
+        small = max(len(levels) for levels, _ in by_split.values()) > MAX_LARGE_CELLS
+        for split, means in by_split.items():
+            cells = [(level, float(mean), shade(float(mean), low, high)) for level, mean in zip(*means, strict=True)]
+            maps.setdefault(game, []).append(LevelMap(game, split, cells, low, high, small))
     return maps
 
 
-def difference_maps(returns: dict[str, tuple[list[int], FloatArray]]) -> list[LevelMap]:
-    """Return a map per game of differences per level; the middle shade stands for none."""
-    maps = []
-    for game, (levels, values) in returns.items():
-        most = max(float(np.abs(values).max()), 1e-9)
-        cells = [(n, float(v), _signed_shade(float(v), most)) for n, v in zip(levels, values, strict=True)]
-        maps.append(LevelMap(game, "", cells, -most, most, len(cells) > MANY))
+def difference_maps(differences: dict[str, dict[int, float]]) -> list[LevelMap]:
+    """Return a map per game of the differences by level; only a difference of 0 has the middle shade."""
+    maps, middle = [], N_SHADES // 2
+    for game, by_level in differences.items():
+        high = max(1e-9, *(abs(value) for value in by_level.values()))
+        cells = [
+            (level, float(value), middle + int(np.sign(value) * np.ceil(middle * abs(value) / high)))
+            for level, value in by_level.items()
+        ]
+        maps.append(LevelMap(game, "", cells, -high, high, len(cells) > MAX_LARGE_CELLS))
     return maps
 
 
 def shade(value: float, low: float, high: float) -> int:
-    """Return which of the `N_SHADES` shades a value between `low` and `high` has."""
+    """Return the index of the shade, out of `N_SHADES`, of a value between `low` and `high`."""
     if high <= low:
         return N_SHADES // 2
     return min(N_SHADES - 1, max(0, int(N_SHADES * (value - low) / (high - low))))
 
 
-def _signed_shade(value: float, most: float) -> int:
-    # Only no difference at all is drawn as none.
-    middle = N_SHADES // 2
-    return middle + int(np.sign(value) * np.ceil(middle * abs(value) / most))
-
-
 @dataclass(frozen=True)
 class PublishedTable:
-    """Published scores on the games of a run, and how the budgets compare.
+    """Published scores on the games of a run.
 
     Attributes:
         columns: each with the number of its source.
-        sources: number, address and what its numbers are.
+        sources: number, address and note.
         steps_per_game: of the run.
         paper: whether the games are the SRWM paper's six.
     """
@@ -141,21 +132,21 @@ class PublishedTable:
 
 
 def published_scores(trained: TrainConfig, num_timesteps: int) -> PublishedTable | None:
-    """Return the published scores to show beside a run's, None where there are none for its settings."""
+    """Return the published scores on a run's games; None if there are none for its settings."""
     spec = resolve(trained.env)
     if spec.kind != "procgen" or trained.mode != "easy":
         return None
-    columns = [each for each in PROCGEN_EASY if set(spec.names) & set(each.scores)]
-    notes = {each.source: each.note for each in columns}
+    columns = [column for column in PROCGEN_EASY if set(spec.names) & set(column.scores)]
+    notes = {column.source: column.note for column in columns}
     numbers = {source: number for number, source in enumerate(notes, 1)}
     return PublishedTable(
-        [(each, numbers[each.source]) for each in columns],
+        [(column, numbers[column.source]) for column in columns],
         [(numbers[source], source, note) for source, note in notes.items()],
         num_timesteps / len(spec.names),
         tuple(sorted(spec.names)) == SRWM_PAPER_GAMES,
     )
 
 
-def score_bounds(trained: TrainConfig) -> Bounds:
-    """Return `game -> (return worth 0, return worth 1)` where that is known."""
-    return normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+def is_normalised(trained: TrainConfig) -> bool:
+    """Return whether normalised scores exist for some game of a run."""
+    return bool(normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs")))

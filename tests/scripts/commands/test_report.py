@@ -4,14 +4,13 @@ import base64
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from srwm_rl.scripts.evaluation import runner as evaluations
+from srwm_rl.scripts.reports import report
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
@@ -196,7 +195,7 @@ def never_played(monkeypatch: pytest.MonkeyPatch) -> None:
     def play(*_: object) -> None:
         raise AssertionError("played before everything was checked")
 
-    monkeypatch.setattr(evaluations, "evaluate", play)
+    monkeypatch.setattr(report, "evaluate", play)
 
 
 REFUSED = [
@@ -239,17 +238,6 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_played(
     assert part in said.error()
     assert said.out == ""
     assert not list(tmp_path.glob("*.html"))
-
-
-@pytest.mark.usefixtures("never_played")
-@pytest.mark.parametrize("command", ["report {run} -o {tmp}/x.html", "compare {run} {tmp}/run -o {tmp}/x.html"])
-def test_missing_matplotlib_is_said_before_anything_is_played(
-    command: str, call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(recall, tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = call(*(word.format(run=recall, tmp=tmp_path) for word in command.split()))
-    assert "matplotlib, which is missing: pip install matplotlib" in said.error()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures inside a page."""
+"""Charts inside a page."""
 
 import re
 from collections.abc import Callable
@@ -10,14 +10,14 @@ import pytest
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
 from srwm_rl.agents.evaluation.comparison import Profiles
-from srwm_rl.scripts.reports.charts import Pictures, short_number
+from srwm_rl.scripts.reports.charts import Charts, short_number
 from srwm_rl.scripts.reports.curves import Band, Curve, combine
 
 STEPS = np.linspace(0, 1e6, 50)
 BAND = combine([Curve(STEPS, np.sqrt(STEPS)), Curve(STEPS, STEPS / 1e3)])
 PROFILE = Profiles(*(np.linspace(1, 0, 5) for _ in range(4)))
 NAME = '<b>$\\frac{a$ & "x"</b>'
-DRAWN: list[Callable[[Pictures], str]] = [
+DRAWN: list[Callable[[Charts], str]] = [
     lambda draw: draw.curve(BAND, NAME, "return", (1e6, (500.0, 400.0, 600.0)), random=100.0),
     lambda draw: draw.curve(Band(Curve(STEPS[:1], STEPS[:1]), STEPS[:1], STEPS[:1], []), NAME, "return"),
     lambda draw: draw.curve(BAND, NAME, "return", (1e6, (500.0, None, None))),
@@ -30,8 +30,8 @@ DRAWN: list[Callable[[Pictures], str]] = [
 
 
 @pytest.mark.parametrize("draw", DRAWN)
-def test_a_picture_is_one_svg_with_its_names_as_text(draw: Callable[[Pictures], str]) -> None:
-    svg = str(draw(Pictures()))
+def test_a_picture_is_one_svg_with_its_names_as_text(draw: Callable[[Charts], str]) -> None:
+    svg = str(draw(Charts()))
     root = ElementTree.fromstring(svg)
     assert root.tag == "svg"
     assert NAME in [text for each in root.iter("text") for text in each.itertext()]
@@ -41,7 +41,7 @@ def test_a_picture_is_one_svg_with_its_names_as_text(draw: Callable[[Pictures], 
 
 
 def test_ids_of_two_pictures_differ_and_are_all_referred_to() -> None:
-    pictures = Pictures()
+    pictures = Charts()
     svgs = [str(draw(pictures)) for draw in DRAWN]
     ids = [re.findall(r' id="([^"]+)"', svg) for svg in svgs]
     together = [name for of in ids for name in of]
@@ -51,7 +51,7 @@ def test_ids_of_two_pictures_differ_and_are_all_referred_to() -> None:
 
 
 def test_the_same_data_give_the_same_picture() -> None:
-    assert DRAWN[0](Pictures()) == DRAWN[0](Pictures())
+    assert DRAWN[0](Charts()) == DRAWN[0](Charts())
 
 
 NUMBERS = [(0, "0"), (0.25, "0.25"), (500, "500"), (50_400, "50.4k"), (25e6, "25M"), (-2e3, "-2k"), (3e9, "3G")]

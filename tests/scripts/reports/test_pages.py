@@ -35,9 +35,9 @@ def page(request: pytest.FixtureRequest) -> Path:
 def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the comparison of agents on six games, two seeds a side."""
     pytest.importorskip("procgen", reason="its games are ProcGen's")
-    from srwm_rl.scripts.commands.compare import make_page
     from srwm_rl.scripts.config.settings import TrainConfig
     from srwm_rl.scripts.evaluation.paired import ComparedRuns, compare
+    from srwm_rl.scripts.reports.comparison import comparison_page
 
     games = ("bigfish", "fruitbot", "leaper", "maze", "plunder", "starpilot")
     head = {"env": "paper6", "mode": "easy", "actions": "stochastic", "repeats": 1, "num_timesteps": 50_000_000}
@@ -53,7 +53,8 @@ def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sides.append(ComparedRuns(letter, names, trained, evaluations))
     first, second = sides
     path = tmp_path_factory.mktemp("compare") / "compare.html"
-    path.write_text(make_page((first, second), compare((first, second), 0), "srwm-rl compare"), encoding="utf-8")
+    page = comparison_page((first, second), compare((first, second), 0), "srwm-rl compare")
+    path.write_text(page, encoding="utf-8")
     return path
 
 
