@@ -1,8 +1,8 @@
-"""One agent against another on the same levels, and several training seeds against several.
+"""Statistics of two agents on the same levels, and of several training seeds.
 
-The statistics over seeds are those of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (NeurIPS 2021, https://arxiv.org/abs/2108.13264). Where their library `rliable` is installed it computes the
-interquartile means and the performance profiles; else the few lines below do.
+Those over seeds are of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS
+2021, https://arxiv.org/abs/2108.13264). Where their library `rliable` is installed, it computes the interquartile means
+and the performance profiles.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata, trim_mean
 
 from srwm_rl.agents.evaluation.statistics import FloatArray, Interval
 
 RESAMPLES = 9999
 SLOW_RESAMPLES = 2000
-"""For statistics that are computed anew for each resample."""
+"""For statistics that are not vectorised over resamples."""
 N_THRESHOLDS = 101
 
 
 class Outcomes(NamedTuple):
-    """On how many levels the first agent's return was higher than, equal to, or lower than the second's."""
+    """Number of levels where the first agent's return is higher than, equal to or lower than the second's."""
 
     wins: int
     ties: int
@@ -45,13 +46,13 @@ class Profiles(NamedTuple):
 
 
 def outcomes(first: FloatArray, second: FloatArray) -> Outcomes:
-    """Count wins, ties and losses of paired returns `[n]`; means over repeats that differ by rounding are ties.
+    """Count wins, ties and losses of paired returns `[n]`.
 
     Raises:
         ValueError: the two are not pairs.
     """
     _check_pairs([first], [second])
-    ties = np.isclose(first, second, rtol=1e-9, atol=1e-12)
+    ties = _tied(first, second)
     wins = (first > second) & ~ties
     return Outcomes(int(wins.sum()), int(ties.sum()), int((~wins & ~ties).sum()))
 
@@ -79,11 +80,13 @@ def level_improvement(first: Sequence[FloatArray], second: Sequence[FloatArray],
     A tie counts as half. Arguments, interval and errors are those of `paired_difference`.
     """
     _check_pairs(first, second)
-    chances = []
-    for a, b in zip(first, second, strict=True):
-        tied = np.isclose(a, b, rtol=1e-9, atol=1e-12)
-        chances.append(np.where(tied, 0.5, (a > b).astype(np.float64)))
+    chances = [np.where(_tied(a, b), 0.5, (a > b).astype(np.float64)) for a, b in zip(first, second, strict=True)]
     return _stratified_mean(chances, seed)
+
+
+def _tied(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
+    """Compare means over repeats, which may differ by rounding."""
+    return np.isclose(first, second, rtol=1e-9, atol=1e-12)
 
 
 def run_improvement(first: FloatArray, second: FloatArray, seed: int = 0) -> Interval:
@@ -106,25 +109,25 @@ def run_improvement(first: FloatArray, second: FloatArray, seed: int = 0) -> Int
 def interquartile_mean(scores: FloatArray, seed: int = 0) -> Interval:
     """Return the mean of the middle half of `scores` `[n_runs, n_games]` with its stratified bootstrap interval.
 
-    A single run says nothing of the spread over training seeds: its interval is infinite.
+    The interval of a single run is infinite.
     """
     if rliable_version() is not None and len(scores) > 1:
         from rliable import library, metrics
 
         with _global_seed(seed):
             points, ends = library.get_interval_estimates(
-                {"runs": scores}, lambda each: np.array([metrics.aggregate_iqm(each)]), reps=SLOW_RESAMPLES
+                {"runs": scores}, lambda runs: np.array([metrics.aggregate_iqm(runs)]), reps=SLOW_RESAMPLES
             )
         (point,), ((low,), (high,)) = points["runs"], ends["runs"]
         return Interval(float(point), float(low), float(high))
-    return _bootstrap_runs(lambda each: float(trim_mean(each, 0.25, axis=None)), [scores], seed)
+    return _bootstrap_runs(lambda runs: float(trim_mean(runs, 0.25, axis=None)), [scores], seed)
 
 
 def performance_profile(scores: FloatArray, thresholds: FloatArray, seed: int = 0) -> Profiles:
     """Return the fraction of `scores` `[n_runs, n_games]` above each threshold with stratified bootstrap intervals."""
 
-    def fractions(each: FloatArray) -> FloatArray:
-        above: FloatArray = (each[:, :, None] > thresholds).mean((0, 1))
+    def fractions(runs: FloatArray) -> FloatArray:
+        above: FloatArray = (runs[:, :, None] > thresholds).mean((0, 1))
         return above
 
     if rliable_version() is not None and len(scores) > 1:
@@ -141,7 +144,7 @@ def performance_profile(scores: FloatArray, thresholds: FloatArray, seed: int = 
 
 def common_thresholds(*scores: FloatArray) -> FloatArray:
     """Return `[N_THRESHOLDS]` values from just below the lowest score to the highest."""
-    low, high = min(each.min() for each in scores), max(each.max() for each in scores)
+    low, high = min(float(array.min()) for array in scores), max(float(array.max()) for array in scores)
     margin = 0.02 * max(high - low, 1e-3)
     thresholds: FloatArray = np.linspace(low - margin, high, N_THRESHOLDS)
     return thresholds
@@ -153,13 +156,13 @@ def rliable_version() -> str | None:
         from rliable import library, metrics  # noqa: F401
 
         return version("rliable")
-    except Exception:  # not only ImportError: it imports arch, which fails in other ways beside some releases of pandas
+    except Exception:  # its dependency arch raises other errors than ImportError with some releases of pandas
         return None
 
 
 @contextmanager
 def _global_seed(seed: int) -> Iterator[None]:
-    # rliable 1.2 draws its resamples from numpy's global generator, whatever generator it is given.
+    """Seed numpy's global generator, from which rliable 1.2 resamples whatever generator it is passed."""
     state = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -169,18 +172,18 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 def _stratified_mean(strata: Sequence[FloatArray], seed: int) -> Interval:
-    """Return the mean of the strata's means, resampling within each stratum."""
-    estimate = float(np.mean([each.mean() for each in strata]))
-    if any(len(each) < 2 for each in strata):
+    """Return the mean of the strata's means with its 95% bootstrap interval, resampling within each stratum."""
+    estimate = float(np.mean([stratum.mean() for stratum in strata]))
+    if min(map(len, strata)) < 2:
         return Interval(estimate, float("-inf"), float("inf"))
     rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(each, rng) for each in strata], axis=0)  # [RESAMPLES]
+    means = np.mean([_resampled_means(stratum, rng) for stratum in strata], axis=0)  # [RESAMPLES]
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(estimate, float(low), float(high))
 
 
 def _resampled_means(values: FloatArray, rng: np.random.Generator) -> FloatArray:
-    # In parts: 9,999 resamples of 10,000 levels at once would take 800 MB.
+    # In parts, as 9,999 resamples of 10,000 levels take 800 MB.
     rows = max(1, 1_000_000 // len(values))
     starts = range(0, RESAMPLES, rows)
     parts = [values[rng.integers(len(values), size=(min(rows, RESAMPLES - i), len(values)))].mean(1) for i in starts]
@@ -190,10 +193,10 @@ def _resampled_means(values: FloatArray, rng: np.random.Generator) -> FloatArray
 def _bootstrap_runs(statistic: Callable[..., float], samples: Sequence[FloatArray], seed: int) -> Interval:
     """Return `statistic(*samples)`, resampling the runs `[n_runs, n_games]` of each sample game by game."""
     estimate = statistic(*samples)
-    if any(len(each) < 2 for each in samples):
+    if min(map(len, samples)) < 2:
         return Interval(estimate, float("-inf"), float("inf"))
     rng = np.random.default_rng(seed)
-    resampled = [statistic(*(_resample_runs(each, rng) for each in samples)) for _ in range(SLOW_RESAMPLES)]
+    resampled = [statistic(*(_resample_runs(runs, rng) for runs in samples)) for _ in range(SLOW_RESAMPLES)]
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(estimate, float(low), float(high))
 
@@ -203,6 +206,6 @@ def _resample_runs(scores: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 
 def _check_pairs(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> None:
-    shapes = [[each.shape for each in side] for side in (first, second)]
-    if shapes[0] != shapes[1] or not first or any(each.ndim != 1 or not each.size for each in first):
+    shapes = [[returns.shape for returns in side] for side in (first, second)]
+    if shapes[0] != shapes[1] or not first or any(returns.ndim != 1 or not returns.size for returns in first):
         raise ValueError(f"a comparison needs pairs: arrays [n_levels] of the same levels, not {shapes}")

@@ -1,4 +1,4 @@
-"""Interventions: an agent whose edits of itself are held back, to see what they are good for."""
+"""Interventions: an agent whose edits of itself are suppressed, to measure their effect."""
 
 from __future__ import annotations
 
@@ -7,52 +7,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from srwm_rl.agents.evaluation.play_levels import Predictor
+from srwm_rl.agents.evaluation.play_levels import Predictor, State, batch_size
 from srwm_rl.errors import UserError
 from srwm_rl.nn.diagnostics import count_heads, state_heads
 from srwm_rl.nn.policy import SRWMPolicy
 
 
 class FrozenStateAgent:
-    """Acts as `agent`, but what it carries in time is held as it is from some step of each episode on.
+    """Acts as `agent`, with its state constant from some step of each episode on.
 
-    Held from the start, an agent with self-modifying heads acts with its slow weight for ever, and one with another
-    memory as if every observation were an episode's first. Within a step nothing changes: a core that reads what it
-    has just written, as an LSTM does, still does so.
+    From the first step on, an agent with self-modifying heads acts with its slow weight throughout, and one with
+    another memory as if every observation were an episode's first. Within a step nothing changes: a core that reads
+    what it has just written, as an LSTM does, still does so.
 
     Args:
-        agent: what acts; its state is one array `[L, B, S]`.
-        after: steps of each episode before the state is held.
-        part: `[L, S]`, true for the floats that are held; None: all.
+        agent: acts; its state is one array `[L, B, S]`.
+        after: steps of each episode before the state is frozen.
+        part: `[L, S]`, true for the elements to freeze; None: all.
     """
 
     def __init__(self, agent: Predictor, after: int = 0, part: npt.NDArray[np.bool_] | None = None) -> None:
         self.agent, self.after, self.part = agent, after, part
 
     def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        self, observation: Any, state: State = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, State]:
         """Act on `[B, ...]` observations as SB3's `predict` does; the state is the agent's and a clock `[1, B]`."""
-        first = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        starts = np.zeros(len(first), bool) if episode_start is None else np.asarray(episode_start, bool)
+        n_envs = batch_size(observation)
+        starts = np.zeros(n_envs, bool) if episode_start is None else np.asarray(episode_start, bool)
         actions, new = self.agent.predict(observation, state and state[:1], starts, deterministic)
-        if new is None:  # no memory to hold
+        if new is None:  # no memory
             return actions, None
         after = new[0]  # [L, B, S]
         before = np.zeros_like(after) if state is None else np.where(starts[:, None], 0, state[0])
-        clock = np.zeros((1, len(first)), np.int64) if state is None else np.where(starts, 0, state[1])
-        held = (clock >= self.after)[..., None]  # [1, B, 1]
+        clock = np.zeros((1, n_envs), np.int64) if state is None else np.where(starts, 0, state[1])
+        frozen = (clock >= self.after)[..., None]  # [1, B, 1]
         if self.part is not None:
-            held = held & self.part[:, None]
-        return actions, (np.where(held, before, after), clock + 1)
+            frozen = frozen & self.part[:, None]
+        return actions, (np.where(frozen, before, after), clock + 1)
 
 
 def head_part(policy: SRWMPolicy, layer: int, head: int) -> npt.NDArray[np.bool_]:
-    """Return which floats of the core's state `[L, S]` belong to one head, layers and heads counted from 0.
+    """Return the mask `[L, S]` of one head's elements in the core's state, layers and heads counted from 0.
 
     Raises:
         UserError: there is no such head.
@@ -60,7 +56,7 @@ def head_part(policy: SRWMPolicy, layer: int, head: int) -> npt.NDArray[np.bool_
     core = policy.core
     n_heads = count_heads(core)
     if not n_heads:
-        raise UserError(f"core {policy.core_name!r} carries nothing, so that no head can be cut out")
+        raise UserError(f"core {policy.core_name!r} carries nothing, so that it has no head to leave out")
     if not (0 <= layer < core.state_layers and 0 <= head < n_heads):
         raise UserError(
             f"there is no head {layer}.{head}: core {policy.core_name!r} has layers 0 to {core.state_layers - 1} with "

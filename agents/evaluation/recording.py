@@ -1,4 +1,4 @@
-"""One agent in one environment, step by step: what it did, and what it did to itself."""
+"""Record one agent in one environment: its steps, and diagnostics of its network."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Choose = Callable[[Any, bool], tuple[Array, StepDiagnostics | None]]
 class Played(NamedTuple):
     """One step."""
 
-    obs: Any  # [1, ...], what the agent saw
+    obs: Any  # [1, ...]
     start: bool  # the first step of an episode
     level: int
     action: Array  # [*action_shape]
     reward: float
     done: bool  # the last step of an episode
-    solved: bool | None  # None: the episode goes on, or the game does not tell
-    insight: StepDiagnostics | None
+    solved: bool | None  # None: the episode continues, or the game cannot be solved
+    diagnostics: StepDiagnostics | None
 
 
 def play(
@@ -42,25 +42,25 @@ def play(
 
     Args:
         env: a `srwm_rl.envs.LevelsVecEnv` of one environment, with or without memory inputs.
-        choose: what acts.
-        levels: those that the environment hands out.
-        see: called with each observation, before the step that leaves it.
+        choose: acts.
+        levels: those of the environment, in order.
+        see: called with each observation, before the step.
     """
-    to_come = iter(levels)
-    obs, start, level = env.reset(), True, next(to_come)
+    upcoming = iter(levels)
+    obs, start, level = env.reset(), True, next(upcoming)
     while env.remaining:  # type: ignore[attr-defined]
         if see is not None:
             see(obs)
-        action, insight = choose(obs, start)
+        action, diagnostics = choose(obs, start)
         new_obs, rewards, dones, infos = env.step(action)
         done = bool(dones[0])
         solved = infos[0].get("is_success") if done else None
-        yield Played(obs, start, level, np.asarray(action[0]), float(rewards[0]), done, solved, insight)
-        obs, start, level = new_obs, done, next(to_come, level) if done else level
+        yield Played(obs, start, level, np.asarray(action[0]), float(rewards[0]), done, solved, diagnostics)
+        obs, start, level = new_obs, done, next(upcoming, level) if done else level
 
 
 class Introspector:
-    """Chooses as the policy does, and tells what happens inside; equal torch seeds give equal actions."""
+    """Acts as the policy does and returns its diagnostics; equal torch seeds give equal actions."""
 
     def __init__(self, policy: SRWMPolicy, deterministic: bool = False) -> None:
         self.policy, self.deterministic = policy, deterministic
@@ -71,16 +71,16 @@ class Introspector:
         """See `Choose`."""
         tensors, _ = self.policy.obs_to_tensor(obs)
         starts = torch.tensor([start], device=self.policy.device)
-        insight = introspect(self.policy, tensors, self._state, starts, self.deterministic)
-        self._state = insight.core_state
-        action = insight.actions.cpu().numpy()
+        diagnostics = introspect(self.policy, tensors, self._state, starts, self.deterministic)
+        self._state = diagnostics.core_state
+        action = diagnostics.actions.cpu().numpy()
         if isinstance(self.policy.action_space, spaces.Box):
             action = np.clip(action, self.policy.action_space.low, self.policy.action_space.high)
-        return action, insight
+        return action, diagnostics
 
 
 class Observer:
-    """Keeps a running sha256 over the observations, so that a replay can say at which step it leaves the record."""
+    """Keeps a running sha256 of the observations, by which a replay finds the first step that differs."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -100,27 +100,26 @@ class Observer:
 
 
 def collect(steps: Iterable[Played]) -> Arrays:
-    """Stack T steps: what was done, and of each insight the parts that exist.
+    """Stack T steps and the diagnostics that they have.
 
     Returns:
-        `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`, `dones` `[T]`, `solved` `[T]` (-1: not told),
-        `levels` `[T]`; with insights also `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`,
+        `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`, `dones` `[T]`, `solved` `[T]` (-1: unknown),
+        `levels` `[T]`; with diagnostics also `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`,
         `edit` `[T, L, H]`, `drift` `[T, L, H]`, `rates` `[T, L, H, 4]`.
     """
     played = list(steps)
     arrays: Arrays = {
-        "actions": np.stack([each.action for each in played]),
-        "rewards": np.array([each.reward for each in played], np.float32),
-        "starts": np.array([each.start for each in played]),
-        "dones": np.array([each.done for each in played]),
-        "solved": np.array([-1 if each.solved is None else int(each.solved) for each in played], np.int8),
-        "levels": np.array([each.level for each in played], np.int64),
+        "actions": np.stack([step.action for step in played]),
+        "rewards": np.array([step.reward for step in played], np.float32),
+        "starts": np.array([step.start for step in played]),
+        "dones": np.array([step.done for step in played]),
+        "solved": np.array([-1 if step.solved is None else int(step.solved) for step in played], np.int8),
+        "levels": np.array([step.level for step in played], np.int64),
     }
-    insights = [each.insight for each in played if each.insight is not None]
-    for name in ("values", "entropy", "choices", "std") if insights else ():
-        if getattr(insights[0], name) is not None:
-            arrays[name] = np.stack([getattr(each, name)[0].cpu().numpy() for each in insights])
-    for name in ("edit", "drift", "rates") if insights else ():
-        if getattr(insights[0], name) is not None:
-            arrays[name] = np.stack([getattr(each, name)[:, 0].cpu().numpy() for each in insights])
+    diagnostics = [step.diagnostics for step in played if step.diagnostics is not None]
+    for name in ("values", "entropy", "choices", "std", "edit", "drift", "rates"):
+        tensors = [getattr(step, name) for step in diagnostics]
+        if tensors and tensors[0] is not None:
+            batch_axis = 1 if name in ("edit", "drift", "rates") else 0
+            arrays[name] = np.stack([tensor.select(batch_axis, 0).cpu().numpy() for tensor in tensors])
     return arrays

@@ -1,9 +1,8 @@
-"""Supervised parity: does a core learn, by gradient alone, to keep a state that every 1 of a bit stream flips?
+"""Supervised parity: a core learns, without rewards, a state that every 1 of a bit stream flips.
 
-No rewards and no exploration stand between the core and the task, so what it fails to learn here it cannot represent,
-or its gradient does not say. Irie, Csordás and Schmidhuber (2023, https://arxiv.org/abs/2310.16076) find that fast
-weights written by a fixed slow net fail where self-referential ones and LSTMs succeed, streams of unseen lengths
-included.
+There is no exploration, so that a core that fails cannot represent the task or gets no gradient for it. Irie, Csordás
+and Schmidhuber (2023, https://arxiv.org/abs/2310.16076) find that fast weights written by a fixed slow net fail where
+self-referential ones and LSTMs succeed, streams of unseen lengths included.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TEST_SEED = 10**9  # far from every training seed
 
 @dataclass(frozen=True)
 class ParitySettings:
-    """How a core is trained on parity, each setting once.
+    """How a core is trained on parity.
 
     Raises:
         UserError: a count below 1.
@@ -89,7 +88,7 @@ def train_parity(settings: ParitySettings, on_update: Callable[[int, float], Non
     """Train a model by the cross-entropy of every step's answer.
 
     Args:
-        settings: what to train and how.
+        settings: the core and its training.
         on_update: called with the number of updates done and the last loss (nats per step).
 
     Raises:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import srwm_rl
+from sb3_contrib import RecurrentPPO
+
+from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.evaluation.play_levels import Predictor
 from srwm_rl.errors import UserError
+from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.cli import allow_core
 from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
-
-if TYPE_CHECKING:
-    from srwm_rl.agents.evaluation.play_levels import Predictor
+from srwm_rl.storage.model_file import Agent, load
 
 ZIP = b"PK\x03\x04"
 INPUTS: dict[str, Literal["action", "reward", "step"]] = {
@@ -42,7 +44,7 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig,
         return _open_zip(config, device)
     if config.trust:
         raise UserError(f"--trust is for zips that model.save() wrote; {path} needs none, leave it out")
-    agent = srwm_rl.load(path, device)
+    agent = load(path, device)
     source = str(agent.path)
     trained = read_settings(agent.config, source)
     allow_env(trained.env, config.env, source)
@@ -50,6 +52,19 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig,
         raise UserError(f"--env {config.env}: {path} was trained on {trained.env}; leave it out")
     check_environment(trained, agent.policy.observation_space, agent.policy.action_space, source)
     return agent, trained, agent.num_timesteps
+
+
+def open_model(run: str, core: str | None, env: str | None, device: str) -> tuple[Agent, TrainConfig]:
+    """Return the agent of a run folder or a model file, and its training settings.
+
+    Raises:
+        UserError: as `open_agent`; or the file is a zip.
+    """
+    if _is_zip(Path(run)):
+        raise UserError(f"{run} is a zip; give a run folder, or a model file from its checkpoints folder")
+    agent, trained, _ = open_agent(EvalConfig(run=run, core=core, env=env), device)
+    assert isinstance(agent, Agent)  # only a zip holds another
+    return agent, trained
 
 
 def _is_zip(path: Path) -> bool:
@@ -74,7 +89,7 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, 
     except Exception as error:  # unpickling can raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {reason:.200}") from error
-    if not isinstance(model.policy, srwm_rl.SRWMPolicy):
+    if not isinstance(model.policy, SRWMPolicy):
         raise UserError(f"{path} holds a {type(model.policy).__name__}; only an SRWMPolicy can be evaluated here")
     spaces = dict(getattr(model.observation_space, "spaces", {}))
     clip = float(spaces["previous_reward"].high.max()) if "previous_reward" in spaces else 0.0
@@ -92,10 +107,6 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, 
 
 def _algorithm(path: str) -> Any:
     """Return the class that wrote a zip, by the names of its settings; only their JSON is read."""
-    from sb3_contrib import RecurrentPPO
-
-    from srwm_rl.agents import IMPALA, PPO
-
     with zipfile.ZipFile(path) as archive:
         names = json.loads(archive.read("data")).keys()
     if "vtrace_lambda" in names:
