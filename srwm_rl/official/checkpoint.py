@@ -1,4 +1,4 @@
-"""What a checkpoint of the published RL code holds: which agent it is, its weights, and what it was trained on.
+"""A checkpoint of the published RL code: the kind of agent, its weights, and what it was trained on.
 
 The code is IDSIA/modern-srwm, reinforcement_learning (https://github.com/IDSIA/modern-srwm); its `model.tar` has the
 weights under "model_state_dict", the options of its command line under "flags" and its progress under "stats".
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from srwm_rl.errors import UserError
-from srwm_rl.official.torch_zip import Tensor, TorchArchive
+from srwm_rl.official.torch_zip import TorchArchive
 
-# Which core an option chooses, in the order in which their learner asks; None: there is no such core here.
+# The core that an option selects, in the order in which their learner checks; None: not in this package.
 OPTIONS: dict[str, str | None] = {
     "use_delta": "delta",
     "use_lt": None,
@@ -47,7 +47,7 @@ Flags = dict[str, Any]  # short texts, numbers, None
 
 @dataclass(frozen=True)
 class Training:
-    """What an agent was trained on, in the words of `srwm-rl train`."""
+    """What an agent was trained on, as settings of `srwm-rl train`."""
 
     env: str
     mode: str
@@ -64,11 +64,11 @@ class OfficialCheckpoint:
 
     Attributes:
         path: the file.
-        core: the name of the core here that is this agent's.
+        core: the name of the agent's core in this package.
         weights: float32 arrays by the names in the file.
-        num_timesteps: environment steps it was trained for, 0 where the file does not say.
+        num_timesteps: environment steps it was trained for, 0 if the file does not tell.
         training: what it was trained on.
-        notes: what the file does not say and was assumed, a sentence each.
+        notes: sentences on what was assumed because the file does not tell it.
     """
 
     path: Path
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     """Read a checkpoint of the published RL code without running anything in it.
 
     Raises:
-        UserError: no such file, or one that is damaged, foreign or of an agent unknown here.
+        UserError: no such file, or a file that is damaged, foreign or of an unknown agent.
     """
     archive = TorchArchive(path)
     content = archive.content
@@ -98,9 +98,9 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     return OfficialCheckpoint(path, core, weights, steps, training, (*core_notes, *notes))
 
 
-def _plain(found: Any) -> Flags:
-    """Return the entries whose value is a short text, a number or None: all that is used, and safe to print."""
-    entries = found.items() if isinstance(found, dict) else ()
+def _plain(value: Any) -> Flags:
+    """Return the entries whose value is a short text, a number or None: safe to print, and all that is used."""
+    entries = value.items() if isinstance(value, dict) else ()
     return {name: value for name, value in entries if isinstance(name, str) and _is_plain(value)}
 
 
@@ -120,18 +120,16 @@ def _read_weights(archive: TorchArchive, described: dict[Any, Any]) -> dict[str,
     for name, tensor in described.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]{1,200}", name):
             raise UserError(f"{archive.path} is damaged: a weight has a name that cannot be")
-        if not isinstance(tensor, Tensor):
-            raise UserError(f"{archive.path} is damaged: weight {name!r} is no tensor")
         array = archive.array(tensor, name)
         total += array.size
         if total > MAX_WEIGHTS:
             raise UserError(f"{archive.path} has more than {MAX_WEIGHTS:,} weights; an agent has a few million")
         if array.dtype.kind != "f":
             raise UserError(f"{archive.path} is damaged: weight {name!r} is of type {array.dtype}")
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             weights[name] = array.astype(np.float32)
         if not np.isfinite(weights[name]).all():
-            raise UserError(f"{archive.path} is sick: weight {name!r} is not finite; use another checkpoint")
+            raise UserError(f"{archive.path} is broken: weight {name!r} is not finite; use another checkpoint")
     return weights
 
 
@@ -139,12 +137,12 @@ def choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags) -> tup
     """Return the core's name and notes; the weights' names and the options must agree.
 
     Raises:
-        UserError: an agent unknown here, or options that contradict the weights.
+        UserError: an unknown agent, or options that contradict the weights.
     """
     by_weights = _core_by_weights(path, weights)
     if not flags.keys() & OPTIONS.keys():
-        same_weights = ["it does not say whether its SRWM carries over what it edits; that it does is assumed"]
-        return by_weights, same_weights if by_weights == "srwm" else []
+        note = "it does not tell whether its SRWM carries over its edits from step to step; assumed that it does"
+        return by_weights, [note] if by_weights == "srwm" else []
     option = next((option for option in OPTIONS if flags.get(option) is True), None)
     by_flags = OPTIONS[option] if option else "feedforward"
     if by_flags is None:
@@ -153,8 +151,8 @@ def choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags) -> tup
     if by_flags == "srwm_no_carry" and by_weights == "srwm":
         return by_flags, []
     if by_flags != by_weights:
-        said = f"--{option}" if option else "no core at all"
-        raise UserError(f"{path} contradicts itself: its options say {said}, its weights are those of {by_weights}")
+        chosen = f"--{option}" if option else "no core at all"
+        raise UserError(f"{path} contradicts itself: its options say {chosen}, its weights are those of {by_weights}")
     return by_weights, []
 
 
@@ -176,18 +174,18 @@ def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
 
 
 def read_training(path: Path, flags: Flags, steps: int) -> tuple[Training, list[str]]:
-    """Return what the agent was trained on and notes on what was assumed.
+    """Return what the agent was trained on, and notes on what was assumed.
 
     Raises:
-        UserError: it was trained on no ProcGen game, or on levels that cannot be.
+        UserError: it was not trained on ProcGen games, or on impossible levels.
     """
     notes = []
     if "multi_env" not in flags and "env" not in flags:
-        notes.append("it does not name its games; the paper's six in easy mode, levels 0:200, are assumed")
+        notes.append("it does not name its games; assumed are the paper's six in easy mode, levels 0:200")
         flags = PAPER
     mode = flags.get("distribution_mode", "hard")
     if mode not in MODES:
-        raise UserError(f"{path} is damaged: it has no distribution mode {mode!r}")
+        raise UserError(f"{path} is damaged: ProcGen has no distribution mode {mode!r}")
     start, stop = _levels(path, flags)
     held_out = HELD_OUT_START if stop is None else max(HELD_OUT_START, stop)
     games = _games(path, flags, mode)

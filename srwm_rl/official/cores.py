@@ -15,9 +15,6 @@ from torch import Tensor
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.cores import Core, make_core
-from srwm_rl.official.importer import import_checkpoint
-
-__all__ = ["import_checkpoint", "load_core"]
 
 _ALIASES = {name: name for name in ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm")} | {
     "deltanet": "delta"
@@ -26,7 +23,7 @@ _FEED_FORWARD = {"layer_norm": "layer_norm", "up": "ff_layers.0", "down": "ff_la
 
 
 class _Source(NamedTuple):
-    """Where one of our weights comes from: theirs, with their shapes, joined along the last axis."""
+    """One of our weights: the authors' weights, of these shapes, joined along the last axis."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -38,8 +35,8 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
 
     Args:
         name: "srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta" (or "deltanet") or "lstm".
-        params: the core's parameters. A leading "param/" or "core." is understood; where any name has such a prefix,
-            only those that have it count.
+        params: the core's parameters. If any name begins with "param/" or "core.", only the names with that prefix
+            are used.
 
     Returns:
         The core, variant "paper", float32, on the CPU.
@@ -50,17 +47,17 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
     if name not in _ALIASES:
         raise UserError(f"unknown official core {name!r}{did_you_mean(name, _ALIASES)}")
     name = _ALIASES[name]
-    given = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in _unprefixed(params).items()}
-    core = make_core(name, **_sizes(name, given))
+    weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in _unprefixed(params).items()}
+    core = make_core(name, **_sizes(name, weights))
     sources = list(_lstm_sources(core) if name == "lstm" else _stack_sources(name, core))
-    surplus = given.keys() - {each for source in sources for each in source.theirs}
-    if name != "delta":  # whose layer norm is in use
+    surplus = weights.keys() - {key for source in sources for key in source.theirs}
+    if name != "delta":  # only the Delta Net uses its layer norm
         surplus -= {
             f"fwm_layers.{i}.layer_norm.{kind}" for i in range(core.state_layers) for kind in ("weight", "bias")
         }
     if surplus:
         raise UserError(f"official core {name!r} has no weight {min(surplus)!r}")
-    core.load_state_dict({source.ours: _joined(source, given) for source in sources})
+    core.load_state_dict({source.ours: _joined(source, weights) for source in sources})
     return core
 
 
@@ -71,35 +68,37 @@ def _unprefixed(params: Mapping[str, Any]) -> dict[str, Any]:
     return dict(params)
 
 
-def _get(given: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
-    if key not in given:
+def _get(weights: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
+    if key not in weights:
         raise UserError(f"the official weight {key!r} is missing")
-    if given[key].dim() != dims or not given[key].numel():
-        raise UserError(f"the official weight {key!r} must have {dims} axes, not shape {list(given[key].shape)}")
-    return given[key]
+    if weights[key].dim() != dims or not weights[key].numel():
+        raise UserError(f"the official weight {key!r} must have {dims} axes, not shape {list(weights[key].shape)}")
+    return weights[key]
 
 
-def _sizes(name: str, given: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the arguments of `make_core`, read from the shapes of a few weights."""
     if name == "lstm":
-        layers = sum(f"weight_ih_l{i}" in given for i in range(len(given)))
-        gates, input_size = _get(given, "weight_ih_l0", 2).shape
+        layers = sum(f"weight_ih_l{i}" in weights for i in range(len(weights)))
+        gates, input_size = _get(weights, "weight_ih_l0", 2).shape
         return {"input_size": input_size, "hidden_size": gates // 4, "n_layers": layers}
-    hidden, input_size = _get(given, "input_proj.weight", 2).shape
+    hidden, input_size = _get(weights, "input_proj.weight", 2).shape
     if name == "delta":
-        heads = len(_get(given, "fwm_layers.0.slow_net.weight", 2)) - 3 * hidden  # it has H (3D + 1) rows
+        heads = len(_get(weights, "fwm_layers.0.slow_net.weight", 2)) - 3 * hidden  # of H (3D + 1) rows
     else:
-        heads = _get(given, "fwm_layers.0.W_y", 3 if name == "fake_sr" else 4).shape[-3]
+        heads = _get(weights, "fwm_layers.0.W_y", 3 if name == "fake_sr" else 4).shape[-3]
     if heads < 1 or hidden % heads:
         first = "slow_net.weight" if name == "delta" else "W_y"
         raise UserError(f"the official weight 'fwm_layers.0.{first}' does not fit a core of width {hidden}")
-    numbers = {int(key.split(".")[1]) for key in given if key.startswith("fwm_layers.") and key.split(".")[1].isdigit()}
+    numbers = {
+        int(key.split(".")[1]) for key in weights if key.startswith("fwm_layers.") and key.split(".")[1].isdigit()
+    }
     return {
         "input_size": input_size,
         "hidden_size": hidden,
         "n_layers": len(numbers),
         "n_heads": heads,
-        "ff_size": len(_get(given, "ff_layers.0.ff_layers.0.weight", 2)),
+        "ff_size": len(_get(weights, "ff_layers.0.ff_layers.0.weight", 2)),
         "variant": "paper",
     }
 
@@ -110,32 +109,32 @@ def _lstm_sources(core: Core) -> Iterator[_Source]:
 
 
 def _stack_sources(name: str, core: Core) -> Iterator[_Source]:
-    """Yield where each weight of a core of memory layers comes from."""
+    """Yield the sources of the weights of a core of memory layers."""
     for ours, value in core.state_dict().items():
         shape = tuple(value.shape)
-        room, _, rest = ours.partition(".")
-        number, _, rest = rest.partition(".")
-        if room == "project":
+        module, _, rest = ours.partition(".")
+        number, _, name_in_layer = rest.partition(".")
+        if module == "project":
             yield _Source(ours, (f"input_proj.{number}",), (shape,))
-        elif room == "blocks":
-            part, _, kind = rest.rpartition(".")
+        elif module == "blocks":
+            part, _, kind = name_in_layer.rpartition(".")
             yield _Source(ours, (f"ff_layers.{number}.{_FEED_FORWARD[part]}.{kind}",), (shape,))
-        elif rest == "weight" and name == "fake_sr":
+        elif name_in_layer == "weight" and name == "fake_sr":
             yield _Source(ours, (f"fwm_layers.{number}.W_y",), (shape,))
-        elif rest == "weight":
+        elif name_in_layer == "weight":
             heads, size, columns = shape
             widths = (columns - 2 * size - 4, size, size, 4)
             names = tuple(f"fwm_layers.{number}.{group}" for group in ("W_y", "W_q", "W_k", "w_b"))
             yield _Source(ours, names, tuple((1, heads, size, width) for width in widths))
         else:
-            theirs = rest.replace("out.", "out_linear.")
+            theirs = name_in_layer.replace("out.", "out_linear.")
             yield _Source(ours, (f"fwm_layers.{number}.{theirs}",), (shape,))
 
 
-def _joined(source: _Source, given: Mapping[str, Tensor]) -> Tensor:
+def _joined(source: _Source, weights: Mapping[str, Tensor]) -> Tensor:
     pieces = []
     for key, shape in zip(source.theirs, source.shapes, strict=True):
-        piece = _get(given, key, len(shape))
+        piece = _get(weights, key, len(shape))
         if piece.shape != shape:
             raise UserError(f"the official weight {key!r} must be {list(shape)}, not {list(piece.shape)}")
         pieces.append(piece)

@@ -1,67 +1,63 @@
 """Pickles read as data: nothing that a file names is looked up, imported or called.
 
-`pickletools.genops` splits the bytes into operations; what these would build is built here of Python's own containers.
-For everything else that the file names stands a placeholder that does nothing.
+`pickletools.genops` splits the bytes into operations, which build Python's own containers here. Classes, functions and
+their calls become placeholders.
+
+`torch.load(weights_only=True)` does not replace this. It refuses the numpy numbers that the authors' learner stores in
+every checkpoint; a key of nested tuples keeps it hashing for ever; and it calls `bytearray(n)` and `torch.Tensor(n)`
+with any `n`. `tests/srwm_rl/hostile/hostile_corpus.py` has such files.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from srwm_rl.errors import UserError
 
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function that the file names, as "module.name"."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """What only the file's own code could have made; what made it, and with what, is forgotten."""
-
-    name: str
-
-
-Builder = Callable[..., Any]
-LITERALS = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-}  # fmt: skip
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What a dictionary's key may be: to hash a tuple of tuples of tuples can take longer than anyone waits.
+MAX_BYTES = 2**22  # a million operations take about two seconds
+# Types of a dictionary's keys: hashing tuples that share their items takes exponential time.
 KEYS = (str, int, float, bool, bytes, type(None))
 
 
-def read_pickle(
-    data: bytes, builders: Mapping[str, Builder], persistent: Callable[[Any], Any], most_bytes: int = 2**22
-) -> Any:
-    """Return what a pickle describes, in dicts, lists, tuples, texts, bytes, numbers, None and placeholders.
+@dataclass(frozen=True, eq=False)
+class Global:
+    """A class or function, named "module.name"."""
 
-    Args:
-        data: the pickle, of any protocol.
-        builders: functions of ours in place of the file's, by "module.name"; they get the arguments in the file.
-        persistent: turns a persistent id into an object of ours.
-        most_bytes: the longest pickle to read; a million operations take some two seconds.
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """An object that the class or function `name` would make of `arguments`; its later state is dropped."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PersistentId:
+    """A reference to an object that the pickle does not hold."""
+
+    value: Any
+
+
+def read_pickle(data: bytes) -> Any:
+    """Return what a pickle of any protocol describes: containers, texts, bytes, numbers, None and placeholders.
 
     Raises:
         UserError: the pickle is damaged, too long, or has operations that no checkpoint needs.
     """
-    if len(data) > most_bytes:
-        raise UserError(f"its pickle has {len(data):,} bytes, more than the {most_bytes:,} that are read")
-    machine = _Machine(builders, persistent)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"its pickle has {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    machine = _Machine()
     try:
         for operation, argument, _ in pickletools.genops(data):
             if operation.name == "STOP":
                 return machine.stack.pop()
-            machine.do(operation.name, argument)
+            machine.execute(operation, argument)
     except UserError:
         raise
     except (ValueError, IndexError, KeyError, TypeError) as error:
@@ -69,165 +65,114 @@ def read_pickle(
     raise UserError("its pickle is damaged: it has no end")
 
 
-class _Machine:
-    """The unpickler's stack, marks and memo. `_op_<name>` does the operation that `pickletools` gives that name."""
+def _dict(items: list[Any]) -> dict[Any, Any]:
+    keys = items[::2]
+    if len(items) % 2 or not all(isinstance(key, KEYS) for key in keys):
+        raise TypeError("keys")
+    return dict(zip(keys, items[1::2], strict=True))
 
-    def __init__(self, builders: Mapping[str, Builder], persistent: Callable[[Any], Any]) -> None:
-        self.builders, self.persistent = builders, persistent
+
+def _global(names: list[Any]) -> Global:
+    module, name = names
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise TypeError("names")
+    return Global(f"{module}.{name}")
+
+
+def _call(pair: list[Any]) -> Any:
+    function, arguments = pair
+    if not isinstance(function, Global | Call) or not isinstance(arguments, tuple):
+        raise TypeError("call")
+    if function.name == "collections.OrderedDict" and not arguments:
+        return {}  # torch adds the items later
+    return Call(function.name, arguments)
+
+
+LITERALS = (
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+)  # fmt: skip
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# What an operation pushes, made of the items that it takes from the stack.
+MAKE: dict[str, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"), tuple),
+    **dict.fromkeys(("EMPTY_LIST", "LIST"), list),
+    **dict.fromkeys(("EMPTY_DICT", "DICT"), _dict),
+    **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda _: Call("set")),
+    **dict.fromkeys(("OBJ", "INST", "NEWOBJ", "NEWOBJ_EX"), lambda _: Call("object")),
+    "STACK_GLOBAL": _global,
+    "REDUCE": _call,
+    "BUILD": lambda pair: pair[0],  # an object and its state
+    "BINPERSID": lambda items: PersistentId(items[0]),
+}
+UPDATES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
+
+
+class _Machine:
+    """The unpickler's stack, marks and memo."""
+
+    def __init__(self) -> None:
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # what lay under each open mark
+        self.marked: list[list[Any]] = []  # the stacks below the open marks
         self.memo: dict[int, Any] = {}
 
-    def do(self, name: str, argument: Any) -> None:
+    def execute(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
+        name = operation.name
         if name in LITERALS:
             self.stack.append(argument)
         elif name in CONSTANTS:
             self.stack.append(CONSTANTS[name])
-        elif name in TUPLES:
-            self.stack.append(tuple(self._last(TUPLES[name])))
+        elif name == "GLOBAL":
+            self.stack.append(_global(argument.split(" ", 1)))
+        elif name in MAKE:
+            items = self._take(operation, len(operation.stack_before))
+            self.stack.append(MAKE[name](items))
+        elif name in UPDATES:
+            _update(name, self._take(operation, len(operation.stack_before) - 1), self.stack[-1])
         else:
-            action = getattr(self, f"_op_{name.lower()}", None)  # the name is pickletools' own, not the file's
-            if action is None:
-                raise UserError(f"its pickle has an operation {name}, which no checkpoint needs")
-            action(argument)
+            self._move(name, argument)
 
-    def _last(self, n: int) -> list[Any]:
+    def _take(self, operation: pickletools.OpcodeInfo, n: int) -> list[Any]:
+        """Take the items above the last mark, or the last `n`."""
+        if pickletools.markobject in operation.stack_before:
+            return self._take_to_mark()
         if n > len(self.stack):
             raise IndexError(n)
-        taken = self.stack[len(self.stack) - n :]
-        del self.stack[len(self.stack) - n :]
-        return taken
+        cut = len(self.stack) - n
+        items, self.stack[cut:] = self.stack[cut:], []
+        return items
 
-    def _since_mark(self) -> list[Any]:
-        taken, self.stack = self.stack, self.below.pop()
-        return taken
+    def _take_to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
 
-    def _op_proto(self, version: int) -> None:
-        pass
-
-    _op_frame = _op_proto
-
-    def _op_mark(self, _: None) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def _op_pop(self, _: None) -> None:
-        # Python's own unpickler takes a mark that lies on top, too.
-        if self.stack:
+    def _move(self, name: str, argument: Any) -> None:
+        """Do an operation that makes nothing."""
+        if name == "MARK":
+            self.marked.append(self.stack)
+            self.stack = []
+        elif name == "POP_MARK" or (name == "POP" and not self.stack):  # Python's unpickler pops a mark, too
+            self._take_to_mark()
+        elif name == "POP":
             self.stack.pop()
-        else:
-            self._since_mark()
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name not in ("PROTO", "FRAME"):
+            raise UserError(f"its pickle has an operation {name}, which no checkpoint needs")
 
-    def _op_pop_mark(self, _: None) -> None:
-        self._since_mark()
 
-    def _op_dup(self, _: None) -> None:
-        self.stack.append(self.stack[-1])
-
-    def _op_put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    _op_binput = _op_long_binput = _op_put
-
-    def _op_memoize(self, _: None) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def _op_get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    _op_binget = _op_long_binget = _op_get
-
-    def _op_tuple(self, _: None) -> None:
-        items = tuple(self._since_mark())
-        self.stack.append(items)
-
-    def _op_empty_list(self, _: None) -> None:
-        self.stack.append([])
-
-    def _op_list(self, _: None) -> None:
-        items = self._since_mark()
-        self.stack.append(items)
-
-    def _op_append(self, _: None) -> None:
-        self._extend(self._last(1))
-
-    def _op_appends(self, _: None) -> None:
-        self._extend(self._since_mark())
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, list):
-            target.extend(items)
-        elif not isinstance(target, Opaque):
-            raise TypeError(target)
-
-    def _op_empty_dict(self, _: None) -> None:
-        self.stack.append({})
-
-    def _op_dict(self, _: None) -> None:
-        items = self._since_mark()
-        self.stack.append({})
-        self._update(items)
-
-    def _op_setitem(self, _: None) -> None:
-        self._update(self._last(2))
-
-    def _op_setitems(self, _: None) -> None:
-        self._update(self._since_mark())
-
-    def _update(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        keys = items[::2]
-        if len(items) % 2 or not all(isinstance(key, KEYS) for key in keys):
-            raise TypeError("keys")
-        if isinstance(target, dict):
-            target.update(zip(keys, items[1::2], strict=True))
-        elif not isinstance(target, Opaque):
-            raise TypeError(target)
-
-    def _op_global(self, name: str) -> None:
-        self.stack.append(Global(name.replace(" ", ".", 1)))
-
-    def _op_stack_global(self, _: None) -> None:
-        module, name = self._last(2)
-        if not (isinstance(module, str) and isinstance(name, str)):
-            raise TypeError(module)
-        self.stack.append(Global(f"{module}.{name}"))
-
-    def _op_reduce(self, _: None) -> None:
-        function, arguments = self._last(2)
-        if not isinstance(function, Global | Opaque) or not isinstance(arguments, tuple):
-            raise TypeError(function)
-        builder = self.builders.get(function.name) if isinstance(function, Global) else None
-        self.stack.append(builder(*arguments) if builder else Opaque(function.name))
-
-    def _op_build(self, _: None) -> None:
-        target, _attributes = self._last(2)  # a plain container has no attributes that matter
-        self.stack.append(target)
-
-    def _op_newobj(self, _: None) -> None:
-        self._last(2)
-        self.stack.append(Opaque("object"))
-
-    def _op_newobj_ex(self, _: None) -> None:
-        self._last(3)
-        self.stack.append(Opaque("object"))
-
-    def _op_obj(self, _: None) -> None:
-        self._since_mark()
-        self.stack.append(Opaque("object"))
-
-    def _op_inst(self, name: str) -> None:
-        self._since_mark()
-        self.stack.append(Opaque(name))
-
-    def _op_empty_set(self, _: None) -> None:
-        self.stack.append(Opaque("set"))
-
-    def _op_additems(self, _: None) -> None:
-        self._since_mark()
-
-    _op_frozenset = _op_obj
-
-    def _op_binpersid(self, _: None) -> None:
-        self.stack.append(self.persistent(self._last(1)[0]))
+def _update(name: str, items: list[Any], target: Any) -> None:
+    """Add items to a list or a dict; those of an object that is not made are dropped."""
+    if name.startswith("APPEND") and isinstance(target, list):
+        target.extend(items)
+    elif name.startswith("SETITEM") and isinstance(target, dict):
+        target.update(_dict(items))
+    elif isinstance(target, Call) and name.startswith("SETITEM"):
+        _dict(items)
+    elif not isinstance(target, Call):
+        raise TypeError(name)

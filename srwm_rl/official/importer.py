@@ -1,4 +1,4 @@
-"""A run folder made of a checkpoint of the published RL code, for `srwm-rl eval` and all else that takes a run."""
+"""Convert a checkpoint of the published RL code to a run folder, for `srwm-rl eval` and the other commands."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from srwm_rl.storage.model_file import save_model
 from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG, Run
 from srwm_rl.storage.safe_file import TEMPORARY
 
-IMPORTED = "imported"  # the key in config.json of what is known of the checkpoint
+IMPORTED = "imported"  # the key in config.json of the facts about the checkpoint
 
 
 def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
-    """Make a run folder of a checkpoint of the authors' RL code, without running anything in the file.
+    """Convert a checkpoint of the authors' RL code to a run folder, without running anything in the file.
 
-    The agent observes what it did there, with one difference: at an episode's first step it is shown the reward 0,
-    where the authors' environments showed the reward with which the episode before had ended.
+    The agent's observations differ in one point: the previous reward at an episode's first step is 0, in the authors'
+    environments it is the last reward of the episode before.
 
     Args:
         path: their `model.tar`.
         run_folder: the folder to make; it may exist if it is empty.
 
     Returns:
-        The run folder. What the checkpoint did not say and was assumed stands in its config.json under "imported".
+        The run folder. Its config.json lists under "imported" what was assumed because the checkpoint does not tell it.
 
     Raises:
-        UserError: no such file; one that is damaged, foreign or of an agent unknown here; a folder that holds
-            something, or that cannot be made.
+        UserError: no such file; a file that is damaged, foreign or of an unknown agent; a folder that is not empty,
+            or cannot be made.
     """
     folder = Path(os.path.abspath(run_folder))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{run_folder} exists already; give the name of a new folder")
     checkpoint = read_checkpoint(Path(path))
     policy = build_policy(checkpoint.core, checkpoint.weights, str(path))
-    # Whole or not at all: a folder without its model would look like a run that failed.
+    # Renamed when complete: a folder without its model would look like a run that failed.
     temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
     try:
         _write(temporary, checkpoint, policy)
@@ -57,12 +57,12 @@ def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
 
 def _write(folder: Path, checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> None:
     settings = train_settings(checkpoint, policy)
-    known = {
+    facts = {
         "file": checkpoint.path.name,
-        "n_weights": sum(each.size for each in checkpoint.weights.values()),
+        "n_weights": sum(weight.size for weight in checkpoint.weights.values()),
         "notes": list(checkpoint.notes),
     }
-    run = Run(folder, {"train": settings, IMPORTED: known})
+    run = Run(folder, {"train": settings, IMPORTED: facts})
     (folder / CHECKPOINTS).mkdir(parents=True)
     save_model(run.file("model", checkpoint.num_timesteps), policy, settings, checkpoint.num_timesteps)
     (folder / CONFIG).write_text(json.dumps(run.config, indent=2) + "\n")
@@ -71,7 +71,7 @@ def _write(folder: Path, checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> 
 def train_settings(checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> dict[str, Any]:
     """Return the settings of `srwm-rl train` that describe the agent and what it was trained on.
 
-    Settings of their trainer that have no counterpart here are left at this one's defaults.
+    Settings without a counterpart in their trainer keep our defaults.
     """
     training = checkpoint.training
     return {

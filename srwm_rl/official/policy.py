@@ -1,8 +1,8 @@
 """An `SRWMPolicy` with the weights of a published RL agent.
 
-Their network (IDSIA/modern-srwm, reinforcement_learning/torchbeast_procgen/model.py) is this one's: the IMPALA CNN on
-pixels / 255, the previous reward clipped to +-1 beside its features, a core, two linear heads. Names differ, and their
-frames are `[3, 64, 64]` where ours are as the environment makes them, `[64, 64, 3]`.
+Their network (IDSIA/modern-srwm, reinforcement_learning/torchbeast_procgen/model.py) has the same layers: the IMPALA
+CNN on pixels / 255, the previous reward clipped to +-1 appended to its features, a core, two linear heads. The names
+differ, and their frames are `[3, 64, 64]`, ours `[64, 64, 3]` as from the environment.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from srwm_rl.errors import UserError
 from srwm_rl.nn.cores import Core
 from srwm_rl.nn.encoders import MAIN_KEY, PREVIOUS_REWARD
 from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.official.cores import load_core
 from srwm_rl.storage.model_file import load_policy_arrays
 
 Weights = Mapping[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 SIDE, N_ACTIONS = 64, 15  # ProcGen's
 CNN = f"features_extractor.images.{MAIN_KEY}"
-DEEP = "trafo_ff_block."  # where the deeper feed-forward agent has what others have under "core."
+DEEP = "trafo_ff_block."  # the deeper feed-forward agent's prefix, instead of "core."
 # A stage of the CNN is four modules here: convolution, pooling, two residual blocks.
 STAGE = (
     (0, "", "feat_convs.{}.0"),
@@ -37,7 +38,7 @@ STAGE = (
 
 
 def observation_space() -> spaces.Dict:
-    """Return what the published agents observe, as `srwm_rl.envs.VecMemoryInputs` hands it over for ProcGen."""
+    """Return the published agents' observations, as `srwm_rl.envs.VecMemoryInputs` makes them for ProcGen."""
     frame = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
     return spaces.Dict({MAIN_KEY: frame, PREVIOUS_REWARD: spaces.Box(-1, 1, (1,), np.float32)})
 
@@ -46,23 +47,23 @@ def build_policy(core_name: str, weights: Weights, source: str) -> SRWMPolicy:
     """Build the policy of a published agent.
 
     Args:
-        core_name: the core here that is the agent's.
+        core_name: the name of the agent's core in this package.
         weights: float32 arrays by the names they have in the checkpoint.
-        source: what an error calls the checkpoint.
+        source: the checkpoint's name in errors.
 
     Raises:
         UserError: a weight is missing, surplus or of another shape; it is named.
     """
-    # All sizes are checked before anything is built: a damaged file may well name a width of a million.
+    # All sizes are checked before anything is built: a damaged file may name a width of a million.
     channels, names, shapes = _around_the_core(weights, source)
     n_features = shapes["fc.weight"][0]
     _check_shapes(weights, shapes, source)
-    rest = {name: each for name, each in weights.items() if name not in shapes}
+    core_weights = {name: array for name, array in weights.items() if name not in shapes}
     try:
         if core_name == "feedforward":
-            core_kwargs, arrays = _feed_forward(rest, n_features + 1, source)
+            core_kwargs, arrays = _feed_forward(core_weights, n_features + 1, source)
         else:
-            core_kwargs, arrays = _with_memory(core_name, rest, n_features + 1, source)
+            core_kwargs, arrays = _with_memory(core_name, core_weights, n_features + 1, source)
     except UserError as error:
         raise UserError(str(error) if source in str(error) else f"{source}: {error}") from error
     policy = SRWMPolicy(
@@ -73,14 +74,14 @@ def build_policy(core_name: str, weights: Weights, source: str) -> SRWMPolicy:
         core_kwargs=core_kwargs,
         encoder_kwargs={"cnn": {"channels": channels, "features": n_features}},
     )
-    arrays = {f"core.{name}": each for name, each in arrays.items()}
+    arrays = {f"core.{name}": array for name, array in arrays.items()}
     arrays |= {ours: weights[theirs] for ours, theirs in names.items()}
     load_policy_arrays(policy, arrays, source)
     return policy
 
 
 def _around_the_core(weights: Weights, source: str) -> tuple[list[int], dict[str, str], Shapes]:
-    """Return the CNN's channels, encoder's and heads' names here -> there, and the shapes these should have."""
+    """Return the CNN's channels, our names -> theirs for encoder and heads, and the expected shapes of theirs."""
     channels: list[int] = []
     while f"feat_convs.{len(channels)}.0.weight" in weights:
         channels.append(_axis(weights, f"feat_convs.{len(channels)}.0.weight", 0, source))
@@ -114,23 +115,21 @@ def _check_shapes(weights: Weights, shapes: Shapes, source: str) -> None:
     for name, shape in shapes.items():
         _axis(weights, name, 0, source)
         if weights[name].shape != shape:
-            found = list(weights[name].shape)
-            raise UserError(f"{source} is no ProcGen agent: weight {name!r} is {found}, not {list(shape)}")
+            actual = list(weights[name].shape)
+            raise UserError(f"{source} is no ProcGen agent: weight {name!r} is {actual}, not {list(shape)}")
 
 
 def _with_memory(name: str, weights: Weights, n_inputs: int, source: str) -> tuple[dict[str, Any], Weights]:
-    """Return the settings and the weights of a core that the published code has under "core."."""
-    from srwm_rl.official.cores import load_core  # which makes this module's work known, too
-
-    if surplus := sorted(each for each in weights if not each.startswith("core.")):
+    """Return the settings and weights of a core that the published code stores under "core."."""
+    if surplus := sorted(key for key in weights if not key.startswith("core.")):
         raise UserError(f"{source} has a surplus weight {surplus[0]!r}")
     _check_core(weights, n_inputs, source)
     core = load_core(name, weights)
-    return _settings(core), {ours: each.detach().numpy() for ours, each in core.named_parameters()}
+    return _settings(core), {key: weight.detach().numpy() for key, weight in core.named_parameters()}
 
 
 def _check_core(weights: Weights, n_inputs: int, source: str) -> None:
-    """Check that the core reads the encoder's features and is not wider than the weights that are there."""
+    """Check the core's input width, and its width and depth against the weights in the file."""
     shapes: Shapes
     if "core.weight_ih_l0" in weights:
         width = _axis(weights, "core.weight_hh_l0", 1, source)
@@ -157,7 +156,7 @@ def _settings(core: Core) -> dict[str, Any]:
 
 
 def _feed_forward(weights: Weights, n_inputs: int, source: str) -> tuple[dict[str, Any], Weights]:
-    """Return the settings and the weights of the agents without memory: the deeper one's blocks, or none."""
+    """Return the settings and weights of an agent without memory: the deeper agent's blocks, or no core at all."""
     if not any(name.startswith(DEEP) for name in weights):
         return _identity(n_inputs)
     width = _axis(weights, f"{DEEP}input_proj.weight", 0, source)
@@ -172,13 +171,14 @@ def _feed_forward(weights: Weights, n_inputs: int, source: str) -> tuple[dict[st
     _check_shapes(weights, {f"{name}.weight": shape for name, shape in kernels.items()}, source)
     names = _with_kinds(names)
     if odd := sorted({*names.values()} ^ weights.keys()):
-        raise UserError(f"{source} has a surplus weight, or lacks it: {odd[0]!r}")
+        how = "has a surplus" if odd[0] in weights else "lacks"
+        raise UserError(f"{source} {how} weight {odd[0]!r}")
     settings = {"hidden_size": width, "n_layers": n_layers, "ff_size": ff_size}
     return settings, {ours: weights[theirs] for ours, theirs in names.items()}
 
 
 def _identity(width: int) -> tuple[dict[str, Any], Weights]:
-    """Return a feed-forward core that hands its input on, to the bit: the simplest agent's heads read the features."""
+    """Return a feed-forward core that returns its input exactly: the simplest agent's heads read the features."""
     block = {"layer_norm": (width,), "up": (1, width), "down": (width, 1)}
     arrays: dict[str, np.ndarray] = {"project.weight": np.eye(width, dtype=np.float32)}
     arrays["project.bias"] = np.zeros(width, np.float32)

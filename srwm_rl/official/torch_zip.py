@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from srwm_rl.errors import UserError
-from srwm_rl.official.data_unpickler import Global, Opaque, read_pickle
+from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
 
 DTYPES = {
     "FloatStorage": "f4",
@@ -30,29 +31,30 @@ DTYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-MAX_BYTES = 2**31  # of a file; a stored member is no longer than its file, so this bounds all that is read
-MAX_AXES = 8
+BYTE_ORDERS = {b"little": "<", b"big": ">"}
+MAX_BYTES = 2**31  # of a file; stored members are no longer than their file
 OLD_FORMAT = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickled magic number
 ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, struct.error)
+Count = Annotated[int, Meta(ge=0, lt=2**40)]
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Numbers of one type in one member of the archive."""
+class _Storage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The persistent id of a storage: numbers of one type in one member of the archive."""
 
-    kind: str
+    kind: Literal["storage"]
+    type: Any
     key: str
-    numel: int
+    device: Any
+    numel: Count
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A view of a storage, as the pickle describes it; nothing of it is checked yet."""
+class _View(msgspec.Struct, array_like=True):
+    """The arguments with which torch rebuilds a tensor; what follows these four is not used."""
 
-    storage: Storage
-    offset: Any
-    size: Any
-    stride: Any
+    storage: Any
+    offset: Count
+    size: Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**40)], ...], Meta(max_length=8)]
+    stride: tuple[Count, ...]
 
 
 class TorchArchive:
@@ -60,7 +62,7 @@ class TorchArchive:
 
     Attributes:
         path: the file.
-        content: what was saved; tensors are `Tensor`, and objects that only the file's code could make are `Opaque`.
+        content: what was saved; tensors and other objects are placeholders, see `array`.
 
     Raises:
         UserError: no such file, too large, of another format, or damaged.
@@ -72,42 +74,49 @@ class TorchArchive:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(blob))
         except ZIP_ERRORS as error:
-            raise UserError(f"{path} {_what_else(blob)}") from error
+            raise UserError(f"{path} {_describe_foreign(blob)}") from error
         self._members = {member.filename: member for member in self._zip.infolist()}
         pickles = [name for name in self._members if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(self._members) != len(self._zip.infolist()):
             raise UserError(f"{path} is a zip archive, but not one that torch.save wrote")
         self._folder = pickles[0].removesuffix("data.pkl")
-        self._order = self._byte_order()
-        builders = {
-            "collections.OrderedDict": _ordered_dict,
-            "torch._utils._rebuild_tensor_v2": _tensor,
-            "torch._utils._rebuild_parameter": _parameter,
-        }
+        # Files of torch below 2.1 do not name their byte order.
+        named = f"{self._folder}byteorder" in self._members
+        self._byte_order = BYTE_ORDERS.get(self._member("byteorder")) if named else "<"
+        if self._byte_order is None:
+            raise UserError(f"{path} is damaged: its byte order is unknown")
+        data = self._member("data.pkl")
         try:
-            self.content = read_pickle(self._member("data.pkl"), builders, _storage)
+            self.content = read_pickle(data)
         except UserError as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
-    def array(self, tensor: Tensor, name: str) -> np.ndarray:
-        """Return a copy of a tensor's numbers in their own type; `name` is what an error calls it.
+    def array(self, value: Any, name: str) -> np.ndarray:
+        """Return a copy of the numbers of a tensor in `content`, in their own type; `name` is its name in errors.
 
         Raises:
-            UserError: the tensor does not lie inside its storage, or the storage is missing, damaged or of a type
-                unknown here.
+            UserError: the value is no tensor, or not inside its storage; the storage is missing, damaged or of a type
+                that numpy does not have.
         """
-        kind = DTYPES.get(tensor.storage.kind.removeprefix("torch."))
+        what = f"{self.path} is damaged: weight {name!r}"
+        storage, view = _parse_tensor(value, what)
+        kind = DTYPES.get(storage.type.name.removeprefix("torch."))
         if kind is None:
-            raise UserError(f"{self.path}: {name!r} is of type {tensor.storage.kind!r:.60}, which is not supported")
-        dtype = np.dtype(self._order + kind)
-        _check_view(tensor, f"{self.path} is damaged: {name!r}")
-        data = self._member(f"data/{tensor.storage.key}")
-        if len(data) != tensor.storage.numel * dtype.itemsize:
-            raise UserError(f"{self.path} is damaged: the storage of {name!r} has {len(data):,} bytes")
-        flat = np.frombuffer(data, dtype)[tensor.offset :]
-        strides = [each * dtype.itemsize for each in tensor.stride]
-        view = np.lib.stride_tricks.as_strided(flat, tensor.size, strides, writeable=False)
-        return np.array(view, kind, order="C")
+            raise UserError(
+                f"{self.path}: weight {name!r} is of type {storage.type.name!r:.60}, which is not supported"
+            )
+        last = sum((size - 1) * stride for size, stride in zip(view.size, view.stride, strict=False))
+        inside = len(view.size) == len(view.stride) and view.offset + last < storage.numel
+        # With a stride of 0 one number could become a terabyte.
+        if not inside or prod(view.size) > storage.numel:
+            raise UserError(f"{what} does not lie inside its storage")
+        dtype = np.dtype(f"{self._byte_order}{kind}")
+        data = self._member(f"data/{storage.key}")
+        if len(data) != storage.numel * dtype.itemsize:
+            raise UserError(f"{what} has a storage of {len(data):,} bytes")
+        flat = np.frombuffer(data, dtype)[view.offset :]
+        strides = [stride * dtype.itemsize for stride in view.stride]
+        return np.array(np.lib.stride_tricks.as_strided(flat, view.size, strides, writeable=False), kind, order="C")
 
     def _member(self, name: str) -> bytes:
         member = self._members.get(self._folder + name)
@@ -120,14 +129,20 @@ class TorchArchive:
         except ZIP_ERRORS as error:
             raise UserError(f"{self.path} is damaged: {name} cannot be read; get the file anew") from error
 
-    def _byte_order(self) -> str:
-        if f"{self._folder}byteorder" not in self._members:
-            return "<"  # older than torch 2.1
-        orders = {b"little": "<", b"big": ">"}
-        order = self._member("byteorder")
-        if order not in orders:
-            raise UserError(f"{self.path} is damaged: its byte order is none")
-        return orders[order]
+
+def _parse_tensor(value: Any, what: str) -> tuple[_Storage, _View]:
+    if isinstance(value, Call) and value.name == "torch._utils._rebuild_parameter" and value.arguments:
+        value = value.arguments[0]
+    if not isinstance(value, Call) or value.name != "torch._utils._rebuild_tensor_v2":
+        raise UserError(f"{what} is no tensor")
+    try:
+        view = msgspec.convert(value.arguments, _View)
+        storage = msgspec.convert(view.storage.value if isinstance(view.storage, PersistentId) else None, _Storage)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UserError(f"{what} has a description that does not fit: {error}") from error
+    if not isinstance(storage.type, Global):
+        raise UserError(f"{what} has a storage without a type")
+    return storage, view
 
 
 def _read(path: Path) -> bytes:
@@ -141,46 +156,10 @@ def _read(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _what_else(blob: bytes) -> str:
+def _describe_foreign(blob: bytes) -> str:
     if blob.startswith(OLD_FORMAT) or blob[257:262] == b"ustar":
         return (
-            "is in torch's format from before 1.6, which only running its code could read: "
-            "where you trust it, write torch.save(torch.load(old), new) with torch 1.6 or later, and give the new file"
+            "is in torch's format from before 1.6, which can only be read by running its code: "
+            "if you trust it, write torch.save(torch.load(old), new) with torch 1.6 or later, and give the new file"
         )
     return "is no file of torch.save, or is damaged"
-
-
-def _ordered_dict(*items: Any) -> Any:
-    return Opaque("collections.OrderedDict") if items else {}  # torch fills it afterwards
-
-
-def _storage(persistent_id: Any) -> Storage:
-    kind, storage_type, key, _device, numel = persistent_id
-    fits = kind == "storage" and isinstance(storage_type, Global) and isinstance(key, str) and type(numel) is int
-    if not fits:
-        raise TypeError(kind)
-    return Storage(storage_type.name, key, numel)
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage):
-        raise TypeError(storage)
-    return Tensor(storage, offset, size, stride)
-
-
-def _parameter(tensor: Any, *_: Any) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(tensor)
-    return tensor
-
-
-def _check_view(tensor: Tensor, what: str) -> None:
-    for numbers, least in ((tensor.size, 1), (tensor.stride, 0), ((tensor.offset,), 0)):
-        fits = isinstance(numbers, tuple) and all(type(each) is int and least <= each < 2**40 for each in numbers)
-        if not fits or len(numbers) > MAX_AXES:
-            raise UserError(f"{what} has no size that can be")
-    last = sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=False))
-    inside = len(tensor.size) == len(tensor.stride) and tensor.offset + last < tensor.storage.numel
-    # A stride of 0 could make a terabyte of one number.
-    if not inside or prod(tensor.size) > tensor.storage.numel:
-        raise UserError(f"{what} does not lie inside its storage")

@@ -15,7 +15,7 @@ from typing import Any
 import official_checkpoints  # the script's own folder is on Python's path
 
 from srwm_rl import UserError
-from srwm_rl.official.cores import import_checkpoint
+from srwm_rl.official import import_checkpoint
 
 FORBIDDEN = ("import", "exec", "compile", "pickle.", "os.system", "os.fork", "os.exec", "os.spawn", "os.posix_spawn")
 FORBIDDEN = (*FORBIDDEN, "socket.", "subprocess.", "ctypes.", "urllib.", "code.", "marshal.")

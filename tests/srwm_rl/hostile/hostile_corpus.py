@@ -132,6 +132,26 @@ def archives(good: Good, mark: str) -> Made:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     yield "tar-link.tar", whole.getvalue()
+    for name, data in torch_pickles().items():
+        yield f"torch-bomb-{name}.tar", zipped({"a/data.pkl": data, "a/byteorder": b"little", "a/data/0": b"\0" * 12})
+
+
+def torch_pickles() -> dict[str, bytes]:
+    """Return short pickles that take `torch.load(weights_only=True)` gigabytes or for ever."""
+    gigabytes = b"\x8a\x05" + (2**33).to_bytes(5, "little")
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x03tQ"
+    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00%b\x85K%b\x85\x89}tR"
+    key = b"\x80\x02}X\x10\x00\x00\x00model_state_dict}X\x01\x00\x00\x00w"
+    shared = b")" + b"q\x00h\x00\x86" * 200  # a pair of a pair of ...: 2**200 leaves to hash
+    return {
+        "bytearray": key + b"cbuiltins\nbytearray\n" + gigabytes + b"\x85Rss.",
+        "tensor": key + b"ctorch\nTensor\n" + gigabytes + b"\x85Rss.",
+        "numpy": key + b"cnumpy\nzeros\n" + gigabytes + b"\x85Rss.",
+        "stride": key + rebuilt % (gigabytes, b"\x00") + b"ss.",
+        "size": key + rebuilt % (gigabytes, b"\x01") + b"ss.",
+        "hash": b"\x80\x02}" + shared + b"Ns.",
+        "deep": b"\x80\x02)" + b"\x85" * 10**6 + b".",
+    }
 
 
 def bombs(good: Good, mark: str) -> Made:

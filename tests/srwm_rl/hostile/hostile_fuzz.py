@@ -24,7 +24,7 @@ import numpy as np
 from hostile_corpus import Good  # the script's own folder is on Python's path
 
 from srwm_rl import UserError, load
-from srwm_rl.official.cores import import_checkpoint
+from srwm_rl.official import import_checkpoint
 from srwm_rl.scripts.main import main as command
 from srwm_rl.storage.safe_file import read_file, serialise
 

@@ -23,7 +23,7 @@ from typing import Any
 from hostile_payloads import MARK, MODULE  # the script's own folder is on Python's path
 
 from srwm_rl import UserError, load
-from srwm_rl.official.cores import import_checkpoint
+from srwm_rl.official import import_checkpoint
 from srwm_rl.scripts.main import main as command
 
 FOLDER = Path(sys.argv[1])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srwm_rl import UserError
-from srwm_rl.official.data_unpickler import Global, Opaque, read_pickle
+from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 TREES = st.recursive(
@@ -29,19 +29,11 @@ TREES = st.recursive(
 )
 
 
-def refuse(persistent_id: Any) -> Any:
-    raise UserError(f"unexpected id {persistent_id!r}")
-
-
-def read(data: bytes) -> Any:
-    return read_pickle(data, {}, refuse)
-
-
 @given(TREES, st.integers(2, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_comes_back_equal(tree: Any, protocol: int) -> None:
     if protocol == 2 and "bytes" in _types(tree):
         protocol = 3  # protocol 2 has no bytes: it calls a function that makes them
-    assert read(pickle.dumps(tree, protocol)) == tree
+    assert read_pickle(pickle.dumps(tree, protocol)) == tree
 
 
 def _types(tree: Any) -> set[str]:
@@ -53,8 +45,8 @@ def _types(tree: Any) -> set[str]:
 def test_an_object_that_holds_itself_is_read() -> None:
     loop: list[Any] = []
     loop.append(loop)
-    found = read(pickle.dumps(loop))
-    assert found[0] is found
+    content = read_pickle(pickle.dumps(loop))
+    assert content[0] is content
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -65,30 +57,35 @@ def test_objects_become_placeholders(protocol: int) -> None:
         frozenset((3,)),
         len,
         Path("x"),
-        collections.OrderedDict(a=1),
         UserError("x"),
         9,
     ]
-    found = read(pickle.dumps(content, protocol))
-    assert found[7] == 9
-    assert found[3] == Global("builtins.len" if protocol > 2 else "__builtin__.len")
-    assert {type(each) for each in found} == {Opaque, Global, int}
+    items = read_pickle(pickle.dumps(content, protocol))
+    assert items[6] == 9
+    assert items[3].name == ("builtins.len" if protocol > 2 else "__builtin__.len")
+    assert {type(item) for item in items} == {Call, Global, int}
 
 
-def test_our_own_function_stands_for_the_files() -> None:
-    data = pickle.dumps([datetime.date(2022, 2, 1), datetime.timedelta(3)], 2)
-    builders = {"datetime.date": lambda packed: ("a date", type(packed).__name__)}
-    assert read_pickle(data, builders, refuse) == [("a date", "Opaque"), Opaque("datetime.timedelta")]
+def test_an_ordered_dict_is_a_dict() -> None:
+    assert read_pickle(pickle.dumps(collections.OrderedDict(a=1), 2)) == {"a": 1}
 
 
-def test_persistent_ids_are_ours_to_resolve() -> None:
+def test_a_call_keeps_its_name_and_arguments() -> None:
+    date, delta = read_pickle(pickle.dumps([datetime.date(2022, 2, 1), datetime.timedelta(3)], 2))
+    assert (date.name, delta.name) == ("datetime.date", "datetime.timedelta")
+    assert delta.arguments == (3, 0, 0)
+
+
+def test_persistent_ids_are_kept() -> None:
     class Pickler(pickle.Pickler):
-        def persistent_id(self, each: Any) -> Any:
-            return ("id", 5) if isinstance(each, range) else None
+        def persistent_id(self, value: Any) -> Any:
+            return ("id", 5) if isinstance(value, range) else None
 
     blob = io.BytesIO()
     Pickler(blob, 2).dump([range(3), "x"])
-    assert read_pickle(blob.getvalue(), {}, lambda found: ("resolved", found)) == [("resolved", ("id", 5)), "x"]
+    persistent, text = read_pickle(blob.getvalue())
+    assert isinstance(persistent, PersistentId)
+    assert (persistent.value, text) == (("id", 5), "x")
 
 
 class Hostile:
@@ -105,8 +102,7 @@ def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
     calls = [(os.system, f"touch {victim}"), (exec, f"open({str(victim)!r}, 'w')"), (os.mkdir, str(victim))]
     content = [Hostile(*call) for call in calls]
     try:
-        found = read(pickle.dumps(content, protocol))
-        assert all(isinstance(each, Opaque) for each in found)
+        assert all(isinstance(item, Call) for item in read_pickle(pickle.dumps(content, protocol)))
     except UserError:
         assert protocol < 2  # the oldest have operations that no checkpoint needs
     assert not victim.exists()
@@ -120,7 +116,7 @@ def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
 )
 def test_old_ways_to_call_do_nothing(text: bytes, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    assert isinstance(read(text.replace(b"{}", str(victim).encode())), Opaque)
+    assert isinstance(read_pickle(text.replace(b"{}", str(victim).encode())), Call)
     assert not victim.exists()
 
 
@@ -152,20 +148,20 @@ SHARED = b"\x80\x02)" + b"2\x86" * 200  # a pair of a pair of a pair, each twice
 )
 def test_what_cannot_be_read_is_one_error(data: bytes) -> None:
     with pytest.raises(UserError) as error:
-        read(data)
+        read_pickle(data)
     assert "\n" not in str(error.value)
 
 
 def test_much_shared_data_takes_little() -> None:
-    found = read(SHARED + b".")
+    pair = read_pickle(SHARED + b".")
     for _ in range(200):
-        assert found[0] is found[1]
-        found = found[0]
+        assert pair[0] is pair[1]
+        pair = pair[0]
     depth = 100_000
-    assert isinstance(read(b"\x80\x02)" + b"\x85" * depth + b"."), tuple)
+    assert isinstance(read_pickle(b"\x80\x02)" + b"\x85" * depth + b"."), tuple)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(UserError):
-        read(b"\x80\x02" + data)
+        read_pickle(b"\x80\x02" + data)
