@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
+from msgspec import Meta
 
 from srwm_rl.errors import UserError
 
 Arg = tyro.conf.arg
 Precision = Literal["auto", "float32", "bfloat16"]
+Count = Annotated[int, Meta(ge=1)]
+Frequency = Annotated[int, Meta(ge=0, le=10**12)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Coefficient = Annotated[float, Meta(ge=0, le=1e3)]
+Limit = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class TrainConfig:
     own, my_module:MyCore."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer: ppo, or impala, whose actors play on while it learns (V-trace corrects for the lag)."""
-    n_timesteps: Annotated[int, Arg(aliases=["-n"])] = 1_000_000
+    n_timesteps: Annotated[Count, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all."""
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
@@ -38,14 +46,14 @@ class TrainConfig:
     """With --resume: replay the steps between the two newest checkpoints, compare bit by bit, and stop."""
     supervise: bool = False
     """Train in a child process, restarted from the last checkpoint when it is killed, aborts or hangs."""
-    hang_seconds: int = 600
+    hang_seconds: Annotated[int, Meta(ge=0, le=10**6)] = 600
     """When no step ends for so long, print what the environments are doing, and with --supervise restart; 0: never."""
     dry_run: bool = False
     """Print what would be trained and stop."""
     env_list: bool = False
     """List the environments and stop."""
 
-    n_envs: int = 64
+    n_envs: Count = 64
     """Number of environments that step together."""
     levels: str = "0:200"
     """Training levels, start:stop; a level is a seed where the environment has no levels. "all": no limit."""
@@ -57,11 +65,11 @@ class TrainConfig:
     """Further settings of the environment, as name:value."""
     inputs: tuple[Literal["action", "reward", "step"], ...] = ("action", "reward", "step")
     """Inputs of the core beside the observation: previous action, previous reward, step within the episode."""
-    reward_clip: float = 1.0
+    reward_clip: Limit = 1.0
     """Clip the previous reward, as an input, to +- this; 0: no clipping."""
     normalize_reward: bool = True
     """Train on rewards divided by the running standard deviation of the return."""
-    loss_reward_clip: float = 0.0
+    loss_reward_clip: Limit = 0.0
     """Train on rewards clipped to +- this, as the paper does with 1; 0: no clipping."""
 
     core_kwargs: tuple[str, ...] = ()
@@ -69,70 +77,70 @@ class TrainConfig:
     encoder_kwargs: tuple[str, ...] = ()
     """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
 
-    learning_rate: float = 5e-4
+    learning_rate: Coefficient = 5e-4
     """The optimizer's step size."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Default: adam for ppo, rmsprop for impala."""
-    rms_prop_eps: float = 0.01
+    rms_prop_eps: Coefficient = 0.01
     """RMSProp's epsilon; impala's loss is a sum over the batch, as published."""
     lr_decay: Literal["none", "linear"] = "none"
     """linear: lower the learning rate linearly to 0 over the run."""
-    n_steps: int = 256
+    n_steps: Count = 256
     """T, steps per environment and update."""
-    batch_size: int = 2048
+    batch_size: Count = 2048
     """Steps per minibatch; whole sequences of n_steps (or sequence_length)."""
-    sequence_length: int | None = None
+    sequence_length: Count | None = None
     """Steps per training sequence, a divisor of n_steps; None: n_steps."""
-    bptt: int | None = None
+    bptt: Count | None = None
     """Cut the gradient through the memory every so many steps; None: never."""
-    n_epochs: int = 3
+    n_epochs: Count = 3
     """Passes over each rollout."""
-    gamma: float = 0.999
+    gamma: Fraction = 0.999
     """Discount per step."""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """Lambda of generalised advantage estimation."""
-    clip_range: float = 0.2
+    clip_range: Coefficient = 0.2
     """PPO's clipping of the probability ratio."""
-    ent_coef: float = 0.01
+    ent_coef: Coefficient = 0.01
     """Weight of the entropy bonus."""
-    vf_coef: float = 0.5
+    vf_coef: Coefficient = 0.5
     """Weight of the value loss."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Limit = 0.5
     """Gradient norm above which the gradient is scaled down."""
-    target_kl: float | None = None
+    target_kl: Coefficient | None = None
     """Stop an update early above this divergence; None: never."""
-    vtrace_lambda: float = 1.0
+    vtrace_lambda: Fraction = 1.0
     """V-trace's lambda (impala)."""
-    rho_clip: float = 1.0
+    rho_clip: Limit = 1.0
     """V-trace's bound on the probability ratio in targets and policy gradient (impala); 0: none."""
-    c_clip: float = 1.0
+    c_clip: Limit = 1.0
     """V-trace's bound on the ratio in the trace (impala); 0: none."""
     synchronous: bool = False
     """Play and learn in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster where
     both compete for few cores: 1.2 times on two."""
-    n_groups: int | None = None
+    n_groups: Count | None = None
     """Groups of environments: the policy acts for one while others step. None: two on a GPU if n_envs is divisible,
     one on a CPU."""
 
     on_nan: Literal["stop", "skip"] = "stop"
     """At a number that is not finite: stop and keep the last good checkpoint, or skip that step or update."""
 
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """Random seed of weights, actions and environments."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     precision: Precision = "auto"
     """Precision of the CNN; auto: bfloat16 where the processor supports it (weights stay float32), else float32."""
-    n_threads: int | None = None
+    n_threads: Count | None = None
     """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for vectors
     or with a GPU."""
-    eval_freq: int = 0
+    eval_freq: Frequency = 0
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
-    eval_episodes: int = 50
+    eval_episodes: Count = 50
     """Training and held-out levels per game in such an evaluation."""
-    video_freq: int = 0
+    video_freq: Frequency = 0
     """Environment steps between videos of a held-out level, in the run's folder videos/; 0: none."""
-    save_freq: int = 200_000
+    save_freq: Count = 200_000
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
     """Parent of run folders: <log_folder>/<algo>_<core>/<env>_<n>."""
@@ -144,15 +152,8 @@ class TrainConfig:
     """0: errors only, 1: the plan and the result, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        for name in ("n_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "save_freq", "eval_episodes"):
-            _at_least_one(name, getattr(self, name))
-        for name in ("sequence_length", "bptt", "n_threads", "n_groups"):
-            if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"--{name.replace('_', '-')} must lie in [{low:g}, {high:g}], not {value:g}")
+        for name, bounds in bounds_of(type(self)).items():
+            _check_bounds(name, getattr(self, name), bounds)
         for name in ("env_kwargs", "core_kwargs", "encoder_kwargs"):
             pairs(getattr(self, name), name)
         if self.normalize_reward and self.loss_reward_clip:
@@ -193,31 +194,27 @@ ALGO_SETTINGS = {
     "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
     "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous"),
 }
-RANGES = (
-    ("gamma", 0.0, 1.0),
-    ("gae_lambda", 0.0, 1.0),
-    ("learning_rate", 0.0, 1e3),
-    ("clip_range", 0.0, 1e3),
-    ("ent_coef", 0.0, 1e3),
-    ("vf_coef", 0.0, 1e3),
-    ("max_grad_norm", 0.0, 1e9),
-    ("reward_clip", 0.0, 1e9),
-    ("loss_reward_clip", 0.0, 1e9),
-    ("vtrace_lambda", 0.0, 1.0),
-    ("rho_clip", 0.0, 1e9),
-    ("c_clip", 0.0, 1e9),
-    ("rms_prop_eps", 0.0, 1e3),
-    ("target_kl", 0.0, 1e3),
-    ("hang_seconds", 0, 10**6),
-    ("eval_freq", 0, 10**12),
-    ("video_freq", 0, 10**12),
-    ("seed", 0, 2**31 - 1),
-)
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+@cache
+def bounds_of(config: type) -> dict[str, Meta]:
+    """Return the bounds of a dataclass's fields, from their annotations."""
+    hints = get_type_hints(config, include_extras=True)
+    return {
+        name: mark
+        for name, hint in hints.items()
+        for alternative in (hint, *get_args(hint))
+        for mark in getattr(alternative, "__metadata__", ())
+        if isinstance(mark, Meta)
+    }
+
+
+def _check_bounds(name: str, value: float | None, bounds: Meta) -> None:
+    low, high = bounds.ge or 0, bounds.le
+    if value is None or low <= value <= (math.inf if high is None else high):
+        return
+    limits = f"be at least {low}" if high is None else f"lie in [{low:g}, {high:g}]"
+    raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:g}")
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:

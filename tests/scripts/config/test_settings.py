@@ -11,7 +11,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
 from srwm_rl.scripts.config.defaults import KINDS, PRESETS, defaults
 from srwm_rl.scripts.config.foreign_settings import read_settings
-from srwm_rl.scripts.config.settings import RANGES, TrainConfig, pairs
+from srwm_rl.scripts.config.settings import TrainConfig, bounds_of, pairs
 
 COUNTS = (
     "n_timesteps",
@@ -23,7 +23,12 @@ COUNTS = (
     "sequence_length",
     "bptt",
     "n_threads",
+    "n_groups",
+    "eval_episodes",
 )
+COEFFICIENTS = [
+    name for name in bounds_of(TrainConfig) if type(getattr(TrainConfig, name)) is not int and name not in COUNTS
+]
 
 
 def read(*words: str) -> TrainConfig:
@@ -75,9 +80,7 @@ def test_counts_are_whole_and_positive(name: str, value: str) -> None:
     assert value in message
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, *_ in RANGES if name not in ("seed", "hang_seconds", "eval_freq", "video_freq")]
-)
+@pytest.mark.parametrize("name", COEFFICIENTS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-0.5"])
 def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
     assert f"--{name.replace('_', '-')} must lie in" in refused(f"--{name.replace('_', '-')}", value)
