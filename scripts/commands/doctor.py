@@ -26,6 +26,9 @@ class DoctorConfig:
     """2: tracebacks on errors."""
 
 
+Result = tuple[bool, str]  # whether all is well, and a detail
+
+
 class Finding(NamedTuple):
     """One line of the report."""
 
@@ -38,7 +41,7 @@ class Finding(NamedTuple):
 def main(argv: list[str]) -> int:
     """Print the report; return 0, or 1 if something required is missing."""
     parse(DoctorConfig, argv, PROG)
-    findings = [_python(), *_packages(), *(_guarded(name, check) for name, check in CHECKS.items())]
+    findings = [_python(), *_packages(), *(_run_check(name, check) for name, check in CHECKS.items())]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = "ok  " if finding.ok else ("FIX " if finding.required else "note")
@@ -75,59 +78,59 @@ def _package(requirement: Requirement, required: bool) -> Finding:
     return Finding(ok, name, detail, required)
 
 
-def _scan() -> Finding:
+def _scan() -> Result:
     import torch
 
     from srwm_rl import srwm_scan
 
     y, _ = srwm_scan(torch.randn(2, 3, 2, 4), torch.randn(2, 4, 16))
-    detail = f"runs on the CPU with {torch.get_num_threads()} threads"
-    return Finding(bool(torch.isfinite(y).all()), "srwm_scan", detail)
+    return bool(torch.isfinite(y).all()), f"runs on the CPU with {torch.get_num_threads()} threads"
 
 
-def _kernel() -> Finding:
+def _kernel() -> Result:
     from srwm_rl.ops.cpu import LEVELS, load_kernel
 
     kernel = load_kernel()
     if isinstance(kernel, str):
-        return Finding(False, "C kernel", f"{kernel}; until then srwm_scan is slow on the CPU", required=False)
-    return Finding(True, "C kernel", f"built, runs with {LEVELS[kernel.level]} instructions")
+        return False, f"{kernel}; until then srwm_scan is slow on the CPU"
+    return True, f"built, runs with {LEVELS[kernel.level]} instructions"
 
 
-def _gpu() -> Finding:
+def _gpu() -> Result:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding(False, "gpu", "none found; training runs on the CPU", required=False)
-    return Finding(True, "gpu", ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))))
+        return False, "none found; training runs on the CPU"
+    return True, ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
 
 
-def _procgen() -> Finding:
+def _procgen() -> Result:
     from srwm_rl.envs import ProcgenVecEnv
 
     env = ProcgenVecEnv("coinrun", 2)
     shape = env.reset().shape  # type: ignore[union-attr]
     env.close()
-    return Finding(shape == (2, 64, 64, 3), "procgen runs", "coinrun gives 64x64 frames")
+    return shape == (2, 64, 64, 3), f"coinrun gives frames of shape {shape[1:]}"
 
 
-def _folder() -> Finding:
+def _folder() -> Result:
     ok = os.access(".", os.W_OK)
-    return Finding(ok, "folder", "writable" if ok else "cannot write here: choose another folder with -f", False)
+    return ok, "writable" if ok else "cannot write here: choose another folder with -f"
 
 
-CHECKS: dict[str, Callable[[], Finding]] = {
+CHECKS: dict[str, Callable[[], Result]] = {
     "srwm_scan": _scan,
     "C kernel": _kernel,
     "gpu": _gpu,
     "procgen runs": _procgen,
     "folder": _folder,
 }
+OPTIONAL = {"C kernel", "gpu", "procgen runs", "folder"}
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _run_check(name: str, check: Callable[[], Result]) -> Finding:
     try:
-        return check()
+        ok, detail = check()
     except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(False, name, message, required=name != "procgen runs")
+        ok, detail = False, f"{type(error).__name__}: {error}".splitlines()[0]
+    return Finding(ok, name, detail, required=name not in OPTIONAL)

@@ -49,7 +49,7 @@ def test_a_missing_package_is_named_with_its_fix(call: Any, monkeypatch: pytest.
 
 
 def test_a_check_that_breaks_is_a_finding(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> doctor.Finding:
+    def broken() -> doctor.Result:
         raise OSError("no such library")
 
     monkeypatch.setitem(doctor.CHECKS, "srwm_scan", broken)
