@@ -170,24 +170,6 @@ class TrainConfig:
         """Return the settings in JSON's types."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Return the settings that `to_json` wrote; the types are not checked.
-
-        Raises:
-            UserError: unknown settings, or values out of range.
-        """
-        if not isinstance(data, dict):
-            raise UserError("the run's settings are damaged; give another run")
-        known = {field.name for field in fields(cls)}
-        for name in data:
-            if name not in known:
-                raise UserError(
-                    f"the run's settings have an unknown name {name!r}; it is from another version of srwm-rl"
-                )
-        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return cls(**settings)
-
 
 # Settings that only one trainer has.
 ALGO_SETTINGS = {

@@ -1,4 +1,4 @@
-"""Tiny runs and ways to call the command line, as a process and without one."""
+"""Tiny runs, and functions that call the command line in this process or in another one."""
 
 import subprocess
 import sys
@@ -19,15 +19,15 @@ SMALL = (*SMALL, "--n-epochs", "1")
 PROCGEN = ("--n-envs", "4", "--n-steps", "16", "--batch-size", "64", "--encoder-kwargs", 'cnn:{"channels":[2]}', *SMALL)
 
 
-class Said(NamedTuple):
-    """What a command answered."""
+class CommandResult(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
     def error(self) -> str:
-        """Return the one line with which bad input is refused."""
+        """Return the error message, which must be the only line."""
         assert self.code == 2, self
         assert self.err.startswith("srwm-rl: error: "), self
         assert self.err.count("\n") == 1, self
@@ -35,27 +35,27 @@ class Said(NamedTuple):
         return self.err.removeprefix("srwm-rl: error: ").rstrip()
 
 
-Call = Callable[..., Said]
+Call = Callable[..., CommandResult]
 
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> Call:
     """Return a function that runs the command line in this process."""
 
-    def run(*words: object) -> Said:
+    def run(*words: object) -> CommandResult:
         capfd.readouterr()
         try:
             code = main([str(word) for word in words])
         except SystemExit as stop:
             code = int(stop.code or 0)
-        return Said(code, *capfd.readouterr())
+        return CommandResult(code, *capfd.readouterr())
 
     return run
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Return a function that starts the command line as a process of its own, which ends with the test."""
+    """Return a function that starts the command line in a process that ends with the test."""
     started = []
 
     def run(*words: object) -> "subprocess.Popen[str]":
@@ -76,7 +76,7 @@ def _snapshot(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture(scope="session")
 def snapshot() -> Callable[[Path], dict[str, bytes | None]]:
-    """Return a function that tells every path below a folder, with the content of the files."""
+    """Return a function that returns every path below a folder, with the content of the files."""
     return _snapshot
 
 
@@ -108,7 +108,7 @@ def recall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untouched(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder to give to a command that must be refused, and check that nothing was written there."""
+    """Return a folder, and check after the test that nothing was written there."""
     folder = tmp_path / "untouched"
     folder.mkdir()
     yield folder

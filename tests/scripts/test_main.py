@@ -1,4 +1,4 @@
-"""The front door: help, unknown commands, tracebacks on request, readers that leave, and no foreign noise."""
+"""The entry point: help, unknown commands, tracebacks on request, closed pipes, and no output of other packages."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "-h"], ["doctor", "--help"]])
 def test_help_is_light_and_quiet(words: list[str]) -> None:
-    said = python(
+    result = python(
         "import sys\n"
         "from srwm_rl.scripts.main import main\n"
         "try:\n"
@@ -29,18 +29,18 @@ def test_help_is_light_and_quiet(words: list[str]) -> None:
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    assert said.returncode == 0, said.stderr
-    assert said.stderr == ""
-    assert said.stdout.startswith("usage: srwm-rl")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.startswith("usage: srwm-rl")
 
 
-def test_nothing_foreign_is_printed_on_import() -> None:
-    said = python(
+def test_imports_print_nothing() -> None:
+    result = python(
         "import srwm_rl, srwm_rl.agents, srwm_rl.envs, stable_baselines3, sb3_contrib\n"
         "from srwm_rl.envs import ProcgenVecEnv\n"
         "env = ProcgenVecEnv('coinrun', 1); env.reset(); env.close()"
     )
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_no_command_prints_the_help_and_fails(call: Any) -> None:
@@ -72,7 +72,7 @@ def test_an_error_of_the_system_is_one_line_too(call: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("words", [["train", "--env-list"], ["train", "--help"], ["--help"]])
-def test_a_reader_that_leaves_is_no_error(words: list[str], tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_error(words: list[str], tmp_path: Path) -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "srwm_rl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     )
@@ -102,12 +102,12 @@ print("returned", code)
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [(130, "ran, told to end\n"), (3, "ran, returned 3\ntold to end\ntaken apart\n")]
+    ("code", "output"), [(130, "ran, told to end\n"), (3, "ran, returned 3\ntold to end\ntaken apart\n")]
 )
-def test_an_interrupted_process_does_not_wait_for_the_interpreter(code: int, said: str) -> None:
+def test_an_interrupted_process_does_not_wait_for_the_interpreter(code: int, output: str) -> None:
     command = [sys.executable, "-c", LEAVING]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, input=str(code))
-    assert ended.stdout == said
+    assert ended.stdout == output
     assert ended.stderr == ""
     assert ended.returncode == (130 if code == 130 else 0)
 

@@ -1,4 +1,4 @@
-"""`srwm-rl doctor`: well here, and a fix for whatever is not."""
+"""`srwm-rl doctor`: no problem here, and a fix for each problem."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,22 +14,22 @@ def lines(out: str) -> dict[str, str]:
 
 
 def test_all_is_well_here(call: Any) -> None:
-    said = call("doctor")
-    assert said.code == 0, said.out
-    assert said.out.endswith("all is well\n")
-    found = lines(said.out)
-    assert {"python", "torch", "stable-baselines3", "srwm_scan", "gpu", "folder"} <= found.keys()
-    assert version("torch") in found["torch"]
-    assert "FIX" not in said.out
+    result = call("doctor")
+    assert result.code == 0, result.out
+    assert result.out.endswith("all is well\n")
+    findings = lines(result.out)
+    assert {"python", "torch", "stable-baselines3", "srwm_scan", "gpu", "folder"} <= findings.keys()
+    assert version("torch") in findings["torch"]
+    assert "FIX" not in result.out
 
 
 def test_an_unmet_requirement_is_named_with_its_fix(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda name: "0.1" if name == "tyro" else version(name))
-    said = call("doctor")
-    assert said.code == 1
-    assert lines(said.out)["tyro"].startswith("FIX ")
-    assert f"{sys.executable} -m pip install 'tyro" in lines(said.out)["tyro"]
-    assert "1 problem(s) to fix" in said.out
+    result = call("doctor")
+    assert result.code == 1
+    assert lines(result.out)["tyro"].startswith("FIX ")
+    assert f"{sys.executable} -m pip install 'tyro" in lines(result.out)["tyro"]
+    assert "1 problem(s) to fix" in result.out
 
 
 def test_a_missing_package_is_named_with_its_fix(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +39,14 @@ def test_a_missing_package_is_named_with_its_fix(call: Any, monkeypatch: pytest.
         return version(name)
 
     monkeypatch.setattr(doctor, "version", missing)
-    said = call("doctor")
-    found = lines(said.out)
-    assert said.code == 1
-    assert "missing" in found["scipy"]
-    assert "pip install 'scipy" in found["scipy"]
-    procgen = next((line for name, line in found.items() if name.startswith("procgen-") or name == "procgen"), "note")
+    result = call("doctor")
+    findings = lines(result.out)
+    assert result.code == 1
+    assert "missing" in findings["scipy"]
+    assert "pip install 'scipy" in findings["scipy"]
+    procgen = next(
+        (line for name, line in findings.items() if name.startswith("procgen-") or name == "procgen"), "note"
+    )
     assert procgen.startswith("note")  # an extra: nothing is broken without it
 
 
@@ -53,10 +55,10 @@ def test_a_check_that_breaks_is_a_finding(call: Any, monkeypatch: pytest.MonkeyP
         raise OSError("no such library")
 
     monkeypatch.setitem(doctor.CHECKS, "srwm_scan", broken)
-    said = call("doctor")
-    assert said.code == 1
-    assert lines(said.out)["srwm_scan"].startswith("FIX ")
-    assert "no such library" in lines(said.out)["srwm_scan"]
+    result = call("doctor")
+    assert result.code == 1
+    assert lines(result.out)["srwm_scan"].startswith("FIX ")
+    assert "no such library" in lines(result.out)["srwm_scan"]
 
 
 def test_unknown_option(call: Any) -> None:

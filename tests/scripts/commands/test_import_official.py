@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.foreign_settings import read_settings
 
 TESTS = Path(__file__).parents[2]
 GOLDEN = TESTS / "golden" / "full_srwm_model.tar"
@@ -47,7 +47,7 @@ def test_the_summary_says_what_it_is_and_what_to_run_next(call: Any, tmp_path: P
     assert "0:200 for training, 1000:1200 held out" in lines[2]
     assert "does not name its games" in lines[3]
     assert lines[-1] == f"Now: srwm-rl eval {run} --protocol paper"
-    assert TrainConfig.from_json(json.loads((run / "config.json").read_text())["train"]).algo == "impala"
+    assert read_settings(json.loads((run / "config.json").read_text())["train"], "a file").algo == "impala"
     assert call("import-official", GOLDEN, "-o", tmp_path / "quiet", "--verbose", 0).out == ""
 
 

@@ -1,4 +1,4 @@
-"""A core of the user's own, named on the command line as my_module:MyCore."""
+"""A user's core, named on the command line as my_module:MyCore."""
 
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,14 @@ def test_it_trains_resumes_and_is_evaluated_where_the_command_names_it(
     tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
     words = [word for word in tiny if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     core = f"{module}:Decay"
-    said = call("train", *words, "--core", core, "--core-kwargs", "width:5", "-n", 64, "-f", tmp_path / "logs")
-    assert said.code == 0, said
+    result = call("train", *words, "--core", core, "--core-kwargs", "width:5", "-n", 64, "-f", tmp_path / "logs")
+    assert result.code == 0, result
     run = tmp_path / "logs" / f"{algo}_{module}+Decay" / "recall_1"
     assert call("eval", run, "--core", core).code == 0
     assert call("train", "--resume", run, "--core", core, "-n", 128).code == 0
 
 
-def test_no_file_decides_what_code_runs(
+def test_a_run_folder_does_not_choose_imported_code(
     module: str, call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from srwm_rl.nn.cores import _CORES

@@ -1,4 +1,4 @@
-"""`srwm-rl train`: run folders, exact resumes after real signals, and refusals that leave nothing behind."""
+"""`srwm-rl train`: run folders, exact resumes after signals, and errors that leave no files."""
 
 import json
 import shutil
@@ -24,10 +24,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
-def assert_same_end(run: Path, other: Path) -> None:
+def assert_same_end(run: Path, reference: Path) -> None:
     """Check that two runs ended with equal checkpoints, models, best models and logs."""
     for kind in ("checkpoint", "model"):
-        ours, theirs = (Run.open(each).files(kind)[-1] for each in (run, other))
+        ours, theirs = (Run.open(path).files(kind)[-1] for path in (run, reference))
         assert ours.name == theirs.name
         (arrays, meta), (expected, expected_meta) = read_file(ours), read_file(theirs)
         assert arrays.keys() == expected.keys()
@@ -37,22 +37,22 @@ def assert_same_end(run: Path, other: Path) -> None:
         if kind == "checkpoint":
             assert meta["state"]["counters"] == expected_meta["state"]["counters"]
             assert meta["state"]["best"] == expected_meta["state"]["best"]
-    best, wanted = (Run.open(each).files("best")[-1:] for each in (run, other))
+    best, wanted = (Run.open(path).files("best")[-1:] for path in (run, reference))
     assert [file.name for file in best] == [file.name for file in wanted]
     for file, same in zip(best, wanted, strict=True):
         arrays, expected = read_file(file)[0], read_file(same)[0]
         for name in arrays:
             np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
-    assert metrics(run) == metrics(other)
+    assert metrics(run) == metrics(reference)
     assert metrics(run), "nothing was compared"
 
 
 def wait_until(condition: Callable[[], bool], process: Any) -> None:
-    """Wait for a process to get somewhere; fail if it ends before."""
+    """Wait until a condition holds; fail if the process ends before."""
     deadline = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the process got nowhere"
+        assert time.monotonic() < deadline, "the process made no progress"
         time.sleep(0.005)
 
 
@@ -82,7 +82,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
 
 
-def test_an_overlapped_run_says_that_it_is_not_exact(
+def test_an_overlapped_run_warns_that_it_is_not_exact(
     start: Start, call: Any, impala_words: list[str], tmp_path: Path
 ) -> None:
     process = start("train", *impala_words, "-n", 64 * 10_000, "-f", tmp_path)
@@ -92,9 +92,9 @@ def test_an_overlapped_run_says_that_it_is_not_exact(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     steps = int(err.partition("saved at ")[2].split()[0])
-    said = call("train", "--resume", run, "-n", steps + 128)
-    assert said.code == 0
-    assert "not exactly as if never stopped (--synchronous is)" in said.err
+    result = call("train", "--resume", run, "-n", steps + 128)
+    assert result.code == 0
+    assert "not exactly as if never stopped (--synchronous is)" in result.err
     assert metrics(run)[-1]["step"] == steps + 128
 
 
@@ -121,20 +121,20 @@ def test_stopped_before_it_began_leaves_no_run(call: Any, recall_words: list[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_prepare", stop)
-        said = call("train", *recall_words, "-n", 64, "-f", tmp_path / "logs")
-    assert said.code == 130
-    assert "nothing is kept" in said.err
+        result = call("train", *recall_words, "-n", 64, "-f", tmp_path / "logs")
+    assert result.code == 130
+    assert "nothing is kept" in result.err
     assert not list((tmp_path / "logs").rglob("recall_*"))
 
 
-def test_plan_folder_and_result_are_said(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    said = call("train", *recall_words, "-n", 64, "-f", tmp_path)
+def test_plan_folder_and_result_are_printed(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+    result = call("train", *recall_words, "-n", 64, "-f", tmp_path)
     run = tmp_path / "ppo_srwm" / "recall_1"
-    assert said.code == 0
-    assert said.err == ""
+    assert result.code == 0
+    assert result.err == ""
     for part in ("core srwm hidden_size:16", "parameters", "0:12 for training, 100:108 held out", "cpu", str(run)):
-        assert part in said.out
-    assert said.out.rstrip().endswith(f"srwm-rl eval {run}")
+        assert part in result.out
+    assert result.out.rstrip().endswith(f"srwm-rl eval {run}")
     settings = json.loads((run / "config.json").read_text())
     assert settings["train"]["env"] == "recall"
     assert settings["train"]["n_timesteps"] == 64
@@ -145,9 +145,9 @@ def test_plan_folder_and_result_are_said(call: Any, recall_words: list[str], tmp
 
 def test_progress_goes_to_stderr(call: Any, recall_words: list[str], tmp_path: Path) -> None:
     words = [word for word in recall_words if word != "--no-progress"]
-    said = call("train", *words, "-n", 64, "-f", tmp_path, "--verbose", 0)
-    assert said.out == ""
-    assert "step/s" in said.err
+    result = call("train", *words, "-n", 64, "-f", tmp_path, "--verbose", 0)
+    assert result.out == ""
+    assert "step/s" in result.err
 
 
 def test_a_run_folder_is_never_reused(call: Any, recall_words: list[str], tmp_path: Path, snapshot: Any) -> None:
@@ -159,11 +159,11 @@ def test_a_run_folder_is_never_reused(call: Any, recall_words: list[str], tmp_pa
     assert (tmp_path / "ppo_srwm" / "recall_2" / "config.json").exists()
 
 
-def test_dry_run_says_the_plan_and_writes_nothing(call: Any, recall_words: list[str], untouched: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(call: Any, recall_words: list[str], untouched: Path) -> None:
     for verbose in (0, 1):
-        said = call("train", *recall_words, "-f", untouched, "--dry-run", "--verbose", verbose)
-        assert said.code == 0
-        assert "parameters" in said.out
+        result = call("train", *recall_words, "-f", untouched, "--dry-run", "--verbose", verbose)
+        assert result.code == 0
+        assert "parameters" in result.out
 
 
 def test_env_list(call: Any) -> None:
@@ -185,8 +185,8 @@ def test_env_list(call: Any) -> None:
 def test_other_cores_actions_and_inputs_train(words: list[str], call: Any, tmp_path: Path) -> None:
     env = [] if "--env" in words else ["--env", "recall"]
     small = ["--n-envs", 2, "--n-steps", 16, "--batch-size", 32, "--n-epochs", 1, "--n-threads", 1, "--no-progress"]
-    said = call("train", *env, *words, *small, "-n", 64, "-f", tmp_path)
-    assert said.code == 0, said
+    result = call("train", *env, *words, *small, "-n", 64, "-f", tmp_path)
+    assert result.code == 0, result
     (run,) = tmp_path.glob("*/*_1")
     assert call("train", "--resume", run, "-n", 96, "--no-progress").code == 0
 
@@ -203,7 +203,7 @@ def test_a_finished_run_is_extended(call: Any, recall: Path, recall_words: list[
     assert before.keys() != {path.name for path in Run.open(run).files("checkpoint")}
 
 
-def test_an_extension_that_was_interrupted_goes_on_with_no_flag(
+def test_an_interrupted_extension_resumes_without_flags(
     call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
@@ -216,8 +216,8 @@ def test_an_extension_that_was_interrupted_goes_on_with_no_flag(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train, "save", save_and_stop)
-    said = call("train", "--resume", run, "-n", 512)
-    assert said.code == 130
+    result = call("train", "--resume", run, "-n", 512)
+    assert result.code == 130
     assert int(Run.open(run).files("checkpoint")[-1].stem[-12:]) < 512
     assert call("train", "--resume", run).code == 0
     assert len(metrics(run)) == 8
@@ -225,7 +225,7 @@ def test_an_extension_that_was_interrupted_goes_on_with_no_flag(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "foreign"])
-def test_a_damaged_checkpoint_is_passed_over(damage: str, call: Any, recall: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(damage: str, call: Any, recall: Path, tmp_path: Path) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
     newest = Run.open(run).files("checkpoint")[-1]
     content = newest.read_bytes()
@@ -235,11 +235,11 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, call: Any, recall: Pat
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         newest.write_bytes({"truncated": content[:middle], "empty": b"", "flipped": flipped}[damage])
-    said = call("train", "--resume", run)
-    assert said.code == 0
-    assert said.err.startswith("srwm-rl: 1 newer checkpoint(s) cannot be used")
-    assert said.err.rstrip().endswith("resuming from checkpoint-000000000192.safetensors")
-    assert said.err.count("\n") == 1
+    result = call("train", "--resume", run)
+    assert result.code == 0
+    assert result.err.startswith("srwm-rl: 1 newer checkpoint(s) cannot be used")
+    assert result.err.rstrip().endswith("resuming from checkpoint-000000000192.safetensors")
+    assert result.err.count("\n") == 1
     assert_same_end(run, recall)
 
 
@@ -265,7 +265,7 @@ def edit(run: Path, **settings: Any) -> None:
         ({"core_kwargs": ["hidden_size:24", "n_layers:1"]}, "is of another architecture"),
         ({"env": "bandit"}, "is of another architecture"),
         ({"n_envs": 2}, "use the same environments and n_envs"),
-        ({"n_envs": "4"}, "settings are damaged: n_envs cannot be '4'"),
+        ({"n_envs": "4"}, "settings are damaged: n_envs: Expected `int`, got `str`"),
         ({"colour": "red"}, "unknown name 'colour'"),
     ],
 )
@@ -340,33 +340,33 @@ REFUSED = [
 def test_wrong_input_is_refused_in_one_line_and_leaves_nothing(
     words: list[str], part: str, call: Any, untouched: Path
 ) -> None:
-    said = call("train", *words, "-n", 64, "-f", untouched, "--no-progress")
-    assert part in said.error()
-    assert said.out == ""
+    result = call("train", *words, "-n", 64, "-f", untouched, "--no-progress")
+    assert part in result.error()
+    assert result.out == ""
 
 
 def test_cuda_without_a_gpu_is_refused(call: Any, untouched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    said = call("train", "--env", "recall", "--device", "cuda", "-n", 64, "-f", untouched)
-    assert "torch finds no GPU here; use --device cpu" in said.error()
+    result = call("train", "--env", "recall", "--device", "cuda", "-n", 64, "-f", untouched)
+    assert "torch finds no GPU here; use --device cpu" in result.error()
 
 
 def test_a_folder_that_cannot_be_made(call: Any, recall_words: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep me")
-    said = call("train", *recall_words, "-n", 64, "-f", tmp_path / "file")
-    assert "choose another with -f" in said.error()
+    result = call("train", *recall_words, "-n", 64, "-f", tmp_path / "file")
+    assert "choose another with -f" in result.error()
     assert (tmp_path / "file").read_text() == "keep me"
 
 
-def test_a_full_disk_costs_a_warning_and_not_the_run(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_is_a_warning(call: Any, recall_words: list[str], tmp_path: Path) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("srwm_rl.scripts.training.checkpoints.write_file", full)
-        said = call("train", *recall_words, "-n", 128, "-f", tmp_path)
-    assert "could not save at 128 steps (No space left on device)" in said.err
-    assert "Traceback" not in said.err
+        result = call("train", *recall_words, "-n", 128, "-f", tmp_path)
+    assert "could not save at 128 steps (No space left on device)" in result.err
+    assert "Traceback" not in result.err
     assert len(metrics(tmp_path / "ppo_srwm" / "recall_1")) == 2
 
 

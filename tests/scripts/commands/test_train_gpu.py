@@ -1,4 +1,4 @@
-"""`srwm-rl train` on a GPU: every trainer and core goes by captured graphs and kernels, and a run goes on exactly."""
+"""`srwm-rl train` on a GPU: every trainer and core uses CUDA graphs and kernels, and a run resumes exactly."""
 
 from pathlib import Path
 
@@ -26,18 +26,18 @@ def train(folder: Path, *arguments: str) -> Path:
 def test_every_trainer_and_core_is_captured(
     settings: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log_fallback.cache_clear()  # it says everything once
+    log_fallback.cache_clear()  # it logs every message once
     train(tmp_path, *settings, "-n", "6144")
-    assert "CUDA graph" not in caplog.text  # as where one is given up
+    assert "CUDA graph" not in caplog.text  # logged where one is disabled
     if torch.version.cuda is not None and "delta" not in settings:  # which has no kernel for a GPU
         assert "step by step" not in caplog.text
 
 
 @pytest.mark.parametrize("algo", [("--algo", "ppo"), ("--algo", "impala", "--synchronous")])
-def test_a_run_goes_on_exactly(algo: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_resumes_exactly(algo: tuple[str, ...], tmp_path: Path) -> None:
     settings = (*algo, "--lr-decay", "none", "-n")
     whole, parted = train(tmp_path / "whole", *settings, "8192"), train(tmp_path / "parted", *settings, "4096")
     assert main(["train", "--resume", str(parted), "--no-progress", "-n", "8192"]) == 0
-    one, other = (load_file(run / "checkpoints" / "model-000000008192.safetensors") for run in (whole, parted))
-    assert one.keys() == other.keys()
-    assert [name for name, each in one.items() if not torch.equal(each, other[name])] == []
+    weights, resumed = (load_file(run / "checkpoints" / "model-000000008192.safetensors") for run in (whole, parted))
+    assert weights.keys() == resumed.keys()
+    assert [name for name, weight in weights.items() if not torch.equal(weight, resumed[name])] == []

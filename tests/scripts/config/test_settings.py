@@ -1,4 +1,4 @@
-"""The settings: written once, read back, refused where they are wrong."""
+"""The settings: stored and read again, and refused where they are wrong."""
 
 import json
 from dataclasses import asdict, fields
@@ -45,18 +45,18 @@ def refused(*words: str) -> str:
 
 def test_settings_survive_json() -> None:
     config = defaults("recall", None)
-    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert read_settings(json.loads(json.dumps(config.to_json())), "a file") == config
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"n_envz": 3}, "unknown name 'n_envz'"),
-        ({"n_envs": "4"}, "n_envs cannot be '4'"),
-        ({"n_envs": True}, "n_envs cannot be True"),
-        ({"levels": 5}, "levels cannot be 5"),
-        ({"inputs": [1]}, "inputs cannot be [1]"),
-        ({"n_envs": 0}, "at least 1"),
+        ({"n_envs": "4"}, "n_envs: Expected `int`, got `str`"),
+        ({"n_envs": True}, "n_envs: Expected `int`, got `bool`"),
+        ({"levels": 5}, "levels: Expected `str`, got `int`"),
+        ({"inputs": [1]}, "inputs[0]: Expected `str`, got `int`"),
+        ({"n_envs": 0}, "n_envs"),
     ],
 )
 def test_damaged_settings_are_refused(change: dict[str, Any], part: str) -> None:
@@ -111,7 +111,7 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
         (["--core-kwargs", "x"], "--core-kwargs takes name:value, not 'x'; see srwm-rl train --help"),
     ],
 )
-def test_one_clear_line(words: list[str], message: str) -> None:
+def test_error_messages(words: list[str], message: str) -> None:
     assert refused(*words) == message
 
 
@@ -123,7 +123,7 @@ def test_one_clear_line(words: list[str], message: str) -> None:
         ["-n", "5", "--n-timesteps", "6"],
         ["--n-envs", "5", "--n_envs", "6"],
         ["--progress", "--no-progress"],
-        ["--core-kwargs", "a:1", "--core-kwargs", "b:2"],  # the first would be lost in silence
+        ["--core-kwargs", "a:1", "--core-kwargs", "b:2"],  # tyro would drop the first
     ],
 )
 def test_an_option_given_twice_is_refused(words: list[str]) -> None:
@@ -181,7 +181,7 @@ def test_each_kind_of_environment_has_its_defaults(env: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_whole(preset: str) -> None:
+def test_presets_set_all_their_settings(preset: str) -> None:
     config = defaults(None, preset)
     for name, value in PRESETS[preset].items():
         assert getattr(config, name) == value
@@ -194,7 +194,7 @@ def test_unknown_preset() -> None:
 
 
 def test_defaults_fit_every_core() -> None:
-    assert any(each.startswith("n_heads:") for each in defaults("recall", None, "srwm").core_kwargs)
+    assert any(text.startswith("n_heads:") for text in defaults("recall", None, "srwm").core_kwargs)
     for core in core_names():
         kwargs = defaults("recall", None, core).core_kwargs
         assert "hidden_size:32" in kwargs
@@ -228,7 +228,7 @@ def test_the_papers_presets_are_the_published_setting(preset: str, env: str, lev
 
 
 def test_every_setting_is_in_the_help(call: Any) -> None:
-    said = call("train", "--help")
-    assert said.code == 0
+    result = call("train", "--help")
+    assert result.code == 0
     for field in fields(TrainConfig):
-        assert f"--{field.name.replace('_', '-')}" in said.out
+        assert f"--{field.name.replace('_', '-')}" in result.out

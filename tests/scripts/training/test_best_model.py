@@ -33,8 +33,8 @@ def best_of(run: Path) -> dict[str, Any] | None:
     return best
 
 
-def words_of(kind: str, words: list[str]) -> list[str]:
-    return [*words, "--save-freq", "1", *(HELD_OUT if kind == "held-out" else ())]
+def words_of(kind: str, argv: list[str]) -> list[str]:
+    return [*argv, "--save-freq", "1", *(HELD_OUT if kind == "held-out" else ())]
 
 
 @pytest.fixture(scope="module", params=["training", "held-out"])
@@ -54,8 +54,8 @@ def kept(
     tiny = recall_words if request.param == "ppo" else [*impala_words, "--synchronous"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "sweep", lambda self: None)
-        words = ["train", *words_of(kind, tiny), "-n", str(LENGTH[kind]), "-f", str(logs), "--verbose", "0"]
-        assert main(words) == 0
+        argv = ["train", *words_of(kind, tiny), "-n", str(LENGTH[kind]), "-f", str(logs), "--verbose", "0"]
+        assert main(argv) == 0
     return logs / f"{request.param}_srwm" / "recall_1"
 
 
@@ -75,8 +75,8 @@ def test_the_best_models_are_those_that_had_the_best_score_in_the_log(kind: str,
         assert meta["chosen"]["score"] == scores[steps_of(file)]
         assert meta["num_timesteps"] == steps_of(file)
     assert best_of(kept) == {**meta["chosen"], "steps": expected[-1]}
-    said = "4 held-out levels of 100:108" if kind == "held-out" else "last 100 training episodes"
-    assert said in meta["chosen"]["of"]
+    output = "4 held-out levels of 100:108" if kind == "held-out" else "last 100 training episodes"
+    assert output in meta["chosen"]["of"]
 
 
 def _full_at(run: Path) -> int:
@@ -89,17 +89,17 @@ def test_the_weights_are_those_that_were_scored_and_not_those_after_the_next_upd
     run = Run.open(kept)
     for file in run.files("best"):
         played, later = (weights_of(run.file("model", steps_of(file) - back)) for back in (STEPS, 0))
-        found = weights_of(file)
-        for name, array in found.items():
+        weights = weights_of(file)
+        for name, array in weights.items():
             np.testing.assert_array_equal(array, played[name], err_msg=name)
-        assert any((array != later[name]).any() for name, array in found.items())
+        assert any((array != later[name]).any() for name, array in weights.items())
 
 
 def test_a_run_stopped_and_resumed_has_the_same_best(
     kind: str, call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["train", *words_of(kind, recall_words), "-n", LENGTH[kind], "--verbose", 0]
-    assert call(*words, "-f", tmp_path / "whole").code == 0
+    argv = ["train", *words_of(kind, recall_words), "-n", LENGTH[kind], "--verbose", 0]
+    assert call(*argv, "-f", tmp_path / "whole").code == 0
     whole, cut = (tmp_path / folder / "ppo_srwm" / "recall_1" for folder in ("whole", "cut"))
     best = best_of(whole)
     assert best is not None
@@ -113,11 +113,11 @@ def test_a_run_stopped_and_resumed_has_the_same_best(
             raise train.StopSignal("a test")
 
     monkeypatch.setattr(train, "save", save_and_stop)
-    assert call(*words, "-f", tmp_path / "cut").code == 130
+    assert call(*argv, "-f", tmp_path / "cut").code == 130
     for due[0] in stops:
-        said = call("train", "--resume", cut)
-        assert "best model" not in said.err, said
-        if said.code == 0:
+        output = call("train", "--resume", cut)
+        assert "best model" not in output.err, output
+        if output.code == 0:
             break
     due[0] = 10**9
     assert call("train", "--resume", cut).code in (0, 2)  # 2: it was at its end already
@@ -138,18 +138,18 @@ def run(recall_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     for seed in range(5):
         assert main(["train", *words_of("held-out", recall_words), "-n", "640", "-f", str(logs), "--seed", str(seed),
                      "--verbose", "0"]) == 0  # fmt: skip
-        found = logs / "ppo_srwm" / f"recall_{seed + 1}"
-        if (best := best_of(found)) is not None and best["steps"] < 640:
-            return found
+        run = logs / "ppo_srwm" / f"recall_{seed + 1}"
+        if (best := best_of(run)) is not None and best["steps"] < 640:
+            return run
     raise AssertionError("the last evaluation was always the best")
 
 
-def test_train_says_where_the_best_model_is(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    said = call("train", *recall_words, *HELD_OUT, "-n", 128, "-f", tmp_path)
+def test_train_prints_the_best_models_path(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+    output = call("train", *recall_words, *HELD_OUT, "-n", 128, "-f", tmp_path)
     score = logged(tmp_path / "ppo_srwm" / "recall_1", TAG["held-out"])[128]
     folder = tmp_path / "ppo_srwm" / "recall_1"
     line = f"best model: mean return on 4 held-out levels of 100:108 {score:.4g}, at 128 steps: {folder}/best\n"
-    assert line in said.out
+    assert line in output.out
     assert "best model" not in call("train", *recall_words, "-n", 64, "-f", tmp_path).out
 
 
@@ -164,25 +164,25 @@ def test_every_command_takes_run_best(call: Any, run: Path, tmp_path: Path, monk
 
     name = f"{run}/best"
     result = tmp_path / "eval.json"
-    said = call("eval", name, "--deterministic", "--json", result)
-    assert said.code == 0, said
-    assert f"{best['steps']:,} steps" in said.out
-    assert "the model is its run's best by mean return on 4 held-out levels of 100:108" in said.out
-    assert "looks better than it is; evaluate it on others" in said.out
+    output = call("eval", name, "--deterministic", "--json", result)
+    assert output.code == 0, output
+    assert f"{best['steps']:,} steps" in output.out
+    assert "the model is its run's best by mean return on 4 held-out levels of 100:108" in output.out
+    assert "looks better than it is; evaluate it on others" in output.out
     assert json.loads(result.read_text())["chosen"] == agent.chosen
     assert "its run's best" not in call("eval", run).out
-    assert call("eval", file, "--deterministic").out == said.out
+    assert call("eval", file, "--deterministic").out == output.out
     assert json.loads(result.read_text())["run"] == name
 
     monkeypatch.chdir(tmp_path)
-    said = call("watch", name, "--level", 100, "--gif")
-    assert said.code == 0, said
+    output = call("watch", name, "--level", 100, "--gif")
+    assert output.code == 0, output
     assert [each.name for each in tmp_path.glob("*.gif")] == [f"{run.name}-best-recall-100.gif"]
     assert call("export", name, "--format", "sb3").out.startswith(f"model.zip: srwm on recall, {best['steps']:,} steps")
-    said = call("compare", run, name)
-    assert said.code == 0, said
-    assert f"A: srwm, 640 steps, {run}\n" in said.out
-    assert f"B: srwm, {best['steps']:,} steps, {name}\n" in said.out
+    output = call("compare", run, name)
+    assert output.code == 0, output
+    assert f"A: srwm, 640 steps, {run}\n" in output.out
+    assert f"B: srwm, {best['steps']:,} steps, {name}\n" in output.out
     pytest.importorskip("matplotlib")
     assert call("report", name, "--no-freeze").code == 0
     page = (tmp_path / "report.html").read_text()
@@ -192,43 +192,43 @@ def test_every_command_takes_run_best(call: Any, run: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("command", ["eval", "watch", "export", "report", "compare"])
-def test_a_run_without_one_is_refused_in_one_line(command: str, call: Any, recall: Path, untouched: Path) -> None:
-    words = [f"{recall}/best", *([recall] if command == "compare" else [])]
-    assert f"{recall} has no best model yet: " in (message := call(command, *words).error())
+def test_a_run_without_a_best_model_is_refused(command: str, call: Any, recall: Path, untouched: Path) -> None:
+    argv = [f"{recall}/best", *([recall] if command == "compare" else [])]
+    assert f"{recall} has no best model yet: " in (message := call(command, *argv).error())
     assert f"until then use {recall}, its newest model" in message
     with pytest.raises(UserError, match="has no best model yet"):
         load(recall / "best")
 
 
-def test_training_goes_on_with_the_run_not_with_its_best(call: Any, run: Path, snapshot: Any) -> None:
+def test_best_cannot_be_resumed(call: Any, run: Path, snapshot: Any) -> None:
     before = snapshot(run)
     assert f"there is no run at {run}/best" in call("train", "--resume", f"{run}/best").error()
     assert snapshot(run) == before
 
 
-def test_a_best_model_of_a_stretch_that_is_played_again_is_forgotten(call: Any, run: Path, tmp_path: Path) -> None:
+def test_best_models_after_the_resumed_checkpoint_are_removed(call: Any, run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     opened = Run.open(copied)
     bests = [file.name for file in opened.files("best")]
     shutil.copy(opened.files("best")[-1], opened.file("best", 10**6))  # as of a process killed before its checkpoint
-    said = call("train", "--resume", copied, "-n", 704)
-    assert (said.code, said.err) == (0, "")
+    output = call("train", "--resume", copied, "-n", 704)
+    assert (output.code, output.err) == (0, "")
     assert [file.name for file in opened.files("best")] == bests
 
 
-def test_a_best_model_that_was_deleted_is_missed_and_another_found(call: Any, run: Path, tmp_path: Path) -> None:
+def test_a_deleted_best_model_is_reported_and_replaced(call: Any, run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     best = best_of(run)
     assert best is not None
     Run.open(copied).file("best", best["steps"]).unlink()
-    said = call("train", "--resume", copied, "-n", 768)
-    assert said.code == 0
-    assert "the best model, mean return on 4 held-out levels" in said.err
-    assert "the next score becomes the best" in said.err
+    output = call("train", "--resume", copied, "-n", 768)
+    assert output.code == 0
+    assert "the best model, mean return on 4 held-out levels" in output.err
+    assert "the next score becomes the best" in output.err
     assert steps_of(Run.open(copied).files("best")[-1]) == 768
 
 
-def test_a_checkpoint_of_before_is_resumed_and_its_past_not_invented(call: Any, run: Path, tmp_path: Path) -> None:
+def test_an_older_checkpoint_is_resumed_without_a_known_past(call: Any, run: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     for file in Run.open(copied).files("best"):
         file.unlink()
@@ -245,19 +245,19 @@ def test_a_checkpoint_of_before_is_resumed_and_its_past_not_invented(call: Any, 
     assert call("train", "--resume", copied, "--verify").code == 0
 
 
-def test_a_full_disk_costs_a_best_model_no_longer_than_it_is_full(
+def test_the_best_model_is_saved_once_a_full_disk_has_space(
     call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_best, full = checkpoints._save_best, iter([True, True, False])
 
-    def sometimes(*given: Any) -> None:
+    def sometimes(*args: Any) -> None:
         if next(full, False):
             raise OSError(28, "No space left on device")
-        save_best(*given)
+        save_best(*args)
 
     monkeypatch.setattr(checkpoints, "_save_best", sometimes)
-    said = call("train", *words_of("held-out", recall_words), "-n", 256, "-f", tmp_path)
-    assert said.err.count("could not save at") == 2
+    output = call("train", *words_of("held-out", recall_words), "-n", 256, "-f", tmp_path)
+    assert output.err.count("could not save at") == 2
     best = best_of(tmp_path / "ppo_srwm" / "recall_1")
     assert best is not None
     assert load(tmp_path / "ppo_srwm" / "recall_1" / "best").num_timesteps == best["steps"]

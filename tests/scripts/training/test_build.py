@@ -1,4 +1,4 @@
-"""From settings to a trainer: how many threads it gets, and its environments in how many groups."""
+"""Build a trainer from settings: its threads and the groups of its environments."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "space", "given"),
+    ("n_threads", "space", "expected"),
     [
         (None, FRAMES, 3),
         (None, spaces.Dict({"observation": FRAMES, "previous_reward": VECTORS}), 3),
@@ -41,21 +41,21 @@ def _threads() -> Iterator[None]:
         (2, VECTORS, 2),
     ],
 )
-def test_threads(asked: int | None, space: spaces.Space[object], given: int) -> None:
-    use_threads(asked, space)
-    assert torch.get_num_threads() == given
-    assert cpu.n_threads() == (asked or 3)  # the C kernels share their work also where torch does not
+def test_threads(n_threads: int | None, space: spaces.Space[object], expected: int) -> None:
+    use_threads(n_threads, space)
+    assert torch.get_num_threads() == expected
+    assert cpu.n_threads() == (n_threads or 3)  # the C kernels use all cores even then
 
 
-def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in_parts() -> None:
+def test_overlapping_acting_and_learning_halve_torchs_threads_for_small_batches() -> None:
     few, many = 3 * MIN_FRAMES_PER_THREAD - 1, 3 * MIN_FRAMES_PER_THREAD  # environments
     cases = [(FRAMES, few, 1), (FRAMES, many, 3), (VECTORS, few, 1), (VECTORS, many, 1), (FRAMES, 0, 3)]
-    for space, overlapping, given in cases:
+    for space, overlapping, expected in cases:
         use_threads(None, space, overlapping)
-        assert torch.get_num_threads() == given
+        assert torch.get_num_threads() == expected
         assert cpu.n_threads() == 3
     use_threads(2, FRAMES, overlapping=few)
-    assert torch.get_num_threads() == 2, "not what was asked for"
+    assert torch.get_num_threads() == 2, "not what was n_threads for"
     cpu.set_threads(
         FRAMES_AT_ONCE["cpu"] // MIN_FRAMES_PER_THREAD + 1
     )  # what is learned from at once is too little for so many
@@ -64,12 +64,12 @@ def test_playing_and_learning_at_once_divide_the_cores_where_frames_do_not_go_in
     assert torch.get_num_threads() == cpu.n_threads() // 2
 
 
-def test_where_a_gpu_computes_the_cores_are_the_environments() -> None:
+def test_torch_has_one_thread_beside_a_gpu() -> None:
     use_threads(None, FRAMES, on_gpu=True)
     assert torch.get_num_threads() == 1
     assert cpu.n_threads() == 3
     use_threads(2, FRAMES, on_gpu=True)
-    assert torch.get_num_threads() == 2, "not what was asked for"
+    assert torch.get_num_threads() == 2, "not what was n_threads for"
 
 
 def group_sizes(**settings: Any) -> list[int]:
@@ -77,7 +77,7 @@ def group_sizes(**settings: Any) -> list[int]:
     env = make_env(TrainConfig(**{**small, **settings}))
     levels = env.reset() and [level for group in env.env_method("level_seed") for level in group]
     assert len(set(map(int, levels))) == env.num_envs, "groups share levels"
-    return [each.num_envs for each in getattr(env, "groups", [env])]
+    return [group.num_envs for group in getattr(env, "groups", [env])]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/clusters.md: its commands can be read, and its SLURM script trains on two machines and goes on when requeued."""
+"""docs/clusters.md: its commands parse, and its SLURM script trains on two machines and resumes when requeued."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.scripts.commands.test_train import updates, wait_until
 
 PAGE = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text()
 TINY = "--env recall -n 10000000 --n-envs 8 --n-steps 16 --batch-size 64 --n-threads 1 --device cpu"
-# What SLURM does for the script, with two machines that are both this one.
+# Stand-ins for SLURM's commands: two machines that are both this one.
 SCONTROL = "#!/bin/bash\nprintf 'localhost\\nlocalhost\\n'\n"
 SRUN = f"""#!{sys.executable}
 import os, pathlib, signal, subprocess, sys
@@ -28,14 +28,14 @@ words = [*sys.argv[1:]]
 while words[0].startswith("--"):
     del words[0]
 tasks = [subprocess.Popen(words) for _ in range(int(os.environ["SLURM_NNODES"]))]
-signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in tasks])
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 pathlib.Path(os.environ["SRUN_IS"]).write_text(str(os.getpid()))
-sys.exit(max(abs(each.wait()) for each in tasks))
+sys.exit(max(abs(task.wait()) for task in tasks))
 """
 Submit = Callable[[int], "subprocess.Popen[str]"]
 
 
-def test_the_commands_can_be_read() -> None:
+def test_the_commands_parse() -> None:
     commands = re.findall(r"-m srwm_rl train (--env.*)", PAGE.replace("\\\n", ""))
     assert len(commands) == 3
     for words in commands:
@@ -44,7 +44,7 @@ def test_the_commands_can_be_read() -> None:
 
 def script(folder: Path) -> str:
     """Return the page's script for a small agent on this machine's processor."""
-    (found,) = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", PAGE, re.DOTALL)
+    (text,) = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", PAGE, re.DOTALL)
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     replaced = {
@@ -55,14 +55,14 @@ def script(folder: Path) -> str:
         ":29500": f":{port}",
     }
     for old, new in replaced.items():
-        assert found.count(old) == 1, old
-        found = found.replace(old, new)
-    return str(found)
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return str(text)
 
 
 @pytest.fixture
 def submit(tmp_path: Path) -> Iterator[Submit]:
-    """Return a function that runs the script as SLURM would: in the same job, for the how-manieth time."""
+    """Return a function that runs the script as SLURM would, in the same job after `restarts` restarts."""
     (tmp_path / "bin").mkdir()
     for name, text in {"scontrol": SCONTROL, "srun": SRUN, "job": script(tmp_path)}.items():
         (tmp_path / "bin" / name).write_text(text)
@@ -94,8 +94,9 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
 
 
 def children(pid: int) -> list[int]:
-    found = [(task / "children").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()]
-    return [int(each) for part in found for each in part]
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def machine_of(rank: int, folder: Path) -> list[int]:
@@ -108,11 +109,11 @@ def machine_of(rank: int, folder: Path) -> list[int]:
 
 
 def warn(folder: Path) -> None:
-    """Send what `--signal=TERM@120` lets SLURM send, to the tasks and not to the script."""
+    """Send SIGTERM to the tasks and not to the script, as SLURM does with `--signal=TERM@120`."""
     os.kill(int((folder / "srun").read_text()), signal.SIGTERM)
 
 
-def test_the_slurm_script_trains_on_two_machines_and_goes_on_when_requeued(submit: Submit, tmp_path: Path) -> None:
+def test_the_slurm_script_trains_on_two_machines_and_resumes_when_requeued(submit: Submit, tmp_path: Path) -> None:
     run, steps = tmp_path / "7" / "ppo_srwm" / "recall_1", [0]
     for restarts in range(2):
         before = updates(run)
@@ -121,7 +122,7 @@ def test_the_slurm_script_trains_on_two_machines_and_goes_on_when_requeued(submi
         warn(tmp_path)
         out, err = job.communicate(timeout=120)
         assert job.returncode != 0
-        (line,) = [each for each in err.splitlines() if each.startswith("srwm-rl: ")]  # nothing is no longer exact
+        (line,) = [line for line in err.splitlines() if line.startswith("srwm-rl: ")]  # no warning that it is not exact
         steps.append(int(line.partition("saved at ")[2].split()[0]))
         assert line.endswith(
             "Resume with: torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT --nproc-per-node 1 "
@@ -130,7 +131,7 @@ def test_the_slurm_script_trains_on_two_machines_and_goes_on_when_requeued(submi
         assert out.count("2 processes, 4 environments each") == 1
         state = read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]
         assert state["counters"]["num_timesteps"] == steps[-1]
-        assert len(state["processes"]) == 1  # the other one's part
+        assert len(state["processes"]) == 1  # process 1's part
     assert 0 < steps[1] < steps[2]
     assert [path.name for path in run.parent.iterdir()] == ["recall_1"]
 
@@ -143,7 +144,7 @@ def test_a_lost_machine_ends_the_job_and_the_run_is_saved(submit: Submit, tmp_pa
         os.kill(pid, signal.SIGKILL)
     _, err = job.communicate(timeout=60)
     assert job.returncode != 0
-    (line,) = [each for each in err.splitlines() if each.startswith("srwm-rl: ")]
+    (line,) = [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
     assert "another process of this run has ended" in line
     state = read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]
     assert f"saved at {state['counters']['num_timesteps']} steps" in line

@@ -50,29 +50,29 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recall_words: list[st
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [("raise", "Faulty-v0 failed in step (environment 1, level"), ("nan", "the reward is not finite (")],
 )
 def test_a_fault_keeps_the_last_good_checkpoint(
-    fault: str, said: str, words: list[str], call: Any, tmp_path: Path
+    fault: str, message: str, words: list[str], call: Any, tmp_path: Path
 ) -> None:
     result = call("train", *words, "--env-kwargs", f"fault:{fault}", "-n", 640, "-f", tmp_path / "logs")
     assert result.code == 3
     assert result.err.count("\n") == 1
-    assert said in result.err
+    assert message in result.err
     assert "saved at 128 steps. Resume with: srwm-rl train --resume" in result.err
     (run,) = (tmp_path / "logs" / "ppo_srwm").iterdir()
     arrays, _ = read_file(Run.open(run).files("model")[-1])
-    assert all(np.isfinite(each).all() for each in arrays.values())
+    assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_a_sick_reward_can_be_skipped(words: list[str], call: Any, tmp_path: Path) -> None:
+def test_a_reward_that_is_not_finite_can_be_skipped(words: list[str], call: Any, tmp_path: Path) -> None:
     options = ["--env-kwargs", "fault:nan", "--on-nan", "skip", "-n", 640, "-f", tmp_path / "logs"]
     with pytest.warns(UserWarning, match="the reward is not finite and counts as 0"):
         assert call("train", *words, *options).code == 0
 
 
-def test_a_sick_state_is_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from srwm_rl.scripts.config.settings import TrainConfig
     from srwm_rl.scripts.training import checkpoints
     from srwm_rl.scripts.training.monitoring import make_best_model_tracker

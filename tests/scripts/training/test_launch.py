@@ -1,4 +1,4 @@
-"""`torchrun ... -m srwm_rl train`: what is said once, who writes, exact resumes, and ends of every kind."""
+"""`torchrun ... -m srwm_rl train`: one output and one run folder, exact resumes, and interruptions of every kind."""
 
 import json
 import os
@@ -57,21 +57,21 @@ def torchrun() -> Iterator[Start]:
 
 
 def end_of(process: Any) -> tuple[int, str, list[str]]:
-    """Return the exit code, what was printed, and our own lines on stderr."""
+    """Return the exit code, stdout, and our own lines of stderr."""
     out, err = process.communicate(timeout=150)
-    print(err, file=sys.stderr)  # whole, for whoever reads of a failure
+    print(err, file=sys.stderr)  # shown if the test fails
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
 
 
 def ranks(torchrun: Any) -> dict[int, int]:
     """Return the process ids of what torchrun started, by rank."""
-    found = {}
+    pids = {}
     for task in Path(f"/proc/{torchrun.pid}/task").iterdir():
         for pid in (task / "children").read_text().split():
             for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 if line.startswith(b"RANK="):
-                    found[int(line[5:])] = int(pid)
-    return found
+                    pids[int(line[5:])] = int(pid)
+    return pids
 
 
 def rewind(run: Path, to: Path) -> Path:
@@ -102,18 +102,18 @@ def test_two_processes_write_one_run_and_resume_it_exactly(algo: str, torchrun: 
     newest = Run.open(run).files("checkpoint")[-1]
     arrays, meta = read_file(newest)
     state = unpack(arrays, meta["state"])
-    (other,) = state["processes"]
-    assert len(state["episode_starts"]) == len(other["episode_starts"]) == 4
+    (part_1,) = state["processes"]
+    assert len(state["episode_starts"]) == len(part_1["episode_starts"]) == 4
     assert pack(state["environments"])[1] is not None
-    assert not np.array_equal(state["core_state"], other["core_state"]), "both play the same"
-    assert not np.array_equal(state["generators"]["torch"], other["generators"]["torch"])
+    assert not np.array_equal(state["core_state"], part_1["core_state"]), "both play the same"
+    assert not np.array_equal(state["generators"]["torch"], part_1["generators"]["torch"])
     if algo == "impala":
-        waiting = [sum(len(each["versions"]) for each in part["extra"]["unrolls"]) for part in (state, other)]
+        waiting = [sum(len(unrolls["versions"]) for unrolls in part["extra"]["unrolls"]) for part in (state, part_1)]
         assert waiting == [16 % 3] * 2
     else:  # the window of episodes holds those of both, and all of them: 512 steps are about 55 episodes
-        played = 512 / np.mean([each["l"] for each in state["episodes"]])
+        played = 512 / np.mean([episode["l"] for episode in state["episodes"]])
         assert 1.1 * played > len(state["episodes"]) > 0.75 * played
-        levels = np.unpackbits(state["levels_played"]["games"]["recall"]["map"]).sum()  # hardly one comes twice
+        levels = np.unpackbits(state["levels_played"]["games"]["recall"]["map"]).sum()  # hardly any is repeated
         assert levels > 0.75 * played
 
     copy = rewind(run, tmp_path)
@@ -123,7 +123,7 @@ def test_two_processes_write_one_run_and_resume_it_exactly(algo: str, torchrun: 
     assert_same_end(copy, run)
 
 
-def test_stopped_in_two_processes_and_gone_on_in_one(
+def test_stopped_in_two_processes_and_resumed_in_one(
     torchrun: Start, call: Any, impala_words: list[str], tmp_path: Path
 ) -> None:
     process = torchrun("train", *impala_words, "-n", 10**7, "-f", tmp_path)
@@ -138,11 +138,11 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     saved, meta = read_file(Run.open(run).files("checkpoint")[-1])
     assert meta["state"]["counters"]["num_timesteps"] == steps
 
-    damaged(call, run, tmp_path)
-    said = call("train", "--resume", run, "-n", steps + 128, "--no-progress")
-    assert said.code == 0, said
-    anew = [each for each in said.err.splitlines() if "no longer exact" in each]
-    assert anew == [
+    check_damaged_parts_are_refused(call, run, tmp_path)
+    result = call("train", "--resume", run, "-n", steps + 128, "--no-progress")
+    assert result.code == 0, result
+    warnings = [line for line in result.err.splitlines() if "no longer exact" in line]
+    assert warnings == [
         "srwm-rl: the run was trained by 2 process(es) and resumes in 1: weights, optimizer and counters are restored, "
         "the environments are reset; it is no longer exact"
     ]
@@ -154,8 +154,8 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     assert 0 < max(moved) < 0.1, "the weights did not go on"
 
 
-def damaged(call: Any, run: Path, folder: Path) -> None:
-    """Check that a checkpoint in which something is wrong with the second process's part is refused."""
+def check_damaged_parts_are_refused(call: Any, run: Path, folder: Path) -> None:
+    """Check that a checkpoint with a damaged part of process 1 is refused."""
     name = Run.open(run).files("checkpoint")[-1].name
 
     def refused(change: Callable[[dict[str, Any]], Any]) -> str:
@@ -172,18 +172,18 @@ def damaged(call: Any, run: Path, folder: Path) -> None:
         shutil.rmtree(copy)
         return line
 
-    def other(**changed: Any) -> Callable[[dict[str, Any]], Any]:
+    def part_1(**changed: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda state: state["processes"][0].update(changed)
 
     assert "not of 4 environments" in refused(lambda state: state.update(processes={}))
     assert "not of 4 environments" in refused(lambda state: state["processes"].append("x"))
     assert "not of 4 environments" in refused(lambda state: state["processes"].append(state["processes"][0]))
-    assert "not of 4 environments" in refused(other(episode_starts=np.ones(4, bool)))
-    assert "generators cannot be" in refused(other(generators={}))
-    assert "environments cannot be" in refused(other(environments=[]))
-    assert "core_state cannot be" in refused(other(core_state=np.zeros((1, 2, 1), np.float32)))
-    assert "other observations" in refused(other(last_obs={}))
-    assert "extra cannot be" in refused(other(extra=[]))
+    assert "not of 4 environments" in refused(part_1(episode_starts=np.ones(4, bool)))
+    assert "generators cannot be" in refused(part_1(generators={}))
+    assert "environments cannot be" in refused(part_1(environments=[]))
+    assert "core_state cannot be" in refused(part_1(core_state=np.zeros((1, 2, 1), np.float32)))
+    assert "other observations" in refused(part_1(last_obs={}))
+    assert "extra cannot be" in refused(part_1(extra=[]))
 
 
 def test_a_killed_process_ends_the_others_and_the_run_is_saved(
@@ -201,7 +201,7 @@ def test_a_killed_process_ends_the_others_and_the_run_is_saved(
     assert len(read_file(saved)[1]["state"]["processes"]) == 1
 
 
-def test_one_processs_run_goes_on_in_two(torchrun: Start, recall: Path, tmp_path: Path) -> None:
+def test_a_run_of_one_process_resumes_in_two(torchrun: Start, recall: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(recall, tmp_path / "run"))
     code, out, (line,) = end_of(torchrun("train", "--resume", run, "-n", 384, "--no-progress", "--verbose", 1))
     assert code == 0
@@ -211,7 +211,7 @@ def test_one_processs_run_goes_on_in_two(torchrun: Start, recall: Path, tmp_path
     assert len(read_file(Run.open(run).files("checkpoint")[-1])[1]["state"]["processes"]) == 1
 
 
-def test_wrong_input_is_said_once(torchrun: Start, untouched: Path) -> None:
+def test_an_error_is_printed_once(torchrun: Start, untouched: Path) -> None:
     code, out, err = end_of(torchrun("train", *TINY, "--n-envs", 5, "-f", untouched))
     assert (code, out) == (1, "")
     assert err == ["srwm-rl: error: --n-envs 5 cannot be divided evenly among 2 processes; use a multiple of 2"]
@@ -225,7 +225,7 @@ def config(**settings: Any) -> TrainConfig:
     return TrainConfig(**{**small, "normalize_reward": False, **settings})
 
 
-def test_environments_and_batch_are_shared() -> None:
+def test_environments_and_batch_are_divided() -> None:
     own = shard_config(config(), PROCESS_1)
     assert (own.n_envs, own.batch_size, own.seed != 0) == (4, 32, True)
     assert shard_config(config(), RankInfo()) == config()
@@ -236,10 +236,10 @@ def test_environments_and_batch_are_shared() -> None:
         for seed in range(8)
         for rank in range(8)
     }
-    assert len(seeds) == 64, "runs with other seeds shard_config a process's levels"
+    assert len(seeds) == 64, "two processes of runs with different seeds have the same seed"
 
 
-def test_the_processes_play_other_levels() -> None:
+def test_the_processes_play_different_levels() -> None:
     levels = []
     for rank in range(2):
         own = shard_config(config(levels="all"), PROCESS_1._replace(rank=rank))
@@ -253,7 +253,7 @@ def test_the_processes_play_other_levels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"n_envs": 9}, "--n-envs 9 cannot be divided evenly among 2 processes; use a multiple of 2"),
         ({"env": "coinrun,maze", "n_envs": 6}, "2 processes, 2 games; use a multiple of 4"),
@@ -264,14 +264,14 @@ def test_the_processes_play_other_levels() -> None:
         ({"device": "cuda"}, "torch finds no GPU here"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_settings_that_cannot_be_divided_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         shard_config(config(**settings), PROCESS_1)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["supervise", "verify"])
-def test_what_is_for_one_process_is_refused(
+def test_options_for_one_process_are_refused(
     name: str, call: Any, recall: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from srwm_rl.scripts.commands import train
@@ -279,3 +279,26 @@ def test_what_is_for_one_process_is_refused(
     monkeypatch.setattr(train, "is_distributed", lambda: True)
     monkeypatch.setattr(train, "run_rank", lambda command, words: command())
     assert f"--{name} is for one process" in call("train", "--resume", recall, f"--{name}").error()
+
+
+RANK = """
+import atexit, os
+from srwm_rl.scripts.training.launch import run_rank
+
+class Global:
+    def __del__(self):
+        print("deleted")
+
+keep = Global()
+atexit.register(print, "exit functions")
+os.environ.update(RANK="0", WORLD_SIZE="2")
+run_rank(lambda: CODE, ["train"])
+"""
+
+
+@pytest.mark.parametrize(("code", "output"), [(0, "exit functions\n"), (3, "")])
+def test_a_process_ends_without_the_interpreters_teardown(code: int, output: str) -> None:
+    # In which a thread of torch.distributed that releases a tensor aborts the process.
+    command = [sys.executable, "-c", RANK.replace("CODE", str(code))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, "")

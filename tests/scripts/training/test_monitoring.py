@@ -1,4 +1,4 @@
-"""Films while training: made where they are due, and without a trace in what is learned."""
+"""Videos while training: written when due, without an effect on what is learned."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from srwm_rl.storage.safe_file import read_file
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_films_are_made_at_multiples_and_change_nothing(
+def test_videos_are_written_at_multiples_and_change_nothing(
     algo: str, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
 ) -> None:
     av = pytest.importorskip("av")
@@ -28,6 +28,6 @@ def test_films_are_made_at_multiples_and_change_nothing(
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
-def test_films_beside_a_learner(call: Any, impala_words: list[str], tmp_path: Path) -> None:
+def test_videos_beside_a_learner(call: Any, impala_words: list[str], tmp_path: Path) -> None:
     assert call("train", *impala_words, "-n", 640, "--video-freq", 320, "-f", tmp_path).code == 0
     assert len(list((tmp_path / "impala_srwm" / "recall_1" / "videos").iterdir())) == 2

@@ -1,4 +1,4 @@
-"""`srwm-rl train --profile`: a table that adds up, a trace that a browser can read."""
+"""`srwm-rl train --profile`: the table's sums, and a trace that a browser can show."""
 
 import gzip
 import json
@@ -14,55 +14,57 @@ from tests.scripts.conftest import IMPALA, RECALL
 
 @pytest.mark.parametrize("words", [RECALL, IMPALA, (*IMPALA, "--synchronous")])
 def test_a_profiled_run(words: tuple[str, ...], call: Any, tmp_path: Path) -> None:
-    said = call("train", *words, "-n", 6 * 64, "--profile", "-f", tmp_path)
-    assert said.code == 0, said
-    lines = said.out.splitlines()
+    result = call("train", *words, "-n", 6 * 64, "--profile", "-f", tmp_path)
+    assert result.code == 0, result
+    lines = result.out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("An update of 64 steps takes "))
     parts = {line[:40].strip().split("  ")[0] for line in lines[head + 2 :]}
     assert {"collect", "act", "encoder", "core", "environments", "gradient", "optimizer"} <= parts
     if words != RECALL:  # whose gradient is one piece of C
         assert {"forward", "backward"} <= parts
     trace = next(tmp_path.rglob("profile.json.gz"))
-    assert str(trace) in said.out
+    assert str(trace) in result.out
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    named = {each.get("name") for each in events}
+    named = {event.get("name") for event in events}
     assert {"act", "encoder", "core", "aten::addmm"} <= named
-    assert f"done: {6 * 64} steps" in said.out
+    assert f"done: {6 * 64} steps" in result.out
 
 
-def test_the_trace_shows_what_all_threads_did(call: Any, tmp_path: Path) -> None:
+def test_the_trace_contains_all_threads(call: Any, tmp_path: Path) -> None:
     small = ["--n-envs", 64, "--n-steps", 2, "--batch-size", 64, "--n-epochs", 1, "--n-threads", 2, "--no-progress"]
-    said = call("train", "--env", "coinrun", *small, "-n", 6 * 128, "--profile", "-f", tmp_path)
-    assert said.code == 0, said
+    result = call("train", "--env", "coinrun", *small, "-n", 6 * 128, "--profile", "-f", tmp_path)
+    assert result.code == 0, result
     events = json.loads(gzip.decompress(next(tmp_path.rglob("profile.json.gz")).read_bytes()))["traceEvents"]
-    by = {name: {each["tid"] for each in events if each.get("name") == name} for name in ("learn", "aten::convolution")}
+    by = {
+        name: {event["tid"] for event in events if event.get("name") == name} for name in ("learn", "aten::convolution")
+    }
     assert len(by["learn"]) == 1
     assert by["aten::convolution"] - by["learn"]  # in which the CNN computes: see srwm_rl.ops.thread_parallel
 
 
-def test_a_run_that_ends_early_shows_what_it_timed_or_says_why_not(call: Any, tmp_path: Path) -> None:
-    said = call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path / "two")
-    assert said.code == 0
-    assert "An update of 64 steps takes " in said.out
-    said = call("train", *RECALL, "-n", 64, "--profile", "-f", tmp_path / "one")
-    assert said.code == 0
-    assert "no profile: the run ended within its first update" in said.err
-    assert "An update of" not in said.out
+def test_a_run_that_ends_early_prints_what_it_timed_or_why_it_could_not(call: Any, tmp_path: Path) -> None:
+    result = call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path / "two")
+    assert result.code == 0
+    assert "An update of 64 steps takes " in result.out
+    result = call("train", *RECALL, "-n", 64, "--profile", "-f", tmp_path / "one")
+    assert result.code == 0
+    assert "no profile: the run ended within its first update" in result.err
+    assert "An update of" not in result.out
 
 
-def test_a_run_that_goes_on_is_profiled_only_if_asked_to_again(call: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_is_profiled_only_with_the_option(call: Any, tmp_path: Path) -> None:
     assert "An update of" in call("train", *RECALL, "-n", 2 * 64, "--profile", "-f", tmp_path).out
     (run,) = tmp_path.glob("*/*_1")
     assert "An update of" not in call("train", "--resume", run, "-n", 4 * 64).out
     assert "An update of" in call("train", "--resume", run, "-n", 6 * 64, "--profile").out
 
 
-def test_a_trace_that_cannot_be_written_costs_the_trace(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("srwm_rl.scripts.training.profiling.TRACE", "no/such/folder/profile.json.gz")
-    said = call("train", *RECALL, "-n", 6 * 64, "--profile", "-f", tmp_path)
-    assert said.code == 0
-    assert "no trace: " in said.out
-    assert "done: " in said.out
+    result = call("train", *RECALL, "-n", 6 * 64, "--profile", "-f", tmp_path)
+    assert result.code == 0
+    assert "no trace: " in result.out
+    assert "done: " in result.out
 
 
 def test_the_table_accounts_for_everything() -> None:

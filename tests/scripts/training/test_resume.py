@@ -1,4 +1,4 @@
-"""`--resume`: which settings may change, what a change leaves behind, and the proof that a run is exact."""
+"""`--resume`: which settings may change, the record of changes, and --verify."""
 
 import json
 import shutil
@@ -25,12 +25,12 @@ def test_every_setting_that_may_change_exists() -> None:
     assert not FREE & WITH_OVERRIDE
 
 
-def test_a_run_is_verified_and_left_as_it_was(call: Any, recall: Path, snapshot: Any) -> None:
+def test_a_run_is_verified_and_not_changed(call: Any, recall: Path, snapshot: Any) -> None:
     before = snapshot(recall)
-    said = call("train", "--resume", recall, "--verify")
-    assert said.code == 0, said
-    assert "exact: from 192 to 256 steps" in said.out
-    assert "bit for bit" in said.out
+    result = call("train", "--resume", recall, "--verify")
+    assert result.code == 0, result
+    assert "exact: from 192 to 256 steps" in result.out
+    assert "bit for bit" in result.out
     after = snapshot(recall)
     before.pop(".lock", None)
     after.pop(".lock", None)
@@ -42,12 +42,12 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
 ) -> None:
     words = [*impala_words, "--synchronous", "--eval-freq", 64, "--eval-episodes", 4, "--save-freq", 1, "-n", 320]
     assert call("train", *words, "-f", tmp_path).code == 0
-    said = call("train", "--resume", tmp_path / "impala_srwm" / "recall_1", "--verify")
-    assert said.code == 0, said
-    assert "exact: from 256 to 320 steps" in said.out
+    result = call("train", "--resume", tmp_path / "impala_srwm" / "recall_1", "--verify")
+    assert result.code == 0, result
+    assert "exact: from 256 to 320 steps" in result.out
 
 
-def test_a_run_in_groups_is_verified_and_goes_on_in_them(
+def test_a_run_in_groups_is_verified_and_resumes_in_them(
     call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("srwm_rl.scripts.training.train.groups_of_new_run", lambda config: 2)  # as on a GPU
@@ -64,13 +64,13 @@ def test_a_run_from_before_ppo_had_groups_is_exact(call: Any, copied: Path) -> N
     config = json.loads((copied / "config.json").read_text())
     del config["train"]["n_groups"]
     (copied / "config.json").write_text(json.dumps(config))
-    said = call("train", "--resume", copied, "--verify")
-    assert said.code == 0, said
-    assert "exact: from 192 to 256 steps" in said.out
+    result = call("train", "--resume", copied, "--verify")
+    assert result.code == 0, result
+    assert "exact: from 192 to 256 steps" in result.out
 
 
 @pytest.mark.parametrize("what", ["weight", "log"])
-def test_a_run_that_is_not_exact_is_found_out(what: str, call: Any, copied: Path) -> None:
+def test_verify_detects_a_run_that_is_not_exact(what: str, call: Any, copied: Path) -> None:
     newest = Run.open(copied).files("checkpoint")[-1]
     if what == "weight":
         arrays, meta = read_file(newest)
@@ -89,7 +89,9 @@ def test_a_run_that_is_not_exact_is_found_out(what: str, call: Any, copied: Path
     assert part in call("train", "--resume", copied, "--verify").error()
 
 
-def test_what_cannot_be_verified_is_said(call: Any, copied: Path, impala_words: list[str], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_verified_are_refused(
+    call: Any, copied: Path, impala_words: list[str], tmp_path: Path
+) -> None:
     assert call("train", *impala_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     overlapped = tmp_path / "impala_srwm" / "recall_1"
     assert "no two runs are the same" in call("train", "--resume", overlapped, "--verify").error()
@@ -102,7 +104,7 @@ def test_what_cannot_be_verified_is_said(call: Any, copied: Path, impala_words: 
     assert "cannot save its state" in call("train", "--resume", cartpole, "--verify").error()
 
 
-def test_the_trainers_settings_change_with_override_and_leave_a_trace(call: Any, copied: Path) -> None:
+def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied: Path) -> None:
     words = ["train", "--resume", copied, "-n", 384, "--learning-rate", 0.0005]
     assert "--learning-rate 0.001: leave it out, or insist with --override" in call(*words).error()
     assert call(*words, "--override").code == 0
@@ -117,11 +119,11 @@ def test_the_trainers_settings_change_with_override_and_leave_a_trace(call: Any,
 @pytest.mark.parametrize(
     "words", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:16"]]
 )
-def test_what_makes_it_another_run_is_refused_even_so(words: list[str], call: Any, recall: Path) -> None:
-    said = call("train", "--resume", recall, "-n", 384, "--override", *words)
-    assert "a resumed run keeps its settings" in said.error()
+def test_settings_of_the_network_cannot_be_overridden(words: list[str], call: Any, recall: Path) -> None:
+    result = call("train", "--resume", recall, "-n", 384, "--override", *words)
+    assert "a resumed run keeps its settings" in result.error()
 
 
 @pytest.mark.parametrize("word", ["--override", "--verify"])
-def test_they_are_for_resumed_runs(word: str, call: Any) -> None:
+def test_override_and_verify_need_resume(word: str, call: Any) -> None:
     assert f"{word} is for a resumed run" in call("train", "--env", "recall", word).error()

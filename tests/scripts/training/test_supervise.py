@@ -1,4 +1,4 @@
-"""Real processes that abort, are killed, hang or never get anywhere, under `srwm-rl train --supervise`."""
+"""Processes that abort, are killed, hang or make no progress, under `srwm-rl train --supervise`."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ Outcome = tuple[int, str, str]
 
 @pytest.fixture
 def supervised(tmp_path: Path, recall_words: list[str]) -> Callable[..., Outcome]:
-    """Return a function that trains under supervision, in a process whose environment breaks as told."""
+    """Return a function that trains under supervision, in a process whose environment has a fault."""
     (tmp_path / "fragile.py").write_text(MODULE)
     words = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_words]
 
@@ -81,7 +81,7 @@ def only_run(tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     ("fault", "why"), [("abort", "was ended by SIGABRT"), ("kill", "was ended by SIGKILL"), ("hang", "hung")]
 )
-def test_it_goes_on_from_the_last_checkpoint(
+def test_it_resumes_from_the_last_checkpoint(
     fault: str, why: str, supervised: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     code, _, err = supervised(fault, "--hang-seconds", "5")
@@ -94,7 +94,7 @@ def test_it_goes_on_from_the_last_checkpoint(
     assert only_run(tmp_path).files("model")[-1].name == "model-000000000640.safetensors"
 
 
-def test_it_gives_up_where_no_start_makes_progress(tmp_path: Path, recall_words: list[str]) -> None:
+def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_words: list[str]) -> None:
     (tmp_path / "fragile.py").write_text(MODULE)
     words = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_words]
     command = [sys.executable, "-m", "srwm_rl", "train", *words, "--supervise", "-n", "640", "-f", str(tmp_path / "l")]
@@ -123,7 +123,7 @@ def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_words
     assert "stopped by SIGTERM; saved at" in err
 
 
-def test_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
+def test_wrong_input_is_not_retried(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "srwm_rl", "train", "--env", "coinrum", "--supervise", "-f", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""What the watchdog says of environments that do not answer."""
+"""The watchdog's report of environments that hang."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def test_every_group_is_named_once(tmp_path: Any) -> None:
     watchdog = Watchdog(tmp_path, 0)
     watchdog.locals = {}
     watchdog.model = type("Model", (), {"get_env": lambda self: env})()
-    said = watchdog._places()
-    assert said.count("the environments are in") == 2
+    report = watchdog._places()
+    assert report.count("the environments are in") == 2
     for level in (41, 52):
-        assert f"recall level {level}, recall level {level}" in said
+        assert f"recall level {level}, recall level {level}" in report
