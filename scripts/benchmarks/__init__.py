@@ -1,1 +1,1 @@
-"""What `srwm-rl bench` times, one file per kind."""
+"""The benchmarks of `srwm-rl bench`, one file for each kind."""

@@ -1,4 +1,4 @@
-"""sb3-contrib's RecurrentPPO with the same encoder as ours."""
+"""The encoder and the policy settings that make sb3-contrib's RecurrentPPO comparable with ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from srwm_rl.nn.policy import SRWMPolicy
 
 
 class PlainFeatures(BaseFeaturesExtractor):
-    """The IMPALA CNN as SB3 users write it: float32, channels first (SB3 has scaled the pixels already)."""
+    """The IMPALA CNN as SB3 users write it: float32, channels first; SB3 has already scaled the pixels."""
 
     def __init__(
         self, observation_space: spaces.Box, widths: tuple[int, ...] = (16, 32, 32), features: int = 256
@@ -32,23 +32,12 @@ class PlainFeatures(BaseFeaturesExtractor):
 
 
 def policy_kwargs(ours: SRWMPolicy) -> dict[str, Any]:
-    """Return settings of `CnnLstmPolicy` or `MlpLstmPolicy` that match ours in encoder and width."""
-    width = ours.core.output_size
-    shared: dict[str, Any] = {
-        "lstm_hidden_size": width,
-        "shared_lstm": True,
-        "enable_critic_lstm": False,
-        "net_arch": [],
-    }
-    images = list(ours.features_extractor.images.values())
-    if not images:
-        return {
-            **shared,
-            "features_extractor_class": Encoder,
-            "features_extractor_kwargs": ours.encoder_kwargs,
-        }
-    network = images[0]
+    """Return settings of `CnnLstmPolicy` or `MlpLstmPolicy` with the encoder and width of our policy."""
+    lstm = {"lstm_hidden_size": ours.core.output_size, "shared_lstm": True, "enable_critic_lstm": False, "net_arch": []}
+    network = next(iter(ours.features_extractor.images.values()), None)
+    if network is None:
+        return {**lstm, "features_extractor_class": Encoder, "features_extractor_kwargs": ours.encoder_kwargs}
     assert isinstance(network, ImpalaCNN)
     widths = tuple(stage.out_channels for stage in network.stages if isinstance(stage, nn.Conv2d))
     settings = {"widths": widths, "features": network.head.out_features}
-    return {**shared, "features_extractor_class": PlainFeatures, "features_extractor_kwargs": settings}
+    return {**lstm, "features_extractor_class": PlainFeatures, "features_extractor_kwargs": settings}

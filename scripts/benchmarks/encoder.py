@@ -1,4 +1,4 @@
-"""`srwm-rl bench encoder`: the CNN by layout and precision, beside the device's matrix-product speed."""
+"""`srwm-rl bench encoder`: the CNN by layout and precision, and as a share of the device's matmul speed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import ImpalaCNN, fastest_precision
-from srwm_rl.scripts.benchmarks.measure import alternate, device_clock, ratio, show_ratio, summary
-from srwm_rl.scripts.benchmarks.options import Common
+from srwm_rl.scripts.benchmarks.contrib import PlainFeatures
+from srwm_rl.scripts.benchmarks.measure import alternate, device_clock, format_ratio, ratio, summary
+from srwm_rl.scripts.benchmarks.options import BenchOptions
 from srwm_rl.scripts.cli import check_device
 
 PLAIN = "channels first, float32, whole batch"
-MFLOP = 61.0  # of a 64 x 64 frame forward; about three times that with backward
+MFLOP = 61.0  # of a 64 x 64 frame, forward; forward and backward are about three times that
 
 
 @dataclass(frozen=True)
-class EncoderBench(Common):
+class EncoderBench(BenchOptions):
     """Time the IMPALA CNN on 64 x 64 frames: `srwm-rl bench encoder`."""
 
     n_frames: int = 256
     """Frames per pass."""
     micro_batch: int | None = None
-    """About how many frames a thread takes at once on a CPU; None: what the precision calls for."""
+    """Frames that a CPU thread processes at once, about; None: by precision."""
     device: str = "cpu"
     """auto, cpu, cuda."""
 
@@ -36,24 +38,20 @@ class PlainCNN(nn.Module):
 
     def __init__(self, network: ImpalaCNN) -> None:
         super().__init__()
-        self.network = ImpalaCNN((3, 64, 64), channels_first=True, micro_batch=10**9)
-        self.network.load_state_dict(network.state_dict())
-        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.features = PlainFeatures(spaces.Box(0, 1, (3, 64, 64)))
+        self.features.network.load_state_dict(network.state_dict())
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map uint8 `[N, 64, 64, 3]` to `[N, 256]`."""
-        x = frames.permute(0, 3, 1, 2).contiguous().float() / 255
-        for stage in self.network.stages:
-            x = stage(x)
-        head = self.network.head
-        return torch.relu(head(torch.relu(x).flatten(1)))
+        features: Tensor = self.features(frames.permute(0, 3, 1, 2).contiguous().float() / 255)
+        return features
 
 
 def run(config: EncoderBench) -> dict[str, Any]:
     """Print the table and return it.
 
     Raises:
-        UserError: no such device, or a variant whose features differ.
+        UserError: no such device, or the variants' features differ.
     """
     device = torch.device(check_device(config.device))
     torch.manual_seed(0)
@@ -68,14 +66,12 @@ def run(config: EncoderBench) -> dict[str, Any]:
         rates = alternate(
             {name: _pass(network, frames, factor > 1) for name, network in networks.items()}, config.rounds
         )
-        for name, each in rates.items():
-            against = ratio(each, rates[PLAIN])
+        for name, values in rates.items():
+            speed, relative = summary(values), ratio(values, rates[PLAIN])
             dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
-            share = summary(each).median * MFLOP * factor / 1e3 / peak[dtype]
-            print(f"{work:<21} {name:<38} {summary(each)!s:>22} frames/s  x first {show_ratio(against)}  {share:.0%}")
-            rows.append(
-                {"work": work, "name": name, "frames_per_second": summary(each)._asdict(), "ratio": against._asdict()}
-            )
+            share = speed.median * MFLOP * factor / 1e3 / peak[dtype]
+            print(f"{work:<21} {name:<38} {speed!s:>22} frames/s  x first {format_ratio(relative)}  {share:.0%}")
+            rows.append({"work": work, "name": name, "frames_per_second": speed._asdict(), "ratio": relative._asdict()})
     print("the last column: share of the matrix products' speed")
     return {"bench": "encoder", "device": str(device), "threads": torch.get_num_threads(), "rows": rows}
 
@@ -93,13 +89,9 @@ def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module
 
 
 def check_same(networks: dict[str, nn.Module], frames: Tensor) -> None:
-    """See that all variants give the same features.
-
-    Raises:
-        UserError: one does not; then no speed is worth printing.
-    """
+    """Raise a `UserError` unless all variants have the same features."""
     expected = networks["ours, float32"](frames).detach()
-    exact = 5e-3 if frames.is_cuda else 1e-4  # a GPU's convolutions round what is float32 to ten bits
+    exact = 5e-3 if frames.is_cuda else 1e-4  # GPUs compute float32 convolutions with ten bits of mantissa
     for name, network in networks.items():
         error = float((network(frames).detach() - expected).norm() / expected.norm())
         if error > (0.02 if "bfloat16" in name else exact):
@@ -107,7 +99,7 @@ def check_same(networks: dict[str, nn.Module], frames: Tensor) -> None:
 
 
 def _pass(network: nn.Module, frames: Tensor, backward: bool) -> Callable[[], int]:
-    done = device_clock(frames.device)
+    wait = device_clock(frames.device)
 
     def work() -> int:
         if backward:
@@ -116,14 +108,14 @@ def _pass(network: nn.Module, frames: Tensor, backward: bool) -> Callable[[], in
         else:
             with torch.no_grad():
                 network(frames)
-        done()
+        wait()
         return len(frames)
 
     return work
 
 
 def _matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
-    """Return GFLOP/s of a large product, the best of a few."""
+    """Return the GFLOP/s of a large matrix product, the best of eight."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     best, now = 0.0, device_clock(device)

@@ -1,20 +1,25 @@
-"""`srwm-rl bench env`: our environment layer against ProcGen itself."""
+"""`srwm-rl bench env`: our ProcGen environments against ProcGen itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from srwm_rl.envs import ProcgenBatch, ProcgenVecEnv, VecMemoryInputs
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.benchmarks.measure import alternate, ratio, show_ratio, summary
-from srwm_rl.scripts.benchmarks.options import Common
+from srwm_rl.scripts.benchmarks.measure import alternate, format_ratio, ratio, summary
+from srwm_rl.scripts.benchmarks.options import BenchOptions
+
+BASELINE = "raw ProcGen"
 
 
 @dataclass(frozen=True)
-class EnvBench(Common):
-    """Time ProcGen through our layers against ProcGen itself: `srwm-rl bench env`."""
+class EnvBench(BenchOptions):
+    """Time our ProcGen environments against ProcGen itself: `srwm-rl bench env`."""
 
     env: str = "bigfish"
     """The game."""
@@ -28,62 +33,50 @@ def run(config: EnvBench) -> dict[str, Any]:
     """Print the table and return it.
 
     Raises:
-        UserError: no ProcGen, or the layers do not give what ProcGen gives.
+        UserError: ProcGen is not installed, or our environments differ from it.
     """
-    from srwm_rl.envs import ProcgenVecEnv, VecMemoryInputs
-
-    raw = _Raw(config)
-    vec = ProcgenVecEnv(config.env, config.n_envs, "0:200", seed=0)
-    inputs = VecMemoryInputs(ProcgenVecEnv(config.env, config.n_envs, "0:200", seed=0))
+    settings: Any = {"n_envs": config.n_envs, "levels": "0:200", "seed": 0}
+    raw = ProcgenBatch(config.env, **settings)._env
+    vec = ProcgenVecEnv(config.env, **settings)
+    inputs = VecMemoryInputs(ProcgenVecEnv(config.env, **settings))
+    vec.reset()
+    inputs.reset()
     actions = np.random.default_rng(0).integers(0, 15, (config.n_steps, config.n_envs)).astype(np.int32)
-    for each in (vec, inputs):
-        each.reset()
-    _check(raw, vec, actions)
+    _check_equal(raw, vec, actions[:50])
     sides = {
-        "raw ProcGen": lambda: raw.play(actions),
-        "ProcgenVecEnv": lambda: _play(vec, actions),
-        "with memory inputs": lambda: _play(inputs, actions),
+        BASELINE: partial(_play, partial(_step_raw, raw), actions),
+        "ProcgenVecEnv": partial(_play, vec.step, actions),
+        "with memory inputs": partial(_play, inputs.step, actions),
     }
     rates = alternate(sides, config.rounds)
     print(f"{config.env}, {config.n_envs} environments, {config.n_steps} steps a round, {config.rounds} rounds in turn")
     rows = []
-    for name, found in rates.items():
-        against = ratio(found, rates["raw ProcGen"])
-        print(f"{name:<20} {summary(found)!s:>32} steps/s   x raw {show_ratio(against)}")
-        rows.append({"name": name, "steps_per_second": summary(found)._asdict(), "ratio": against._asdict()})
-    for env in (vec, inputs):
-        env.close()
+    for name, values in rates.items():
+        speed, relative = summary(values), ratio(values, rates[BASELINE])
+        print(f"{name:<20} {speed!s:>32} steps/s   x raw {format_ratio(relative)}")
+        rows.append({"name": name, "steps_per_second": speed._asdict(), "ratio": relative._asdict()})
+    vec.close()
+    inputs.close()
     return {"bench": "env", "env": config.env, "n_envs": config.n_envs, "rows": rows}
 
 
-class _Raw:
-    """ProcGen's own interface, as its makers use it."""
-
-    def __init__(self, config: EnvBench) -> None:
-        from srwm_rl.envs import ProcgenBatch
-
-        # The same construction, then the simulator alone.
-        self.batch = ProcgenBatch(config.env, config.n_envs, "0:200", seed=0)
-        self.env = self.batch._env
-
-    def play(self, actions: np.ndarray) -> int:
-        for row in actions:
-            self.env.act(row)
-            self.env.observe()
-            self.env.get_info()
-        return int(actions.size)
+def _step_raw(env: Any, actions: np.ndarray) -> Any:
+    """Step ProcGen through its own interface."""
+    env.act(actions)
+    observed = env.observe()
+    env.get_info()
+    return observed
 
 
-def _play(env: Any, actions: np.ndarray) -> int:
+def _play(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> int:
     for row in actions:
-        env.step(row)
+        step(row)
     return int(actions.size)
 
 
-def _check(raw: _Raw, vec: Any, actions: np.ndarray) -> None:
-    for row in actions[:50]:
-        raw.env.act(row)
-        reward, frames, _ = raw.env.observe()
+def _check_equal(raw: Any, vec: Any, actions: np.ndarray) -> None:
+    for row in actions:
+        reward, frames, _ = _step_raw(raw, row)
         obs, rewards, *_ = vec.step(row)
         if not (np.array_equal(reward, rewards) and np.array_equal(frames["rgb"], obs)):
-            raise UserError("the environment layer does not give what ProcGen gives: nothing was timed")
+            raise UserError("our environments differ from ProcGen: nothing was timed")

@@ -1,4 +1,4 @@
-"""Ratios measured in alternation, so that whatever else the machine does falls on both sides."""
+"""Speeds measured in alternation, so that other load of the machine affects all sides alike."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from typing import NamedTuple
 
 import torch
 
-# For which a trainer, or a part of its work, is timed in a round: shorter, and what it meets by chance decides.
-SECONDS = 1.0
+SECONDS = 1.0  # that a trainer or a component of it is timed for in each round, at least
 
 
 class Rate(NamedTuple):
-    """Things per second, over the rounds."""
+    """A speed or a ratio over the rounds."""
 
     median: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """Show the median and the range."""
+        """Return the median and the range as text."""
         return f"{self.median:,.0f} [{self.low:,.0f}, {self.high:,.0f}]"
 
 
 def alternate(sides: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Run every side once per round, in turn, and return its rates.
+    """Run all sides in alternation.
 
     Args:
-        sides: by name, does some work and returns how many things it did.
-        rounds: how often; one more, not counted, goes first.
+        sides: functions by name; each returns the number of steps or frames that it processed.
+        rounds: how often each is timed; an untimed round comes first.
 
     Returns:
-        By name, things per second of wall time, one number per round.
+        By name, the number per second of wall time in each round.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, work in sides.items():
             start = time.perf_counter()
-            done = work()
-            rate = done / (time.perf_counter() - start)
+            rate = work() / (time.perf_counter() - start)
             if number:
                 rates[name].append(rate)
     return rates
@@ -52,27 +50,27 @@ def summary(rates: list[float]) -> Rate:
 
 
 def ratio(mine: list[float], theirs: list[float]) -> Rate:
-    """Return the median and the range of the ratios of rounds that ran side by side."""
+    """Return the median and the range of the ratios of corresponding rounds."""
     return summary([a / b for a, b in zip(mine, theirs, strict=True)])
 
 
-def show_ratio(value: Rate) -> str:
-    """Show a ratio with its range."""
+def format_ratio(value: Rate) -> str:
+    """Return a ratio and its range as text."""
     return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def long_enough(seconds: float) -> bool:
-    """Return whether a round of a trainer, or of a part of its work, may end."""
+    """Return whether a round may end after this time."""
     return seconds >= SECONDS
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:
-    """Return what tells the time in seconds once a device has done what it was given."""
+    """Return a clock, in seconds, that waits for the device first."""
     if device.type != "cuda":
         return time.perf_counter
 
-    def done() -> float:
+    def synchronized() -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    return done
+    return synchronized

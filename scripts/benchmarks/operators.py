@@ -1,23 +1,23 @@
-"""`srwm-rl bench op`: the time of the recurrence, by backend and size, beside the bound of its arithmetic."""
+"""`srwm-rl bench op`: the recurrence by backend and size, and the lower bound of its arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.benchmarks.options import Common
-
-if TYPE_CHECKING:
-    from srwm_rl.ops.bench import Row
+from srwm_rl.ops import bench, cpu
+from srwm_rl.scripts.benchmarks.options import BenchOptions
 
 
 @dataclass(frozen=True)
-class OperatorBench(Common):
+class OperatorBench(BenchOptions):
     """Time the recurrence: `srwm-rl bench op`."""
 
     rounds: int = 7
-    """Measurements of each number; the median is printed."""
+    """Measurements of each time; the median is printed."""
     threads: int | None = 1
     """Threads of torch."""
     device: str = "cpu"
@@ -25,17 +25,13 @@ class OperatorBench(Common):
 
 
 def run(config: OperatorBench) -> dict[str, Any]:
-    """Print the table and return it; a backend whose results are wrong gets no time.
+    """Print the table and return it; a backend with wrong results is not timed.
 
     Raises:
         UserError: no such device.
     """
     if config.device not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, not {config.device!r}")
-    import torch
-
-    from srwm_rl.ops import bench
-
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU")
     clock = "CPU time" if (config.device, config.threads) == ("cpu", 1) else "wall time"
@@ -49,25 +45,23 @@ def run(config: OperatorBench) -> dict[str, Any]:
         rows += group
         for row in group:
             print(_line(row), flush=True)
-    print("loop: the recurrence step by step as its authors wrote it; bound: its multiply-adds at torch's matmul speed")
+    print(
+        "loop: the recurrence step by step, as the authors wrote it; bound: its multiply-adds, as fast as torch.matmul"
+    )
     wrong = any(row.ns is None for row in rows)
     return {"bench": "op", "threads": config.threads, "rows": [row._asdict() for row in rows], "wrong": wrong}
 
 
 def _backends(device: str) -> tuple[str, ...]:
-    import torch
-
-    from srwm_rl.ops import cpu
-
     if device == "cuda":
         return ("triton",)
-    why_not = cpu.why_not(device, torch.float32, 16)
-    if why_not:
-        print(f"no cpu backend: {why_not}")
-    return () if why_not else ("cpu",)
+    reason = cpu.why_not(device, torch.float32, 16)
+    if reason:
+        print(f"no cpu backend: {reason}")
+    return () if reason else ("cpu",)
 
 
-def _line(row: Row) -> str:
+def _line(row: bench.Row) -> str:
     size = ",".join(map(str, row.size))
     head = f"{row.work:<17} {size:<14} {row.backend:<10}"
     if row.ns is None:

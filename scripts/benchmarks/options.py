@@ -1,4 +1,4 @@
-"""What every benchmark is told."""
+"""Options of every benchmark."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from srwm_rl.errors import UserError
 
 
 @dataclass(frozen=True)
-class Common:
+class BenchOptions:
     """Options of every benchmark."""
 
     rounds: int = 5
-    """Measurements of each side, in turn; medians and ranges are printed."""
+    """Measurements of each side, in alternation; medians and ranges are printed."""
     threads: int | None = None
-    """Threads of torch; None: one per core, where a whole policy of vectors is trained one."""
+    """Threads of torch; None: one per core, or one to train a policy without a CNN."""
     json: Path | None = None
     """Write the results to this file too."""
     verbose: int = 1

@@ -1,4 +1,4 @@
-"""Does an exported graph act as the policy it was made of? Both play the same steps, each with its own memory."""
+"""Compare an exported graph with its policy: both compute the same steps, each with its own core state."""
 
 from __future__ import annotations
 
@@ -27,35 +27,39 @@ from srwm_rl.onnx_export import (
 )
 
 TOLERANCE = 1e-4
-# Where numbers are below these, a difference counts as if they were as large. A state is often small: an SRWM with
-# gentle edits carries thousandths, of which even the wrong ones would be within the tolerance of 1.
+# Differences are relative to the output's largest number, or to these if larger. States can be small: an SRWM with
+# small edits carries thousandths, and relative to 1 even wrong states would pass.
 FLOORS = {PROBABILITIES: 1.0, MEAN: 1.0, STD: 1.0, VALUE: 1.0, NEW_STATE: 1e-2}
 STEPS = 48
-RESET_EVERY = 12  # so that no check is without episode starts, however long the episodes are
+RESET_EVERY = 12  # steps between additional episode starts, since episodes can be long
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class Checked(NamedTuple):
-    """What a check found."""
+class Comparison(NamedTuple):
+    """The result of a check."""
 
     steps: int
     n_envs: int
     episode_starts: int
     differences: dict[str, float]
-    """By output, the largest difference over the output's largest number, or over its floor if that is larger."""
+    """By output, the largest relative difference."""
 
     @property
     def passed(self) -> bool:
-        """Say whether every difference is within `TOLERANCE`."""
-        return all(each <= TOLERANCE for each in self.differences.values())
+        """Whether every difference is within `TOLERANCE`."""
+        return all(difference <= TOLERANCE for difference in self.differences.values())
+
+    def __str__(self) -> str:
+        """Return the differences."""
+        return ", ".join(f"{name} {difference:.1e}" for name, difference in self.differences.items())
 
 
-class OnnxPlayer:
-    """An exported acting step, run by onnxruntime, and the memory it carries from step to step.
+class OnnxRunner:
+    """Runs an exported acting step in onnxruntime and carries its core state from step to step.
 
     Args:
         content: of the file.
-        step: what it was made of, for the names and shapes.
+        step: that was exported, for the names and shapes.
         n_envs: B.
     """
 
@@ -73,67 +77,68 @@ class OnnxPlayer:
 
     def step(self, obs: Arrays, starts: npt.NDArray[Any]) -> Arrays:
         """Run over observations `[B, ...]` and `starts` `[B]`; return the outputs and keep the new state."""
-        given = {self._keys[key]: each for key, each in obs.items()} | {STATE: self.state, EPISODE_START: starts}
-        feed = {name: np.ascontiguousarray(each, self._inputs[name].dtype) for name, each in given.items()}
-        names = [each.name for each in self._graph.get_outputs()]
-        outputs: Arrays = dict(zip(names, self._graph.run(names, feed), strict=True))
+        inputs = {self._keys[key]: value for key, value in obs.items()} | {STATE: self.state, EPISODE_START: starts}
+        inputs = {name: np.ascontiguousarray(value, self._inputs[name].dtype) for name, value in inputs.items()}
+        names = [output.name for output in self._graph.get_outputs()]
+        outputs: Arrays = dict(zip(names, self._graph.run(names, inputs), strict=True))
         self.state = outputs[NEW_STATE]
         return outputs
 
 
-def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv, n_steps: int = STEPS) -> Checked:
-    """Play with a policy, and let its exported graph log_prob_and_entropy the same observations beside it.
+def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv, n_steps: int = STEPS) -> Comparison:
+    """Play with a policy, and run its exported graph on the same observations.
 
-    All environments go through the graph together, and the first one through it alone as well. Beside the episodes
-    that end, each environment is told now and then that an episode starts. The policy's CNN computes in float32, as
-    the graph's does.
+    The graph runs for all environments together, and for the first one alone. Episode starts are added to those of the
+    environments. The policy's CNN computes in float32, as the graph's does.
 
     Args:
-        content: the ONNX file's.
-        step: what it was made of.
-        policy: what that was made of.
-        env: environments such as it was trained in.
+        content: of the ONNX file.
+        step: that was exported.
+        policy: of the acting step.
+        env: environments as in training.
         n_steps: steps to play.
     """
     policy, n = float32_copy(policy), env.num_envs
-    players = OnnxPlayer(content, step, n), OnnxPlayer(content, step, 1)
+    runners = OnnxRunner(content, step, n), OnnxRunner(content, step, 1)
     state, starts, n_starts = policy.initial_state(n), np.ones(n, bool), 0
     differences: dict[str, float] = {}
     obs = env.reset()
     for t in range(n_steps):
         starts = starts | ((t + np.arange(n)) % RESET_EVERY == RESET_EVERY - 1)
         n_starts += int(starts.sum())
-        seen = introspect(policy, obs_as_tensor(obs, policy.device), state, torch.as_tensor(starts))  # type: ignore[arg-type]
-        state = seen.core_state
+        diagnostics = introspect(policy, obs_as_tensor(obs, policy.device), state, torch.as_tensor(starts))  # type: ignore[arg-type]
+        state = diagnostics.core_state
         parts: Any = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-        for player in players:
-            rows = slice(player.state.shape[1])
-            played = player.step({key: each[rows] for key, each in parts.items()}, starts[rows])
-            for name, wanted in _outputs(seen, policy.action_space).items():
-                wanted = wanted[:, rows] if name == NEW_STATE else wanted[rows]
-                differences[name] = max(differences.get(name, 0.0), _difference(played[name], wanted, FLOORS[name]))
-        obs, _, starts, _ = env.step(_playable(seen.actions.numpy(), policy.action_space))
-    return Checked(n_steps, n, n_starts, differences)
+        for runner in runners:
+            rows = slice(runner.state.shape[1])
+            outputs = runner.step({key: value[rows] for key, value in parts.items()}, starts[rows])
+            for name, expected in _outputs(diagnostics, policy.action_space).items():
+                expected = expected[:, rows] if name == NEW_STATE else expected[rows]
+                difference = _difference(outputs[name], expected, FLOORS[name])
+                differences[name] = max(differences.get(name, 0.0), difference)
+        obs, _, starts, _ = env.step(_clip(diagnostics.actions.numpy(), policy.action_space))
+    return Comparison(n_steps, n, n_starts, differences)
 
 
-def _outputs(seen: StepDiagnostics, space: spaces.Space[Any]) -> Arrays:
-    """Return what the graph's outputs should be."""
-    memory = {VALUE: seen.values.numpy(), NEW_STATE: seen.core_state.numpy()}
-    if seen.std is None:
-        return {PROBABILITIES: seen.choices.numpy(), **memory}
+def _outputs(diagnostics: StepDiagnostics, space: spaces.Space[Any]) -> Arrays:
+    """Return the expected outputs of the graph."""
+    value_and_state = {VALUE: diagnostics.values.numpy(), NEW_STATE: diagnostics.core_state.numpy()}
+    if diagnostics.std is None:
+        return {PROBABILITIES: diagnostics.choices.numpy(), **value_and_state}
     shape = (-1, *(space.shape or ()))
-    return {MEAN: seen.choices.reshape(shape).numpy(), STD: seen.std.reshape(shape).numpy(), **memory}
+    mean, std = diagnostics.choices.reshape(shape).numpy(), diagnostics.std.reshape(shape).numpy()
+    return {MEAN: mean, STD: std, **value_and_state}
 
 
-def _difference(ours: npt.NDArray[Any], wanted: npt.NDArray[Any], floor: float) -> float:
-    """Return the largest difference over the largest number or `floor`; infinity where a number or shape is amiss."""
-    if ours.shape != wanted.shape:
+def _difference(output: npt.NDArray[Any], expected: npt.NDArray[Any], floor: float) -> float:
+    """Return the largest difference relative to the largest number or `floor`; infinity for NaN or another shape."""
+    if output.shape != expected.shape:
         return float("inf")
-    if not wanted.size:
+    if not expected.size:
         return 0.0
-    difference = float(np.abs(ours - wanted).max() / max(floor, np.abs(wanted).max()))
+    difference = float(np.abs(output - expected).max() / max(floor, np.abs(expected).max()))
     return difference if np.isfinite(difference) else float("inf")
 
 
-def _playable(actions: npt.NDArray[Any], space: spaces.Space[Any]) -> npt.NDArray[Any]:
+def _clip(actions: npt.NDArray[Any], space: spaces.Space[Any]) -> npt.NDArray[Any]:
     return np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from srwm_rl.ops import cpu
-from srwm_rl.scripts.benchmarks import bound, encoder, environments, measure, overlap, suite, training
+from srwm_rl.scripts.benchmarks import (
+    concurrent_training,
+    encoder,
+    environments,
+    measure,
+    suite,
+    trainers,
+    upper_bound,
+)
+from srwm_rl.scripts.benchmarks.run import read
 from srwm_rl.scripts.commands import bench
 from srwm_rl.scripts.training.build import make_env
 from srwm_rl.storage.safe_file import pack
@@ -77,15 +86,15 @@ def test_train_overlapping(call: Any, tmp_path: Path) -> None:
 
 
 def overlapping() -> Any:
-    config = training.TrainBench(
+    config = trainers.TrainBench(
         env="recall", algo="impala", overlapping=True, n_envs=4, n_steps=8, batch_size=16, device="cpu"
     )
-    return training._ours(config)
+    return trainers.make_ours(config)
 
 
 def test_in_a_round_that_overlaps_the_learner_learns() -> None:
     model = overlapping()
-    learn, updates = overlap.learning_beside(model), [0]
+    learn, updates = concurrent_training.concurrent_training(model), [0]
     for _ in range(2):
         assert learn() > 0
         updates.append(model._n_updates)
@@ -93,52 +102,52 @@ def test_in_a_round_that_overlaps_the_learner_learns() -> None:
 
 
 def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
-    model, clock = overlapping(), overlap.BothAtWork()
+    model, clock = overlapping(), concurrent_training.ConcurrentTimer()
     end, updates = clock._on_rollout_end, []
 
     def on_rollout_end() -> None:
         end()
-        updates.extend([] if clock.began is None else [model._n_updates])
+        updates.extend([] if clock.first is None else [model._n_updates])
 
     clock._on_rollout_end = on_rollout_end  # type: ignore[method-assign]
-    model.learn(overlap.FOR_EVER, clock)
+    model.learn(concurrent_training.MAX_STEPS, clock)
     assert clock.seconds >= measure.SECONDS
-    assert clock.began is not None
-    assert clock.began[0] + clock.steps == model.num_timesteps - 4  # the step that ended it
+    assert clock.first is not None
+    assert clock.first[0] + clock.steps == model.num_timesteps - 4  # the step that ended it
     assert clock.steps % 32 == 0
     assert updates[0] > 0
     assert len(updates) == 1 + clock.steps // 32
 
 
 def test_what_goes_on_at_once_on_two_devices_is_as_fast_as_the_slower() -> None:
-    assert bound.speed_bound(100.0, 60.0, 20.0, k=2) == pytest.approx(1 / (1 / 100 + 1 / 60 + 2 / 20))
-    assert bound.speed_bound(100.0, 60.0, 20.0, k=2, apart=True) == pytest.approx(1 / (1 / 60 + 2 / 20))
-    assert bound.speed_bound(5.0, 60.0, 20.0, k=2, apart=True) == 5
+    assert upper_bound.upper_bound(100.0, 60.0, 20.0, k=2) == pytest.approx(1 / (1 / 100 + 1 / 60 + 2 / 20))
+    assert upper_bound.upper_bound(100.0, 60.0, 20.0, k=2, concurrent=True) == pytest.approx(1 / (1 / 60 + 2 / 20))
+    assert upper_bound.upper_bound(5.0, 60.0, 20.0, k=2, concurrent=True) == 5
 
 
 def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
-    update = training._updater(training._ours(config))
+    config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    update = trainers.timed_updates(trainers.make_ours(config))
     long_enough, waited = measure.long_enough, []
 
     def after_three(seconds: float) -> bool:
         waited.append(seconds)
         return len(waited) == 3
 
-    monkeypatch.setattr(training, "long_enough", after_three)
+    monkeypatch.setattr(trainers, "long_enough", after_three)
     steps, collecting, learning = update()
     assert steps == 3 * 32
     assert waited == sorted(waited)
     assert waited[-1] == collecting + learning
-    monkeypatch.setattr(training, "long_enough", long_enough)
+    monkeypatch.setattr(trainers, "long_enough", long_enough)
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     assert update()[0] == 32
 
 
 def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
-    config = training.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
-    model = training._ours(config)
-    training._updater(model)()
+    config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
+    model = trainers.make_ours(config)
+    trainers.timed_updates(model)()
     env: Any = model.env
 
     def where() -> Any:
@@ -148,15 +157,14 @@ def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
         return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
 
     before = where()
-    speeds = bound.speeds_of(
-        bound.flatten_obs_space(model, make_env(training._train_config(config)), config.batch_size)
+    speeds = upper_bound.component_speeds(
+        upper_bound.make_components(model, make_env(trainers.train_config(config)), config.batch_size)
     )
     assert min(speeds.values()) > 0
     (arrays, rest), (arrays_before, rest_before) = where(), before
     assert rest == rest_before
     assert arrays.keys() == arrays_before.keys()
     assert all(np.array_equal(arrays[name], arrays_before[name]) for name in arrays)
-    assert all(each.grad is None for each in model.policy.parameters())
 
 
 def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,11 +239,11 @@ def test_help(call: Any) -> None:
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
-@pytest.mark.parametrize("row", suite.ROWS, ids=lambda row: row.name)
-def test_the_suite_runs_what_the_results_were_made_with(row: suite.Row) -> None:
-    _, config = bench.read(row.words.split())
-    assert getattr(config, "device", row.device) == row.device
-    file = RESULTS / f"{row.name}.json"
+@pytest.mark.parametrize("benchmark", suite.BENCHMARKS, ids=lambda benchmark: benchmark.name)
+def test_the_suite_runs_what_the_results_were_made_with(benchmark: suite.Benchmark) -> None:
+    config = read(benchmark.arguments.split(), bench.PROG)
+    assert getattr(config, "device", benchmark.device) == benchmark.device
+    file = RESULTS / f"{benchmark.name}.json"
     settings = json.loads(file.read_text()).get("settings", {}) if file.exists() else {}
     for name in settings.keys() - {"rounds", "device"}:
         value = getattr(config, name)
@@ -243,7 +251,7 @@ def test_the_suite_runs_what_the_results_were_made_with(row: suite.Row) -> None:
 
 
 def test_the_suites_names_are_the_files_of_the_results() -> None:
-    names = [row.name for row in suite.ROWS]
+    names = [benchmark.name for benchmark in suite.BENCHMARKS]
     assert len(names) == len(set(names))
     made_otherwise = {"bench_cores"}  # by one command for each core
     assert {file.stem for file in RESULTS.glob("bench_*.json")} - made_otherwise <= set(names)
@@ -259,17 +267,17 @@ def test_the_suites_names_are_the_files_of_the_results() -> None:
     ],
 )
 def test_results_in_a_few_words(name: str, said: str) -> None:
-    assert re.fullmatch(said, suite.gave(json.loads((RESULTS / f"{name}.json").read_text())))
+    assert re.fullmatch(said, suite.summarise(json.loads((RESULTS / f"{name}.json").read_text())))
 
 
 def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = (
-        suite.Row("broken", "cpu", 0, "train --env no_such_env"),
-        suite.Row("tiny", "cpu", 0, "env --n-envs 2 --n-steps 4 --rounds 1"),
-        suite.Row("long", "cpu", 1e3, "op"),
-        suite.Row("elsewhere", "cuda", 0, "op"),
+        suite.Benchmark("broken", "cpu", 0, "train --env no_such_env"),
+        suite.Benchmark("tiny", "cpu", 0, "env --n-envs 2 --n-steps 4 --rounds 1"),
+        suite.Benchmark("long", "cpu", 1e3, "op"),
+        suite.Benchmark("elsewhere", "cuda", 0, "op"),
     )
-    monkeypatch.setattr(suite, "ROWS", rows)
+    monkeypatch.setattr(suite, "BENCHMARKS", rows)
     folder = tmp_path / "new" / "folder"
     folder.mkdir(parents=True)
     (folder / "broken.json").write_text("{}")  # of an earlier time
@@ -281,16 +289,16 @@ def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     broken, tiny, left_out = said.out.splitlines()[-3:]
     assert re.fullmatch(r"broken +\d+ s  FAILED: exit code 2: srwm-rl: error: .*no_such_env.*", broken)
     assert re.fullmatch(r"tiny +\d+ s  with memory inputs: [\d.]+ x raw ProcGen", tiny)
-    assert left_out == "left out, for 8 minutes are not enough: long"
+    assert left_out == "skipped, because 8 minutes are not enough: long"
 
 
 def test_a_benchmark_that_takes_longer_than_is_left_is_ended(
     call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(suite, "ROWS", (suite.Row("long", "cpu", 0, "train --env recall --rounds 1000"),))
+    monkeypatch.setattr(suite, "BENCHMARKS", (suite.Benchmark("long", "cpu", 0, "train --env recall --rounds 1000"),))
     said = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
     assert said.code == 1
-    assert re.fullmatch(r"long +\d+ s  FAILED: ended, for the time was over", said.out.splitlines()[-1])
+    assert re.fullmatch(r"long +\d+ s  FAILED: stopped, the time was over", said.out.splitlines()[-1])
     assert not (tmp_path / "new" / "long.json").exists()
 
 
@@ -298,4 +306,4 @@ def test_only_what_was_named_is_run(call: Any, tmp_path: Path) -> None:
     words = ["--device", "cpu", "--minutes", 0, "--only", "bench_impala", "bench_op"]
     said = call("bench", "suite", "--out", tmp_path, *words)
     assert said.code == 0
-    assert said.out == "left out, for 0 minutes are not enough: bench_op, bench_impala\n"
+    assert said.out == "skipped, because 0 minutes are not enough: bench_op, bench_impala\n"

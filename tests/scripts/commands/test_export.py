@@ -13,7 +13,7 @@ import torch
 
 import srwm_rl
 from srwm_rl.nn.diagnostics import introspect
-from srwm_rl.scripts.commands import export
+from srwm_rl.scripts.export import onnx_file
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -90,7 +90,7 @@ def test_a_procgen_run_takes_frames_and_names_its_actions(call: Any, procgen_wor
     assert "observation uint8 [B, 64, 64, 3]" in said.out
     assert "in bfloat16, the graph in float32" in said.out
     known = {each.key: each.value for each in onnx.load(file).metadata_props}
-    assert json.loads(known.pop("actions")) == list(export.PROCGEN_ACTIONS)
+    assert json.loads(known.pop("actions")) == list(onnx_file.PROCGEN_ACTIONS)
     assert json.loads(known.pop("action_space"))["n"] == 15
     assert set(json.loads(known["observation_keys"])) == {
         key for key, _ in json.loads(known["observation_space"])["spaces"]
@@ -102,7 +102,7 @@ def test_a_procgen_run_takes_frames_and_names_its_actions(call: Any, procgen_wor
 def test_the_names_of_procgens_actions_are_its_own() -> None:
     env = pytest.importorskip("procgen.env")
     combos = env.BaseProcgenEnv.get_combos(None)
-    assert tuple("+".join(keys) or "NOTHING" for keys in combos) == export.PROCGEN_ACTIONS
+    assert tuple("+".join(keys) or "NOTHING" for keys in combos) == onnx_file.PROCGEN_ACTIONS
 
 
 def test_continuous_actions_have_mean_and_deviation(call: Any, recall_words: list[str], tmp_path: Path) -> None:
@@ -133,10 +133,8 @@ def _wrong_value(content: bytes) -> bytes:
 def test_a_graph_that_does_something_else_is_not_kept(
     spoil: Any, part: str, run: Path, call: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from srwm_rl import onnx_export as onnx_step
-
-    right = onnx_step.to_onnx
-    monkeypatch.setattr(onnx_step, "to_onnx", lambda step, metadata: spoil(right(step, metadata)))
+    right = onnx_file.to_onnx
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda step, metadata: spoil(right(step, metadata)))
     said = call("export", run, "-o", untouched / "agent.onnx")
     assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), said
     assert said.err.startswith(f"srwm-rl: {untouched / 'agent.onnx'} was not written: {part}")
@@ -146,7 +144,7 @@ def test_a_graph_that_does_something_else_is_not_kept(
     assert kept.read_text() == "an earlier export"
 
 
-@pytest.mark.parametrize("package", export.PACKAGES)
+@pytest.mark.parametrize("package", onnx_file.PACKAGES)
 def test_a_missing_package_is_named_with_its_remedy(
     package: str, run: Path, call: Any, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

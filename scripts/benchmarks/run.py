@@ -1,0 +1,54 @@
+"""Run one benchmark from its command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.scripts.benchmarks import encoder, environments, operators, suite, trainers, training
+from srwm_rl.scripts.benchmarks.options import BenchOptions
+from srwm_rl.scripts.cli import parse
+
+BENCHMARKS: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Any]]] = {
+    "op": (operators.run, operators.OperatorBench),
+    "env": (environments.run, environments.EnvBench),
+    "encoder": (encoder.run, encoder.EncoderBench),
+    "train": (training.run, trainers.TrainBench),
+    "suite": (suite.run, suite.SuiteBench),
+}
+
+
+def run_benchmark(argv: list[str], prog: str) -> int:
+    """Run the benchmark that `argv` names; return 1 if some results were wrong.
+
+    Raises:
+        UserError: no such benchmark, options that cannot be parsed, or results that cannot be written.
+    """
+    config = read(argv, prog)
+    run, _ = BENCHMARKS[argv[0]]
+    if not isinstance(config, BenchOptions):
+        return int(run(config)["wrong"])
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.json is not None and not config.json.resolve().parent.is_dir():
+        raise UserError(f"--json: there is no folder {config.json.resolve().parent}")
+    result = run(config)
+    if config.json is not None:
+        config.json.write_text(json.dumps({"torch": torch.__version__, **result}, indent=1, default=str) + "\n")
+    return int(result.get("wrong", False))
+
+
+def read(argv: list[str], prog: str) -> Any:
+    """Return the options of the benchmark that `argv` names.
+
+    Raises:
+        UserError: no such benchmark, or options that cannot be parsed.
+    """
+    name = argv[0]
+    if name not in BENCHMARKS:
+        raise UserError(f"there is no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; see {prog} --help")
+    return parse(BENCHMARKS[name][1], argv[1:], f"{prog} {name}")
