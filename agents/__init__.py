@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from srwm_rl.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from srwm_rl.agents.impala import IMPALA
-    from srwm_rl.agents.ppo import PPO
-
-__all__ = ["IMPALA", "PPO"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"srwm_rl.agents.{name.lower()}"), name)
-    raise AttributeError(f"module 'srwm_rl.agents' has no attribute {name!r}")
+    from srwm_rl.agents.impala import IMPALA as IMPALA
+    from srwm_rl.agents.ppo import PPO as PPO
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__, {"impala": "IMPALA", "ppo": "PPO"})

@@ -6,57 +6,37 @@ Importing this registers the environments with Gymnasium and loads nothing heavy
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from srwm_rl.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from srwm_rl.errors import UserError
-    from srwm_rl.nn.cores import Core, check_core, core_names, import_core, make_core, register_core
-    from srwm_rl.nn.policy import SRWMPolicy
-    from srwm_rl.ops import delta_scan, srwm_scan
-    from srwm_rl.storage.model_file import Agent, load
+    from srwm_rl.errors import UserError as UserError
+    from srwm_rl.nn.cores import Core as Core
+    from srwm_rl.nn.cores import check_core as check_core
+    from srwm_rl.nn.cores import core_names as core_names
+    from srwm_rl.nn.cores import import_core as import_core
+    from srwm_rl.nn.cores import make_core as make_core
+    from srwm_rl.nn.cores import register_core as register_core
+    from srwm_rl.nn.policy import SRWMPolicy as SRWMPolicy
+    from srwm_rl.ops import delta_scan as delta_scan
+    from srwm_rl.ops import srwm_scan as srwm_scan
+    from srwm_rl.storage.model_file import Agent as Agent
+    from srwm_rl.storage.model_file import load as load
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(
+        __name__,
+        {
+            "errors": "UserError",
+            "nn.cores": "Core check_core core_names import_core make_core register_core",
+            "nn.policy": "SRWMPolicy",
+            "ops": "delta_scan srwm_scan",
+            "storage.model_file": "Agent load",
+        },
+    )
 
 __version__ = "0.1.0"
-__all__ = [
-    "Agent",
-    "Core",
-    "SRWMPolicy",
-    "UserError",
-    "check_core",
-    "core_names",
-    "delta_scan",
-    "import_core",
-    "load",
-    "make_core",
-    "register_core",
-    "srwm_scan",
-]
-
-_HOMES = {
-    "Agent": "srwm_rl.storage.model_file",
-    "Core": "srwm_rl.nn.cores",
-    "SRWMPolicy": "srwm_rl.nn.policy",
-    "UserError": "srwm_rl.errors",
-    "check_core": "srwm_rl.nn.cores",
-    "core_names": "srwm_rl.nn.cores",
-    "delta_scan": "srwm_rl.ops",
-    "import_core": "srwm_rl.nn.cores",
-    "load": "srwm_rl.storage.model_file",
-    "make_core": "srwm_rl.nn.cores",
-    "register_core": "srwm_rl.nn.cores",
-    "srwm_scan": "srwm_rl.ops",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'srwm_rl' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
 
 
 def _silence_gym() -> None:

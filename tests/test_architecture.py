@@ -171,10 +171,10 @@ def foreign_imports(tree: ast.AST) -> set[str]:
 
 
 def imports_by_environments() -> list[str]:
-    """Return what envs/ imports of ours beside errors, and where it imports torch."""
+    """Return what envs/ imports of ours beside errors and lazy, and where it imports torch."""
     ours = [link for link in imports() if link.source.startswith("envs/") and not link.target.startswith("envs/")]
     torch = [path for path, tree in trees().items() if path.startswith("envs/") and "torch" in foreign_imports(tree)]
-    return [*(str(link) for link in ours if link.target != "srwm_rl/errors.py"), *torch]
+    return [*(str(link) for link in ours if link.target not in ("srwm_rl/errors.py", "srwm_rl/lazy.py")), *torch]
 
 
 def imports_of_own_package() -> list[str]:
