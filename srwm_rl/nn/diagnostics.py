@@ -1,4 +1,4 @@
-"""What a network does to itself while it acts: its edits, how far it has drifted, its rates and its policy."""
+"""Diagnostics of an acting step: the size of the edits and of the shift, the learning rates and the policy."""
 
 from __future__ import annotations
 
@@ -16,36 +16,33 @@ from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.layers import COLUMN_GROUPS, DeltaLayer, SRDeltaLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy
 
-RATES = COLUMN_GROUPS
-"""The four column groups that a rate of their own belongs to, in the order of `StepDiagnostics.rates`."""
-
 
 class StepDiagnostics(NamedTuple):
-    """One acting step of B environments, seen from inside; H is 0 for a core that carries nothing.
+    """Diagnostics of one acting step of B environments; H is 0 for a core without state.
 
-    W_t is the weight with which the step acts, after the reset that an episode start asks for.
+    W_t is the fast weight that the step reads, after a reset.
     """
 
-    actions: Tensor  # [B, *action_shape], as drawn
+    actions: Tensor  # [B, *action_shape]
     values: Tensor  # [B]
     entropy: Tensor  # [B], nats
-    choices: Tensor  # [B, N]: the actions' probabilities; for Box the mean of each of their N numbers
-    std: Tensor | None  # [B, N], for Box alone
+    choices: Tensor  # [B, N]: the actions' probabilities; for Box the means
+    std: Tensor | None  # [B, N], for Box only
     edit: Tensor  # [L, B, H], |W_{t+1} - W_t|, Frobenius norm
     drift: Tensor  # [L, B, H], |W_t - W_0|
-    rates: Tensor | None  # [L, B, H, 4] in (0, 1), for y, query, key and beta; None: the core has none
+    rates: Tensor | None  # [L, B, H, 4] in (0, 1), in COLUMN_GROUPS' order; None: the core has none
     core_state: Tensor  # [L, B, S], the new one
 
 
 def introspect(
     policy: SRWMPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False
 ) -> StepDiagnostics:
-    """Act as `SRWMPolicy.act` does (equal torch seeds give equal actions) and tell what happened inside.
+    """Act as `SRWMPolicy.act` does (equal torch seeds give equal actions) and return diagnostics of the step.
 
     Args:
-        policy: with any core. Where it has self-modifying heads, all of `StepDiagnostics` is there (an SR-Delta head's W is its
-            two weights together); other cores have no rates, and their edit and drift are the norms of the state's
-            change and of the state, head by head if there are heads.
+        policy: with any core. An SR-Delta head's W is its two weights together. Cores without self-modifying heads have
+            no rates; their edit and drift are the norms of the state's change and of the state, by head if there are
+            heads.
         obs: `[B, ...]` or a dict of such.
         core_state: `[L, B, S]`.
         episode_starts: `[B]`; the state is zeroed *before* the step where it is non-zero.
@@ -56,8 +53,8 @@ def introspect(
         distribution, values, after = policy._step(obs, core_state, episode_starts)
         actions = distribution.get_actions(deterministic=deterministic)
         entropy = distribution.entropy()
-    choices, std = _describe(distribution)
-    assert entropy is not None  # it is for squashed Gaussians alone, which this policy does not have
+    choices, std = describe_distribution(distribution)
+    assert entropy is not None  # None only for squashed Gaussians, which this policy does not have
     return StepDiagnostics(
         actions.reshape(-1, *(policy.action_space.shape or ())),
         values,
@@ -71,19 +68,19 @@ def introspect(
     )
 
 
-def _describe(distribution: Distribution) -> tuple[Tensor, Tensor | None]:
+def describe_distribution(distribution: Distribution) -> tuple[Tensor, Tensor | None]:
     """Return `choices` and `std` of `StepDiagnostics`."""
     inner: Any = distribution.distribution
     if isinstance(inner, list):  # one Categorical per part of a MultiDiscrete action
-        return torch.cat([each.probs for each in inner], -1), None
+        return torch.cat([categorical.probs for categorical in inner], -1), None
     if isinstance(inner, torch.distributions.Normal):
         return inner.mean, inner.stddev
     return inner.probs, None
 
 
 def state_heads(core: Core) -> Tensor:
-    """Return which head each float of the core's state belongs to, `[L, S]`; all to 0 where there are no heads."""
-    # Only of our own stacks is it known that layer l's state is row l; a user's core may be made of the same layers.
+    """Return the head to which each float of the core's state belongs, `[L, S]`; 0 without heads."""
+    # Only in a StackCore is layer l's state known to be row l; a user's core may use the same layers otherwise.
     layers = core.layers if isinstance(core, StackCore) else [None] * core.state_layers
     rows = [_layer_heads(layer, core.state_size) for layer in layers]
     return torch.stack(rows).to(next(core.parameters()).device) if rows else torch.zeros(0, core.state_size)
@@ -99,7 +96,7 @@ def _layer_heads(layer: object, size: int) -> Tensor:
 
 
 def count_heads(core: Core) -> int:
-    """Return H, heads per layer that carry something: 1 for a core without heads, 0 for one without a state."""
+    """Return H, the heads per layer: 1 for a core without heads, 0 for one without state."""
     heads = state_heads(core)
     return int(heads.max()) + 1 if heads.numel() else 0
 
@@ -115,41 +112,44 @@ def head_norms(core: Core, state: Tensor) -> Tensor:
 
 @contextmanager
 def record_rates(core: Core) -> Iterator[list[Tensor]]:
-    """Collect the rates of a stack's self-modifying layers as they run, `[B, H, 4]` each.
+    """Collect the learning rates of a stack's self-modifying layers as they run, `[B, H, 4]` each.
 
-    Calls must be of one step: what later steps read depends on the edits in between.
+    Within the context the core may run single steps only.
+
+    Raises:
+        ValueError: from a call of several steps.
     """
-    heard: list[Tensor] = []
+    recorded: list[Tensor] = []
     stack = core.layers if isinstance(core, StackCore) else ()
-    layers = [each for each in stack if isinstance(each, SRWMLayer)]
+    layers = [layer for layer in stack if isinstance(layer, SRWMLayer)]
     for layer in layers:
-        # In front of the method: what the heads are fed is its argument, and not known outside the layer.
-        object.__setattr__(layer, "recur", partial(_recur, layer, heard))
+        # A wrapped method, because the heads' inputs are its argument; a hook would see the layer's input only.
+        object.__setattr__(layer, "recur", partial(_recur, layer, recorded))
     try:
-        yield heard
+        yield recorded
     finally:
         for layer in layers:
             object.__delattr__(layer, "recur")
 
 
 def _recur(
-    layer: SRWMLayer, heard: list[Tensor], heads: Tensor, state: Tensor, episode_starts: Tensor
+    layer: SRWMLayer, recorded: list[Tensor], heads: Tensor, state: Tensor, episode_starts: Tensor
 ) -> tuple[Tensor, Tensor]:
     if len(heads) != 1:
-        raise ValueError(f"rates can be told one step at a time, not of {len(heads)} in one call")
-    heard.append(rates(layer, heads[0], state.masked_fill(episode_starts[0, :, None] != 0, 0)))
+        raise ValueError(f"record_rates needs one step at a time, not {len(heads)} in one call")
+    recorded.append(rates(layer, heads[0], state.masked_fill(episode_starts[0, :, None] != 0, 0)))
     return type(layer).recur(layer, heads, state, episode_starts)
 
 
 def rates(layer: SRWMLayer, heads: Tensor, state: Tensor) -> Tensor:
-    """Return the rates that the heads choose, `[B, H, 4]`: `sigmoid(x @ W_t)` of the beta columns.
+    """Return the heads' learning rates `[B, H, 4]`, `sigmoid(x @ W_t)` of the beta columns.
 
     Args:
         layer: the layer.
-        heads: `[B, H, D]`, what its heads are fed.
-        state: `[B, state_size]`, the layer's state, resets done.
+        heads: `[B, H, D]`, its heads' inputs.
+        state: `[B, state_size]`, the layer's state after resets.
     """
     n_heads, size, columns = layer.shift_shape
-    shift = state[:, : n_heads * size * columns].unflatten(-1, layer.shift_shape)  # an SR-Delta layer carries more
-    fast = (layer.slow_weight() + shift)[..., -len(RATES) :]  # [B, H, D, 4]
+    shift = state[:, : n_heads * size * columns].unflatten(-1, layer.shift_shape)  # an SR-Delta layer's state is longer
+    fast = (layer.slow_weight() + shift)[..., -len(COLUMN_GROUPS) :]  # [B, H, D, 4]
     return torch.einsum("bhd,bhdn->bhn", heads, fast).sigmoid()

@@ -1,4 +1,4 @@
-"""From observations to the features a core reads: a ResNet for images, an MLP for vectors, and the agent's own past."""
+"""The encoder: a ResNet for images, an MLP for vectors, and the previous action and reward unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, is_image_space_channels_first
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -18,12 +18,10 @@ from srwm_rl.errors import UserError, check_settings
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
-# Keys under which the agent may be handed its own past (see srwm_rl.envs.VecMemoryInputs); they bypass the MLP.
+# Keys of the inputs that srwm_rl.envs.VecMemoryInputs adds; they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
-MAIN_KEY = "observation"  # the name a lone observation space gets among the keys
-
-
-MIN_FRAMES_PER_THREAD = 24  # frames; fewer are not worth a thread of their own
+MAIN_KEY = "observation"  # the key of an observation space that is no Dict
+MIN_FRAMES_PER_THREAD = 24  # fewer are not worth a thread
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -37,14 +35,12 @@ def fastest_precision(device: torch.device | str) -> str:
 
 
 def micro_batch_for(precision: str) -> int:
-    """Return about how many frames one CPU thread takes through the CNN at once (measured: docs/results).
+    """Return about how many frames one CPU thread computes at once (measured: docs/results).
 
-    A pass has its price before the first frame: weights go into the convolutions' own types and layouts, hundreds of
-    operations begin. With matrix tiles (AMX) a frame takes so little that this counts for ten of them. Without, larger
-    parts outgrow the caches before they pay.
+    A pass has a fixed cost, for converting weights and starting operations. With matrix tiles (AMX) it equals that of
+    ten frames; without, larger micro-batches outgrow the caches before they save time.
     """
-    has_tiles = torch.cpu._is_amx_tile_supported()
-    return 128 if precision == "bfloat16" and has_tiles else 64
+    return 128 if precision == "bfloat16" and torch.cpu._is_amx_tile_supported() else 64
 
 
 class Conv(nn.Conv2d):
@@ -55,13 +51,13 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         """Map `[N, C_in, h, w]` to `[N, C_out, h, w]`, the input multiplied by `scale`."""
-        weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than a pass over the frames
+        weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than scaling the frames
         assert self.bias is not None
         return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), padding=1)
 
 
 class MaxPool(nn.Module):
-    """The largest of 3 x 3 pixels at every second one: half the height and width."""
+    """Max pooling, 3 x 3 with stride 2."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[N, C, h, w]` to `[N, C, ceil(h / 2), ceil(w / 2)]`."""
@@ -82,22 +78,21 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaCNN(nn.Module):
-    """The IMPALA paper's ResNet (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561, figure 3), uint8 in.
+    """The IMPALA paper's ResNet (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561, figure 3) on uint8 frames.
 
-    Frames stay as the environment made them until the first convolution: a permuted view of channels-last uint8 memory
-    is converted in one pass, a micro-batch at a time, each by one thread.
+    On a CPU each thread converts and encodes one micro-batch at a time.
 
     Args:
         shape: the observation space's shape, `(h, w, C)` or `(C, h, w)`.
-        channels_first: which of the two.
+        channels_first: whether `shape` is `(C, h, w)`.
         channels: width of each stage; each halves height and width.
         features: width of the output.
-        micro_batch: about how many frames a thread takes at once on a CPU; None: `micro_batch_for`.
-        scale: what a pixel is multiplied by.
-        precision: "float32", or "bfloat16" for the arithmetic; weights, gradients and output are float32 either way.
+        micro_batch: about how many frames a CPU thread computes at once; None: `micro_batch_for`.
+        scale: factor on the pixels.
+        precision: of the arithmetic, "float32" or "bfloat16"; weights, gradients and output are float32 either way.
 
     Raises:
-        UserError: another precision.
+        UserError: an unknown precision.
     """
 
     def __init__(
@@ -119,12 +114,7 @@ class ImpalaCNN(nn.Module):
         width, height, depth = (shape[2], shape[1], shape[0]) if channels_first else (shape[1], shape[0], shape[2])
         stages: list[nn.Module] = []
         for out in channels:
-            stages += [
-                Conv(depth, out),
-                MaxPool(),
-                ResidualBlock(out),
-                ResidualBlock(out),
-            ]
+            stages += [Conv(depth, out), MaxPool(), ResidualBlock(out), ResidualBlock(out)]
             depth, width, height = out, (width + 1) // 2, (height + 1) // 2
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(depth * width * height, features)
@@ -145,7 +135,7 @@ class ImpalaCNN(nn.Module):
         return parallel_batch(self._encode, frames.tensor_split(n_parts), self.parameters())
 
     def _n_parts(self, n_frames: int) -> int:
-        """Return into how many parts to divide frames: as many for each thread, or one for all threads together."""
+        """Return the number of micro-batches: a multiple of the number of threads, or fewer without multithreading."""
         threads = torch.get_num_threads()
         if n_frames < threads * min(MIN_FRAMES_PER_THREAD, self.micro_batch):
             threads = 1
@@ -153,35 +143,35 @@ class ImpalaCNN(nn.Module):
 
     def _encode(self, frames: Tensor) -> Tensor:
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
-        # Whole numbers up to 256 are exact in bfloat16, so frames lose nothing.
+        # Integers up to 256 are exact in bfloat16.
         dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
         x = x.to(dtype, memory_format=torch.channels_last)
-        first, *others = self.stages
+        first, *stages = self.stages
         x = first(x, self.scale)
-        for stage, weights in zip(others, self._converted(others, x), strict=True):
+        for stage, weights in zip(stages, self._converted(stages, x), strict=True):
             x = functional_call(stage, weights, x) if weights else stage(x)
         x = torch.relu(x).flatten(1)
         head = self.head
         return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
 
     def _converted(self, stages: list[nn.Module], x: Tensor) -> list[dict[str, Tensor]]:
-        """Return the weights of stages in the type of `x`, or nothing where each converts its own.
+        """Return the stages' weights in the dtype of `x`, or empty dicts where each stage converts its own.
 
-        On a GPU that acts, thirty conversions of a few numbers would be thirty launches, a quarter of all.
+        When acting on a GPU one conversion per weight would be 30 kernel launches, a quarter of all.
         """
         if x.device.type != "cuda" or x.dtype == self.head.weight.dtype or torch.is_grad_enabled():
             return [{}] * len(stages)
-        weights = [dict(each.named_parameters()) for each in stages]
-        converted = [{k: torch.empty_like(v, dtype=x.dtype) for k, v in each.items()} for each in weights]
-        into, given = ([each for part in parts for each in part.values()] for parts in (converted, weights))
-        torch._foreach_copy_(into, given)
+        weights = [dict(stage.named_parameters()) for stage in stages]
+        converted = [{name: torch.empty_like(w, dtype=x.dtype) for name, w in part.items()} for part in weights]
+        targets, sources = ([w for part in parts for w in part.values()] for parts in (converted, weights))
+        torch._foreach_copy_(targets, sources)
         return converted
 
 
 class StepEmbedding(nn.Module):
     """Sines and cosines of the step within the episode, `[N, 1]` to `[N, 2 * n_periods]`.
 
-    With it a key can name *when*. Periods grow geometrically from 3 steps to `longest`.
+    Periods grow geometrically from 3 steps to `longest`.
     """
 
     periods: Tensor
@@ -198,21 +188,21 @@ class StepEmbedding(nn.Module):
 
 
 class Encoder(BaseFeaturesExtractor):
-    """One feature vector from whatever the observation holds; each key's part is concatenated in the keys' order.
+    """One feature vector per observation: of images, of vectors, the previous action and reward, the step.
 
-    Images go through `ImpalaCNN`; the agent's previous action and reward pass through unchanged and its step within
-    the episode as sines; everything else is flattened (discrete values as one-hots), joined and passed through an MLP.
+    Images pass through `ImpalaCNN`, the previous action and reward unchanged, the step within the episode through
+    `StepEmbedding`; all else is flattened (discrete values as one-hots), concatenated and passed through an MLP.
 
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of them.
-        mlp: widths of the MLP's layers; empty: the vectors go to the core as they are.
+        mlp: widths of the MLP's layers; empty: no MLP.
         cnn: settings of `ImpalaCNN`.
         step_periods, step_longest: settings of `StepEmbedding`.
         normalize_images: multiply pixels by 1/255.
-        precision: in which the CNN computes, "float32" or "bfloat16"; see `fastest_precision`.
+        precision: of the CNN, "float32" or "bfloat16"; see `fastest_precision`.
 
     Raises:
-        UserError: an observation space of another kind.
+        UserError: an unsupported observation space or setting.
     """
 
     def __init__(
@@ -225,7 +215,7 @@ class Encoder(BaseFeaturesExtractor):
         normalize_images: bool = True,
         precision: str = "float32",
     ) -> None:
-        parts = flatten_obs_space(observation_space)
+        obs_spaces = flatten_obs_space(observation_space)
         _check_widths("mlp", mlp, may_be_empty=True)
         _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
@@ -233,7 +223,7 @@ class Encoder(BaseFeaturesExtractor):
         self.plain: list[str] = []
         self.vectors: list[str] = []
         width = vector_width = 0
-        for key, space in parts.items():
+        for key, space in obs_spaces.items():
             if is_image(space):
                 scale = 1 / 255 if normalize_images else 1.0
                 settings: dict[str, Any] = {"scale": scale, "precision": precision, **(cnn or {})}
@@ -248,20 +238,20 @@ class Encoder(BaseFeaturesExtractor):
             else:
                 self.vectors.append(key)
                 vector_width += get_flattened_obs_dim(space)
-        self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in parts else None
-        self.mlp = _mlp(vector_width, mlp) if self.vectors else nn.Identity()
+        self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in obs_spaces else None
+        self.mlp = nn.Sequential(*create_mlp(vector_width, -1, list(mlp))) if self.vectors else nn.Identity()
         self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
 
     def describe(self) -> str:
-        """Say in a few words what reads the observation, such as "IMPALA CNN 16/32/32-256 + previous_reward"."""
-        words = [f"IMPALA CNN {network.describe()}" for network in self.images.values()]  # type: ignore[operator]
+        """Return a short description, such as "IMPALA CNN 16/32/32-256 in float32 + previous_reward"."""
+        networks = [f"IMPALA CNN {network.describe()}" for network in self.images.values()]  # type: ignore[operator]
         if self.vectors:
             sizes = [str(layer.out_features) for layer in self.mlp if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
-            words.append(f"MLP {'/'.join(sizes)}" if sizes else "vectors as they are")
-        return " + ".join([*words, *self.plain, *([EPISODE_STEP] if self.step is not None else [])])
+            networks.append(f"MLP {'/'.join(sizes)}" if sizes else "vectors as they are")
+        return " + ".join([*networks, *self.plain, *([EPISODE_STEP] if self.step is not None else [])])
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Map `{key: [N, ...]}`, vectors as floats and frames as they are, to `[N, features_dim]`."""
+        """Map `{key: [N, ...]}`, images as uint8 and all else as floats, to `[N, features_dim]`."""
         features = [cnn(observations[key]) for key, cnn in self.images.items()]
         if self.vectors:
             features.append(self.mlp(torch.cat([observations[key].flatten(1) for key in self.vectors], dim=1)))
@@ -272,28 +262,28 @@ class Encoder(BaseFeaturesExtractor):
 
 
 def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    """Return an observation space's parts by key; a space that is no Dict is one part, `MAIN_KEY`.
+    """Return an observation space's entries by key; a space that is no Dict has the key `MAIN_KEY`.
 
     Raises:
-        UserError: a part that the encoder cannot read.
+        UserError: a space that the encoder does not support.
     """
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
-    for key, part in parts.items():
-        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+    obs_spaces = dict(space.spaces) if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
+    for key, subspace in obs_spaces.items():
+        if not isinstance(subspace, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             raise UserError(
-                f"observation {key!r} is a {type(part).__name__} space; "
+                f"observation {key!r} is a {type(subspace).__name__} space; "
                 "wrap the environment to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
             )
-    return parts
+    return obs_spaces
 
 
 def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
-    """Say whether a space holds uint8 images, `(h, w, C)` or `(C, h, w)`."""
+    """Return whether a space is of uint8 images, `(h, w, C)` or `(C, h, w)`."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and is_image_space(space)
 
 
 def _check_cnn(settings: dict[str, Any]) -> None:
-    known = [name for name in inspect.signature(ImpalaCNN).parameters if name not in ("shape", "channels_first")]
+    known = inspect.signature(ImpalaCNN).parameters.keys() - {"shape", "channels_first"}
     check_settings("the encoder's cnn", settings, known)
     for name, value in settings.items():
         if name == "channels":
@@ -303,14 +293,6 @@ def _check_cnn(settings: dict[str, Any]) -> None:
 
 
 def _check_widths(name: str, widths: Any, may_be_empty: bool = False) -> None:
-    fits = isinstance(widths, list | tuple) and all(type(each) is int and each >= 1 for each in widths)
-    if not fits or not (widths or may_be_empty):
+    valid = isinstance(widths, list | tuple) and all(type(width) is int and width >= 1 for width in widths)
+    if not valid or not (widths or may_be_empty):
         raise UserError(f"the encoder's {name} must be whole numbers of at least 1, such as [64], not {widths!r}")
-
-
-def _mlp(width: int, sizes: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for size in sizes:
-        layers += [nn.Linear(width, size), nn.ReLU()]
-        width = size
-    return nn.Sequential(*layers)

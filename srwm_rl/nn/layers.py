@@ -1,4 +1,4 @@
-"""The layers of the cores: memories of several heads that write their own weights, and the feed-forward block."""
+"""The layers of the cores: multi-head memories with fast weights, and the feed-forward block."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from srwm_rl.ops.checks import check_bound
 Norm = Literal["none", "residual", "pre"]
 NORMS: tuple[Norm, ...] = ("none", "residual", "pre")
 COLUMN_GROUPS = ("y", "query", "key", "beta")  # of an SRWM's weight, in this order
-_RETENTION_INIT = (0.98, 0.999)  # of the first and the last head: half of an edit is left after 34 and 693 steps
+_RETENTION_INIT = (0.98, 0.999)  # of the first and the last head: edits have half-lives of 34 and 693 steps
 
 
 class MemoryLayer(nn.Module, ABC):
-    """What every memory of several heads has around it: norm, heads, output projection and residual path.
+    """Base class of multi-head memories: norm, split into heads, output projection and residual path.
 
-    A subclass sets `state_size` and writes `recur`.
+    A subclass sets `state_size` and implements `recur`.
 
     Args:
         hidden_size: width of the layer; `hidden_size = n_heads * head_size`.
-        n_heads: H, number of heads, each with a memory of its own.
-        input_softmax: feed each head the softmax of its slice of the input (the published SRWM layer for RL does).
+        n_heads: H, number of heads.
+        input_softmax: apply a softmax to each head's input slice, as the published SRWM layer for RL does.
         norm: "none": `x + out(x)`, as published for RL; "residual": `LayerNorm(x) + out(x)`, as in the authors'
             supervised code; "pre": `x + out(LayerNorm(x))`.
 
     Attributes:
         head_size: D.
-        state_size: floats that the layer carries for one environment.
+        state_size: floats of state per environment.
 
     Raises:
         UserError: `hidden_size` is no multiple of `n_heads`, or `norm` is unknown.
@@ -75,20 +75,21 @@ class SRWMLayer(MemoryLayer):
     Args:
         hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
         query_init: initial standard deviation of the query columns, as a multiple of `1/sqrt(head_size)`.
-            A small one makes the first queries uniform, so that the first edits are gentle.
+            A small one makes the first queries uniform, and so the first edits small.
         beta_init: initial mean of the beta columns. Under `input_softmax` it is the mean of the rates' initial
             pre-activations as well: 0 makes the untrained rates 1/2 on average.
-        frozen: column groups of the slow weight that stay as drawn, among "query", "key", "beta": a list, or one text
-            with commas. A control: what is left of learning when the self-modification is not learnt.
-        retention: let the shift fade: each head chooses at each step, from the layer's input, how much of it to keep,
-            at first .98 to .999 depending on the head. The gate of Gated DeltaNet (Yang, Kautz, Hatamizadeh, ICLR 2025,
-            https://arxiv.org/abs/2412.06464), on the shift, so that what remains is the slow weight.
-        shift_bound: the largest Frobenius norm of a head's shift; after each step's edit a longer one is scaled back to
-            it, so that edits cannot run away. None: any. A new head's weight has a norm of about `sqrt(E+2D+4)`.
-        read_size: E, width of what each head reads out; None: D.
+        frozen: column groups of the slow weight that are not trained, among "query", "key", "beta": a list, or one
+            string with commas. A control: how much is learnt without learning the self-modification.
+        retention: multiply the shift at each step by a gate in (0, 1) per head, computed from the layer's input,
+            initially .98 to .999 depending on the head. The gate of Gated DeltaNet (Yang, Kautz, Hatamizadeh, ICLR
+            2025, https://arxiv.org/abs/2412.06464), applied to the shift, so that it decays to the slow weight.
+        shift_bound: the largest Frobenius norm of a head's shift, to which longer ones are scaled back after each
+            step's edit, against diverging edits. None: unbounded. A new head's weight has a norm of about
+            `sqrt(E+2D+4)`.
+        read_size: E, width of each head's output; None: D.
 
     Raises:
-        UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` is not above 0.
+        UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` is out of range.
     """
 
     frozen_weight: Tensor | None
@@ -111,40 +112,37 @@ class SRWMLayer(MemoryLayer):
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         self.query_init, self.beta_init, self.shift_bound = query_init, beta_init, shift_bound
         if shift_bound is not None:
-            try:
-                check_bound(shift_bound)
-            except ValueError as error:
-                raise UserError(str(error)) from None
+            check_bound(shift_bound)
         size = self.head_size
         self.widths = (read_size or size, size, size, 4)  # of COLUMN_GROUPS
         self.shift_shape = (n_heads, size, sum(self.widths))  # [H, D, E+2D+4]
         self.state_size = n_heads * size * sum(self.widths)
-        self.frozen = _groups(frozen)
+        self.frozen = _column_groups(frozen)
         self._add_weight()
         self.gate = nn.Linear(hidden_size, n_heads) if retention else None
         self.reset_parameters()
 
     def _add_weight(self) -> None:
-        """Make room for the slow weight: what is learnt as the parameter `weight`, what is frozen as a buffer.
+        """Allocate the slow weight: trained columns as a parameter, frozen ones as a buffer.
 
-        A buffer is saved like a parameter, but no optimizer, whatever its weight decay, can move it.
+        A buffer is saved like a parameter, but not changed by an optimizer's weight decay.
         """
         frozen = [group in self.frozen for group, n in zip(COLUMN_GROUPS, self.widths, strict=True) for _ in range(n)]
-        learnt_first = torch.tensor(frozen).sort(stable=True).indices
+        trained_first = torch.tensor(frozen).sort(stable=True).indices
         heads, size, columns = self.shift_shape
         self.weight = nn.Parameter(torch.empty(heads, size, columns - sum(frozen)))
         self.register_buffer("frozen_weight", torch.empty(heads, size, sum(frozen)) if self.frozen else None)
-        self.register_buffer("_columns", learnt_first.argsort(), persistent=False)  # where each column is stored
+        self.register_buffer("_columns", trained_first.argsort(), persistent=False)  # where each column is stored
 
     def reset_parameters(self) -> None:
-        """Draw the slow weight afresh, its frozen columns too, and open the retention gate."""
+        """Initialise the slow weight, its frozen columns too, and the retention gate."""
         weight = torch.empty(self.shift_shape).normal_(std=self.head_size**-0.5)
         _, query, _, beta = weight.split(self.widths, -1)
         query *= self.query_init
         beta += self.beta_init
-        learnt, frozen = weight[..., self._columns.cpu().argsort()].tensor_split((self.weight.shape[-1],), dim=-1)
+        trained, frozen = weight[..., self._columns.cpu().argsort()].tensor_split((self.weight.shape[-1],), dim=-1)
         with torch.no_grad():
-            self.weight.copy_(learnt)
+            self.weight.copy_(trained)
             if self.frozen_weight is not None:
                 self.frozen_weight.copy_(frozen)
             if self.gate is not None:
@@ -152,23 +150,23 @@ class SRWMLayer(MemoryLayer):
                 self.gate.bias.copy_(torch.linspace(*_RETENTION_INIT, self.n_heads).logit())
 
     def slow_weight(self) -> Tensor:
-        """Return the slow weight `[H, D, E+2D+4]`, learnt and frozen columns in their places."""
+        """Return the slow weight `[H, D, E+2D+4]`, trained and frozen columns in order."""
         if self.frozen_weight is None:
             return self.weight
         return torch.cat((self.weight, self.frozen_weight), -1).index_select(-1, self._columns)
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""
-        kept = None if self.gate is None else self.gate(heads.flatten(2)).sigmoid()  # [T, B, H]
+        retention = None if self.gate is None else self.gate(heads.flatten(2)).sigmoid()  # [T, B, H]
         shift = state.unflatten(-1, self.shift_shape)
         y, shift = srwm_scan(
-            heads, self.slow_weight(), shift, episode_starts, retention=kept, shift_bound=self.shift_bound
+            heads, self.slow_weight(), shift, episode_starts, retention=retention, shift_bound=self.shift_bound
         )
         return y, shift.flatten(1)
 
 
 class SRDeltaLayer(SRWMLayer):
-    """An SRWM that reads out keys, queries, values and rates for a delta-rule fast weight.
+    """An SRWM whose outputs are the keys, queries, values and rates of a delta-rule fast weight.
 
     The "SR-Delta" of Irie et al., ICML 2022. The state is the shift, then the fast weight:
     `H * D * (5D+5) + H * D * D`. Arguments as `SRWMLayer`; a retention gate and a bound act on the SRWM's shift alone.
@@ -181,13 +179,13 @@ class SRDeltaLayer(SRWMLayer):
         self.state_size += n_heads * self.head_size**2
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the SRWM, and with what it reads the fast weight: `[T, B, H, D]` to the same shape."""
+        """Run the SRWM, then the fast weight on its outputs: `[T, B, H, D]` to the same shape."""
         shift, fast = state.tensor_split((self.shift_size,), dim=-1)
         read, shift = super().recur(heads, shift, episode_starts)  # [T, B, H, 3D+1]
-        query, key, content, beta = read.split((*[self.head_size] * 3, 1), dim=-1)
+        query, key, value, beta = read.split((*[self.head_size] * 3, 1), dim=-1)
         y, fast = delta_scan(
             key.softmax(-1),
-            content,
+            value,
             query.softmax(-1),
             beta.squeeze(-1).sigmoid(),
             fast.unflatten(-1, self.fast_shape),
@@ -197,14 +195,14 @@ class SRDeltaLayer(SRWMLayer):
 
 
 class DeltaLayer(MemoryLayer):
-    """Delta Net: a slow net that learns writes a fast weight by the delta rule; the state is `H * D * D`.
+    """Delta Net: a trained slow net writes a fast weight by the delta rule; the state is `H * D * D`.
 
     Schlag, Irie, Schmidhuber, ICML 2021 (https://arxiv.org/abs/2102.11174), with the feature map of its RL version in
     Irie et al., NeurIPS 2021 (https://arxiv.org/abs/2106.06295): `elu + 1`, divided by its sum.
 
     Args:
         hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
-        query_init: factor on the initial rows of the slow net that make the queries.
+        query_init: factor on the slow net's initial query rows.
         beta_init: added to the pre-activation of every rate; 0 makes the untrained rates 1/2 on average.
     """
 
@@ -229,16 +227,16 @@ class DeltaLayer(MemoryLayer):
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read the fast weights: `[T, B, H, D]` to the same shape."""
-        made = self.slow_net(heads.flatten(2)).unflatten(-1, (self.n_heads, -1))  # [T, B, H, 3D+1]
-        query, key, content, beta = made.split((*[self.head_size] * 3, 1), dim=-1)
+        outputs = self.slow_net(heads.flatten(2)).unflatten(-1, (self.n_heads, -1))  # [T, B, H, 3D+1]
+        query, key, value, beta = outputs.split((*[self.head_size] * 3, 1), dim=-1)
         rate = (beta.squeeze(-1) + self.beta_init).sigmoid()
         fast = state.unflatten(-1, self.fast_shape)
-        y, fast = delta_scan(_positive(key), content, _positive(query), rate, fast, episode_starts)
+        y, fast = delta_scan(_positive(key), value, _positive(query), rate, fast, episode_starts)
         return y, fast.flatten(1)
 
 
 class FakeSRLayer(MemoryLayer):
-    """The SRWM layer without its self-modification: each head is one matrix `[D, D]`, and there is no state."""
+    """The SRWM layer without self-modification: each head is one matrix `[D, D]`, without state."""
 
     def __init__(self, hidden_size: int, n_heads: int, *, input_softmax: bool, norm: Norm) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
@@ -266,13 +264,13 @@ class FeedForwardBlock(nn.Module):
 
 
 def _positive(x: Tensor) -> Tensor:
-    """Map `[..., D]` to positive numbers that sum to (almost) 1, the Delta Net's feature map."""
+    """Apply the Delta Net's feature map: positive numbers `[..., D]` that sum to (almost) 1."""
     positive = F.elu(x) + 1
     return positive / (positive.sum(-1, keepdim=True) + 1e-5)
 
 
-def _groups(frozen: str | Sequence[str]) -> tuple[str, ...]:
-    """Read the setting `frozen`, in the order of the columns."""
+def _column_groups(frozen: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse the setting `frozen`; return its groups in the columns' order."""
     names = [name.strip() for name in frozen.split(",") if name.strip()] if isinstance(frozen, str) else list(frozen)
     for name in names:
         if name not in COLUMN_GROUPS[1:]:

@@ -1,4 +1,4 @@
-"""What a network's compiled form was made from, to see whether that is still so."""
+"""A fingerprint of a network's modules and weights, by which a compiled form detects that it is outdated."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from torch import nn
 
 
 class ModuleFingerprint:
-    """The modules of a network, their weights and where these lie, as they are now.
+    """The identity of a network's modules, weights, their memory and hooks at the time of construction.
 
-    Whoever keeps a network in another form (operations written down, a captured graph) asks `matches` before using
-    it. What is done to the numbers in the weights is no change; a weight or module that was replaced or moved, frozen
-    or unfrozen, a module that was added, and a hook that was added or taken away, are. Settings that a module keeps as
-    attributes are not seen, nor are hooks of all modules there are.
+    A compiled form of the network (a lowered program, a captured graph) is valid while `matches` is true. Values of
+    weights may change. A weight or module that was replaced, moved, frozen, unfrozen or added, and a hook that was
+    added or removed, are detected; changed attributes of modules and global module hooks are not.
 
     Args:
-        network: whose structure it is.
+        network: the network.
 
     Attributes:
         weights: its parameters and buffers.
@@ -25,31 +24,31 @@ class ModuleFingerprint:
 
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
-        owners = [owned for each in modules for owned in (each._modules, each._parameters, each._buffers)]
-        self._owned = [(owner.get, name) for owner in owners for name in owner]
-        self._kept = [each for owner in owners for each in owner.values()]
-        self.weights = [each for each in (*network.parameters(), *network.buffers()) if each is not None]
-        self._places = self._here()
+        registries = [reg for module in modules for reg in (module._modules, module._parameters, module._buffers)]
+        self._getters = [(registry.get, name) for registry in registries for name in registry]
+        self._members = [member for registry in registries for member in registry.values()]
+        self.weights = [*network.parameters(), *network.buffers()]
+        self._layout = self._current_layout()
         self._hooks: list[dict[Any, Any]] = [
             hooks
-            for each in modules
-            for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks)
+            for m in modules
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
-        self._countable = [*self._hooks, *owners]
-        self._count = sum(map(len, self._countable))
+        self._counted = [*self._hooks, *registries]
+        self._count = sum(map(len, self._counted))
 
     @property
     def n_hooks(self) -> int:
-        """Number of the modules' hooks that are there now."""
+        """Current number of the modules' hooks."""
         return sum(map(len, self._hooks))
 
-    def _here(self) -> list[tuple[int, bool, bool]]:
-        return [(each.data_ptr(), each.is_contiguous(), each.requires_grad) for each in self.weights]
+    def _current_layout(self) -> list[tuple[int, bool, bool]]:
+        return [(weight.data_ptr(), weight.is_contiguous(), weight.requires_grad) for weight in self.weights]
 
     def matches(self) -> bool:
-        """Say whether all is still as it was."""
+        """Return whether the network is still the same."""
         return (
-            all(map(is_, [get(name) for get, name in self._owned], self._kept))
-            and self._here() == self._places
-            and sum(map(len, self._countable)) == self._count
+            all(map(is_, [get(name) for get, name in self._getters], self._members))
+            and self._current_layout() == self._layout
+            and sum(map(len, self._counted)) == self._count
         )

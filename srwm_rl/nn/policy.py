@@ -30,8 +30,6 @@ from srwm_rl.nn.distributions import (
 from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
 
 Obs = Tensor | dict[str, Tensor]
-
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
 
 
@@ -45,7 +43,7 @@ class ActStep(NamedTuple):
 
 
 class SequenceEvaluation(NamedTuple):
-    """What the present weights say of an unroll that was played."""
+    """An unroll evaluated under the current weights."""
 
     values: Tensor  # [T, B]
     log_probs: Tensor  # [T, B]
@@ -54,7 +52,7 @@ class SequenceEvaluation(NamedTuple):
 
 
 class _RecurrentShape(NamedTuple):
-    """What sb3-contrib's RecurrentPPO asks an `lstm_actor` about its state."""
+    """The attributes of an `lstm_actor` that sb3-contrib's RecurrentPPO reads."""
 
     num_layers: int
     hidden_size: int
@@ -65,17 +63,20 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     """Actor-critic policy with any `srwm_rl` core as its memory; actor and critic share encoder and core.
 
     Args:
-        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them; images stay uint8 and in
-            the environment's layout until the first convolution.
+        observation_space: Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them; images stay uint8, in
+            either layout.
         action_space: Discrete, MultiDiscrete, MultiBinary or Box.
         lr_schedule: learning rate as a function of the remaining progress (SB3).
         core: a core's name, see `srwm_rl.core_names()`.
         core_kwargs: its settings.
         net_arch: extra layers between core and heads, SB3's spelling; none by default.
-        activation_fn: between those layers: "tanh", "relu", "elu", "gelu" or the class.
+        activation_fn: of those layers: "tanh", "relu", "elu", "gelu" or the class.
         encoder_kwargs: settings of `srwm_rl.nn.encoders.Encoder`.
 
-    The others are SB3's. Raises `UserError` for an unknown core or setting and for unsupported spaces.
+    The others are SB3's.
+
+    Raises:
+        UserError: an unknown core or setting, or an unsupported space.
     """
 
     core: Core
@@ -106,14 +107,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         if "input_size" in (core_kwargs or {}):
             raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
         self.obs_spaces = flatten_obs_space(observation_space)
-        known = [name for name in inspect.signature(Encoder).parameters if name != "observation_space"]
-        check_settings("the encoder", encoder_kwargs or {}, known)
-        self.encoder_kwargs = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in (encoder_kwargs or {}).items()
-        }
+        settings = encoder_kwargs or {}
+        check_settings("the encoder", settings, inspect.signature(Encoder).parameters.keys() - {"observation_space"})
+        self.encoder_kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
-            optimizer_kwargs = {"eps": 1e-5, "fused": True}  # SB3's eps; one call for all weights
-        # RecurrentActorCriticPolicy would build LSTMs here; its own parent builds all the rest.
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}  # SB3's eps
+        # Not super().__init__, which would build LSTMs.
         ActorCriticPolicy.__init__(
             self,
             observation_space,
@@ -131,7 +130,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         )
 
     def _build_mlp_extractor(self) -> None:
-        # SB3 calls this once the encoder stands and before it makes heads and optimizer: the place for the core.
+        # SB3 calls this after it builds the encoder and before heads and optimizer.
         if isinstance(self.action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(self.action_space.n))
         elif isinstance(self.action_space, spaces.MultiDiscrete):
@@ -146,8 +145,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
-        # SB3 would orthogonalise the encoder's convolutions too: with a gain of sqrt(2) a ResNet's activations grow
-        # at every block, and its initialiser cannot write into channels-last weights.
+        # SB3 would apply orthogonal initialisation to the CNN too: with its gain of sqrt(2) a ResNet's activations grow
+        # with every block, and it cannot write into channels-last weights.
         ortho, self.ortho_init = self.ortho_init, False
         super()._build(lr_schedule)
         self.ortho_init = ortho
@@ -162,8 +161,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
                 module.apply(partial(self.init_weights, gain=gain))
 
     def settings(self) -> dict[str, Any]:
-        """Return, in JSON's types, the keyword arguments that build this architecture again."""
-        activation = next(name for name, each in ACTIVATIONS.items() if each is self.activation_fn)
+        """Return the architecture's keyword arguments as JSON types."""
+        activation = next(name for name, module in ACTIVATIONS.items() if module is self.activation_fn)
         return {
             "core": self.core_name,
             "core_kwargs": self.core_kwargs,
@@ -175,12 +174,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     @property
     def lstm_actor(self) -> _RecurrentShape:  # type: ignore[override]
-        """Describe the state to sb3-contrib, which sizes its `[L, B, S]` buffers by it."""
+        """The state's sizes, by which sb3-contrib allocates its `[L, B, S]` buffers."""
         return _RecurrentShape(self.core.state_layers, self.core.state_size, self.core.input_size)
 
     @property
     def lstm_hidden_state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """Shape of one environment's state, `(L, 1, S)`, in sb3-contrib's words."""
+        """Shape of one environment's state, `(L, 1, S)`, under sb3-contrib's name."""
         return (self.core.state_layers, 1, self.core.state_size)
 
     def initial_state(self, batch: int) -> Tensor:
@@ -188,7 +187,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         return self.core.initial_state(batch)
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
-        """Choose actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`."""
+        """Sample actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`."""
         distribution, values, core_state = self._step(obs, core_state, episode_starts)
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
@@ -197,14 +196,14 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
-        """Run over an unroll that was played, with gradients through time.
+        """Evaluate the actions of an unroll, with gradients through time.
 
         Args:
             obs: `[T, B, ...]` or a dict of such.
             actions: `[T, B, *action_shape]`.
-            core_state: `[L, B, S]` with which the unroll began.
+            core_state: `[L, B, S]` before the first step.
             episode_starts: `[T, B]`.
-            bptt: cut the gradient through the core's state every so many steps; None: never.
+            bptt: number of steps after which the gradient through the core's state is cut; None: never.
         """
         n_steps, batch = episode_starts.shape
         features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
@@ -215,9 +214,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def evaluation(
         self, distribution: Distribution, values: Tensor, actions: Tensor, core_state: Tensor
     ) -> SequenceEvaluation:
-        """Say what distributions and `values`, of `T * B` steps, mean for `actions` `[T, B, *action_shape]`."""
+        """Evaluate `actions` `[T, B, *action_shape]` under a distribution of `T * B` steps; `values` `[T * B]`."""
         if isinstance(self.action_space, spaces.MultiBinary):
-            actions = actions.float()  # Bernoulli's cross entropy takes no integers
+            actions = actions.float()  # as Bernoulli's cross entropy requires
         log_probs = distribution.log_prob(actions.flatten(0, 1))
         entropy = distribution.entropy()
         entropy = -log_probs if entropy is None else entropy
@@ -225,14 +224,13 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         return SequenceEvaluation(values.view(shape), log_probs.view(shape), entropy.view(shape), core_state)
 
     def encode(self, obs: Obs, n: int) -> Tensor:
-        """Map observations with any leading axes that hold `n` together to features `[n, I]`."""
-        given = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
-        ready = {}
+        """Map observations, `n` over all leading axes, to features `[n, I]`."""
+        arrays = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
+        inputs = {}
         for key, space in self.obs_spaces.items():
-            part = given[key].reshape(n, *(space.shape or ()))
-            # Images are scaled inside the CNN, where a micro-batch of them is in the cache.
-            ready[key] = part if is_image(space) else as_floats(part, space)
-        features: Tensor = self.features_extractor(ready)
+            array = arrays[key].reshape(n, *(space.shape or ()))
+            inputs[key] = array if is_image(space) else as_floats(array, space)  # the CNN scales images
+        features: Tensor = self.features_extractor(inputs)
         return features
 
     def _step(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> tuple[Distribution, Tensor, Tensor]:
@@ -244,19 +242,19 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         latent_pi, latent_vf = self.mlp_extractor(y)
         return self.distribution(self.action_net(latent_pi)), self.value_net(latent_vf).squeeze(-1)
 
-    def distribution(self, made: Tensor) -> Distribution:
-        """Return the action distributions of what the action head makes, `[n, k]`: logits, or a Gaussian's mean."""
-        dist = copy(self.action_dist)  # SB3's keeps what it is given: two threads must not share it
+    def distribution(self, action_params: Tensor) -> Distribution:
+        """Return the action distributions for the action head's output `[n, k]`: logits, or a Gaussian's mean."""
+        dist = copy(self.action_dist)  # stores its parameters: threads must not share it
         if isinstance(dist, DiagGaussianDistribution):
-            return dist.proba_distribution(made, self.log_std)
-        return dist.proba_distribution(made)
+            return dist.proba_distribution(action_params, self.log_std)
+        return dist.proba_distribution(action_params)
 
-    # What follows answers sb3-contrib's and SB3's own calls, in their layouts.
+    # The interface of sb3-contrib and SB3, in their layouts.
 
     def forward(  # type: ignore[override]
         self, obs: Obs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """Act as `RecurrentPPO` asks; all four of its state arrays hold this policy's one core state."""
+        """Act for `RecurrentPPO`; all four of its state arrays hold the core state."""
         step = self.act(obs, lstm_states.pi[0], episode_starts, deterministic)
         pair = (step.core_state, step.core_state)
         return step.actions, step.values[:, None], step.log_probs, RNNStates(pair, pair)
@@ -277,12 +275,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: Obs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate `RecurrentPPO`'s padded minibatch, which is batch-major: `[B * T, ...]`, B from the state."""
+        """Evaluate a padded minibatch of `RecurrentPPO`, batch-major `[B * T, ...]` with B from the state."""
         batch = lstm_states.pi[0].shape[1]
         starts = _time_major(episode_starts, batch)
         obs = {k: _time_major(v, batch) for k, v in obs.items()} if isinstance(obs, dict) else _time_major(obs, batch)
         result = self.evaluate_sequence(obs, _time_major(actions, batch), lstm_states.pi[0], starts)
-        values, log_probs, entropy = (each.transpose(0, 1).flatten() for each in result[:3])
+        values, log_probs, entropy = (tensor.transpose(0, 1).flatten() for tensor in result[:3])
         return values[:, None], log_probs, entropy
 
     def predict(
@@ -292,11 +290,11 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Act on observations as SB3 users do.
+        """Choose actions, as SB3's `predict`.
 
         Args:
             observation: `[B, ...]` or one environment's `[...]`; dicts likewise.
-            state: what the last call returned; None: new episodes.
+            state: returned by the last call; None: new episodes.
             episode_start: `[B]`, true where the observation is an episode's first.
             deterministic: the most probable action instead of a sample.
 
@@ -305,7 +303,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             `[L, B, S]`.
 
         Raises:
-            UserError: an observation or a state that does not fit this policy.
+            UserError: an observation or state that does not fit this policy, or output that is not finite.
         """
         self._check_observation(observation)
         self.set_training_mode(False)
@@ -337,14 +335,14 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         if missing:
             raise UserError(
                 f"this policy also reads {', '.join(sorted(missing))}; take its observations from model.get_env(), "
-                "or wrap yours in srwm_rl.envs.VecMemoryInputs as it was in training"
+                "or wrap your environment in srwm_rl.envs.VecMemoryInputs as in training"
             )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        for inherited in ("squash_output", "full_std", "use_expln", "use_sde", "features_extractor_class"):
-            data.pop(inherited, None)
-        data.pop("features_extractor_kwargs", None)
+        inherited = {"squash_output", "full_std", "use_expln", "use_sde"}
+        inherited |= {"features_extractor_class", "features_extractor_kwargs"}
+        data = {name: value for name, value in data.items() if name not in inherited}
         return data | {"core": self.core_name, "core_kwargs": self.core_kwargs, "encoder_kwargs": self.encoder_kwargs}
 
 
@@ -353,7 +351,7 @@ def run_core(
 ) -> tuple[Tensor, Tensor]:
     """Run a core over `x` `[T, B, I]`, cutting the gradient through its state every `bptt` steps (None: never).
 
-    A core that carries nothing over acts from zeros at every step; what was acted is what is learned from.
+    A core that does not carry its state over runs each step from zeros, as when acting.
     """
     if not core.carries_over:
         n_steps, batch, size = x.shape
@@ -363,8 +361,8 @@ def run_core(
         result: tuple[Tensor, Tensor] = core(x, state, episode_starts)
         return result
     outputs = []
-    for part, starts in zip(x.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = core(part, state.detach(), starts)
+    for segment, starts in zip(x.split(bptt), episode_starts.split(bptt), strict=True):
+        y, state = core(segment, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state
 
@@ -378,7 +376,7 @@ def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
 
 
 def as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
-    """Return a part of an observation `[n, ...]` that is no image as floats; discrete values as one-hots."""
+    """Return an observation `[n, ...]` of a space that is no image as floats, discrete values as one-hots."""
     if isinstance(space, spaces.Box):
         return obs.float()
     return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))

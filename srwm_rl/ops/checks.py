@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from srwm_rl.errors import UserError
+
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
     """Raise a `ValueError` unless `tensor` has this shape and the dtype and device of the first argument, `like`."""
@@ -37,10 +39,10 @@ BOUNDS = (1e-12, 1e12)
 
 
 def check_bound(shift_bound: float) -> None:
-    """Raise a `ValueError` unless `shift_bound` is a number above 0, of a size that squares in float32."""
+    """Raise a `UserError` unless `shift_bound` is a number above 0, of a size that squares in float32."""
     number = isinstance(shift_bound, (int, float)) and not isinstance(shift_bound, bool)
     if not (number and BOUNDS[0] <= shift_bound <= BOUNDS[1]):
-        raise ValueError(f"shift_bound must be a number above 0 (1e-12 to 1e12), not {shift_bound!r}")
+        raise UserError(f"shift_bound must be a number above 0 (1e-12 to 1e12), not {shift_bound!r}")
 
 
 def as_uint8(episode_starts: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Memories by name. A new one is a class and a row in the table."""
+"""The registry of cores by name."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _CORES: dict[str, type[Core]] = {
     "gru": GRUCore,
     "feedforward": FeedForwardCore,
 }
+_COUNTS = ("hidden_size", "n_layers", "n_heads", "ff_size")  # settings that are whole numbers of at least 1
 
 
 def core_names() -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def register_core(name: str) -> Callable[[CoreClass], CoreClass]:
     Its constructor takes `input_size` first, then settings by keyword.
 
     Raises:
-        UserError: the name is taken, or the class is no `Core`.
+        UserError: the name is taken, or the class is no subclass of `Core`.
     """
 
     def register(core_class: CoreClass) -> CoreClass:
@@ -60,16 +61,16 @@ def register_core(name: str) -> Callable[[CoreClass], CoreClass]:
 
 
 def import_core(target: str) -> str:
-    """Import the core `"my_module:MyCore"`, make it usable under that same text wherever a core name is accepted.
+    """Import the core `"my_module:MyCore"` and register it under that string.
 
-    The module is looked for in the current folder first, then as usual. Importing runs the module; `make_core` and the
-    loading of saved models never import, so whoever loads a model with such a core calls this first.
+    The module is looked for in the current folder first. Importing runs the module's code; `make_core` and `load` never
+    import, so call this before you load a model with such a core.
 
     Returns:
-        `target`, the name.
+        `target`, the registered name.
 
     Raises:
-        UserError: no such module or class, or the class is no `Core`.
+        UserError: no such module or class, or the class is no subclass of `Core`.
     """
     if target in _CORES:
         return target
@@ -82,7 +83,7 @@ def import_core(target: str) -> str:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, what it imports is not
+            raise  # the module exists, but not something it imports
         raise UserError(f"core {target!r}: there is no module {error.name!r} in {os.getcwd()} or installed") from None
     core_class = getattr(module, class_name, None)
     if not isinstance(core_class, type):
@@ -90,7 +91,7 @@ def import_core(target: str) -> str:
         raise UserError(
             f"core {target!r}: {module_name} has no class {class_name!r}{did_you_mean(class_name, classes)}"
         )
-    register_core(target)(core_class)  # which refuses what is no Core
+    register_core(target)(core_class)
     return target
 
 
@@ -98,7 +99,7 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
     """Build the core called `name` for features of width `input_size`.
 
     Raises:
-        UserError: an unknown name or setting (the nearest known one is suggested), or a setting out of range.
+        UserError: an unknown name or setting (the message suggests the nearest one), or a setting out of range.
     """
     if name not in _CORES and ":" in name:
         raise UserError(
@@ -107,12 +108,8 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
         )
     if name not in _CORES:
         raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
-    known = [p for p in inspect.signature(_CORES[name]).parameters if p != "input_size"]
-    check_settings(f"core {name!r}", settings, known)
+    check_settings(f"core {name!r}", settings, inspect.signature(_CORES[name]).parameters.keys() - {"input_size"})
     for setting, value in settings.items():
         if setting in _COUNTS and value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"core {name!r}: {setting} must be a whole number of at least 1, not {value!r}")
     return _CORES[name](input_size, **settings)
-
-
-_COUNTS = ("hidden_size", "n_layers", "n_heads", "ff_size")

@@ -1,4 +1,4 @@
-"""What every memory has in common: tensors in, tensors out, the state an argument and a return value."""
+"""`Core`, the interface of a policy's memory: the state is an argument and a return value."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class Core(nn.Module, ABC):
     """A memory between the encoder and the policy's heads.
 
-    A subclass packs whatever it carries in time into one tensor `[L, B, S]` in which zeros mean a new episode, so that
-    trainers, buffers and SB3's own recurrent classes can hold it without knowing what it is.
+    A subclass packs its state into one tensor `[L, B, S]` in which zeros mean a new episode, so that trainers, buffers
+    and SB3's recurrent classes can store any core's state.
 
     Attributes:
         input_size: I, width of the encoder's features.
-        output_size: O, width of what the heads read.
+        output_size: O, width of the heads' input.
         state_layers: L. May be 0 for a core without memory.
         state_size: S, floats per layer and environment.
         carries_over: False where the state of one call has no effect on the next (an ablation).
@@ -41,7 +41,7 @@ class Core(nn.Module, ABC):
 
         Args:
             x: `[T, B, I]` features.
-            state: `[L, B, S]` as the previous unroll left it.
+            state: `[L, B, S]`, the one returned for the previous unroll.
             episode_starts: `[T, B]`; where non-zero, that environment's state is zeroed *before* the step.
 
         Returns:

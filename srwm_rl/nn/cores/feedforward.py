@@ -1,4 +1,4 @@
-"""No memory at all: the control that says what a task owes to memory."""
+"""A core without memory: the control that measures what a task needs memory for."""
 
 from __future__ import annotations
 

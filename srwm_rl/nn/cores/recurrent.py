@@ -1,4 +1,4 @@
-"""The usual yardsticks: torch's LSTM and GRU as a policy's memory."""
+"""Baselines: torch's LSTM and GRU as a policy's memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from srwm_rl.nn.cores.base import Core
 
 
 class SegmentedCore(Core):
-    """A core made of a torch module that knows no episodes: stretches without a reset run as one fused call each.
+    """A core around a torch module without resets: each segment between two resets runs as one fused call.
 
-    Only a CPU is asked where the resets are: another device would have to be waited for, and a captured graph must not
-    depend on them. There every step is a stretch.
+    On a GPU, where reading the resets would wait for the device, and in captured or exported graphs, every step is a
+    segment.
     """
 
     @abstractmethod
-    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Run over `x` `[T, B, I]` from `state` `[L, B, S]`, no episode starting inside."""
+    def forward_segment(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Run over `x` `[T, B, I]` from `state` `[L, B, S]`; no episode starts inside."""
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""
@@ -29,7 +29,7 @@ class SegmentedCore(Core):
         resets = starts.any(dim=1).nonzero().flatten().tolist() if readable else range(x.shape[0])
         outputs = []
         for begin, end in pairwise(sorted({0, *resets, x.shape[0]})):
-            y, state = self.stretch(x[begin:end], state.masked_fill(starts[begin, :, None], 0))
+            y, state = self.forward_segment(x[begin:end], state.masked_fill(starts[begin, :, None], 0))
             outputs.append(y)
         return torch.cat(outputs), state
 
@@ -47,8 +47,8 @@ class LSTMCore(SegmentedCore):
         super().__init__(input_size, hidden_size, n_layers, 2 * hidden_size)
         self.lstm = nn.LSTM(input_size, hidden_size, n_layers)
 
-    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SegmentedCore.stretch`."""
+    def forward_segment(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SegmentedCore.forward_segment`."""
         h, c = state.chunk(2, dim=-1)  # [L, B, hidden]
         y, (h, c) = self.lstm(x, (h.contiguous(), c.contiguous()))
         return y, torch.cat((h, c), dim=-1)
@@ -67,7 +67,7 @@ class GRUCore(SegmentedCore):
         super().__init__(input_size, hidden_size, n_layers, hidden_size)
         self.gru = nn.GRU(input_size, hidden_size, n_layers)
 
-    def stretch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """See `SegmentedCore.stretch`."""
+    def forward_segment(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SegmentedCore.forward_segment`."""
         y, state = self.gru(x, state)
         return y, state

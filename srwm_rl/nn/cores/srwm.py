@@ -1,4 +1,4 @@
-"""The self-referential weight matrix as a policy's memory, and its relatives."""
+"""The self-referential weight matrix (SRWM) as a policy's memory, its ablations and the Delta Net."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.layers import DeltaLayer, FakeSRLayer, Norm, SRDeltaLayer, SRWMLayer
 
-# "paper" is what the published RL agents have: IDSIA/modern-srwm, reinforcement_learning/torchbeast/layer.py.
+# The variant "paper" is that of the published RL agents: IDSIA/modern-srwm, reinforcement_learning/torchbeast/layer.py.
 _PUBLISHED_DELTA = {"input_softmax": False, "norm": "pre", "query_init": 1.0, "beta_init": 0.0}
 
 
@@ -56,30 +56,18 @@ class SRWMCore(StackCore):
         retention: bool = False,
         shift_bound: float | None = None,
     ) -> None:
-        settings: dict[str, Any] = {
-            "input_softmax": input_softmax,
-            "norm": norm,
-            "query_init": query_init,
-            "beta_init": beta_init,
-            "frozen": frozen,
-            "retention": retention,
-            "shift_bound": shift_bound,
-        }
+        settings: dict[str, Any]
+        settings = {"input_softmax": input_softmax, "norm": norm, "query_init": query_init, "beta_init": beta_init}
+        settings |= {"frozen": frozen, "retention": retention, "shift_bound": shift_bound}
         super().__init__(input_size, hidden_size, n_layers, n_heads, ff_size, variant, settings)
-
-    @property
-    def shift_shape(self) -> tuple[int, int, int]:
-        """Shape of one layer's shift for one environment, `(H, D, 3D+4)`."""
-        shape: tuple[int, int, int] = self.layers[0].shift_shape  # type: ignore[assignment]
-        return shape
 
 
 class SRWMNoCarryCore(SRWMCore):
-    """`SRWMCore` that carries nothing from one call to the next: the paper's ablation of long memory.
+    """`SRWMCore` without state between calls: the paper's ablation of long memory.
 
-    Every call, that is every unroll, starts from the slow weight, whatever state it is given. Called one step at a
-    time, as the authors' RL code does and as an acting policy does, it never sees its own edits and is memoryless.
-    Trained on whole unrolls it is therefore another policy than the one that acts; with `bptt` 1 the two are the same.
+    Every call starts from the slow weight, whatever the state argument. Called one step at a time, as by an acting
+    policy and by the authors' RL code, it never reads its own edits and is memoryless. Over a whole unroll in one call
+    it computes another policy than the one that acts; `srwm_rl.nn.policy.run_core` therefore evaluates steps apart.
 
     Arguments as `SRWMCore`. The state it returns is zeros, in `SRWMCore`'s shape.
     """
@@ -88,12 +76,12 @@ class SRWMNoCarryCore(SRWMCore):
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll from the slow weight; shapes as in `Core.forward`."""
-        nothing = torch.zeros_like(state)
-        return super().forward(x, nothing, episode_starts)[0], nothing
+        zeros = torch.zeros_like(state)
+        return super().forward(x, zeros, episode_starts)[0], zeros
 
 
 class SRDeltaCore(SRWMCore):
-    """`SRWMCore` whose self-modifying heads write a delta-rule fast weight each, and read their output from that.
+    """`SRWMCore` whose heads each write a delta-rule fast weight and read their output from it.
 
     The state holds, per layer, the shift of every head, then its fast weight: `S = H * D * (5D+5) + H * D * D`.
     Arguments as `SRWMCore`; see `srwm_rl.nn.layers.SRDeltaLayer`.
@@ -103,7 +91,7 @@ class SRDeltaCore(SRWMCore):
 
 
 class DeltaCore(StackCore):
-    """Input projection, then Delta Net layers, each followed by a feed-forward block: the paper's nearest rival.
+    """Input projection, then Delta Net layers, each followed by a feed-forward block: the paper's strongest baseline.
 
     The state holds, per layer, the fast weight of every head: `S = H * D * D`.
 
@@ -137,7 +125,7 @@ class DeltaCore(StackCore):
 
 
 class FakeSRCore(StackCore):
-    """`SRWMCore` without the self-modification: the control that says what a task owes to it. The state is empty.
+    """`SRWMCore` without self-modification: the control that measures its benefit. The state is empty.
 
     Args:
         input_size, hidden_size, n_layers, n_heads, ff_size: see `SRWMCore`.

@@ -1,4 +1,4 @@
-"""What the cores made of memory layers have in common: input projection, then memory layer and feed-forward block."""
+"""`StackCore`: an input projection, then memory layers with feed-forward blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
 
 
 class StackCore(Core):
-    """Input projection, then memory layers, each followed by a feed-forward block; the state is the layers', stacked.
+    """Input projection, then memory layers, each followed by a feed-forward block; the state stacks the layers' states.
 
-    A subclass names its layer and its variants, and has a constructor whose arguments are the settings.
+    A subclass sets `layer_class` and `variants`, and has the settings as its constructor's arguments.
 
     Args:
         input_size: I.
@@ -23,11 +23,11 @@ class StackCore(Core):
         n_layers: L.
         n_heads: H.
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
-        variant: a row of `variants`, the layer's settings.
-        settings: by name, what to have instead of the variant's; None: as the variant has it.
+        variant: a key of `variants`, the layer's default settings.
+        settings: overrides of the variant's settings by name; None: the variant's.
 
     Raises:
-        UserError: an unknown variant, a setting of another type, or what the layer refuses.
+        UserError: an unknown variant, a setting of the wrong type, or one that the layer refuses.
     """
 
     layer_class: ClassVar[type[MemoryLayer]]
@@ -46,9 +46,9 @@ class StackCore(Core):
         if variant not in self.variants:
             raise UserError(f"unknown variant {variant!r}{did_you_mean(variant, self.variants)}")
         _check_types(settings)
-        chosen = self.variants[variant] | {name: value for name, value in settings.items() if value is not None}
+        layer_settings = self.variants[variant] | {name: value for name, value in settings.items() if value is not None}
         project = nn.Linear(input_size, hidden_size)
-        layers = [self.layer_class(hidden_size, n_heads, **chosen) for _ in range(n_layers)]
+        layers = [self.layer_class(hidden_size, n_heads, **layer_settings) for _ in range(n_layers)]
         super().__init__(input_size, hidden_size, n_layers, layers[0].state_size)
         self.project, self.layers = project, nn.ModuleList(layers)
         self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
@@ -57,19 +57,21 @@ class StackCore(Core):
         """Run over an unroll; shapes as in `Core.forward`."""
         x = self.project(x)  # [T, B, hidden]
         finals = []
-        for layer, block, carried in zip(self.layers, self.blocks, state.unbind(0), strict=True):
-            x, final = layer(x, carried, episode_starts)
+        for layer, block, layer_state in zip(self.layers, self.blocks, state.unbind(0), strict=True):
+            x, final = layer(x, layer_state, episode_starts)
             x = block(x)
             finals.append(final)
-        return x, finals[0][None] if len(finals) == 1 else torch.stack(finals)  # [L, B, S]; one needs no copy
+        return x, finals[0][None] if len(finals) == 1 else torch.stack(
+            finals
+        )  # [L, B, S]; a single layer's needs no copy
 
 
 def _check_types(settings: dict[str, Any]) -> None:
     """Raise a `UserError` for text where a flag or a number belongs: "False" would count as true."""
-    for kind, words, names in (
+    for kind, expected, names in (
         (bool, "true or false", ("input_softmax", "retention")),
         ((int, float), "a number", ("query_init", "beta_init", "shift_bound")),
     ):
         for name in names:
             if settings.get(name) is not None and not isinstance(settings[name], kind):
-                raise UserError(f"{name} must be {words}, not {settings[name]!r}")
+                raise UserError(f"{name} must be {expected}, not {settings[name]!r}")

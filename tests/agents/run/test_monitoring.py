@@ -27,10 +27,10 @@ class Keep(KVWriter):
 def model(core: str = "srwm") -> tuple[PPO, Keep]:
     env = make_vec_env("recall", 8, "0:50", 0)
     kwargs = {"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
-    made = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
+    agent = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
     log = Keep()
-    made.set_logger(Logger(None, [log]))
-    return made, log
+    agent.set_logger(Logger(None, [log]))
+    return agent, log
 
 
 def held_out(model: PPO, every: int) -> HeldOutEvalCallback:
@@ -41,11 +41,11 @@ def held_out(model: PPO, every: int) -> HeldOutEvalCallback:
 
 
 @pytest.mark.parametrize("core", core_names())
-def test_edits_and_drifts_are_logged_where_there_are_any(core: str) -> None:
-    made, log = model(core)
-    made.learn(3 * 128, EditStatsCallback())
+def test_edits_and_drifts_are_logged_for_cores_with_state(core: str) -> None:
+    agent, log = model(core)
+    agent.learn(3 * 128, EditStatsCallback())
     names = {name for line in log.lines for name in line if name.startswith("srwm/")}
-    if not made.policy.core.state_size:
+    if not agent.policy.core.state_size:
         assert names == set()
         return
     rates = {"rate_y", "rate_query", "rate_key", "rate_beta"} if "sr" in core else set()
@@ -56,12 +56,13 @@ def test_edits_and_drifts_are_logged_where_there_are_any(core: str) -> None:
 
 
 def test_the_drift_is_that_of_the_state() -> None:
-    made, log = model()
-    made.learn(128, EditStatsCallback(histogram_every=1))
-    assert made._core_state is not None
-    fresh = torch.as_tensor(made._last_episode_starts)
-    core: Any = made.policy.core
-    norms = made._core_state.masked_fill(fresh[:, None], 0).unflatten(-1, core.shift_shape).flatten(3).norm(dim=-1)
+    agent, log = model()
+    agent.learn(128, EditStatsCallback(histogram_every=1))
+    assert agent._core_state is not None
+    fresh = torch.as_tensor(agent._last_episode_starts)
+    core: Any = agent.policy.core
+    state = agent._core_state.masked_fill(fresh[:, None], 0)
+    norms = state.unflatten(-1, core.layers[0].shift_shape).flatten(3).norm(dim=-1)
     for layer in (0, 1):
         assert log.lines[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
         assert log.lines[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
@@ -70,7 +71,7 @@ def test_the_drift_is_that_of_the_state() -> None:
             assert 0 < log.lines[0][f"srwm/l{layer}/rate_{rate}"] < 1
 
 
-def test_looking_changes_nothing_of_what_is_learned() -> None:
+def test_callbacks_do_not_change_training() -> None:
     plain, _ = model()
     plain.learn(4 * 128)
     watched, _ = model()
@@ -79,12 +80,12 @@ def test_looking_changes_nothing_of_what_is_learned() -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_held_out_levels_are_played_at_multiples_and_scored() -> None:
-    made, log = model()
+def test_evaluations_fall_on_multiples_and_are_scored() -> None:
+    agent, log = model()
     scores: list[float] = []
-    callback = held_out(made, 300)
+    callback = held_out(agent, 300)
     callback.on_score = scores.append
-    made.learn(8 * 128, callback)
+    agent.learn(8 * 128, callback)
     lines = [line for line in log.lines if "eval/gap" in line]
     assert [line["step"] for line in lines] == [384, 640, 1024]  # the first updates beyond 300, 600 and 900
     assert scores == [line["eval_test/mean_reward"] for line in lines]
@@ -94,11 +95,11 @@ def test_held_out_levels_are_played_at_multiples_and_scored() -> None:
         assert 6 <= line["eval_test/mean_ep_length"] <= 13
 
 
-def test_it_does_not_disturb_a_learner_that_runs_beside() -> None:
+def test_edit_stats_do_not_disturb_a_concurrent_learner() -> None:
     env = make_vec_env("recall", 8, "0:50", 0)
     kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
-    made = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    agent = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
     log = Keep()
-    made.set_logger(Logger(None, [log]))
-    made.learn(60 * 64, EditStatsCallback())  # raised from the learner's thread when the two shared a network
+    agent.set_logger(Logger(None, [log]))
+    agent.learn(60 * 64, EditStatsCallback())  # raised from the learner's thread when the two shared a network
     assert sum("srwm/l0/edit" in line for line in log.lines) == 60

@@ -1,4 +1,4 @@
-"""Introspection: what is shown is what the mathematics says, and showing it changes nothing."""
+"""Diagnostics equal the recurrence written out in NumPy, and do not change the step."""
 
 from typing import Any
 
@@ -18,7 +18,9 @@ def reference(weight: Any, heads: Any, shift: Any) -> tuple[Any, Any, Any]:
     size = len(heads)
     fast = weight + shift
     read = heads @ fast
-    query, key = (np.exp(each) / np.exp(each).sum() for each in (read[size : 2 * size], read[2 * size : 3 * size]))
+    query, key = (
+        np.exp(logits) / np.exp(logits).sum() for logits in (read[size : 2 * size], read[2 * size : 3 * size])
+    )
     rates = 1 / (1 + np.exp(-read[3 * size :]))
     edit = np.outer(key, (query - key) @ fast)
     for rate, columns in zip(rates, np.split(np.arange(3 * size + 4), [size, 2 * size, 3 * size]), strict=True):
@@ -37,13 +39,13 @@ def reference(weight: Any, heads: Any, shift: Any) -> tuple[Any, Any, Any]:
         {"norm": "residual"},
     ],
 )
-def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
+def test_diagnostics_are_those_of_the_recurrence_written_out(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     core = make_core("srwm", 5, hidden_size=HIDDEN, n_layers=2, n_heads=2, query_init=1.0, **settings).double()
     x = torch.randn(STEPS, B, 5, dtype=torch.float64)
     starts = torch.zeros(STEPS, B)
     starts[0], starts[3, 1] = 1, 1
-    state = torch.randn(2, B, core.state_size, dtype=torch.float64)  # of an episode before
+    state = torch.randn(2, B, core.state_size, dtype=torch.float64)  # of the previous episode
     shifts = np.zeros((2, B, 2, 4, 16))
     with torch.no_grad():
         for t in range(STEPS):
@@ -51,10 +53,10 @@ def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
             with record_rates(core) as rates:
                 _, state = core(x[t : t + 1], state, starts[t : t + 1])
             shifts[:, starts[t].numpy() != 0] = 0
-            fed = core.project(x[t])  # type: ignore[operator]
+            features = core.project(x[t])  # type: ignore[operator]
             for index, (layer, block) in enumerate(zip(core.layers, core.blocks, strict=True)):  # type: ignore[arg-type]
-                normed = layer.layer_norm(fed)
-                heads = (normed if layer.norm == "pre" else fed).unflatten(-1, (2, 4))
+                normed = layer.layer_norm(features)
+                heads = (normed if layer.norm == "pre" else features).unflatten(-1, (2, 4))
                 heads = heads.softmax(-1) if layer.input_softmax else heads
                 y = np.zeros((B, 2, 4))
                 for b in range(B):
@@ -69,8 +71,10 @@ def test_it_is_the_recurrence_written_out(settings: dict[str, Any]) -> None:
                         np.testing.assert_allclose(drifts[1], np.linalg.norm(new - old), atol=1e-12)
                         np.testing.assert_allclose(rates[index][b, h], expected, atol=1e-12)
                         shifts[index, b, h] = new
-                fed = (normed if layer.norm == "residual" else fed) + layer.out(torch.from_numpy(y).flatten(1))
-                fed = block(fed)
+                features = (normed if layer.norm == "residual" else features) + layer.out(
+                    torch.from_numpy(y).flatten(1)
+                )
+                features = block(features)
 
 
 OBS = spaces.Dict({"observation": spaces.Box(-1, 1, (4,), np.float32), "previous_reward": spaces.Box(-1, 1, (1,))})
@@ -85,69 +89,69 @@ COLUMNS = (5, 5, 3, 2)
 
 def policy(core: str, action_space: Any = ACTIONS[0]) -> SRWMPolicy:
     torch.manual_seed(1)
-    made = SRWMPolicy(OBS, action_space, lambda _: 0.0, core=core, core_kwargs={"hidden_size": HIDDEN, "n_layers": 2})
-    made.set_training_mode(False)
-    return made
+    new = SRWMPolicy(OBS, action_space, lambda _: 0.0, core=core, core_kwargs={"hidden_size": HIDDEN, "n_layers": 2})
+    new.set_training_mode(False)
+    return new
 
 
-def observed(t: int) -> dict[str, torch.Tensor]:
+def sample_obs(t: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(t)
-    return {key: torch.rand(B, *each.shape, generator=generator) for key, each in OBS.spaces.items()}  # type: ignore[misc]
+    return {key: torch.rand(B, *space.shape, generator=generator) for key, space in OBS.spaces.items()}  # type: ignore[misc]
 
 
-def walk(made: SRWMPolicy, deterministic: bool = False) -> Any:
-    """Yield each step's acting, seen and unseen, and the state before."""
-    state = made.initial_state(B)
+def walk(acting: SRWMPolicy, deterministic: bool = False) -> Any:
+    """Yield for each step the results of `act` and `introspect`, and the state before."""
+    state = acting.initial_state(B)
     for t in range(STEPS):
         starts = torch.tensor([t == 0, t in (0, 3), t == 0])
         torch.manual_seed(t)
         with torch.no_grad():
-            plain = made.act(observed(t), state, starts, deterministic)
+            plain = acting.act(sample_obs(t), state, starts, deterministic)
         torch.manual_seed(t)
-        insight = introspect(made, observed(t), state, starts, deterministic)
-        yield plain, insight, state.masked_fill(starts[:, None], 0)
+        step = introspect(acting, sample_obs(t), state, starts, deterministic)
+        yield plain, step, state.masked_fill(starts[:, None], 0)
         state = plain.core_state
 
 
 @pytest.mark.parametrize("core", core_names())
-def test_seeing_changes_nothing(core: str) -> None:
-    made = policy(core)
-    for plain, insight, before in walk(made):
-        torch.testing.assert_close(insight.actions, plain.actions, rtol=0, atol=0)
-        torch.testing.assert_close(insight.values, plain.values, rtol=0, atol=0)
-        torch.testing.assert_close(insight.core_state, plain.core_state, rtol=0, atol=0)
+def test_introspection_does_not_change_the_step(core: str) -> None:
+    acting = policy(core)
+    for plain, step, before in walk(acting):
+        torch.testing.assert_close(step.actions, plain.actions, rtol=0, atol=0)
+        torch.testing.assert_close(step.values, plain.values, rtol=0, atol=0)
+        torch.testing.assert_close(step.core_state, plain.core_state, rtol=0, atol=0)
         n_heads = {"lstm": 1, "gru": 1, "fake_sr": 0, "feedforward": 0}.get(core, 8)
-        assert insight.edit.shape == insight.drift.shape == (made.core.state_layers, B, n_heads)
+        assert step.edit.shape == step.drift.shape == (acting.core.state_layers, B, n_heads)
         whole = plain.core_state - before
         if n_heads:
-            torch.testing.assert_close(insight.edit.square().sum(-1), whole.square().sum(-1))
-            torch.testing.assert_close(insight.drift.square().sum(-1), before.square().sum(-1))
-        assert (insight.rates is not None) == (core in ("srwm", "srwm_no_carry", "sr_delta"))
-        if insight.rates is not None:
-            assert insight.rates.shape == (2, B, 8, 4)
-            assert ((insight.rates > 0) & (insight.rates < 1)).all()
+            torch.testing.assert_close(step.edit.square().sum(-1), whole.square().sum(-1))
+            torch.testing.assert_close(step.drift.square().sum(-1), before.square().sum(-1))
+        assert (step.rates is not None) == (core in ("srwm", "srwm_no_carry", "sr_delta"))
+        if step.rates is not None:
+            assert step.rates.shape == (2, B, 8, 4)
+            assert ((step.rates > 0) & (step.rates < 1)).all()
 
 
 @pytest.mark.parametrize(("space", "columns"), list(zip(ACTIONS, COLUMNS, strict=True)))
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_policy_is_told(space: Any, columns: int, deterministic: bool) -> None:
-    for plain, insight, _ in walk(policy("srwm", space), deterministic):
-        assert torch.equal(insight.actions, plain.actions)
-        assert insight.choices.shape == (B, columns)
-        assert (insight.std is not None) == isinstance(space, spaces.Box)
+def test_choices_std_and_entropy_are_those_of_the_policy(space: Any, columns: int, deterministic: bool) -> None:
+    for plain, step, _ in walk(policy("srwm", space), deterministic):
+        assert torch.equal(step.actions, plain.actions)
+        assert step.choices.shape == (B, columns)
+        assert (step.std is not None) == isinstance(space, spaces.Box)
         if isinstance(space, spaces.Discrete):
-            chance = insight.choices.gather(1, plain.actions[:, None])[:, 0]
+            chance = step.choices.gather(1, plain.actions[:, None])[:, 0]
             torch.testing.assert_close(chance.log(), plain.log_probs)
-            torch.testing.assert_close(-(insight.choices * insight.choices.log()).sum(-1), insight.entropy)
+            torch.testing.assert_close(-(step.choices * step.choices.log()).sum(-1), step.entropy)
         elif isinstance(space, spaces.Box):
-            assert insight.std is not None
-            torch.testing.assert_close(insight.entropy, (insight.std.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(-1))
-            assert not deterministic or torch.equal(insight.choices, plain.actions)
+            assert step.std is not None
+            torch.testing.assert_close(step.entropy, (step.std.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(-1))
+            assert not deterministic or torch.equal(step.choices, plain.actions)
         elif isinstance(space, spaces.MultiDiscrete):
-            torch.testing.assert_close(insight.choices.sum(-1), torch.full((B,), 2.0))
+            torch.testing.assert_close(step.choices.sum(-1), torch.full((B,), 2.0))
 
 
-def test_the_heads_of_sr_deltas_two_weights() -> None:
+def test_both_blocks_of_an_sr_delta_state_belong_to_their_heads() -> None:
     core = make_core("sr_delta", 5, hidden_size=HIDDEN, n_layers=1, n_heads=2)
     shift = 4 * (5 * 4 + 5)  # of one head
     expected = [0] * shift + [1] * shift + [0] * 16 + [1] * 16
@@ -155,16 +159,16 @@ def test_the_heads_of_sr_deltas_two_weights() -> None:
     assert count_heads(core) == 2
 
 
-def test_listening_ends_and_is_for_single_steps() -> None:
+def test_recording_rates_is_undone_and_refuses_several_steps() -> None:
     core = make_core("srwm", 5, hidden_size=HIDDEN, n_layers=2)
     before = dict(vars(core.layers[0]))  # type: ignore[index]
-    with pytest.raises(ValueError, match="one step at a time, not of 2"), record_rates(core):
+    with pytest.raises(ValueError, match="one step at a time, not 2"), record_rates(core):
         core(torch.zeros(2, B, 5), core.initial_state(B), torch.zeros(2, B))
     assert dict(vars(core.layers[0])) == before  # type: ignore[index]
     core(torch.zeros(2, B, 5), core.initial_state(B), torch.zeros(2, B))
 
 
-class Pondering(Core):
+class TwoPasses(Core):
     """A user's own core that calls an SRWM layer twice per step and has `layers` that are not its state's rows."""
 
     def __init__(self, input_size: int) -> None:
@@ -178,8 +182,8 @@ class Pondering(Core):
         return self.layers[1](y), state
 
 
-def test_a_core_of_ones_own_has_one_row_per_layer_of_its_state() -> None:
-    core = Pondering(5)
+def test_a_users_core_has_one_head_per_layer_of_its_state() -> None:
+    core = TwoPasses(5)
     state = torch.randn(1, B, core.state_size)
     with record_rates(core) as rates:
         core(torch.zeros(2, B, 5), state, torch.zeros(2, B))

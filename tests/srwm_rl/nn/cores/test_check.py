@@ -1,4 +1,4 @@
-"""`check_core` passes every core of ours, and names what is wrong with cores broken on purpose."""
+"""`check_core` passes our cores and names the fault of deliberately broken ones."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -244,7 +244,7 @@ BROKEN: list[tuple[Callable[[], Core], str, str]] = [
     (ElsewhereState, "shapes", "the new state is on meta"),
     (Infinite, "shapes", "y is not finite"),
     (Dropout, "deterministic", "y differs by up to .* step .* environment"),
-    (Counting, "deterministic", "recur something outside the state"),
+    (Counting, "deterministic", "keep something outside the state"),
     (WritesState, "inputs", "writes into its argument state"),
     (WritesInput, "inputs", "writes into its argument x"),
     (NumbersOnly, "inputs", "bool episode_starts act otherwise: y differs by up to .* environment"),
@@ -264,13 +264,13 @@ BROKEN: list[tuple[Callable[[], Core], str, str]] = [
     (LosesWeights, "saving", "do not restore it: y differs"),
     (UnusedParameter, "gradients", "no gradient of y reaches the parameter unused"),
     (NoGradientToInput, "gradients", "no gradient of y reaches the input x"),
-    (Detaches, "gradients", "no gradient goes back through time"),
+    (Detaches, "gradients", "no gradient flows back through time"),
     (AlwaysSingle, "float64", "initial_state is torch.float32"),
 ]
 
 
-@pytest.mark.parametrize(("make", "check", "message"), BROKEN, ids=lambda each: getattr(each, "__name__", None))
-def test_a_broken_core_is_told_what_is_wrong(make: Callable[[], Core], check: str, message: str) -> None:
+@pytest.mark.parametrize(("make", "check", "message"), BROKEN, ids=lambda case: getattr(case, "__name__", None))
+def test_a_broken_core_fails_the_check_of_its_fault(make: Callable[[], Core], check: str, message: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(UserError, match=message) as caught:
         check_core(make())
@@ -284,7 +284,7 @@ def test_every_registered_core_passes(name: str, dtype: torch.dtype) -> None:
     check_core(make_core(name, 5, hidden_size=16, n_layers=2).to(dtype))
 
 
-BOUNDED = {"shift_bound": 0.05, "query_init": 1.0}  # which the shifts of a few steps do reach
+BOUNDED = {"shift_bound": 0.05, "query_init": 1.0}  # the shifts of a few steps reach it
 
 
 @pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta"])
@@ -294,18 +294,18 @@ def test_srwm_passes_with_every_option(name: str, settings: dict[str, Any]) -> N
     check_core(make_core(name, 5, hidden_size=16, n_layers=1, **settings))
 
 
-def test_checking_leaves_the_core_alone() -> None:
+def test_checking_does_not_change_the_core() -> None:
     torch.manual_seed(0)
     core = Good().eval()
     before = {name: value.clone() for name, value in core.state_dict().items()}
     check_core(core)
-    check_core(Dropout().eval())  # which is deterministic then
+    check_core(Dropout().eval())  # in evaluation mode it is deterministic
     assert not core.training
     assert all(torch.equal(value, before[name]) for name, value in core.state_dict().items())
     assert all(parameter.grad is None for parameter in core.parameters())
 
 
-def test_only_cores_are_checked() -> None:
+def test_anything_but_a_core_is_refused() -> None:
     with pytest.raises(UserError, match=r"instance of srwm_rl\.Core"):
         check_core(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"instance of srwm_rl\.Core"):
@@ -372,12 +372,12 @@ def test_a_core_is_imported_by_its_path(my_memory: Path) -> None:
         ("my_memory:NoCore", "must be a subclass of srwm_rl.Core"),
     ],
 )
-def test_what_cannot_be_imported_is_said(my_memory: Path, target: str, message: str) -> None:
+def test_an_import_that_fails_is_a_user_error(my_memory: Path, target: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         import_core(target)
     assert target not in core_names()
 
 
-def test_what_a_users_module_lacks_is_no_error_of_ours(my_memory: Path) -> None:
+def test_an_import_error_inside_a_users_module_surfaces(my_memory: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match="srwm_rl_no_such_module"):
         import_core("needs_more:Sum")
