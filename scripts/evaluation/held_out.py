@@ -1,76 +1,72 @@
-"""Whether an evaluation's held-out levels were held out: of what was to be played in training, and of what was."""
+"""Check that held-out levels were held out: against the range trained on, and against the levels really played."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from srwm_rl.envs.levels import LevelRange
+from srwm_rl.envs.make import resolve
 from srwm_rl.scripts.config.settings import TrainConfig
-
-if TYPE_CHECKING:
-    from srwm_rl.storage.seen_levels import SeenLevels
+from srwm_rl.storage.seen_levels import SeenLevels
 
 TrainedOn = dict[str, dict[str, list[int]]]
-"""`split -> game -> levels`, only where there are any."""
+"""`split -> game -> levels` that were trained on, without empty entries."""
 
-MAX_NAMED = 10
+MAX_LISTED = 10
 
 
-def levels_trained_on(
-    trained: TrainConfig, played: SeenLevels | None, splits: Mapping[str, Sequence[int]]
-) -> TrainedOn:
+def levels_trained_on(trained: TrainConfig, seen: SeenLevels | None, splits: Mapping[str, Sequence[int]]) -> TrainedOn:
     """Return the levels of held-out splits that belong to the training set.
 
-    To it belong the range that the settings name and whatever the record says was played beside it, as by an
-    environment with a mind of its own. Where all levels there are were to be trained on, it is what was played, or all
-    of them if that is not known.
+    It consists of the range in the settings and of what the record holds beyond it, as of an environment that chooses
+    levels itself. If the range is "all", it is what was played or, without a complete record, every level.
 
     Args:
         trained: the run's settings.
-        played: its record of the levels played; None: there is none.
+        seen: its record of the levels played; None: there is none.
         splits: the levels of each held-out split.
     """
-    from srwm_rl.envs.levels import LevelRange
-    from srwm_rl.envs.make import resolve
-
     training = LevelRange.parse(trained.levels)
-    found: TrainedOn = {}
+    trained_on: TrainedOn = {}
     for game in resolve(trained.env).names:
-        by_record = str(training) == "all" and played is not None and played.is_complete(game)
+        by_record = str(training) == "all" and seen is not None and seen.is_complete(game)
         for split, levels in splits.items():
-            known = set() if played is None else set(played.among(game, levels))
-            met = [level for level in levels if level in known or (not by_record and level in training)]
-            if met:
-                found.setdefault(split, {})[game] = met
-    return found
+            recorded = set() if seen is None else set(seen.among(game, levels))
+            overlap = [level for level in levels if level in recorded or (not by_record and level in training)]
+            if overlap:
+                trained_on.setdefault(split, {})[game] = overlap
+    return trained_on
 
 
 def merged(parts: Iterable[TrainedOn]) -> TrainedOn:
-    """Return what any of several runs was trained on."""
-    found: TrainedOn = {}
-    for split, game, levels in ((split, game, of[game]) for part in parts for split, of in part.items() for game in of):
-        games = found.setdefault(split, {})
-        games[game] = sorted({*games.get(game, ()), *levels})
-    return found
+    """Return the levels that any of several runs was trained on."""
+    union: TrainedOn = {}
+    for part in parts:
+        for split, games in part.items():
+            for game, levels in games.items():
+                merged_games = union.setdefault(split, {})
+                merged_games[game] = sorted({*merged_games.get(game, ()), *levels})
+    return union
 
 
-def count(found: TrainedOn) -> int:
-    """Return how many levels these are; one that several games have counts once in each split."""
-    return sum(len(set().union(*games.values())) for games in found.values())
+def count(trained_on: TrainedOn) -> int:
+    """Return the number of levels; a level of several games counts once in each split."""
+    return sum(len(set().union(*games.values())) for games in trained_on.values())
 
 
-def explain(found: TrainedOn) -> list[str]:
-    """Say which levels these are, a line for each split and game."""
-    return [f"{game}, {split}: {_named(levels)}" for split, games in found.items() for game, levels in games.items()]
-
-
-def _named(levels: list[int]) -> str:
-    more = f" and {len(levels) - MAX_NAMED:,} more" if len(levels) > MAX_NAMED else ""
-    return ", ".join(map(str, levels[:MAX_NAMED])) + more
+def explain(trained_on: TrainedOn) -> list[str]:
+    """Return a line that lists the levels for each split and game."""
+    lines = []
+    for split, games in trained_on.items():
+        for game, levels in games.items():
+            more = f" and {len(levels) - MAX_LISTED:,} more" if len(levels) > MAX_LISTED else ""
+            lines.append(f"{game}, {split}: {', '.join(map(str, levels[:MAX_LISTED]))}{more}")
+    return lines
 
 
 def chosen_note(chosen: Mapping[str, Any]) -> str:
-    """Say what a best model was chosen for, and what that means for an evaluation of it."""
+    """Return by what score a best model was chosen, and what that means for its evaluation."""
     note = f"the model is its run's best by {chosen['of']} ({chosen['score']:.4g})"
     if "held-out" not in chosen["of"]:
         return note

@@ -1,4 +1,4 @@
-"""Two processes that train one policy: the same gradient as one, the same decisions, and nobody waits for ever."""
+"""Two processes that train one policy: the gradient of one process with all the data, and the same decisions."""
 
 import subprocess
 import sys
@@ -25,8 +25,8 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return what each of two processes wrote down; see `tests/agents/together.py`."""
     folder = tmp_path_factory.mktemp("together")
-    words = [*TORCHRUN, "tests.agents.together", str(folder)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = [*TORCHRUN, "tests.agents.together", str(folder)]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         _, err = process.communicate(timeout=200)
     finally:
@@ -37,38 +37,38 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_weights_are_those_of_process_0(two: Any) -> None:
     assert not np.array_equal(two[0]["own_weights"], two[1]["own_weights"])
-    for each in two:
-        np.testing.assert_array_equal(each["joined_weights"], two[0]["own_weights"])
+    for process in two:
+        np.testing.assert_array_equal(process["joined_weights"], two[0]["own_weights"])
 
 
 def test_mean_and_deviation_are_joint_and_exact_far_from_zero(two: Any) -> None:
     values = np.array([0.0, 1, 2, 5])
     small_std = 1e-3 * values.std(ddof=1)  # of which float32 has two digits so far from zero
-    for each in two:
-        whole, half, small = each["moments"]
+    for process in two:
+        whole, half, small = process["moments"]
         assert whole == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
         assert half == pytest.approx([1e6 + values[[0, 2]].mean(), values[[0, 2]].std(ddof=1)], rel=1e-6)
         assert small == [pytest.approx(1e3 + 1e-3 * values.mean(), rel=1e-7), pytest.approx(small_std, rel=2e-2)]
 
 
 def test_ppo_sends_a_message_per_pass_and_one_per_minibatch(two: Any) -> None:
-    for each in two:
-        assert each["messages"] == {"minibatches": 2 * B, "messages": 2 * (1 + B), "timesteps": 2 * T * B}
+    for process in two:
+        assert process["messages"] == {"minibatches": 2 * B, "messages": 2 * (1 + B), "timesteps": 2 * T * B}
 
 
 def test_trees_are_gathered_by_rank(two: Any) -> None:
     for rank in range(2):
         everywhere = two[rank]["all_gathered"]
-        assert [len(each[0]["a"]) for each in everywhere] == [3, 4]
-        assert [each[0]["b"] for each in everywhere] == [[b"x" * i, None, 1.5, True] for i in range(2)]
-        assert [each[1] for each in everywhere] == ["text", "text"]
-    assert [len(each[0]["a"]) for each in two[0]["gathered"]] == [3, 4]
-    assert [len(each[0]["a"]) for each in two[1]["gathered"]] == [4]
+        assert [len(process[0]["a"]) for process in everywhere] == [3, 4]
+        assert [process[0]["b"] for process in everywhere] == [[b"x" * i, None, 1.5, True] for i in range(2)]
+        assert [process[1] for process in everywhere] == ["text", "text"]
+    assert [len(process[0]["a"]) for process in two[0]["gathered"]] == [3, 4]
+    assert [len(process[0]["a"]) for process in two[1]["gathered"]] == [4]
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
+def relative(results: np.ndarray, expected: np.ndarray) -> float:
     assert np.linalg.norm(expected) > 1e-3
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return float(np.linalg.norm(results - expected) / np.linalg.norm(expected))
 
 
 def whole_model(algo: str, weights: np.ndarray) -> Any:
@@ -78,15 +78,15 @@ def whole_model(algo: str, weights: np.ndarray) -> Any:
 
 
 def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(two: Any) -> None:
-    parts = [each["ppo"]["rollout"] for each in two]
+    parts = [process["ppo"]["rollout"] for process in two]
     model = whole_model("ppo", two[0]["ppo"]["weights"])
     buffer = play(model)  # for its shape; what was played is replaced
     for name in FIELDS:
-        getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([each[name] for each in parts], axis=1)))
-    buffer.core_states = [torch.from_numpy(np.concatenate([each["core_state"] for each in parts], axis=1))]
+        getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([process[name] for process in parts], axis=1)))
+    buffer.core_states = [torch.from_numpy(np.concatenate([process["core_state"] for process in parts], axis=1))]
     terms, norm = gradient_of(model, np.arange(2 * B))
     check_same_update(two, "ppo", gradient(model), terms, norm)
-    # What a normalisation by each process's own mean would give is something else.
+    # What a normalisation by process process's own mean would give is something else.
     halves = []
     for rank in range(2):
         gradient_of(model, np.arange(B) + rank * B)
@@ -95,63 +95,63 @@ def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(two: Any) -> Non
 
 
 def test_impala_has_the_gradient_of_one_process_with_both_batches(two: Any) -> None:
-    unrolls = [Unrolls.from_tree(each["impala"]["rollout"], torch.device("cpu")) for each in two]
+    unrolls = [Unrolls.from_tree(process["impala"]["rollout"], torch.device("cpu")) for process in two]
     model = whole_model("impala", two[0]["impala"]["weights"])
     terms, norm = unroll_gradient(model, side_by_side(unrolls))
     check_same_update(two, "impala", gradient(model), terms, norm)
 
 
 def check_same_update(two: Any, algo: str, expected: np.ndarray, terms: Any, norm: torch.Tensor) -> None:
-    assert not np.array_equal(*(each[algo]["rollout"]["actions"] for each in two)), "both played the same"
+    assert not np.array_equal(*(process[algo]["rollout"]["actions"] for process in two)), "both played the same"
     np.testing.assert_array_equal(two[0][algo]["gradient"], two[1][algo]["gradient"])
-    for each in two:
-        assert relative(each[algo]["gradient"], expected) < 1e-6
-        assert each[algo]["norm"] == pytest.approx(norm.item(), rel=1e-6)
-        assert each[algo]["terms"] == pytest.approx({k: v.item() for k, v in terms._asdict().items()}, rel=1e-4)
+    for process in two:
+        assert relative(process[algo]["gradient"], expected) < 1e-6
+        assert process[algo]["norm"] == pytest.approx(norm.item(), rel=1e-6)
+        assert process[algo]["terms"] == pytest.approx({k: v.item() for k, v in terms._asdict().items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_steps_and_episodes_of_both_are_counted(algo: str, two: Any) -> None:
-    assert [each[algo]["timesteps"] for each in two] == [2 * B * T] * 2
-    # Episodes of five steps pay 1 + 2 + 3 + 4 + 5; in eight steps each environment ends one.
+    assert [process[algo]["timesteps"] for process in two] == [2 * B * T] * 2
+    # Episodes of five steps pay 1 + 2 + 3 + 4 + 5; in eight steps process environment ends one.
     assert two[0][algo]["episodes"] == [15.0] * 2 * B
     assert two[1][algo]["episodes"] == [15.0] * B
 
 
 @pytest.mark.parametrize("how", ["logits", "nan"])
 @pytest.mark.parametrize("algo", SICK)
-def test_a_sick_number_in_one_process_is_skipped_by_both(algo: str, how: str, two: Any) -> None:
-    found = [each[f"{algo}_{how}_skip"] for each in two]
-    assert [each["skipped"] for each in found] == [1, 1]
-    for each in found:
-        np.testing.assert_array_equal(each["before"], found[0]["before"])
-        np.testing.assert_array_equal(each["after"], found[0]["after"])
-        assert not np.array_equal(each["before"], each["after"]), "nothing was learned after it"
-        assert np.isfinite(each["after"]).all()
+def test_a_non_finite_number_in_one_process_is_skipped_by_both(algo: str, how: str, two: Any) -> None:
+    results = [process[f"{algo}_{how}_skip"] for process in two]
+    assert [process["skipped"] for process in results] == [1, 1]
+    for process in results:
+        np.testing.assert_array_equal(process["before"], results[0]["before"])
+        np.testing.assert_array_equal(process["after"], results[0]["after"])
+        assert not np.array_equal(process["before"], process["after"]), "nothing was learned after it"
+        assert np.isfinite(process["after"]).all()
 
 
 @pytest.mark.parametrize("how", ["logits", "nan"])
 @pytest.mark.parametrize("algo", SICK)
-def test_a_sick_number_in_one_process_stops_both(algo: str, how: str, two: Any) -> None:
-    for each in two:
-        found = each[f"{algo}_{how}_stop"]
-        assert "not finite in update 0" in found["said"]
-        np.testing.assert_array_equal(found["before"], found["after"])
+def test_a_non_finite_number_in_one_process_stops_both(algo: str, how: str, two: Any) -> None:
+    for process in two:
+        results = process[f"{algo}_{how}_stop"]
+        assert "not finite in update 0" in results["message"]
+        np.testing.assert_array_equal(results["before"], results["after"])
 
 
 def test_learners_beside_the_actors_make_the_same_updates(two: Any) -> None:
-    found = [each["overlapped"] for each in two]
-    assert [each["timesteps"] for each in found] == [2 * B * T * 6] * 2
-    assert [each["updates"] for each in found] == [B * 6 // 2] * 2
-    np.testing.assert_array_equal(found[0]["weights"], found[1]["weights"])
-    assert not np.array_equal(found[0]["weights"], two[0]["own_weights"])
+    results = [process["overlapped"] for process in two]
+    assert [process["timesteps"] for process in results] == [2 * B * T * 6] * 2
+    assert [process["updates"] for process in results] == [B * 6 // 2] * 2
+    np.testing.assert_array_equal(results[0]["weights"], results[1]["weights"])
+    assert not np.array_equal(results[0]["weights"], two[0]["own_weights"])
 
 
 def test_abandon_ends_an_operation_that_waits_and_refuses_later_ones(two: Any) -> None:
     assert two[0]["abandoned"]["messages"] == ["this process has left the others"] * 2
 
 
-def test_one_process_alone_shares_nothing() -> None:
+def test_a_single_process_needs_no_communication() -> None:
     tree = {"a": np.arange(3)}
     assert init_processes(RankInfo(), "cpu") is SINGLE
     assert SINGLE.first
@@ -164,7 +164,7 @@ def test_one_process_alone_shares_nothing() -> None:
     SINGLE.close()
 
 
-def test_bytes_hold_every_tree_of_a_checkpoint() -> None:
+def test_trees_survive_conversion_to_bytes() -> None:
     tree = {
         "n": None, "f": 1.5, "nan": float("nan"), "s": "é", "b": b"\0\xff", "l": [1, [True]],
         "a": {"0d": np.array(3.0), "empty": np.zeros((0, 2)), "u8": np.arange(6, dtype=np.uint8).reshape(2, 3)[:, ::2]},
@@ -196,6 +196,6 @@ def test_torchruns_variables_are_read() -> None:
         {"LOCAL_RANK": "2"}, {"LOCAL_WORLD_SIZE": "5"}, {"MASTER_ADDR": ""}, {"MASTER_PORT": ""},
     ],
 )  # fmt: skip
-def test_variables_that_torchrun_does_not_set_so_are_refused(wrong: dict[str, str]) -> None:
+def test_inconsistent_torchrun_variables_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UserError, match="started with torchrun"):
         RankInfo.of({**GOOD, **wrong})

@@ -1,4 +1,4 @@
-"""One of two processes that train together, for `test_distributed.py`: plays scenes and writes down what came of them.
+"""One of two processes of `test_distributed.py`: runs every scenario and writes its results to a file.
 
 torchrun --nproc-per-node 2 -m tests.agents.together FOLDER
 """
@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Slow(Probe):
-    """Takes its time."""
+    """An environment that is slow."""
 
     def step(self, action: Any) -> Any:
         time.sleep(0.002)
@@ -100,22 +100,22 @@ def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str,
     before = weights(model)
     try:
         _learn(model, rollout)
-        said = ""
+        message = ""
     except FaultError as fault:
-        said = str(fault)
-    return {"before": before, "after": weights(model), "skipped": model.nan_guard.skipped, "said": said}
+        message = str(fault)
+    return {"before": before, "after": weights(model), "skipped": model.nan_guard.skipped, "message": message}
 
 
 def _make_sick(model: Any, rollout: Any, how: str) -> None:
     evaluate: Callable[..., Any] = model.policy.evaluate_sequence
     calls = 0
 
-    def once(*given: Any) -> Any:
+    def once(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 1:
-            return evaluate(*given)
-        new = evaluate(*given)
+            return evaluate(*args)
+        new = evaluate(*args)
         if how == "logits":
             return new._replace(log_probs=new.log_probs * torch.nan, entropy=new.entropy * torch.nan)
         return new._replace(values=new.values * torch.nan)
@@ -189,7 +189,7 @@ def abandoned(processes: ProcessGroup, done: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Play every scene."""
+    """Run every scenario."""
     torch.set_num_threads(1)
     place = RankInfo.of()
     processes = init_processes(place, "cpu")
@@ -199,7 +199,7 @@ def main(folder: Path) -> None:
     own = weights(first)
     first.join(processes)
     mixed = [{"a": np.arange(3 + place.rank), "b": [b"x" * place.rank, None, 1.5, True]}, "text"]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "moments": [[each.item() for each in pair] for pair in moments],
         "own_weights": own,
         "joined_weights": weights(first),
@@ -209,14 +209,14 @@ def main(folder: Path) -> None:
         "overlapped": overlapped(processes),
     }
     for algo in ("ppo", "impala"):
-        found[algo] = gradients(algo, processes)
+        results[algo] = gradients(algo, processes)
     for algo in SICK:
         for how in ("logits", "nan"):
             for on_nan in ("skip", "stop"):
-                found[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
+                results[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
     processes.all_gather(None)
-    found["abandoned"] = abandoned(processes, folder / "done")
-    arrays, tree = pack(found)
+    results["abandoned"] = abandoned(processes, folder / "done")
+    arrays, tree = pack(results)
     write_file(folder / f"{place.rank}.safetensors", arrays, tree)
     os._exit(0)  # an ordinary exit would wait for the operation that was abandoned
 

@@ -51,12 +51,12 @@ def test_paired_interval_holds_the_bootstrap_of_all_resamples() -> None:
     values = np.array([0.0, 1.0, 5.0, 9.0])
     everything = [np.mean(each) for each in itertools.product(values, repeat=4)]
     low, high = np.percentile(everything, [2.5, 97.5])
-    found = paired_difference([values + 7.0], [np.full(4, 7.0)])
-    assert found.low == pytest.approx(low, abs=0.3)
-    assert found.high == pytest.approx(high, abs=0.3)
+    interval = paired_difference([values + 7.0], [np.full(4, 7.0)])
+    assert interval.low == pytest.approx(low, abs=0.3)
+    assert interval.high == pytest.approx(high, abs=0.3)
 
 
-def test_pairing_removes_what_levels_have_in_common() -> None:
+def test_pairing_removes_the_variance_between_levels() -> None:
     hard = RNG.normal(scale=100.0, size=200)
     difference = paired_difference([hard + 1.0 + RNG.normal(scale=0.1, size=200)], [hard])
     assert 0.9 < difference.low < difference.high < 1.1
@@ -79,9 +79,9 @@ def test_run_improvement_is_the_fraction_of_pairs_of_runs() -> None:
     for game in range(3):
         pairs = [(a > b) + 0.5 * (a == b) for a in SCORES[:, game] for b in other[:, game]]
         per_game.append(sum(pairs) / len(pairs))
-    found = run_improvement(SCORES, other)
-    assert found.mean == pytest.approx(sum(per_game) / 3)
-    assert 0 <= found.low <= found.mean <= found.high <= 1
+    interval = run_improvement(SCORES, other)
+    assert interval.mean == pytest.approx(sum(per_game) / 3)
+    assert 0 <= interval.low <= interval.mean <= interval.high <= 1
 
 
 def literal_interquartile_mean(scores: np.ndarray) -> float:
@@ -92,17 +92,17 @@ def literal_interquartile_mean(scores: np.ndarray) -> float:
 
 
 def test_interquartile_mean(backend: str) -> None:
-    found = interquartile_mean(SCORES)
-    assert found.mean == pytest.approx(literal_interquartile_mean(SCORES))
+    interval = interquartile_mean(SCORES)
+    assert interval.mean == pytest.approx(literal_interquartile_mean(SCORES))
     rng = np.random.default_rng(1)
     resampled = []
     for _ in range(3000):
         drawn = [[SCORES[rng.integers(5), game] for game in range(3)] for _ in range(5)]
         resampled.append(literal_interquartile_mean(np.array(drawn)))
     low, high = np.percentile(resampled, [2.5, 97.5])
-    assert found.low == pytest.approx(low, abs=0.1)
-    assert found.high == pytest.approx(high, abs=0.1)
-    assert interquartile_mean(SCORES) == found  # the same seed, the same interval
+    assert interval.low == pytest.approx(low, abs=0.1)
+    assert interval.high == pytest.approx(high, abs=0.1)
+    assert interquartile_mean(SCORES) == interval  # the same seed, the same interval
 
 
 def test_an_outlier_hardly_moves_the_interquartile_mean(backend: str) -> None:
@@ -124,13 +124,13 @@ def test_performance_profile(backend: str) -> None:
     assert (performance_profile(SCORES, thresholds).low == profile.low).all()
 
 
-def test_nothing_is_said_of_the_spread_of_one_run_or_level() -> None:
+def test_the_interval_of_a_single_run_or_level_is_infinite() -> None:
     assert interquartile_mean(SCORES[:1])[1:] == (-np.inf, np.inf)
     assert run_improvement(SCORES, OTHERS[:1])[1:] == (-np.inf, np.inf)
     assert paired_difference([np.ones(1)], [np.zeros(1)]) == (1.0, -np.inf, np.inf)
 
 
-def test_numpys_global_generator_is_left_alone(backend: str) -> None:
+def test_numpys_global_generator_is_unchanged(backend: str) -> None:
     np.random.seed(3)
     before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     interquartile_mean(SCORES)
@@ -138,7 +138,7 @@ def test_numpys_global_generator_is_left_alone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("second", [np.zeros(3), np.zeros((2, 1))])
-def test_what_is_no_pair_is_refused(second: np.ndarray) -> None:
+def test_arrays_that_are_not_pairs_are_refused(second: np.ndarray) -> None:
     with pytest.raises(ValueError, match="needs pairs"):
         paired_difference([np.zeros(2)], [second])
     with pytest.raises(ValueError, match="needs pairs"):

@@ -80,7 +80,7 @@ def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[st
 
 
 @pytest.mark.parametrize("core", ["srwm", "lstm", "delta", "sr_delta"])
-def test_from_a_later_step_on(core: str) -> None:
+def test_edits_are_frozen_from_the_given_step_on(core: str) -> None:
     made = policy(core)
     seen = observations(made)
     _, live = walk(made, seen)
@@ -95,7 +95,7 @@ def test_from_a_later_step_on(core: str) -> None:
                 assert (held[t][:, env] != live[t][:, env]).any()
 
 
-def test_held_from_the_start_every_observation_is_the_first() -> None:
+def test_a_frozen_memory_treats_every_observation_as_the_first() -> None:
     made = policy("lstm")
     seen = observations(made)
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_held_from_the_start_every_observation_is_the_first() -> None:
     np.testing.assert_array_equal(walk(FrozenStateAgent(made), seen)[0], alone)
 
 
-def test_a_lesion_takes_one_head_and_leaves_the_others() -> None:
+def test_a_lesion_freezes_one_head_only() -> None:
     made = policy("srwm")
     _, states = walk(FrozenStateAgent(made, part=head_part(made, 1, 2)), observations(made))
     for t, state in enumerate(states):
@@ -118,17 +118,17 @@ def test_a_lesion_takes_one_head_and_leaves_the_others() -> None:
 
 
 @pytest.mark.parametrize(("layer", "head"), [(2, 0), (0, 4), (9, 9)])
-def test_a_head_that_does_not_exist(layer: int, head: int) -> None:
+def test_a_head_that_does_not_exist_is_refused(layer: int, head: int) -> None:
     with pytest.raises(UserError, match=rf"no head {layer}.{head}: core 'srwm' has layers 0 to 1 with heads 0 to 3"):
         head_part(policy("srwm"), layer, head)
 
 
-def test_a_core_without_anything_to_cut_out() -> None:
+def test_a_core_without_state_has_no_head_to_leave_out() -> None:
     with pytest.raises(UserError, match="core 'feedforward' carries nothing"):
         head_part(policy("feedforward"), 0, 0)
 
 
-def test_how_many_play_at_once_does_not_matter() -> None:
+def test_frozen_actions_do_not_depend_on_the_number_of_environments() -> None:
     """The clocks belong to the environments: when some run out of work, the others keep theirs."""
     made, results = policy("srwm"), []
     for n_envs in (1, 4, 7):

@@ -28,7 +28,7 @@ def test_every_level_is_played_as_often_as_asked(n_envs: int) -> None:
     assert sum(told) == 14
 
 
-def test_returns_do_not_depend_on_how_many_play_at_once() -> None:
+def test_returns_do_not_depend_on_the_number_of_environments() -> None:
     """The memory of an environment that goes on must not be mixed up when others have run out of work."""
     results = []
     for n_envs in (1, 4, 7):
@@ -48,7 +48,7 @@ class FrameHash:
         return frames.astype(np.int64).sum(axis=1) % 15, state
 
 
-def test_procgen_levels_do_not_depend_on_how_many_play_at_once() -> None:
+def test_procgen_returns_do_not_depend_on_the_number_of_environments() -> None:
     results = []
     for n_envs in (2, 5):
         env = make_levels_env("dodgeball", n_envs, "0:5", 1, 0)

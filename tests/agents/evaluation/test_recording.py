@@ -17,12 +17,12 @@ def policy() -> SRWMPolicy:
     return SRWMPolicy(env.observation_space, env.action_space, lambda _: 0.0, core_kwargs={"hidden_size": 16})
 
 
-def test_a_recording_is_what_an_evaluation_plays() -> None:
-    made = policy()
+def test_a_recording_has_the_same_episodes_as_an_evaluation() -> None:
+    agent = policy()
     torch.manual_seed(3)
-    episodes = play_levels(made, make_levels_env("recall", 1, "5:9", 1, 0))
+    episodes = play_levels(agent, make_levels_env("recall", 1, "5:9", 1, 0))
     torch.manual_seed(3)
-    arrays = collect(play(make_levels_env("recall", 1, "5:9", 1, 0), Introspector(made), range(5, 9)))
+    arrays = collect(play(make_levels_env("recall", 1, "5:9", 1, 0), Introspector(agent), range(5, 9)))
     ends = np.flatnonzero(arrays["dones"])
     assert len(ends) == len(episodes) == 4
     np.testing.assert_array_equal(np.flatnonzero(arrays["starts"]), [0, *(ends[:-1] + 1)])
@@ -38,14 +38,14 @@ def test_a_recording_is_what_an_evaluation_plays() -> None:
     assert "std" not in arrays
 
 
-def test_it_may_be_cut_short() -> None:
+def test_a_recording_can_be_truncated() -> None:
     env = make_levels_env("recall", 1, "5:9", 1, 0)
     arrays = collect(islice(play(env, Introspector(policy()), range(5, 9)), 3))
     assert {len(each) for each in arrays.values()} == {3}
     assert not arrays["dones"].any()
 
 
-def test_the_digest_notices_values_types_shapes_and_names() -> None:
+def test_the_digest_depends_on_values_types_shapes_and_names() -> None:
     base = {"a": np.zeros((1, 2), np.float32), "b": np.ones((1, 2), np.float32)}
     others = (
         base | {"a": np.array([[0, 1e-30]], np.float32)},

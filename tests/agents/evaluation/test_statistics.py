@@ -6,7 +6,7 @@ import pytest
 from srwm_rl.agents.evaluation.statistics import difference_interval, mean_interval
 
 
-def test_mean_interval_covers_the_truth_about_95_times_in_100() -> None:
+def test_mean_interval_covers_the_mean_about_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(100):
@@ -37,7 +37,7 @@ def test_same_seed_same_interval() -> None:
     assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
 
 
-def test_equal_values_one_value_and_none() -> None:
+def test_intervals_of_equal_values_of_one_value_and_of_none() -> None:
     assert mean_interval(np.full(10, 2.0)) == (2.0, 2.0, 2.0)
     assert mean_interval(np.array([2.0])) == (2.0, float("-inf"), float("inf"))
     with pytest.raises(ValueError, match="at least one"):

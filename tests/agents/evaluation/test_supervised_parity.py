@@ -36,7 +36,7 @@ def gradient(bptt: int | None) -> torch.Tensor:
     return weight.grad
 
 
-def test_the_cut_takes_all_gradient_from_the_self_modification() -> None:
+def test_truncation_at_every_step_leaves_the_self_modification_without_gradient() -> None:
     size = 4
     whole, cut = gradient(None), gradient(1)
     assert (whole[..., :size].abs().sum(), cut[..., :size].abs().sum()) > (0, 0)
@@ -44,7 +44,7 @@ def test_the_cut_takes_all_gradient_from_the_self_modification() -> None:
     assert cut[..., size:].abs().sum() == 0
 
 
-def test_to_forget_is_to_answer_each_bit_alone() -> None:
+def test_with_forget_each_answer_depends_on_its_bit_alone() -> None:
     torch.manual_seed(0)
     model = ParityModel("srwm", **SMALL)
     bits = torch.randint(0, 2, (7, 5))
@@ -53,7 +53,7 @@ def test_to_forget_is_to_answer_each_bit_alone() -> None:
     assert not torch.allclose(model(bits), alone, atol=1e-3)
 
 
-def test_training_repeats_itself_and_leaves_the_global_generator_alone() -> None:
+def test_training_is_reproducible_and_does_not_use_the_global_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""The best_model: the best score keeps the weights it was measured on, whatever is learned meanwhile."""
+"""The best model: the weights that were scored are kept while training continues."""
 
 import threading
 import time
@@ -35,84 +35,84 @@ def fill(policy: SRWMPolicy, value: float) -> None:
             parameter.fill_(value)
 
 
-def weight(book: BestModelTracker, steps: int) -> float:
-    scored = book.scored(steps)
+def weight(tracker: BestModelTracker, steps: int) -> float:
+    scored = tracker.scored(steps)
     assert scored is not None
     (value,) = {float(each) for array in scored.weights.values() for each in array.flat}
     return value
 
 
 def test_the_best_is_replaced_by_a_better_one_only(policy: SRWMPolicy) -> None:
-    book = best_model()
+    tracker = best_model()
     scores = [float("nan"), -2.0, float("-inf"), -2.0, -3.0, -1.0, float("nan"), float("inf"), -1.5]
     kept = []
     for steps, score in enumerate(scores):
         fill(policy, steps)
-        book.update(score, "return", steps, policy)
+        tracker.update(score, "return", steps, policy)
         if steps == 4:
-            book.to_tree()
-        kept.append(None if book.best is None else (book.best.score, book.best.steps))
+            tracker.to_tree()
+        kept.append(None if tracker.best is None else (tracker.best.score, tracker.best.steps))
     first, second = (-2.0, 1), (-1.0, 5)
     assert kept == [None, first, first, first, first, second, second, second, second]
-    assert (weight(book, 1), weight(book, 5)) == (1, 5)  # those at that moment, not those there are now
-    assert book.scored(4) is None
+    assert (weight(tracker, 1), weight(tracker, 5)) == (1, 5)  # those at that moment, not those there are now
+    assert tracker.scored(4) is None
 
 
-def test_what_was_told_is_kept_however_often_it_is_surpassed(policy: SRWMPolicy) -> None:
-    book = best_model()
+def test_the_last_saved_best_is_kept_until_the_next_save(policy: SRWMPolicy) -> None:
+    tracker = best_model()
     for steps in range(5):
         fill(policy, steps)
-        book.update(float(steps), "return", steps, policy)
+        tracker.update(float(steps), "return", steps, policy)
         if steps == 1:
-            assert book.to_tree()["best"]["steps"] == 1
-    assert (weight(book, 1), weight(book, 4)) == (1, 4)
-    assert book.scored(3) is None
-    book.to_tree()
-    assert book.scored(1) is None
+            assert tracker.to_tree()["best"]["steps"] == 1
+    assert (weight(tracker, 1), weight(tracker, 4)) == (1, 4)
+    assert tracker.scored(3) is None
+    tracker.to_tree()
+    assert tracker.scored(1) is None
 
 
-def test_a_score_of_something_else_begins_anew(policy: SRWMPolicy) -> None:
-    book = best_model()
-    book.update(5.0, "training return", 10, policy)
-    book.update(1.0, "held-out return", 20, policy)
-    assert book.best == Best(1.0, "held-out return", 20)
-    book.update(0.5, "held-out return", 30, policy)
-    assert book.best.steps == 20
+def test_a_score_of_another_metric_replaces_the_best(policy: SRWMPolicy) -> None:
+    tracker = best_model()
+    tracker.update(5.0, "training return", 10, policy)
+    tracker.update(1.0, "held-out return", 20, policy)
+    assert tracker.best == Best(1.0, "held-out return", 20)
+    tracker.update(0.5, "held-out return", 30, policy)
+    assert tracker.best.steps == 20
 
 
-def test_the_levels_of_the_moment_stand_with_the_weights(policy: SRWMPolicy) -> None:
-    book = best_model()
-    book.levels.add("recall", 3)
-    book.update(1.0, "return", 10, policy)
-    book.levels.add("recall", 4)
-    scored = book.scored(10)
+def test_the_levels_played_are_copied_with_the_weights(policy: SRWMPolicy) -> None:
+    tracker = best_model()
+    tracker.levels.add("recall", 3)
+    tracker.update(1.0, "return", 10, policy)
+    tracker.levels.add("recall", 4)
+    scored = tracker.scored(10)
     assert scored is not None
     assert SeenLevels.from_tree(scored.levels_played, "it").among("recall", range(50)) == [3]
 
 
-def test_it_goes_through_a_checkpoint(policy: SRWMPolicy) -> None:
-    book, other = best_model(), best_model()
-    book.update(1.25, "return", 10, policy)
-    book.levels.add("recall", 3)
-    other.from_tree(book.to_tree(), "file")
-    assert other.best == book.best
+def test_the_tracker_is_restored_from_a_checkpoint(policy: SRWMPolicy) -> None:
+    tracker, other = best_model(), best_model()
+    tracker.update(1.25, "return", 10, policy)
+    tracker.levels.add("recall", 3)
+    other.from_tree(tracker.to_tree(), "file")
+    assert other.best == tracker.best
     assert other.levels.is_complete("recall")
     assert other.levels.among("recall", range(50)) == [3]
 
 
-def test_a_checkpoint_that_knows_nothing_of_it_leaves_the_past_unknown() -> None:
-    book = best_model()
-    book.from_tree({"policy": {}}, "file")
-    book.levels.add("recall", 3)
-    assert book.best is None
-    assert not book.levels.is_complete("recall")
+def test_an_older_checkpoint_leaves_earlier_levels_unknown() -> None:
+    tracker = best_model()
+    tracker.from_tree({"policy": {}}, "file")
+    tracker.levels.add("recall", 3)
+    assert tracker.best is None
+    assert not tracker.levels.is_complete("recall")
 
 
 def test_beside_a_learner_the_weights_are_those_that_were_scored() -> None:
     env = make_vec_env("recall", 8, "0:50", 0)
     kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 1}}
     model = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu", learning_rate=1e-2)
-    book, updates = best_model(), [0]
+    tracker, updates = best_model(), [0]
     sums: list[float] = []
 
     def total(arrays: Any) -> float:
@@ -128,13 +128,13 @@ def test_beside_a_learner_the_weights_are_those_that_were_scored() -> None:
         return Episodes([Episode("recall", 0, before, 1, None)])
 
     callback = HeldOutEvalCallback(
-        {"test": play}, 64, lambda score: book.update(score, "sum", model.num_timesteps, model.policy)
+        {"test": play}, 64, lambda score: tracker.update(score, "sum", model.num_timesteps, model.policy)
     )
     model.learn(64 * 40, callback)
     assert updates[0] > 10, "nothing was learned meanwhile"
     assert len(set(sums)) > 10, "the weights were always the same"
-    assert book.best is not None
-    scored = book.scored(book.best.steps)
+    assert tracker.best is not None
+    scored = tracker.scored(tracker.best.steps)
     assert scored is not None
-    assert total(scored.weights.values()) == book.best.score == max(sums)
-    assert sums.index(max(sums)) == book.best.steps // 64 - 1
+    assert total(scored.weights.values()) == tracker.best.score == max(sums)
+    assert sums.index(max(sums)) == tracker.best.steps // 64 - 1

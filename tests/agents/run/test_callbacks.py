@@ -1,4 +1,4 @@
-"""What the command line hangs on a training loop: levels that were played are noted, and states taken and saved."""
+"""Callbacks of the command line: levels are recorded, states captured and saved."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def trainer(env: VecEnv, algo: str) -> PPO | IMPALA:
         ("impala", "fruitbot,starpilot", "3:90", 896),
     ],
 )
-def test_exactly_the_levels_that_were_begun_are_noted(algo: str, env: str, levels: str, steps: int) -> None:
+def test_exactly_the_levels_that_began_are_recorded(algo: str, env: str, levels: str, steps: int) -> None:
     truth: Levels = set()
     groups = [VecNormalizeReward(begun(make_vec_env(env, 4, levels, seed), truth)) for seed in (0, 4)]
     noted: list[tuple[str, int]] = []
@@ -66,7 +66,7 @@ def test_exactly_the_levels_that_were_begun_are_noted(algo: str, env: str, level
     assert len(truth) > 8, "no episode ended"
 
 
-def test_nothing_is_asked_of_a_step_that_ends_no_episode() -> None:
+def test_steps_that_end_no_episode_read_no_infos() -> None:
     callback = LevelRecorder(lambda game, level: pytest.fail("nothing ended"))
 
     class Untouched(list):
@@ -77,7 +77,7 @@ def test_nothing_is_asked_of_a_step_that_ends_no_episode() -> None:
     assert callback._on_step()
 
 
-def test_environments_that_know_no_levels_are_none_of_its_business() -> None:
+def test_environments_without_levels_record_nothing() -> None:
     noted: list[Any] = []
     PPO("SRWMPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(
         128, LevelRecorder(lambda *each: noted.append(each))
@@ -86,7 +86,7 @@ def test_environments_that_know_no_levels_are_none_of_its_business() -> None:
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_the_training_score_is_the_logs_once_the_window_is_full(algo: str) -> None:
+def test_the_training_score_is_the_logged_mean_once_the_window_is_full(algo: str) -> None:
     model = trainer(make_vec_env("recall", 8, "0:40", 0), algo)
     log = Keep()
     model.set_logger(Logger(None, [log]))
@@ -138,7 +138,7 @@ def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> No
         (2.5, 4.0, 12, [5, 10, 15, 20, 33, 54]),  # but at the start
     ],
 )
-def test_taking_states_costs_a_share_of_the_time(
+def test_capturing_states_costs_a_share_of_the_time(
     grace: float, update: float, n: int, taken: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "GRACE", grace)
@@ -151,7 +151,7 @@ def test_taking_states_costs_a_share_of_the_time(
     assert saved == [{"taken": taken[-1]}]
 
 
-def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_due_state_is_captured_and_saved_even_if_updates_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "GRACE", 0.0)
     clock, saved = Clock(), list[dict[str, Any]]()
     by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
@@ -164,7 +164,7 @@ def test_a_state_that_is_due_is_taken_and_saved_however_fast_the_updates(monkeyp
     assert saved == [{"taken": each} for each in (3.0, 6.0)]
 
 
-def test_all_processes_take_states_when_process_0_does() -> None:
+def test_all_processes_capture_when_process_0_does() -> None:
     class Slow(ProcessGroup):
         def all_gather(self, tree: Any) -> list[Any]:
             asked.append(tree)

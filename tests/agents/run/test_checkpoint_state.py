@@ -68,9 +68,7 @@ def train(model: RecurrentAlgorithm, until: int, total: int) -> list[dict[str, A
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 @pytest.mark.parametrize(("env", "core"), [*(("recall", core) for core in core_names()), ("coinrun,maze", "srwm")])
-def test_a_run_that_went_through_a_file_equals_one_that_was_never_stopped(
-    env: str, core: str, algo: str, tmp_path: Path
-) -> None:
+def test_a_run_restored_from_a_file_equals_an_uninterrupted_one(env: str, core: str, algo: str, tmp_path: Path) -> None:
     whole = build(env, core, algo=algo)
     train(whole, 10**9, 5 * STEPS)
 
@@ -94,7 +92,7 @@ def test_a_run_that_went_through_a_file_equals_one_that_was_never_stopped(
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def test_environments_without_state_access_say_so_and_start_new_episodes() -> None:
+def test_environments_without_state_access_start_new_episodes() -> None:
     def cartpole() -> PPO:
         return PPO("SRWMPolicy", make_vec_env("CartPole-v1", 4, "0:200", 0), n_steps=16, seed=0)
 

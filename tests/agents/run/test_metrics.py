@@ -12,14 +12,14 @@ def lines(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_numbers_are_written_and_other_things_are_not(tmp_path: Path) -> None:
+def test_only_numbers_are_written(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "m.jsonl")
     metrics.write({"a": 1, "b": np.float32(0.5), "c": float("nan"), "d": "text", "e": True}, {}, step=7)
     metrics.close()
     assert lines(tmp_path / "m.jsonl") == [{"step": 7, "a": 1, "b": 0.5, "c": None}]
 
 
-def test_what_came_after_a_checkpoint_is_cut_off(tmp_path: Path) -> None:
+def test_lines_after_a_checkpoint_are_truncated(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "m.jsonl")
     metrics.write({"a": 1}, {}, step=1)
     position = metrics.position

@@ -1,4 +1,4 @@
-"""Callbacks that look: what they log is what is there, and what is learned is what would have been learned."""
+"""Monitoring callbacks: correct values in the log, and no influence on training."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The stopwatch: who spent what, threads apart, and a training that does not notice."""
+"""The stopwatch: nested parts, threads, and no influence on training."""
 
 import time
 from contextlib import nullcontext
@@ -71,7 +71,7 @@ def test_parts_are_counted_below_the_part_that_called_them(clock: Clock) -> None
     assert watch.spent == {("in",): (1.0, 1)}
 
 
-def test_a_part_that_raises_is_counted_and_left(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_raises_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     work, watch = Work(clock), Stopwatch()
     watch.wrap(work, "outer", "out")
     watch.wrap(work, "inner", "in")
@@ -88,7 +88,7 @@ def test_a_part_that_raises_is_counted_and_left(clock: Clock, monkeypatch: pytes
     assert watch.spent[("after",)] == (1.0, 1)
 
 
-def test_what_another_thread_does_stands_at_the_top(clock: Clock) -> None:
+def test_another_threads_parts_are_at_the_top_level(clock: Clock) -> None:
     work, watch = Work(clock), Stopwatch()
     watch.wrap(work, "inner", "in")
     with watch.part("main"):
@@ -99,7 +99,7 @@ def test_what_another_thread_does_stands_at_the_top(clock: Clock) -> None:
     assert watch.spent == {("main",): (3.0, 1), ("main", "in"): (2.0, 1), ("in",): (1.0, 1)}
 
 
-def test_unwrapped_objects_are_as_they_were(clock: Clock) -> None:
+def test_unwrap_restores_the_methods(clock: Clock) -> None:
     work, watch = Work(clock), Stopwatch()
     work.outer = Work(clock).outer  # type: ignore[method-assign]
     own = work.outer
@@ -141,7 +141,7 @@ def trained(algo: str, callback: BaseCallback | None) -> tuple[RecurrentAlgorith
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
+def test_a_timed_training_is_bit_identical(algo: str) -> None:
     backward = torch.autograd.backward
     model, weights = trained(algo, timed := Timed())
     assert torch.equal(weights, trained(algo, None)[1])
@@ -170,7 +170,7 @@ def test_a_timed_training_learns_the_same_to_the_bit(algo: str) -> None:
 
 
 @pytest.mark.skipif(not IN_C, reason="without C the encoder runs as a whole")
-def test_a_network_for_images_is_told_from_the_c_around_it() -> None:
+def test_an_image_network_is_timed_apart_from_the_c_code_around_it() -> None:
     frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     kwargs = {"core_kwargs": {"hidden_size": 16}, "encoder_kwargs": {"cnn": {"channels": [4], "features": 8}}}
     timed = Timed()

@@ -1,4 +1,4 @@
-"""`srwm-rl compare`: the same levels for both, paired; refused where there are no pairs."""
+"""`srwm-rl compare`: both agents play the same levels; runs that cannot be paired are refused."""
 
 import itertools
 import json
@@ -13,10 +13,10 @@ from srwm_rl.agents.evaluation.comparison import rliable_version
 from srwm_rl.scripts.main import main
 
 
-def report(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
+def report(call: Any, tmp_path: Path, *argv: object) -> dict[str, Any]:
     file = tmp_path / "compare.json"
-    said = call("compare", *words, "--json", file)
-    assert said.code == 0, said
+    output = call("compare", *argv, "--json", file)
+    assert output.code == 0, output
     result: dict[str, Any] = json.loads(file.read_text())
     return result
 
@@ -25,24 +25,24 @@ def report(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
 def others(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> list[Path]:
     """Return three runs that differ from `recall`: in their seed, and a longer one of another core."""
     logs = tmp_path_factory.mktemp("others")
-    words = ["train", *recall_words, "-f", str(logs), "--verbose", "0"]
-    assert main([*words, "--seed", "1", "-n", "256"]) == 0
-    short = [word for word in words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    argv = ["train", *recall_words, "-f", str(logs), "--verbose", "0"]
+    assert main([*argv, "--seed", "1", "-n", "256"]) == 0
+    short = [word for word in argv if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     for seed in ("0", "1"):
         assert main([*short, "--core", "feedforward", "--seed", seed, "-n", "128"]) == 0
     return [logs / "ppo_srwm" / "recall_1", *(logs / "ppo_feedforward" / f"recall_{i}" for i in (1, 2))]
 
 
 def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
-    words = ("-k", 2, "--seed", 5)
-    found = report(call, tmp_path, recall, others[0], *words)
+    argv = ("-k", 2, "--seed", 5)
+    comparison = report(call, tmp_path, recall, others[0], *argv)
     returns = []
     for run in (recall, others[0]):
-        assert call("eval", run, *words, "--train-levels", "none", "--json", tmp_path / "eval.json").code == 0
+        assert call("eval", run, *argv, "--train-levels", "none", "--json", tmp_path / "eval.json").code == 0
         episodes = json.loads((tmp_path / "eval.json").read_text())["episodes"]["held-out"]
         by_level = [np.mean([each[2] for each in episodes if each[1] == level]) for level in range(100, 108)]
         returns.append(np.array(by_level))
-    (row,) = found["rows"]
+    (row,) = comparison["rows"]
     difference = returns[0] - returns[1]
     assert row["game"] == "recall"
     assert row["levels"] == 8
@@ -53,11 +53,15 @@ def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, others: lis
     assert [row["wins"], row["ties"], row["losses"]] == counts
     assert row["improvement"]["mean"] == pytest.approx((counts[0] + counts[1] / 2) / 8)
     expected = [["recall", 100 + i, a, b] for i, (a, b) in enumerate(zip(*returns, strict=True))]
-    assert found["returns"] == [[game, level, pytest.approx(a), pytest.approx(b)] for game, level, a, b in expected]
-    assert found["levels"] == ["100:108"]
+    assert comparison["returns"] == [
+        [game, level, pytest.approx(a), pytest.approx(b)] for game, level, a, b in expected
+    ]
+    assert comparison["levels"] == ["100:108"]
 
 
-def test_the_other_way_round_is_the_opposite(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+def test_exchanged_sides_have_the_opposite_difference(
+    call: Any, recall: Path, others: list[Path], tmp_path: Path
+) -> None:
     (one,) = report(call, tmp_path, recall, others[0])["rows"]
     (other,) = report(call, tmp_path, others[0], recall)["rows"]
     assert other["difference"]["mean"] == -one["difference"]["mean"]
@@ -65,16 +69,16 @@ def test_the_other_way_round_is_the_opposite(call: Any, recall: Path, others: li
 
 
 def test_the_table(call: Any, recall: Path, others: list[Path]) -> None:
-    said = call("compare", recall, others[0])
-    assert said.code == 0
+    output = call("compare", recall, others[0])
+    assert output.code == 0
     for part in ("A: srwm, 256 steps, ", "B: srwm, 256 steps, ", "held-out levels 100:108", "won / tied / lost"):
-        assert part in said.out
-    assert "of other training seeds they say nothing" in said.out
+        assert part in output.out
+    assert "of other training seeds they say nothing" in output.out
 
 
 def test_several_seeds_a_side(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
-    found = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "--eval-levels", "100:130")
-    seeds = found["seeds"]
+    comparison = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "--eval-levels", "100:130")
+    seeds = comparison["seeds"]
     means = {}
     for run in (recall, *others):
         (row,) = report(call, tmp_path, run, recall if run != recall else others[0], "--eval-levels", "100:130")["rows"]
@@ -87,33 +91,33 @@ def test_several_seeds_a_side(call: Any, recall: Path, others: list[Path], tmp_p
     assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[others[0]]]))
     assert seeds["unit"] == "normalised return"
     assert seeds["computed_by"] == ("srwm-rl" if rliable_version() is None else f"rliable {rliable_version()}")
-    assert found["rows"][0]["levels"] == 30
-    said = call("compare", "--a", recall, others[0], "--b", *others[1:])
-    assert "interquartile mean: A " in said.out
+    assert comparison["rows"][0]["levels"] == 30
+    output = call("compare", "--a", recall, others[0], "--b", *others[1:])
+    assert "interquartile mean: A " in output.out
 
 
-def test_one_run_against_several_says_nothing_of_seeds(
+def test_one_run_against_several_has_no_statistics_over_seeds(
     call: Any, recall: Path, others: list[Path], tmp_path: Path
 ) -> None:
     assert report(call, tmp_path, "--a", recall, "--b", *others[1:])["seeds"] is None
 
 
 def test_several_ranges_of_levels_are_one_set(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
-    words = ("--eval-levels", "200:203", "--eval-levels", "300:305")
-    found = report(call, tmp_path, recall, others[0], *words)
-    assert [level for _, level, *_ in found["returns"]] == [200, 201, 202, 300, 301, 302, 303, 304]
-    assert found["levels"] == ["200:203", "300:305"]
+    argv = ("--eval-levels", "200:203", "--eval-levels", "300:305")
+    comparison = report(call, tmp_path, recall, others[0], *argv)
+    assert [level for _, level, *_ in comparison["returns"]] == [200, 201, 202, 300, 301, 302, 303, 304]
+    assert comparison["levels"] == ["200:203", "300:305"]
 
 
 def test_games_are_compared_one_by_one_and_together(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("procgen", reason="its games are ProcGen's")
-    words = ("train", "--env", "fruitbot,starpilot", *procgen_words, "-n", 64, "--verbose", 0, "-f", tmp_path)
-    assert call(*words).code == 0
-    assert call(*words, "--seed", 1).code == 0
+    argv = ("train", "--env", "fruitbot,starpilot", *procgen_words, "-n", 64, "--verbose", 0, "-f", tmp_path)
+    assert call(*argv).code == 0
+    assert call(*argv, "--seed", 1).code == 0
     runs = [tmp_path / "ppo_srwm" / f"fruitbot+starpilot_{i}" for i in (1, 2)]
-    found = report(call, tmp_path, *runs, "--eval-levels", "1000:1003", "--n-envs", 6)
-    together, *games = found["rows"]
-    assert [row["game"] for row in found["rows"]] == ["all games", "fruitbot", "starpilot"]
+    comparison = report(call, tmp_path, *runs, "--eval-levels", "1000:1003", "--n-envs", 6)
+    together, *games = comparison["rows"]
+    assert [row["game"] for row in comparison["rows"]] == ["all games", "fruitbot", "starpilot"]
     assert together["normalized"]
     widths = (33.9, 61.5)  # of the published easy ranges
     expected = np.mean([row["difference"]["mean"] / width for row, width in zip(games, widths, strict=True)])
@@ -121,16 +125,16 @@ def test_games_are_compared_one_by_one_and_together(call: Any, procgen_words: li
     assert together["wins"] == sum(row["wins"] for row in games)
 
 
-def test_the_page_says_what_the_file_says(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+def test_the_page_and_the_file_agree(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
     page = tmp_path / "compare.html"
-    found = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "-o", page)
+    comparison = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "-o", page)
     text = page.read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
-    (row,) = found["rows"]
+    (row,) = comparison["rows"]
     assert f"<b>{row['difference']['mean']:+.2f}</b>" in text
     assert f"[{row['difference']['low']:.2f}, {row['difference']['high']:.2f}]" in text
     assert f"<b>{row['improvement']['mean']:.1%}</b>" in text
-    assert text.count('<i class="d') == len(found["returns"]) + 9  # and the key
+    assert text.count('<i class="d') == len(comparison["returns"]) + 9  # and the key
     assert "n_timesteps" in text  # a setting that differs
     assert "gamma" not in text  # one that does not
 
@@ -162,27 +166,33 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "part"), REFUSED)
+@pytest.mark.parametrize(("argv", "part"), REFUSED)
 def test_bad_input_is_refused_in_one_line_before_anything_is_played(
-    words: list[str], part: str, call: Any, recall: Path, others: list[Path], tmp_path: Path, made: dict[str, Path]
+    argv: list[str],
+    part: str,
+    call: Any,
+    recall: Path,
+    others: list[Path],
+    tmp_path: Path,
+    incomparable: dict[str, Path],
 ) -> None:
     shutil.copytree(recall, tmp_path / "stopped", ignore=shutil.ignore_patterns("model-*"))
-    for name, run in made.items():
+    for name, run in incomparable.items():
         (tmp_path / name).symlink_to(run)
-    said = call("compare", *(word.format(a=recall, b=others[0], c=others[1], tmp=tmp_path) for word in words))
-    assert part in said.error()
-    assert said.out == ""
-    assert "episode" not in said.err
+    output = call("compare", *(word.format(a=recall, b=others[0], c=others[1], tmp=tmp_path) for word in argv))
+    assert part in output.error()
+    assert output.out == ""
+    assert "episode" not in output.err
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> dict[str, Path]:
+def incomparable(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> dict[str, Path]:
     """Return runs that cannot be compared with `recall`."""
     logs = tmp_path_factory.mktemp("made")
 
-    def train(name: str, *words: str, env: str = "recall") -> Path:
-        own = ["--env", env, *recall_words[2:], *words]
-        if "--eval-levels" in words:
+    def train(name: str, *argv: str, env: str = "recall") -> Path:
+        own = ["--env", env, *recall_words[2:], *argv]
+        if "--eval-levels" in argv:
             first = own.index("--eval-levels")
             del own[first : first + 2]
         assert main(["train", *own, "-n", "64", "-f", str(logs / name), "--verbose", "0"]) == 0

@@ -31,18 +31,18 @@ def test_every_task_has_a_row() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_control_runs_on_every_task(call: Any, tmp_path: Path, task: str) -> None:
     path = tmp_path / "report.json"
-    said = call("controls", task, "--json", path, *TINY)
-    assert said.code == 0, said.err
+    output = call("controls", task, "--json", path, *TINY)
+    assert output.code == 0, output.err
     report = json.loads(path.read_text())
     assert [row["control"] for row in report["rows"]] == list(CONTROLS)
-    assert said.out.strip() == render_controls(report)
-    assert said.out.count("\n| ") == len(CONTROLS) + 2
+    assert output.out.strip() == render_controls(report)
+    assert output.out.count("\n| ") == len(CONTROLS) + 2
 
 
 def test_the_supervised_version_runs_and_chooses_rates(call: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    said = call("controls", "parity", "--supervised", "--learning-rates", 0.001, 0.01, "--json", path, *TINY)
-    assert said.code == 0, said.err
+    output = call("controls", "parity", "--supervised", "--learning-rates", 0.001, 0.01, "--json", path, *TINY)
+    assert output.code == 0, output.err
     rows = json.loads(path.read_text())["rows"]
     assert [row["control"] for row in rows] == [name for name in CONTROLS if name != "random"]
     assert {row["learning_rate"] for row in rows} <= {0.001, 0.01}
@@ -50,24 +50,24 @@ def test_the_supervised_version_runs_and_chooses_rates(call: Any, tmp_path: Path
 
 
 def test_only_the_named_controls_run(call: Any) -> None:
-    said = call("controls", "recall", "--only", "no_shift", "random", *TINY)
-    assert said.code == 0, said.err
-    assert [line.split(" | ")[0] for line in said.out.splitlines()[4:]] == ["| no_shift", "| random"]
+    output = call("controls", "recall", "--only", "no_shift", "random", *TINY)
+    assert output.code == 0, output.err
+    assert [line.split(" | ")[0] for line in output.out.splitlines()[4:]] == ["| no_shift", "| random"]
 
 
 def test_each_seed_is_a_training_of_its_own_and_can_be_repeated(call: Any, tmp_path: Path) -> None:
     scores = []
     for n_seeds in (2, 1):
         path = tmp_path / f"{n_seeds}.json"
-        words = ("--only", "srwm", "-n", 16, "--n-levels", 20, "--verbose", 0, "--json", path)
-        assert call("controls", "bandit", "--seeds", n_seeds, *words).code == 0
+        argv = ("--only", "srwm", "-n", 16, "--n-levels", 20, "--verbose", 0, "--json", path)
+        assert call("controls", "bandit", "--seeds", n_seeds, *argv).code == 0
         scores.append(json.loads(path.read_text())["rows"][0]["scores"])
     assert [len(each) for each in scores] == [2, 1]
     assert scores[0][0] == scores[1][0] != scores[0][1]
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("argv", "says"),
     [
         (["recal"], "did you mean 'recall'"),
         (["coinrun"], "there is no built-in task"),
@@ -79,5 +79,5 @@ def test_each_seed_is_a_training_of_its_own_and_can_be_repeated(call: Any, tmp_p
         (["recall", "--json", "/no/such/folder/x.json"], "cannot write"),
     ],
 )
-def test_wrong_input_is_one_line(call: Any, words: list[str], says: str) -> None:
-    assert says in call("controls", *words).error()
+def test_wrong_input_is_one_line(call: Any, argv: list[str], says: str) -> None:
+    assert says in call("controls", *argv).error()

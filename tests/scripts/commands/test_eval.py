@@ -1,4 +1,4 @@
-"""`srwm-rl eval`: every level exactly k times, honest tables, refused overlaps."""
+"""`srwm-rl eval`: every level exactly k times, tables that agree with the episodes, overlaps refused."""
 
 import json
 import shutil
@@ -18,16 +18,16 @@ def two_games(tmp_path_factory: pytest.TempPathFactory, procgen_words: list[str]
     from srwm_rl.scripts.main import main
 
     logs = tmp_path_factory.mktemp("games")
-    words = ["train", "--env", "fruitbot,starpilot", *procgen_words, "-n", "64", "--verbose", "0", "-f", str(logs)]
-    assert main(words) == 0
+    argv = ["train", "--env", "fruitbot,starpilot", *procgen_words, "-n", "64", "--verbose", "0", "-f", str(logs)]
+    assert main(argv) == 0
     return logs / "ppo_srwm" / "fruitbot+starpilot_1"
 
 
-def report(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
+def report(call: Any, tmp_path: Path, *argv: object) -> dict[str, Any]:
     file = tmp_path / "report.json"
-    said = call("eval", *words, "--json", file)
-    assert said.code == 0, said
-    assert said.err == ""
+    output = call("eval", *argv, "--json", file)
+    assert output.code == 0, output
+    assert output.err == ""
     result: dict[str, Any] = json.loads(file.read_text())
     return result
 
@@ -47,7 +47,7 @@ def test_every_level_is_played_exactly_k_times(call: Any, recall: Path, tmp_path
     assert result["repeats"] == k
 
 
-def test_rows_say_what_the_episodes_say(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_rows_summarise_the_episodes(call: Any, recall: Path, tmp_path: Path) -> None:
     result = report(call, tmp_path, recall, "-k", 2, "--random")
     assert [row["split"] for row in result["rows"]] == ["train", "held-out", "random, held-out"]
     for row in result["rows"]:
@@ -81,16 +81,16 @@ def test_sampled_evaluation_depends_on_the_seed_alone(call: Any, recall: Path, t
 
 
 def test_the_table(call: Any, recall: Path) -> None:
-    said = call("eval", recall, "--random")
-    assert said.code == 0
+    output = call("eval", recall, "--random")
+    assert output.code == 0
     for part in ("core srwm, 256 steps", "train 0:12", "held-out 100:108", "random, held-out", "generalisation gap"):
-        assert part in said.out
-    assert "INVALID" not in said.out
+        assert part in output.out
+    assert "INVALID" not in output.out
 
 
 def test_other_splits(call: Any, recall: Path, tmp_path: Path) -> None:
-    words = ("--eval-levels", "200:203", "--eval-levels", "300:305", "--train-levels", "2:6")
-    result = report(call, tmp_path, recall, *words)
+    argv = ("--eval-levels", "200:203", "--eval-levels", "300:305", "--train-levels", "2:6")
+    result = report(call, tmp_path, recall, *argv)
     assert played(result, "train") == Counter({("recall", level): 1 for level in range(2, 6)})
     assert played(result, "held-out 200:203") == Counter({("recall", level): 1 for level in range(200, 203)})
     assert played(result, "held-out 300:305") == Counter({("recall", level): 1 for level in range(300, 305)})
@@ -105,8 +105,8 @@ def test_a_single_level_has_no_interval(call: Any, recall: Path, tmp_path: Path)
 
 
 def test_several_games_have_a_row_each_and_one_together(call: Any, two_games: Path, tmp_path: Path) -> None:
-    words = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--random")
-    result = report(call, tmp_path, two_games, *words)
+    argv = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--random")
+    result = report(call, tmp_path, two_games, *argv)
     games = ("fruitbot", "starpilot")
     once = Counter({(game, level): 1 for game in games for level in (1000, 1001)})
     for split in ("held-out", "random, held-out"):
@@ -121,14 +121,14 @@ def test_several_games_have_a_row_each_and_one_together(call: Any, two_games: Pa
     assert result["mode"] == "easy"
 
 
-def test_overlap_is_refused_unless_insisted_upon(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_overlap_is_refused_unless_allowed(call: Any, recall: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    words = ("eval", recall, "--eval-levels", "10:14", "--json", file)
-    assert "levels 10:14 were trained on (0:12): 2 of 4" in call(*words).error()
+    argv = ("eval", recall, "--eval-levels", "10:14", "--json", file)
+    assert "levels 10:14 were trained on (0:12): 2 of 4" in call(*argv).error()
     assert not file.exists()
-    said = call(*words, "--allow-overlap")
-    assert said.code == 0
-    assert "INVALID as a held-out score: 2 of the levels were trained on" in said.out
+    output = call(*argv, "--allow-overlap")
+    assert output.code == 0
+    assert "INVALID as a held-out score: 2 of the levels were trained on" in output.out
     assert json.loads(file.read_text())["overlap"] == 2
     assert "INVALID" not in call("eval", recall, "--allow-overlap").out  # nothing overlaps
 
@@ -158,22 +158,22 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "part"), REFUSED)
-def test_wrong_input_is_refused_in_one_line(words: list[str], part: str, call: Any, recall: Path) -> None:
-    said = call("eval", recall, *words)
-    assert part in said.error()
-    assert said.out == ""
+@pytest.mark.parametrize(("argv", "part"), REFUSED)
+def test_wrong_input_is_refused_in_one_line(argv: list[str], part: str, call: Any, recall: Path) -> None:
+    output = call("eval", recall, *argv)
+    assert part in output.error()
+    assert output.out == ""
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_playing(call: Any, recall: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "nowhere" / "x.json", tmp_path, ""):
-        said = call("eval", recall, "--json", place)
-        assert "cannot write" in said.error()
-        assert said.out == ""
+        output = call("eval", recall, "--json", place)
+        assert "cannot write" in output.error()
+        assert output.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_run_is_named(call: Any) -> None:
+def test_a_missing_run_is_refused(call: Any) -> None:
     assert "A run folder, or a model file" in call("eval").error()
 
 
@@ -187,13 +187,13 @@ def test_a_model_file_is_enough(call: Any, recall: Path, tmp_path: Path) -> None
     assert alone["episodes"] == report(call, tmp_path, recall)["episodes"]
 
 
-def test_a_checkpoint_is_no_model(call: Any, recall: Path) -> None:
+def test_a_checkpoint_file_is_refused(call: Any, recall: Path) -> None:
     message = call("eval", Run.open(recall).files("checkpoint")[-1]).error()
     assert "is a checkpoint file, not a model; give the run folder or a model file" in message
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
-def test_a_damaged_model_is_said_so(damage: str, call: Any, recall: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_refused(damage: str, call: Any, recall: Path, tmp_path: Path) -> None:
     content = Run.open(recall).files("model")[-1].read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -203,7 +203,7 @@ def test_a_damaged_model_is_said_so(damage: str, call: Any, recall: Path, tmp_pa
     assert "damaged" in message
 
 
-def test_a_run_without_a_model_yet(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_model_is_refused(call: Any, recall: Path, tmp_path: Path) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     assert "has no model: it was stopped before its first checkpoint" in call("eval", run).error()
@@ -216,8 +216,8 @@ def test_evaluating_changes_nothing_in_the_run(call: Any, recall: Path, snapshot
 
 
 def test_the_papers_protocol(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    words = ["0:300" if word == "0:12" else "2000:2008" if word == "100:108" else word for word in recall_words]
-    assert call("train", *words, "-n", 64, "-f", tmp_path, "--verbose", 0).code == 0
+    argv = ["0:300" if word == "0:12" else "2000:2008" if word == "100:108" else word for word in recall_words]
+    assert call("train", *argv, "-n", 64, "-f", tmp_path, "--verbose", 0).code == 0
     run = tmp_path / "ppo_srwm" / "recall_1"
     result = report(call, tmp_path, run, "--protocol", "paper")
     assert result["actions"] == "deterministic"
@@ -228,8 +228,8 @@ def test_the_papers_protocol(call: Any, recall_words: list[str], tmp_path: Path)
 
 
 def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_path: Path) -> None:
-    words = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "-k", 2)
-    result = report(call, tmp_path, recall, *words)
+    argv = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "-k", 2)
+    result = report(call, tmp_path, recall, *argv)
     plain = report(call, tmp_path, recall, "-k", 2)
     assert {key: value for key, value in result.items() if key != "interventions"} == plain
     names = ["edits frozen", "no edits in head 0.1", "no edits in head 0.7"]
@@ -247,39 +247,39 @@ def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_p
             assert row["return"]["low"] <= row["return"]["mean"] <= row["return"]["high"]
             assert row["levels"] == len(pairs)
             assert row["solved"]["mean"] == pytest.approx(pairs.mean())  # recall pays 1 for a right answer
-    assert report(call, tmp_path, recall, *words) == result
+    assert report(call, tmp_path, recall, *argv) == result
 
 
 def test_the_table_shows_both_and_the_difference(call: Any, recall: Path) -> None:
-    said = call("eval", recall, "--freeze-edits=after=3", "--train-levels", "none")
-    lines = [line for line in said.out.splitlines() if line]
+    output = call("eval", recall, "--freeze-edits=after=3", "--train-levels", "none")
+    lines = [line for line in output.out.splitlines() if line]
     assert any(line.startswith("held-out 100:108 ") for line in lines)
     assert any(line.startswith("edits frozen from step 3 on, held-out 100:108 ") for line in lines)
     assert "as it is minus edits frozen from step 3 on (held-out; paired, 8 levels): return " in lines[-1]
     assert ", solved " in lines[-1]
 
 
-@pytest.mark.parametrize("words", [["--freeze-edits=2"], ["--freeze-edits", "2"], ["--freeze-edits", "after=2"]])
-def test_how_the_step_may_be_written(words: list[str], call: Any, recall: Path, tmp_path: Path) -> None:
-    (only,) = report(call, tmp_path, *words, recall, "--train-levels", "none")["interventions"]
+@pytest.mark.parametrize("argv", [["--freeze-edits=2"], ["--freeze-edits", "2"], ["--freeze-edits", "after=2"]])
+def test_spellings_of_the_step(argv: list[str], call: Any, recall: Path, tmp_path: Path) -> None:
+    (only,) = report(call, tmp_path, *argv, recall, "--train-levels", "none")["interventions"]
     assert only["name"] == "edits frozen from step 2 on"
 
 
-def test_a_run_may_stand_behind_the_bare_option(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_a_run_may_follow_the_option_without_a_value(call: Any, recall: Path, tmp_path: Path) -> None:
     (only,) = report(call, tmp_path, "--freeze-edits", recall, "--train-levels", "none")["interventions"]
     assert only["name"] == "edits frozen"
 
 
 def test_several_games_have_a_difference_each(call: Any, two_games: Path, tmp_path: Path) -> None:
-    words = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--freeze-edits")
-    (only,) = report(call, tmp_path, two_games, *words)["interventions"]
+    argv = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--freeze-edits")
+    (only,) = report(call, tmp_path, two_games, *argv)["interventions"]
     assert [row["game"] for row in only["differences"]] == ["all games", "fruitbot", "starpilot"]
     means = [row["return"]["mean"] for row in only["differences"]]
     assert means[0] == pytest.approx((means[1] + means[2]) / 2)
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("argv", "part"),
     [
         (["--freeze-edits=x"], "--freeze-edits takes a whole number, not 'x'"),
         (["--freeze-edits=-1"], "--freeze-edits must be at least 0, not -1"),
@@ -291,31 +291,31 @@ def test_several_games_have_a_difference_each(call: Any, two_games: Path, tmp_pa
         (["--lesion", "0.8"], "there is no head 0.8"),
     ],
 )
-def test_wrong_interventions_are_refused_before_playing(words: list[str], part: str, call: Any, recall: Path) -> None:
-    said = call("eval", recall, *words)
-    assert part in said.error()
-    assert said.out == ""
+def test_wrong_interventions_are_refused_before_playing(argv: list[str], part: str, call: Any, recall: Path) -> None:
+    output = call("eval", recall, *argv)
+    assert part in output.error()
+    assert output.out == ""
 
 
 def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    words = ["--core", "feedforward", "-n", 64, "-f", tmp_path, "--verbose", 0]
-    assert call("train", *recall_words, *words).code == 0
+    argv = ["--core", "feedforward", "-n", 64, "-f", tmp_path, "--verbose", 0]
+    assert call("train", *recall_words, *argv).code == 0
     run = tmp_path / "ppo_feedforward" / "recall_1"
     assert "core 'feedforward' carries nothing from step to step" in call("eval", run, "--freeze-edits").error()
     assert "core 'feedforward' carries nothing" in call("eval", run, "--lesion", "0.0").error()
 
 
-def test_an_environment_set_otherwise_than_in_training(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_env_kwargs_change_the_evaluations_environment(call: Any, recall: Path, tmp_path: Path) -> None:
     longer = report(call, tmp_path, recall, "--env-kwargs", "delay:30")
     assert min(each[3] for each in longer["episodes"]["train"]) >= 17  # half the delay, the cue and the question
     assert "has no setting 'dealy'" in call("eval", recall, "--env-kwargs", "dealy:30").error()
 
 
 def test_levels_that_look_like_training_levels_are_counted(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
-    words = ["train", "--env", "maze", *procgen_words, "--levels", "0:200", "--eval-levels", "1005:1011", "-n", 64]
-    assert call(*words, "-f", tmp_path, "--verbose", 0).code == 0
+    argv = ["train", "--env", "maze", *procgen_words, "--levels", "0:200", "--eval-levels", "1005:1011", "-n", 64]
+    assert call(*argv, "-f", tmp_path, "--verbose", 0).code == 0
     run = tmp_path / "ppo_srwm" / "maze_1"
     result = report(call, tmp_path, run, "--train-levels", "none")
     assert result["same_first_frame"] == {"held-out": {"maze": [1008, 1010]}}
-    said = call("eval", run, "--train-levels", "none")
-    assert "2 level(s) of maze, held-out, begin with a frame that begins a training level too" in said.out
+    output = call("eval", run, "--train-levels", "none")
+    assert "2 level(s) of maze, held-out, begin with a frame that begins a training level too" in output.out

@@ -1,4 +1,4 @@
-"""What a file may decide: no code, no module, no simulator's state; a zip of SB3's only where it is trusted."""
+"""Files cannot run code, import modules or restore simulator states; an SB3 zip is loaded only with --trust."""
 
 import json
 import shutil
@@ -35,15 +35,15 @@ def zip_of(folder: Path, algorithm: Any, inputs: tuple[str, ...] = ("action", "r
 @pytest.mark.parametrize("algorithm", [PPO, IMPALA, RecurrentPPO])
 def test_a_trusted_zip_is_evaluated(algorithm: Any, call: Any, tmp_path: Path) -> None:
     path = zip_of(tmp_path, algorithm)
-    said = call("eval", path, "--trust", *SAID, "--json", tmp_path / "report.json")
-    assert (said.code, said.err) == (0, ""), said
+    output = call("eval", path, "--trust", *SAID, "--json", tmp_path / "report.json")
+    assert (output.code, output.err) == (0, ""), output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["levels"] == {"train": "0:12", "held-out": "100:104"}
     assert (report["core"], report["num_timesteps"]) == ("srwm", 32)
 
 
 @pytest.mark.parametrize("inputs", [(), ("reward",), ("step", "action")])
-def test_the_memory_inputs_are_read_off_the_zip(inputs: tuple[str, ...], call: Any, tmp_path: Path) -> None:
+def test_the_memory_inputs_are_read_from_the_zips_spaces(inputs: tuple[str, ...], call: Any, tmp_path: Path) -> None:
     assert call("eval", zip_of(tmp_path, PPO, inputs), "--trust", *SAID).code == 0
 
 
@@ -59,17 +59,17 @@ def test_a_zip_is_refused_with_the_reason_and_not_read(
 
 
 @pytest.mark.parametrize("left_out", ["--env", "--train-levels", "--eval-levels"])
-def test_a_zip_does_not_say_what_it_was_trained_on(left_out: str, call: Any, tmp_path: Path) -> None:
-    words = list(SAID)
-    del words[words.index(left_out) : words.index(left_out) + 2]
+def test_a_zip_needs_its_environment_and_levels(left_out: str, call: Any, tmp_path: Path) -> None:
+    argv = list(SAID)
+    del argv[argv.index(left_out) : argv.index(left_out) + 2]
     assert (
-        "give --env, --train-levels and --eval-levels" in call("eval", zip_of(tmp_path, PPO), "--trust", *words).error()
+        "give --env, --train-levels and --eval-levels" in call("eval", zip_of(tmp_path, PPO), "--trust", *argv).error()
     )
 
 
 def test_a_zip_of_another_environment_is_refused(call: Any, tmp_path: Path) -> None:
-    words = ["bandit" if word == "recall" else word for word in SAID]
-    assert "observes or acts in another way" in call("eval", zip_of(tmp_path, PPO), "--trust", *words).error()
+    argv = ["bandit" if word == "recall" else word for word in SAID]
+    assert "has other observations or actions" in call("eval", zip_of(tmp_path, PPO), "--trust", *argv).error()
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04", b"PK\x03\x04" + b"\0" * 99])
@@ -99,22 +99,22 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "imported"
 
 
-def test_a_model_does_not_decide_which_environments_module_is_imported(
+def test_a_model_file_cannot_import_an_environments_module(
     call: Any, recall: Path, tmp_path: Path, own_module: Path
 ) -> None:
     arrays, meta = read_file(Run.open(recall).files("model")[-1])
     meta["config"]["env"] = "srwm_rl_own_env:Own-v0"
     write_file(tmp_path / "model", arrays, meta)
     message = call("eval", tmp_path / "model").error()
-    assert "code that no file can start: add --env srwm_rl_own_env:Own-v0" in message
+    assert "code that is not imported because a file names it: add --env srwm_rl_own_env:Own-v0" in message
     assert not own_module.exists()
     assert (
-        "observes or acts in another way" in call("eval", tmp_path / "model", "--env", "srwm_rl_own_env:Own-v0").error()
+        "has other observations or actions" in call("eval", tmp_path / "model", "--env", "srwm_rl_own_env:Own-v0").error()
     )
     assert own_module.exists()
 
 
-def test_a_model_file_holds_nothing_of_the_environments(recall: Path) -> None:
+def test_a_model_file_has_no_environment_state(recall: Path) -> None:
     run = Run.open(recall)
     arrays, meta = read_file(run.files("model")[-1])
     checkpoint, whole = read_file(run.files("checkpoint")[-1])
@@ -145,13 +145,13 @@ def test_an_evaluation_restores_no_state(
     holders = (batch.BatchEnv, groups.GroupedVecEnv, inputs.VecMemoryInputs, vec_env.BatchVecEnv)
     for each in (*holders, reward.VecNormalizeReward):
         monkeypatch.setattr(each, "set_state", lambda *_: pytest.fail("a state was restored"))
-    words = ["--n-envs", 2, "--train-levels", "0:2", "--eval-levels", "1000:1002"]
-    assert call("eval", run, *words).code == 0
+    argv = ["--n-envs", 2, "--train-levels", "0:2", "--eval-levels", "1000:1002"]
+    assert call("eval", run, *argv).code == 0
     with pytest.raises(pytest.fail.Exception, match="a state was restored"):
         call("train", "--resume", run, "-n", 512)  # which is what the patches would have caught
 
 
-def test_only_the_runs_own_checkpoints_are_gone_on_from(call: Any, recall: Path, tmp_path: Path) -> None:
+def test_only_the_runs_own_checkpoints_are_resumed(call: Any, recall: Path, tmp_path: Path) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
     folder = run / "checkpoints"
     outside = shutil.move(folder, tmp_path / "outside")
@@ -167,4 +167,4 @@ def test_absurd_weights_that_are_finite_are_refused(call: Any, recall: Path, tmp
     name = next(name for name in arrays if not name.startswith(RECORD))
     arrays[name] = np.full_like(arrays[name], 1e38)
     write_file(tmp_path / "model", arrays, meta)
-    assert "is sick: weight" in call("eval", tmp_path / "model").error()
+    assert "is broken: weight" in call("eval", tmp_path / "model").error()
