@@ -34,6 +34,10 @@ def random_case(
     return x, weight, shift, starts
 
 
+def random_retention(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # [T, B, H]
+
+
 def test_matches_the_authors_outputs_final_weights_and_gradients(golden: dict[str, Tensor]) -> None:
     weights = joined(golden, "").requires_grad_()  # one weight per batch entry: here the shift carries it
     x = golden["x"].permute(2, 0, 1, 3).contiguous().requires_grad_()  # [T, N, H, D]
@@ -102,7 +106,7 @@ def written_out(
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_matches_the_equations_written_out(read: int, retained: bool, bound: float | None, backend: str) -> None:
     x, weight, shift, starts = random_case(7, 3, 2, 4, read=read)
-    retention = torch.rand(7, 3, 2, dtype=x.dtype) if retained else None
+    retention = random_retention(7, 3, 2) if retained else None
     ours = srwm_scan(x, weight, shift, starts, retention=retention, shift_bound=bound, backend=backend)
     torch.testing.assert_close(ours, written_out(x, weight, shift, starts, retention, bound))
 
@@ -111,8 +115,8 @@ def test_matches_the_equations_written_out(read: int, retained: bool, bound: flo
 @pytest.mark.parametrize("bound", [None, 0.3])
 def test_gradcheck_with_a_wide_output_retention_and_a_bound(backend: str, bound: float | None) -> None:
     x, weight, shift, starts = random_case(4, 2, 1, 2, read=7)
-    retention = torch.rand(4, 2, 1, dtype=x.dtype)
-    inputs = [each.requires_grad_() for each in (x, weight, shift, retention)]
+    retention = random_retention(4, 2, 1)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, shift, retention)]
 
     def run(x: Tensor, w: Tensor, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         return srwm_scan(x, w, s, starts, retention=r, shift_bound=bound, backend=backend)
@@ -145,7 +149,7 @@ def test_no_gradient_is_lost_at_zero_or_at_the_bound(backend: str, size: int) ->
         weight[..., size : 3 * size] = 0  # the queries are the keys: no edits
         shift[..., size:] = 0
         shift *= scale * 2 / shift.norm()
-        inputs = [each.requires_grad_() for each in (x, weight, shift)]
+        inputs = [tensor.requires_grad_() for tensor in (x, weight, shift)]
         y, final = srwm_scan(*inputs, shift_bound=2.0, backend=backend)
         torch.testing.assert_close(final, shift)
         for grad in torch.autograd.grad((y.sum(), final.sum()), inputs):
