@@ -19,7 +19,11 @@ class MetricsFile(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append `{"step": step, ...}`; numbers only, non-finite ones as null."""
-        numbers = {key: _number(value) for key, value in sorted(key_values.items()) if _is_number(value)}
+        numbers: dict[str, float | None] = {}
+        for key, value in sorted(key_values.items()):
+            if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                plain = value.item() if isinstance(value, np.number) else value
+                numbers[key] = plain if math.isfinite(plain) else None
         self.file.write(json.dumps({"step": step, **numbers}).encode() + b"\n")
         self.file.flush()
 
@@ -37,12 +41,3 @@ class MetricsFile(KVWriter):
     def close(self) -> None:
         """Close the file."""
         self.file.close()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> float | int | None:
-    plain: float | int = value.item() if isinstance(value, np.number) else value
-    return plain if math.isfinite(plain) else None

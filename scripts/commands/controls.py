@@ -60,11 +60,10 @@ def main(argv: list[str]) -> int:
     path = None if config.json is None else Path(config.json)
     if path is not None:
         check_writable(path, "--json")
-    from srwm_rl.scripts.evaluation.control_experiments import make_experiment, measure
+    from srwm_rl.scripts.evaluation.control_experiments import ParityExperiment, TaskExperiment, measure
 
-    experiment = make_experiment(
-        config.task, config.supervised, config.n_timesteps, config.learning_rates, config.n_levels
-    )
+    settings = (config.n_timesteps, config.learning_rates, config.n_levels)
+    experiment = ParityExperiment(*settings) if config.supervised else TaskExperiment(config.task, *settings)
     report = {}
     for rows in measure(experiment, config.only, config.seeds, verbose=config.verbose > 0):
         report = {"command": shlex.join([*PROG.split(), *argv]), "task": config.task, **experiment.report(rows)}

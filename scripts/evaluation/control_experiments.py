@@ -207,15 +207,6 @@ class ParityExperiment(ControlExperiment):
         return scores
 
 
-def make_experiment(
-    task: str, supervised: bool, n_timesteps: int | None, rates: tuple[float, ...], n_levels: int
-) -> ControlExperiment:
-    """Return the experiment that the options ask for; see `ControlsConfig`."""
-    if supervised:
-        return ParityExperiment(n_timesteps, rates, n_levels)
-    return TaskExperiment(task, n_timesteps, rates, n_levels)
-
-
 def measure(experiment: ControlExperiment, only: Iterable[str], seeds: int, verbose: bool) -> Iterator[list[Row]]:
     """Train and test controls with every seed; yield all rows after each training.
 
