@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.storage.run_folder import title_of
@@ -56,8 +57,6 @@ class WatchConfig:
     """0: errors only, 1: what was written, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        from srwm_rl.envs.levels import MAX_LEVEL
-
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise UserError(f"--steps must lie in 1 .. {MAX_STEPS}, not {self.steps}")
         if self.level is not None and not 0 <= self.level < MAX_LEVEL:

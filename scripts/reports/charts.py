@@ -34,12 +34,9 @@ STYLE: dict[str, Any] = {
     "axes.linewidth": 0.6,
     "axes.labelcolor": INK,
     "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
+    **{f"{axis}tick.color": INK for axis in "xy"},
+    **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
+    **{f"{axis}tick.major.size": 2.5 for axis in "xy"},
     "text.parse_math": False,  # names may contain dollars
     "svg.fonttype": "none",  # text stays text: searchable, readable by screen readers
     "path.simplify_threshold": 0.5,

@@ -1,1 +1,1 @@
-"""Films and traces: what was played and what the network did to itself, drawn."""
+"""Films of an agent that plays, and recordings of it."""

@@ -1,9 +1,10 @@
-"""Write frames as H.264 in MP4, which every browser plays, or as a GIF."""
+"""Write frames as H.264 in MP4, for every browser, or as a GIF."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,11 @@ from srwm_rl.storage.safe_file import TEMPORARY
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
 EXTENSIONS = (".mp4", ".gif")
-_QUALITY = "20"  # x264's constant rate factor: small text stays crisp
+_QUALITY = "20"  # x264's constant rate factor: small text stays sharp
 
 
 def check_video(path: Path) -> None:
-    """Raise a `UserError` unless a video of this name can be encoded here."""
+    """Raise a `UserError` unless a video with this name can be encoded here."""
     if path.suffix.lower() not in EXTENSIONS:
         raise UserError(f"cannot write {path}: a video's name ends in {' or '.join(EXTENSIONS)}")
     if path.suffix.lower() == ".mp4":
@@ -35,16 +36,14 @@ def _encoder() -> str:
     except ImportError as error:
         raise UserError("videos need the package av: pip install av; or name a .gif") from error
     for name in ENCODERS:
-        try:
+        with suppress(ValueError):  # no such encoder
             av.Codec(name, "w")
-        except ValueError:  # av.codec.codec.UnknownCodecError
-            continue
-        return name
+            return name
     raise UserError("this build of av has no H.264 encoder: pip install --force-reinstall av; or name a .gif")
 
 
 def write_video(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> None:
-    """Write `n_frames` frames `[height, width, 3]`, both even; the file appears whole or not at all.
+    """Write frames `[height, width, 3]`, both even; the file is complete or does not exist.
 
     Raises:
         UserError: as `check_video`.
@@ -66,22 +65,22 @@ def _write_mp4(path: Path, frames: Iterable[Bytes], fps: int) -> None:
     import av
 
     encoder, stream = _encoder(), None
-    # faststart: the index stands in front, so that a browser plays what has not wholly arrived.
+    # faststart: the index comes first, so that a browser plays the file before it is loaded completely.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         for frame in frames:
             if stream is None:
-                stream = _h264(container, encoder, frame.shape, fps)
+                stream = _add_stream(container, encoder, frame.shape, fps)
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
         if stream is not None:
             container.mux(stream.encode())
 
 
-def _h264(container: Any, encoder: str, shape: tuple[int, ...], fps: int) -> Any:
+def _add_stream(container: Any, encoder: str, shape: tuple[int, ...], fps: int) -> Any:
     stream = container.add_stream(encoder, rate=Fraction(fps))
     stream.height, stream.width = shape[:2]
-    stream.pix_fmt = "yuv420p"  # browsers play no other
-    # Said, not left to the player's guess: colours for which matrix, primaries and curve (1: BT.709).
+    stream.pix_fmt = "yuv420p"  # the only format of all browsers
+    # Matrix, primaries and curve of the colours, which players would guess otherwise (1: BT.709).
     stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
     if encoder == "libx264":
         stream.options = {"crf": _QUALITY, "preset": "veryfast", "tune": "animation"}
@@ -89,13 +88,11 @@ def _h264(container: Any, encoder: str, shape: tuple[int, ...], fps: int) -> Any
 
 
 def _write_gif(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> None:
-    images = map(_indexed, frames)
-    # A GIF's clock ticks in hundredths of a second; rounded one by one, the delays would drift.
+    images = (
+        Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames
+    )
+    # GIF's delays are multiples of 10 ms; rounded one by one, they would drift.
     ticks = [round(100 * t / fps) for t in range(n_frames + 1)]
     delays = [10 * (after - before) for before, after in pairwise(ticks)]
     with path.open("w+b") as file:
         next(images).save(file, "GIF", save_all=True, append_images=images, duration=delays, loop=0)
-
-
-def _indexed(frame: Bytes) -> Image.Image:
-    return Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

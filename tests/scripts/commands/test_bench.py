@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,12 +16,9 @@ from srwm_rl.scripts.benchmarks import (
     measure,
     suite,
     trainers,
-    upper_bound,
 )
 from srwm_rl.scripts.benchmarks.run import read
 from srwm_rl.scripts.commands import bench
-from srwm_rl.scripts.training.build import make_env
-from srwm_rl.storage.safe_file import pack
 
 
 @pytest.fixture(autouse=True)
@@ -119,12 +115,6 @@ def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
     assert len(updates) == 1 + clock.steps // 32
 
 
-def test_what_goes_on_at_once_on_two_devices_is_as_fast_as_the_slower() -> None:
-    assert upper_bound.upper_bound(100.0, 60.0, 20.0, k=2) == pytest.approx(1 / (1 / 100 + 1 / 60 + 2 / 20))
-    assert upper_bound.upper_bound(100.0, 60.0, 20.0, k=2, concurrent=True) == pytest.approx(1 / (1 / 60 + 2 / 20))
-    assert upper_bound.upper_bound(5.0, 60.0, 20.0, k=2, concurrent=True) == 5
-
-
 def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
     update = trainers.timed_updates(trainers.make_ours(config))
@@ -142,29 +132,6 @@ def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(trainers, "long_enough", long_enough)
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     assert update()[0] == 32
-
-
-def test_timing_the_parts_leaves_the_trainer_where_it_was() -> None:
-    config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
-    model = trainers.make_ours(config)
-    trainers.timed_updates(model)()
-    env: Any = model.env
-
-    def where() -> Any:
-        assert model._core_state is not None
-        tensors = [model._core_state, *model.policy.parameters(), torch.get_rng_state()]
-        arrays = [each.detach().numpy().copy() for each in tensors]
-        return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
-
-    before = where()
-    speeds = upper_bound.component_speeds(
-        upper_bound.make_components(model, make_env(trainers.train_config(config)), config.batch_size)
-    )
-    assert min(speeds.values()) > 0
-    (arrays, rest), (arrays_before, rest_before) = where(), before
-    assert rest == rest_before
-    assert arrays.keys() == arrays_before.keys()
-    assert all(np.array_equal(arrays[name], arrays_before[name]) for name in arrays)
 
 
 def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,19 +161,6 @@ def test_an_encoder_with_other_features_is_not_timed(call: Any, monkeypatch: pyt
 def test_environments_that_differ_are_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments.np, "array_equal", lambda *_: False)
     assert "nothing was timed" in call("bench", "env", "--n-envs", 2).error()
-
-
-def test_sides_take_turns_and_ratios_are_of_the_same_round() -> None:
-    order: list[str] = []
-
-    def side(name: str) -> Any:
-        return lambda: order.append(name) or 10
-
-    rates = measure.alternate({"a": side("a"), "b": side("b")}, 3)
-    assert order == ["a", "b"] * 4
-    assert {name: len(each) for name, each in rates.items()} == {"a": 3, "b": 3}
-    found = measure.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 4.0])
-    assert found == (2.0, 2.0, 3.0)
 
 
 @pytest.mark.parametrize(

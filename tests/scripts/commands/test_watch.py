@@ -17,7 +17,7 @@ from srwm_rl.scripts.video import encoding as video
 from srwm_rl.scripts.video import record
 from srwm_rl.scripts.video.film import GAME, HOLD, MARGIN, SIZE
 from srwm_rl.scripts.video.replay import first_difference
-from srwm_rl.scripts.video.trace import About, load_trace
+from srwm_rl.scripts.video.trace import load_trace
 
 TOP = 92  # of the game
 PANEL = slice(MARGIN + GAME + 30, SIZE[0])
@@ -210,17 +210,6 @@ def test_an_episode_that_does_not_end_is_cut(
     assert "4 steps, 1 episode(s), the last one cut short, reward" in said.out
 
 
-def test_what_a_level_is_to_the_agent() -> None:
-    about = About("run", "srwm", "maze", "0:200", "1000:1200", 64, False)
-    assert [about.describe_level(level) for level in (0, 199, 200, 1000, 1200)] == [
-        "training level 0",
-        "training level 199",
-        "unseen level 200",
-        "held-out level 1000",
-        "unseen level 1200",
-    ]
-
-
 def test_the_default_name(call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("watch", recall, "--gif", "--steps", 2).code == 0
@@ -404,29 +393,6 @@ def test_a_damaged_or_foreign_file_is_refused(call: Any, trace: Path, tmp_path: 
     assert "cannot read" in call("replay", tmp_path).error()
     for output, part in (("film.avi", "ends in .mp4 or .gif"), ("nowhere/film.mp4", "is no folder to write in")):
         assert part in call("replay", trace, "-o", tmp_path / output).error()
-
-
-def test_an_unfinished_film_leaves_nothing(tmp_path: Path) -> None:
-    def two() -> Any:
-        yield np.zeros((64, 64, 3), np.uint8)
-        raise KeyboardInterrupt
-
-    for name in ("a.mp4", "a.gif"):
-        with pytest.raises(KeyboardInterrupt):
-            video.write_video(tmp_path / name, two(), 5, 15)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_gif_delays_do_not_drift(tmp_path: Path) -> None:
-    pictures = (np.full((8, 8, 3), 20 * t, np.uint8) for t in range(10))
-    video.write_video(tmp_path / "a.gif", pictures, 10, 15)
-    with Image.open(tmp_path / "a.gif") as gif:
-        delays = []
-        for t in range(gif.n_frames):  # type: ignore[attr-defined]
-            gif.seek(t)
-            delays.append(gif.info["duration"])
-    assert set(delays) == {60, 70}
-    assert sum(delays) == 670
 
 
 def test_a_replay_that_ends_early_is_noticed(trace: Path) -> None:
