@@ -1,4 +1,4 @@
-"""Which backend runs a recurrence: the one asked for, the device's fused kernel, or the reference, saying why."""
+"""The choice of a backend: the requested one, the device's fused kernel, or the reference with a logged reason."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from importlib import import_module
 
 import torch
 
-# Each fused backend is a module with `why_not(device_type, dtype, head_size, width)` and the functions it has.
+# A fused backend is a module with `why_not(device_type, dtype, head_size, width)` and its functions.
 _MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
 _BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 FUSED: dict[str, tuple[str, ...]] = {"srwm_scan": ("cpu", "triton"), "delta_scan": ("cpu",)}
-_preferred: list[str] = []  # what "auto" means for now, innermost last
+_preferred: list[str] = []  # by nested `prefer` contexts, innermost last
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def prefer(backend: str) -> Iterator[None]:
-    """Let "auto" mean this backend for as long as the context lasts, to compare backends under a whole policy.
+    """Make "auto" this backend inside the context, to compare backends under a whole policy.
 
     Raises:
-        ValueError: from the calls inside, where that backend cannot run.
+        ValueError: by calls inside the context that the backend cannot run.
     """
     _preferred.append(backend)
     try:
@@ -33,7 +33,7 @@ def prefer(backend: str) -> Iterator[None]:
 
 
 def preferred() -> str:
-    """Return what "auto" means for now: itself, or what `prefer` says."""
+    """Return the backend of the innermost `prefer`, or "auto"."""
     return _preferred[-1] if _preferred else "auto"
 
 
@@ -45,10 +45,10 @@ def check_backend(function: str, backend: str) -> None:
 
 
 def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str:
-    """Return the name of the backend that will run; `width`: of the output, where it is not the head size.
+    """Return the name of the backend that will run; `width`: of the output if it is not the head size.
 
     Raises:
-        ValueError: the backend asked for cannot run; the message says why.
+        ValueError: the requested backend cannot run; the message says why.
     """
     if backend == "auto":
         # Only the reference is made of operations that an exported graph can hold.
@@ -71,11 +71,11 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
     return "reference"
 
 
-# What torch.compiler.assume_constant_result sets; calling it would import all of torch's compiler here, for a second.
+# As torch.compiler.assume_constant_result does, without importing torch's compiler, which takes a second.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
 def log_fallback(function: str, why_not: str) -> None:
-    """Say, once for each reason, that a slow path runs."""
+    """Log once per reason that a slow path runs."""
     _log.warning("%s runs step by step in plain PyTorch, which is slow: %s", function, why_not)

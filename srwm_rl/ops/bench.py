@@ -1,4 +1,4 @@
-"""Time the backends of `srwm_scan` and `delta_scan` side by side; one whose results are wrong gets no time."""
+"""Time the backends of `srwm_scan` and `delta_scan` in alternation; one with wrong results gets no time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srwm_rl.ops.scan import srwm_scan
 SIZES = ((50, 32, 8, 16), (128, 64, 8, 16), (50, 32, 8, 8), (50, 32, 8, 32), (20, 16, 8, 64))  # T, B, H, D
 ACTING = ((1, 64, 8, 16), (1, 1, 8, 16))
 DELTA_SIZES = ((50, 32, 8, 16), (50, 32, 8, 32))
-LIMIT = 1e-4  # largest relative error at which a speed is printed
+MAX_ERROR = 1e-4  # the largest relative error at which a time is reported
 
 
 class Row(NamedTuple):
@@ -87,7 +87,7 @@ class _Op(NamedTuple):
 
 
 def measure(backends: tuple[str, ...], device: str = "cpu", repeats: int = 7) -> Iterator[list[Row]]:
-    """Yield the rows of each work and size: the loop, the reference and the backends, timed in turns."""
+    """Yield the rows of each work and size: the loop, the reference and the backends, timed in alternation."""
     # Forward reads, reads and writes; backward has six products more, and runs the step again.
     srwm = _Op("srwm_scan", srwm_scan, step_loop, _inputs, lambda size: 3 * size + 4, (3, 6 + 3))
     delta = _Op("delta_scan", delta_scan, delta_loop, _delta_inputs, lambda size: size, (3, 6 + 2))
@@ -95,12 +95,12 @@ def measure(backends: tuple[str, ...], device: str = "cpu", repeats: int = 7) ->
         (srwm, SIZES, ("forward", "forward+backward"), "acting step"),
         (delta, DELTA_SIZES, ("delta forward", "delta fw+backward"), "delta acting step"),
     ):
-        having = tuple(each for each in backends if each in FUSED[op.name])
+        available = tuple(name for name in backends if name in FUSED[op.name])
         for size in sizes:
             for work in works:
-                yield _compare(op, work, size, having, device, repeats)
+                yield _compare(op, work, size, available, device, repeats)
         for size in ACTING:
-            yield _compare(op, acting, size, having, device, repeats)
+            yield _compare(op, acting, size, available, device, repeats)
 
 
 def _compare(op: _Op, work: str, size: Size, backends: tuple[str, ...], device: str, repeats: int) -> list[Row]:
@@ -122,7 +122,7 @@ def _compare(op: _Op, work: str, size: Size, backends: tuple[str, ...], device: 
     median = {name: statistics.median(values) / steps * 1e9 for name, values in seconds.items()}
     return [
         Row(work, size, name, median[name], bound, errors[name], *(median[b] / median[name] for b in _BASES))
-        if errors[name] <= LIMIT
+        if errors[name] <= MAX_ERROR
         else Row(work, size, name, None, bound, errors[name])
         for name in runs
     ]
@@ -148,7 +148,7 @@ def _delta_inputs(size: Size, device: str) -> list[Tensor]:
     rate = torch.rand(size[:3], generator=generator)
     weight = torch.randn(batch, heads, head_size, head_size, generator=generator)
     starts = (torch.rand(n_steps, batch, generator=generator) < 0.02).float()
-    return [each.to(device) for each in (key.softmax(-1), value, query.softmax(-1), rate, weight, starts)]
+    return [x.to(device) for x in (key.softmax(-1), value, query.softmax(-1), rate, weight, starts)]
 
 
 def _run(function: Function, work: str, inputs: list[Tensor], backend: str) -> list[Tensor]:
@@ -166,7 +166,7 @@ def _error(ours: list[Tensor], truth: list[Tensor]) -> float:
 
 
 def _clock(call: Callable[[], object], device: str, calls: int = 1) -> float:
-    # On a shared CPU one thread's own seconds say more than the wall's, which count whoever else runs.
+    # CPU time of a single thread: wall time includes other processes.
     now = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The checks of arguments that the public functions of this folder share."""
+"""Argument checks that the public functions of this folder share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_starts(episode_starts: Tensor | None, like_name: str, like: Tensor) ->
         raise ValueError(f"episode_starts is on {episode_starts.device}, {like_name} on {like.device}")
 
 
-# Beyond, float32 could not hold the bound's square and its inverse.
+# Beyond these, the bound's square or its inverse leaves the range of float32.
 BOUNDS = (1e-12, 1e12)
 
 
@@ -46,14 +46,14 @@ def check_bound(shift_bound: float) -> None:
 
 
 def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
-    """Return the flags as the fused kernels read them."""
+    """Return the flags in the dtype of the fused kernels."""
     return None if episode_starts is None else (episode_starts != 0).view(torch.uint8)
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Say whether a tensor's numbers may be read where they lie, past torch's dispatcher.
+    """Return whether a tensor's memory may be read directly, past torch's dispatcher.
 
-    What stands for one while a compiler, an exporter or `torch.func` looks on has none.
+    Not so under a compiler, an exporter or `torch.func`, whose tensors have no memory.
     """
     return (
         type(tensor) is Tensor

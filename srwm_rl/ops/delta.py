@@ -28,21 +28,20 @@ def delta_scan(
 
         W <- W + k outer (rate * (v - k @ W));   y = q @ W
 
-    What stood under the key moves towards the value by the rate; the read comes after the write. Gradients flow
-    through time to every argument.
+    The value stored under the key moves towards `v` by the rate; the read comes after the write. Gradients flow through
+    time to every argument.
 
     Args:
-        key: `[T, B, H, D]`, floating point; T >= 1. The layer has mapped it as it wants: with entries that are
-            non-negative and sum to at most 1, and rates up to 1, the fast weight stays bounded.
+        key: `[T, B, H, D]`, floating point; T >= 1. If its entries are non-negative and sum to at most
+            1, and rates are up to 1, the fast weight stays bounded.
         value: `[T, B, H, D]`, what to store. This and all others: same dtype and device as `key`.
         query: `[T, B, H, D]`, what to read, mapped like the key.
         rate: `[T, B, H]`, 0 writes nothing, 1 (and a key of norm 1) replaces what was there.
         weight: `[B, H, D, D]`, the fast weight at the unroll's start, rows by key, columns by value; None: zeros, a new
             episode.
         episode_starts: `[T, B]`, bool or number: where non-zero the fast weight is zeroed *before* that step.
-        backend: "auto" picks the fused kernel of the device ("cpu": C, float32 and float64) or, where there is none,
-            the reference, and logs why, once; "reference" is plain PyTorch, which is also the one with gradients of
-            gradients.
+        backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64) or, if there is none, the
+            reference, and logs the reason once; "reference" is plain PyTorch, the only one with second derivatives.
 
     Returns:
         `y` `[T, B, H, D]` and the final fast weight `[B, H, D, D]`.

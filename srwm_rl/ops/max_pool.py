@@ -1,4 +1,4 @@
-"""Max pooling of channels-last images: in C on the CPU, where torch's own takes a quarter of a training CNN's time."""
+"""Max pooling of channels-last images, in C on the CPU: torch's own takes a quarter of a training CNN's time."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _Pool(ctypes.Structure):
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """Return the largest of 3 x 3 pixels at every second one, as `F.max_pool2d(x, 3, stride=2, padding=1)` does.
+    """Return `F.max_pool2d(x, 3, stride=2, padding=1)`.
 
-    What it gives is the same to the last bit; gradients in bfloat16 are added up in float32, and rounded once.
+    The bits are the same; gradients in bfloat16 are summed in float32 and rounded once.
 
     Args:
-        x: `[N, C, h, w]`. In C on the CPU where it is channels-last, float32 or bfloat16, and a vector divides C;
-            else by torch.
+        x: `[N, C, h, w]`. Pooled in C if on the CPU, channels-last, float32 or bfloat16 and C is a multiple of the
+            vector width; else by torch.
 
     Returns:
         `[N, C, ceil(h / 2), ceil(w / 2)]`.
@@ -52,7 +52,7 @@ def _in_c(x: Tensor) -> bool:
     return (
         not isinstance(kernel, str)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and bool(kernel.library.srwm_cpu_pools(x.shape[1], kernel.level))
+        and bool(kernel.library.srwm_cpu_can_max_pool(x.shape[1], kernel.level))
     )
 
 
@@ -90,4 +90,4 @@ def _run(x: Tensor, y: Tensor, which: Tensor | None, back: bool = False) -> None
     if which is not None:
         pool.which = which.data_ptr()
     threads = torch.get_num_threads() if x.numel() > _PIXELS_WORTH_THREADS else 1
-    kernel.library.srwm_cpu_pool(ctypes.byref(pool), kernel.level, threads, kernel.parallel)
+    kernel.library.srwm_cpu_max_pool(ctypes.byref(pool), kernel.level, threads, kernel.parallel)

@@ -1,7 +1,7 @@
 """The row-wise parts of a small network as one call of C, forward and backward: a list of operations, `Program`.
 
-Small networks spend most of a step between their operations, not in them. What the operations are says csrc/srwm_cpu.c,
-how they are computed csrc/tape_kernel.h.
+Small networks spend most of a step between their operations, not in them. csrc/srwm_cpu.c defines the operations,
+csrc/program_kernel.h computes them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,33 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel, n_threads
 
-TAKE_INPUT, GIVE_OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, SURROGATE, SINES, HEADS, SAMPLE = range(10)
+INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE = range(10)
 TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
-_NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index", "leaf", "weight_index", "bias_index")
-_COUNTS = ("B", "n_ops", "n_features", "n_spare", "n_sums", "n_shares", "next", "grain")
-_POINTERS = ("ops", "inputs", "outputs", "choices", "state", "final", "starts")
-_SURROGATE = (
+_NUMBERS = (
+    "kind",
+    "activation",
+    "first",
+    "to",
+    "add",
+    "n_in",
+    "n_out",
+    "index",
+    "is_leaf",
+    "weight_index",
+    "bias_index",
+)
+_COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain")
+_POINTERS = ("ops", "inputs", "outputs", "actions", "state", "final", "starts")
+_PPO_LOSS = (
     "mean", "scale_advantage", "low", "high", "clip_range_vf", "clip_range", "vf_coef", "ent_coef", "scale",
 )  # fmt: skip
-_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "surrogate", "terms")
+_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "loss_params", "terms")
 
 
 class Features(NamedTuple):
-    """`n` numbers of every row, from the number `first` on."""
+    """The features `first` to `first + n` of every row."""
 
     first: int
     n: int
@@ -49,18 +61,18 @@ class _Op(ctypes.Structure):
 
 
 class PPOLossParams(ctypes.Structure):
-    """`PPOLossParams` of csrc/srwm_cpu.c: what PPO's loss depends on beside the rows.
+    """`PPOLossParams` of csrc/srwm_cpu.c: the settings of PPO's loss.
 
     The gradient is that of `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each summed over rows.
 
     Attributes:
-        mean, scale_advantage: the advantage counts as `(advantage - mean) * scale_advantage`.
-        low, high: the ratio's bounds.
-        clip_range_vf: how far a value may go; below 0: as far as it likes.
-        clip_range: how far from 1 a ratio counts as clipped.
+        mean, scale_advantage: the advantage is normalised as `(advantage - mean) * scale_advantage`.
+        low, high: the bounds of the ratio.
+        clip_range_vf: the largest change of a value; below 0: not clipped.
+        clip_range: the distance from 1 beyond which a ratio counts as clipped.
     """
 
-    _fields_ = tuple((name, ctypes.c_float) for name in _SURROGATE)
+    _fields_ = tuple((name, ctypes.c_float) for name in _PPO_LOSS)
 
 
 class _Program(ctypes.Structure):
@@ -75,18 +87,18 @@ class _Program(ctypes.Structure):
 
 
 class Program:
-    """Write down what a network does with a row of numbers, then do it for many rows: `run`, or `step` for a policy's.
+    """A list of operations on the features of a row, run for many rows by `run`, or by `step` for an acting step.
 
-    Every method that writes appends an operation and returns the features that it makes. Weights are read where they
-    are each time: they must be float32, contiguous and on the CPU, and are kept alive.
+    `input`, `linear` and so on append an operation and return its output features. Weights are not copied: they must be
+    float32, contiguous and on the CPU.
 
     Args:
         kernel: the loaded C library.
 
     Attributes:
-        weights: the tensors that the program reads.
-        learnt: those of them that get a gradient, in the order in which they were written down.
-        wanted: of each input, whether somebody wants its gradient.
+        weights: all tensors that the program reads.
+        learnt: those of them that get a gradient, in the order of the operations.
+        wanted: for each input, whether it gets a gradient.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -97,21 +109,21 @@ class Program:
         self.wanted: list[bool] = []
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
-        self._features_wanted: list[bool] = []
-        self._n_states = self._state_size = self._n_spare = self._n_sums = 0
+        self._needs_grad: list[bool] = []
+        self._n_states = self._state_size = self._n_scratch = self._n_sums = 0
 
     def input(self, width: int, wanted: bool = False) -> Features:
-        """Take the next input, `[B, width]`; `wanted`: with a gradient."""
+        """Append the next input, `[B, width]`; `wanted`: with a gradient."""
         self._inputs.append(width)
         self.wanted.append(wanted)
         new = self._new(width, wanted)
-        return self._append(TAKE_INPUT, new, n_out=width, index=len(self._inputs) - 1)
+        return self._append(INPUT, new, n_out=width, index=len(self._inputs) - 1)
 
     def output(self, x: Features) -> None:
-        """Give features away as the next output, `[B, n]`."""
+        """Make features the next output, `[B, n]`."""
         self._outputs.append(x.n)
-        self._n_spare = max(self._n_spare, x.n)
-        self._append(GIVE_OUTPUT, x, first=x.first, n_in=x.n, index=len(self._outputs) - 1)
+        self._n_scratch = max(self._n_scratch, x.n)
+        self._append(OUTPUT, x, first=x.first, n_in=x.n, index=len(self._outputs) - 1)
 
     def linear(
         self,
@@ -125,7 +137,7 @@ class Program:
         n_out, n_in = weight.shape
         assert n_in == x.n, "the weight does not fit the features"
         padded = -(-n_in // _LANES) * _LANES
-        self._n_spare = max(self._n_spare, padded)
+        self._n_scratch = max(self._n_scratch, padded)
         return self._append(
             LINEAR,
             self._new(n_out, True),
@@ -134,7 +146,7 @@ class Program:
             add=-1 if add is None else add.first,
             n_in=n_in,
             n_out=n_out,
-            leaf=not any(self._features_wanted[x.first : x.first + x.n]),
+            is_leaf=not any(self._needs_grad[x.first : x.first + x.n]),
             sums=self._new_sums(n_out * padded + n_out * _LANES),
             **self._learnt(weight, bias),
         )
@@ -142,7 +154,7 @@ class Program:
     def layer_norm(self, x: Features, weight: Tensor, bias: Tensor, eps: float) -> Features:
         """Append a layer norm over all the features; `weight` and `bias` `[n]`."""
         new = self._new(x.n, True)
-        self._new(2, False)  # for the kernel
+        self._new(2, False)  # mean and inverse deviation
         sums = self._new_sums(2 * x.n * _LANES)
         return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **self._learnt(weight, bias))
 
@@ -150,21 +162,21 @@ class Program:
         """Append a softmax within every `group` of the features."""
         return self._append(SOFTMAX, self._new(x.n, True), first=x.first, n_in=x.n, n_out=group)
 
-    def log_prob_and_entropy(self, logits: Features, choice: Features) -> Features:
-        """Append the log-probability of a choice, one feature that counts from 0, and the entropy in nats."""
+    def log_prob_and_entropy(self, logits: Features, action: Features) -> Features:
+        """Append the log-probability of an action, one feature that counts from 0, and the entropy in nats."""
         new = self._new(2, True)
-        self._new(1, False)  # for the kernel
-        return self._append(LOG_PROB_AND_ENTROPY, new, first=logits.first, add=choice.first, n_in=logits.n)
+        self._new(1, False)  # logsumexp
+        return self._append(LOG_PROB_AND_ENTROPY, new, first=logits.first, add=action.first, n_in=logits.n)
 
-    def surrogate(self, action_stats: Features, value: Features) -> None:
+    def ppo_loss(self, action_stats: Features, value: Features) -> None:
         """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `loss_and_grad`.
 
-        Takes four inputs of width 1: the log-probability, advantage, return and value of the policy that played.
+        Appends four inputs of width 1: the log-probability, advantage, return and value of the rollout.
         """
         log_prob, *_ = [self.input(1) for _ in range(4)]
-        self._n_spare = max(self._n_spare, TERMS)
+        self._n_scratch = max(self._n_scratch, TERMS)
         sums = self._new_sums(TERMS * _LANES)
-        self._append(SURROGATE, log_prob, first=action_stats.first, add=value.first, sums=sums)
+        self._append(PPO_LOSS, log_prob, first=action_stats.first, add=value.first, sums=sums)
 
     def sines(self, x: Features, periods: Tensor) -> Features:
         """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""
@@ -182,7 +194,7 @@ class Program:
         assert x.n == n_heads * size, "the heads do not fit the features"
         self._n_states += 1
         self._state_size = x.n * columns
-        self._n_spare = max(self._n_spare, 2 * x.n + n_heads)
+        self._n_scratch = max(self._n_scratch, 2 * x.n + n_heads)
         return self._append(
             HEADS,
             self._new(x.n, False),
@@ -196,13 +208,13 @@ class Program:
         )
 
     def sample(self, logits: Features, exp_noise: Features) -> None:
-        """Choose by logits: of exponential `exp_noise` run at the choices' rates, the first; log p is the next output."""
+        """Sample an action, `argmax(log p - log exp_noise)`; its log-probability is the next output."""
         self._outputs.append(1)
         index = len(self._outputs) - 1
         self._append(SAMPLE, logits, first=logits.first, add=exp_noise.first, n_in=logits.n, index=index)
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Do it all for B rows, with gradients of the learnt weights and the inputs wanted; no heads, no choice.
+        """Run the program for B rows, differentiable by the learnt weights and inputs; without `heads` and `sample`.
 
         Args:
             inputs: `[B, width]` each, float32.
@@ -211,7 +223,7 @@ class Program:
             The outputs, `[B, n]` each.
 
         Raises:
-            MemoryError: no room for a tile.
+            MemoryError: no memory for a tile.
         """
         outputs: tuple[Tensor, ...] = _Run.apply(self, len(inputs), *inputs, *self.learnt)
         return outputs
@@ -219,55 +231,54 @@ class Program:
     def step(
         self, inputs: Sequence[Tensor], state: Tensor, episode_starts: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Do it all once for B environments, without gradients.
+        """Run an acting step for B environments, without gradients.
 
         Args:
             inputs: `[B, width]` each, float32.
-            state: of the layers of heads, `[L, B, S]`.
+            state: of the layers with heads, `[L, B, S]`.
             episode_starts: `[B]`.
 
         Returns:
-            The outputs, `[B, n]` each; the choices, int64 `[B]`; the new state.
+            The outputs, `[B, n]` each; the actions, int64 `[B]`; the new state.
 
         Raises:
-            MemoryError: no room for a tile.
+            MemoryError: no memory for a tile.
         """
         state = state.contiguous()
         starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
         assert state.shape == (self._n_states, len(starts), self._state_size), "not the program's state"
         assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
-        choices, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
-        memory = {"choices": choices, "state": state, "final": final, "starts": starts}
-        outputs = self.forward(inputs, **{name: each.data_ptr() for name, each in memory.items()})
-        return outputs, choices, final
+        actions, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
+        memory = {"actions": actions, "state": state, "final": final, "starts": starts}
+        outputs = self.forward(inputs, **{name: tensor.data_ptr() for name, tensor in memory.items()})
+        return outputs, actions, final
 
     def forward(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
         """Run the kernel forward; return the outputs, `[B, n]` each."""
-        given = [each.contiguous() for each in inputs]
-        outputs = [torch.empty(given[0].shape[0], width) for width in self._outputs]
-        to = _pointers(outputs)
-        self._call("srwm_cpu_play", given, outputs=ctypes.addressof(to), **pointers)
+        outputs = [torch.empty(inputs[0].shape[0], width) for width in self._outputs]
+        output_pointers = _pointers(outputs)
+        self._call("srwm_cpu_program_forward", inputs, outputs=ctypes.addressof(output_pointers), **pointers)
         return outputs
 
     def loss_and_grad(
-        self, inputs: Sequence[Tensor], surrogate: PPOLossParams, grad_weights: Sequence[Tensor]
+        self, inputs: Sequence[Tensor], params: PPOLossParams, grad_weights: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], Tensor]:
-        """Run a program that ends with PPO's loss, forward and back.
+        """Run a program that ends with PPO's loss, forward and backward.
 
         Args:
             inputs: `[B, width]` each, float32.
-            surrogate: the loss's settings.
-            grad_weights: where the gradients of `learnt` go; contiguous.
+            params: the loss's settings.
+            grad_weights: buffers for the gradients of `learnt`; contiguous.
 
         Returns:
             The gradients of the inputs `wanted`, and the loss's terms, sums over rows, `[TERMS]`.
 
         Raises:
-            MemoryError: no room for a tile.
+            MemoryError: no memory for a tile.
         """
-        assert not self._outputs, "nobody gives gradients of outputs"
+        assert not self._outputs, "a program with a loss has no outputs"
         terms = torch.zeros(TERMS)
-        pointers = {"surrogate": ctypes.addressof(surrogate), "terms": terms.data_ptr()}
+        pointers = {"loss_params": ctypes.addressof(params), "terms": terms.data_ptr()}
         return self.backward(inputs, (), self.wanted, grad_weights, **pointers), terms
 
     def backward(
@@ -278,38 +289,36 @@ class Program:
         grad_weights: Sequence[Tensor],
         **pointers: int,
     ) -> list[Tensor | None]:
-        """Run the kernel forward and back; return the gradients of the inputs `wanted`.
+        """Run the kernel forward and backward; return the gradients of the inputs `wanted`.
 
         The gradients of the learnt weights go to `grad_weights`, contiguous, in the order of `learnt`.
         """
-        given = [each.contiguous() for each in inputs]
-        grads = [None if each is None else each.contiguous() for each in grad_outputs]
-        grad_inputs = [torch.empty_like(each) if want else None for each, want in zip(given, wanted, strict=True)]
-        lists: dict[str, Sequence[Tensor | None]] = {
-            "grad_outputs": grads,
-            "grad_inputs": grad_inputs,
-            "grad_weights": grad_weights,
-        }
-        arrays = {name: _pointers(each) for name, each in lists.items()}
-        places = {name: ctypes.addressof(each) for name, each in arrays.items()}
-        self._call("srwm_cpu_play_back", given, **places, **pointers)
+        grads = [None if grad is None else grad.contiguous() for grad in grad_outputs]
+        grad_inputs = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, wanted, strict=True)]
+        lists = {"grad_outputs": grads, "grad_inputs": grad_inputs, "grad_weights": grad_weights}
+        arrays = {name: _pointers(tensors) for name, tensors in lists.items()}
+        addresses = {name: ctypes.addressof(array) for name, array in arrays.items()}
+        self._call("srwm_cpu_program_backward", inputs, **addresses, **pointers)
         return grad_inputs
 
-    def _call(self, function: str, inputs: list[Tensor], **pointers: int) -> None:
+    def _call(self, function: str, inputs: Sequence[Tensor], **pointers: int) -> None:
         batch = inputs[0].shape[0]
-        assert [each.shape for each in inputs] == [(batch, width) for width in self._inputs], "not the program's inputs"
-        assert all(each.dtype == torch.float32 for each in inputs), "the program reads float32"
-        given = _pointers(inputs)
-        numbers = (batch, len(self._ops), len(self._features_wanted), self._n_spare, self._n_sums)
-        program = _Program(*numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(given), **pointers)
+        assert [x.shape for x in inputs] == [(batch, width) for width in self._inputs], "not the program's inputs"
+        assert all(x.dtype == torch.float32 for x in inputs), "the program reads float32"
+        packed = [x.contiguous() for x in inputs]
+        input_pointers = _pointers(packed)
+        numbers = (batch, len(self._ops), len(self._needs_grad), self._n_scratch, self._n_sums)
+        program = _Program(
+            *numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(input_pointers), **pointers
+        )
         kernel = self.kernel
         call = getattr(kernel.library, function)
         if call(ctypes.byref(program), kernel.level, n_threads(), kernel.parallel):
             raise MemoryError("no memory for the C kernel's work space")
 
     def _new(self, n: int, wanted: bool) -> Features:
-        new = Features(len(self._features_wanted), n)
-        self._features_wanted += [wanted] * n
+        new = Features(len(self._needs_grad), n)
+        self._needs_grad += [wanted] * n
         return new
 
     def _new_sums(self, n: int) -> int:
@@ -324,10 +333,10 @@ class Program:
 
     def _learnt(self, weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
         fields: dict[str, int | None] = {}
-        for name, each in (("weight", weight), ("bias", bias)):
-            if each is not None:
-                fields |= {name: self._pointer(each), f"{name}_index": len(self.learnt)}
-                self.learnt.append(each)
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None:
+                fields |= {name: self._pointer(tensor), f"{name}_index": len(self.learnt)}
+                self.learnt.append(tensor)
         return fields
 
     def _append(self, kind: int, new: Features, **fields: int | float | None) -> Features:
@@ -340,7 +349,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, n_inputs: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.program, ctx.n_inputs = program, n_inputs
-        ctx.save_for_backward(*tensors)  # the weights too, so that torch notices what changes them before the way back
+        ctx.save_for_backward(*tensors)  # the weights too: torch then detects changes before backward
         ctx.set_materialize_grads(False)
         return tuple(program.forward(tensors[:n_inputs]))
 
@@ -349,10 +358,10 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors[: ctx.n_inputs]
         wanted = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
-        grad_weights = [torch.empty_like(each) for each in ctx.program.learnt]
+        grad_weights = [torch.empty_like(weight) for weight in ctx.program.learnt]
         grad_inputs = ctx.program.backward(inputs, grad_outputs, wanted, grad_weights)
         return None, None, *grad_inputs, *grad_weights
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(None if each is None else each.data_ptr() for each in tensors))
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))

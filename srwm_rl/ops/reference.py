@@ -1,4 +1,4 @@
-"""The recurrences in plain PyTorch: read like the papers, run anywhere, and are what fast twins are tested against."""
+"""The recurrences in plain PyTorch, written as in the papers; the fused backends are tested against them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def srwm_scan_reference(
 
 
 def _step(x: Tensor, fast: Tensor, widths: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Read from the fast weight `[BH, D, E+2D+4]` what is to rewrite it: `x` `[BH, 1, D]` to output, key and edit."""
+    """Map `x` `[BH, 1, D]` by the fast weight `[BH, D, E+2D+4]` to the output, the key and the edit."""
     y, query, key, beta = torch.bmm(x, fast).split(widths, dim=-1)  # [BH, 1, .]
     query, key, rates = query.softmax(-1), key.softmax(-1), beta.sigmoid().split(1, dim=-1)
     target = torch.bmm(query - key, fast)  # [BH, 1, E+2D+4]: what the query reads minus what the key reads
@@ -51,7 +51,7 @@ def _step(x: Tensor, fast: Tensor, widths: tuple[int, int, int, int]) -> tuple[T
 def _bounded(shift: Tensor, bound: float) -> Tensor:
     """Scale each `[D, C]` of `shift` `[BH, D, C]` whose Frobenius norm is above `bound` back to it.
 
-    Clamped before it divides: the norm of zeros would make a gradient of 0 * inf.
+    The norm is clamped before the division: that of zeros would give a gradient of 0 * inf.
     """
     norm: Tensor = torch.linalg.vector_norm(shift, dim=(1, 2), keepdim=True)
     return shift * (bound / norm.clamp(min=bound))
@@ -68,7 +68,7 @@ def delta_scan_reference(
     """Step through the unroll; arguments and results as in `srwm_rl.ops.delta_scan`, unchecked."""
     n_steps, batch, heads, size = key.shape
     pairs = batch * heads
-    keys, values, queries = (each.reshape(n_steps, pairs, 1, size) for each in (key, value, query))  # [T, BH, 1, D]
+    keys, values, queries = (x.reshape(n_steps, pairs, 1, size) for x in (key, value, query))  # [T, BH, 1, D]
     rates = rate.reshape(n_steps, pairs, 1, 1)
     fast = key.new_zeros(pairs, size, size) if weight is None else weight.reshape(pairs, size, size)
     fresh = _fresh(episode_starts, n_steps, heads)
@@ -85,10 +85,10 @@ def delta_scan_reference(
 
 
 def _fresh(episode_starts: Tensor | None, n_steps: int, heads: int) -> list[Tensor | None]:
-    """Return for each step which states to zero, `[BH, 1, 1]`, or None where no episode starts, to skip the work.
+    """Return a mask of the states to zero for each step, `[BH, 1, 1]`, or None where no episode starts.
 
-    Filled, not multiplied by zero: the old episode may have blown up. Only a CPU is asked where episodes start: others
-    would have to be waited for, and a captured graph must not depend on it.
+    States are masked, not multiplied by zero: the old episode's may be infinite. None is returned on the CPU only:
+    other devices would have to be synchronised, and a captured graph must not depend on the flags.
     """
     if episode_starts is None:
         return [None] * n_steps

@@ -1,4 +1,4 @@
-"""What the fused backends share: their `torch.library` operators, so that autograd and torch.compile know them."""
+"""The `torch.library` operators of the fused backends, for autograd and torch.compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 CHUNK = 16  # steps between checkpoints, in csrc/srwm_cpu.c too
 
-# What gradients flow to, by recurrence. The first is [T, B, H, D], the last the carried state.
+# The differentiable inputs, by recurrence. The first is [T, B, H, D], the last the carried state.
 SRWM_INPUTS = "Tensor x, Tensor weight, Tensor? retention, Tensor? shift"
 SRWM_OPTION = "float? bound"
 DELTA_INPUTS = "Tensor key, Tensor value, Tensor query, Tensor rate, Tensor? weight"
@@ -37,49 +37,49 @@ def register_scan(
 ) -> Callable[..., Outputs]:
     """Register `srwm_rl::<name>` and its backward pass; return the operator.
 
-    `forward(*inputs, starts, keep)` gives `y` `[T, B, H, E]`, the final state `[B, H, D, C]` and the checkpoints
+    `forward(*inputs, starts, keep)` returns `y` `[T, B, H, E]`, the final state `[B, H, D, C]` and the checkpoints
     `[(T-1) // CHUNK, B, H, D, C]` (none unless `keep`), where `E, C = widths(*inputs)`. `backward(*inputs, starts,
-    checkpoints, grad_y, grad_final)` gives the gradients of `inputs`, empty for those that were None. `option`: what
-    both take after `starts`, such as "float? bound". Gradients of gradients are not there: use the reference for them.
+    checkpoints, grad_y, grad_final)` returns the gradients of `inputs`, empty for those that are None. `option`: an
+    argument of both after `starts`, such as "float? bound". There are no second derivatives: the reference has them.
     """
     tensors = inputs.count(",") + 1
     grads = ", ".join(["Tensor"] * tensors)
-    given = f"{inputs}, Tensor? starts" + (f", {option}" if option else "")
-    schema = f"({given}, bool keep) -> (Tensor, Tensor, Tensor)"
+    arguments = f"{inputs}, Tensor? starts" + (f", {option}" if option else "")
+    schema = f"({arguments}, bool keep) -> (Tensor, Tensor, Tensor)"
     operator = torch.library.custom_op(f"srwm_rl::{name}", forward, mutates_args=(), schema=schema)
-    schema = f"({given}, Tensor checkpoints, Tensor? grad_y, Tensor? grad_final) -> ({grads})"
+    schema = f"({arguments}, Tensor checkpoints, Tensor? grad_y, Tensor? grad_final) -> ({grads})"
     reverse = torch.library.custom_op(f"srwm_rl::{name}_backward", backward, mutates_args=(), schema=schema)
 
-    def fake_forward(first: Tensor, *rest: Any) -> Outputs:
+    def fake_forward(first: Tensor, *others: Any) -> Outputs:
         n_steps, batch, heads, size = first.shape
-        width, columns = widths(first, *rest[: tensors - 1])
+        width, columns = widths(first, *others[: tensors - 1])
         final = first.new_empty(batch, heads, size, columns)
         return (
             first.new_empty(n_steps, batch, heads, width),
             final,
-            first.new_empty((n_steps - 1) // CHUNK if rest[-1] else 0, *final.shape),
+            first.new_empty((n_steps - 1) // CHUNK if others[-1] else 0, *final.shape),
         )
 
     def fake_backward(*arguments: Tensor | None) -> tuple[Tensor, ...]:
         first = arguments[0]
         assert first is not None
-        return tuple(first.new_empty(0 if each is None else each.shape) for each in arguments[:tensors])
+        return tuple(first.new_empty(0 if x is None else x.shape) for x in arguments[:tensors])
 
-    def pull_back(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        *given, checkpoints = ctx.saved_tensors  # the inputs, then the starts
-        if checkpoints.shape[0] < (given[0].shape[0] - 1) // CHUNK:
+    def differentiate(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        *saved, checkpoints = ctx.saved_tensors  # the inputs, then the starts
+        if checkpoints.shape[0] < (saved[0].shape[0] - 1) // CHUNK:
             raise RuntimeError(f"srwm_rl::{name} was called with keep=False, so it has no backward pass")
-        found = reverse(*given, *ctx.options, checkpoints, grad_y, grad_final)
-        grads = (None if each is None else grad for each, grad in zip(given[:-1], found, strict=True))
+        gradients = reverse(*saved, *ctx.options, checkpoints, grad_y, grad_final)
+        grads = (None if x is None else grad for x, grad in zip(saved[:-1], gradients, strict=True))
         return *grads, *[None] * (2 + len(ctx.options))
 
     operator.register_fake(fake_forward)
     reverse.register_fake(fake_backward)
 
-    def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[: tensors + 1], output[2])
         ctx.options = inputs[tensors + 1 : -1]  # all but `keep`
 
-    operator.register_autograd(pull_back, setup_context=remember)
+    operator.register_autograd(differentiate, setup_context=save_inputs)
     return operator

@@ -1,4 +1,4 @@
-"""`srwm_scan`: check the arguments once, then hand them to a backend."""
+"""`srwm_scan`: checks the arguments and calls a backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def srwm_scan(
     Gradients flow through time to `x`, to all four column groups of `weight`, to `shift` and to `retention`.
 
     Args:
-        x: `[T, B, H, D]`, floating point, whatever the layer made of its input; T >= 1.
+        x: `[T, B, H, D]`, floating point, the layer's input after its own mapping; T >= 1.
         weight: `[H, D, E+2D+4]`, the slow weight; columns `y | q | k | beta`. E, the width of `y`, is usually D.
             Same dtype and device as `x`.
         shift: `[B, H, D, E+2D+4]`, fast minus slow weight at the unroll's start; None: zeros, a new episode.
@@ -41,9 +41,9 @@ def srwm_scan(
             that old edits fade and the slow weight returns; None: all of it.
         shift_bound: number above 0 (1e-12 to 1e12), the largest Frobenius norm of a head's shift, over all its columns:
             after each step's edit `shift <- shift * min(1, shift_bound / |shift|)`; None: any.
-        backend: "auto" picks the fused kernel of the device ("cpu": C, float32 and float64; "triton": CUDA, float32),
-            or, where there is none, the reference, and logs why, once; "reference" is plain PyTorch, which is also
-            the one with gradients of gradients.
+        backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64; "triton": CUDA, float32) or,
+            if there is none, the reference, and logs the reason once; "reference" is plain PyTorch, the only one with
+            second derivatives.
 
     Returns:
         `y` `[T, B, H, E]` and the final `shift` `[B, H, D, E+2D+4]`.
@@ -57,7 +57,7 @@ def srwm_scan(
         check_bound(shift_bound)
     if x.numel() == 0:
         backend = "reference"
-    # Numbers, where torch.compile may have symbols once sizes vary: a backend is chosen when compiling.
+    # index() turns torch.compile's symbols into numbers: the backend is chosen when compiling.
     size, columns = index(x.shape[-1]), index(weight.shape[-1])
     chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, columns - 2 * size - 4)
     if chosen == "reference":
@@ -65,7 +65,7 @@ def srwm_scan(
     starts = as_uint8(episode_starts)
     if chosen == "cpu":
         return cpu.scan(x, weight, shift, starts, retention, shift_bound)
-    from srwm_rl.ops import triton_scan  # here: it needs triton, which not every machine has
+    from srwm_rl.ops import triton_scan  # here: triton is not installed everywhere
 
     return triton_scan.scan(x, weight, shift, starts, retention, shift_bound)
 

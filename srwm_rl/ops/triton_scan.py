@@ -1,9 +1,8 @@
 """The GPU backend: one Triton launch forward and one backward, a program for each (batch, head) pair.
 
-W stays in registers for the whole unroll, as four tiles y `[D, E]`, q, k `[D, D]` and beta `[D, 4]`. Backward goes
-chunk by chunk from the checkpoints, recomputes a chunk's steps and undoes their edits on the way back (with a retention
-or a bound it keeps the chunk's shifts instead); see README.md. With TRITON_INTERPRET=1 set before this is imported it
-runs on the CPU, for the tests.
+W stays in registers for the whole unroll, as four tiles y `[D, E]`, q, k `[D, D]` and beta `[D, 4]`. Backward
+recomputes a chunk at a time and undoes the edits in reverse (with a retention or a bound it stores the chunk's shifts
+instead); see README.md. If TRITON_INTERPRET=1 is set before the import, it runs on the CPU, for the tests.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, SRWM_OPTION, register_scan, srwm_widths
 
-MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # beyond, the registers do not hold a head's weight and its gradient
+MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # registers hold a head's weight and its gradient up to here
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str | None:
-    """Say why this backend cannot take such tensors, `width` being that of the output, or return None."""
+    """Return why this backend cannot run such tensors, `width` being that of the output, or None."""
     if device_type != ("cpu" if INTERPRETED else "cuda"):
         return f"x is on {device_type}, not on a CUDA device"
     if dtype != torch.float32:
@@ -145,7 +144,7 @@ def _forward_kernel(
     for t in range(0, T):
         if STARTS:
             keep = tl.where(tl.load(starts + t * B.to(tl.int64) + pair // H) != 0, 0.0, 1.0)
-            # Chosen, not multiplied: the old episode may have blown up.
+            # Selected, not multiplied: the old episode's shift may be infinite.
             sy, sq = tl.where(keep > 0, sy, 0.0), tl.where(keep > 0, sq, 0.0)
             sk, sb = tl.where(keep > 0, sk, 0.0), tl.where(keep > 0, sb, 0.0)
         if KEEP:  # noqa: SIM102 - known when compiled
@@ -168,7 +167,9 @@ def _backward_kernel(
     D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
     BOUND: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_FINAL: tl.constexpr,
 ):  # fmt: skip
-    HELD: tl.constexpr = RETENTION or BOUND  # then the shifts are kept, and the slow weight's gradient adds up apart
+    CONSTRAINED: tl.constexpr = (
+        RETENTION or BOUND
+    )  # then the shifts are stored, and the slow weight's gradient is summed apart
     SIZE: tl.constexpr = 4 * N + M + 12
     pair = tl.program_id(0).to(tl.int64)
     pairs = B.to(tl.int64) * H
@@ -176,11 +177,11 @@ def _backward_kernel(
     j, c, g, steps = tl.arange(0, N), tl.arange(0, M), tl.arange(0, 4), tl.arange(0, CHUNK)
     oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
     gy, gq, gk, gb = oy * 0, oq * 0, ok * 0, ob * 0  # the gradient of W, or of the shift
-    if HELD:
+    if CONSTRAINED:
         ay, aq, ak, ab = gy, gq, gk, gb
     if GRAD_FINAL:
         gy, gq, gk, gb = _load(grad_final + pair * matrix, D, E, N, M)
-    if not HELD:
+    if not CONSTRAINED:
         _store(grad_weight + pair * matrix, -gy, -gq, -gk, -gb, D, E, N, M)  # final shift = W - slow weight
     end = T
     while end > 0:
@@ -193,7 +194,7 @@ def _backward_kernel(
             begin = tl.max(tl.where(flags != 0, at, begin), 0)
             reset = tl.max(tl.where((flags != 0) & (at == begin), 1, 0), 0) > 0
         wy, wq, wk, wb = _load(weight + (pair % H) * matrix, D, E, N, M)
-        if HELD:
+        if CONSTRAINED:
             sy, sq, sk, sb = wy * 0, wq * 0, wk * 0, wb * 0
         if (begin > 0) & (reset == 0):
             sy, sq, sk, sb = _load(checkpoints + ((chunk - 1) * pairs + pair) * matrix, D, E, N, M)
@@ -214,7 +215,7 @@ def _backward_kernel(
             tl.store(here + 4 * N + c, ey)
             tl.store(here + 4 * N + M + g, eb)
             tl.store(here + 4 * N + M + 4 + g, rate)
-            if HELD:
+            if CONSTRAINED:
                 _store(stash + (t - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
                 kept = 1.0
                 if RETENTION:
@@ -226,16 +227,16 @@ def _backward_kernel(
             else:
                 k = k[:, None]
                 wy, wq, wk, wb = wy + k * ey[None, :], wq + k * eq[None, :], wk + k * ek[None, :], wb + k * eb[None, :]
-        if HELD:
+        if CONSTRAINED:
             _store(stash + (end - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
-        tl.debug_barrier()  # what one thread has recorded another may read
+        tl.debug_barrier()  # other threads read the records
         for n in range(0, end - begin):
             t = end - 1 - n
             here = record + (t - begin) * SIZE
             q, k = tl.load(here + j), tl.load(here + N + j)
             eq, ek, ey = tl.load(here + 2 * N + j), tl.load(here + 3 * N + j), tl.load(here + 4 * N + c)
             eb, rate = tl.load(here + 4 * N + M + g), tl.load(here + 4 * N + M + 4 + g)
-            if HELD:
+            if CONSTRAINED:
                 kept = 1.0
                 if BOUND:
                     scale = tl.load(here + 4 * N + M + 8)
@@ -258,7 +259,7 @@ def _backward_kernel(
             sums = tl.where(g == 0, tl.sum(hy * ey, 0), tl.where(g == 1, tl.sum(hq * eq, 0), tl.sum(hk * ek, 0)))
             sums = tl.where(g == 3, tl.sum(hb * eb, 0), sums)
             if RETENTION:
-                if BOUND:  # see csrc/held_kernel.h: which of two equal numbers is the sharper one
+                if BOUND:  # the more precise of two equal numbers: see csrc/constrained_kernel.h
                     edit = tl.sum(ey * ey, 0) + tl.sum(eq * eq + ek * ek, 0) + tl.sum(eb * eb, 0)
                     small = 4 * tl.sum(k * k, 0) * edit * scale * scale < bound * bound
                     along = tl.where((scale > 0) & small, -tl.sum(sums, 0) / kept, along)
@@ -276,7 +277,7 @@ def _backward_kernel(
             tl.store(grad_x + (t * pairs + pair) * D + j, out, mask=j < D)
             x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)[:, None]
             u = (q - k)[:, None]
-            if HELD:
+            if CONSTRAINED:
                 fy, fq = u * hy[None, :] + x * ry[None, :], u * hq[None, :] + x * rq[None, :]
                 fk, fb = u * hk[None, :] + x * rk[None, :], u * hb[None, :] + x * rb[None, :]
                 ay, aq, ak, ab = ay + fy, aq + fq, ak + fk, ab + fb
@@ -285,14 +286,14 @@ def _backward_kernel(
                 gy, gq = gy + u * hy[None, :] + x * ry[None, :], gq + u * hq[None, :] + x * rq[None, :]
                 gk, gb = gk + u * hk[None, :] + x * rk[None, :], gb + u * hb[None, :] + x * rb[None, :]
         tl.debug_barrier()
-        if not HELD:  # noqa: SIM102
+        if not CONSTRAINED:  # noqa: SIM102
             if (begin == 0) | (reset != 0):
                 sy, sq, sk, sb = _load(grad_weight + pair * matrix, D, E, N, M)
                 _store(grad_weight + pair * matrix, sy + gy, sq + gq, sk + gk, sb + gb, D, E, N, M)
         if reset:
             gy, gq, gk, gb = gy * 0, gq * 0, gk * 0, gb * 0
         end = begin
-    if HELD:
+    if CONSTRAINED:
         _store(grad_weight + pair * matrix, ay, aq, ak, ab, D, E, N, M)
     if SHIFT:
         _store(grad_shift + pair * matrix, gy, gq, gk, gb, D, E, N, M)
@@ -344,8 +345,8 @@ def backward(
     grad_retention = x.new_empty(0 if retention is None else retention.shape)
     grad_shift = x.new_empty(0) if shift is None else torch.empty_like(grad_weight)
     records = x.new_empty(batch * heads, CHUNK * (4 * sizes["N"] + sizes["M"] + 12))
-    held = retention is not None or bound is not None
-    shifts = x.new_empty(batch * heads * (CHUNK + 1) if held else 0, size, columns)
+    constrained = retention is not None or bound is not None
+    shifts = x.new_empty(batch * heads * (CHUNK + 1) if constrained else 0, size, columns)
     with _on(x):
         _backward_kernel[(batch * heads,)](
             x, weight, _or(retention, x), _or(shift, x), _or(starts, x), checkpoints, _or(grad_y, x),

@@ -1,18 +1,17 @@
-/* The delta rule for one number type and one vector width; srwm_kernel.h includes this and lends it its tools.
+/* The delta rule, forward and backward; ../README.md has the equations.
  *
- * Equations, names and checkpoints: ../README.md. A head's W is [DR][PD]: rows by key, columns by value, both padded
- * with zeros. A thread's memory is laid out for the larger matrices of srwm_kernel.h, so all fits; of its parts, `x`
- * holds the value, `gr` the gradient of y, `gd` that of the value, `gx` that of the query, and a step's record is
- * k, q [DQ each], then d = v - k W and e = rate * d [PD each].
+ * A head's W is [DR][PD]: rows by key, columns by value, both padded with zeros. The thread's memory is srwm_kernel.h's:
+ * `x` is the value, `gr` the gradient of y, `gd` that of the value, `gx` that of the query. A step's record is k, q [DQ
+ * each], then d = v - k W and e = rate * d [PD each].
  */
 
 #define PD_OF(D) ROUND(D, VLEN)
 #define DELTA_STEP(D) ((size_t)ROUND(2 * DQ_OF(D) + 2 * PD_OF(D), 16))
 
-/* to = from + k (outer) e; then out_a = a to and, unless b is NULL, out_b = b to; nb column vectors at once, 1 or 2 */
-INLINE void NAME(delta_write_block)(int D, int P, int nb, const REAL *from, REAL *to, const REAL *k, const REAL *e,
+/* to = from + k (outer) e; out_a = a to; out_b = b to, unless b is NULL; nb vectors of a row at once, 1 or 2 */
+INLINE void NAME(delta_edit_read_block)(int D, int P, int nb, const REAL *from, REAL *to, const REAL *k, const REAL *e,
                                     const REAL *a, const REAL *b, REAL *out_a, REAL *out_b) {
-    vec sum_a[2][2], sum_b[2][2], edit[2]; /* rows in turns: two chains for each sum */
+    vec sum_a[2][2], sum_b[2][2], edit[2]; /* even and odd rows: two chains for each sum */
     for (int v = 0; v < nb; v++) {
         sum_a[0][v] = sum_a[1][v] = sum_b[0][v] = sum_b[1][v] = ZERO;
         edit[v] = LD(e + v * VLEN);
@@ -34,12 +33,12 @@ INLINE void NAME(delta_write_block)(int D, int P, int nb, const REAL *from, REAL
     }
 }
 
-INLINE void NAME(delta_write)(int D, int P, const REAL *from, REAL *to, const REAL *k, const REAL *e, const REAL *a,
+INLINE void NAME(delta_edit_read)(int D, int P, const REAL *from, REAL *to, const REAL *k, const REAL *e, const REAL *a,
                               const REAL *b, REAL *out_a, REAL *out_b) {
     int c = 0;
     for (; c + VLEN < P; c += 2 * VLEN)
-        NAME(delta_write_block)(D, P, 2, from + c, to + c, k, e + c, a, b, out_a + c, b ? out_b + c : 0);
-    if (c < P) NAME(delta_write_block)(D, P, 1, from + c, to + c, k, e + c, a, b, out_a + c, b ? out_b + c : 0);
+        NAME(delta_edit_read_block)(D, P, 2, from + c, to + c, k, e + c, a, b, out_a + c, b ? out_b + c : 0);
+    if (c < P) NAME(delta_edit_read_block)(D, P, 1, from + c, to + c, k, e + c, a, b, out_a + c, b ? out_b + c : 0);
 }
 
 /* r = k W */
@@ -48,18 +47,18 @@ INLINE void NAME(delta_read)(int D, const NAME(work) *work, const REAL *k) {
     for (int c = 0; c < P; c += VLEN) NAME(read_block)(D, P, 1, work->W + c, k, 0, work->r + c);
 }
 
-/* to [D, n_to columns] = from [D, n_from columns], without the padding */
+/* to [D, n_to] = from [D, n_from], the first D columns */
 INLINE void NAME(copy_rows)(int D, REAL *to, int n_to, const REAL *from, int n_from) {
     for (int i = 0; i < D; i++) memcpy(to + (size_t)i * n_to, from + (size_t)i * n_from, D * sizeof(REAL));
 }
 
-/* W = from (NULL: zeros), padded. The padding is zeroed too: what is not a number may have got into it. */
+/* W [DR][PD] = from [D, D] (NULL: zeros), padded; an earlier pair may have left NaN in the padding */
 INLINE void NAME(delta_begin)(int D, REAL *W, const REAL *from) {
     memset(W, 0, (size_t)DR_OF(D) * PD_OF(D) * sizeof(REAL));
     if (from) NAME(copy_rows)(D, W, PD_OF(D), from, D);
 }
 
-/* d = v - r and e = rate * d; v as it lies in memory */
+/* d = v - r, e = rate * d; v unpadded */
 INLINE void NAME(delta_edit)(int D, const NAME(work) *work, const REAL *v, REAL rate, REAL *d, REAL *e) {
     memcpy(work->x, v, D * sizeof(REAL));
     for (int c = 0; c < PD_OF(D); c += VLEN) {
@@ -73,26 +72,26 @@ INLINE void NAME(delta_forward_pair)(int D, const Job *job, const NAME(work) *wo
     const int P = PD_OF(D);
     const int64_t batch = pair / job->H, pairs = job->B * job->H, size = (int64_t)D * D;
     const REAL *keys = (const REAL *)job->x, *values = (const REAL *)job->value, *queries = (const REAL *)job->query;
-    REAL *W = work->W, *e = work->ge, *checkpoints = (REAL *)job->checkpoints;
+    REAL *W = work->W, *e = work->ge;
 
     NAME(delta_begin)(D, W, job->shift ? (const REAL *)job->shift + pair * size : 0);
     NAME(delta_read)(D, work, keys + pair * D);
     for (int64_t t = 0; t < job->T; t++) {
         const int64_t at = (t * pairs + pair) * D, next = t + 1 < job->T ? at + pairs * D : at;
-        if (t && t % CHUNK == 0 && checkpoints)
-            NAME(copy_rows)(D, checkpoints + ((t / CHUNK - 1) * pairs + pair) * size, D, W, P);
-        if (NAME(starts_at)(job, t, batch)) {
+        if (t && t % CHUNK == 0 && job->checkpoints)
+            NAME(copy_rows)(D, NAME(checkpoint_at)(job, size, pair, t), D, W, P);
+        if (starts_at(job, t, batch)) {
             NAME(delta_begin)(D, W, 0);
             memset(work->r, 0, P * sizeof(REAL));
         }
         NAME(delta_edit)(D, work, values + at, ((const REAL *)job->rate)[t * pairs + pair], work->gd, e);
-        NAME(delta_write)(D, P, W, W, keys + at, e, queries + at, keys + next, work->z, work->r);
+        NAME(delta_edit_read)(D, P, W, W, keys + at, e, queries + at, keys + next, work->z, work->r);
         memcpy((REAL *)job->y + at, work->z, D * sizeof(REAL));
     }
     NAME(copy_rows)(D, (REAL *)job->final + pair * size, D, W, P);
 }
 
-/* Run steps [begin, end) again, keeping each step's W (before its edit) and its record. */
+/* Recompute steps [begin, end), storing each step's record and its W before the edit. */
 INLINE void NAME(delta_span)(int D, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin, int64_t end,
                              size_t slot) {
     const int DQ = DQ_OF(D), P = PD_OF(D);
@@ -106,12 +105,12 @@ INLINE void NAME(delta_span)(int D, const Job *job, const NAME(work) *work, int6
         memcpy(step, keys + at, D * sizeof(REAL));
         memcpy(q, (const REAL *)job->query + at, D * sizeof(REAL));
         NAME(delta_edit)(D, work, (const REAL *)job->value + at, ((const REAL *)job->rate)[t * pairs + pair], d, e);
-        if (t + 1 < end) NAME(delta_write)(D, P, W, W + slot, step, e, keys + at + pairs * D, 0, work->r, 0);
+        if (t + 1 < end) NAME(delta_edit_read)(D, P, W, W + slot, step, e, keys + at + pairs * D, 0, work->r, 0);
     }
 }
 
-/* Four rows at a time: G += q (outer) gy - later_k (outer) gv, what the later step still owed; gk = G e; ge = k G. */
-INLINE void NAME(delta_pull_back)(int D, const NAME(work) *work, const REAL *step, const REAL *later_k) {
+/* G += q (outer) gy; G -= later_k (outer) gv, deferred from the later step; gk = G e; ge = k G */
+INLINE void NAME(delta_edit_backward)(int D, const NAME(work) *work, const REAL *step, const REAL *later_k) {
     const int DQ = DQ_OF(D), P = PD_OF(D);
     const REAL *k = step, *q = k + DQ, *e = q + DQ + P, *gy = work->gr, *gv = work->gd;
     REAL *ge = work->ge;
@@ -134,11 +133,11 @@ INLINE void NAME(delta_pull_back)(int D, const NAME(work) *work, const REAL *ste
     }
 }
 
-/* gq = W gy + k (e . gy), which is the edited W times gy; gk -= W gv */
-INLINE void NAME(delta_gradients)(int D, const NAME(work) *work, const REAL *W, const REAL *step) {
+/* gq = W gy + k (e . gy), the edited W times gy; gk -= W gv */
+INLINE void NAME(delta_read_backward)(int D, const NAME(work) *work, const REAL *W, const REAL *step) {
     const int DQ = DQ_OF(D), P = PD_OF(D);
     const REAL *k = step, *e = k + 2 * DQ + P, *gy = work->gr, *gv = work->gd;
-    const REAL again = NAME(dot)(P, e, gy);
+    const REAL edit = NAME(dot)(P, e, gy);
     for (int i = 0; i < DR_OF(D); i += 4) {
         const REAL *row = W + (size_t)i * P;
         vec q[4] = {ZERO, ZERO, ZERO, ZERO}, v[4] = {ZERO, ZERO, ZERO, ZERO};
@@ -152,11 +151,11 @@ INLINE void NAME(delta_gradients)(int D, const NAME(work) *work, const REAL *W, 
         }
         NAME(sum4)(q[0], q[1], q[2], q[3], work->gx + i);
         NAME(sum4)(v[0], v[1], v[2], v[3], work->gu + i);
-        for (int r = i; r < i + 4; r++) work->gx[r] += k[r] * again, work->gk[r] -= work->gu[r];
+        for (int r = i; r < i + 4; r++) work->gx[r] += k[r] * edit, work->gk[r] -= work->gu[r];
     }
 }
 
-/* Go back from `end` to `begin`, a span without resets inside one chunk; work->W holds its first matrix. */
+/* Backward through steps [begin, end) of one chunk, without resets; work->W is the first step's matrix. */
 INLINE void NAME(delta_span_backward)(int D, const Job *job, const NAME(work) *work, int64_t pair, int64_t begin,
                                       int64_t end) {
     const int P = PD_OF(D);
@@ -169,11 +168,11 @@ INLINE void NAME(delta_span_backward)(int D, const Job *job, const NAME(work) *w
         const REAL rate = ((const REAL *)job->rate)[t * pairs + pair];
         const int64_t at = (t * pairs + pair) * D;
         if (job->grad_y) memcpy(work->gr, (const REAL *)job->grad_y + at, D * sizeof(REAL));
-        if (later_k) NAME(delta_pull_back)(D, work, step, later_k);
-        else NAME(delta_pull_back)(D, work, step, 0);
+        if (later_k) NAME(delta_edit_backward)(D, work, step, later_k);
+        else NAME(delta_edit_backward)(D, work, step, 0);
         ((REAL *)job->grad_rate)[t * pairs + pair] = NAME(dot)(P, work->ge, d);
         for (int c = 0; c < P; c += VLEN) ST(work->gd + c, LD(work->ge + c) * rate);
-        NAME(delta_gradients)(D, work, work->W + (t - begin) * slot, step);
+        NAME(delta_read_backward)(D, work, work->W + (t - begin) * slot, step);
         memcpy((REAL *)job->grad_x + at, work->gk, D * sizeof(REAL));
         memcpy((REAL *)job->grad_value + at, work->gd, D * sizeof(REAL));
         memcpy((REAL *)job->grad_query + at, work->gx, D * sizeof(REAL));
@@ -186,22 +185,13 @@ INLINE void NAME(delta_span_backward)(int D, const Job *job, const NAME(work) *w
 }
 
 INLINE void NAME(delta_backward_pair)(int D, const Job *job, const NAME(work) *work, int64_t pair) {
-    const int P = PD_OF(D);
-    const int64_t batch = pair / job->H, pairs = job->B * job->H, size = (int64_t)D * D;
+    const int64_t size = (int64_t)D * D;
     NAME(delta_begin)(D, work->G, job->grad_final ? (const REAL *)job->grad_final + pair * size : 0);
     for (int64_t end = job->T, begin; end > 0; end = begin) {
-        int64_t chunk = (end - 1) / CHUNK;
-        int starts;
-        for (begin = end - 1; !(starts = NAME(starts_at)(job, begin, batch)) && begin > chunk * CHUNK;) begin--;
-        const REAL *from = 0;
-        if (begin && !starts) from = (const REAL *)job->checkpoints + ((chunk - 1) * pairs + pair) * size;
-        else if (job->shift && !starts) from = (const REAL *)job->shift + pair * size;
-        NAME(delta_begin)(D, work->W, from);
+        begin = span_begin(job, end, pair / job->H);
+        NAME(delta_begin)(D, work->W, NAME(state_at)(job, size, pair, begin));
         NAME(delta_span_backward)(D, job, work, pair, begin, end);
-        if (starts) NAME(delta_begin)(D, work->G, 0);
+        if (starts_at(job, begin, pair / job->H)) NAME(delta_begin)(D, work->G, 0);
     }
-    if (job->grad_shift) NAME(copy_rows)(D, (REAL *)job->grad_shift + pair * size, D, work->G, P);
+    if (job->grad_shift) NAME(copy_rows)(D, (REAL *)job->grad_shift + pair * size, D, work->G, PD_OF(D));
 }
-
-#undef PD_OF
-#undef DELTA_STEP

@@ -1,4 +1,4 @@
-/* Runs the C kernel over many shapes on buffers of exactly the documented sizes, for the sanitizers to watch. */
+/* Runs the C kernels over many shapes on buffers of exactly the documented sizes, under a sanitizer. */
 #include <pthread.h>
 #include <stdio.h>
 
@@ -17,22 +17,22 @@ static void *numbers(int64_t count, int is_double) {
 }
 
 typedef struct {
-    Share share;
+    Worker worker;
     void *data;
 } Call;
 
 static void *thread(void *call) {
-    ((Call *)call)->share(((Call *)call)->data);
+    ((Call *)call)->worker(((Call *)call)->data);
     return 0;
 }
 
 /* Stands in for GOMP_parallel. */
-static void parallel(Share share, void *data, unsigned threads, unsigned flags) {
+static void parallel(Worker worker, void *data, unsigned threads, unsigned flags) {
     (void)flags;
     pthread_t ids[8];
-    Call call = {share, data};
+    Call call = {worker, data};
     for (unsigned i = 1; i < threads; i++) pthread_create(&ids[i], 0, thread, &call);
-    share(data);
+    worker(data);
     for (unsigned i = 1; i < threads; i++) pthread_join(ids[i], 0);
 }
 
@@ -50,11 +50,11 @@ static void run(int64_t T, int64_t B, int64_t H, int64_t D, int64_t E, int is_do
     if (!sparse) job.shift = shift, job.starts = starts;
     if (retained) job.retention = retention;
     job.checkpoints = checkpoints;
-    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     job.grad_y = sparse ? 0 : y, job.grad_final = sparse ? 0 : final;
     job.grad_x = grad_x, job.grad_weight = grad_weight, job.grad_shift = sparse ? 0 : grad_shift;
     job.grad_retention = retained ? grad_retention : 0;
-    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     void *all[] = {x, weight, shift, y, final, checkpoints, grad_x, grad_weight, grad_shift, retention, grad_retention,
                    starts};
     for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++) free(all[i]);
@@ -62,28 +62,28 @@ static void run(int64_t T, int64_t B, int64_t H, int64_t D, int64_t E, int is_do
 
 static void run_delta(int64_t T, int64_t B, int64_t H, int64_t D, int is_double, int level, int sparse) {
     int64_t steps = T * B * H * D, fast = B * H * D * D;
-    void *given[] = {numbers(steps, is_double), numbers(steps, is_double), numbers(steps, is_double),
+    void *inputs[] = {numbers(steps, is_double), numbers(steps, is_double), numbers(steps, is_double),
                      numbers(T * B * H, is_double), numbers(fast, is_double)}; /* key, value, query, rate, weight */
-    void *made[] = {numbers(steps, is_double), numbers(fast, is_double), numbers((T - 1) / CHUNK * fast, is_double)};
+    void *outputs[] = {numbers(steps, is_double), numbers(fast, is_double), numbers((T - 1) / CHUNK * fast, is_double)};
     void *grads[] = {numbers(steps, is_double), numbers(steps, is_double), numbers(steps, is_double),
                      numbers(T * B * H, is_double), numbers(fast, is_double)};
     unsigned char *starts = malloc(T * B);
     for (int64_t i = 0; i < T * B; i++) starts[i] = uniform() > 0.3f;
-    Job job = {.T = T, .B = B, .H = H, .D = D, .x = given[0], .value = given[1], .query = given[2], .rate = given[3]};
-    if (!sparse) job.shift = given[4], job.starts = starts;
-    job.y = made[0], job.final = made[1], job.checkpoints = made[2];
-    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
-    job.grad_y = sparse ? 0 : made[0], job.grad_final = sparse ? 0 : made[1];
+    Job job = {.T = T, .B = B, .H = H, .D = D, .x = inputs[0], .value = inputs[1], .query = inputs[2], .rate = inputs[3]};
+    if (!sparse) job.shift = inputs[4], job.starts = starts;
+    job.y = outputs[0], job.final = outputs[1], job.checkpoints = outputs[2];
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    job.grad_y = sparse ? 0 : outputs[0], job.grad_final = sparse ? 0 : outputs[1];
     job.grad_x = grads[0], job.grad_value = grads[1], job.grad_query = grads[2], job.grad_rate = grads[3];
     job.grad_shift = sparse ? 0 : grads[4];
-    if (srwm_cpu_run(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
-    for (int i = 0; i < 5; i++) free(given[i]), free(grads[i]);
-    for (int i = 0; i < 3; i++) free(made[i]);
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
+    for (int i = 0; i < 5; i++) free(inputs[i]), free(grads[i]);
+    for (int i = 0; i < 3; i++) free(outputs[i]);
     free(starts);
 }
 
-/* One acting step of a policy; or, without memory and choice, its rows forward and back. */
-static void run_tape(int64_t B, int H, int D, int level, int back) {
+/* One acting step of a policy; or, without recurrence and sampling, its rows forward and backward. */
+static void run_operations(int64_t B, int H, int D, int level, int back) {
     enum { SEEN = 5, PERIODS = 3, ACTIONS = 4 };
     const int width = H * D, state = width * (3 * D + 4);
     int at = 0;
@@ -100,8 +100,8 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
                             width * (padded + 3 * LANES) + (width + ACTIONS) * (wide + LANES)};
     const int from = back ? soft : y;
     Op all[] = {
-        {TAKE_INPUT, 0, 0, step, -1, 0, 1, 0, 0, -1, -1, 0, 0, 0, 0},
-        {TAKE_INPUT, 0, 0, seen, -1, 0, SEEN, 1, 0, -1, -1, 0, 0, 0, 0},
+        {INPUT, 0, 0, step, -1, 0, 1, 0, 0, -1, -1, 0, 0, 0, 0},
+        {INPUT, 0, 0, seen, -1, 0, SEEN, 1, 0, -1, -1, 0, 0, 0, 0},
         {SINES, 0, step, waves, -1, 0, PERIODS, 0, 0, -1, -1, 0, 0, periods, 0},
         {LINEAR, TANH, seen, x, -1, joined, width, 0, 0, 0, 1, 0, sums[0], project, bias},
         {NORM, 0, x, normed, -1, width, 0, 0, 0, 2, 3, 1e-5f, sums[1], scale, bias},
@@ -109,10 +109,10 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
         {HEADS, 0, soft, y, normed, width, H, 0, 0, -1, -1, 2.0f, 0, slow, 0},
         {LINEAR, RELU, from, out, x, width, width, 0, 0, 4, -1, 0, sums[2], mix, 0},
         {LINEAR, 0, out, logits, -1, width, ACTIONS, 0, 0, 5, -1, 0, sums[3], head, 0},
-        {TAKE_INPUT, 0, 0, exp_noise, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
+        {INPUT, 0, 0, exp_noise, -1, 0, ACTIONS, 2, 0, -1, -1, 0, 0, 0, 0},
         {LOG_PROB_AND_ENTROPY, 0, logits, action_stats, step, ACTIONS, 0, 0, 0, -1, -1, 0, 0, 0, 0},
-        {SURROGATE, 0, action_stats, exp_noise, logits, 0, 0, 0, 0, -1, -1, 0, sums[4], 0, 0},
-        {GIVE_OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
+        {PPO_LOSS, 0, action_stats, exp_noise, logits, 0, 0, 0, 0, -1, -1, 0, sums[4], 0, 0},
+        {OUTPUT, 0, out, out, -1, width, 0, 0, 0, -1, -1, 0, 0, 0, 0},
         {SAMPLE, 0, logits, logits, exp_noise, ACTIONS, 0, 1, 0, -1, -1, 0, 0, 0, 0},
     };
     enum { COUNT = sizeof(all) / sizeof(all[0]) };
@@ -127,24 +127,24 @@ static void run_tape(int64_t B, int H, int D, int level, int back) {
     float *weights[] = {numbers((int64_t)width * joined, 0), numbers(width, 0), numbers(width, 0), numbers(width, 0),
                         numbers((int64_t)width * width, 0), numbers((int64_t)ACTIONS * width, 0)};
     float *final = numbers(B * state, 0);
-    int64_t *choices = malloc(B * sizeof(int64_t));
+    int64_t *actions = malloc(B * sizeof(int64_t));
     unsigned char *starts = malloc(B);
     for (int64_t i = 0; i < B; i++) starts[i] = uniform() > 0.3f;
-    int spare = 2 * width + H > (int)padded ? 2 * width + H : (int)padded;
-    Program program = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_spare = spare > wide ? spare : (int)wide};
+    int scratch = 2 * width + H > (int)padded ? 2 * width + H : (int)padded;
+    Program program = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_scratch = scratch > wide ? scratch : (int)wide};
     program.ops = ops, program.inputs = (const float *const *)inputs;
     if (back) {
-        const PPOLossParams by = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
+        const PPOLossParams params = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
         float terms[TERMS];
         program.n_sums = sums[4] + TERMS * LANES;
-        program.surrogate = &by, program.terms = terms;
+        program.loss_params = &params, program.terms = terms;
         program.grad_outputs = (const float *const *)outputs, program.grad_inputs = grads, program.grad_weights = weights;
-        if (srwm_cpu_play_back(&program, level, 3, parallel)) abort();
+        if (srwm_cpu_program_backward(&program, level, 3, parallel)) abort();
     } else {
-        program.outputs = outputs, program.choices = choices, program.state = carried, program.final = final, program.starts = starts;
-        if (srwm_cpu_play(&program, level, 3, parallel)) abort();
+        program.outputs = outputs, program.actions = actions, program.state = carried, program.final = final, program.starts = starts;
+        if (srwm_cpu_program_forward(&program, level, 3, parallel)) abort();
     }
-    void *used[] = {project, bias, scale, periods, slow, mix, head, carried, final, choices, starts};
+    void *used[] = {project, bias, scale, periods, slow, mix, head, carried, final, actions, starts};
     for (unsigned i = 0; i < sizeof(used) / sizeof(used[0]); i++) free(used[i]);
     for (int i = 0; i < 3; i++) free(inputs[i]), free(grads[i]);
     for (int i = 0; i < 2; i++) free(outputs[i]);
@@ -158,10 +158,10 @@ static void run_pool(int64_t n, int64_t h, int64_t w, int64_t c, int is_half, in
     for (size_t i = 0; i < in * size; i++) x[i] = (char)(uniform() * 256);
     unsigned char *which = malloc(out);
     Pool pool = {.n = n, .h = h, .w = w, .c = c, .x = x, .y = y, .which = which, .is_half = is_half};
-    if (!srwm_cpu_pools(c, level)) abort();
-    srwm_cpu_pool(&pool, level, 3, parallel);
+    if (!srwm_cpu_can_max_pool(c, level)) abort();
+    srwm_cpu_max_pool(&pool, level, 3, parallel);
     pool.back = 1;
-    srwm_cpu_pool(&pool, level, 3, parallel);
+    srwm_cpu_max_pool(&pool, level, 3, parallel);
     free(x), free(y), free(which);
 }
 
@@ -195,8 +195,8 @@ int main(void) {
     for (int level = 0; level <= srwm_cpu_level(); level++) {
         for (int i = 0; i < 5; i++) {
             for (int D = 1; D < 40; D += 5, runs++) {
-                run_tape(rows[i], 1 + D % 3, D, level, 0);
-                run_tape(rows[i], 1 + D % 3, D, level, 1);
+                run_operations(rows[i], 1 + D % 3, D, level, 0);
+                run_operations(rows[i], 1 + D % 3, D, level, 1);
             }
         }
     }

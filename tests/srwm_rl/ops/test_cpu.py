@@ -66,16 +66,16 @@ def test_random_cases(case: object, contiguous: bool, dtype: torch.dtype, level:
 
 
 @pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
-@pytest.mark.parametrize("held", [False, True])
-def test_resets_beside_checkpoints(level: int, starts: list[int], held: bool) -> None:
-    case = cases.make_case(36, 2, 1, 8, retained=held, bound=0.8 if held else None)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_resets_around_checkpoints(level: int, starts: list[int], constrained: bool) -> None:
+    case = cases.make_case(36, 2, 1, 8, retained=constrained, bound=0.8 if constrained else None)
     case.starts.zero_()
     case.starts[starts, 1] = True
     cases.check(case, "cpu", torch.float32)
     cases.check(case, "cpu", torch.float64)
 
 
-# Small heads of eight pairs or more run together, each in a lane of its own: see csrc/lanes_kernel.h.
+# Eight or more pairs of small heads run together, one per SIMD lane: see csrc/lanes_kernel.h.
 @pytest.mark.parametrize("size", [4, 8])
 @pytest.mark.parametrize(("batch", "heads"), [(8, 1), (1, 9), (3, 5), (4, 4), (17, 1), (5, 7), (8, 8)])
 def test_pairs_in_lanes(level: int, size: int, batch: int, heads: int) -> None:
@@ -144,8 +144,8 @@ def test_gradients_that_are_missing_are_zeros(level: int, batch: int) -> None:
         assert all(map(torch.equal, ours, cpu.backward(*given, checkpoints, *zeros)))
 
 
-def test_a_lane_does_not_know_its_neighbours(level: int) -> None:
-    """Nor its place, nor how many lanes there are: to the last bit."""
+def test_the_bits_of_a_lane_do_not_depend_on_the_others(level: int) -> None:
+    """Nor on its position and the number of lanes."""
     case = cases.make_case(80, 13, 3, 8)
     whole = cases.results(case, "cpu", torch.float32)
     x, starts, shift = case.x[:, 2:9], case.starts[:, 2:9], case.shift[2:9]
@@ -158,7 +158,7 @@ def test_a_lane_does_not_know_its_neighbours(level: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [13, 8])
-def test_not_a_number_stays_in_its_lane(level: int, batch: int) -> None:
+def test_nan_stays_in_its_lane(level: int, batch: int) -> None:
     case = cases.make_case(40, batch, 2, 8, resets=None)
     clean = cases.results(case, "cpu", torch.float32)
     case.x[20, 3, 1, 5] = float("nan")
@@ -187,12 +187,12 @@ def test_wide_logits_and_rates_neither_overflow_nor_vanish(level: int) -> None:
     assert torch.isfinite(final).all()
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize(("batch", "size"), [(1, 16), (9, 8)])
-def test_edits_too_small_for_the_weight_still_reach_the_shift(level: int, held: bool, batch: int, size: int) -> None:
-    case = cases.make_case(100, batch, 1, size, resets=None, with_shift=False, retained=held)
+def test_edits_too_small_for_the_weight_reach_the_shift(level: int, constrained: bool, batch: int, size: int) -> None:
+    case = cases.make_case(100, batch, 1, size, resets=None, with_shift=False, retained=constrained)
     case.weight[..., -4:] -= 14  # x sums to 1, so every rate is about 1e-6
-    if held:
+    if constrained:
         case = case._replace(retention=case.retention**0.01)
     cases.check(case, "cpu", torch.float32)
 
@@ -214,17 +214,17 @@ def test_not_a_number_stays_one(level: int, bound: float | None, size: int) -> N
     torch.testing.assert_close(grad[:, 1:], torch.autograd.grad((alone[0].sum(), alone[1].sum()), x)[0][:, 1:])
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_gradcheck_through_chunks_and_resets(level: int, held: bool) -> None:
-    case = cases.make_case(18, 2, 1, 2, read=5 if held else None, retained=held)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_gradcheck_through_chunks_and_resets(level: int, constrained: bool) -> None:
+    case = cases.make_case(18, 2, 1, 2, read=5 if constrained else None, retained=constrained)
     case.starts.zero_()
     case.starts[7, 1] = True
     inputs = [tensor.requires_grad_() for tensor in (case.x, case.weight, case.shift)]
-    if held:
+    if constrained:
         inputs.append(case.retention.requires_grad_())
 
     def run(x: Tensor, weight: Tensor, shift: Tensor, retention: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        bound = 0.4 if held else None
+        bound = 0.4 if constrained else None
         return srwm_scan(x, weight, shift, case.starts, retention=retention, shift_bound=bound, backend="cpu")
 
     assert torch.autograd.gradcheck(run, inputs)
@@ -257,11 +257,13 @@ def test_split_unroll_equals_whole_unroll(level: int, bound: float | None, heads
     torch.testing.assert_close(state, final)
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize("size", [16, 8, 4])
-def test_same_bits_with_any_number_of_threads_and_from_many_threads(held: bool, size: int) -> None:
+def test_same_bits_with_any_number_of_threads_and_from_many_threads(constrained: bool, size: int) -> None:
     # In lanes, 60 pairs are run sixteen at a time by one or two threads, and eight at a time by eight.
-    case = cases.make_case(100, 15, 4, size, read=49 if held else None, retained=held, bound=2.0 if held else None)
+    case = cases.make_case(
+        100, 15, 4, size, read=49 if constrained else None, retained=constrained, bound=2.0 if constrained else None
+    )
     before = torch.get_num_threads()
 
     def run(_: int = 0) -> list[Tensor]:
@@ -288,11 +290,11 @@ def test_opcheck(plain: bool) -> None:
     torch.library.opcheck(torch.ops.srwm_rl.scan_cpu.default, (x, weight, *rest, True))
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_a_compiled_policy_does_not_break_at_it(held: bool) -> None:
-    case = cases.make_case(18, 2, 2, 4, read=6 if held else None, retained=True)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_compiles_without_a_graph_break(constrained: bool) -> None:
+    case = cases.make_case(18, 2, 2, 4, read=6 if constrained else None, retained=True)
     x, weight = case.x.float().requires_grad_(), case.weight.float().requires_grad_()
-    options = {"retention": case.retention.float(), "shift_bound": 0.4} if held else {}
+    options = {"retention": case.retention.float(), "shift_bound": 0.4} if constrained else {}
 
     def loss(x: Tensor, weight: Tensor) -> Tensor:
         return srwm_scan(x * 2, weight, None, case.starts, **options)[0].square().sum()
@@ -309,7 +311,7 @@ def test_a_compiled_policy_does_not_break_at_it(held: bool) -> None:
             torch.testing.assert_close(compiled(x, weight), loss(x, weight))
 
 
-def test_empty_batch_and_requests_that_cannot_be_met() -> None:
+def test_an_empty_batch_and_an_unsupported_dtype() -> None:
     y, final = srwm_scan(torch.zeros(3, 0, 2, 4), torch.zeros(2, 4, 16), backend="cpu")
     assert (y.shape, final.shape) == ((3, 0, 2, 4), (0, 2, 4, 16))
     x, weight = torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16), torch.zeros(1, 2, 10, dtype=torch.bfloat16)
@@ -317,9 +319,7 @@ def test_empty_batch_and_requests_that_cannot_be_met() -> None:
         srwm_scan(x, weight, backend="cpu")
 
 
-def test_falls_back_with_one_line_that_says_why(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_falls_back_and_logs_the_reason_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     reason = "the C kernel is not built; build it"
     monkeypatch.setattr(cpu, "load_kernel", lambda: reason)
     backends.log_fallback.cache_clear()
@@ -333,7 +333,7 @@ def test_falls_back_with_one_line_that_says_why(
         srwm_scan(case.x, case.weight, backend="cpu")
 
 
-def test_a_missing_broken_or_stale_kernel_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_broken_or_stale_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not built" in cpu.load_kernel(tmp_path)
     built = next(Path(cpu.__file__).parent.glob("_srwm_cpu*"))
     copy = tmp_path / "stale" / built.name

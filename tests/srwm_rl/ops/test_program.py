@@ -79,43 +79,43 @@ def test_softmax(kernel: cpu.Kernel, rows: int, groups: int, group: int) -> None
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("n", [1, 2, 5, 15])
-def test_judge(kernel: cpu.Kernel, rows: int, n: int) -> None:
+def test_log_prob_and_entropy(kernel: cpu.Kernel, rows: int, n: int) -> None:
     program = Program(kernel)
-    choice = program.input(1)
-    program.output(program.log_prob_and_entropy(program.input(n, wanted=True), choice))
-    choices = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
+    action = program.input(1)
+    program.output(program.log_prob_and_entropy(program.input(n, wanted=True), action))
+    actions = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
     logits = (4 * drawn(rows, n)).requires_grad_()
     log_p = logits.double().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
-    check(program, [choices.float(), logits], [torch.cat((log_p.gather(-1, choices), entropy), dim=1)])
+    check(program, [actions.float(), logits], [torch.cat((log_p.gather(-1, actions), entropy), dim=1)])
 
 
-def surrogate_of(clip_range_vf: float) -> PPOLossParams:
+def loss_params(clip_range_vf: float) -> PPOLossParams:
     return PPOLossParams(
         mean=0.3, scale_advantage=0.8, low=0.8, high=1.2, clip_range=0.2,
         clip_range_vf=clip_range_vf, vf_coef=0.7, ent_coef=0.02, scale=0.01,
     )  # fmt: skip
 
 
-def surrogate_tape(kernel: cpu.Kernel, n: int) -> Program:
-    """Take a choice, logits and a value, and end with the loss."""
+def loss_program(kernel: cpu.Kernel, n: int) -> Program:
+    """Take a action, logits and a value, and end with the loss."""
     program = Program(kernel)
     action_stats = program.log_prob_and_entropy(program.input(n, wanted=True), program.input(1))
-    program.surrogate(action_stats, program.input(1, wanted=True))
+    program.ppo_loss(action_stats, program.input(1, wanted=True))
     return program
 
 
-def surrogate_terms(by: PPOLossParams, inputs: list[Tensor]) -> Tensor:
-    """Sum up PPO's loss and what is logged beside it, in float64."""
-    logits, choices, value, old_log_p, advantage, returns, old_value = (each.double() for each in inputs)
+def expected_terms(params: PPOLossParams, inputs: list[Tensor]) -> Tensor:
+    """Return the summed terms of PPO's loss and its diagnostics, in float64."""
+    logits, actions, value, old_log_p, advantage, returns, old_value = (each.double() for each in inputs)
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
-    log_ratio = log_p.gather(-1, choices.long()) - old_log_p
-    ratio, advantage = log_ratio.exp(), (advantage - by.mean) * by.scale_advantage
-    gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(by.low, by.high))
-    if by.clip_range_vf >= 0:
-        value = old_value + (value - old_value).clamp(-by.clip_range_vf, by.clip_range_vf)
-    clipped = ((ratio - 1).abs() > by.clip_range).double()
+    log_ratio = log_p.gather(-1, actions.long()) - old_log_p
+    ratio, advantage = log_ratio.exp(), (advantage - params.mean) * params.scale_advantage
+    gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(params.low, params.high))
+    if params.clip_range_vf >= 0:
+        value = old_value + (value - old_value).clamp(-params.clip_range_vf, params.clip_range_vf)
+    clipped = ((ratio - 1).abs() > params.clip_range).double()
     terms = (-gain, (returns - value).square(), entropy, (ratio - 1) - log_ratio, clipped)
     return torch.stack([each.sum() for each in terms])
 
@@ -123,23 +123,23 @@ def surrogate_terms(by: PPOLossParams, inputs: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("clip_range_vf", [-1.0, 0.0, 0.4])
-def test_surrogate(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) -> None:
-    by, program = surrogate_of(clip_range_vf), surrogate_tape(kernel, n)
-    choices = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
+def test_ppo_loss(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) -> None:
+    params, program = loss_params(clip_range_vf), loss_program(kernel, n)
+    actions = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
     logits, value = 2 * drawn(rows, n), drawn(rows, 1, seed=2)
-    log_p = logits.log_softmax(-1).gather(-1, choices)
+    log_p = logits.log_softmax(-1).gather(-1, actions)
     # Near enough to the policy that some ratios are clipped and some are not, on both sides.
     old_log_p, old_value = log_p + 0.3 * drawn(rows, 1, seed=3), value + 0.5 * drawn(rows, 1, seed=6)
-    given = [logits, choices.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
-    (grad_logits, none, grad_value, *rest), terms = program.loss_and_grad(given, by, [])
+    given = [logits, actions.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
+    (grad_logits, none, grad_value, *rest), terms = program.loss_and_grad(given, params, [])
     assert none is None
     assert rest == [None] * 4
     given[0].requires_grad_()
     given[2].requires_grad_()
-    expected = surrogate_terms(by, given)
+    expected = expected_terms(params, given)
     torch.testing.assert_close(terms.double(), expected, rtol=1e-5, atol=2e-5)
     policy_loss, value_loss, entropy, *_ = expected
-    loss = (policy_loss + by.vf_coef * value_loss - by.ent_coef * entropy) * by.scale
+    loss = (policy_loss + params.vf_coef * value_loss - params.ent_coef * entropy) * params.scale
     for found, exact_one in zip(
         (grad_logits, grad_value), torch.autograd.grad(loss, (given[0], given[2])), strict=True
     ):
@@ -151,24 +151,24 @@ def test_surrogate(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
-def test_what_is_not_finite_shows_in_the_losss_terms(kernel: cpu.Kernel, number: float, place: int) -> None:
-    program = surrogate_tape(kernel, 3)
+def test_non_finite_inputs_reach_the_loss_terms(kernel: cpu.Kernel, number: float, place: int) -> None:
+    program = loss_program(kernel, 3)
     given = [drawn(70, 3), torch.zeros(70, 1), *(drawn(70, 1, seed=i) for i in range(5))]
     given[place][66] = number
-    _, terms = program.loss_and_grad(given, surrogate_of(0.4), [])
-    expected = surrogate_terms(surrogate_of(0.4), given)
+    _, terms = program.loss_and_grad(given, loss_params(0.4), [])
+    expected = expected_terms(loss_params(0.4), given)
     assert torch.equal(terms[:4].isfinite(), expected[:4].isfinite())
     assert not terms[:4].isfinite().all() or math.isinf(number)  # an infinite value is clipped to its former one
 
 
 @pytest.mark.parametrize("log_ratio", [87.9, 88.5, 200.0, -90.0, -300.0])
-def test_ratios_beyond_all_bounds(kernel: cpu.Kernel, log_ratio: float) -> None:
-    program = surrogate_tape(kernel, 2)
+def test_ratios_beyond_the_range_of_exp(kernel: cpu.Kernel, log_ratio: float) -> None:
+    program = loss_program(kernel, 2)
     given = [torch.zeros(2, 2), torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), -log_ratio - math.log(2))]
     given += [torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1), torch.zeros(2, 1)]
-    (grad, *_), terms = program.loss_and_grad(given, surrogate_of(-1.0), [])
+    (grad, *_), terms = program.loss_and_grad(given, loss_params(-1.0), [])
     assert grad is not None
-    if log_ratio < 0:  # as good as impossible now: nothing to gain, and a lot to lose by what was worth nothing
+    if log_ratio < 0:  # the action's probability is near 0: the loss stays finite
         assert torch.isfinite(terms).all()
         assert torch.isfinite(grad).all()
         assert terms[3].item() == pytest.approx(2 * (-1 - log_ratio), rel=1e-5)
@@ -190,7 +190,7 @@ def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1e9, 1e15, 1e20, 3e37])
-def test_sines_of_steps_beyond_all_episodes(kernel: cpu.Kernel, step: float) -> None:
+def test_sines_of_very_late_steps(kernel: cpu.Kernel, step: float) -> None:
     program = Program(kernel)
     program.output(program.sines(program.input(1), torch.tensor([2.0])))
     (found,) = program.run([torch.tensor([[step], [1.0]])])
@@ -198,7 +198,7 @@ def test_sines_of_steps_beyond_all_episodes(kernel: cpu.Kernel, step: float) -> 
     torch.testing.assert_close(found, torch.cat((angle.sin(), angle.cos()), dim=1), rtol=0, atol=1e-6)
 
 
-def test_sines_of_what_has_none(kernel: cpu.Kernel) -> None:
+def test_sines_of_non_finite_steps_are_nan(kernel: cpu.Kernel) -> None:
     program = Program(kernel)
     program.output(program.sines(program.input(1), torch.tensor([2.0])))
     (found,) = program.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
@@ -215,7 +215,7 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
     step = program.input(1)
     seen, other = program.input(3), program.input(20, wanted=True)
     waves = program.sines(step, periods)
-    x = program.linear(seen._replace(n=3), torch.eye(3), None)  # beside them lie others
+    x = program.linear(seen._replace(n=3), torch.eye(3), None)  # a part of the features
     assert other.first == seen.first + 3
     assert x.first == waves.first + 6
     joined = waves._replace(n=9)  # sines, cosines and what was seen
@@ -234,7 +234,7 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
 @pytest.mark.parametrize("rows", [1, 64, 130])
 @pytest.mark.parametrize("size", [4, 8, 16, 17])
 @pytest.mark.parametrize(("retained", "bound"), [(False, None), (True, 1.5)])
-def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bool, bound: float | None) -> None:
+def test_heads_and_sample(kernel: cpu.Kernel, rows: int, size: int, retained: bool, bound: float | None) -> None:
     n_heads, columns = 2, 3 * size + 4
     weight, program = drawn(n_heads, size, columns, seed=1), Program(kernel)
     x = program.input(n_heads * size)
@@ -246,7 +246,7 @@ def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bo
     exp_noise = drawn(rows, n_heads * size, seed=3).exp()
     state, starts = 0.1 * drawn(1, rows, n_heads * size * columns, seed=4), drawn(rows, seed=5) > 0
     inputs = [given, *([gates] if retained else []), exp_noise]
-    (out, log_probs), choices, final = program.step(inputs, state, starts)
+    (out, log_probs), actions, final = program.step(inputs, state, starts)
     expected, shift = srwm_scan(
         given.view(1, rows, n_heads, size),
         weight,
@@ -259,12 +259,12 @@ def test_heads_and_choice(kernel: cpu.Kernel, rows: int, size: int, retained: bo
     torch.testing.assert_close(out, expected.reshape(rows, -1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(final[0], shift.flatten(1), rtol=1e-4, atol=1e-5)
     log_p = out.log_softmax(-1)
-    assert torch.equal(choices, (log_p - exp_noise.log()).argmax(-1))
-    torch.testing.assert_close(log_probs, log_p.gather(-1, choices[:, None]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(actions, (log_p - exp_noise.log()).argmax(-1))
+    torch.testing.assert_close(log_probs, log_p.gather(-1, actions[:, None]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFFFFFFF - 2**32])
-def test_no_kind_of_nan_is_lost(kernel: cpu.Kernel, bits: int) -> None:
+def test_every_nan_bit_pattern_stays_nan(kernel: cpu.Kernel, bits: int) -> None:
     program = Program(kernel)
     layer = nn.Linear(2, 3)
     program.output(program.linear(program.input(2), layer.weight, layer.bias, "tanh"))

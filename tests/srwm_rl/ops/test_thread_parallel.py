@@ -1,4 +1,4 @@
-"""A batch in parts: what comes out and goes back is the serial loop's, whichever threads do the work."""
+"""parallel_batch: outputs and gradients are those of the serial loop, with any number of threads."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def two_threads() -> Iterator[None]:
 
 
 class Net(nn.Module):
-    """Remembers which threads it ran in, and how many threads torch had there."""
+    """A network that records its threads, and torch's number of threads in each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_gradients_add_up_over_calls() -> None:
     torch.testing.assert_close(twice, 2 * net.used.bias.grad)
 
 
-def test_a_frozen_weight_gets_nothing_and_without_any_nothing_is_kept() -> None:
+def test_frozen_weights_get_no_gradient_and_no_graph_is_kept_without_trainable_ones() -> None:
     net, given = net_and_parts()
     net.used.bias.requires_grad_(False)
     parallel_batch(net, given, net.parameters()).sum().backward()
@@ -84,7 +84,7 @@ def test_a_frozen_weight_gets_nothing_and_without_any_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("case", ["one thread", "few parts", "a gradient of the batch", "autocast", "a hook"])
-def test_the_caller_does_it_alone(case: str) -> None:
+def test_the_calling_thread_computes_alone(case: str) -> None:
     net, given = net_and_parts(1 if case == "few parts" else 4)
     if case == "one thread":
         torch.set_num_threads(1)
@@ -117,7 +117,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
     assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
 
 
-def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
+def test_an_error_in_a_part_reaches_the_caller() -> None:
     net, given = net_and_parts()
     given[2] = torch.randn(3, 4)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -125,7 +125,7 @@ def test_what_goes_wrong_in_a_part_reaches_the_caller() -> None:
     assert parallel_batch(net, given[:2], net.parameters()).shape == (6, 3)
     y = parallel_batch(net, given[:2], net.parameters())
     y.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="goes back once"):
+    with pytest.raises(RuntimeError, match="one backward pass per output"):
         y.sum().backward()
 
 
@@ -138,7 +138,7 @@ def test_two_weights_may_share_a_gradient() -> None:
     assert one.grad.tolist() == other.grad.tolist() == [12, 12, 12]
 
 
-def test_an_exporter_sees_the_network() -> None:
+def test_export_and_functional_gradients() -> None:
     torch.manual_seed(0)
     network = ImpalaCNN((8, 8, 3), False, channels=(4,), features=4, micro_batch=2)
     frames, others = torch.randint(0, 256, (2, 6, 8, 8, 3), dtype=torch.uint8)
@@ -171,12 +171,12 @@ print(parallel_batch(lambda x: x * 2, list(torch.ones(4, 1).split(1)), []).flatt
 """
 
 
-def test_where_there_are_no_more_threads_the_process_goes_on_and_ends() -> None:
+def test_a_failed_thread_start_raises_and_the_process_still_ends() -> None:
     done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines() == ["can't start new thread 2", "[2.0, 2.0, 2.0, 2.0]"]
 
 
-def test_every_calling_thread_has_workers_of_its_own() -> None:
+def test_each_calling_thread_has_its_own_workers() -> None:
     net, given = net_and_parts()
     parallel_batch(net, given, net.parameters())
     mine, theirs = parts._own.workers, []
@@ -197,10 +197,10 @@ def test_every_calling_thread_has_workers_of_its_own() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_starts_workers_of_its_own() -> None:
+def test_a_forked_process_starts_its_own_workers() -> None:
     torch.set_num_threads(2)
     ends: list[float] = []
-    _ = parts._shared(lambda each: ends.append(each), [1.0, 2.0])
+    _ = parts._map_in_threads(lambda each: ends.append(each), [1.0, 2.0])
     child = os.fork()
     if child == 0:  # no torch operation: OpenMP's threads did not come along
         os._exit(0 if parts._own.n_workers == 0 else 1)

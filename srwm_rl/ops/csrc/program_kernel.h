@@ -1,34 +1,33 @@
-/* A small network's rows of numbers, forward and backward, or one step of a whole policy: a list of operations, run over
- * 64 rows at a time; srwm_kernel.h includes this for single precision and lends it its tools.
+/* A program, a list of row-wise operations, forward and backward in single precision: the network between the recurrences
+ * of a policy, or one step of a whole policy.
  *
- * A tile's numbers are [features][TILE]: one feature of 64 rows lies together. So every operation goes along whole
- * vectors, weights are read as torch keeps them, and little is summed across a vector's lanes. Every operation has
- * features of its own to write to: the way back finds all of them in the tile, once it has been played again.
+ * Rows are processed in tiles of 64. A tile is [features][TILE], so that every operation runs along whole vectors of rows,
+ * reads weights in torch's layout, and rarely sums across lanes. Every operation writes to features of its own: backward
+ * recomputes the tile and finds all intermediate results in it.
  */
 
 #define EACH(c) for (int c = 0; c < TILE; c += VLEN)
 #define AT(features, i) ((features) + (size_t)(i) * TILE)
 
-/* ---- [n, width] to [width][TILE] and back ---- */
-
-/* [n, width] to features, 0 for the rest of the tile */
-INLINE void NAME(turn_in)(const REAL *from, int n, int width, REAL *to) {
-    NAME(turn)(from, width, n, width, to, TILE);
+/* to [width][TILE] = from [n, width]; zeros in the tile's padding rows */
+INLINE void NAME(load_transposed)(const REAL *from, int n, int width, REAL *to) {
+    NAME(transpose)(from, width, n, width, to, TILE);
     if (n < TILE) {
         for (int i = 0; i < width; i++) memset(AT(to, i) + n, 0, (TILE - n) * sizeof(REAL));
     }
 }
 
-INLINE void NAME(turn_out)(const REAL *from, int n, int width, REAL *to) {
-    NAME(turn)(from, TILE, width, n, to, width);
+/* to [n, width] = from [width][TILE] */
+INLINE void NAME(store_transposed)(const REAL *from, int n, int width, REAL *to) {
+    NAME(transpose)(from, TILE, width, n, to, width);
 }
 
 /* ---- matrix products ---- */
 
-#define PRODUCT_ROWS (VLEN == 16 ? 6 : 4) /* x 4 or 2 sums and a row of vectors: what the registers hold */
+#define PRODUCT_ROWS (VLEN == 16 ? 6 : 4) /* a block of rows and vectors whose sums fit the registers */
 #define PRODUCT_VECS (VLEN == 16 ? 4 : VLEN == 1 ? 1 : 2)
 
-/* out[r] += sum_j factor[r][j] in[j], for `vecs` vectors; steps say how far apart the next r or j is. */
+/* out[r] += sum_j factor[r][j] in[j], for `vecs` vectors; *_row and *_step are the strides of r and j. */
 INLINE void NAME(product_block)(int n, int rows, int vecs, const REAL *factor, size_t factor_row, size_t factor_step,
                                 const REAL *in, size_t in_step, REAL *out, size_t out_row) {
     vec sum[6][4];
@@ -54,23 +53,23 @@ static TARGET void NAME(product)(int n_rows, int n, int width, const REAL *facto
 #define CALL(rows, vecs)                                                                                         \
     NAME(product_block)(n, rows, vecs, factor + r * factor_row, factor_row, factor_step, in + c, in_step,       \
                         out + r * out_row + c, out_row)
-#define COLUMNS(vecs)                                                                     \
+#define PRODUCT_COLUMNS(vecs)                                                                     \
     for (; c + (vecs) * VLEN <= width; c += (vecs) * VLEN) {                              \
         int r = 0;                                                                        \
         for (; r + PRODUCT_ROWS <= n_rows; r += PRODUCT_ROWS) CALL(PRODUCT_ROWS, vecs);   \
         for (; r + 2 <= n_rows; r += 2) CALL(2, vecs);                                    \
         if (r < n_rows) CALL(1, vecs);                                                    \
     }
-    COLUMNS(PRODUCT_VECS)
-    if (PRODUCT_VECS == 4) COLUMNS(2)
-    COLUMNS(1)
-#undef COLUMNS
+    PRODUCT_COLUMNS(PRODUCT_VECS)
+    if (PRODUCT_VECS == 4) PRODUCT_COLUMNS(2)
+    PRODUCT_COLUMNS(1)
+#undef PRODUCT_COLUMNS
 #undef CALL
 }
 
 /* ---- forward ---- */
 
-/* The larger number last: where that is not a number, so is the result. */
+/* x is VMAX's second argument, so that NaN stays NaN. */
 INLINE vec NAME(activated)(vec x, int activation) {
     switch (activation) {
         case RELU: return VMAX(ZERO, x);
@@ -99,7 +98,7 @@ static TARGET void NAME(linear)(const Op *op, const REAL *in, const REAL *add, R
     }
 }
 
-/* After its n_in features `out` keeps two more for the way back: the mean and one over the deviation. */
+/* Two more features follow the n_in of `out`, for backward: the mean and the inverse standard deviation. */
 static TARGET void NAME(norm)(const Op *op, const REAL *in, REAL *out) {
     const int n = op->n_in;
     REAL *mean = AT(out, n), *scale = AT(out, n + 1);
@@ -139,30 +138,30 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
     }
 }
 
-/* `out` keeps a third feature for the way back: the logarithm of the sum of exponentials. */
-static TARGET void NAME(log_prob_and_entropy)(const Op *op, const REAL *in, const REAL *choice, REAL *out) {
+/* A third feature follows, for backward: the logits' logsumexp. */
+static TARGET void NAME(log_prob_and_entropy)(const Op *op, const REAL *in, const REAL *action, REAL *out) {
     EACH(c) {
-        vec most = LD(in + c), sum = ZERO, at_choice = ZERO, along = ZERO;
+        vec most = LD(in + c), sum = ZERO, at_action = ZERO, along = ZERO;
         for (int i = 1; i < op->n_in; i++) most = VMAX(most, LD(AT(in, i) + c));
         for (int i = 0; i < op->n_in; i++) {
             vec below = LD(AT(in, i) + c) - most, e = NAME(exp)(below);
             sum += e, along += e * below;
-            at_choice += WHERE(LD(choice + c) == (REAL)i, below);
+            at_action += WHERE(LD(action + c) == (REAL)i, below);
         }
         REAL *log_sum = AT(out, 2) + c;
         ST(log_sum, sum);
         for (int lane = 0; lane < VLEN; lane++) log_sum[lane] = logf(log_sum[lane]);
-        ST(out + c, at_choice - LD(log_sum));
+        ST(out + c, at_action - LD(log_sum));
         ST(AT(out, 1) + c, LD(log_sum) - along / sum);
         ST(log_sum, LD(log_sum) + most);
     }
 }
 
-/* Taylor's series within a quarter turn around 0, 90, 180 or 270 degrees: the first term left out is below 3e-8. The
- * rest of the turn is found in double precision, exact enough for angles up to 1e8; larger ones are left to the library. */
+/* Taylor series around the nearest multiple of 90 degrees; the first omitted term is below 3e-8. The range is reduced in
+ * double precision, accurate for angles up to 1e8; for larger ones the library is called. */
 static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     const double right = 1.5707963267948966, per_right = 1 / right;
-    const double whole = 6755399441055744.0; /* a number beside it has no fraction */
+    const double whole = 6755399441055744.0; /* 1.5 * 2^52: adding and subtracting it rounds */
     REAL angles[TILE];
     for (int i = 0; i < op->n_out; i++) {
         REAL *sine = AT(out, i), *cosine = AT(out, op->n_out + i);
@@ -182,8 +181,8 @@ static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     }
 }
 
-/* Draw choices by an exponential sample_categorical, as Choice.sample does: `exp_noise` are exponentially distributed. */
-static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, const REAL *exp_noise, int64_t *choices, REAL *log_probs,
+/* Sample actions as argmax(log p - log exp_noise), exp_noise from Exp(1), as UncheckedCategorical.sample does. */
+static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, const REAL *exp_noise, int64_t *actions, REAL *log_probs,
                               int n) {
     for (int c = 0; c < n; c++) {
         REAL most = logits[c], sum = 0, best = 0, chosen = 0;
@@ -195,48 +194,48 @@ static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, co
             REAL log_p = AT(logits, i)[c] - all, ahead = log_p - logf(AT(exp_noise, i)[c]);
             if (winner < 0 || ahead > best) winner = i, best = ahead, chosen = log_p;
         }
-        choices[c] = winner;
+        actions[c] = winner;
         log_probs[c] = chosen;
     }
 }
 
-/* A layer's heads: one step of the recurrence, whose kernel wants [n, H, D]. Return 1 if there was no memory. */
-static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *spare, int64_t first, int n) {
+/* One step of a layer's recurrence, on [n, H, D]. Return 1 without memory. */
+static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *scratch, int64_t first, int n) {
     const int H = op->n_out, D = op->n_in / H;
     const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * program->B + first) * size;
-    REAL *x = spare, *y = AT(x, op->n_in), *kept = AT(y, op->n_in);
-    NAME(turn_out)(AT(features, op->from), n, op->n_in, x);
-    if (op->add >= 0) NAME(turn_out)(AT(features, op->add), n, H, kept);
+    REAL *x = scratch, *y = AT(x, op->n_in), *kept = AT(y, op->n_in);
+    NAME(store_transposed)(AT(features, op->from), n, op->n_in, x);
+    if (op->add >= 0) NAME(store_transposed)(AT(features, op->add), n, H, kept);
     Job job = {.T = 1, .B = n, .H = H, .D = D, .E = D, .grain = (int64_t)n * H};
     job.bound = op->number;
     job.x = x, job.weight = op->weight, job.shift = program->state + at, job.starts = program->starts + first;
     job.y = y, job.final = program->final + at;
     job.retention = op->add >= 0 ? kept : 0;
-    sample(0, program->level, &job)(&job);
-    NAME(turn_in)(y, n, op->n_in, AT(features, op->to));
+    scan_worker(0, program->level, D)(&job);
+    NAME(load_transposed)(y, n, op->n_in, AT(features, op->to));
     return job.failed;
 }
 
-/* Play all operations for the rows [first, first + n). Return 1 if there was no memory. */
-static TARGET int NAME(play_tile)(const Program *program, REAL *features, REAL *spare, int64_t first, int n) {
+/* Run all operations for the rows [first, first + n). Return 1 without memory. */
+static TARGET int NAME(tile_forward)(const Program *program, REAL *features, REAL *scratch, int64_t first, int n) {
     for (const Op *op = program->ops; op < program->ops + program->n_ops; op++) {
         REAL *from = AT(features, op->from), *to = AT(features, op->to);
         const REAL *add = op->add >= 0 ? AT(features, op->add) : 0;
         switch (op->kind) {
-            case TAKE_INPUT: NAME(turn_in)(program->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
-            case GIVE_OUTPUT:
-                if (program->outputs) NAME(turn_out)(from, n, op->n_in, program->outputs[op->index] + first * op->n_in);
+            case INPUT: NAME(load_transposed)(program->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
+            case OUTPUT:
+                if (program->outputs) NAME(store_transposed)(from, n, op->n_in, program->outputs[op->index] + first * op->n_in);
                 break;
             case LINEAR: NAME(linear)(op, from, add, to); break;
             case NORM: NAME(norm)(op, from, to); break;
             case SOFTMAX: NAME(softmax)(op, from, to); break;
             case LOG_PROB_AND_ENTROPY: NAME(log_prob_and_entropy)(op, from, add, to); break;
-            case SURROGATE: break;
+            case PPO_LOSS: break;
             case SINES: NAME(sines)(op, from, to); break;
             case HEADS:
-                if (NAME(heads)(program, op, features, spare, first, n)) return 1;
+                if (NAME(heads)(program, op, features, scratch, first, n)) return 1;
                 break;
-            case SAMPLE: NAME(sample_categorical)(op, from, add, program->choices + first, program->outputs[op->index] + first, n); break;
+            case SAMPLE: NAME(sample_categorical)(op, from, add, program->actions + first, program->outputs[op->index] + first, n); break;
         }
     }
     return 0;
@@ -244,7 +243,7 @@ static TARGET int NAME(play_tile)(const Program *program, REAL *features, REAL *
 
 /* ---- backward ---- */
 
-/* sums[lane] += the features' sums over the tile, one row of LANES for each */
+/* sums [n][LANES] += each feature's sum over the tile, by lane */
 INLINE void NAME(add_lanes)(const REAL *features, int n, REAL *sums) {
     for (int i = 0; i < n; i++) {
         vec sum = ZERO;
@@ -253,9 +252,9 @@ INLINE void NAME(add_lanes)(const REAL *features, int n, REAL *sums) {
     }
 }
 
-/* grad: of y = activation(weight in + bias + add), changed in place; sums: [n_out][PADDED(n_in)], [n_out][LANES] */
-static TARGET void NAME(linear_back)(const Op *op, const REAL *in, const REAL *out, REAL *grad, REAL *grad_in,
-                                     REAL *grad_add, REAL *turned, REAL *sums) {
+/* grad, of the output, becomes that before the activation; sums: weight [n_out][PADDED(n_in)], bias [n_out][LANES] */
+static TARGET void NAME(linear_backward)(const Op *op, const REAL *in, const REAL *out, REAL *grad, REAL *grad_in,
+                                     REAL *grad_add, REAL *transposed, REAL *sums) {
     const size_t padded = PADDED(op->n_in);
     for (int i = 0; i < op->n_out; i++) {
         EACH(c) {
@@ -268,13 +267,13 @@ static TARGET void NAME(linear_back)(const Op *op, const REAL *in, const REAL *o
         }
     }
     if (op->bias) NAME(add_lanes)(grad, op->n_out, sums + op->n_out * padded);
-    NAME(turn)(in, TILE, op->n_in, TILE, turned, padded);
-    NAME(product)(op->n_out, TILE, (int)padded, grad, TILE, 1, turned, padded, sums, padded);
+    NAME(transpose)(in, TILE, op->n_in, TILE, transposed, padded);
+    NAME(product)(op->n_out, TILE, (int)padded, grad, TILE, 1, transposed, padded, sums, padded);
     if (grad_in) NAME(product)(op->n_in, op->n_out, TILE, op->weight, 1, op->n_in, grad, TILE, grad_in, TILE);
 }
 
-/* sums: of the weight's gradient, then the bias's, [n][LANES] each */
-static TARGET void NAME(norm_back)(const Op *op, const REAL *in, const REAL *out, const REAL *grad, REAL *grad_in,
+/* sums: weight, bias, [n][LANES] each */
+static TARGET void NAME(norm_backward)(const Op *op, const REAL *in, const REAL *out, const REAL *grad, REAL *grad_in,
                                    REAL *sums) {
     const int n = op->n_in;
     const REAL *mean = AT(out, n), *scale = AT(out, n + 1);
@@ -297,7 +296,7 @@ static TARGET void NAME(norm_back)(const Op *op, const REAL *in, const REAL *out
     }
 }
 
-static TARGET void NAME(softmax_back)(const Op *op, const REAL *out, const REAL *grad, REAL *grad_in) {
+static TARGET void NAME(grouped_softmax_backward)(const Op *op, const REAL *out, const REAL *grad, REAL *grad_in) {
     for (int first = 0; first < op->n_in; first += op->n_out) {
         EACH(c) {
             vec along = ZERO;
@@ -310,36 +309,36 @@ static TARGET void NAME(softmax_back)(const Op *op, const REAL *out, const REAL 
     }
 }
 
-static TARGET void NAME(judge_back)(const Op *op, const REAL *in, const REAL *choice, const REAL *out, const REAL *grad,
+static TARGET void NAME(log_prob_and_entropy_backward)(const Op *op, const REAL *in, const REAL *action, const REAL *out, const REAL *grad,
                                     REAL *grad_in) {
     EACH(c) {
         const vec g = LD(grad + c), g_entropy = LD(AT(grad, 1) + c), entropy = LD(AT(out, 1) + c);
         for (int i = 0; i < op->n_in; i++) {
             vec log_p = LD(AT(in, i) + c) - LD(AT(out, 2) + c), p = NAME(exp)(log_p);
             vec sum = LD(AT(grad_in, i) + c) - p * (g + g_entropy * (log_p + entropy));
-            ST(AT(grad_in, i) + c, sum + WHERE(LD(choice + c) == (REAL)i, g));
+            ST(AT(grad_in, i) + c, sum + WHERE(LD(action + c) == (REAL)i, g));
         }
     }
 }
 
-/* x, or the bound that it is beyond; what is not a number stays so. */
+/* NaN stays NaN. */
 INLINE vec NAME(clamp)(vec x, REAL low, REAL high) {
     return SELECT(x < low, ZERO + low, SELECT(x > high, ZERO + high, x));
 }
 
-/* action_stats: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE], added
- * to sums. A comparison never hides what is not a number. */
-static TARGET void NAME(surrogate)(const PPOLossParams *by, const REAL *action_stats, const REAL *value, const REAL *old,
-                                   REAL *grad_judged, REAL *grad_value, REAL *terms, REAL *sums, int n) {
+/* action_stats: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE],
+ * added to sums. NaN in any of them reaches the terms and gradients. */
+static TARGET void NAME(ppo_loss)(const PPOLossParams *by, const REAL *action_stats, const REAL *value, const REAL *old,
+                                   REAL *grad_stats, REAL *grad_value, REAL *terms, REAL *sums, int n) {
     EACH(c) {
         const vec advantage = (LD(AT(old, 1) + c) - by->mean) * by->scale_advantage;
         const vec log_ratio = LD(action_stats + c) - LD(old + c);
-        /* `exp` goes no further than this */
+        /* NAME(exp) overflows above 88 */
         const vec ratio = SELECT(log_ratio > 88, ZERO + INFINITY, NAME(exp)(NAME(clamp)(log_ratio, -INFINITY, 88)));
         const vec gain = advantage * ratio, clipped = advantage * NAME(clamp)(ratio, by->low, by->high), off = ratio - 1;
         ST(terms + c, -SELECT(clipped < gain, clipped, gain));
-        ST(grad_judged + c, LD(grad_judged + c) - SELECT(clipped < gain, 0 * gain, gain) * by->scale);
-        ST(AT(grad_judged, 1) + c, LD(AT(grad_judged, 1) + c) - by->ent_coef * by->scale);
+        ST(grad_stats + c, LD(grad_stats + c) - SELECT(clipped < gain, 0 * gain, gain) * by->scale);
+        ST(AT(grad_stats, 1) + c, LD(AT(grad_stats, 1) + c) - by->ent_coef * by->scale);
         vec now = LD(value + c), slope = ZERO + 2 * by->vf_coef * by->scale;
         if (by->clip_range_vf >= 0) {
             const REAL most = by->clip_range_vf;
@@ -354,73 +353,67 @@ static TARGET void NAME(surrogate)(const PPOLossParams *by, const REAL *action_s
         ST(AT(terms, 3) + c, off - log_ratio);
         ST(AT(terms, 4) + c, WHERE((off > by->clip_range) | (off < -by->clip_range), ZERO + 1));
     }
-    for (int c = n; c < TILE; c++) { /* rows that are none */
+    for (int c = n; c < TILE; c++) { /* padding rows */
         for (int i = 0; i < TERMS; i++) AT(terms, i)[c] = 0;
-        grad_judged[c] = AT(grad_judged, 1)[c] = grad_value[c] = 0;
+        grad_stats[c] = AT(grad_stats, 1)[c] = grad_value[c] = 0;
     }
     NAME(add_lanes)(terms, TERMS, sums);
 }
 
-/* Go back through all operations for the rows [first, first + n), which have been played. */
-static TARGET void NAME(play_tile_back)(const Program *program, const REAL *features, REAL *grads, REAL *spare, REAL *sums,
+/* Backward through all operations for the rows [first, first + n), after tile_forward. */
+static TARGET void NAME(tile_backward)(const Program *program, const REAL *features, REAL *grads, REAL *scratch, REAL *sums,
                                         int64_t first, int n) {
     memset(grads, 0, (size_t)program->n_features * TILE * sizeof(REAL));
     for (const Op *op = program->ops + program->n_ops - 1; op >= program->ops; op--) {
         const REAL *in = AT(features, op->from), *out = AT(features, op->to);
         REAL *grad = AT(grads, op->to), *grad_in = AT(grads, op->from);
         switch (op->kind) {
-            case TAKE_INPUT:
+            case INPUT:
                 if (program->grad_inputs[op->index])
-                    NAME(turn_out)(grad, n, op->n_out, program->grad_inputs[op->index] + first * op->n_out);
+                    NAME(store_transposed)(grad, n, op->n_out, program->grad_inputs[op->index] + first * op->n_out);
                 break;
-            case GIVE_OUTPUT:
+            case OUTPUT:
                 if (!program->grad_outputs[op->index]) break;
-                NAME(turn_in)(program->grad_outputs[op->index] + first * op->n_in, n, op->n_in, spare);
-                for (int c = 0; c < op->n_in * TILE; c += VLEN) ST(grad_in + c, LD(grad_in + c) + LD(spare + c));
+                NAME(load_transposed)(program->grad_outputs[op->index] + first * op->n_in, n, op->n_in, scratch);
+                for (int c = 0; c < op->n_in * TILE; c += VLEN) ST(grad_in + c, LD(grad_in + c) + LD(scratch + c));
                 break;
             case LINEAR:
-                NAME(linear_back)(op, in, out, grad, op->leaf ? 0 : grad_in, op->add >= 0 ? AT(grads, op->add) : 0,
-                                  spare, sums + op->sums);
+                NAME(linear_backward)(op, in, out, grad, op->is_leaf ? 0 : grad_in, op->add >= 0 ? AT(grads, op->add) : 0,
+                                  scratch, sums + op->sums);
                 break;
-            case NORM: NAME(norm_back)(op, in, out, grad, grad_in, sums + op->sums); break;
-            case SOFTMAX: NAME(softmax_back)(op, out, grad, grad_in); break;
-            case LOG_PROB_AND_ENTROPY: NAME(judge_back)(op, in, AT(features, op->add), out, grad, grad_in); break;
-            case SURROGATE:
-                NAME(surrogate)(program->surrogate, in, AT(features, op->add), out, grad_in, AT(grads, op->add), spare,
+            case NORM: NAME(norm_backward)(op, in, out, grad, grad_in, sums + op->sums); break;
+            case SOFTMAX: NAME(grouped_softmax_backward)(op, out, grad, grad_in); break;
+            case LOG_PROB_AND_ENTROPY: NAME(log_prob_and_entropy_backward)(op, in, AT(features, op->add), out, grad, grad_in); break;
+            case PPO_LOSS:
+                NAME(ppo_loss)(program->loss_params, in, AT(features, op->add), out, grad_in, AT(grads, op->add), scratch,
                                 sums + op->sums, n);
                 break;
         }
     }
 }
 
-/* ---- a thread's share ---- */
+/* ---- a thread's work ---- */
 
-/* Take tiles, or on the way back shares of them that each have their own sums, until none is left. */
-static TARGET void NAME(play)(void *data) {
+/* Run shares of the tiles, in backward each with sums of its own, until none is left. */
+static TARGET void NAME(program_worker)(void *data) {
     Program *program = (Program *)data;
-    const size_t tile = (size_t)program->n_features * TILE, spare = (size_t)program->n_spare * TILE;
-    void *block = malloc((tile * (program->sums ? 2 : 1) + spare) * sizeof(REAL) + 64);
+    const size_t tile = (size_t)program->n_features * TILE, scratch_size = (size_t)program->n_scratch * TILE;
+    void *block = malloc((tile * (program->sums ? 2 : 1) + scratch_size) * sizeof(REAL) + 64);
     if (!block) {
         program->failed = 1;
         return;
     }
-    REAL *features = (REAL *)(((uintptr_t)block + 63) / 64 * 64);
-    if (program->sums) memset(features + tile, 0, spare * sizeof(REAL)); /* a turned matrix's padding */
-    const int64_t tiles = (program->B + TILE - 1) / TILE, each = (tiles + program->n_shares - 1) / program->n_shares;
+    REAL *features = (REAL *)ALIGN(block), *scratch = features + tile, *grads = scratch + scratch_size;
+    if (program->sums) memset(scratch, 0, scratch_size * sizeof(REAL)); /* the padding of transposed matrices */
+    const int64_t tiles = (program->B + TILE - 1) / TILE, per_share = (tiles + program->n_shares - 1) / program->n_shares;
     for (int64_t share; (share = TAKE(program)) < program->n_shares;) {
-        for (int64_t t = share * each; t < (share + 1) * each && t < tiles; t++) {
+        for (int64_t t = share * per_share; t < (share + 1) * per_share && t < tiles; t++) {
             const int64_t first = t * TILE, left = program->B - first;
             const int n = left < TILE ? (int)left : TILE;
-            REAL *beside = features + tile, *grads = beside + spare;
-            if (NAME(play_tile)(program, features, beside, first, n)) program->failed = 1;
+            if (NAME(tile_forward)(program, features, scratch, first, n)) program->failed = 1;
             if (program->sums)
-                NAME(play_tile_back)(program, features, grads, beside, program->sums + share * program->n_sums, first, n);
+                NAME(tile_backward)(program, features, grads, scratch, program->sums + share * program->n_sums, first, n);
         }
     }
     free(block);
 }
-
-#undef EACH
-#undef AT
-#undef PRODUCT_ROWS
-#undef PRODUCT_VECS

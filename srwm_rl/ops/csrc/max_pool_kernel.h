@@ -1,15 +1,11 @@
-/* Max pooling of channels-last images, 3 x 3 by steps of 2 with one pixel of padding, and its way back; srwm_kernel.h
- * includes this for single precision and lends it its tools. The channels are whole vectors.
+/* Max pooling of channels-last images, 3 x 3 with stride 2 and one pixel of padding, forward and backward.
  *
- * Images are of float, or of bfloat16, the upper half of a float: computed in float either way. A window's largest
- * pixel is the first of several, or the last that is no number, as torch has it; which of the nine it was is kept in a
- * byte. On the way back every pixel asks the windows it is in, one to four, whether it was theirs, so that nothing is
- * zeroed first and nothing is written twice.
+ * Images are float or bfloat16, computed in float; the channels are whole vectors. Of equal pixels a window takes the
+ * first, of NaNs the last, as torch does; `which` stores the taken one's index, 0 to 8, in a byte. Backward sums over the
+ * one to four windows of a pixel, so that nothing is zeroed first and every pixel is written once.
  */
 
-#if VLEN > 1
-/* Numbers of one width to another, and choices by masks: where the compiler is told vectors alone, GCC 12 takes bytes and
- * halves one by one, and carries masks through whole vectors. */
+/* Intrinsics: of plain vectors GCC 12 converts bytes and halves one by one, and keeps masks in whole vectors. */
 typedef uint16_t NAME(half) __attribute__((vector_size(VLEN * 2), may_alias, aligned(2)));
 typedef uint8_t NAME(byte) __attribute__((vector_size(VLEN), may_alias, aligned(1)));
 #define HALF(p) (*(NAME(half) *)(p))
@@ -54,14 +50,14 @@ INLINE void NAME(put_pixel)(void *image, size_t at, vec v, int is_half) {
     else STU((REAL *)image + at, v);
 }
 
-/* To the nearest bfloat16, of two the even one. */
+/* Round to the nearest bfloat16, ties to even. */
 INLINE vec NAME(rounded)(vec v) {
     const ivec bits = (ivec)v, nearest = bits + 0x7fff + ((bits >> 16) & 1);
-    const mask sick = BETTER(v, v); /* which rounding could turn into a number */
-    return PICK(sick, v, (vec)nearest);
+    const mask is_nan = BETTER(v, v); /* rounding could make it a number */
+    return PICK(is_nan, v, (vec)nearest);
 }
 
-/* One window of VLEN channels: rows and columns from first to last of the three. */
+/* One window of VLEN channels, limited to rows and columns first to last of its three. */
 INLINE void NAME(window)(const Pool *pool, size_t at, int first_y, int last_y, int first_x, int last_x, size_t to,
                          int is_half) {
     const size_t row = (size_t)pool->w * pool->c;
@@ -81,7 +77,7 @@ INLINE void NAME(window)(const Pool *pool, size_t at, int first_y, int last_y, i
     if (pool->which) STORE_BYTE(pool->which + to, which);
 }
 
-INLINE void NAME(pool_row)(const Pool *pool, int64_t image, int i, int is_half) {
+INLINE void NAME(max_pool_row)(const Pool *pool, int64_t image, int i, int is_half) {
     const int64_t h = pool->h, w = pool->w, c = pool->c, w_out = (w + 1) / 2;
     const int first_y = i ? 0 : 1, last_y = 2 * i + 1 < h ? 2 : 1;
     for (int64_t j = 0; j < w_out; j++) {
@@ -89,20 +85,20 @@ INLINE void NAME(pool_row)(const Pool *pool, int64_t image, int i, int is_half) 
         const int first_x = j ? 0 : 1, last_x = 2 * j + 1 < w ? 2 : 1;
         for (int64_t k = 0; k < c; k += VLEN) {
             if (first_y == 0 && last_y == 2 && first_x == 0 && last_x == 2)
-                NAME(window)(pool, at + k, 0, 2, 0, 2, to + k, is_half); /* as most are: unrolled */
+                NAME(window)(pool, at + k, 0, 2, 0, 2, to + k, is_half); /* the usual case, unrolled */
             else
                 NAME(window)(pool, at + k, first_y, last_y, first_x, last_x, to + k, is_half);
         }
     }
 }
 
-/* What the window at `from` gives VLEN channels of its pixel `tap` */
-INLINE vec NAME(given)(const Pool *pool, size_t from, int tap, int is_half) {
+/* The gradient that the window at `from` passes to its pixel `tap`, VLEN channels */
+INLINE vec NAME(window_gradient)(const Pool *pool, size_t from, int tap, int is_half) {
     const mask own = IS(pool->which + from, tap);
     return PICK(own, NAME(pixel)(pool->y, from, is_half), ZERO);
 }
 
-INLINE void NAME(pool_row_back)(const Pool *pool, int64_t image, int y, int is_half) {
+INLINE void NAME(max_pool_row_backward)(const Pool *pool, int64_t image, int y, int is_half) {
     const int64_t h = pool->h, w = pool->w, c = pool->c, h_out = (h + 1) / 2, w_out = (w + 1) / 2;
     const int i = y / 2, odd_y = y % 2, below = odd_y && i + 1 < h_out;
     for (int64_t x = 0; x < w; x++) {
@@ -111,16 +107,16 @@ INLINE void NAME(pool_row_back)(const Pool *pool, int64_t image, int y, int is_h
         const size_t at = ((image * h + y) * w + x) * c, from = ((image * h_out + i) * w_out + j) * c;
         const int tap = (odd_y ? 6 : 3) + (odd_x ? 2 : 1);
         for (int64_t k = 0; k < c; k += VLEN) {
-            vec sum = NAME(given)(pool, from + k, tap, is_half);
-            if (beside) sum += NAME(given)(pool, from + c + k, tap - 2, is_half);
-            if (below) sum += NAME(given)(pool, from + w_out * c + k, tap - 6, is_half);
-            if (below && beside) sum += NAME(given)(pool, from + (w_out + 1) * c + k, tap - 8, is_half);
+            vec sum = NAME(window_gradient)(pool, from + k, tap, is_half);
+            if (beside) sum += NAME(window_gradient)(pool, from + c + k, tap - 2, is_half);
+            if (below) sum += NAME(window_gradient)(pool, from + w_out * c + k, tap - 6, is_half);
+            if (below && beside) sum += NAME(window_gradient)(pool, from + (w_out + 1) * c + k, tap - 8, is_half);
             NAME(put_pixel)(pool->x, at + k, is_half ? NAME(rounded)(sum) : sum, is_half);
         }
     }
 }
 
-static TARGET void NAME(pool_share)(void *data) {
+static TARGET void NAME(max_pool_worker)(void *data) {
     Pool *pool = data;
     const int64_t rows = pool->back ? pool->h : (pool->h + 1) / 2, units = pool->n * rows;
     for (int64_t unit; (unit = TAKE(pool)) < units;) {
@@ -128,10 +124,10 @@ static TARGET void NAME(pool_share)(void *data) {
         for (; unit < end; unit++) {
             const int64_t image = unit / rows;
             const int row = unit % rows;
-            if (pool->back && pool->is_half) NAME(pool_row_back)(pool, image, row, 1);
-            else if (pool->back) NAME(pool_row_back)(pool, image, row, 0);
-            else if (pool->is_half) NAME(pool_row)(pool, image, row, 1);
-            else NAME(pool_row)(pool, image, row, 0);
+            if (pool->back && pool->is_half) NAME(max_pool_row_backward)(pool, image, row, 1);
+            else if (pool->back) NAME(max_pool_row_backward)(pool, image, row, 0);
+            else if (pool->is_half) NAME(max_pool_row)(pool, image, row, 1);
+            else NAME(max_pool_row)(pool, image, row, 0);
         }
     }
 }
@@ -146,4 +142,3 @@ static TARGET void NAME(pool_share)(void *data) {
 #undef STORE_HALF
 #undef STORE_BYTE
 #undef IS
-#endif
