@@ -1,4 +1,4 @@
-"""The one simulator interface: `n_envs` environments stepped together, with same-step autoreset."""
+"""The interface of all environments here: `n_envs` stepped together, with same-step autoreset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, IntArray, LevelRange, check_levels
+from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, IntArray, LevelRange, LevelSampler, check_levels
 from srwm_rl.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -19,7 +19,7 @@ State = dict[str, Any]
 
 
 class BatchStep(NamedTuple):
-    """What one step of all environments gives.
+    """The result of one step of all environments.
 
     `obs[i]` is already the next episode's first observation where `terminated[i] | truncated[i]`. `info` holds one
     array `[n]` per key: `level_seed` (the level of `obs`), `prev_level_seed` (the level the step was played in) and,
@@ -55,7 +55,7 @@ class BatchEnv(ABC):
     supports_state: bool = False
     """Whether `get_state` and `set_state` work."""
     solvable: bool = False
-    """Whether the game says if an episode was solved (`info["is_success"]`)."""
+    """Whether `info["is_success"]` says if an episode was solved."""
     render_mode: str | None = None
 
     def __init__(
@@ -84,7 +84,7 @@ class BatchEnv(ABC):
 
         `levels` `[n]` fixes the level of each masked environment, which stays on that level, episode after episode,
         until it is reset without `levels`; then it goes back to its own range and random sequence. Running episodes
-        are given up.
+        end without a result.
 
         Args:
             mask: `[n]` bool.
@@ -127,7 +127,7 @@ class BatchEnv(ABC):
         """Return the levels being played, `[n]`."""
 
     def places(self) -> str:
-        """Say which games and levels are being played, for whoever wonders why a step does not end."""
+        """Describe the games and levels being played, for the message about a step that does not end."""
         games, levels = self.game_names, self.level_seed().tolist()
         shown = [f"{game} level {level}" for game, level in zip(games, levels, strict=True)][:8]
         return f"the environments are in {', '.join(shown)}{', ...' if self.n_envs > 8 else ''}"
@@ -148,7 +148,7 @@ class BatchEnv(ABC):
         """Return everything that decides what happens next, without pickles.
 
         Raises:
-            UserError: If this simulator cannot tell its state.
+            UserError: If this simulator cannot save its state.
         """
         if not self.supports_state:
             raise UserError(f"{self.game_names[0]} cannot save its state; resume at an episode's start instead")
@@ -170,15 +170,13 @@ class BatchEnv(ABC):
         self._check_state(state, self.get_state())
         self._set_state(state)
 
-    def _check_state(self, state: State, mine: State) -> None:
-        if not isinstance(state, dict) or set(state) != set(mine):
+    def _check_state(self, state: State, own: State) -> None:
+        if not isinstance(state, dict) or set(state) != set(own):
             raise UserError(f"this is not a saved state of {type(self).__name__}; give what its get_state returned")
         for key in ("n_envs", "games", "levels", *self._settings()):
-            if state[key] != mine[key]:
-                raise UserError(
-                    f"the saved state has {key} {state[key]}, this environment {mine[key]}; make them equal"
-                )
-        for key, value in mine.items():
+            if state[key] != own[key]:
+                raise UserError(f"the saved state has {key} {state[key]}, this environment {own[key]}; make them equal")
+        for key, value in own.items():
             if isinstance(value, np.ndarray):
                 check_array(key, state[key], value)
 
@@ -219,13 +217,58 @@ class BatchEnv(ABC):
         return array
 
 
-def check_array(key: str, given: Any, mine: Array) -> None:
-    """Raise a UserError unless the entry `key` of a saved state is an array like `mine`."""
-    found = np.asarray(given)
-    if (found.shape, found.dtype) != (mine.shape, mine.dtype):
+class SampledLevelsEnv(BatchEnv):
+    """A `BatchEnv` whose episodes are drawn by a `LevelSampler`; a subclass implements `_begin_episodes`."""
+
+    def __init__(
+        self,
+        n_envs: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        levels: str | LevelRange,
+        seed: int,
+    ) -> None:
+        super().__init__(n_envs, observation_space, action_space, levels, seed)
+        self._level: IntArray = np.zeros(self.n_envs, np.int64)
+        self._clock: IntArray = np.zeros(self.n_envs, np.int64)  # steps within the episode
+        self.reseed(self.seed)
+
+    @abstractmethod
+    def _begin_episodes(self, mask: BoolArray) -> None:
+        """Start the masked environments on their levels, `_level`."""
+
+    def reseed(self, seed: int) -> None:
+        """Start over exactly as a new instance with this seed would."""
+        self.seed = check_seed(seed)
+        self._sampler = LevelSampler(self.levels, self.n_envs, self.seed)
+        self._begin(np.ones(self.n_envs, np.bool_))
+        self._fresh = True
+
+    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Observation:
+        # A new instance has begun its first episodes already: the first reset returns them instead of skipping them.
+        if not (self._fresh and mask.all() and levels is None):
+            self._sampler.pin(mask, levels)
+            self._begin(mask)
+        self._fresh = False
+        return self.observe()
+
+    def _begin(self, mask: BoolArray) -> None:
+        self._level[mask] = self._sampler.draw(mask)
+        self._clock[mask] = 0
+        self._begin_episodes(mask)
+
+    def level_seed(self) -> IntArray:
+        """Return the levels being played, `[n]`."""
+        return self._level.copy()
+
+
+def check_array(key: str, value: Any, like: Array) -> None:
+    """Raise a UserError unless the entry `key` of a saved state has the shape and dtype of `like`."""
+    array = np.asarray(value)
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
         raise UserError(
-            f"the saved state's {key!r} is {found.dtype} of shape {found.shape}, not {mine.dtype} of shape "
-            f"{mine.shape}; use the same environments and n_envs"
+            f"the saved state's {key!r} is {array.dtype} of shape {array.shape}, not {like.dtype} of shape "
+            f"{like.shape}; use the same environments and n_envs"
         )
 
 

@@ -8,12 +8,12 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, check_count, check_seed
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, LevelSampler
+from srwm_rl.envs.batch import Array, BatchStep, Observation, SampledLevelsEnv, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange
 from srwm_rl.errors import FaultError, UserError
 
 
-class GymnasiumBatch(BatchEnv):
+class GymnasiumBatch(SampledLevelsEnv):
     """Step `n_envs` copies of a Gymnasium environment one after the other; level k is what `reset(seed=k)` makes.
 
     An environment whose randomness does not come from its seed alone cannot promise equal episodes on equal levels.
@@ -42,37 +42,17 @@ class GymnasiumBatch(BatchEnv):
         self.env_id = env_id
         self.envs = [_make(env_id, env_kwargs or {}) for _ in range(n_envs)]
         self.render_mode = self.envs[0].render_mode
+        self._latest: list[Any] = [None] * n_envs
+        self._busy = 0  # index of the environment that steps or resets
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space, levels, seed)
         self._batched_actions = batch_space(self.action_space, self.n_envs)
-        self._latest: list[Any] = [None] * self.n_envs
-        self._busy = 0  # the environment that steps or is reset
-        self._level: IntArray = np.zeros(self.n_envs, np.int64)
-        self._clock: IntArray = np.zeros(self.n_envs, np.int64)
-        self.reseed(self.seed)
 
     @property
     def game_names(self) -> list[str]:
         """Name the game that each environment plays, `[n]`."""
         return [self.env_id] * self.n_envs
 
-    def reseed(self, seed: int) -> None:
-        """Start over exactly as a new instance with this seed would."""
-        self.seed = check_seed(seed)
-        self._sampler = LevelSampler(self.levels, self.n_envs, self.seed)
-        self._begin(np.ones(self.n_envs, np.bool_))
-        self._fresh = True
-
-    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Observation:
-        # A new instance has its first episodes already: the first reset shows them instead of skipping them.
-        if not (self._fresh and mask.all() and levels is None):
-            self._sampler.pin(mask, levels)
-            self._begin(mask)
-        self._fresh = False
-        return self.observe()
-
-    def _begin(self, mask: BoolArray) -> None:
-        self._level[mask] = self._sampler.draw(mask)
-        self._clock[mask] = 0
+    def _begin_episodes(self, mask: BoolArray) -> None:
         for i in np.flatnonzero(mask).tolist():
             self._busy = i
             try:
@@ -99,7 +79,7 @@ class GymnasiumBatch(BatchEnv):
         if done.any():
             final_obs = self.observe()
             if all("is_success" in infos[i] for i in np.flatnonzero(done)):
-                info["is_success"] = np.array([bool(each.get("is_success", False)) for each in infos])
+                info["is_success"] = np.array([bool(env_info.get("is_success", False)) for env_info in infos])
             self._begin(done)
         info["level_seed"] = self._level.copy()
         return BatchStep(self.observe(), rewards, terminated, truncated, info, final_obs)
@@ -120,10 +100,6 @@ class GymnasiumBatch(BatchEnv):
         empty: Any = create_empty_array(self.observation_space, self.n_envs)
         batch: Any = concatenate(self.observation_space, self._latest, empty)
         return dict(batch) if isinstance(batch, dict) else batch
-
-    def level_seed(self) -> IntArray:
-        """Return the levels being played, `[n]`."""
-        return self._level.copy()
 
     def render(self) -> Array:
         """Return a picture `[n, height, width, 3]` of every environment."""

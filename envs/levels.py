@@ -1,4 +1,4 @@
-"""Ranges of level seeds, and who plays which level next."""
+"""Ranges of level seeds, and the sampler of the next level."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LevelRange:
-    """Hold the level seeds `start`, ..., `stop - 1` that an environment may play.
+    """The level seeds `start`, ..., `stop - 1` that an environment may play.
 
     Raises:
         UserError: If the range is empty, reversed, negative or reaches beyond 2**31 - 1.

@@ -1,4 +1,4 @@
-"""From the text a user gives (`--env coinrun,maze`) to environments."""
+"""Environments by name (`--env coinrun,maze`)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MemoryInputs = Sequence[str]
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Say what a user's `env` is: its kind, and the names of its games, its task or its Gymnasium id."""
+    """What an `env` names: its kind, and its games, task or Gymnasium id."""
 
     kind: Literal["procgen", "task", "gymnasium"]
     names: tuple[str, ...]
 
 
 def resolve(env: str) -> EnvSpec:
-    """Find out what `env` names: ProcGen games ("coinrun,maze", "paper6"), a task, or a Gymnasium id.
+    """Return what `env` names: ProcGen games ("coinrun,maze", "paper6"), a task, or a Gymnasium id.
 
     Raises:
         UserError: If nothing is called so (with the nearest name), or ProcGen is needed and not installed.
@@ -118,8 +118,8 @@ def make_batch_env(
     if spec.kind == "task":
         task: Any = TASKS[spec.names[0]]
         check_settings(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
-        made: BatchEnv = task(n_envs, levels, seed, **kwargs)
-        return made
+        batch_env: BatchEnv = task(n_envs, levels, seed, **kwargs)
+        return batch_env
     from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 
     return GymnasiumBatch(spec.names[0], n_envs, levels, seed, env_kwargs=kwargs)

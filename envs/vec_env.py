@@ -52,7 +52,7 @@ class BatchVecEnv(VecEnv):
         self._lengths = np.zeros(batch_env.n_envs, np.int64)
         self._started = time.perf_counter()
         self._actions: Any = None
-        self._last_saved: set[tuple[str, str]] = set()  # faults that were warned of
+        self._warned: set[tuple[str, str]] = set()  # quantity and game
         super().__init__(batch_env.n_envs, batch_env.observation_space, batch_env.action_space)
 
     def reset(self) -> Observation:
@@ -107,7 +107,7 @@ class BatchVecEnv(VecEnv):
         if isinstance(values, dict):
             if all(map(all_finite, values.values())):
                 return values
-            return {key: self._finite(f"{what} {key!r}", each, levels) for key, each in values.items()}  # type: ignore[misc]
+            return {key: self._finite(f"{what} {key!r}", part, levels) for key, part in values.items()}  # type: ignore[misc]
         if all_finite(values):
             return values
         bad = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
@@ -115,10 +115,10 @@ class BatchVecEnv(VecEnv):
         place = f"{self._games[bad]}, environment {bad}, level {level}, step {self._lengths[bad]}"
         if self.on_nan == "stop":
             raise FaultError(f"the {what} is not finite ({place})")
-        if (what, self._games[bad]) not in self._last_saved:
-            self._last_saved.add((what, self._games[bad]))
+        if (what, self._games[bad]) not in self._warned:
+            self._warned.add((what, self._games[bad]))
             warnings.warn(
-                f"the {what} is not finite and counts as 0 ({place}); further ones are not told", stacklevel=2
+                f"the {what} is not finite and counts as 0 ({place}); further ones are not reported", stacklevel=2
             )
         return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -140,7 +140,7 @@ class BatchVecEnv(VecEnv):
 
     @property
     def supports_state(self) -> bool:
-        """Say whether `get_state` and `set_state` work with this simulator."""
+        """Whether `get_state` and `set_state` work with this simulator."""
         return self.batch_env.supports_state
 
     def observe(self) -> Observation:
@@ -195,7 +195,7 @@ class BatchVecEnv(VecEnv):
         return [getattr(self.batch_env, method_name)(*method_args, **method_kwargs)] * self._count(indices)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Tell that the infos carry what SB3's `Monitor` would add, and that there is no other wrapper."""
+        """Return True for SB3's `Monitor` alone, whose infos are here already."""
         return [issubclass(wrapper_class, Monitor)] * self._count(indices)
 
     def _count(self, indices: VecEnvIndices) -> int:
@@ -218,8 +218,8 @@ class ProcgenVecEnv(BatchVecEnv):
 
 
 def all_finite(values: Array) -> bool:
-    """Say whether all of an array's numbers are finite."""
-    # A sum of squares is finite only if all of them are, and takes a third of the time; it may be too large, though.
+    """Return whether all numbers of an array are finite."""
+    # The sum of squares takes a third of the time of isfinite; it may overflow, though.
     return values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
 
 
@@ -227,5 +227,5 @@ def check_arrays(state: Any, arrays: dict[str, Array], inner: str) -> None:
     """Raise a UserError unless `state` holds these arrays, in type and shape, and the key `inner`, and no more."""
     if not isinstance(state, dict) or set(state) != {inner, *arrays}:
         raise UserError("this is not a saved state of these environments; give what their get_state returned")
-    for key, mine in arrays.items():
-        check_array(key, state[key], mine)
+    for key, array in arrays.items():
+        check_array(key, state[key], array)

@@ -29,7 +29,7 @@ Frames = npt.NDArray[np.uint8]
 
 _N_ACTIONS = 15
 _RESET = -1  # ProcGen's action that ends the episode at once (Game::step in procgen/src/game.cpp)
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 
 
 class ProcgenBatch(BatchEnv):
@@ -50,7 +50,7 @@ class ProcgenBatch(BatchEnv):
         timeout_as_truncation: Report an episode that ran out of time as truncated. By default it is terminated, as in
             every published result. An episode that fails in its very last step counts as out of time.
         render_mode: "rgb_array" draws 512x512 frames at every step, 20 times slower: not for training.
-        options: ProcGen's own switches, such as `use_backgrounds=False` (see `procgen_games.OPTIONS`).
+        options: ProcGen's own switches, such as `use_backgrounds=False` (see `procgen.games.OPTIONS`).
 
     Raises:
         UserError: If an argument is wrong or ProcGen is not installed.
@@ -105,7 +105,7 @@ class ProcgenBatch(BatchEnv):
         self._env = self._make(",".join(self.games), self.n_envs, self.levels, self.n_threads, self.render_mode)
         self._clock: IntArray = np.zeros(self.n_envs, np.int64)
         self._pins: IntArray = np.full(self.n_envs, -1, np.int64)
-        # What a pinned environment goes back to: its own state carries its level range and its random sequence.
+        # States of the environments before they were pinned, with their level range and random sequence.
         self._own_states: list[bytes] = [b""] * self.n_envs
         self._fresh = True
 
@@ -115,7 +115,7 @@ class ProcgenBatch(BatchEnv):
             env_name=games,
             num_levels=len(levels),
             start_level=levels.start,
-            # Exploration is one hard level; procgen itself would refuse to be told which.
+            # Exploration is one hard level; procgen itself refuses the mode together with a level.
             distribution_mode="hard" if self.mode == "exploration" else self.mode,
             rand_seed=self.seed,
             num_threads=n_threads,
@@ -144,7 +144,7 @@ class ProcgenBatch(BatchEnv):
         return BatchStep(obs["rgb"], rewards, first & ~truncated, truncated, info)
 
     def _info(self, key: str) -> Array:
-        # gym3's get_info() builds one dict per environment; the arrays behind it are what is wanted here.
+        # gym3's get_info() would build one dict per environment from these arrays.
         values: Array = self._env._info[key]
         return values.copy()
 
@@ -194,7 +194,7 @@ class ProcgenBatch(BatchEnv):
         """Put environment i at the start of `level`, as an instance with that level alone would begin."""
         if self._pins[i] < 0:
             self._own_states[i] = self._read(self._env, i)
-        # Half a millisecond: less than the memory is worth that a cache of 40 kB per level would take.
+        # Half a millisecond; a cache would take 40 kB per level.
         source = self._make(self._names[i], 1, LevelRange(level, level + 1), n_threads=0)
         self._write(self._env, i, self._read(source, 0))
         source.close()
@@ -207,7 +207,7 @@ class ProcgenBatch(BatchEnv):
         self._pins[mask] = -1
 
     def _restart_alone(self, i: int) -> None:
-        """End the episode of environment i elsewhere: an action in place would step all the others too."""
+        """End the episode of environment i in another instance: an action here would step all environments."""
         name = self._names[i]
         if name not in self._one_env:
             self._one_env[name] = self._make(name, 1, self.levels, n_threads=0)
@@ -273,6 +273,6 @@ def _procgen_class() -> Any:
 
 def _thread_count(n_threads: int | None, n_envs: int) -> int:
     if n_threads is None:
-        # A single environment is faster without the hand-over to a thread.
-        return 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, _MOST_THREADS)
+        # A single environment is faster without threads.
+        return 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, _MAX_THREADS)
     return 0 if n_threads == 0 else check_count("n_threads", n_threads)

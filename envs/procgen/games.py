@@ -1,7 +1,4 @@
-"""ProcGen's games, modes and options, and the checks that its C++ leaves to the caller.
-
-ProcGen ends the whole process on an unknown game or a wrong number; so every value is checked here first.
-"""
+"""ProcGen's games, modes and options, and their checks: its C++ ends the whole process on a wrong value."""
 
 from __future__ import annotations
 

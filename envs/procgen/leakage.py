@@ -1,4 +1,4 @@
-"""Levels that are held out by number and yet begin like one that was trained on."""
+"""Held-out levels whose first frame equals that of a training level."""
 
 from __future__ import annotations
 

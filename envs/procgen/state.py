@@ -1,4 +1,4 @@
-"""Read the head of ProcGen's saved states, so that a wrong one is refused before the C++ reader ends the process.
+"""Checks of ProcGen's saved states: its C++ reader would end the process on a wrong one.
 
 Layout: `Game::serialize` in https://github.com/openai/procgen/blob/master/procgen/src/game.cpp, little-endian 32-bit
 integers, strings with their length before them, and an end mark.
@@ -18,7 +18,7 @@ _MODE_INDEX = 7
 
 
 def digest(states: Iterable[bytes]) -> str:
-    """Return a fingerprint by which a flipped byte or a swapped environment is noticed; no proof against malice."""
+    """Return a checksum of states and their order, against damage, not against malice."""
     total = blake2b(digest_size=16)
     for state in states:
         total.update(len(state).to_bytes(8, "little") + state)
@@ -39,10 +39,10 @@ def check_state(data: object, game: str, mode_number: int, levels: tuple[int, in
         raise UserError(f"the saved state of {game} is damaged or of another ProcGen version")
     name = data[8 : 8 + length].decode("ascii", "replace")
     numbers = struct.unpack_from(f"<{_INTEGERS_BEFORE_LEVELS + 2}i", data, 8 + length)
-    found = (name, numbers[_MODE_INDEX], numbers[-2], numbers[-1])
-    if found != (game, mode_number, *levels):
+    header = (name, numbers[_MODE_INDEX], numbers[-2], numbers[-1])
+    if header != (game, mode_number, *levels):
         raise UserError(
-            f"the saved state is of {found[0]} (mode {found[1]}, levels {found[2]}:{found[3]}), "
+            f"the saved state is of {header[0]} (mode {header[1]}, levels {header[2]}:{header[3]}), "
             f"but {game} (mode {mode_number}, levels {levels[0]}:{levels[1]}) is needed"
         )
     return data

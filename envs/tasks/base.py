@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
 
-from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_seed
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, LevelSampler
+from srwm_rl.envs.batch import Array, BatchStep, SampledLevelsEnv, State, check_seed
+from srwm_rl.envs.levels import BoolArray, IntArray
 
 FloatArray = npt.NDArray[np.float32]
 
 
-class TaskBatch(BatchEnv):
+class TaskBatch(SampledLevelsEnv):
     """Run a task whose episodes are a function of (level, step, action), for all environments at once.
 
     A subclass gives `name`, `_read_levels`, `_observe` and `_play`; everything that an episode contains is hashed from
@@ -26,20 +25,6 @@ class TaskBatch(BatchEnv):
     supports_state = True
     memory_inputs: ClassVar[tuple[str, ...]] = ("action", "reward", "step")
     """What `VecMemoryInputs` may add without giving the task's answer away."""
-
-    def __init__(
-        self,
-        n_envs: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        levels: str | LevelRange,
-        seed: int,
-    ) -> None:
-        super().__init__(n_envs, observation_space, action_space, levels, seed)
-        self._level: IntArray = np.zeros(self.n_envs, np.int64)
-        self._clock: IntArray = np.zeros(self.n_envs, np.int64)
-        self._fresh = True
-        self.reseed(self.seed)
 
     @property
     def game_names(self) -> list[str]:
@@ -63,14 +48,6 @@ class TaskBatch(BatchEnv):
     def _play(self, actions: IntArray) -> tuple[FloatArray, BoolArray, BoolArray]:
         """Return rewards, "this was the last step" and "solved", each `[n]`, of `actions` at the current clocks."""
 
-    def _reset(self, mask: BoolArray, levels: IntArray | None) -> FloatArray:
-        # A new instance has its first levels drawn already: the first reset shows them instead of skipping them.
-        if not (self._fresh and mask.all() and levels is None):
-            self._sampler.pin(mask, levels)
-            self._begin(mask)
-        self._fresh = False
-        return self._observe()
-
     def step(self, actions: Array) -> BatchStep:
         """Act in every environment; see `BatchEnv.step`."""
         rewards, done, solved = self._play(self.check_actions(actions))
@@ -90,20 +67,7 @@ class TaskBatch(BatchEnv):
         """Return the current observations without stepping."""
         return self._observe()
 
-    def level_seed(self) -> IntArray:
-        """Return the levels being played, `[n]`."""
-        return self._level.copy()
-
-    def reseed(self, seed: int) -> None:
-        """Start over exactly as a new instance with this seed would."""
-        self.seed = check_seed(seed)
-        self._sampler = LevelSampler(self.levels, self.n_envs, self.seed)
-        self._begin(np.ones(self.n_envs, np.bool_))
-        self._fresh = True
-
-    def _begin(self, mask: BoolArray) -> None:
-        self._level[mask] = self._sampler.draw(mask)
-        self._clock[mask] = 0
+    def _begin_episodes(self, mask: BoolArray) -> None:
         self._read_levels()
 
     def _settings(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Play every level of a list exactly as often as asked: the evaluation without sampling noise between levels."""
+"""Every level of a list a fixed number of times: evaluation without sampling noise between levels."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class LevelsVecEnv(BatchVecEnv):
 
     @property
     def busy(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which environments are playing a level that counts, `[n]`."""
+        """Environments that play a level of the evaluation, `[n]`."""
         return self._playing >= 0
 
     def _begin(self, options: dict[str, Any]) -> Observation:
         if options:
-            raise UserError("the levels of this evaluation were given at its construction; reset takes no options")
+            raise UserError("the levels of this evaluation are set by its constructor; reset takes no options")
         self._finished = 0
         self._queues = {game: deque(self._todo) for game in self._games}
         obs = self.batch_env.reset()
-        return self._hand_out(np.ones(self.num_envs, np.bool_), obs)
+        return self._assign_levels(np.ones(self.num_envs, np.bool_), obs)
 
-    def _hand_out(self, free: np.ndarray[Any, np.dtype[np.bool_]], obs: Observation) -> Observation:
-        """Give the free environments their next levels; return the observations after that."""
+    def _assign_levels(self, free: np.ndarray[Any, np.dtype[np.bool_]], obs: Observation) -> Observation:
+        """Start the free environments on their next levels; return the observations."""
         for i in np.flatnonzero(free):
             queue = self._queues[self._games[i]]
             self._playing[i] = queue.popleft() if queue else -1
@@ -67,10 +67,10 @@ class LevelsVecEnv(BatchVecEnv):
     def step_wait(self) -> Step:
         """Act, and return observations, rewards, dones and infos."""
         if not self._queues:
-            raise UserError("call reset before the first step: it hands out the levels")
+            raise UserError("call reset before the first step")
         obs, rewards, dones, infos = super().step_wait()
         if dones.any():
-            obs = self._hand_out(dones, obs)
+            obs = self._assign_levels(dones, obs)
             for i, level in zip(np.flatnonzero(dones), self.batch_env.level_seed()[dones].tolist(), strict=True):
                 if "level_seed" in infos[i]:
                     infos[i]["level_seed"] = level
@@ -84,13 +84,13 @@ class LevelsVecEnv(BatchVecEnv):
 
     @property
     def supports_state(self) -> bool:
-        """Say no: an evaluation is run again, not resumed."""
+        """False: an evaluation is run again, not resumed."""
         return False
 
     def get_state(self) -> State:
-        """Refuse: an evaluation is run again, not resumed."""
+        """Raise a UserError: an evaluation is run again, not resumed."""
         raise UserError("an evaluation on chosen levels cannot be saved half-way; start it again")
 
     def set_state(self, state: State) -> None:
-        """Refuse: an evaluation is run again, not resumed."""
+        """Raise a UserError: an evaluation is run again, not resumed."""
         raise UserError("an evaluation on chosen levels cannot be restored half-way; start it again")

@@ -1,4 +1,4 @@
-"""Several vectorised environments as one, so that a trainer can act for some while others step."""
+"""Several vector environments as one, so that a trainer can act for some while others step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class GroupedVecEnv(VecEnv):
     """Hold several `VecEnv`s and look like one; `groups` lets a trainer step each for itself.
 
     Environments are numbered through the groups in order. Every group steps in its own `step_wait`, so that what steps
-    them may do so in one thread each.
+    them may do so in one thread group.
 
     Args:
         groups: environments with equal spaces, whatever they are wrapped in.
 
     Attributes:
-        settle: waits until no group is within a step; called before anything else is asked of one. Whoever steps the
-            groups sets it.
+        settle: waits until no group is within a step; called before any other method of a group. Set by the trainer
+            that steps the groups.
 
     Raises:
         UserError: there is none, or the spaces differ.
@@ -37,11 +37,11 @@ class GroupedVecEnv(VecEnv):
         if not groups:
             raise UserError("a GroupedVecEnv needs at least one group of environments")
         first = groups[0]
-        for each in groups[1:]:
-            if each.observation_space != first.observation_space or each.action_space != first.action_space:
+        for group in groups[1:]:
+            if group.observation_space != first.observation_space or group.action_space != first.action_space:
                 raise UserError("all groups of a GroupedVecEnv must have the same observation and action spaces")
         self.groups = list(groups)
-        self._starts = [0, *np.cumsum([each.num_envs for each in groups]).tolist()]
+        self._starts = [0, *np.cumsum([group.num_envs for group in groups]).tolist()]
         n_envs = self._starts.pop()
         super().__init__(n_envs, first.observation_space, first.action_space)
 
@@ -58,17 +58,18 @@ class GroupedVecEnv(VecEnv):
         Raises:
             UserError: options of another kind.
         """
-        given = options or {}
-        if not isinstance(given, dict) or set(given) - {"levels"}:
+        options = options or {}
+        if not isinstance(options, dict) or set(options) - {"levels"}:
             raise UserError("the one reset option is 'levels', for all environments")
         for group, start in zip(self.groups, self._starts, strict=True):
-            group.set_options({"levels": given["levels"][start : start + group.num_envs]} if given else {})
+            levels = {"levels": options["levels"][start : start + group.num_envs]} if options else {}
+            group.set_options(levels)
 
     def reset(self) -> Observation:
         """Start new episodes everywhere and return their first observations."""
-        obs = [each.reset() for each in self.groups]
-        # Wrappers have a list of their own, which nothing fills.
-        self.reset_infos = [info for each in self.groups for info in each.unwrapped.reset_infos]
+        obs = [group.reset() for group in self.groups]
+        # A wrapper's own list is never filled.
+        self.reset_infos = [info for group in self.groups for info in group.unwrapped.reset_infos]
         self._reset_seeds()
         return join(obs)  # type: ignore[arg-type]
 
@@ -78,25 +79,25 @@ class GroupedVecEnv(VecEnv):
             group.step_async(part)
 
     def step_wait(self) -> Step:
-        """Act in every group, one after the other, and return what all of them gave."""
-        steps = [each.step_wait() for each in self.groups]
+        """Step every group, one after the other."""
+        steps = [group.step_wait() for group in self.groups]
         obs, rewards, dones, infos = zip(*steps, strict=True)
         return join(obs), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
 
     @property
     def supports_state(self) -> bool:
-        """Say whether every group can be saved."""
-        return all(getattr(each, "supports_state", False) for each in self.groups)
+        """Whether every group can be saved."""
+        return all(getattr(group, "supports_state", False) for group in self.groups)
 
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
         self.settle()
-        return join([each.observe() for each in self.groups])  # type: ignore[attr-defined]
+        return join([group.observe() for group in self.groups])  # type: ignore[attr-defined]
 
     def get_state(self) -> State:
         """Return every group's state, without pickles."""
         self.settle()
-        return {str(i): each.get_state() for i, each in enumerate(self.groups)}  # type: ignore[attr-defined]
+        return {str(i): group.get_state() for i, group in enumerate(self.groups)}  # type: ignore[attr-defined]
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `get_state` was called.
@@ -106,18 +107,18 @@ class GroupedVecEnv(VecEnv):
         """
         if not isinstance(state, dict) or set(state) != {str(i) for i in range(len(self.groups))}:
             raise UserError("this is not a saved state of these environments; give what their get_state returned")
-        for i, each in enumerate(self.groups):
-            each.set_state(state[str(i)])  # type: ignore[attr-defined]
+        for i, group in enumerate(self.groups):
+            group.set_state(state[str(i)])  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close every group."""
-        for each in self.groups:
-            each.close()
+        for group in self.groups:
+            group.close()
 
     def get_images(self) -> list[Any]:
         """Return a picture of every environment."""
         self.settle()
-        return [image for each in self.groups for image in each.get_images()]
+        return [image for group in self.groups for image in group.get_images()]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of every environment asked for."""
@@ -139,11 +140,12 @@ class GroupedVecEnv(VecEnv):
         ]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Say for every environment asked for whether it is wrapped in a class."""
-        return [each for group, local in self._parts(indices) for each in group.env_is_wrapped(wrapper_class, local)]
+        """Return for every environment asked for whether it is wrapped in a class."""
+        parts = self._parts(indices)
+        return [wrapped for group, local in parts for wrapped in group.env_is_wrapped(wrapper_class, local)]
 
     def _parts(self, indices: VecEnvIndices) -> list[tuple[VecEnv, list[int]]]:
-        """Return the groups that hold the environments asked for, with their numbers there, once they may be asked."""
+        """Wait for steps under way; return the groups of the environments asked for and their indices within."""
         self.settle()
         wanted = np.asarray(list(self._get_indices(indices)))
         parts = []
@@ -158,5 +160,5 @@ def join(parts: Sequence[Observation]) -> Observation:
     """Concatenate observations `[n_i, ...]` to `[sum n_i, ...]`; dicts key by key."""
     first = parts[0]
     if isinstance(first, dict):
-        return {key: np.concatenate([each[key] for each in parts]) for key in first}
+        return {key: np.concatenate([part[key] for part in parts]) for key in first}
     return np.concatenate(parts)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a memory may get besides the observation: its previous action, its previous reward, and the step."""
+"""The agent's previous action, previous reward and step within the episode as further observations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from srwm_rl.envs.vec_env import Step, check_arrays
 from srwm_rl.errors import UserError, did_you_mean
 
 KEYS = {"action": "previous_action", "reward": "previous_reward", "step": "episode_step"}
-"""The inputs one can ask for, and the keys under which they stand in the observation."""
+"""Name of an input -> its key in the observation."""
 
 FloatArray = npt.NDArray[np.float32]
 
 
 class ActionEncoder:
-    """Write actions as numbers: one-hot per choice, bits as they are, Box values flattened and clipped to their bounds.
+    """Encodes actions as floats: one-hot per choice, bits unchanged, Box values flattened and clipped to their bounds.
 
     `space` is the Box of one encoded action, wide enough for the zeros that stand for "no action yet".
     """
@@ -60,7 +60,7 @@ class ActionEncoder:
 
 
 class VecMemoryInputs(VecEnvWrapper):
-    """Turn observations into a Dict with what the agent did and got in the step before.
+    """Observations as a Dict, with the agent's previous action, previous reward and step.
 
     The observation itself stands under "observation" (the same array, not a copy; the entries of a Dict observation
     keep their keys), beside `previous_action` float32 `[n, k]`, `previous_reward` float32 `[n, 1]` and `episode_step`
@@ -120,7 +120,7 @@ class VecMemoryInputs(VecEnvWrapper):
         return self._join(obs, self._extra)  # type: ignore[arg-type]
 
     def step_async(self, actions: Array) -> None:
-        """Pass the actions on and remember them as they were given."""
+        """Pass the actions on and keep a copy."""
         self._last_actions = np.array(actions)
         self.venv.step_async(actions)
 
@@ -148,7 +148,7 @@ class VecMemoryInputs(VecEnvWrapper):
         if "reward" in self.inputs:
             if self.reward_clip is not None:
                 rewards = np.minimum(np.maximum(rewards, -self.reward_clip), self.reward_clip)
-            extra["previous_reward"] = rewards.astype(np.float32)[:, None]  # a copy: the ends of episodes are zeroed
+            extra["previous_reward"] = rewards.astype(np.float32)[:, None]  # a copy: zeroed where episodes end
         if "step" in self.inputs:
             extra["episode_step"] = self._steps.astype(np.float32)[:, None]
         return extra
@@ -178,8 +178,7 @@ class VecMemoryInputs(VecEnvWrapper):
         self._extra = {key: state[key].copy() for key in self._extra}
 
     def getattr_depth_check(self, name: str, already_found: bool) -> str | None:
-        """Let wrappers around this one find the methods that stand here in front of the inner ones' on purpose."""
+        """Let outer wrappers find `get_state`, `set_state` and `observe`, which hide the inner ones on purpose."""
         if name in ("get_state", "set_state", "observe") and not already_found:
             return None
-        found: str | None = super().getattr_depth_check(name, already_found)
-        return found
+        return super().getattr_depth_check(name, already_found)

@@ -1,4 +1,4 @@
-"""Rewards on one scale for the trainer, whatever the game pays."""
+"""Normalised or clipped rewards for the trainer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class VecNormalizeReward(VecNormalize):
 
     @property
     def supports_state(self) -> bool:
-        """Say whether the environments inside can be saved."""
+        """Whether the environments inside can be saved."""
         return bool(getattr(self.venv, "supports_state", False))
 
     def get_state(self) -> State:

@@ -152,4 +152,4 @@ def test_imports_are_light_and_point_down():
         assert not {"torch", "stable_baselines3", "procgen", "gym"} & set(loaded)
     loaded = run_python(f"import srwm_rl.envs as e; [getattr(e, n) for n in e.__all__]{show}")
     ours = {name.split(".")[1] for name in loaded if name.startswith("srwm_rl.")}
-    assert ours <= {"envs", "errors"}
+    assert ours <= {"envs", "errors", "lazy"}

@@ -89,7 +89,7 @@ def test_wrong_use_is_refused():
     with pytest.raises(UserError, match="reset"):
         env.step(np.zeros(2, int))
     env.set_options({"levels": [1, 2]})
-    with pytest.raises(UserError, match="construction"):
+    with pytest.raises(UserError, match="constructor"):
         env.reset()
     assert not env.supports_state
     with pytest.raises(UserError):
