@@ -1,17 +1,19 @@
-"""What a file says of a run, checked before it decides what is imported and how much is built."""
+"""The settings of a run in a file, checked before anything is imported or built from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Any
 
 from srwm_rl.envs.levels import LevelRange
+from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.storage.strict_json import convert
 
-# Far above what anybody trains with, far below what takes a machine's memory.
+# Far above any useful value, far below what exhausts a machine's memory.
 MAX_N = {
     "n_envs": 2**16,
     "n_steps": 2**20,
@@ -29,79 +31,63 @@ def read_settings(data: Any, source: str) -> TrainConfig:
     """Return the settings of a run that a file holds.
 
     Raises:
-        UserError: one of another type, unknown or out of range; the message names the file.
+        UserError: a setting of another type, unknown or out of range; the message names the file.
     """
-    hints = get_type_hints(TrainConfig, include_extras=True)
+    what = f"{source}: the run's settings"
+    names = {field.name for field in fields(TrainConfig)}
     for name, value in data.items() if isinstance(data, dict) else ():
-        if name in hints and not _fits(value, hints[name]):
-            raise UserError(f"{source}: the run's settings are damaged: {name} cannot be {value!r:.60}")
+        if name not in names:
+            raise UserError(f"{what} have an unknown name {name!r}; it is from another version of srwm-rl")
         if type(value) is int and abs(value) > MAX_N.get(name, MAX_STEPS):
-            raise UserError(f"{source}: the run's settings are damaged: {name} is out of range")
+            raise UserError(f"{what} are damaged: {name} is out of range")
     with named(source):
-        settings = TrainConfig.from_json(data)
+        settings = convert(data, TrainConfig, "the run's settings are damaged")
         for levels in (settings.levels, settings.eval_levels):
             LevelRange.parse(levels)
         return settings
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Say whether JSON's `value` is of a dataclass field's type."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _fits(value, arguments[0])
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if origin is Literal:
-        return isinstance(value, str) and value in arguments
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(each, arguments[0]) for each in value)
-    if hint is float:
-        return type(value) in (int, float)
-    return value is None if hint is NoneType else type(value) is hint
-
-
 @contextmanager
 def named(source: str) -> Iterator[None]:
-    """Let every `UserError` in the block begin with the file's name."""
+    """Put the file's name before the message of every `UserError` in the block that lacks it."""
     try:
         yield
     except UserError as error:
         raise error if source in str(error) else UserError(f"{source}: {error}") from error
 
 
-def allow_env(env: str, given: str | None, source: str) -> None:
-    """Let the module of an environment "module:id" be imported only if the command line itself names it.
+def allow_env(env: str, requested: str | None, source: str) -> None:
+    """Check that an environment "module:id", whose module is imported, is also named by the command line.
 
     Raises:
-        UserError: a file names such an environment, and the command line does not.
+        UserError: the environment is only named in the file.
     """
-    if ":" in env.strip().removeprefix("srwm_rl:") and given != env:
-        raise UserError(f"{source} needs environment {env!r:.120}, code that no file can start: add --env {env:.120}")
+    if ":" in env.strip().removeprefix("srwm_rl:") and requested != env:
+        raise UserError(
+            f"{source} needs environment {env!r:.120}, code that is not imported because a file names it: "
+            f"add --env {env:.120}"
+        )
 
 
 def check_environment(trained: TrainConfig, observation_space: Any, action_space: Any, source: str) -> None:
-    """Check that an environment with a file's settings fits the file's policy; one is made to see.
+    """Make an environment with a file's settings and check that its spaces are the policy's.
 
     Raises:
-        UserError: a setting out of range, settings that make no environment, or one that another policy belongs to.
+        UserError: a setting is out of range, the settings make no environment, or one with other spaces.
     """
     for name, value in pairs(trained.env_kwargs, "env_kwargs").items():
-        most = MAX_OF_ENVIRONMENTS.get(name, MAX_OTHER)
-        if isinstance(value, int | float) and not abs(value) <= most:
+        if isinstance(value, int | float) and not abs(value) <= MAX_OF_ENVIRONMENTS.get(name, MAX_OTHER):
             raise UserError(f"{source} cannot be used: its environment's {name:.60} is out of range")
         if name == "render_mode" and value == "human":
             raise UserError(f"{source} cannot be used: its environment would open a window")
-    observed, acted = _spaces(trained, source)
-    if observed != observation_space or acted != action_space:
+    if _spaces(trained, source) != (observation_space, action_space):
         raise UserError(
-            f"{source} contradicts itself: its policy observes or acts in another way than {trained.env!r:.120} with "
-            "the settings in it"
+            f"{source} contradicts itself: its policy has other observations or actions than {trained.env!r:.120} with "
+            "its settings"
         )
 
 
 def _spaces(trained: TrainConfig, source: str) -> tuple[Any, Any]:
-    from srwm_rl.envs.make import make_vec_env, resolve
-
     try:
         with named(source):
             env = make_vec_env(

@@ -1,4 +1,4 @@
-"""Model files: a policy's weights with all it takes to build and log_prob_and_entropy it, and `load`, which makes an agent of one."""
+"""Model files: a policy's weights and the description to build it from; `load` returns an agent."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ import torch
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.storage.model_schema import build_policy, check_finite, check_meta, check_shapes, take_levels_played
+from srwm_rl.storage.model_schema import (
+    build_policy,
+    check_finite,
+    check_meta,
+    check_shapes,
+    shapes_of,
+    take_levels_played,
+)
 from srwm_rl.storage.run_folder import model_files
 from srwm_rl.storage.safe_file import pack, read_file, write_file
 from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_to_json
 
-FORMAT = 2  # 1 knew nothing of levels played and of scores
+FORMAT = 2  # 1 had no levels played and no score
 logger = logging.getLogger(__name__)
 
 
 class Agent:
-    """A trained policy that acts, and what is known of its training.
+    """A trained policy, and the facts about its training.
 
     Attributes:
         policy: the `SRWMPolicy`, in evaluation mode.
-        config: the run's settings as trained, JSON types.
+        config: the run's settings, in JSON types.
         num_timesteps: environment steps it was trained for.
         path: the model file.
-        levels_played: the levels it was trained on; None: its file does not say.
-        chosen: the `score` for which it was kept as a run's best model, and what that is a score `of`, else None.
+        levels_played: the levels it was trained on; None: not recorded.
+        chosen: of a run's best model its `score`, and what that is a score `of`; else None.
     """
 
     def __init__(
@@ -56,14 +63,14 @@ class Agent:
         """Act as `SRWMPolicy.predict` does.
 
         Raises:
-            UserError: an observation or a state that does not fit, or weights that give no numbers.
+            UserError: an observation or a state does not fit, or the outputs are not finite.
         """
         return self.policy.predict(obs, state, episode_start, deterministic)
 
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:
     """Return copies of the policy's weights by name, each once, as float32 arrays on the CPU."""
-    return {name: np.array(each.detach().cpu().numpy(), order="C") for name, each in policy.named_parameters()}
+    return {name: np.array(weight.detach().cpu().numpy(), order="C") for name, weight in policy.named_parameters()}
 
 
 def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -72,11 +79,10 @@ def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source
     Raises:
         UserError: a weight is missing, surplus, of another shape or type, or not finite; the message names it.
     """
-    parameters = dict(policy.named_parameters())
-    check_shapes({name: tuple(each.shape) for name, each in parameters.items()}, arrays, source)
+    check_shapes(shapes_of(policy), arrays, source)
     check_finite(arrays, source)
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in policy.named_parameters():
             parameter.copy_(torch.from_numpy(arrays[name]))
 
 
@@ -89,32 +95,32 @@ def save_model(
     levels_played: dict[str, Any] | None = None,
     chosen: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model file: weights, architecture, spaces, the run's settings and its age in steps.
+    """Write a model file: weights, architecture, spaces, the run's settings and the number of steps.
 
     Args:
         path: the file.
-        policy: whose architecture it is.
-        config: the run's settings, JSON types.
+        policy: the policy with that architecture.
+        config: the run's settings, in JSON types.
         num_timesteps: environment steps the weights were trained for.
-        arrays: the weights; None: the policy's present ones.
-        levels_played: what `SeenLevels.to_tree` gave.
+        arrays: the weights; None: the policy's current ones.
+        levels_played: the result of `SeenLevels.to_tree`.
         chosen: as in `Agent`.
 
     Raises:
-        OSError: it cannot be written.
-        UserError: a space that cannot be described.
+        OSError: the file cannot be written.
+        UserError: a space is not supported.
     """
-    given = {"levels_played": levels_played, "chosen": chosen}
-    record, further = pack({name: each for name, each in given.items() if each is not None})
-    meta = {**describe(policy, config, num_timesteps), **further}
+    optional = {"levels_played": levels_played, "chosen": chosen}
+    record, tree = pack({name: value for name, value in optional.items() if value is not None})
+    meta = {**describe(policy, config, num_timesteps), **tree}
     write_file(path, {**(policy_arrays(policy) if arrays is None else arrays), **record}, meta)
 
 
 def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> dict[str, Any]:
-    """Return what a model file says beside its weights: what it takes to build the policy again, and its history.
+    """Return a model file's JSON: the description to build the policy from, and its training.
 
     Raises:
-        UserError: a space that cannot be described.
+        UserError: a space is not supported.
     """
     return {
         "format": FORMAT,
@@ -132,10 +138,10 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
 
     Args:
         path: a run folder RUN for its newest intact model, RUN/best for its best, or a model file.
-        device: where it computes.
+        device: a torch device.
 
     Raises:
-        UserError: no run and no model, a damaged or foreign file, a newer format, an unknown core.
+        UserError: there is no run or model, the file is damaged, foreign or of a newer format, or the core is unknown.
     """
     file, arrays, meta = _first_intact(model_files(path))
     check_meta(meta, str(file), FORMAT)
@@ -150,5 +156,5 @@ def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], 
         try:
             return (file, *read_file(file))
         except UserError as error:
-            logger.warning("%s; taking an older model", error)
+            logger.warning("%s; an older model is used", error)
     return (candidates[-1], *read_file(candidates[-1]))

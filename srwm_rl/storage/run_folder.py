@@ -20,23 +20,23 @@ from srwm_rl.storage.safe_file import TEMPORARY, read_small, write_whole
 from srwm_rl.storage.strict_json import parse_json
 
 CONFIG, CHECKPOINTS, TENSORBOARD, METRICS = "config.json", "checkpoints", "tensorboard", "metrics.jsonl"
-BEST = "best"  # RUN/best stands for the run's best model wherever a run or a model file is asked for
+BEST = "best"  # RUN/best is accepted for the run's best model wherever a run or a model file is
 KEEP = 3
 MAX_CONFIG_BYTES = 2**20
 
 
 class Run:
-    """One training run on the disk.
+    """A training run's folder.
 
         RUN/config.json                        settings, versions
         RUN/checkpoints/model-<steps>.safetensors       weights to evaluate, watch and share
-        RUN/checkpoints/best-<steps>.safetensors        those that had the best score, measured at that step
-        RUN/checkpoints/checkpoint-<steps>.safetensors  everything it takes to go on
+        RUN/checkpoints/best-<steps>.safetensors        the weights with the best score, measured at that step
+        RUN/checkpoints/checkpoint-<steps>.safetensors  the whole state, to resume from
         RUN/tensorboard/
 
     Attributes:
         path: the folder.
-        config: what `config.json` holds.
+        config: the content of `config.json`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Run:
 
     @classmethod
     def create(cls, base: Path, config: dict[str, Any]) -> Run:
-        """Make the first free of the folders `<base>_1`, `<base>_2`, ...; one that exists is never reused.
+        """Make the first of the folders `<base>_1`, `<base>_2`, ... that does not exist.
 
         Raises:
             UserError: the folder cannot be made.
@@ -81,7 +81,7 @@ class Run:
         try:
             config = parse_json(read_small(path / CONFIG, MAX_CONFIG_BYTES))
         except ValueError as error:
-            why = str(error) if isinstance(error, UserError) else "that is no JSON, or not such as srwm-rl writes"
+            why = str(error) if isinstance(error, UserError) else "it is no JSON as srwm-rl writes it"
             raise UserError(
                 f"{path} is no run folder: it has no readable {CONFIG} ({why}); give one that srwm-rl train made"
             ) from error
@@ -90,7 +90,7 @@ class Run:
         return cls(path, config)
 
     def write_config(self) -> None:
-        """Write `config` to the folder, whole or not at all.
+        """Write `config.json` atomically.
 
         Raises:
             OSError: it cannot be written.
@@ -98,15 +98,13 @@ class Run:
         write_whole(self.path / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
 
     def check_own(self) -> None:
-        """Check that all there is to write and to delete is the folder's own.
-
-        Through a link a run would write into, and delete from, whatever folder somebody else chose.
+        """Check that the folder holds no links, through which a run would write and delete files elsewhere.
 
         Raises:
-            UserError: something in the folder is a link, a pipe or a device; it is named.
+            UserError: a link, a pipe or a device is in the folder; the message names it.
         """
         folders = [self.path, self.path / CHECKPOINTS, self.path / TENSORBOARD]
-        for path in (each for folder in folders if folder.is_dir() for each in sorted(folder.iterdir())):
+        for path in (child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir())):
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise UserError(
                     f"{path} is a link, or no regular file: a run is written in its own folder only; "
@@ -115,10 +113,10 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other trainers out of the folder; the lock of a process that is killed is free at once.
+        """Lock the folder against other trainers; the lock of a killed process is released at once.
 
         Raises:
-            UserError: another process trains this run (its process id is named), or a link is in the folder.
+            UserError: another process trains this run (the message has its id), or a link is in the folder.
         """
         self.check_own()
         with (self.path / ".lock").open("a+") as file:
@@ -136,16 +134,14 @@ class Run:
             yield
 
     def file(self, kind: str, steps: int) -> Path:
-        """Return where the `kind` ("model", "best" or "checkpoint") of that age lies."""
+        """Return the path of the file of a `kind` ("model", "best" or "checkpoint") at that step."""
         return self.path / CHECKPOINTS / f"{kind}-{steps:012d}.safetensors"
 
     def files(self, kind: str) -> list[Path]:
         """Return the files of a kind, oldest first."""
-        found = {
-            each: each.stem.removeprefix(f"{kind}-") for each in (self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors")
-        }
-        ours = [each for each, steps in found.items() if re.fullmatch("[0-9]{12,15}", steps)]
-        return sorted(ours, key=lambda each: int(found[each]))
+        paths = (self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors")
+        pattern = re.compile(rf"{kind}-[0-9]{{12,15}}")
+        return sorted((path for path in paths if pattern.fullmatch(path.stem)), key=steps_of)
 
     def models(self) -> list[Path]:
         """Return the model files, newest first.
@@ -159,7 +155,7 @@ class Run:
         return models
 
     def best_models(self) -> list[Path]:
-        """Return the files of the best models, the best first: one that came later had the better score.
+        """Return the files of the best models, best first: each later one had a better score.
 
         Raises:
             UserError: the run has none yet.
@@ -167,30 +163,30 @@ class Run:
         best = self.files(BEST)[::-1]
         if not best:
             raise UserError(
-                f"{self.path} has no best model yet: one comes with the first evaluation (--eval-freq), or else with "
-                f"the first 100 episodes, and the checkpoint after it; until then use {self.path}, its newest model"
+                f"{self.path} has no best model yet: it is written with the checkpoint after the first evaluation "
+                f"(--eval-freq) or the first 100 episodes; until then use {self.path}, its newest model"
             )
         return best
 
     def forget_best(self, after: int) -> None:
-        """Delete the best models of a stretch that is played again, scored at later steps than `after`."""
+        """Delete the best models scored at later steps than `after`, from which training resumes."""
         for path in self.files(BEST):
             if steps_of(path) > after:
                 path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete all but the newest files of each kind, and what a killed save left behind.
+        """Delete all but the newest files of each kind, and temporary files of killed processes.
 
-        Of the best models the last ones are kept too: each of the kept checkpoints finds its own.
+        As many best models are kept, so that each kept checkpoint has its own.
 
         Raises:
-            UserError: the folder of checkpoints is a link: its files may not be this run's to delete.
+            UserError: the folder of checkpoints is a link; its files may belong to another run.
         """
         if (self.path / CHECKPOINTS).is_symlink():
             raise UserError(
                 f"{self.path / CHECKPOINTS} is a link: nothing is deleted there; put the folder itself there"
             )
-        old = [each for kind in ("model", BEST, "checkpoint") for each in self.files(kind)[:-KEEP]]
+        old = [path for kind in ("model", BEST, "checkpoint") for path in self.files(kind)[:-KEEP]]
         for path in [*old, *(self.path / CHECKPOINTS).glob(f"{TEMPORARY}*")]:
             path.unlink(missing_ok=True)
 
@@ -201,20 +197,20 @@ def steps_of(file: Path) -> int:
 
 
 def run_folder(path: str | Path) -> Path:
-    """Return the run folder that a path names: RUN, or RUN/best for the run's best model."""
+    """Return the run folder of a path RUN or RUN/best."""
     path = Path(path)
     is_best = path.name == BEST and not path.exists() and (path.parent / CONFIG).exists()
     return path.parent if is_best else path
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the model files that a path names, the one that is meant first, then those to fall back on.
+    """Return the model files that a path names: the preferred one, then those to use if it is damaged.
 
     Args:
         path: a model file, RUN for its newest model, or RUN/best for its best.
 
     Raises:
-        UserError: there is no such run, or no such model in it.
+        UserError: there is no such run, or it has no such model.
     """
     path = Path(path)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Files that nobody has to trust: safetensors and one JSON text, written whole or not at all, checked on every load."""
+"""Untrusted files of safetensors and one JSON text: written atomically, checked on every load."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from srwm_rl.errors import UserError
 from srwm_rl.storage.strict_json import MAX_BYTES as MAX_HEADER_BYTES
 from srwm_rl.storage.strict_json import parse_json
 
-# One metadata key only: safetensors writes several in random order, and equal contents would differ between processes.
+# One metadata key: safetensors writes several in random order, so that equal contents would give different files.
 _KEY = "srwm_rl"
 TEMPORARY = ".tmp-"
 MAX_BYTES = 2**32
 MAX_ARRAYS = 2**16
-# Those that numpy has; a sparse or an eight-bit float array has no place here.
+# The types that numpy has.
 DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
 _ONLY_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _CHUNK = 2**20
 
 
 def write_file(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write arrays and JSON data to `path` so that a reader sees the old state or the whole new file, never a part.
+    """Write arrays and JSON data to `path` atomically: a reader sees the old file or the whole new one.
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written; whatever stood at `path` is untouched.
-        UserError: there is more to write than `read_file` would read.
+        OSError: the disk is full, or the folder cannot be written; the old file is untouched.
+        UserError: the file would be larger than `read_file` accepts.
     """
     write_whole(path, serialise(arrays, meta))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name that no reader matches, flush, read back and compare, then rename.
+    """Write `content` under a temporary name, flush, read back and compare, then rename.
 
-    A link at `path` is replaced; what it points at is not written to.
+    A link at `path` is replaced; its target is not written.
 
     Raises:
-        OSError: it cannot be written, or the disk gives back something else; what stood at `path` is untouched.
+        OSError: it cannot be written, or other bytes are read back; the old file is untouched.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process that had the same number
+        temporary.unlink(missing_ok=True)  # of a killed process with the same id
         with os.fdopen(os.open(temporary, _ONLY_NEW, 0o666), "wb") as file:
             file.write(content)
             file.flush()
@@ -67,18 +67,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _verify(path: Path, content: bytes) -> None:
     with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):  # else the answer would come from memory, not from the disk
+        if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the disk is read
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         same = all(file.read(_CHUNK) == content[i : i + _CHUNK] for i in range(0, len(content), _CHUNK))
         if not same or file.read(1):
-            raise OSError(errno.EIO, "the disk gives back other bytes than were written", str(path))
+            raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path))
 
 
 def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     """Return the file's content: equal arguments give equal bytes.
 
     Raises:
-        UserError: there is more in it than `read_file` would read.
+        UserError: it is larger than `read_file` accepts.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     text = json.dumps({"meta": meta, "sha256": _digest(contiguous, meta)}, sort_keys=True, allow_nan=False)
@@ -90,9 +90,9 @@ def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
 
 
 def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `write_file` wrote and check its content against its sha256.
+    """Read a file of `write_file` and check its content against its sha256.
 
-    Sizes are checked before anything is made of them; it takes some three times the file's size in memory.
+    Sizes are checked before anything is allocated; it takes about three times the file's size in memory.
 
     Raises:
         UserError: the file is missing, no regular file, foreign or damaged.
@@ -104,7 +104,7 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             file.seek(0)
             arrays = parse_safetensors(file.read(size))
         except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(f"{path} is no srwm-rl file, or is damaged: {_why(error, start)}") from error
+            raise UserError(f"{path} is no srwm-rl file, or is damaged: {_reason(error, start)}") from error
     if content["sha256"] != _digest(arrays, content["meta"]):
         raise UserError(f"{path} is damaged: its content does not match its sha256; use another checkpoint")
     meta: dict[str, Any] = content["meta"]
@@ -112,10 +112,10 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _read_header(file: BinaryIO, start: bytes, size: int) -> dict[str, Any]:
-    """Return our own JSON text out of safetensors' header, whose sizes and types are checked on the way."""
+    """Return our JSON from safetensors' header; the header's sizes and types are checked."""
     header_size = int.from_bytes(start, "little")
     if len(start) < 8 or header_size > size - 8:
-        raise ValueError("it is cut off, or something else")
+        raise ValueError("it is cut off, or of another format")
     if header_size > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {header_size:,} bytes, more than the {MAX_HEADER_BYTES:,} that are read")
     header = parse_json(file.read(header_size))
@@ -124,23 +124,22 @@ def _read_header(file: BinaryIO, start: bytes, size: int) -> dict[str, Any]:
         raise ValueError("it has no metadata of srwm-rl")
     if len(header) > MAX_ARRAYS:
         raise ValueError(f"it has {len(header):,} arrays, more than the {MAX_ARRAYS:,} that are read")
-    foreign = [each for each in header.values() if not isinstance(each, dict) or each.get("dtype") not in DTYPES]
-    if foreign:
+    if not all(isinstance(array, dict) and array.get("dtype") in DTYPES for array in header.values()):
         raise ValueError("it has an array of a type that srwm-rl never writes")
     text = metadata[_KEY]
     content = parse_json(text.encode()) if isinstance(text, str) else None
     if not isinstance(content, dict) or content.keys() != {"meta", "sha256"} or not isinstance(content["meta"], dict):
         raise ValueError("its metadata is not srwm-rl's")
-    if json.dumps(content, sort_keys=True) != text:  # a bit may turn 1e-05 into 1E-05, which no checksum tells
+    if json.dumps(content, sort_keys=True) != text:  # a flipped bit may turn 1e-05 into 1E-05, unseen by the checksum
         raise ValueError("its metadata is not as srwm-rl writes it")
     return content
 
 
-def _why(error: Exception, start: bytes) -> str:
+def _reason(error: Exception, start: bytes) -> str:
     if start.startswith(b"PK\x03\x04"):
         return (
-            "it is a zip archive, such as model.save() of Stable-Baselines3 writes, and reading such a one can run "
-            "code; if you trust it, srwm-rl eval --trust takes it"
+            "it is a zip archive, as model.save() of Stable-Baselines3 writes it, and reading it can run code; "
+            "if you trust it, use srwm-rl eval --trust"
         )
     plain = type(error) is ValueError and str(error).startswith("it")
     return f"{error if plain else 'its header cannot be read'}; use another checkpoint"
@@ -150,7 +149,7 @@ def read_small(path: Path, most_bytes: int) -> bytes:
     """Return a regular file's bytes.
 
     Raises:
-        UserError: it cannot be read, is no regular file (a pipe would be waited for without end), or is too long.
+        UserError: it cannot be read, is no regular file (reading a pipe might never end), or is too long.
     """
     with _opened(path, most_bytes) as (file, size):
         return file.read(size)
@@ -162,8 +161,8 @@ def _opened(path: Path, most_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
     if "\0" in str(path):
         raise UserError(f"cannot read {path}: no file has such a name")
     try:
-        _check_regular(path, os.stat(path), most_bytes)  # to open some devices does something already
-        # Should a pipe take the file's place at this moment, it is opened without waiting for a writer.
+        _check_regular(path, os.stat(path), most_bytes)  # opening a device can have effects
+        # Without O_NONBLOCK, a pipe put there in between would be waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             status = os.fstat(file.fileno())
             _check_regular(path, status, most_bytes)
@@ -177,7 +176,7 @@ def _check_regular(path: Path, status: os.stat_result, most_bytes: int) -> None:
         raise UserError(f"cannot read {path}: it is no regular file")
     if status.st_size > most_bytes:
         raise UserError(
-            f"cannot read {path}: it has {status.st_size:,} bytes, more than the {most_bytes:,} that it may have"
+            f"cannot read {path}: it has {status.st_size:,} bytes, more than the {most_bytes:,} that are read"
         )
 
 
@@ -206,9 +205,9 @@ def pack(tree: Any) -> tuple[dict[str, np.ndarray], Any]:
 
 def _pack(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(node, dict):
-        return {key: _pack(each, f"{path}/{key}", arrays) for key, each in node.items()}
+        return {key: _pack(value, f"{path}/{key}", arrays) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_pack(each, f"{path}/{i}", arrays) for i, each in enumerate(node)]
+        return [_pack(value, f"{path}/{i}", arrays) for i, value in enumerate(node)]
     if isinstance(node, bytes):
         arrays[path] = np.frombuffer(node, np.uint8)
         return {"$bytes": path}
@@ -222,17 +221,17 @@ def unpack(arrays: dict[str, np.ndarray], node: Any) -> Any:
     """Undo `pack`; tuples come back as lists.
 
     Raises:
-        UserError: the tree names an array that is not there.
+        UserError: the tree names an array that does not exist.
     """
     if isinstance(node, list):
-        return [unpack(arrays, each) for each in node]
+        return [unpack(arrays, value) for value in node]
     if not isinstance(node, dict):
         return node
     if node.keys() == {"$bytes"}:
         return _named(arrays, node["$bytes"]).tobytes()
     if node.keys() == {"$array"}:
         return _named(arrays, node["$array"])
-    return {key: unpack(arrays, each) for key, each in node.items()}
+    return {key: unpack(arrays, value) for key, value in node.items()}
 
 
 def _named(arrays: dict[str, np.ndarray], name: Any) -> np.ndarray:

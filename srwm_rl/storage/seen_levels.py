@@ -1,31 +1,56 @@
-"""The levels that a run has played, game by game: of bounded size, exact, or honest about what it does not know."""
+"""A record of the levels that a run has played, by game: of bounded size, and exact or marked incomplete."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from srwm_rl.errors import UserError
+from srwm_rl.storage.strict_json import convert
 
 MAX_LEVELS = 2**31
-MAX_MAPPED = 2**20  # levels of a range that are kept as a bit each: 128 KiB
-MAX_OTHERS = 2**16  # all others are kept as numbers: 512 KiB
+MAX_MAPPED = 2**20  # levels of a range that are stored as a bit each: 128 KiB
+MAX_OTHERS = 2**16  # all others are stored as numbers: 512 KiB
 MAX_GAMES = 256
 MAX_LETTERS = 200  # of a game's name
 
 Tree = dict[str, Any]
+_Level = Annotated[int, Meta(ge=0, lt=MAX_LEVELS)]
+_Bound = Annotated[int, Meta(ge=-1, lt=MAX_LEVELS)]
+
+
+class _GameTree(Struct, forbid_unknown_fields=True):
+    """`GameLevels.to_tree`."""
+
+    map: np.ndarray
+    others: np.ndarray
+    complete: bool
+    low: _Bound
+    high: _Bound
+
+
+class _RecordTree(Struct, forbid_unknown_fields=True):
+    """`SeenLevels.to_tree`."""
+
+    start: _Level
+    stop: _Level
+    complete: bool
+    games: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=MAX_LETTERS)], _GameTree], Meta(max_length=MAX_GAMES)
+    ]
 
 
 class GameLevels:
-    """The levels played of one game, bounded in memory whatever is played.
+    """The levels played of one game, in bounded memory.
 
-    Levels of a range of at most 2**20 are held as a bit each, others as numbers, the first 65,536 different ones.
+    Levels of a range of at most 2**20 are stored as a bit each, the first 65,536 others as numbers.
 
     Attributes:
-        complete: every level that was added is remembered.
-        low, high: the lowest and the highest level that was added, remembered or not; -1: none.
+        complete: every level that was added is stored.
+        low, high: the lowest and highest level that was added, stored or not; -1: none.
     """
 
     def __init__(self, start: int, stop: int) -> None:
@@ -33,20 +58,20 @@ class GameLevels:
         self.map = np.zeros(stop - start, np.bool_)
         self.others: set[int] = set()
         self.complete, self.low, self.high = True, -1, -1
-        self._sorted = np.zeros(0, np.int64)  # the others, up to those that are new since the last `to_tree`
+        self._sorted = np.zeros(0, np.int64)  # the others, without those added since the last `to_tree`
         self._new: list[int] = []
-        self._tree: Tree | None = None  # of this content, if there is one already
+        self._tree: Tree | None = None  # cached until something is added
 
     def add(self, level: int) -> None:
-        """Note that a level was played; of what can be no level's seed, only that there was something."""
+        """Add a level; what is no level's seed only makes the record incomplete."""
         if not _is_level(level):
             self.complete, self._tree = False, None
             return
-        place = level - self.start
-        if 0 <= place < len(self.map):
-            if self.map[place]:
+        index = level - self.start
+        if 0 <= index < len(self.map):
+            if self.map[index]:
                 return
-            self.map[place] = True
+            self.map[index] = True
         elif level in self.others:
             return
         elif len(self.others) < MAX_OTHERS:
@@ -59,17 +84,17 @@ class GameLevels:
         self._tree = None
 
     def __contains__(self, level: int) -> bool:
-        place = level - self.start
-        return bool(self.map[place]) if 0 <= place < len(self.map) else level in self.others
+        index = level - self.start
+        return bool(self.map[index]) if 0 <= index < len(self.map) else level in self.others
 
     def __len__(self) -> int:
-        """Return the number of different levels that are remembered."""
+        """Return the number of different levels that are stored."""
         return int(self.map.sum()) + len(self.others)
 
     def to_tree(self) -> Tree:
-        """Return the content as arrays and numbers that change no more."""
+        """Return the content as arrays and numbers, unaffected by later additions."""
         if self._tree is None:
-            if self._new:  # inserted, not sorted anew: this is done at every update
+            if self._new:  # inserting is faster than sorting at every update
                 new = np.array(sorted(self._new), np.int64)
                 self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, new), new)
                 self._new = []
@@ -84,12 +109,12 @@ class GameLevels:
 
 
 class SeenLevels:
-    """Which levels a run has played, by game.
+    """The levels that a run has played, by game.
 
     Args:
-        start: first level of the range that is trained on.
-        stop: its end; a range of more than 2**20 levels is kept as single numbers.
-        complete: nothing was played before this record began.
+        start: first level of the training range.
+        stop: its end; levels of a range of more than 2**20 are stored as numbers.
+        complete: no level was played before this record began.
     """
 
     def __init__(self, start: int, stop: int, complete: bool = True) -> None:
@@ -98,88 +123,69 @@ class SeenLevels:
         self.games: dict[str, GameLevels] = {}
 
     def add(self, game: str, level: int) -> None:
-        """Note that a level was played."""
+        """Add a level of a game."""
         if game not in self.games:
-            if len(self.games) == MAX_GAMES or not _is_name(game):
+            if len(self.games) == MAX_GAMES or not 0 < len(game) <= MAX_LETTERS:
                 self.complete = False
                 return
             self.games[game] = GameLevels(self.start, self.stop)
         self.games[game].add(level)
 
     def among(self, game: str, levels: Iterable[int]) -> list[int]:
-        """Return those of some levels that were played, as far as is known."""
+        """Return those of `levels` that are known to have been played."""
         played = self.games.get(game)
         return [] if played is None else [level for level in levels if level in played]
 
     def is_complete(self, game: str) -> bool:
-        """Say whether every level that was played of a game is known."""
+        """Return whether every level that was played of a game is known."""
         return self.complete and game in self.games and self.games[game].complete
 
     def to_tree(self) -> Tree:
-        """Return the record as arrays and numbers; what is played later does not change them."""
-        games = {name: each.to_tree() for name, each in sorted(self.games.items())}
+        """Return the record as arrays and numbers, unaffected by later additions."""
+        games = {name: levels.to_tree() for name, levels in sorted(self.games.items())}
         return {"start": self.start, "stop": self.stop, "complete": self.complete, "games": games}
 
     @classmethod
     def from_tree(cls, tree: Any, source: str) -> SeenLevels:
-        """Rebuild what `to_tree` gave; the tree may come from anywhere.
+        """Rebuild what `to_tree` returned; the tree may come from any file.
 
         Raises:
-            UserError: it is none; the message names the file.
+            UserError: the tree is damaged; the message names the file.
         """
-        if not isinstance(tree, dict) or tree.keys() != {"start", "stop", "complete", "games"}:
-            raise _damaged(source)
-        start, stop, games = tree["start"], tree["stop"], tree["games"]
-        if not (_is_level(start) and _is_level(stop) and 0 <= stop - start <= MAX_MAPPED):
-            raise _damaged(source)
-        if type(tree["complete"]) is not bool or not isinstance(games, dict) or len(games) > MAX_GAMES:
-            raise _damaged(source)
-        record = cls(start, stop, tree["complete"])
-        for name, each in games.items():
-            if not _is_name(name):
-                raise _damaged(source)
-            record.games[name] = _game(each, start, stop, source)
+        what = f"{source} is damaged: its record of the levels played"
+        declared = convert(tree, _RecordTree, what)
+        if not 0 <= declared.stop - declared.start <= MAX_MAPPED:
+            raise UserError(f"{what} has an impossible range")
+        record = cls(declared.start, declared.stop, declared.complete)
+        for name, game in declared.games.items():
+            record.games[name] = _restore_game(game, declared.start, declared.stop, f"{what}, game {name!r:.60}")
         return record
 
 
-def _game(tree: Any, start: int, stop: int, source: str) -> GameLevels:
-    """Rebuild one game's part, each entry checked for itself and against the others."""
-    if not isinstance(tree, dict) or tree.keys() != {"map", "others", "complete", "low", "high"}:
-        raise _damaged(source)
-    bits, others, complete, low, high = (tree[name] for name in ("map", "others", "complete", "low", "high"))
-    if not _is_list(bits, np.uint8) or len(bits) != -(-(stop - start) // 8):
-        raise _damaged(source)
-    if not _is_list(others, np.int64) or len(others) > MAX_OTHERS:
-        raise _damaged(source)
+def _restore_game(tree: _GameTree, start: int, stop: int, what: str) -> GameLevels:
+    """Rebuild the record of one game; its entries are checked against each other."""
+    if not _is_vector(tree.map, np.uint8) or len(tree.map) != -(-(stop - start) // 8):
+        raise UserError(f"{what}: map is of another size or type")
+    if not _is_vector(tree.others, np.int64) or len(tree.others) > MAX_OTHERS:
+        raise UserError(f"{what}: others is of another size or type")
     game = GameLevels(start, stop)
-    mapped = np.unpackbits(bits).astype(np.bool_)
-    game.map, game.others, game._sorted = mapped[: stop - start], set(others.tolist()), np.sort(others)
-    game.complete, game.low, game.high = complete, low, high
-    known = np.union1d(np.flatnonzero(game.map) + start, others).tolist()
-    if len(known) != len(game) or len(game.others) != len(others) or mapped[stop - start :].any():
-        raise _damaged(source)  # a level is named twice, or one beyond the range
-    if type(complete) is not bool:
-        raise _damaged(source)
-    if not known and not complete and (low, high) == (-1, -1):
-        return game
-    if not known or not all(map(_is_level, (known[0], known[-1], low, high))):
-        raise _damaged(source)
-    if (low, high) != (known[0], known[-1]) and (complete or low > known[0] or high < known[-1]):
-        raise _damaged(source)
+    mapped = np.unpackbits(tree.map).astype(np.bool_)
+    game.map, game.others, game._sorted = mapped[: stop - start], set(tree.others.tolist()), np.sort(tree.others)
+    game.complete, game.low, game.high = tree.complete, tree.low, tree.high
+    levels = np.union1d(np.flatnonzero(game.map) + start, tree.others).tolist()
+    if len(levels) != len(game) or len(game.others) != len(tree.others) or mapped[stop - start :].any():
+        raise UserError(f"{what}: a level is listed twice, or is outside the range")
+    low, high = (levels[0], levels[-1]) if levels else (-1, -1)
+    exact = (tree.low, tree.high) == (low, high)
+    beyond = bool(levels) and not tree.complete and 0 <= tree.low <= low and tree.high >= high  # levels not remembered
+    if not (exact or beyond) or (not levels and tree.complete) or (levels and not (_is_level(low) and _is_level(high))):
+        raise UserError(f"{what}: low and high do not fit its levels")
     return game
 
 
-def _is_list(value: Any, dtype: type) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == dtype
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_LETTERS
+def _is_vector(value: np.ndarray, dtype: type) -> bool:
+    return value.ndim == 1 and value.dtype == dtype
 
 
 def _is_level(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_LEVELS
-
-
-def _damaged(source: str) -> UserError:
-    return UserError(f"{source} is damaged: its record of the levels played cannot be; use another file")

@@ -1,28 +1,48 @@
-"""JSON from files that nobody has to trust: of bounded size and depth, each key once, numbers that are numbers."""
+"""JSON of untrusted files: size and depth are bounded, keys are unique, numbers are finite, types are declared."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+from srwm_rl.errors import UserError
 
 MAX_BYTES = 2**24
-MAX_VALUES = 2**20  # a text of 16 MB could describe millions of empty lists, of 56 bytes each
+MAX_VALUES = 2**20  # 16 MB of text could describe millions of empty lists of 56 bytes each
 MAX_DEPTH = 64
-MAX_DIGITS = 60  # a generator's state has 39; to read a million digits takes minutes
+MAX_DIGITS = 60  # a generator's state has 39; reading a million digits takes minutes
+Declared = TypeVar("Declared")
+
+
+def convert(value: Any, kind: type[Declared], what: str) -> Declared:
+    """Return a value of a file's JSON as a type that msgspec knows; the error message begins with `what`.
+
+    Raises:
+        UserError: the value is of another type, or out of range; the message names the entry.
+    """
+    try:
+        converted: Declared = msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        reason, _, path = str(error).partition(" - at `$")
+        entry = path.strip(".`")
+        raise UserError(f"{what}: {entry}{': ' if entry else ''}{reason}") from error
+    return converted
 
 
 def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:
-    """Return what a JSON text says.
+    """Return the content of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or one that no program of ours writes: too long, too deep, with a key given twice,
-            NaN or infinity, or a number of hundreds of digits.
+        ValueError: the text is no JSON, too long or too deep, or has a key twice, NaN, infinity or a number of hundreds
+            of digits.
     """
     if len(text) > most_bytes:
         raise ValueError(f"it has {len(text):,} bytes of JSON, more than the {most_bytes:,} that are read")
-    if sum(text.count(each) for each in b"[{,") > MAX_VALUES:
+    if sum(text.count(character) for character in b"[{,") > MAX_VALUES:
         raise ValueError(f"its JSON has more than {MAX_VALUES:,} values")
     try:
         value = json.loads(
@@ -37,7 +57,7 @@ def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [each for node in level if isinstance(node, dict | list) for each in _children(node)]
+        level = [child for node in level if isinstance(node, dict | list) for child in _children(node)]
         if not level:
             return
     raise ValueError("its JSON is too deep")

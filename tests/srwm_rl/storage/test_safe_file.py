@@ -138,7 +138,7 @@ def test_what_the_disk_does_not_give_back_is_not_published(
         temporary.write_bytes({"flipped": turned, "short": content[:-1], "long": content + b"\0"}[damage])
 
     monkeypatch.setattr(os, "fsync", flush)
-    with pytest.raises(OSError, match="gives back other bytes"):
+    with pytest.raises(OSError, match="returned other bytes"):
         write_file(tmp_path / "f", ARRAYS, {"x": 2})
     monkeypatch.undo()
     assert [each.name for each in tmp_path.iterdir()] == ["f"]

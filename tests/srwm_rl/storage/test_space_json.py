@@ -41,7 +41,7 @@ def test_round_trip(space: Any) -> None:
 def test_other_spaces_are_refused() -> None:
     with pytest.raises(UserError, match="Text"):
         space_to_json(spaces.Text(3))
-    with pytest.raises(UserError, match="unknown kind 'Tuple'"):
+    with pytest.raises(UserError, match="Invalid value 'Tuple'"):
         space_from_json({"type": "Tuple"})
 
 
