@@ -1,4 +1,4 @@
-"""A policy on the CPU in a few calls of C: in small networks, what lies between operations costs more than they do."""
+"""A policy on the CPU in a few calls of C, without the overhead of torch between the operations of small networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, write
+from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, lower
 from srwm_rl.native.ppo_gradient import PPOGradient, recur
 from srwm_rl.nn.layers import MemoryLayer
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
@@ -19,39 +19,39 @@ from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.program import PPOLossParams
 
 logger = logging.getLogger(__name__)
-# What the programs stand for.
-_OWN = {
+# The methods that the programs replace.
+_METHODS = {
     name: getattr(SRWMPolicy, name)
     for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution")
 }
 
 
 class FusedPolicy:
-    """`act`, `evaluate_sequence` and PPO's gradient as `SRWMPolicy` has them, up to rounding, in a few calls of C.
+    """`act`, `evaluate_sequence` and PPO's gradient of an `SRWMPolicy`, equal up to rounding, in a few calls of C.
 
-    For policies on the CPU that recur by a `StackCore` (the SRWM and its relatives); others do as they always do. An
-    SRWM policy that chooses among `Discrete` actions acts in one call, after torch has run its network for images.
-    Weights are read where they are, so that the policy may learn between two calls. What the programs give is first
-    compared with what the policy gives; where the two differ, it goes on by itself, and the log says so.
+    For policies on the CPU with a `StackCore` (the SRWM and its relatives); others run in torch. An SRWM policy with
+    `Discrete` actions acts in one call, after torch has run its CNN. The programs read the policy's weights in place,
+    so that it may learn between two calls. Their results are compared with the policy's once, after lowering; where
+    they differ, a warning is logged and the policy runs in torch.
 
     Args:
-        policy: whose weights are used.
+        policy: the policy, whose weights are used.
     """
 
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
-        self._tapes: LoweredPolicy | None = None
+        self._programs: LoweredPolicy | None = None
         self._ppo_gradient: PPOGradient | None = None
-        self._lowered_from: ModuleFingerprint | None = None  # also where it could not be written
+        self._lowered_from: ModuleFingerprint | None = None  # also where lowering failed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
-        """Copy the policy; its programs hold places in memory, and are written anew."""
+        """Copy the policy; the copy is lowered anew, because programs hold pointers."""
         return FusedPolicy(deepcopy(self.policy, memo))
 
     @property
     def disabled(self) -> bool:
-        """Whether the policy, as it is now, acts and learns by itself."""
-        return self._lowered_from is not None and self._tapes is None
+        """Whether the present policy runs in torch."""
+        return self._lowered_from is not None and self._programs is None
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
@@ -64,14 +64,14 @@ class FusedPolicy:
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
-        """Run over an unroll that was played; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
+        """Evaluate an unroll; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
         programs = self._ready(_first(obs), core_state, episode_starts[0])
-        if programs is None or any(each.requires_grad for each in _tensors(obs)):  # a program has no gradient for those
+        if programs is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
         if programs.log_prob_and_entropy is None:
-            made, values, core_state = self._through(programs, obs, core_state, episode_starts, bptt)
-            return self.policy.evaluation(self.policy.distribution(made), values, actions, core_state)
-        action_stats, values, core_state = self._through(programs, obs, core_state, episode_starts, bptt, actions)
+            action_params, values, core_state = self._run(programs, obs, core_state, episode_starts, bptt)
+            return self.policy.evaluation(self.policy.distribution(action_params), values, actions, core_state)
+        action_stats, values, core_state = self._run(programs, obs, core_state, episode_starts, bptt, actions)
         log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
@@ -132,52 +132,52 @@ class FusedPolicy:
         return self._ppo_gradient.add_gradient(obs, core_state, episode_starts, inputs, params)
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
-        """Return the programs, written and compared at the first of the steps they are for."""
-        if preferred() not in ("auto", "cpu") or not _as_written_here(self.policy):
+        """Return the present policy's programs; lower it, and compare them on these inputs, where it is new."""
+        if preferred() not in ("auto", "cpu") or not _has_own_methods(self.policy):
             return None
         if self._lowered_from is None or not self._lowered_from.matches():
             self._lowered_from = ModuleFingerprint(self.policy)
-            self._tapes, self._ppo_gradient = self._written(obs, core_state, episode_starts), None
-        return self._tapes
+            self._programs, self._ppo_gradient = self._lower(obs, core_state, episode_starts), None
+        return self._programs
 
-    def _written(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
+    def _lower(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
         if self._lowered_from is not None and self._lowered_from.n_hooks:
             return None  # a program would not call them
         try:
-            programs = write(self.policy)
+            programs = lower(self.policy)
         except UnsupportedModuleError:
             return None
         with torch.no_grad():
-            wrong = self._difference(programs, obs, core_state, episode_starts)
-        if wrong:
-            logger.warning("the policy goes on without its C kernel: %s", wrong)
-        return None if wrong else programs
+            difference = self._difference(programs, obs, core_state, episode_starts)
+        if difference:
+            logger.warning("the policy runs without its C kernel, whose %s differ from the policy's", difference)
+        return None if difference else programs
 
     def _difference(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
-        """Say in what one step's results differ from the policy's own; nothing is drawn at random."""
+        """Return which of one step's results differ from the policy's, without random numbers; "" if none."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
-        made, *rest = self._through(programs, obs, core_state, episode_starts[None])
-        found = [(self.policy.distribution(made).log_prob(actions), *rest)]
-        if programs.step is not None:  # with exp_noise that all ring at once the likeliest is chosen
-            exp_noise = torch.ones(len(episode_starts), made.shape[-1])
+        action_params, *values_and_state = self._run(programs, obs, core_state, episode_starts[None])
+        results = [(self.policy.distribution(action_params).log_prob(actions), *values_and_state)]
+        if programs.step is not None:  # equal noise for all actions: the most probable one is sampled
+            exp_noise = torch.ones(len(episode_starts), action_params.shape[-1])
             step = self._step(programs, obs, core_state, episode_starts, exp_noise)
-            found.append((step.log_probs, step.values, step.core_state))
+            results.append((step.log_probs, step.values, step.core_state))
         if programs.log_prob_and_entropy is not None:
-            action_stats, *rest = self._through(programs, obs, core_state, episode_starts[None], None, actions)
-            found.append((action_stats[:, 0], *rest))
-        names = ("log-probabilities", "values", "core state")
-        for one in found:
-            for name, each, own in zip(names, one, (distribution.log_prob(actions), values, state), strict=True):
-                if not torch.allclose(each, own, rtol=1e-3, atol=1e-4, equal_nan=True):
-                    return f"its {name} differ from those of the policy"
+            action_stats, *values_and_state = self._run(programs, obs, core_state, episode_starts[None], None, actions)
+            results.append((action_stats[:, 0], *values_and_state))
+        expected = {"log-probabilities": distribution.log_prob(actions), "values": values, "core states": state}
+        for result in results:
+            for (name, theirs), ours in zip(expected.items(), result, strict=True):
+                if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4, equal_nan=True):
+                    return name
         return ""
 
     def _act(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         policy, batch = self.policy, len(episode_starts)
         if programs.step is None:
-            made, values, core_state = self._through(programs, obs, core_state, episode_starts[None])
-            distribution = policy.distribution(made)
+            action_params, values, core_state = self._run(programs, obs, core_state, episode_starts[None])
+            distribution = policy.distribution(action_params)
             actions = distribution.get_actions()
             log_probs = distribution.log_prob(actions)
             return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
@@ -193,7 +193,7 @@ class FusedPolicy:
         (values, log_probs), actions, core_state = programs.step.step(inputs, core_state, episode_starts)
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
-    def _through(
+    def _run(
         self,
         programs: LoweredPolicy,
         obs: Obs,
@@ -202,36 +202,40 @@ class FusedPolicy:
         bptt: int | None = None,
         actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the heads make of an unroll, `[T * B, k]` and the values `[T * B]`, and the new core state.
+        """Run over an unroll.
 
         Args:
-            programs: which ones.
+            programs: the policy's.
             obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
-            actions: of which the heads' judgement is returned; None: what they make themselves.
+            actions: `[T, B]`; None: return the action head's output instead of log-probabilities and entropy.
+
+        Returns:
+            Log-probabilities and entropy of the actions, or the action head's output, `[T * B, k]`; the values
+            `[T * B]`; and the new core state.
         """
         shape, parts = episode_starts.shape, programs.parts
         if actions is not None:
             assert programs.log_prob_and_entropy is not None
             parts = [*parts[:-1], programs.log_prob_and_entropy]
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        made: Sequence[Tensor] = parts[0].run(programs.inputs.of(obs, shape.numel()))
+        outputs: Sequence[Tensor] = parts[0].run(programs.inputs.of(obs, shape.numel()))
         finals = []
-        for layer, carried, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
-            stream, x = made
+        for layer, layer_state, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
+            stream, x = outputs
             heads = x.view(*shape, layer.n_heads, layer.head_size)
-            y, final = recur(layer, heads, carried, episode_starts, bptt)
+            y, final = recur(layer, heads, layer_state, episode_starts, bptt)
             inputs = [stream, y.reshape(stream.shape)]
             if part is parts[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())
-            made = part.run(inputs)
+            outputs = part.run(inputs)
             finals.append(final)
-        numbers, values = made
-        return numbers, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
+        action_outputs, values = outputs
+        return action_outputs, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
 
 
-def _as_written_here(policy: SRWMPolicy) -> bool:
-    """Say whether neither a subclass nor anybody else has put other methods in the place of the policy's own."""
-    return all(getattr(getattr(policy, name), "__func__", None) is own for name, own in _OWN.items())
+def _has_own_methods(policy: SRWMPolicy) -> bool:
+    """Return whether no subclass or caller has replaced the policy's methods."""
+    return all(getattr(getattr(policy, name), "__func__", None) is own for name, own in _METHODS.items())
 
 
 def _tensors(obs: Obs) -> list[Tensor]:
@@ -239,4 +243,4 @@ def _tensors(obs: Obs) -> list[Tensor]:
 
 
 def _first(obs: Obs) -> Obs:
-    return {key: each[0] for key, each in obs.items()} if isinstance(obs, dict) else obs[0]
+    return {key: tensor[0] for key, tensor in obs.items()} if isinstance(obs, dict) else obs[0]

@@ -1,4 +1,4 @@
-"""A policy written down as lists of operations, for C: the parts of it that go row by row, and one acting step."""
+"""Lowering of a policy to programs for the C kernel: its row-wise parts, and one whole acting step."""
 
 from __future__ import annotations
 
@@ -25,81 +25,81 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
 
 
 class UnsupportedModuleError(Exception):
-    """A part of a policy that no program can play."""
+    """The policy has a module that the C kernel has no operations for."""
 
 
 class Inputs:
-    """What the programs of a policy take of its observations.
+    """Conversion of observations to the inputs of a policy's programs.
 
     Args:
-        policy: which one; its encoder is an `Encoder`.
+        policy: with an `Encoder`.
     """
 
     def __init__(self, policy: SRWMPolicy) -> None:
-        self._parts, networks = [], dict(policy.features_extractor.images.items())
+        self._sources, networks = [], dict(policy.features_extractor.images.items())
         for key in _keys(policy.features_extractor):
             space, network = policy.obs_spaces[key], networks.get(key)
             is_box = network is None and isinstance(space, spaces.Box)
             shape = (get_flattened_obs_dim(space),) if is_box else space.shape or ()
-            self._parts.append((key, shape, network, None if is_box else space))
+            self._sources.append((key, shape, network, None if is_box else space))
 
     def of(self, obs: Obs, n: int) -> list[Tensor]:
-        """Return what a program takes of `n` observations, in its order, as floats `[n, width]`.
+        """Return the programs' inputs for `n` observations, floats `[n, width]`.
 
-        Images are given as the features that their network makes of them, with a gradient where that is enabled.
+        Images are replaced by the features of their CNN, with a gradient where that is enabled.
         """
-        given, made = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
-        for key, shape, network, space in self._parts:
-            each = given[key].reshape(n, *shape)
+        arrays, inputs = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
+        for key, shape, network, space in self._sources:
+            array = arrays[key].reshape(n, *shape)
             if network is not None:
-                made.append(network(each))
+                inputs.append(network(array))
             elif space is None:
-                made.append(each.float())
+                inputs.append(array.float())
             else:
-                made.append(as_floats(each, space).flatten(1))
-        return made
+                inputs.append(as_floats(array, space).flatten(1))
+        return inputs
 
 
 class LoweredPolicy(NamedTuple):
-    """A policy, written down."""
+    """The programs of a policy; the last three are None where the kernel cannot run them."""
 
-    inputs: Inputs  # what the first of them takes
-    parts: list[Program]  # what lies before, between and after the core's memories
-    log_prob_and_entropy: Program | None  # the last of them, with what the heads say of an action that was chosen
-    surrogate: Program | None  # the same, with PPO's loss
-    step: Program | None  # all of it, memories and the choice of an action too
+    inputs: Inputs  # of the first part and of the step
+    parts: list[Program]  # before, between and after the core's memories; the last ends in logits and value
+    log_prob_and_entropy: Program | None  # the last part, ending in log-probability and entropy of an action instead
+    surrogate: Program | None  # the last part, ending in PPO's loss
+    step: Program | None  # a whole acting step, with memories and sampling
 
 
-def write(policy: SRWMPolicy) -> LoweredPolicy:
-    """Write a policy down.
+def lower(policy: SRWMPolicy) -> LoweredPolicy:
+    """Lower a policy to programs.
 
     Raises:
-        UnsupportedModuleError: a part that no program can play.
+        UnsupportedModuleError: a module that the kernel has no operations for.
     """
     kernel, core = load_kernel(), policy.core
-    known = (
+    supported = (
         not isinstance(kernel, str)
         and policy.device.type == "cpu"
         and isinstance(core, StackCore)
         and core.carries_over
         and len(policy.action_space.shape or (1,)) == 1
         and type(core).forward is StackCore.forward
-        and all(type(each) is FeedForwardBlock for each in core.blocks)
-        and all(type(each).forward is MemoryLayer.forward for each in core.layers)
+        and all(type(block) is FeedForwardBlock for block in core.blocks)
+        and all(type(layer).forward is MemoryLayer.forward for layer in core.layers)
         and type(policy.features_extractor) is Encoder
         and type(policy.mlp_extractor) is MlpExtractor
     )
-    if not known:
+    if not supported:
         raise UnsupportedModuleError
-    # All but the networks for images, which torch runs.
-    read = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
-    if not all(_is_readable(each) for part in read for each in part.parameters()):
+    # torch runs the CNNs.
+    modules = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
+    if not all(_is_readable(weight) for module in modules for weight in module.parameters()):
         raise UnsupportedModuleError
     parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
     log_prob_and_entropy = surrogate = step = None
     if type(policy.action_dist) is UncheckedCategorical:
-        log_prob_and_entropy = _last(policy, core, kernel, "log_prob_and_entropy")  # type: ignore[arg-type]
-        surrogate = _last(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
+        log_prob_and_entropy = _last_part(policy, core, kernel, "log_prob_and_entropy")  # type: ignore[arg-type]
+        surrogate = _last_part(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
         step = _step(policy, core, kernel)  # type: ignore[arg-type]
     return LoweredPolicy(Inputs(policy), parts, log_prob_and_entropy, surrogate, step)
 
@@ -109,57 +109,61 @@ def _is_readable(weight: Tensor) -> bool:
 
 
 def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Program]:
-    """Write one program up to the first memory, one from each to the next, and one to the heads."""
+    """Return one program up to the first memory, one from each to the next, and one to the heads' outputs."""
     layers: Sequence[MemoryLayer] = core.layers  # type: ignore[assignment]
     program = Program(kernel)
     programs, x = [program], _linear(program, _encoder(program, policy), core.project)
-    for layer, after, block in zip(layers, (*layers[1:], None), core.blocks, strict=True):
-        for each in _before(program, layer, x):
-            program.output(each)
-        if after is not None:
+    for i, (layer, block) in enumerate(zip(layers, core.blocks, strict=True), start=1):
+        for features in _before_memory(program, layer, x):
+            program.output(features)
+        if i < len(layers):
             programs.append(program := Program(kernel))
-            x = _after(program, layer, block, *_carried_on(program, core))  # type: ignore[arg-type]
-    return [*programs, _last(policy, core, kernel)]
+            x = _after_memory(program, layer, block, *_memory_inputs(program, core))  # type: ignore[arg-type]
+    return [*programs, _last_part(policy, core, kernel)]
 
 
-def _last(
+def _last_part(
     policy: SRWMPolicy,
     core: StackCore,
     kernel: Kernel,
     end: Literal["logits", "log_prob_and_entropy", "surrogate"] = "logits",
 ) -> Program:
-    """Write what follows the last memory: what the heads make, or say of an action, and the value; or PPO's loss."""
+    """Return the program after the last memory; its outputs are `end` and the value, or PPO's loss."""
     program = Program(kernel)
-    x = _after(program, core.layers[-1], core.blocks[-1], *_carried_on(program, core))  # type: ignore[arg-type]
-    made, value = _actor_and_critic(program, policy, x)
+    stream, y = _memory_inputs(program, core)
+    x = _after_memory(program, core.layers[-1], core.blocks[-1], stream, y)  # type: ignore[arg-type]
+    action_head, value = _actor_and_critic(program, policy, x)
     if end != "logits":
-        made = program.log_prob_and_entropy(made, program.input(1))
+        action_head = program.log_prob_and_entropy(action_head, program.input(1))
     if end == "surrogate":
-        program.surrogate(made, value)
+        program.ppo_loss(action_head, value)
     else:
-        program.output(made)
+        program.output(action_head)
         program.output(value)
     return program
 
 
-def _carried_on(program: Program, core: StackCore) -> tuple[Features, Features]:
-    """Take what went past a memory, and what it gave."""
+def _memory_inputs(program: Program, core: StackCore) -> tuple[Features, Features]:
+    """Take the residual stream beside a memory, and the memory's output."""
     return program.input(core.output_size, wanted=True), program.input(core.output_size, wanted=True)
 
 
 def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Program | None:
-    """Write one acting step, where a program knows the memories; the value is its first output."""
+    """Return the program of one acting step, or None where the kernel does not support the memories.
+
+    The value is its first output.
+    """
     layers: Sequence[SRWMLayer] = core.layers  # type: ignore[assignment]
-    known = type(core) is SRWMCore and all(type(each) is SRWMLayer for each in layers)
-    if not known or any(each.frozen_weight is not None for each in layers):
+    supported = type(core) is SRWMCore and all(type(layer) is SRWMLayer for layer in layers)
+    if not supported or any(layer.frozen_weight is not None for layer in layers):
         return None
     program = Program(kernel)
     x = _linear(program, _encoder(program, policy), core.project)
     for layer, block in zip(layers, core.blocks, strict=True):
-        stream, heads = _before(program, layer, x)
-        kept = None if layer.gate is None else _linear(program, heads, layer.gate, "sigmoid")
-        y = program.heads(heads, layer.weight, kept, layer.shift_bound)
-        x = _after(program, layer, block, stream, y)  # type: ignore[arg-type]
+        stream, heads = _before_memory(program, layer, x)
+        retention = None if layer.gate is None else _linear(program, heads, layer.gate, "sigmoid")
+        y = program.heads(heads, layer.weight, retention, layer.shift_bound)
+        x = _after_memory(program, layer, block, stream, y)  # type: ignore[arg-type]
     logits, value = _actor_and_critic(program, policy, x)
     program.output(value)
     program.sample(logits, program.input(logits.n))
@@ -167,27 +171,29 @@ def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Program | None
 
 
 def _keys(encoder: Encoder) -> list[str]:
-    """Name the parts of an observation in the order in which a program takes them; see `_encoder`."""
+    """Return the observation's keys in the order of the program's inputs; see `_encoder`."""
     step, images = [EPISODE_STEP] if encoder.step is not None else [], [*encoder.images]
     first, second = (encoder.vectors, images) if len(list(encoder.mlp.children())) else (images, encoder.vectors)
     return [*step, *first, *second, *encoder.plain]
 
 
 def _encoder(program: Program, policy: SRWMPolicy) -> Features:
-    """Write the encoder; its features come to lie side by side, in its own order: images, MLP, the agent's past.
+    """Append the encoder; return its features, contiguous and in the encoder's order: images, MLP, previous inputs.
 
-    So what the MLP's last layer makes has to follow the images' features at once.
+    For that, the output of the MLP's last layer must directly follow the images' features.
     """
     encoder = policy.features_extractor
-    if any(type(each) is not ImpalaCNN for each in encoder.images.values()):
+    if any(type(cnn) is not ImpalaCNN for cnn in encoder.images.values()):
         raise UnsupportedModuleError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
-    widths |= {key: each.head.out_features for key, each in encoder.images.items()}  # type: ignore[union-attr, misc]
+    widths |= {key: cnn.head.out_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]
     step = program.input(1) if encoder.step is not None else None
     layers, vectors = list(encoder.mlp.children()), None
-    last = max((i for i, each in enumerate(layers) if type(each) is nn.Linear), default=0)
+    last = max((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), default=0)
     if layers:
-        vectors = _sequence(program, layers[:last], _joined([program.input(widths[key]) for key in encoder.vectors]))
+        vectors = _sequence(
+            program, layers[:last], _concatenated([program.input(widths[key]) for key in encoder.vectors])
+        )
     features = [program.input(widths[key], wanted=True) for key in encoder.images]
     if vectors is not None:
         features.append(_sequence(program, layers[last:], vectors))
@@ -196,11 +202,11 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     features += [program.input(widths[key]) for key in encoder.plain]
     if step is not None and encoder.step is not None:
         features.append(program.sines(step, encoder.step.periods))
-    return _joined(features)
+    return _concatenated(features)
 
 
-def _before(program: Program, layer: MemoryLayer, x: Features) -> tuple[Features, Features]:
-    """Write what a layer does before its memory: return what goes past it and what goes in."""
+def _before_memory(program: Program, layer: MemoryLayer, x: Features) -> tuple[Features, Features]:
+    """Append a layer up to its memory; return the residual stream and the heads' inputs."""
     normed = _norm(program, x, layer.layer_norm)
     heads = normed if layer.norm == "pre" else x
     if layer.input_softmax:
@@ -208,8 +214,10 @@ def _before(program: Program, layer: MemoryLayer, x: Features) -> tuple[Features
     return normed if layer.norm == "residual" else x, heads
 
 
-def _after(program: Program, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features) -> Features:
-    """Write what a layer does with what its memory gave, and the block that follows."""
+def _after_memory(
+    program: Program, layer: MemoryLayer, block: FeedForwardBlock, stream: Features, y: Features
+) -> Features:
+    """Append the rest of a layer after its memory's output `y`, and the feed-forward block."""
     x = _linear(program, y, layer.out, add=stream)
     inner = _linear(program, _norm(program, x, block.layer_norm), block.up, "relu")
     return _linear(program, inner, block.down, add=x)
@@ -217,9 +225,9 @@ def _after(program: Program, layer: MemoryLayer, block: FeedForwardBlock, stream
 
 def _actor_and_critic(program: Program, policy: SRWMPolicy, x: Features) -> tuple[Features, Features]:
     extractor = policy.mlp_extractor
-    pi, vf = (list(each.children()) for each in (extractor.policy_net, extractor.value_net))
-    made = _linear(program, _sequence(program, pi, x), policy.action_net)
-    return made, _linear(program, _sequence(program, vf, x), policy.value_net)
+    pi, vf = (list(network.children()) for network in (extractor.policy_net, extractor.value_net))
+    action_head = _linear(program, _sequence(program, pi, x), policy.action_net)
+    return action_head, _linear(program, _sequence(program, vf, x), policy.value_net)
 
 
 def _norm(program: Program, x: Features, norm: nn.Module) -> Features:
@@ -231,7 +239,7 @@ def _norm(program: Program, x: Features, norm: nn.Module) -> Features:
 
 
 def _sequence(program: Program, layers: list[nn.Module], x: Features) -> Features:
-    """Write linear layers, each with or without an activation after it."""
+    """Append linear layers, each with or without an activation after it."""
     none = nn.Identity()
     for before, layer, after in zip([none, *layers], layers, [*layers[1:], none], strict=False):
         if type(layer) is nn.Linear:
@@ -244,12 +252,12 @@ def _sequence(program: Program, layers: list[nn.Module], x: Features) -> Feature
 def _linear(
     program: Program, x: Features, layer: nn.Module, activation: str = "identity", add: Features | None = None
 ) -> Features:
-    # A weight that is no parameter is made anew from others at every call.
+    # A parametrized weight is no parameter: it is computed at every call.
     if type(layer) is not nn.Linear or layer._parameters.get("weight") is None:
         raise UnsupportedModuleError
     return program.linear(x, layer.weight, layer.bias, activation, add)
 
 
-def _joined(parts: list[Features]) -> Features:
-    assert all(one.first + one.n == other.first for one, other in pairwise(parts)), "these do not lie side by side"
-    return Features(parts[0].first, sum(each.n for each in parts))
+def _concatenated(parts: list[Features]) -> Features:
+    assert all(left.first + left.n == right.first for left, right in pairwise(parts)), "not contiguous"
+    return Features(parts[0].first, sum(part.n for part in parts))

@@ -1,4 +1,4 @@
-"""A policy in a few calls of C: what it gives is what the policy gives, gradients too, and it is given up where not."""
+"""The policy in C gives the policy's results and gradients, and is disabled where it would not."""
 
 import logging
 from copy import deepcopy
@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from srwm_rl.native.fused_policy import FusedPolicy, UnsupportedModuleError, write
+from srwm_rl.native.fused_policy import FusedPolicy, UnsupportedModuleError, lower
 from srwm_rl.nn.encoders import ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
@@ -92,32 +92,29 @@ def first(obs: Obs) -> Obs:
 def check_act(policy: SRWMPolicy, fused: FusedPolicy, batch: int) -> ActStep:
     """Act both ways from one generator state, and compare."""
     obs, _, state, starts = unroll(policy, 1, batch)
-    given = (first(obs), state, starts[0])
+    arguments = (first(obs), state, starts[0])
     torch.manual_seed(1)
-    found = fused.act(*given)
+    actual = fused.act(*arguments)
     torch.manual_seed(1)
     with torch.no_grad():
-        expected = policy.act(*given)
-    for name, one, other in zip(ActStep._fields, found, expected, strict=True):
-        assert one.shape == other.shape, name
-        assert one.dtype == other.dtype, name
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    return found
+        expected = policy.act(*arguments)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    return actual
 
 
 def check_sequence(policy: SRWMPolicy, fused: FusedPolicy, n_steps: int, batch: int, bptt: int | None = None) -> None:
     """Evaluate both ways, and compare results and gradients."""
     obs, actions, state, starts = unroll(policy, n_steps, batch)
-    found = []
-    for each in (fused, policy):
-        seen = each.evaluate_sequence(obs, actions, state, starts, bptt)
+    results = []
+    for implementation in (fused, policy):
+        result = implementation.evaluate_sequence(obs, actions, state, starts, bptt)
         policy.zero_grad()
-        (seen.values.square().sum() + seen.log_probs.sum() + 0.3 * seen.entropy.sum()).backward()
-        found.append([*seen, *(p.grad for p in policy.parameters() if p.grad is not None)])
-    assert len(found[0]) == len(found[1])
-    for one, other in zip(*found, strict=True):
-        assert one.shape == other.shape
-        assert (one - other).norm() <= 2e-5 * other.norm() + 1e-6
+        (result.values.square().sum() + result.log_probs.sum() + 0.3 * result.entropy.sum()).backward()
+        results.append([*result, *(p.grad for p in policy.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() <= 2e-5 * theirs.norm() + 1e-6
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -129,7 +126,7 @@ def test_every_core(core: str, batch: int) -> None:
     check_sequence(policy, fused, 9, batch)
     check_sequence(policy, fused, 9, batch, bptt=4)
     assert not fused.disabled
-    assert (fused._tapes.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
+    assert (fused._programs.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -156,7 +153,9 @@ def test_every_space_and_head(space: spaces.Space[Any], action: str, settings: d
 @pytest.mark.parametrize("action", ["discrete", "box"])
 @pytest.mark.parametrize("space", [FRAMES, TWO_CAMERAS], ids=["frames", "two cameras"])
 @pytest.mark.parametrize("mlp", [(), (9,), (12, 10)], ids=["no mlp", "mlp", "deep mlp"])
-def test_what_torch_sees_in_images_goes_on_in_c(space: spaces.Space[Any], action: str, mlp: tuple[int, ...]) -> None:
+def test_image_features_of_torch_are_inputs_of_the_programs(
+    space: spaces.Space[Any], action: str, mlp: tuple[int, ...]
+) -> None:
     policy = policy_of("two layers", space, action, encoder_kwargs={"mlp": mlp, **SMALL_CNN})
     fused = FusedPolicy(policy)
     check_act(policy, fused, 5)
@@ -186,7 +185,7 @@ def test_gradients_do_not_depend_on_threads(space: spaces.Space[Any]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-def test_weights_are_read_where_they_are() -> None:
+def test_weights_are_read_in_place_and_moved_ones_lowered_again() -> None:
     policy = policy_of()
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
@@ -194,30 +193,30 @@ def test_weights_are_read_where_they_are() -> None:
         for each in policy.parameters():
             each.mul_(1.1)
     check_act(policy, fused, 3)
-    written = fused._tapes
-    assert written is not None
+    old = fused._programs
+    assert old is not None
     for each in policy.parameters():
         each.data = each.data.clone() * 0.9
     check_act(policy, fused, 3)
-    assert fused._tapes not in (None, written)
+    assert fused._programs not in (None, old)
 
 
-def test_actions_are_drawn_as_the_policy_draws_them() -> None:
+def test_actions_are_sampled_as_the_policy_samples_them() -> None:
     policy = policy_of()
     fused = FusedPolicy(policy)
     obs, _, state, starts = unroll(policy, 1, 64)
-    given = (first(obs), state, starts[0])
+    arguments = (first(obs), state, starts[0])
     torch.manual_seed(3)
-    found = torch.stack([fused.act(*given).actions for _ in range(20)])
+    actual = torch.stack([fused.act(*arguments).actions for _ in range(20)])
     torch.manual_seed(3)
     with torch.no_grad():
-        expected = torch.stack([policy.act(*given).actions for _ in range(20)])
+        expected = torch.stack([policy.act(*arguments).actions for _ in range(20)])
     assert not fused.disabled
-    assert (found == expected).float().mean() > 0.99  # a tie to the last bit may fall otherwise
-    assert len(found.unique(dim=0)) == 20
+    assert (actual == expected).float().mean() > 0.99  # rounding may decide near ties
+    assert len(actual.unique(dim=0)) == 20
 
 
-def test_a_weight_changed_before_the_way_back_is_noticed() -> None:
+def test_a_weight_changed_before_backward_raises() -> None:
     policy = policy_of()
     obs, actions, state, starts = unroll(policy, 3, 2)
     fused = FusedPolicy(policy)
@@ -229,7 +228,7 @@ def test_a_weight_changed_before_the_way_back_is_noticed() -> None:
         seen.values.sum().backward()
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_stays_in_its_environment_and_is_not_hidden() -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
     obs, actions, state, starts = unroll(policy, 2, 4)
@@ -243,7 +242,7 @@ def test_what_is_not_a_number_stays_so() -> None:
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru", "feedforward", "srwm_no_carry"])
-def test_other_cores_act_as_ever(core: str) -> None:
+def test_other_cores_run_in_torch(core: str) -> None:
     torch.manual_seed(0)
     policy = SRWMPolicy(LONE, ACTIONS["discrete"], lambda _: 0.0, core=core)
     fused = FusedPolicy(policy)
@@ -251,15 +250,15 @@ def test_other_cores_act_as_ever(core: str) -> None:
     check_sequence(policy, fused, 4, 3)
     assert fused.disabled
     with pytest.raises(UnsupportedModuleError):
-        write(policy)
+        lower(policy)
 
 
-class Blind(ImpalaCNN):
-    """A network for images that is not the one that was asked for."""
+class OtherCNN(ImpalaCNN):
+    """A subclass of the supported CNN."""
 
 
-def blinded(policy: SRWMPolicy) -> None:
-    policy.features_extractor.images["left"].__class__ = Blind
+def other_cnn(policy: SRWMPolicy) -> None:
+    policy.features_extractor.images["left"].__class__ = OtherCNN
 
 
 def smooth(policy: SRWMPolicy) -> None:
@@ -274,10 +273,10 @@ def rectified_twice(policy: SRWMPolicy) -> None:
     policy.features_extractor.mlp = nn.Sequential(nn.Linear(9, 64), nn.Tanh(), nn.ReLU())
 
 
-@pytest.mark.parametrize("change", [blinded, smooth, rectified_first, rectified_twice])
-def test_other_encoders_are_unknown(change: Any) -> None:
+@pytest.mark.parametrize("change", [other_cnn, smooth, rectified_first, rectified_twice])
+def test_unsupported_encoders_run_in_torch(change: Any) -> None:
     policy = policy_of("default", TWO_CAMERAS, encoder_kwargs=SMALL_CNN)
-    write(policy)
+    lower(policy)
     change(policy)
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
@@ -285,29 +284,29 @@ def test_other_encoders_are_unknown(change: Any) -> None:
 
 
 class Doubling(FeedForwardBlock):
-    """A block that does more than its parent."""
+    """A block that computes something else than its parent."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Double."""
         return 2 * super().forward(x)
 
 
-def test_a_policy_that_does_more_goes_on_by_itself(
+def test_a_policy_whose_results_differ_runs_in_torch_with_one_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = policy_of("default", LONE)
     policy.core.blocks[0].__class__ = Doubling
     with pytest.raises(UnsupportedModuleError):
-        write(policy)
+        lower(policy)
     policy.core.blocks[0].__class__ = FeedForwardBlock
     forward = FeedForwardBlock.forward
-    monkeypatch.setattr(FeedForwardBlock, "forward", lambda self, x: 2 * forward(self, x))  # nothing to see it by
+    monkeypatch.setattr(FeedForwardBlock, "forward", lambda self, x: 2 * forward(self, x))  # the type is unchanged
     fused = FusedPolicy(policy)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             check_act(policy, fused, 3)
     assert fused.disabled
-    assert caplog.text.count("goes on without its C kernel: its log-probabilities differ") == 1
+    assert caplog.text.count("runs without its C kernel, whose log-probabilities differ") == 1
 
 
 def assign(policy: SRWMPolicy) -> None:
@@ -331,7 +330,7 @@ def grow(policy: SRWMPolicy) -> None:
 
 
 @pytest.mark.parametrize("change", [assign, replace_head, move, turn, grow])
-def test_what_was_replaced_is_noticed(change: Any) -> None:
+def test_a_replaced_weight_or_module_is_lowered_again(change: Any) -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
@@ -351,7 +350,7 @@ def test_hooks_are_called(kind: str, of: str) -> None:
     check_sequence(policy, fused, 3, 2)
     hook = getattr(hooked, f"register_{kind}_hook")(lambda *_: calls.append(1))
     check_sequence(policy, fused, 3, 2)
-    assert len(calls) == 2  # once here and once there
+    assert len(calls) == 2  # once per implementation
     hook.remove()
     check_sequence(policy, fused, 3, 2)
     assert not fused.disabled
@@ -377,7 +376,7 @@ def forgetful(policy: SRWMPolicy) -> None:
 
 
 @pytest.mark.parametrize("change", [lora, plain_norm, weight_norm, forgetful])
-def test_parts_that_only_look_alike_are_unknown(change: Any) -> None:
+def test_subclassed_or_parametrized_modules_run_in_torch(change: Any) -> None:
     policy = policy_of("default", LONE)
     change(policy)
     fused = FusedPolicy(policy)
@@ -386,7 +385,7 @@ def test_parts_that_only_look_alike_are_unknown(change: Any) -> None:
     assert fused.disabled
 
 
-def test_no_environments_and_no_gradient_of_weights_are_no_trouble() -> None:
+def test_empty_batches_and_frozen_weights() -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
     obs, actions, state, starts = unroll(policy, 2, 3)
@@ -399,7 +398,7 @@ def test_no_environments_and_no_gradient_of_weights_are_no_trouble() -> None:
 
 
 @pytest.mark.parametrize("space", [LONE, FRAMES], ids=["lone", "frames"])
-def test_observations_that_want_a_gradient_get_it(space: spaces.Space[Any]) -> None:
+def test_observations_that_require_a_gradient_get_it(space: spaces.Space[Any]) -> None:
     policy = policy_of("default", space, encoder_kwargs={} if space is LONE else SMALL_CNN)
     obs, actions, state, starts = unroll(policy, 2, 3)
     assert isinstance(obs, Tensor)
@@ -412,7 +411,7 @@ def test_observations_that_want_a_gradient_get_it(space: spaces.Space[Any]) -> N
     torch.testing.assert_close(*found)
 
 
-def test_nothing_is_drawn_to_compare_and_copies_can_be_made() -> None:
+def test_comparing_draws_no_random_numbers_and_copies_work() -> None:
     policy = policy_of("default", LONE)
     obs, actions, state, starts = unroll(policy, 2, 3)
     fused, before = FusedPolicy(policy), torch.get_rng_state()
@@ -423,7 +422,7 @@ def test_nothing_is_drawn_to_compare_and_copies_can_be_made() -> None:
     assert copied.policy is not policy
 
 
-def test_methods_that_somebody_replaced_are_called() -> None:
+def test_replaced_methods_are_called() -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
     obs, actions, state, starts = unroll(policy, 3, 2)
@@ -435,8 +434,8 @@ def test_methods_that_somebody_replaced_are_called() -> None:
     assert torch.equal(fused.evaluate_sequence(obs, actions, state, starts).values, before.values)
 
 
-class Timid(SRWMPolicy):
-    """A subclass that acts in its own way."""
+class NoOpPolicy(SRWMPolicy):
+    """A subclass that overrides `act`."""
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
         """Do nothing."""
@@ -444,17 +443,17 @@ class Timid(SRWMPolicy):
         return step._replace(actions=torch.zeros_like(step.actions))
 
 
-def test_a_subclass_acts_in_its_own_way() -> None:
-    policy = Timid(LONE, ACTIONS["discrete"], lambda _: 0.0)
+def test_a_subclass_with_its_own_act_is_respected() -> None:
+    policy = NoOpPolicy(LONE, ACTIONS["discrete"], lambda _: 0.0)
     obs, _, state, starts = unroll(policy, 1, 50)
     assert FusedPolicy(policy).act(first(obs), state, starts[0]).actions.eq(0).all()
 
 
-def test_another_backend_that_is_preferred_is_used() -> None:
+def test_a_preferred_backend_disables_the_programs() -> None:
     policy = policy_of("default", LONE)
     fused = FusedPolicy(policy)
     with prefer("reference"):
         check_act(policy, fused, 3)
-        assert fused._tapes is None
+        assert fused._programs is None
     check_act(policy, fused, 3)
-    assert fused._tapes is not None
+    assert fused._programs is not None
