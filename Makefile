@@ -1,33 +1,39 @@
 # make demo: set up, train on ProcGen CoinRun for some minutes, evaluate on levels never seen.
-# make test: set up, then lint, types and tests.
+# make test: set up, then lint, types and the fast tests; make test-all: every test.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
-TYPES := build/types
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
-.PHONY: demo test lint types slow lock audit install clean
+.PHONY: demo test test-heavy test-all slow lint types lock audit install clean
 
 demo: install
 	$(BIN)/srwm-rl train --preset demo
 	$(BIN)/srwm-rl eval --random "$$(ls -dt logs/ppo_srwm/coinrun_* | head -1)"
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow and not heavy"
+
+# What `make test` leaves out: simulated CUDA, torchrun, kills, fuzzing, learning.
+test-heavy: install
+	$(PYTEST) -m "heavy and not slow" --timeout 900
+
+# Minutes each: long learning runs, fuzzing, repeated kills.
+slow: install
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-all: test test-heavy slow
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The rooms agents/, envs/ and scripts/ are srwm_rl.agents and so on when installed; mypy gets them as one tree.
+# srwm_rl/agents, envs and scripts are links to the top-level folders, for type checkers and editors.
 types: install
-	@rm -rf $(TYPES) && mkdir -p $(TYPES)/srwm_rl
-	@ln -s $(CURDIR)/srwm_rl/* $(CURDIR)/agents $(CURDIR)/envs $(CURDIR)/scripts $(TYPES)/srwm_rl/
-	MYPYPATH=$(TYPES) $(BIN)/mypy -p srwm_rl
-
-slow: install
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/mypy -p srwm_rl -p examples
 
 # Hashes for the development versions; needs the package index.
 lock: install

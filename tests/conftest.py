@@ -1,18 +1,64 @@
-"""Settings of every test process, made before torch is loaded; tests of a GPU are left out where there is none."""
+"""Settings of every test process, made before torch is loaded; which tests are heavy; no GPU tests without a GPU."""
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 # torch's OpenMP threads spin while they wait; beside another busy process that costs ten times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+ROOT = Path(__file__).parent
+# Tests that `make test` leaves to `make test-all`, by file: simulated CUDA, torchrun, kills and signals, fuzzing,
+# learning. None: every test of the file. tests/test_architecture.py checks that the names exist.
+HEAVY: dict[str, tuple[str, ...] | None] = {
+    "agents/test_impala.py": ("test_a_small_memory_task_is_learned",),
+    "agents/test_ppo.py": (
+        "test_a_procgen_rollout_of_64_environments_and_256_steps_fits_in_2_gib",
+        "test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory",
+    ),
+    "scripts/commands/test_bench.py": ("test_train_on_frames_against_sb3_contrib",),
+    "scripts/commands/test_train.py": (
+        "test_an_interrupted_extension_resumes_without_flags",
+        "test_an_overlapped_run_warns_that_it_is_not_exact",
+        "test_interrupted_and_resumed_is_as_if_never_interrupted",
+        "test_killed_and_resumed_is_as_if_never_killed",
+    ),
+    "scripts/training/test_clusters.py": (
+        "test_a_lost_machine_ends_the_job_and_the_run_is_saved",
+        "test_the_slurm_script_trains_on_two_machines_and_resumes_when_requeued",
+    ),
+    "scripts/training/test_launch.py": (
+        "test_a_killed_process_ends_the_others_and_the_run_is_saved",
+        "test_a_run_of_one_process_resumes_in_two",
+        "test_an_error_is_printed_once",
+        "test_stopped_in_two_processes_and_resumed_in_one",
+        "test_two_processes_write_one_run_and_resume_it_exactly",
+    ),
+    "scripts/training/test_monitoring.py": None,
+    "scripts/training/test_supervise.py": None,
+    "simulated_cuda/test_simulated_cuda.py": None,
+    "srwm_rl/hostile/test_hostile.py": None,
+    "srwm_rl/official/test_torch_zip.py": ("test_damaged_files_are_imported_or_refused_and_run_nothing",),
+    "srwm_rl/ops/test_triton.py": ("test_random_cases",),
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What "auto" means is the CPU on every machine, but where a GPU is asked for.
+    # "auto" means the CPU on every machine, except where a GPU is asked for.
     if "gpu" not in config.getoption("markexpr").replace("not gpu", "") and "torch" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers take all cores already
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        names = HEAVY.get(item.path.relative_to(ROOT).as_posix() if item.path.is_relative_to(ROOT) else "", ())
+        if names is None or getattr(item, "originalname", item.name) in names:
+            item.add_marker("heavy")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -28,10 +28,24 @@ FORBIDDEN = {
 }
 # Above everything: the first registers the environments with Gymnasium, the second is `python -m srwm_rl`.
 ENTRY_POINTS = ("srwm_rl/__init__.py", "srwm_rl/__main__.py")
-# The only files of ours that import files of ours inside functions.
+# The only files that import inside functions. "--help": it is printed without what the command needs.
 LATE_IMPORTS = {
-    "srwm_rl/__init__.py": "registration needs the package to be there",
-    "scripts/main.py": "the command that was named",
+    "srwm_rl/__init__.py": "registers the environments last",
+    "srwm_rl/ops/scan.py": "Triton is imported where it runs",
+    "envs/make.py": "environments are imported when made: some need SB3 and with it torch",
+    "scripts/main.py": "imports the command that is named",
+    "scripts/cli.py": "--device is checked without torch where it is the CPU",
+    "scripts/commands/bench.py": "--help",
+    "scripts/commands/compare.py": "--help",
+    "scripts/commands/controls.py": "--help",
+    "scripts/commands/doctor.py": "--help",
+    "scripts/commands/eval.py": "--help",
+    "scripts/commands/export.py": "--help",
+    "scripts/commands/import_official.py": "--help",
+    "scripts/commands/replay.py": "--help",
+    "scripts/commands/report.py": "--help",
+    "scripts/commands/train.py": "--help",
+    "scripts/commands/watch.py": "--help",
 }
 # What may be imported inside functions anywhere: it is optional, or missing on some platforms.
 OPTIONAL = {"matplotlib", "onnx", "onnxruntime", "procgen", "rliable", "triton", "av"}
@@ -236,6 +250,17 @@ def test_every_package_is_listed_for_the_wheel() -> None:
         for path in (ROOT / folder).rglob("__init__.py"):
             names.add(".".join([package, *path.parent.relative_to(ROOT / folder).parts]))
     assert set(settings["packages"]) == names
+
+
+def test_heavy_tests_exist() -> None:
+    assignments = {
+        node.target.id: node.value
+        for node in ast.parse((ROOT / "tests" / "conftest.py").read_text()).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+    }
+    for path, names in ast.literal_eval(assignments["HEAVY"]).items():
+        text = (ROOT / "tests" / path).read_text()
+        assert [name for name in names or () if f"def {name}(" not in text] == [], path
 
 
 QUIET = """
