@@ -1,6 +1,6 @@
 """Agents whose memory is a network that rewrites its own weights (SRWM), for Gymnasium and Stable-Baselines3.
 
-Importing this registers the environments with Gymnasium and loads nothing heavy; torch arrives with the first use.
+Importing it registers the environments with Gymnasium; torch is imported on first use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 
 def _silence_gym() -> None:
-    # SB3 and ProcGen import the retired `gym`, which prints a four-line notice taken from this module.
+    # SB3 and ProcGen import the unmaintained `gym`, which prints a notice from this module.
     if "gym" not in sys.modules:
         notices = ModuleType("gym_notices.notices")
         notices.notices = {}  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ _silence_gym()
 
 
 def _register_envs() -> None:
-    # Here, not in srwm_rl.envs: gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module and no other.
+    # Here, because gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module only.
     from srwm_rl.envs.registration import register_envs
 
     register_envs()

@@ -1,4 +1,4 @@
-"""The one error a user can cause, and the nearest-match hint its messages carry."""
+"""The errors that the command line prints without a traceback, and hints for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Say in one line what is wrong with what the user gave, and what to do.
+    """Invalid input by the user; the message says in one line what is wrong and what to do.
 
     The command line prints it without a traceback and exits with code 2; in Python code it is a `ValueError`.
     """
@@ -17,29 +17,29 @@ class UserError(ValueError):
 
 
 class FaultError(RuntimeError):
-    """Something broke while training: a number that is not finite, or an environment that raised.
+    """A failure while training: a number that is not finite, or an environment that raised.
 
-    The message names the quantity and where it turned up. The command line keeps the last good checkpoint, prints the
+    The message names the quantity and its origin. The command line keeps the last good checkpoint, prints the
     message in one line and exits with code 3.
     """
 
 
 def one_line(text: str, most: int = 2000) -> str:
-    """Return a text without line breaks and terminal codes, which names in a file may hold, and not too long."""
-    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[: most + 1])
+    """Return at most `most` characters of a text, with line breaks and terminal codes escaped."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
-def check_settings(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a `UserError` that names the first setting `owner` does not have, and the nearest one it has."""
+def check_settings(owner: str, settings: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` for the first setting that is not known, with the nearest known name."""
     names = list(known)
-    for name in given:
+    for name in settings:
         if name not in names:
             raise UserError(f"{owner} has no setting {name!r}{did_you_mean(str(name), names)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the nearest known name, or the list of known names when none is near."""
+    """Return `"; did you mean 'x'?"` for the nearest known name, or the list of known names if none is near."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"

@@ -1,3 +1,3 @@
-"""The policy's former path, which SB3 zips name; it lives in `srwm_rl.nn.policy`."""
+"""The former path of `srwm_rl.nn.policy.SRWMPolicy`, which SB3 zips name."""
 
 from srwm_rl.nn.policy import SRWMPolicy as SRWMPolicy
