@@ -26,6 +26,8 @@ def convert(value: Any, kind: type[Declared], what: str) -> Declared:
     """
     try:
         converted: Declared = msgspec.convert(value, kind)
+    except AttributeError as error:  # msgspec calls `keys` of a numpy array in the place of an object
+        raise UserError(f"{what}: an array in the place of an object") from error
     except (msgspec.ValidationError, ValueError) as error:
         reason, _, path = str(error).partition(" - at `$")
         entry = path.strip(".`")

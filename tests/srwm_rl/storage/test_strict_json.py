@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
-from srwm_rl.storage.strict_json import parse_json
+from srwm_rl import UserError
+from srwm_rl.storage.strict_json import convert, parse_json
 
 
 @pytest.mark.parametrize("value", [None, [], {}, 2**127, -1.5e-9, "\xe9\n", {"a": [{"b": [True, False]}]}])
@@ -40,3 +42,10 @@ def test_what_nobody_writes_is_refused(text: bytes, message: str) -> None:
 
 def test_a_little_depth_is_fine() -> None:
     assert parse_json(b"[" * 60 + b"]" * 60)
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [], {"a": "x"}, {"a": {}}, {1: 1}, np.zeros(3), {"a": np.zeros(0)}])
+def test_a_value_of_another_type_is_refused_in_one_line(value: Any) -> None:
+    with pytest.raises(UserError, match=r"^the file: ") as error:
+        convert(value, dict[str, int], "the file")
+    assert "\n" not in str(error.value)
