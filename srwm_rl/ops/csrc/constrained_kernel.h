@@ -101,7 +101,8 @@ INLINE void NAME(bound_backward)(int D, int P, REAL *G, const REAL *S, REAL scal
 }
 
 /* W = slow + S; gk = G e; ge = k G. Return S . G, the gradient of the retention. */
-INLINE REAL NAME(constrained_edit_backward)(int D, int P, const NAME(work) *work, const REAL *S, const REAL *k, const REAL *e) {
+INLINE REAL NAME(constrained_edit_backward)(int D, int P, const NAME(work) *work, const REAL *S, const REAL *k,
+                                            const REAL *e) {
     REAL *ge = work->ge;
     vec product[4] = {ZERO, ZERO, ZERO, ZERO};
     for (int i = 0; i < DR_OF(D); i += 4) {

@@ -1,9 +1,9 @@
-/* A program, a list of row-wise operations, forward and backward in single precision: the network between the recurrences
- * of a policy, or one step of a whole policy.
+/* A program, a list of row-wise operations, forward and backward in single precision: the network between the
+ * recurrences of a policy, or one step of a whole policy.
  *
- * Rows are processed in tiles of 64. A tile is [features][TILE], so that every operation runs along whole vectors of rows,
- * reads weights in torch's layout, and rarely sums across lanes. Every operation writes to features of its own: backward
- * recomputes the tile and finds all intermediate results in it.
+ * Rows are processed in tiles of 64. A tile is [features][TILE]: every operation runs along whole vectors of rows, reads
+ * weights in torch's layout, and rarely sums across lanes. Every operation writes to features of its own, so backward
+ * recomputes the tile and has all intermediate results.
  */
 
 #define EACH(c) for (int c = 0; c < TILE; c += VLEN)
@@ -126,10 +126,10 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
     for (int first = 0; first < op->n_in; first += op->n_out) {
         const int end = first + op->n_out;
         EACH(c) {
-            vec most = LD(AT(in, first) + c), sum = ZERO;
-            for (int i = first + 1; i < end; i++) most = VMAX(most, LD(AT(in, i) + c));
+            vec largest = LD(AT(in, first) + c), sum = ZERO;
+            for (int i = first + 1; i < end; i++) largest = VMAX(largest, LD(AT(in, i) + c));
             for (int i = first; i < end; i++) {
-                vec e = NAME(exp)(LD(AT(in, i) + c) - most);
+                vec e = NAME(exp)(LD(AT(in, i) + c) - largest);
                 ST(AT(out, i) + c, e);
                 sum += e;
             }
@@ -141,24 +141,24 @@ static TARGET void NAME(softmax)(const Op *op, const REAL *in, REAL *out) {
 /* A third feature follows, for backward: the logits' logsumexp. */
 static TARGET void NAME(log_prob_and_entropy)(const Op *op, const REAL *in, const REAL *action, REAL *out) {
     EACH(c) {
-        vec most = LD(in + c), sum = ZERO, at_action = ZERO, along = ZERO;
-        for (int i = 1; i < op->n_in; i++) most = VMAX(most, LD(AT(in, i) + c));
+        vec largest = LD(in + c), sum = ZERO, at_action = ZERO, weighted = ZERO;
+        for (int i = 1; i < op->n_in; i++) largest = VMAX(largest, LD(AT(in, i) + c));
         for (int i = 0; i < op->n_in; i++) {
-            vec below = LD(AT(in, i) + c) - most, e = NAME(exp)(below);
-            sum += e, along += e * below;
-            at_action += WHERE(LD(action + c) == (REAL)i, below);
+            vec shifted = LD(AT(in, i) + c) - largest, e = NAME(exp)(shifted);
+            sum += e, weighted += e * shifted;
+            at_action += WHERE(LD(action + c) == (REAL)i, shifted);
         }
         REAL *log_sum = AT(out, 2) + c;
         ST(log_sum, sum);
         for (int lane = 0; lane < VLEN; lane++) log_sum[lane] = logf(log_sum[lane]);
         ST(out + c, at_action - LD(log_sum));
-        ST(AT(out, 1) + c, LD(log_sum) - along / sum);
-        ST(log_sum, LD(log_sum) + most);
+        ST(AT(out, 1) + c, LD(log_sum) - weighted / sum);
+        ST(log_sum, LD(log_sum) + largest);
     }
 }
 
-/* Taylor series around the nearest multiple of 90 degrees; the first omitted term is below 3e-8. The range is reduced in
- * double precision, accurate for angles up to 1e8; for larger ones the library is called. */
+/* Taylor series around the nearest multiple of 90 degrees; the first omitted term is below 3e-8. The angle is reduced
+ * in double precision, accurate up to 1e8; for larger ones the library is called. */
 static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
     const double right = 1.5707963267948966, per_right = 1 / right;
     const double whole = 6755399441055744.0; /* 1.5 * 2^52: adding and subtracting it rounds */
@@ -170,7 +170,8 @@ static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
             const REAL angle = angles[c] = 6.283185307179586f * in[c] / op->weight[i]; /* rounded as torch does */
             large |= !(fabsf(angle) < 1e8f);
             const double quarters = angle * per_right + whole - whole;
-            const REAL x = (REAL)(angle - quarters * right), q = (REAL)(quarters - 4 * (0.25 * quarters + whole - whole));
+            const REAL x = (REAL)(angle - quarters * right);
+            const REAL q = (REAL)(quarters - 4 * (0.25 * quarters + whole - whole));
             const REAL z = x * x; /* q: -2, -1, 0, 1 or 2 quarters */
             const REAL s = x * (1 + z * (-1 / 6.f + z * (1 / 120.f + z * (-1 / 5040.f + z * (1 / 362880.f)))));
             const REAL k = 1 + z * (-1 / 2.f + z * (1 / 24.f + z * (-1 / 720.f + z * (1 / 40320.f))));
@@ -182,35 +183,36 @@ static TARGET void NAME(sines)(const Op *op, const REAL *in, REAL *out) {
 }
 
 /* Sample actions as argmax(log p - log exp_noise), exp_noise from Exp(1), as UncheckedCategorical.sample does. */
-static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, const REAL *exp_noise, int64_t *actions, REAL *log_probs,
-                              int n) {
+static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, const REAL *exp_noise, int64_t *actions,
+                                            REAL *log_probs, int n) {
     for (int c = 0; c < n; c++) {
-        REAL most = logits[c], sum = 0, best = 0, chosen = 0;
-        int64_t winner = -1;
-        for (int i = 1; i < op->n_in; i++) most = AT(logits, i)[c] > most ? AT(logits, i)[c] : most;
-        for (int i = 0; i < op->n_in; i++) sum += expf(AT(logits, i)[c] - most);
-        const REAL all = most + logf(sum);
+        REAL largest = logits[c], sum = 0, best_score = 0, log_prob = 0;
+        int64_t action = -1;
+        for (int i = 1; i < op->n_in; i++) largest = AT(logits, i)[c] > largest ? AT(logits, i)[c] : largest;
+        for (int i = 0; i < op->n_in; i++) sum += expf(AT(logits, i)[c] - largest);
+        const REAL log_sum = largest + logf(sum);
         for (int i = 0; i < op->n_in; i++) {
-            REAL log_p = AT(logits, i)[c] - all, ahead = log_p - logf(AT(exp_noise, i)[c]);
-            if (winner < 0 || ahead > best) winner = i, best = ahead, chosen = log_p;
+            REAL log_p = AT(logits, i)[c] - log_sum, score = log_p - logf(AT(exp_noise, i)[c]);
+            if (action < 0 || score > best_score) action = i, best_score = score, log_prob = log_p;
         }
-        actions[c] = winner;
-        log_probs[c] = chosen;
+        actions[c] = action;
+        log_probs[c] = log_prob;
     }
 }
 
 /* One step of a layer's recurrence, on [n, H, D]. Return 1 without memory. */
-static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *scratch, int64_t first, int n) {
+static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *scratch, int64_t first,
+                              int n) {
     const int H = op->n_out, D = op->n_in / H;
     const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * program->B + first) * size;
-    REAL *x = scratch, *y = AT(x, op->n_in), *kept = AT(y, op->n_in);
+    REAL *x = scratch, *y = AT(x, op->n_in), *retention = AT(y, op->n_in);
     NAME(store_transposed)(AT(features, op->from), n, op->n_in, x);
-    if (op->add >= 0) NAME(store_transposed)(AT(features, op->add), n, H, kept);
+    if (op->add >= 0) NAME(store_transposed)(AT(features, op->add), n, H, retention);
     Job job = {.T = 1, .B = n, .H = H, .D = D, .E = D, .grain = (int64_t)n * H};
     job.bound = op->number;
     job.x = x, job.weight = op->weight, job.shift = program->state + at, job.starts = program->starts + first;
     job.y = y, job.final = program->final + at;
-    job.retention = op->add >= 0 ? kept : 0;
+    job.retention = op->add >= 0 ? retention : 0;
     scan_worker(0, program->level, D)(&job);
     NAME(load_transposed)(y, n, op->n_in, AT(features, op->to));
     return job.failed;
@@ -224,7 +226,8 @@ static TARGET int NAME(tile_forward)(const Program *program, REAL *features, REA
         switch (op->kind) {
             case INPUT: NAME(load_transposed)(program->inputs[op->index] + first * op->n_out, n, op->n_out, to); break;
             case OUTPUT:
-                if (program->outputs) NAME(store_transposed)(from, n, op->n_in, program->outputs[op->index] + first * op->n_in);
+                if (program->outputs)
+                    NAME(store_transposed)(from, n, op->n_in, program->outputs[op->index] + first * op->n_in);
                 break;
             case LINEAR: NAME(linear)(op, from, add, to); break;
             case NORM: NAME(norm)(op, from, to); break;
@@ -235,7 +238,9 @@ static TARGET int NAME(tile_forward)(const Program *program, REAL *features, REA
             case HEADS:
                 if (NAME(heads)(program, op, features, scratch, first, n)) return 1;
                 break;
-            case SAMPLE: NAME(sample_categorical)(op, from, add, program->actions + first, program->outputs[op->index] + first, n); break;
+            case SAMPLE:
+                NAME(sample_categorical)(op, from, add, program->actions + first, program->outputs[op->index] + first, n);
+                break;
         }
     }
     return 0;
@@ -280,18 +285,18 @@ static TARGET void NAME(norm_backward)(const Op *op, const REAL *in, const REAL 
     NAME(add_lanes)(grad, n, sums + (size_t)n * LANES);
     EACH(c) {
         const vec m = LD(mean + c), s = LD(scale + c);
-        vec sum = ZERO, along = ZERO;
+        vec sum = ZERO, weighted = ZERO;
         for (int i = 0; i < n; i++) {
             vec g = LD(AT(grad, i) + c), y = (LD(AT(in, i) + c) - m) * s;
             REAL *lanes = sums + (size_t)i * LANES;
             ST(lanes, LD(lanes) + g * y);
             g *= op->weight[i];
-            sum += g, along += g * y;
+            sum += g, weighted += g * y;
         }
-        sum /= (REAL)n, along /= (REAL)n;
+        sum /= (REAL)n, weighted /= (REAL)n;
         for (int i = 0; i < n; i++) {
             vec y = (LD(AT(in, i) + c) - m) * s, g = LD(AT(grad, i) + c) * op->weight[i];
-            ST(AT(grad_in, i) + c, LD(AT(grad_in, i) + c) + (g - sum - y * along) * s);
+            ST(AT(grad_in, i) + c, LD(AT(grad_in, i) + c) + (g - sum - y * weighted) * s);
         }
     }
 }
@@ -299,18 +304,18 @@ static TARGET void NAME(norm_backward)(const Op *op, const REAL *in, const REAL 
 static TARGET void NAME(grouped_softmax_backward)(const Op *op, const REAL *out, const REAL *grad, REAL *grad_in) {
     for (int first = 0; first < op->n_in; first += op->n_out) {
         EACH(c) {
-            vec along = ZERO;
-            for (int i = first; i < first + op->n_out; i++) along += LD(AT(grad, i) + c) * LD(AT(out, i) + c);
+            vec weighted = ZERO;
+            for (int i = first; i < first + op->n_out; i++) weighted += LD(AT(grad, i) + c) * LD(AT(out, i) + c);
             for (int i = first; i < first + op->n_out; i++) {
-                vec g = (LD(AT(grad, i) + c) - along) * LD(AT(out, i) + c);
+                vec g = (LD(AT(grad, i) + c) - weighted) * LD(AT(out, i) + c);
                 ST(AT(grad_in, i) + c, LD(AT(grad_in, i) + c) + g);
             }
         }
     }
 }
 
-static TARGET void NAME(log_prob_and_entropy_backward)(const Op *op, const REAL *in, const REAL *action, const REAL *out, const REAL *grad,
-                                    REAL *grad_in) {
+static TARGET void NAME(log_prob_and_entropy_backward)(const Op *op, const REAL *in, const REAL *action,
+                                                       const REAL *out, const REAL *grad, REAL *grad_in) {
     EACH(c) {
         const vec g = LD(grad + c), g_entropy = LD(AT(grad, 1) + c), entropy = LD(AT(out, 1) + c);
         for (int i = 0; i < op->n_in; i++) {
@@ -328,30 +333,33 @@ INLINE vec NAME(clamp)(vec x, REAL low, REAL high) {
 
 /* action_stats: log-probability and entropy; old: log-probability, advantage, return and value; terms: [TERMS][TILE],
  * added to sums. NaN in any of them reaches the terms and gradients. */
-static TARGET void NAME(ppo_loss)(const PPOLossParams *by, const REAL *action_stats, const REAL *value, const REAL *old,
-                                   REAL *grad_stats, REAL *grad_value, REAL *terms, REAL *sums, int n) {
+static TARGET void NAME(ppo_loss)(const PPOLossParams *params, const REAL *action_stats, const REAL *value,
+                                  const REAL *old, REAL *grad_stats, REAL *grad_value, REAL *terms, REAL *sums,
+                                  int n) {
     EACH(c) {
-        const vec advantage = (LD(AT(old, 1) + c) - by->mean) * by->scale_advantage;
+        const vec advantage = (LD(AT(old, 1) + c) - params->mean) * params->scale_advantage;
         const vec log_ratio = LD(action_stats + c) - LD(old + c);
         /* NAME(exp) overflows above 88 */
         const vec ratio = SELECT(log_ratio > 88, ZERO + INFINITY, NAME(exp)(NAME(clamp)(log_ratio, -INFINITY, 88)));
-        const vec gain = advantage * ratio, clipped = advantage * NAME(clamp)(ratio, by->low, by->high), off = ratio - 1;
-        ST(terms + c, -SELECT(clipped < gain, clipped, gain));
-        ST(grad_stats + c, LD(grad_stats + c) - SELECT(clipped < gain, 0 * gain, gain) * by->scale);
-        ST(AT(grad_stats, 1) + c, LD(AT(grad_stats, 1) + c) - by->ent_coef * by->scale);
-        vec now = LD(value + c), slope = ZERO + 2 * by->vf_coef * by->scale;
-        if (by->clip_range_vf >= 0) {
-            const REAL most = by->clip_range_vf;
-            const vec before = LD(AT(old, 3) + c), change = now - before;
-            now = before + NAME(clamp)(change, -most, most);
-            slope = SELECT((change > most) | (change < -most), ZERO, slope);
+        const vec surrogate = advantage * ratio, ratio_minus_1 = ratio - 1;
+        const vec clipped = advantage * NAME(clamp)(ratio, params->low, params->high);
+        ST(terms + c, -SELECT(clipped < surrogate, clipped, surrogate));
+        ST(grad_stats + c, LD(grad_stats + c) - SELECT(clipped < surrogate, 0 * surrogate, surrogate) * params->scale);
+        ST(AT(grad_stats, 1) + c, LD(AT(grad_stats, 1) + c) - params->ent_coef * params->scale);
+        vec new_value = LD(value + c), scale = ZERO + 2 * params->vf_coef * params->scale;
+        if (params->clip_range_vf >= 0) {
+            const REAL range = params->clip_range_vf;
+            const vec old_value = LD(AT(old, 3) + c), change = new_value - old_value;
+            new_value = old_value + NAME(clamp)(change, -range, range);
+            scale = SELECT((change > range) | (change < -range), ZERO, scale);
         }
-        const vec beyond = now - LD(AT(old, 2) + c);
-        ST(grad_value + c, LD(grad_value + c) + slope * beyond);
-        ST(AT(terms, 1) + c, beyond * beyond);
+        const vec error = new_value - LD(AT(old, 2) + c);
+        ST(grad_value + c, LD(grad_value + c) + scale * error);
+        ST(AT(terms, 1) + c, error * error);
         ST(AT(terms, 2) + c, LD(AT(action_stats, 1) + c));
-        ST(AT(terms, 3) + c, off - log_ratio);
-        ST(AT(terms, 4) + c, WHERE((off > by->clip_range) | (off < -by->clip_range), ZERO + 1));
+        ST(AT(terms, 3) + c, ratio_minus_1 - log_ratio);
+        const REAL range = params->clip_range;
+        ST(AT(terms, 4) + c, WHERE((ratio_minus_1 > range) | (ratio_minus_1 < -range), ZERO + 1));
     }
     for (int c = n; c < TILE; c++) { /* padding rows */
         for (int i = 0; i < TERMS; i++) AT(terms, i)[c] = 0;
@@ -383,7 +391,9 @@ static TARGET void NAME(tile_backward)(const Program *program, const REAL *featu
                 break;
             case NORM: NAME(norm_backward)(op, in, out, grad, grad_in, sums + op->sums); break;
             case SOFTMAX: NAME(grouped_softmax_backward)(op, out, grad, grad_in); break;
-            case LOG_PROB_AND_ENTROPY: NAME(log_prob_and_entropy_backward)(op, in, AT(features, op->add), out, grad, grad_in); break;
+            case LOG_PROB_AND_ENTROPY:
+                NAME(log_prob_and_entropy_backward)(op, in, AT(features, op->add), out, grad, grad_in);
+                break;
             case PPO_LOSS:
                 NAME(ppo_loss)(program->loss_params, in, AT(features, op->add), out, grad_in, AT(grads, op->add), scratch,
                                 sums + op->sums, n);

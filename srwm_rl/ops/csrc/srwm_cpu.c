@@ -219,7 +219,8 @@ static int64_t grain_of(int64_t units, unsigned threads) {
 
 static Worker scan_worker(int is_double, int level, int64_t D) {
     static const Worker floats[] = BY_LEVEL(scan_worker);
-    if (!is_double) return floats[level > 1 && D <= 8 ? 1 : level]; /* wide vectors of small heads would be mostly padding */
+    /* With AVX-512, vectors of small heads would be mostly padding. */
+    if (!is_double) return floats[level > 1 && D <= 8 ? 1 : level];
 #ifdef HAVE_X86
     if (level) return scan_worker_f64_avx2;
 #endif

@@ -258,7 +258,8 @@ INLINE void NAME(gates_backward)(int D, int E, const NAME(work) *work, const REA
 }
 
 /* G += u (outer) gd + x (outer) gr; gx = W gr. Then for the step `earlier`, unless NULL: gk = G e, ge = k G. */
-INLINE void NAME(edit_backward)(int D, int E, const NAME(work) *work, const REAL *W, const REAL *u, const REAL *earlier) {
+INLINE void NAME(edit_backward)(int D, int E, const NAME(work) *work, const REAL *W, const REAL *u,
+                                const REAL *earlier) {
     const int DQ = DQ_OF(D), P = P_OF(D, E);
     const REAL *k = earlier, *e = earlier ? earlier + 3 * DQ + P : 0, *gd = work->gd, *gr = work->gr, *x = work->x;
     REAL *ge = work->ge;
