@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import gymnasium
 
 from srwm_rl.envs.batch import BatchEnv
+from srwm_rl.envs.ids import PROCGEN_IDS, TASK_IDS
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_games, require_procgen
 from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
-from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, check_settings, did_you_mean
 
@@ -53,7 +53,6 @@ def resolve(env: str) -> EnvSpec:
 
 
 def _gymnasium_id(name: str) -> str:
-    register_envs()
     module, colon, env_id = name.rpartition(":")
     try:
         if colon:
@@ -75,7 +74,6 @@ def _gymnasium_id(name: str) -> str:
 
 def list_envs() -> dict[str, list[str]]:
     """List every name that `resolve` knows, by kind."""
-    register_envs()
     ours = {*PROCGEN_IDS, *TASK_IDS}
     return {
         "procgen": list(GAMES),

@@ -1,21 +1,10 @@
-"""Register the ids `procgen-<game>-v0` and `srwm_rl/<Task>-v0` with Gymnasium, without importing what they need."""
+"""Registration of `procgen-<game>-v0` and `srwm_rl/<Task>-v0` with Gymnasium; `import srwm_rl` does it."""
 
 from __future__ import annotations
 
 import gymnasium
 
-from srwm_rl.envs.procgen.games import GAMES
-
-TASK_IDS = {
-    "srwm_rl/Recall-v0": "recall",
-    "srwm_rl/Bandit-v0": "bandit",
-    "srwm_rl/Parity-v0": "parity",
-    "srwm_rl/RepeatPrevious-v0": "repeat_previous",
-}
-"""The built-in tasks' Gymnasium ids."""
-
-PROCGEN_IDS = {f"procgen-{game}-v0": game for game in GAMES}
-"""The games' Gymnasium ids, the same as in the original package."""
+from srwm_rl.envs.ids import PROCGEN_IDS, TASK_IDS
 
 _MODULE = "srwm_rl.envs.gym_envs"
 
