@@ -1,0 +1,52 @@
+"""Every example runs, with few steps."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl.nn.cores import _CORES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = ["own_core", "sb3_contrib_recurrent_ppo", "train_srwm", "watch_the_edits"]
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield import_module(request.param)
+    sys.modules.pop(request.param)
+    _CORES.pop("decay", None)
+
+
+def test_all_examples_are_tested() -> None:
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == NAMES
+
+
+@pytest.mark.parametrize("example", ["train_srwm"], indirect=True)
+def test_ppo_of_ones_own_trains_every_parameter(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    args = example.Args(total_steps=3 * 64, n_envs=4, n_steps=16, n_minibatches=2, n_epochs=1)
+    example.main(args)
+    assert capsys.readouterr().out.count("loss") == 3
+    assert len(Path(example.__file__).read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("example", ["own_core"], indirect=True)
+def test_a_core_of_ones_own_is_checked_and_trains(example: Any) -> None:
+    assert type(example.main(128).policy.core).__name__ == "Decay"
+
+
+@pytest.mark.parametrize("example", ["watch_the_edits"], indirect=True)
+def test_the_edits_of_each_head_are_printed(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    edits = example.main([], n_steps=20, total_steps=2048)
+    assert edits.shape == (20, 4)
+    assert np.all(edits > 0)
+    assert len(capsys.readouterr().out.splitlines()) == 21
+
+
+@pytest.mark.parametrize("example", ["sb3_contrib_recurrent_ppo"], indirect=True)
+def test_recurrent_ppo_trains_the_policy(example: Any) -> None:
+    assert example.main(128, n_eval_episodes=1) > 0
