@@ -1,3 +1,5 @@
+"""The environments registered with Gymnasium, single and vectorised."""
+
 import warnings
 
 import gymnasium
@@ -12,30 +14,30 @@ from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
 from srwm_rl.errors import UserError
 
 register_envs()
-register_envs()
+register_envs()  # a second call changes nothing
 
 
 @pytest.mark.parametrize("env_id", [*PROCGEN_IDS, *TASK_IDS])
-def test_the_checkers_find_nothing(env_id):
+def test_gymnasiums_and_sb3s_checkers_pass_without_a_warning(env_id):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gymnasium.make(env_id).unwrapped)
         sb3_check_env(gymnasium.make(env_id), warn=True)
 
 
-def test_the_module_form_of_an_id_works():
+def test_an_id_with_its_module_can_be_made():
     env = gymnasium.make("srwm_rl.envs.registration:srwm_rl/Recall-v0", levels="0:9", delay=4)
     assert env.reset(seed=1)[1]["level_seed"] < 9
 
 
-def test_seed_and_level_choose_the_episode():
+def test_seed_and_level_determine_the_episode():
     env = gymnasium.make("procgen-coinrun-v0", num_levels=200, start_level=300, distribution_mode="hard")
-    one, info = env.reset(seed=5)
-    two, _ = env.reset()
-    again, _ = env.reset(seed=5)
+    first, info = env.reset(seed=5)
+    second, _ = env.reset()
+    same_seed, _ = env.reset(seed=5)
     assert 300 <= info["level_seed"] < 500
-    assert np.array_equal(one, again)
-    assert not np.array_equal(one, two)
+    assert np.array_equal(first, same_seed)
+    assert not np.array_equal(first, second)
     obs, info = env.reset(options={"level": 1003})
     assert info["level_seed"] == 1003
     assert np.array_equal(obs, ProcgenBatch("coinrun", 1, "1003:1004", "hard").reset()[0])
@@ -43,41 +45,40 @@ def test_seed_and_level_choose_the_episode():
     env.reset(seed=2**40)
 
 
-def finish(env, action=4, most=2000):
-    total = 0.0
-    for _ in range(most):
-        obs, reward, terminated, truncated, info = env.step(action)
-        total += reward
+def finish_episode(env, action=4, max_steps=2000):
+    """Return the last observation, `terminated` and info of the episode."""
+    for _ in range(max_steps):
+        obs, _, terminated, truncated, info = env.step(action)
         if terminated or truncated:
-            return obs, terminated, info, total
-    raise AssertionError("no end")
+            return obs, terminated, info
+    raise AssertionError(f"the episode does not end within {max_steps} steps")
 
 
-def test_after_the_end_nothing_moves_until_the_reset():
+def test_steps_after_the_episodes_end_change_nothing_until_reset():
     env = BatchGymEnv(ProcgenBatch("bossfight", 1, "0:50", seed=1))
-    _, start = env.reset()
-    obs, terminated, info, _ = finish(env)
+    _, first_info = env.reset()
+    obs, terminated, info = finish_episode(env)
     assert terminated
     assert info["is_success"] is False
-    assert info["prev_level_seed"] == start["level_seed"]
-    again, reward, terminated, _, same_info = env.step(4)
-    assert np.array_equal(obs, again)
-    assert again is not obs
+    assert info["prev_level_seed"] == first_info["level_seed"]
+    same_obs, reward, terminated, _, same_info = env.step(4)
+    assert np.array_equal(obs, same_obs)
+    assert same_obs is not obs
     assert (reward, terminated, same_info) == (0.0, True, info)
-    first, next_info = env.reset()
-    assert np.array_equal(first, obs)
+    next_obs, next_info = env.reset()
+    assert np.array_equal(next_obs, obs)
     assert next_info["level_seed"] == info["level_seed"]
 
 
-def test_a_chosen_level_ends_with_the_next_reset():
+def test_a_level_option_holds_for_one_episode():
     env = BatchGymEnv(ProcgenBatch("bossfight", 1, "0:50", seed=1))
     env.reset(options={"level": 777})
-    assert finish(env)[2]["prev_level_seed"] == 777
+    assert finish_episode(env)[2]["prev_level_seed"] == 777
     assert env.reset()[1]["level_seed"] < 50
     assert env.step(4)[4]["prev_level_seed"] < 50
 
 
-def test_episodes_follow_each_other_as_in_the_batch():
+def test_successive_episodes_equal_those_of_the_batch():
     env, batch = BatchGymEnv(RecallBatch(1, seed=3)), RecallBatch(1, seed=3)
     obs, rows = env.reset()[0], [batch.reset()[0]]
     for _ in range(60):
@@ -93,12 +94,12 @@ def test_episodes_follow_each_other_as_in_the_batch():
             obs, _ = env.reset()
 
 
-def test_pictures_are_large_and_of_this_environment():
+def test_rendered_images_are_large_and_match_the_observation():
     env = gymnasium.make("procgen-maze-v0", render_mode="rgb_array")
     obs, _ = env.reset(seed=0)
-    picture = env.render()
-    assert picture.shape == (512, 512, 3)
-    small = picture.reshape(64, 8, 64, 8, 3).mean((1, 3))
+    image = env.render()
+    assert image.shape == (512, 512, 3)
+    small = image.reshape(64, 8, 64, 8, 3).mean((1, 3))
     assert np.abs(small - obs).mean() < 12
     assert env.metadata["render_fps"] == 15
     assert gymnasium.make("procgen-maze-v0").unwrapped.render() is None
@@ -117,13 +118,13 @@ def test_pictures_are_large_and_of_this_environment():
         ("srwm_rl/Bandit-v0", {"n_arms": 0}),
     ],
 )
-def test_wrong_settings_are_refused(env_id, kwargs):
+def test_invalid_settings_are_refused(env_id, kwargs):
     for make in (gymnasium.make, lambda *a, **k: gymnasium.make_vec(*a, num_envs=2, **k)):
         with pytest.raises(UserError):
             make(env_id, **kwargs)
 
 
-def test_wrong_reset_options_are_refused():
+def test_invalid_reset_options_are_refused():
     env = BatchGymEnv(RecallBatch(1))
     for options in ({"levels": [1]}, {"level": -1}, {"level": "3"}):
         with pytest.raises(UserError):
@@ -132,7 +133,7 @@ def test_wrong_reset_options_are_refused():
         BatchGymEnv(RecallBatch(2))
 
 
-def test_vector_env_steps_as_the_batch_and_counts_episodes():
+def test_vector_env_steps_equal_those_of_the_batch_with_episode_statistics():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gymnasium.make_vec("procgen-leaper-v0", num_envs=3, levels="0:50", seed=4)
@@ -141,7 +142,7 @@ def test_vector_env_steps_as_the_batch_and_counts_episodes():
     batch = ProcgenBatch("leaper", 3, "0:50", seed=4)
     obs, infos = env.reset()
     assert np.array_equal(obs, batch.reset())
-    returns, lengths, ended = np.zeros(3), np.zeros(3, int), 0
+    returns, lengths, n_episodes = np.zeros(3), np.zeros(3, int), 0
     rng = np.random.default_rng(0)
     for _ in range(300):
         actions = rng.integers(0, 15, 3)
@@ -154,17 +155,17 @@ def test_vector_env_steps_as_the_batch_and_counts_episodes():
         lengths += 1
         assert ("episode" in infos) == terminated.any()
         if terminated.any():
-            ended += terminated.sum()
+            n_episodes += terminated.sum()
             assert np.array_equal(infos["_episode"], terminated)
             assert infos["episode"]["r"][terminated].tolist() == returns[terminated].tolist()
             assert infos["episode"]["l"][terminated].tolist() == lengths[terminated].tolist()
             assert np.array_equal(infos["final_info"]["is_success"], step.info["is_success"] & terminated)
             assert "final_obs" not in infos
             returns[terminated], lengths[terminated] = 0, 0
-    assert ended > 3
+    assert n_episodes > 3
 
 
-def test_vector_env_tells_final_observations_where_they_exist():
+def test_vector_env_returns_final_observations_of_ended_episodes():
     env = gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, n_pulls=3)
     env.reset(seed=1)
     env.step(np.array([0, 0]))
@@ -177,14 +178,14 @@ def test_vector_env_tells_final_observations_where_they_exist():
     assert infos["episode"]["l"].tolist() == [3, 0]
 
 
-def test_vector_env_resets_partly_and_by_level():
+def test_vector_env_resets_a_mask_of_environments_to_levels():
     env = gymnasium.make_vec("procgen-maze-v0", num_envs=3, levels="0:50")
-    one, _ = env.reset(seed=3)
-    assert np.array_equal(one, env.reset(seed=3)[0])
+    before, _ = env.reset(seed=3)
+    assert np.array_equal(before, env.reset(seed=3)[0])
     obs, infos = env.reset(options={"reset_mask": np.array([True, False, False]), "levels": [999, 0, 0]})
     assert infos["level_seed"][0] == 999
     assert infos["_level_seed"].tolist() == [True, False, False]
-    assert np.array_equal(obs[1:], one[1:])
+    assert np.array_equal(obs[1:], before[1:])
     with pytest.raises(UserError):
         env.reset(seed=3, options={"reset_mask": np.array([True, False, False])})
     with pytest.raises(UserError):

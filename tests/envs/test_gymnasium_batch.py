@@ -1,3 +1,5 @@
+"""`GymnasiumBatch`: any Gymnasium environments as a batch with levels."""
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,8 +9,8 @@ from srwm_rl.envs import GymnasiumBatch
 from srwm_rl.errors import UserError
 
 
-class Odd(gymnasium.Env):
-    """Fail at the third step, or in reset, and have whatever spaces are asked for."""
+class FailingEnv(gymnasium.Env):
+    """An environment of the given spaces that raises at step `fail_at`; 0: in reset; -1: never."""
 
     def __init__(self, observation_space=None, action_space=None, fail_at=3):
         self.observation_space = observation_space or spaces.Discrete(5)
@@ -31,41 +33,41 @@ class Odd(gymnasium.Env):
         return self.observation_space.sample(), 1.0, self.clock >= 5, False, {"is_success": True}
 
 
-gymnasium.register("tests/Odd-v0", entry_point=Odd, disable_env_checker=True)
+gymnasium.register("tests/Failing-v0", entry_point=FailingEnv, disable_env_checker=True)
 
 
-def test_level_is_the_seed_of_the_single_environment():
+def test_a_level_equals_a_single_environment_with_that_seed():
     env = GymnasiumBatch("CartPole-v1", 3, "0:50", seed=1)
     obs = env.reset(levels=[7, 8, 9])
-    alone = [gymnasium.make("CartPole-v1") for _ in range(3)]
-    assert np.array_equal(obs, [a.reset(seed=s)[0] for a, s in zip(alone, (7, 8, 9), strict=True)])
+    singles = [gymnasium.make("CartPole-v1") for _ in range(3)]
+    assert np.array_equal(obs, [single.reset(seed=seed)[0] for single, seed in zip(singles, (7, 8, 9), strict=True)])
     running = np.ones(3, bool)
     for _ in range(60):
         step = env.step(np.ones(3, int))
         for i in np.flatnonzero(running):
-            want, reward, terminated, _, _ = alone[i].step(1)
+            obs, reward, terminated, _, _ = singles[i].step(1)
             assert reward == step.rewards[i]
             assert terminated == step.terminated[i]
-            assert np.array_equal(want, step.final_obs[i] if terminated else step.obs[i])
+            assert np.array_equal(obs, step.final_obs[i] if terminated else step.obs[i])
             running[i] = not terminated
     assert not running.any()
     env.reset()
     assert all(level < 50 for level in env.level_seed())
 
 
-def test_seed_decides_the_levels_and_masked_reset_spares_the_others():
-    one, two, three = (GymnasiumBatch("CartPole-v1", 4, "0:1000", seed=s) for s in (1, 1, 2))
-    assert np.array_equal(one.reset(), two.reset())
-    assert not np.array_equal(one.observe(), three.reset())
+def test_the_seed_determines_the_levels_and_a_masked_reset_leaves_other_environments_alone():
+    masked, unmasked, other_seed = (GymnasiumBatch("CartPole-v1", 4, "0:1000", seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(masked.reset(), unmasked.reset())
+    assert not np.array_equal(masked.observe(), other_seed.reset())
     mask = np.array([True, False, True, False])
-    before = one.observe()
-    obs = one.reset(mask)
+    before = masked.observe()
+    obs = masked.reset(mask)
     assert np.array_equal(obs[~mask], before[~mask])
     assert not np.array_equal(obs[mask], before[mask])
     for _ in range(80):
-        a, b = one.step(np.zeros(4, int)), two.step(np.zeros(4, int))
-        assert np.array_equal(a.obs[~mask], b.obs[~mask])
-        assert not np.array_equal(a.obs[mask], b.obs[mask])
+        masked_step, unmasked_step = masked.step(np.zeros(4, int)), unmasked.step(np.zeros(4, int))
+        assert np.array_equal(masked_step.obs[~mask], unmasked_step.obs[~mask])
+        assert not np.array_equal(masked_step.obs[mask], unmasked_step.obs[mask])
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,11 @@ def test_seed_decides_the_levels_and_masked_reset_spares_the_others():
         spaces.MultiDiscrete([3, 2]),
         spaces.MultiBinary(4),
         spaces.Box(-1, 1, (2, 3), np.float32),
-        spaces.Dict({"picture": spaces.Box(0, 255, (4, 4, 3), np.uint8), "number": spaces.Discrete(3)}),
+        spaces.Dict({"image": spaces.Box(0, 255, (4, 4, 3), np.uint8), "number": spaces.Discrete(3)}),
     ],
 )
-def test_observations_of_every_kind_are_stacked(space):
-    env = GymnasiumBatch("tests/Odd-v0", 2, env_kwargs={"observation_space": space, "fail_at": -1})
+def test_observations_of_every_space_are_stacked(space):
+    env = GymnasiumBatch("tests/Failing-v0", 2, env_kwargs={"observation_space": space, "fail_at": -1})
     obs = env.reset()
     for k in range(6):
         rows = [{key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i] for i in range(2)]
@@ -91,7 +93,7 @@ def test_observations_of_every_kind_are_stacked(space):
 
 
 @pytest.mark.parametrize(
-    ("space", "good", "bad"),
+    ("space", "valid", "invalid"),
     [
         (spaces.MultiDiscrete([3, 2], start=[1, 0]), [3, 1], [0, 1]),
         (spaces.MultiBinary(2), [1, 0], [2, 0]),
@@ -99,24 +101,24 @@ def test_observations_of_every_kind_are_stacked(space):
         (spaces.Discrete(2, start=3), 4, 2),
     ],
 )
-def test_actions_of_every_kind_are_checked_and_passed_on(space, good, bad):
-    env = GymnasiumBatch("tests/Odd-v0", 2, env_kwargs={"action_space": space, "fail_at": -1})
+def test_actions_of_every_space_are_checked_and_passed_on(space, valid, invalid):
+    env = GymnasiumBatch("tests/Failing-v0", 2, env_kwargs={"action_space": space, "fail_at": -1})
     env.reset()
-    env.step(np.array([good, good], space.dtype))
+    env.step(np.array([valid, valid], space.dtype))
     with pytest.raises(UserError):
-        env.step(np.array([bad, good], np.float32 if isinstance(space, spaces.Box) else np.int64))
+        env.step(np.array([invalid, valid], np.float32 if isinstance(space, spaces.Box) else np.int64))
 
 
 def test_a_failing_environment_is_named():
-    env = GymnasiumBatch("tests/Odd-v0", 2, "41:42")
+    env = GymnasiumBatch("tests/Failing-v0", 2, "41:42")
     env.reset()
     env.step(np.array([0, 0]))
     env.step(np.array([0, 0]))
-    with pytest.raises(RuntimeError, match=r"tests/Odd-v0 .*level 41, step 2.*by design") as caught:
+    with pytest.raises(RuntimeError, match=r"tests/Failing-v0 .*level 41, step 2.*by design") as error:
         env.step(np.array([0, 0]))
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
     with pytest.raises(RuntimeError, match="reset"):
-        GymnasiumBatch("tests/Odd-v0", 1, env_kwargs={"fail_at": 0})
+        GymnasiumBatch("tests/Failing-v0", 1, env_kwargs={"fail_at": 0})
 
 
 @pytest.mark.parametrize(
@@ -125,19 +127,19 @@ def test_a_failing_environment_is_named():
         {"env_id": "CartPole-v1", "n_envs": 0},
         {"env_id": "NoSuchThing-v0"},
         {"env_id": "CartPole-v1", "env_kwargs": {"wheels": 4}},
-        {"env_id": "tests/Odd-v0", "env_kwargs": {"observation_space": spaces.Text(3)}},
-        {"env_id": "tests/Odd-v0", "env_kwargs": {"observation_space": spaces.Tuple([spaces.Discrete(2)])}},
-        {"env_id": "tests/Odd-v0", "env_kwargs": {"action_space": spaces.Dict({"a": spaces.Discrete(2)})}},
-        {"env_id": "tests/Odd-v0", "env_kwargs": {"observation_space": spaces.Dict({"a": spaces.Dict({})})}},
+        {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Text(3)}},
+        {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Tuple([spaces.Discrete(2)])}},
+        {"env_id": "tests/Failing-v0", "env_kwargs": {"action_space": spaces.Dict({"a": spaces.Discrete(2)})}},
+        {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Dict({"a": spaces.Dict({})})}},
     ],
 )
-def test_what_cannot_be_made_is_refused_in_one_line(kwargs):
-    with pytest.raises(UserError) as caught:
+def test_invalid_arguments_are_refused_in_one_line(kwargs):
+    with pytest.raises(UserError) as error:
         GymnasiumBatch(**{"n_envs": 1, **kwargs})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_pictures():
+def test_rendering_needs_a_render_mode():
     env = GymnasiumBatch("CartPole-v1", 1)
     with pytest.raises(UserError):
         env.render()

@@ -1,3 +1,5 @@
+"""Level ranges, level sampling and the hash that levels are made of."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from srwm_rl.envs.levels import MAX_LEVEL, LevelRange, LevelSampler, check_level
 from srwm_rl.errors import UserError
 
 
-def test_parse_reads_what_str_writes():
+def test_parse_inverts_str():
     for text in ("0:200", "1000:1001", "all"):
         assert str(LevelRange.parse(text)) == text
     assert LevelRange.parse(" 5 : 9 ") == LevelRange(5, 9)
@@ -35,13 +37,13 @@ def test_parse_reads_what_str_writes():
         7,
     ],
 )
-def test_wrong_ranges_are_refused_in_one_line(text):
-    with pytest.raises(UserError) as caught:
+def test_invalid_ranges_are_refused_in_one_line(text):
+    with pytest.raises(UserError) as error:
         LevelRange.parse(text)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_range_is_a_container_of_its_levels():
+def test_a_range_contains_its_levels():
     levels = LevelRange(3, 6)
     assert list(levels) == [3, 4, 5]
     assert len(levels) == 3
@@ -50,7 +52,7 @@ def test_a_range_is_a_container_of_its_levels():
     assert 2 not in levels
 
 
-def test_overlap_counts_common_levels():
+def test_overlap_is_the_number_of_common_levels():
     assert LevelRange(0, 200).overlap(LevelRange(1000, 1200)) == 0
     assert LevelRange(0, 200).overlap(LevelRange(150, 400)) == 50
     assert LevelRange(150, 400).overlap(LevelRange(0, 200)) == 50
@@ -58,26 +60,26 @@ def test_overlap_counts_common_levels():
 
 
 @pytest.mark.parametrize("levels", [[], [1.5], [-1], [MAX_LEVEL], [[1]], LevelRange(0, MAX_LEVEL), ["1"]])
-def test_wrong_level_lists_are_refused(levels):
+def test_invalid_level_lists_are_refused(levels):
     with pytest.raises(UserError):
         check_levels(levels)
 
 
-def test_sampler_covers_its_range_evenly_and_only_it():
+def test_sampled_levels_are_uniform_within_the_range():
     sampler = LevelSampler(LevelRange(10, 15), 1000, seed=3)
-    drawn = np.concatenate([sampler.draw(np.ones(1000, np.bool_)) for _ in range(20)])
-    counts = np.bincount(drawn, minlength=15)
+    levels = np.concatenate([sampler.draw(np.ones(1000, np.bool_)) for _ in range(20)])
+    counts = np.bincount(levels, minlength=15)
     assert counts[:10].sum() == 0
     assert len(counts) == 15
-    assert np.all(np.abs(counts[10:] / len(drawn) - 0.2) < 0.02)  # 7 standard errors
+    assert np.all(np.abs(counts[10:] / len(levels) - 0.2) < 0.02)  # 7 standard errors
 
 
-def test_drawing_for_one_environment_does_not_shift_the_others():
-    every, some = LevelSampler(LevelRange(0, 10**6), 3, 1), LevelSampler(LevelRange(0, 10**6), 3, 1)
-    full = np.ones(3, np.bool_)
-    some.draw(np.array([False, True, False]))
-    first, second = every.draw(full), every.draw(full)
-    assert some.draw(full).tolist() == [first[0], second[1], first[2]]
+def test_sampling_for_one_environment_does_not_advance_the_others():
+    sampler, masked = (LevelSampler(LevelRange(0, 10**6), 3, 1) for _ in range(2))
+    all_envs = np.ones(3, np.bool_)
+    masked.draw(np.array([False, True, False]))
+    first, second = sampler.draw(all_envs), sampler.draw(all_envs)
+    assert masked.draw(all_envs).tolist() == [first[0], second[1], first[2]]
 
 
 def test_hash_is_uniform_and_depends_on_every_key_and_their_order():

@@ -1,3 +1,5 @@
+"""Environments by name: resolution, settings, errors, and what importing the package loads."""
+
 import subprocess
 import sys
 
@@ -28,7 +30,7 @@ def test_names_are_resolved(env, kind, names):
 
 
 @pytest.mark.parametrize(
-    ("env", "says"),
+    ("env", "message"),
     [
         ("coinrum", "'coinrun'"),
         ("coinrun,mase", "'maze'"),
@@ -43,14 +45,14 @@ def test_names_are_resolved(env, kind, names):
         ("all16,coinrun", "all16"),
     ],
 )
-def test_unknown_names_are_refused_in_one_line_with_the_nearest(env, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_unknown_names_are_refused_in_one_line_with_the_closest_known_name(env, message):
+    with pytest.raises(UserError, match=message) as error:
         resolve(env)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
-def test_missing_procgen_is_told_before_anything_is_made(monkeypatch):
+def test_missing_procgen_is_reported_when_a_name_is_resolved(monkeypatch):
     monkeypatch.setattr("srwm_rl.envs.procgen.games.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'srwm-rl\[procgen\]'"):
         resolve("coinrun")
@@ -58,16 +60,16 @@ def test_missing_procgen_is_told_before_anything_is_made(monkeypatch):
 
 
 def test_every_listed_name_resolves():
-    listed = envs.list_envs()
-    assert len(listed["procgen"]) == 16
-    assert listed["presets"] == ["paper6", "all16"]
+    names = envs.list_envs()
+    assert len(names["procgen"]) == 16
+    assert names["presets"] == ["paper6", "all16"]
     for kind in ("procgen", "presets", "task"):
-        assert all(resolve(name) for name in listed[kind])
-    assert resolve(listed["gymnasium"][0]).kind == "gymnasium"
-    assert "CartPole-v1" in listed["gymnasium"]
+        assert all(resolve(name) for name in names[kind])
+    assert resolve(names["gymnasium"][0]).kind == "gymnasium"
+    assert "CartPole-v1" in names["gymnasium"]
 
 
-def test_batches_get_their_settings():
+def test_settings_are_passed_to_the_batch():
     env = make_batch_env("maze,heist", 4, "5:9", 3, "memory", {"use_backgrounds": False, "n_threads": 1})
     assert (env.game_names, env.mode, str(env.levels), env.seed) == (["maze", "heist"] * 2, "memory", "5:9", 3)
     assert env.options["use_backgrounds"] is False
@@ -94,13 +96,13 @@ def test_batches_get_their_settings():
         {"env": "CartPole-v1", "env_kwargs": {"wheels": 3}},
     ],
 )
-def test_wrong_arguments_are_refused(kwargs):
-    with pytest.raises(UserError) as caught:
+def test_invalid_arguments_are_refused(kwargs):
+    with pytest.raises(UserError) as error:
         make_vec_env(**{"env": "coinrun", "n_envs": 2, "levels": "0:9", "seed": 0, **kwargs})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_vec_env_has_the_inputs_asked_for():
+def test_vec_env_has_the_requested_memory_inputs():
     env = make_vec_env("coinrun", 2, "0:9", 0, inputs=("reward",), reward_clip=2.0)
     assert set(env.observation_space.spaces) == {"observation", "previous_reward"}
     assert env.observation_space["previous_reward"].high[0] == 2
@@ -108,7 +110,7 @@ def test_vec_env_has_the_inputs_asked_for():
 
 
 @pytest.mark.parametrize("inputs", [(), ("action", "step")])
-def test_levels_env_counts_down_through_the_wrapper(inputs):
+def test_levels_env_plays_every_level_and_counts_the_remaining_episodes(inputs):
     env = make_levels_env("recall", 3, "100:104", 2, 0, inputs=inputs)
     env.reset()
     assert env.remaining == 8
@@ -117,11 +119,11 @@ def test_levels_env_counts_down_through_the_wrapper(inputs):
         *_, infos = env.step(np.zeros(3, int))
         levels += [info["level"] for info in infos if "episode" in info]
     assert sorted(levels) == sorted(list(range(100, 104)) * 2)
-    listed = make_levels_env("recall", 2, [3, 9], 1, 0)
-    assert listed.remaining == make_levels_env("recall", 2, LevelRange(3, 5), 1, 0).remaining == 2
+    two_levels = make_levels_env("recall", 2, [3, 9], 1, 0)
+    assert two_levels.remaining == make_levels_env("recall", 2, LevelRange(3, 5), 1, 0).remaining == 2
 
 
-def test_scores_are_scaled_where_it_is_known_how():
+def test_normalizer_returns_the_bounds_of_games_that_have_them():
     assert envs.normalizer("coinrun,maze", "hard") == {"coinrun": (5, 10), "maze": (4, 10)}
     assert envs.normalizer("maze", "memory") == {}
     assert envs.normalizer("recall", env_kwargs={"n_symbols": 5}) == {"recall": (0.2, 1.0)}
@@ -129,7 +131,7 @@ def test_scores_are_scaled_where_it_is_known_how():
     assert envs.normalizer("CartPole-v1") == {}
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     assert all(getattr(envs, name) is not None for name in envs.__all__)
     assert set(envs.__all__) == set(dir(envs))
     with pytest.raises(AttributeError):
@@ -137,19 +139,19 @@ def test_every_public_name_is_there():
 
 
 def run_python(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (0, "")
+    return process.stdout.split()
 
 
-def test_imports_are_light_and_point_down():
-    show = "; import sys; print(*sys.modules)"
+def test_importing_envs_loads_no_torch_and_no_other_folder_of_ours():
+    print_modules = "; import sys; print(*sys.modules)"
     for use in (
         "e.LevelRange, e.resolve('recall'), e.register_envs(), e.TASKS",
         "e.make_batch_env('recall', 2, '0:9', 0)",
     ):
-        loaded = run_python(f"import srwm_rl.envs as e; {use}{show}")
+        loaded = run_python(f"import srwm_rl.envs as e; {use}{print_modules}")
         assert not {"torch", "stable_baselines3", "procgen", "gym"} & set(loaded)
-    loaded = run_python(f"import srwm_rl.envs as e; [getattr(e, n) for n in e.__all__]{show}")
+    loaded = run_python(f"import srwm_rl.envs as e; [getattr(e, n) for n in e.__all__]{print_modules}")
     ours = {name.split(".")[1] for name in loaded if name.startswith("srwm_rl.")}
     assert ours <= {"envs", "errors", "lazy"}

@@ -1,3 +1,5 @@
+"""`BatchVecEnv` and `ProcgenVecEnv`: a batch as SB3's `VecEnv`."""
+
 import copy
 import warnings
 
@@ -17,14 +19,14 @@ def random_steps(env, steps, seed=0):
     return [env.step(rng.integers(0, env.action_space.n, env.num_envs)) for _ in range(steps)]
 
 
-def test_steps_are_those_of_the_batch():
+def test_steps_equal_those_of_the_batch():
     env, batch = ProcgenVecEnv("maze,leaper", 4, "0:20", seed=2), ProcgenBatch("maze,leaper", 4, "0:20", seed=2)
     assert np.array_equal(env.reset(), batch.reset())
     rng = np.random.default_rng(0)
     for _ in range(200):
-        a = rng.integers(0, 15, 4)
-        obs, rewards, dones, _ = env.step(a)
-        step = batch.step(a)
+        actions = rng.integers(0, 15, 4)
+        obs, rewards, dones, _ = env.step(actions)
+        step = batch.step(actions)
         assert np.array_equal(obs, step.obs)
         assert np.array_equal(rewards, step.rewards)
         assert rewards.dtype == np.float32
@@ -40,11 +42,11 @@ def test_steps_are_those_of_the_batch():
     ],
     ids=["procgen", "task", "gymnasium"],
 )
-def test_episode_infos_equal_sums_by_hand(make):
+def test_episode_infos_hold_the_return_length_level_and_game(make):
     env = BatchVecEnv(make())
     env.reset()
-    playing = env.batch_env.level_seed()
-    returns, lengths, ended = np.zeros(6), np.zeros(6, int), 0
+    levels = env.batch_env.level_seed()
+    returns, lengths, n_episodes = np.zeros(6), np.zeros(6, int), 0
     for _, rewards, dones, infos in random_steps(env, 250):
         returns += rewards
         lengths += 1
@@ -52,25 +54,25 @@ def test_episode_infos_equal_sums_by_hand(make):
             if not dones[i]:
                 assert infos[i] == {}
                 continue
-            ended += 1
+            n_episodes += 1
             info = infos[i]
             assert info["episode"]["r"] == pytest.approx(returns[i])
             assert info["episode"]["l"] == lengths[i]
             assert info["episode"]["t"] > 0
-            assert info["prev_level_seed"] == playing[i]
+            assert info["prev_level_seed"] == levels[i]
             assert info["game"] == env.batch_env.game_names[i]
             assert info["TimeLimit.truncated"] is False
-            playing[i] = info["level_seed"]
+            levels[i] = info["level_seed"]
             returns[i], lengths[i] = 0, 0
-    assert ended > 10
-    assert playing.tolist() == env.batch_env.level_seed().tolist()
+    assert n_episodes > 10
+    assert levels.tolist() == env.batch_env.level_seed().tolist()
 
 
-def test_success_and_terminal_observation_are_there_where_they_exist():
+def test_infos_hold_is_success_and_terminal_observation_where_the_environment_has_them():
     def last_info(batch):
         env = BatchVecEnv(batch)
         env.reset()
-        return next(i for s in random_steps(env, 400) for i in s[3] if i)
+        return next(info for *_, infos in random_steps(env, 400) for info in infos if info)
 
     recall, bandit = last_info(RecallBatch(2)), last_info(BanditBatch(2))
     procgen, cartpole = last_info(ProcgenBatch("leaper", 2)), last_info(GymnasiumBatch("CartPole-v1", 2))
@@ -82,37 +84,36 @@ def test_success_and_terminal_observation_are_there_where_they_exist():
     assert abs(cartpole["terminal_observation"][0]) > 2 or abs(cartpole["terminal_observation"][2]) > 0.2
 
 
-def test_truncation_is_told_apart():
+def test_truncation_is_reported_as_time_limit():
     env = BatchVecEnv(GymnasiumBatch("CartPole-v1", 1, env_kwargs={"max_episode_steps": 5}))
     env.reset()
-    infos = [s[3][0] for s in random_steps(env, 5)]
-    assert infos[-1]["TimeLimit.truncated"] is True
-    assert infos[-1]["episode"]["l"] == 5
+    *_, infos = random_steps(env, 5)[-1]
+    assert infos[0]["TimeLimit.truncated"] is True
+    assert infos[0]["episode"]["l"] == 5
 
 
-def test_reset_in_mid_episode_starts_the_counts_again():
+def test_a_reset_in_mid_episode_restarts_the_episode_statistics():
     env = BatchVecEnv(BanditBatch(2, n_pulls=4))
     env.reset()
     random_steps(env, 3)
     env.reset()
-    dones = [s[2].all() for s in random_steps(env, 4)]
-    assert dones == [False, False, False, True]
+    assert [dones.all() for _, _, dones, _ in random_steps(env, 4)] == [False, False, False, True]
     assert random_steps(env, 4)[-1][3][0]["episode"]["l"] == 4
 
 
-def test_seed_acts_at_the_next_reset():
-    env, fresh = ProcgenVecEnv("coinrun", 2, seed=1), ProcgenVecEnv("coinrun", 2, seed=55)
+def test_a_seed_takes_effect_at_the_next_reset():
+    env, other = ProcgenVecEnv("coinrun", 2, seed=1), ProcgenVecEnv("coinrun", 2, seed=55)
     env.reset()
     before = env.observe()
     env.seed(55)
     assert np.array_equal(before, env.observe())
-    assert np.array_equal(env.reset(), fresh.reset())
-    assert np.array_equal(env.reset(), fresh.reset())
+    assert np.array_equal(env.reset(), other.reset())
+    assert np.array_equal(env.reset(), other.reset())
     env.seed(2**32 - 1)
     env.reset()
 
 
-def test_options_choose_levels_once():
+def test_a_levels_option_holds_for_one_reset():
     env = ProcgenVecEnv("coinrun", 2, "0:10")
     env.set_options({"levels": [500, 600]})
     obs = env.reset()
@@ -125,7 +126,7 @@ def test_options_choose_levels_once():
         env.reset()
 
 
-def test_attributes_and_methods_of_the_simulator():
+def test_attributes_and_methods_are_those_of_the_batch():
     env = ProcgenVecEnv("coinrun", 3, "0:10")
     env.reset()
     assert env.get_attr("render_mode") == [None] * 3
@@ -140,39 +141,38 @@ def test_attributes_and_methods_of_the_simulator():
     assert env.env_is_wrapped(VecMonitor, 0) == [False]
 
 
-def test_render_gives_one_picture_per_environment():
+def test_render_returns_an_image_per_environment():
     env = ProcgenVecEnv("maze", 2, render_mode="rgb_array")
     env.reset()
     assert env.render().shape == (1024, 512, 3)
     assert len(env.get_images()) == 2
 
 
-def test_state_holds_the_running_episodes():
+def test_a_restored_state_continues_the_running_episodes():
     env = ProcgenVecEnv("bigfish", 4, "0:20", seed=2)
     env.reset()
     random_steps(env, 60)
     state = copy.deepcopy(env.get_state())
-    rest = random_steps(env, 150, seed=1)
-    other = ProcgenVecEnv("bigfish", 4, "0:20", seed=9)
-    other.set_state(state)
-    again = random_steps(other, 150, seed=1)
-    for one, two in zip(rest, again, strict=True):
-        assert np.array_equal(one[0], two[0])
-        for a, b in zip(one[3], two[3], strict=True):
+    steps = random_steps(env, 150, seed=1)
+    restored = ProcgenVecEnv("bigfish", 4, "0:20", seed=9)
+    restored.set_state(state)
+    for step, restored_step in zip(steps, random_steps(restored, 150, seed=1), strict=True):
+        assert np.array_equal(step[0], restored_step[0])
+        for a, b in zip(step[3], restored_step[3], strict=True):
             assert a.keys() == b.keys()
             if a:
                 assert (a["episode"]["r"], a["episode"]["l"]) == (b["episode"]["r"], b["episode"]["l"])
-    assert any(info for step in rest for info in step[3])
-    for bad in ({}, {**state, "returns": np.zeros(3)}, {**state, "batch_env": {}}):
+    assert any(info for *_, infos in steps for info in infos)
+    for invalid in ({}, {**state, "returns": np.zeros(3)}, {**state, "batch_env": {}}):
         with pytest.raises(UserError):
-            other.set_state(bad)
+            restored.set_state(invalid)
     assert env.supports_state
     assert not BatchVecEnv(GymnasiumBatch("CartPole-v1", 1)).supports_state
     with pytest.raises(UserError, match="cannot save"):
         BatchVecEnv(GymnasiumBatch("CartPole-v1", 1)).get_state()
 
 
-def test_sb3_learns_and_evaluates_on_it():
+def test_sb3s_ppo_and_evaluate_policy_work():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = ProcgenVecEnv("bossfight", 4, "0:20")
@@ -186,39 +186,39 @@ def test_sb3_learns_and_evaluates_on_it():
     assert len(returns) == len(lengths) == 5
 
 
-class Sick(RecallBatch):
-    """Gives a reward and an observation that are not finite, at the third step."""
+class NonFiniteRecall(RecallBatch):
+    """Recall with an infinite reward or observation of environment 2 at the third step."""
 
-    what = "reward"
+    quantity = "reward"
 
     def step(self, actions):
         step = super().step(actions)
         if self._clock.max() != 3:
             return step
         rewards, obs = step.rewards.copy(), step.obs.copy()
-        (rewards if self.what == "reward" else obs)[2] = np.inf
+        (rewards if self.quantity == "reward" else obs)[2] = np.inf
         return step._replace(rewards=rewards, obs=obs)
 
 
-@pytest.mark.parametrize("what", ["reward", "observation"])
-def test_a_number_that_is_not_finite_is_named_or_counts_as_0(what):
+@pytest.mark.parametrize("quantity", ["reward", "observation"])
+def test_a_non_finite_number_raises_or_counts_as_0(quantity):
     def batch():
-        sick = Sick(4, "5:6", delay=10)
-        sick.what = what
-        return sick
+        env = NonFiniteRecall(4, "5:6", delay=10)
+        env.quantity = quantity
+        return env
 
-    stops = BatchVecEnv(batch())
-    stops.reset()
+    stopping = BatchVecEnv(batch())
+    stopping.reset()
     for _ in range(2):
-        stops.step(np.zeros(4, int))
-    with pytest.raises(FaultError, match=rf"the {what} is not finite \(recall, environment 2, level 5, step 2\)"):
-        stops.step(np.zeros(4, int))
-    skips = BatchVecEnv(batch(), on_nan="skip")
-    skips.reset()
-    with pytest.warns(UserWarning, match=f"the {what} is not finite and counts as 0"):
-        steps = [skips.step(np.zeros(4, int)) for _ in range(9)]
+        stopping.step(np.zeros(4, int))
+    with pytest.raises(FaultError, match=rf"the {quantity} is not finite \(recall, environment 2, level 5, step 2\)"):
+        stopping.step(np.zeros(4, int))
+    skipping = BatchVecEnv(batch(), on_nan="skip")
+    skipping.reset()
+    with pytest.warns(UserWarning, match=f"the {quantity} is not finite and counts as 0"):
+        steps = [skipping.step(np.zeros(4, int)) for _ in range(9)]
     assert all(np.isfinite(obs).all() and np.isfinite(rewards).all() for obs, rewards, *_ in steps)
-    assert not steps[2][1][2] if what == "reward" else not steps[2][0][2].any()
+    assert not steps[2][1][2] if quantity == "reward" else not steps[2][0][2].any()
 
 
 def test_numbers_whose_squares_are_too_large_are_finite():

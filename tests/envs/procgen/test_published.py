@@ -1,4 +1,4 @@
-"""Published scores: the aggregates that were published, or computed from the same tables, come out of them."""
+"""Published scores: their means equal the aggregates that were published or computed from the same tables."""
 
 import pytest
 
@@ -7,10 +7,10 @@ from srwm_rl.envs.procgen.published import CLOP, CURVES, PROCGEN_EASY, SRWM_PAPE
 from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
 
 
-def normalized(of: Published, games: tuple[str, ...]) -> float:
+def normalized_mean(published: Published, games: tuple[str, ...]) -> float:
     bounds = PROCGEN_NORMALIZATION["easy"]
-    each = [(of.scores[game] - bounds[game][0]) / (bounds[game][1] - bounds[game][0]) for game in games]
-    return sum(each) / len(each)
+    scores = [(published.scores[game] - bounds[game][0]) / (bounds[game][1] - bounds[game][0]) for game in games]
+    return sum(scores) / len(scores)
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,15 @@ def normalized(of: Published, games: tuple[str, ...]) -> float:
         ("IDAAC", 25_000_000, CLOP, tuple(GAMES), 0.516),
     ],
 )
-def test_aggregates(method: str, steps: int, source: str, games: tuple[str, ...], expected: float) -> None:
-    (found,) = (each for each in PROCGEN_EASY if (each.method, each.steps, each.source) == (method, steps, source))
-    assert normalized(found, games) == pytest.approx(expected, abs=1.2e-3)  # the scores are rounded
+def test_normalized_means_of_the_scores_equal_the_published_aggregates(
+    method: str, steps: int, source: str, games: tuple[str, ...], expected: float
+) -> None:
+    (row,) = (row for row in PROCGEN_EASY if (row.method, row.steps, row.source) == (method, steps, source))
+    assert normalized_mean(row, games) == pytest.approx(expected, abs=1.2e-3)  # the scores are rounded
 
 
-def test_every_score_is_of_a_game_and_has_a_source() -> None:
-    for each in PROCGEN_EASY:
-        assert set(each.scores) <= set(GAMES)
-        assert each.source.startswith("https://")
-        assert each.note
+def test_every_published_score_names_a_known_game_and_a_source() -> None:
+    for row in PROCGEN_EASY:
+        assert set(row.scores) <= set(GAMES)
+        assert row.source.startswith("https://")
+        assert row.note

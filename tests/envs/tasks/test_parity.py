@@ -1,25 +1,26 @@
-"""The parity task: what it shows, what it pays, and that its default inputs do not give the answer away."""
+"""The parity task: observations, rewards, and default inputs that do not determine the answer."""
 
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.envs import make_levels_env
 from srwm_rl.envs.tasks import ParityBatch
 from srwm_rl.errors import UserError
 
 
 def bits_of(env: ParityBatch, levels: np.ndarray) -> np.ndarray:
-    """Return the bits that are shown, `[T, n]`."""
-    obs, seen = env.reset(levels=levels), []
+    """Return the observed bits, `[T, n]`."""
+    obs, frames = env.reset(levels=levels), []
     for _ in range(env.length):
-        seen.append(obs.copy())
+        frames.append(obs.copy())
         obs = env.step(np.zeros(env.n_envs, int)).obs
-    shown = np.array(seen)
-    assert (shown.sum(-1) == 1).all()
-    return shown.argmax(-1)
+    one_hot = np.array(frames)
+    assert (one_hot.sum(-1) == 1).all()
+    return one_hot.argmax(-1)
 
 
-def test_right_answers_are_the_parity_of_the_bits_shown() -> None:
+def test_the_rewarded_answer_is_the_parity_of_the_bits_so_far() -> None:
     env = ParityBatch(50, length=12)
     levels = np.arange(50)
     parity = bits_of(env, levels).cumsum(0) % 2
@@ -47,25 +48,23 @@ def test_a_longer_episode_begins_with_the_bits_of_a_shorter_one() -> None:
     assert np.array_equal(short, long[:5])
 
 
-class FromThePast:
-    """Answer without memory: the previous answer, put right by its reward, with the present bit on top."""
+class MemorylessAgent:
+    """Answers without memory: the previous parity follows from the previous answer and reward; adds the present bit."""
 
     def predict(self, observation, state=None, episode_start=None, deterministic=False):  # type: ignore[no-untyped-def]
         bit = observation["observation"].argmax(1)
         answer, reward = observation["previous_action"].argmax(1), observation["previous_reward"][:, 0]
-        before = np.where(reward == 0, 0, np.where(reward > 0, answer, 1 - answer))
-        return (before + bit) % 2, None
+        parity = np.where(reward == 0, 0, np.where(reward > 0, answer, 1 - answer))
+        return (parity + bit) % 2, None
 
 
-def test_previous_action_and_reward_would_give_the_answer_away_and_are_not_shown() -> None:
-    from srwm_rl.agents.evaluation.play_levels import play_levels
-
+def test_previous_action_and_reward_determine_the_answer_and_are_not_inputs_by_default() -> None:
     env = make_levels_env("parity", 8, "0:16", 1, 0, inputs=("action", "reward"))
-    assert (play_levels(FromThePast(), env).level_means() == 40).all()
+    assert (play_levels(MemorylessAgent(), env).level_means() == 40).all()
     assert ParityBatch.memory_inputs == ()
 
 
-def test_score_range_follows_the_length() -> None:
+def test_the_score_range_depends_on_the_length() -> None:
     assert ParityBatch.score_range() == (0.0, 40.0)
     assert ParityBatch.score_range(length=160) == (0.0, 160.0)
     with pytest.raises(UserError, match="length"):

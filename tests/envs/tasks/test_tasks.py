@@ -1,3 +1,5 @@
+"""The built-in tasks: levels, seeds, saved states and rewards."""
+
 import copy
 import time
 
@@ -7,20 +9,12 @@ import pytest
 from srwm_rl.envs.tasks import TASKS, BanditBatch, ParityBatch, RecallBatch, RepeatPreviousBatch
 from srwm_rl.envs.tasks.bandit import bayes_optimal_return, random_return
 from srwm_rl.errors import UserError
+from tests.envs.steps import steps_equal
 
 
 def play(env, steps, seed=0):
     rng = np.random.default_rng(seed)
     return [env.step(rng.integers(0, env.action_space.n, env.n_envs)) for _ in range(steps)]
-
-
-def same(one, two, keep=slice(None)):
-    return all(
-        np.array_equal(a.obs[keep], b.obs[keep])
-        and np.array_equal(a.rewards[keep], b.rewards[keep])
-        and np.array_equal(a.info["level_seed"][keep], b.info["level_seed"][keep])
-        for a, b in zip(one, two, strict=True)
-    )
 
 
 tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -29,30 +23,30 @@ OTHER = {RecallBatch: "delay", BanditBatch: "n_pulls", ParityBatch: "length", Re
 
 
 @tasks
-def test_seed_decides_the_trajectory(task):
+def test_the_seed_determines_the_steps(task):
     steps = []
     for seed in (1, 1, 2):
         env = task(8, "0:1000", seed)
         env.reset()
         steps.append(play(env, 60))
-    assert same(steps[0], steps[1])
-    assert not same(steps[0], steps[2])
+    assert steps_equal(steps[0], steps[1])
+    assert not steps_equal(steps[0], steps[2])
 
 
 @tasks
-def test_state_continues_bit_exactly_in_an_instance_with_another_seed(task):
+def test_a_restored_state_continues_bit_exactly_in_an_instance_with_another_seed(task):
     env = task(8, "0:1000", 1)
     env.reset()
     play(env, 25)
     env.reset(np.arange(8) < 2, np.full(8, 5000))
     play(env, 7)
     state = copy.deepcopy(env.get_state())
-    rest = play(env, 60, seed=3)
-    other = task(8, "0:1000", 99)
-    other.set_state(state)
-    assert same(rest, play(other, 60, seed=3))
-    assert np.array_equal(env.reset(), other.reset())
-    assert env.level_seed().tolist() == other.level_seed().tolist()
+    steps = play(env, 60, seed=3)
+    restored = task(8, "0:1000", 99)
+    restored.set_state(state)
+    assert steps_equal(steps, play(restored, 60, seed=3))
+    assert np.array_equal(env.reset(), restored.reset())
+    assert env.level_seed().tolist() == restored.level_seed().tolist()
 
 
 @tasks
@@ -68,49 +62,49 @@ def test_states_of_other_environments_are_refused(task):
 
 
 @tasks
-def test_masked_reset_leaves_the_others_bit_identical(task):
-    touched, untouched = task(6, "0:1000", 1), task(6, "0:1000", 1)
-    for env in (touched, untouched):
+def test_a_masked_reset_leaves_other_environments_bit_identical(task):
+    masked, unmasked = task(6, "0:1000", 1), task(6, "0:1000", 1)
+    for env in (masked, unmasked):
         env.reset()
         play(env, 4)
     mask = np.arange(6) % 2 == 0
-    touched.reset(mask)
-    one, two = play(touched, 60, seed=3), play(untouched, 60, seed=3)
-    assert same(one, two, ~mask)
-    assert not same(one, two, mask)
+    masked.reset(mask)
+    masked_steps, unmasked_steps = play(masked, 60, seed=3), play(unmasked, 60, seed=3)
+    assert steps_equal(masked_steps, unmasked_steps, ~mask)
+    assert not steps_equal(masked_steps, unmasked_steps, mask)
 
 
 @tasks
-def test_level_and_actions_fix_the_episode(task):
-    one, two = task(2, "0:1000", 1), task(2, "0:9", 2)
-    play(one, 5)
-    assert np.array_equal(one.reset(levels=[77, 78]), two.reset(levels=[77, 78]))
-    assert same(play(one, 40), play(two, 40))
-    assert one.level_seed().tolist() == [77, 78]
-    one.reset()
-    assert all(level < 1000 for level in one.level_seed())
-    assert one.level_seed().tolist() != [77, 78]
+def test_level_and_actions_determine_the_episode(task):
+    first, second = task(2, "0:1000", 1), task(2, "0:9", 2)
+    play(first, 5)
+    assert np.array_equal(first.reset(levels=[77, 78]), second.reset(levels=[77, 78]))
+    assert steps_equal(play(first, 40), play(second, 40))
+    assert first.level_seed().tolist() == [77, 78]
+    first.reset()
+    assert all(level < 1000 for level in first.level_seed())
+    assert first.level_seed().tolist() != [77, 78]
 
 
 @tasks
-def test_levels_seen_are_the_range(task):
+def test_the_levels_played_are_those_of_the_range(task):
     env = task(16, "20:24", 1)
     env.reset()
-    assert {int(x) for step in play(env, 200) for x in step.info["level_seed"]} == {20, 21, 22, 23}
+    assert {int(level) for step in play(env, 200) for level in step.info["level_seed"]} == {20, 21, 22, 23}
 
 
 @tasks
-def test_returned_arrays_are_the_callers_own(task):
+def test_later_steps_do_not_overwrite_returned_arrays(task):
     env = task(4, "0:100", 1)
     env.reset()
     step = play(env, 1)[0]
-    kept = copy.deepcopy(step)
+    before = copy.deepcopy(step)
     play(env, 30)
-    assert same([step], [kept])
+    assert steps_equal([step], [before])
 
 
 @tasks
-def test_many_environments_cost_little(task):
+def test_1024_environments_make_50_000_steps_per_second(task):
     env = task(1024)
     env.reset()
     play(env, 5)
@@ -135,14 +129,14 @@ def recall_answers(env):
 def test_recall_shows_cue_then_distractors_then_query():
     env = RecallBatch(1, "0:100", n_symbols=3, delay=6)
     for level in range(30):
-        obs, seen = env.reset(levels=[level]), []
+        obs, rows = env.reset(levels=[level]), []
         while True:
-            seen.append(obs[0])
+            rows.append(obs[0])
             step = env.step(np.array([0]))
             if step.terminated[0]:
                 break
             obs = step.obs
-        frames = np.array(seen)
+        frames = np.array(rows)
         assert frames.shape[1] == 7
         assert frames[0, :3].sum() == 1
         assert frames[0, 3:].sum() == 0
@@ -154,7 +148,7 @@ def test_recall_shows_cue_then_distractors_then_query():
         assert step.final_obs.sum() == 0
 
 
-def test_recall_pays_the_right_answer_and_only_that():
+def test_recall_rewards_the_right_answer_only():
     env = RecallBatch(64, "0:1000", seed=5)
     obs = env.reset()
     cue = obs[:, :4].argmax(1)
@@ -162,15 +156,15 @@ def test_recall_pays_the_right_answer_and_only_that():
     finished = np.zeros(64, bool)
     while not finished.all():
         step = env.step(guess)
-        new = step.terminated & ~finished
+        ended = step.terminated & ~finished
         right = np.arange(64) < 32
-        assert (step.rewards[new] == right[new]).all()
-        assert (step.info["is_success"][new] == right[new]).all()
+        assert (step.rewards[ended] == right[ended]).all()
+        assert (step.info["is_success"][ended] == right[ended]).all()
         assert (step.rewards[~step.terminated] == 0).all()
-        finished |= new
+        finished |= ended
 
 
-def test_recall_cues_and_delays_are_spread_evenly():
+def test_recall_cues_and_delays_are_uniform_and_independent():
     env = RecallBatch(6000, seed=2)
     cues, clocks = recall_answers(env)
     assert np.all(np.abs(np.bincount(cues, minlength=4) / 6000 - 0.25) < 0.03)
@@ -180,38 +174,38 @@ def test_recall_cues_and_delays_are_spread_evenly():
     assert abs(np.corrcoef(cues, delays)[0, 1]) < 0.06
 
 
-def test_recall_without_memory_is_right_once_in_four():
+def test_recall_random_answers_succeed_in_a_quarter_of_episodes():
     env = RecallBatch(500, seed=2)
     env.reset()
     steps = play(env, 100)
-    ends = sum(int(s.terminated.sum()) for s in steps)
-    solved = sum(int((s.info["is_success"] & s.terminated).sum()) for s in steps)
+    ends = sum(int(step.terminated.sum()) for step in steps)
+    solved = sum(int((step.info["is_success"] & step.terminated).sum()) for step in steps)
     assert ends > 3000
     assert abs(solved / ends - 0.25) < 0.035
 
 
-def test_bandit_luck_is_the_same_for_the_same_choice():
-    one, two = BanditBatch(400, "0:400", n_pulls=6), BanditBatch(400, "0:400", n_pulls=6)
+def test_bandit_reward_of_an_arm_does_not_depend_on_earlier_choices():
+    first, second = BanditBatch(400, "0:400", n_pulls=6), BanditBatch(400, "0:400", n_pulls=6)
     levels = np.arange(400)
-    one.reset(levels=levels)
-    two.reset(levels=levels)
+    first.reset(levels=levels)
+    second.reset(levels=levels)
     rng = np.random.default_rng(0)
     for _ in range(6):
         a, b = rng.integers(0, 5, (2, 400))
-        x, y = one.step(a).rewards, two.step(b).rewards
-        assert (x[a == b] == y[a == b]).all()
-        assert (x[a != b] != y[a != b]).any()
+        rewards_a, rewards_b = first.step(a).rewards, second.step(b).rewards
+        assert (rewards_a[a == b] == rewards_b[a == b]).all()
+        assert (rewards_a[a != b] != rewards_b[a != b]).any()
 
 
-def test_bandit_arms_have_separate_luck():
-    one, two = BanditBatch(8000, "0:8000"), BanditBatch(8000, "0:8000")
-    one.reset(levels=np.arange(8000))
-    two.reset(levels=np.arange(8000))
-    both = one.step(np.full(8000, 1)).rewards * two.step(np.full(8000, 3)).rewards
-    assert abs(both.mean() - 0.25) < 0.025  # one luck for all arms would give 1/3; the standard error is 0.005
+def test_bandit_arms_have_independent_rewards():
+    first, second = BanditBatch(8000, "0:8000"), BanditBatch(8000, "0:8000")
+    first.reset(levels=np.arange(8000))
+    second.reset(levels=np.arange(8000))
+    products = first.step(np.full(8000, 1)).rewards * second.step(np.full(8000, 3)).rewards
+    assert abs(products.mean() - 0.25) < 0.025  # fully correlated arms would give 1/3; the standard error is 0.005
 
 
-def test_bandit_arms_pay_with_uniform_fixed_probabilities():
+def test_bandit_arms_have_fixed_uniform_reward_probabilities():
     env = BanditBatch(2000, "0:2000", n_pulls=40)
     env.reset(levels=np.arange(2000))
     total = np.zeros(2000)
@@ -224,15 +218,15 @@ def test_bandit_arms_pay_with_uniform_fixed_probabilities():
     assert 120 < total.var() < 160
 
 
-def test_bandit_random_play_pays_half():
+def test_bandit_random_play_returns_half_of_the_pulls():
     env = BanditBatch(1000)
     env.reset()
     steps = play(env, 50)
-    mean = sum(s.rewards.sum() for s in steps) / 5000
+    mean = sum(step.rewards.sum() for step in steps) / 5000
     assert abs(mean - random_return(10)) < 0.2
 
 
-def test_bandit_optimum_is_the_exact_one():
+def test_bandit_bayes_optimal_returns_are_exact():
     start = time.perf_counter()
     assert round(bayes_optimal_return(5, 10), 3) == 6.660
     assert round(bayes_optimal_return(10, 10), 3) == 6.714
@@ -242,7 +236,7 @@ def test_bandit_optimum_is_the_exact_one():
     assert bayes_optimal_return(2, 1) == pytest.approx(0.5)
 
 
-def test_bandit_greedy_posterior_play_stays_below_the_optimum_and_near_it():
+def test_bandit_greedy_posterior_play_is_near_the_optimum_and_below_it():
     env = BanditBatch(4000, seed=1)
     env.reset()
     wins, tries = np.zeros((2, 4000, 5))
@@ -268,19 +262,19 @@ def test_bandit_greedy_posterior_play_stays_below_the_optimum_and_near_it():
         (BanditBatch, {"seed": -3}),
     ],
 )
-def test_wrong_arguments_are_refused(task, kwargs):
+def test_invalid_arguments_are_refused(task, kwargs):
     with pytest.raises(UserError):
         task(**{"n_envs": 2, **kwargs})
 
 
 @tasks
-@pytest.mark.parametrize("bad", [[9, 0], [-1, 0], [0], [0.5, 0.5]])
-def test_wrong_actions_are_refused(task, bad):
+@pytest.mark.parametrize("invalid", [[9, 0], [-1, 0], [0], [0.5, 0.5]])
+def test_invalid_actions_are_refused(task, invalid):
     with pytest.raises(UserError):
-        task(2).step(np.array(bad))
+        task(2).step(np.array(invalid))
 
 
-def test_score_ranges_follow_the_settings():
+def test_score_ranges_depend_on_the_settings():
     assert RecallBatch.score_range(n_symbols=2, delay=3) == (0.5, 1.0)
     assert BanditBatch.score_range() == (5.0, bayes_optimal_return(5, 10))
     assert BanditBatch.score_range(n_pulls=100) is None
