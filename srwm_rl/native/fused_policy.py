@@ -118,10 +118,6 @@ class FusedPolicy:
         if self._ppo_gradient.shared:
             return None
         params = PPOLossParams(
-            mean=0.0,
-            scale_advantage=1.0,
-            low=1 - clip_range,
-            high=1 + clip_range,
             clip_range=clip_range,
             clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
             vf_coef=vf_coef,

@@ -35,9 +35,7 @@ _NUMBERS = (
 )
 _COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain")
 _POINTERS = ("ops", "inputs", "outputs", "actions", "state", "final", "starts")
-_PPO_LOSS = (
-    "mean", "scale_advantage", "low", "high", "clip_range_vf", "clip_range", "vf_coef", "ent_coef", "scale",
-)  # fmt: skip
+_PPO_LOSS = ("clip_range", "clip_range_vf", "vf_coef", "ent_coef", "scale")
 _BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "loss_params", "terms")
 
 
@@ -66,10 +64,8 @@ class PPOLossParams(ctypes.Structure):
     The gradient is that of `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each summed over rows.
 
     Attributes:
-        mean, scale_advantage: the advantage is normalised as `(advantage - mean) * scale_advantage`.
-        low, high: the bounds of the ratio.
-        clip_range_vf: the largest change of a value; below 0: not clipped.
-        clip_range: the distance from 1 beyond which a ratio counts as clipped.
+        clip_range: bounds the probability ratio to `1 +- clip_range`.
+        clip_range_vf: bounds the change of a value; below 0: unbounded.
     """
 
     _fields_ = tuple((name, ctypes.c_float) for name in _PPO_LOSS)

@@ -337,12 +337,13 @@ static TARGET void NAME(ppo_loss)(const PPOLossParams *params, const REAL *actio
                                   const REAL *old, REAL *grad_stats, REAL *grad_value, REAL *terms, REAL *sums,
                                   int n) {
     EACH(c) {
-        const vec advantage = (LD(AT(old, 1) + c) - params->mean) * params->scale_advantage;
+        const REAL clip_range = params->clip_range;
+        const vec advantage = LD(AT(old, 1) + c);
         const vec log_ratio = LD(action_stats + c) - LD(old + c);
         /* NAME(exp) overflows above 88 */
         const vec ratio = SELECT(log_ratio > 88, ZERO + INFINITY, NAME(exp)(NAME(clamp)(log_ratio, -INFINITY, 88)));
         const vec surrogate = advantage * ratio, ratio_minus_1 = ratio - 1;
-        const vec clipped = advantage * NAME(clamp)(ratio, params->low, params->high);
+        const vec clipped = advantage * NAME(clamp)(ratio, 1 - clip_range, 1 + clip_range);
         ST(terms + c, -SELECT(clipped < surrogate, clipped, surrogate));
         ST(grad_stats + c, LD(grad_stats + c) - SELECT(clipped < surrogate, 0 * surrogate, surrogate) * params->scale);
         ST(AT(grad_stats, 1) + c, LD(AT(grad_stats, 1) + c) - params->ent_coef * params->scale);
@@ -358,8 +359,7 @@ static TARGET void NAME(ppo_loss)(const PPOLossParams *params, const REAL *actio
         ST(AT(terms, 1) + c, error * error);
         ST(AT(terms, 2) + c, LD(AT(action_stats, 1) + c));
         ST(AT(terms, 3) + c, ratio_minus_1 - log_ratio);
-        const REAL range = params->clip_range;
-        ST(AT(terms, 4) + c, WHERE((ratio_minus_1 > range) | (ratio_minus_1 < -range), ZERO + 1));
+        ST(AT(terms, 4) + c, WHERE((ratio_minus_1 > clip_range) | (ratio_minus_1 < -clip_range), ZERO + 1));
     }
     for (int c = n; c < TILE; c++) { /* padding rows */
         for (int i = 0; i < TERMS; i++) AT(terms, i)[c] = 0;

@@ -61,9 +61,8 @@ typedef struct {
 /* The settings of PPO's loss: the gradient is that of (policy loss + vf_coef * value loss - ent_coef * entropy) * scale,
  * each summed over rows. */
 typedef struct {
-    float mean, scale_advantage, low, high; /* advantage: (A - mean) * scale_advantage; the ratio's bounds */
-    float clip_range_vf;                    /* below 0: values are not clipped */
-    float clip_range, vf_coef, ent_coef, scale;
+    float clip_range, clip_range_vf; /* the latter below 0: values are not clipped */
+    float vf_coef, ent_coef, scale;
 } PPOLossParams;
 
 typedef struct {
@@ -186,7 +185,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 8; }
+EXPORT int srwm_cpu_version(void) { return 9; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {

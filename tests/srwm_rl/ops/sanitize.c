@@ -134,7 +134,7 @@ static void run_operations(int64_t B, int H, int D, int level, int back) {
     Program program = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_scratch = scratch > wide ? scratch : (int)wide};
     program.ops = ops, program.inputs = (const float *const *)inputs;
     if (back) {
-        const PPOLossParams params = {0.1f, 2, 0.8f, 1.2f, 0.3f, 0.2f, 0.5f, 0.01f, 0.1f};
+        const PPOLossParams params = {0.2f, 0.3f, 0.5f, 0.01f, 0.1f};
         float terms[TERMS];
         program.n_sums = sums[4] + TERMS * LANES;
         program.loss_params = &params, program.terms = terms;

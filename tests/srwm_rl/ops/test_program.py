@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from srwm_rl import srwm_scan
+from srwm_rl.agents.losses.ppo_loss import ppo_loss
 from srwm_rl.ops import cpu
 from srwm_rl.ops.program import PPOLossParams, Program
 
@@ -91,10 +92,7 @@ def test_log_prob_and_entropy(kernel: cpu.Kernel, rows: int, n: int) -> None:
 
 
 def loss_params(clip_range_vf: float) -> PPOLossParams:
-    return PPOLossParams(
-        mean=0.3, scale_advantage=0.8, low=0.8, high=1.2, clip_range=0.2,
-        clip_range_vf=clip_range_vf, vf_coef=0.7, ent_coef=0.02, scale=0.01,
-    )  # fmt: skip
+    return PPOLossParams(clip_range=0.2, clip_range_vf=clip_range_vf, vf_coef=0.7, ent_coef=0.02, scale=0.01)
 
 
 def loss_program(kernel: cpu.Kernel, n: int) -> Program:
@@ -107,17 +105,15 @@ def loss_program(kernel: cpu.Kernel, n: int) -> Program:
 
 def expected_terms(params: PPOLossParams, inputs: list[Tensor]) -> Tensor:
     """Return the summed terms of PPO's loss and its diagnostics, in float64."""
-    logits, actions, value, old_log_p, advantage, returns, old_value = (each.double() for each in inputs)
+    logits, actions, value, old_log_p, advantage, returns, old_value = (tensor.double() for tensor in inputs)
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
-    log_ratio = log_p.gather(-1, actions.long()) - old_log_p
-    ratio, advantage = log_ratio.exp(), (advantage - params.mean) * params.scale_advantage
-    gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(params.low, params.high))
-    if params.clip_range_vf >= 0:
-        value = old_value + (value - old_value).clamp(-params.clip_range_vf, params.clip_range_vf)
-    clipped = ((ratio - 1).abs() > params.clip_range).double()
-    terms = (-gain, (returns - value).square(), entropy, (ratio - 1) - log_ratio, clipped)
-    return torch.stack([each.sum() for each in terms])
+    clip_range_vf = params.clip_range_vf if params.clip_range_vf >= 0 else None
+    new_log_p = log_p.gather(-1, actions.long())
+    sums = ppo_loss(
+        value, new_log_p, entropy, old_value, old_log_p, advantage, returns, params.clip_range, clip_range_vf
+    )
+    return torch.stack([*sums])
 
 
 @pytest.mark.parametrize("rows", ROWS)
