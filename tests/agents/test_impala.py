@@ -1,4 +1,4 @@
-"""IMPALA: what it learns from, how far its actors run ahead, and what happens when something in a thread fails."""
+"""IMPALA: unrolls, gradients, policy lag, and errors in its threads."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from srwm_rl import UserError, core_names
@@ -20,47 +20,38 @@ from srwm_rl.agents import IMPALA
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.impala import copy_weights
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
-from tests.agents.probe import Probe, unroll_gradient
+from tests.agents.probe import (
+    FailingProbe,
+    LogRecorder,
+    Probe,
+    StopAtMeanReturn,
+    collect_rollout,
+    mean_return,
+    probe_env,
+    small_model,
+    unroll_gradient,
+    weight_vector,
+)
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 
 
-def probe_env(n_envs: int = 4, n_groups: int = 2, **probe: Any) -> GroupedVecEnv:
-    each = n_envs // n_groups
-    return GroupedVecEnv([DummyVecEnv([lambda: Probe(**probe) for _ in range(each)]) for _ in range(n_groups)])
+def probe_model(n_groups: int = 2, core: str = "srwm", **settings: Any) -> IMPALA:
+    policy_kwargs = {"core": core, **settings.pop("policy_kwargs", {})}
+    model: IMPALA = small_model("impala", n_groups=n_groups, policy_kwargs=policy_kwargs, **settings)
+    return model
 
 
-def probe_model(n_envs: int = 4, n_groups: int = 2, n_steps: int = 8, core: str = "srwm", **settings: Any) -> IMPALA:
-    probe = {
-        key: settings.pop(key) for key in ("observation_space", "action_space", "length", "cut") if key in settings
-    }
-    policy_kwargs = {"core": core, **SMALL, **settings.pop("policy_kwargs", {})}
-    settings = {"synchronous": True, "seed": 0, "device": "cpu", **settings}
-    env = probe_env(n_envs, n_groups, **probe)
-    return IMPALA("SRWMPolicy", env, n_steps=n_steps, policy_kwargs=policy_kwargs, **settings)
-
-
-def collect(model: IMPALA, rollouts: int = 1) -> Unrolls:
-    """Play, learn nothing, and return the unrolls of the last rollout."""
-    _, callback = model._setup_learn(10**6)
-    callback.on_training_start(locals(), globals())
-    assert model.env is not None
-    for _ in range(rollouts):
-        assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-        unrolls = model.rollout_buffer.take(model.n_envs)
-    assert unrolls is not None
-    return unrolls
-
-
-def other_threads() -> list[str]:
-    # But the CNN's, which this thread keeps (srwm_rl.ops.thread_parallel).
-    return [each.name for each in threading.enumerate() if each.name.startswith(("srwm-learner", "srwm-step"))]
+def running_threads() -> list[str]:
+    """Return the names of the learner's and the environments' threads that still run."""
+    return [t.name for t in threading.enumerate() if t.name.startswith(("srwm-learner", "srwm-step"))]
 
 
 @pytest.mark.parametrize("core", core_names())
-def test_unrolls_evaluate_to_what_was_acted(core: str) -> None:
+def test_evaluating_unrolls_repeats_the_acting_steps_log_probs(core: str) -> None:
     model = probe_model(core=core)
-    unrolls = collect(model, rollouts=2)  # the second begins in the middle of episodes
+    collect_rollout(model)
+    unrolls: Unrolls = collect_rollout(model, continued=True)  # begins in the middle of episodes
     assert unrolls.episode_starts[1:].any()
     with torch.no_grad():
         terms = model.loss(unrolls)[1]
@@ -76,14 +67,14 @@ def test_unrolls_evaluate_to_what_was_acted(core: str) -> None:
     assert terms.rho.item() == pytest.approx(unrolls.rewards.numel(), rel=1e-4)
 
 
-def test_the_loss_is_the_papers_sum_written_out() -> None:
+def test_the_gradient_is_that_of_the_papers_loss_written_out_step_by_step() -> None:
     model = probe_model(ent_coef=0.03, vf_coef=0.7, gamma=0.9)
-    unrolls = collect(model)
+    unrolls = collect_rollout(model)
     with torch.no_grad():
-        unrolls.log_probs.add_(0.3 * torch.randn_like(unrolls.log_probs))  # as if the actors' policy was another
+        unrolls.log_probs.add_(0.3 * torch.randn_like(unrolls.log_probs))  # as if another policy had acted
     model.max_grad_norm = float("inf")
     unroll_gradient(model, unrolls)
-    found = {name: each.grad.clone() for name, each in model.policy.named_parameters() if each.grad is not None}
+    gradients = {name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None}
 
     actions = torch.cat((unrolls.actions, unrolls.actions[-1:]))
     new = model.policy.evaluate_sequence(unrolls.observations, actions, unrolls.core_state, unrolls.episode_starts)
@@ -103,16 +94,16 @@ def test_the_loss_is_the_papers_sum_written_out() -> None:
             loss = loss - 0.03 * new.entropy[t, b]
     model.policy.zero_grad()
     loss.backward()
-    for name, each in model.policy.named_parameters():
-        assert each.grad is not None
-        torch.testing.assert_close(found[name], each.grad, rtol=1e-3, atol=1e-5, msg=name)
+    for name, parameter in model.policy.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() -> None:
+def test_full_bptt_trains_the_self_modification_and_bptt_1_does_not() -> None:
     largest = []
     for bptt in (None, 1):
         model = probe_model(bptt=bptt)
-        unroll_gradient(model, collect(model))
+        unroll_gradient(model, collect_rollout(model))
         weight: Any = model.policy.core.layers[0].weight  # type: ignore[index,union-attr]
         size = weight.shape[1]
         largest.append([part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)])
@@ -121,35 +112,35 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
     assert largest[1][1:] == [0, 0, 0]
 
 
-def test_splitting_a_batch_for_memory_changes_nothing() -> None:
+def test_micro_batches_give_the_gradient_of_the_batch() -> None:
     gradients = []
     for frames_at_once in (10**6, 1):
         model = probe_model(observation_space=spaces.Box(0, 255, (32, 32, 3), np.uint8), frames_at_once=frames_at_once)
-        unroll_gradient(model, collect(model))
-        gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
+        unroll_gradient(model, collect_rollout(model))
+        gradients.append({name: parameter.grad for name, parameter in model.policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_the_step_after_the_last_does_not_push_a_sequence_out_of_its_group() -> None:
+def test_the_bootstrap_step_does_not_reduce_the_sequences_per_micro_batch() -> None:
     frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     lengths = (65, 51, 257, 1000)
     assert [probe_model(observation_space=frames).sequences_at_once(n) for n in lengths] == [4, 5, 1, 1]
-    asked = probe_model(observation_space=frames, frames_at_once=256)  # which is the most there may be
-    assert [asked.sequences_at_once(n) for n in lengths] == [3, 5, 1, 1]
+    limited = probe_model(observation_space=frames, frames_at_once=256)  # a limit that is never exceeded
+    assert [limited.sequences_at_once(n) for n in lengths] == [3, 5, 1, 1]
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("core", core_names())
-def test_learning_moves_every_parameter(core: str, synchronous: bool) -> None:
+def test_learning_changes_every_parameter(core: str, synchronous: bool) -> None:
     model = probe_model(core=core, synchronous=synchronous)
-    before = {name: each.detach().clone() for name, each in model.policy.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     model.learn(4 * 8 * 4)
     assert model.num_timesteps == 4 * 8 * 4
     assert model._n_updates >= 1
-    for name, each in model.policy.named_parameters():
-        assert not torch.equal(each, before[name]), name
-        assert torch.isfinite(each).all(), name
+    for name, parameter in model.policy.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert torch.isfinite(parameter).all(), name
 
 
 @pytest.mark.parametrize("n_groups", [1, 2])
@@ -162,47 +153,34 @@ def test_synchronous_runs_are_the_same_for_a_seed(n_groups: int) -> None:
         model.learn(8 * 6 * 6)
         assert model._n_updates == 9
         assert len(model.rollout_buffer) == 3  # 48 unrolls, 9 batches of 5
-        return torch.nn.utils.parameters_to_vector(model.policy.parameters())
+        return weight_vector(model)
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))
 
 
-class Keep(KVWriter):
-    """A log that stays in memory."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.lines.append(dict(key_values))
-
-    def column(self, name: str) -> list[float]:
-        return [line[name] for line in self.lines if name in line]
-
-
 @pytest.mark.parametrize(("batch_size", "waiting_batches"), [(8, 1), (24, 1), (16, 3), (64, 1)])
-def test_the_actors_run_ahead_no_further_than_the_bound(
+def test_the_policy_lag_stays_within_max_policy_lag(
     batch_size: int, waiting_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = probe_model(synchronous=False, batch_size=batch_size, waiting_batches=waiting_batches)
     update = IMPALA._update
 
     def slow(self: IMPALA, batch: Unrolls) -> None:
-        time.sleep(0.03)  # the actors would be far ahead if nothing held them
+        time.sleep(0.03)  # without a bound the actors would be far ahead
         update(self, batch)
 
     monkeypatch.setattr(IMPALA, "_update", slow)
-    log = Keep()
+    log = LogRecorder()
     model.set_logger(Logger(None, [log]))
     model.learn(4 * 8 * 20)
     assert 0 < max(log.column("impala/policy_lag_max")) <= model.max_policy_lag
-    assert all(each > 0 for each in log.column("impala/rho_mean"))
+    assert all(rho > 0 for rho in log.column("impala/rho_mean"))
 
 
-def test_on_policy_there_is_no_lag_and_the_ratio_is_one() -> None:
+def test_synchronous_updates_have_no_policy_lag_and_a_ratio_of_one() -> None:
     model = probe_model()
-    log = Keep()
+    log = LogRecorder()
     model.set_logger(Logger(None, [log]))
     model.learn(4 * 8 * 5)
     assert log.column("impala/policy_lag_max") == [0.0] * 4  # SB3 writes an update's values after the next rollout
@@ -211,26 +189,17 @@ def test_on_policy_there_is_no_lag_and_the_ratio_is_one() -> None:
         assert len(log.column(f"train/{name}")) == 4
 
 
-class Broken(Probe):
-    """Fails after some steps."""
-
-    def step(self, action: Any) -> Any:
-        if self.t == 3:
-            raise RuntimeError("the simulator is gone")
-        return super().step(action)
-
-
 @pytest.mark.parametrize("synchronous", [True, False])
-def test_a_crash_in_an_environments_thread_ends_the_run_with_its_error(synchronous: bool) -> None:
-    env = GroupedVecEnv([DummyVecEnv([Probe, Probe]), DummyVecEnv([Broken, Broken])])
+def test_an_error_in_an_environments_thread_ends_the_run_and_is_raised(synchronous: bool) -> None:
+    env = GroupedVecEnv([DummyVecEnv([Probe, Probe]), DummyVecEnv([FailingProbe, FailingProbe])])
     model = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=SMALL, synchronous=synchronous, device="cpu")
     with pytest.raises(RuntimeError, match="the simulator is gone"):
         model.learn(10_000)
-    assert other_threads() == []
+    assert running_threads() == []
 
 
 @pytest.mark.parametrize("batch_size", [8, 32, 64])
-def test_a_crash_of_the_learner_ends_the_run_with_its_error(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_learner_ends_the_run_and_is_raised(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = probe_model(synchronous=False, batch_size=batch_size)
 
     def fail(*_: Any) -> Any:
@@ -239,14 +208,14 @@ def test_a_crash_of_the_learner_ends_the_run_with_its_error(batch_size: int, mon
     monkeypatch.setattr(IMPALA, "_parts", fail)
     with pytest.raises(RuntimeError, match="the learner is gone"):
         model.learn(10**7)
-    assert other_threads() == []
+    assert running_threads() == []
     monkeypatch.undo()
-    model.learn(128)  # and it can be used again
+    model.learn(128)  # the model is still usable
     assert model._n_updates >= 1
 
 
 @pytest.mark.parametrize("synchronous", [True, False])
-def test_a_crash_in_a_callback_ends_the_run_with_its_error(synchronous: bool) -> None:
+def test_an_error_in_a_callback_ends_the_run_and_is_raised(synchronous: bool) -> None:
     model = probe_model(synchronous=synchronous)
 
     def fail(*_: Any) -> bool:
@@ -254,10 +223,10 @@ def test_a_crash_in_a_callback_ends_the_run_with_its_error(synchronous: bool) ->
 
     with pytest.raises(KeyError, match="the callback is gone"):
         model.learn(10_000, fail)
-    assert other_threads() == []
+    assert running_threads() == []
 
 
-def test_a_crash_in_the_last_update_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_last_update_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     model = probe_model(synchronous=False)
     update = IMPALA._update
 
@@ -271,7 +240,7 @@ def test_a_crash_in_the_last_update_is_not_lost(monkeypatch: pytest.MonkeyPatch)
         model.learn(4 * 8)
 
 
-def test_a_wrapper_around_groups_is_not_stepped_past() -> None:
+def test_a_wrapper_around_groups_is_not_bypassed() -> None:
     class Double(VecEnvWrapper):
         def reset(self) -> Any:
             return self.venv.reset()
@@ -280,18 +249,20 @@ def test_a_wrapper_around_groups_is_not_stepped_past() -> None:
             obs, rewards, dones, infos = self.venv.step_wait()
             return obs, 2 * rewards, dones, infos
 
-    model = IMPALA("SRWMPolicy", Double(probe_env()), n_steps=4, policy_kwargs=SMALL, synchronous=True, device="cpu")
-    assert collect(model).rewards[:, 0].tolist() == [2, 4, 6, 8]
+    model = IMPALA(
+        "SRWMPolicy", Double(probe_env(n_groups=2)), n_steps=4, policy_kwargs=SMALL, synchronous=True, device="cpu"
+    )
+    assert collect_rollout(model).rewards[:, 0].tolist() == [2, 4, 6, 8]
 
 
-def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
+def test_truncated_episodes_bootstrap_with_the_core_state_of_the_episode() -> None:
     model = probe_model(n_envs=1, n_groups=1, n_steps=4, length=4, cut=True, gamma=0.9)
-    seen: list[Any] = []
-    (env,) = model.env.groups  # type: ignore[union-attr]
-    step = env.step
-    env.step = lambda actions: seen.append(step(actions)) or seen[-1]  # type: ignore[func-returns-value]
-    unrolls = collect(model)
-    final = seen[-1][3][0]["terminal_observation"]
+    steps: list[Any] = []
+    assert model.env is not None
+    step = model.env.step
+    model.env.step = lambda actions: steps.append(step(actions)) or steps[-1]  # type: ignore[func-returns-value]
+    unrolls = collect_rollout(model)
+    final = steps[-1][3][0]["terminal_observation"]
     assert isinstance(unrolls.observations, torch.Tensor)
     observations = torch.cat((unrolls.observations[:4, 0], torch.as_tensor(final)[None]))[:, None]
     starts = torch.tensor([[1.0], [0], [0], [0], [0]])
@@ -302,7 +273,7 @@ def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
     torch.testing.assert_close(unrolls.rewards[3, 0], 4 + 0.9 * values[4, 0])
 
 
-def test_the_optimizer_is_the_papers_unless_another_is_named() -> None:
+def test_the_default_optimizer_is_the_papers_rmsprop() -> None:
     optimizer = probe_model().policy.optimizer
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert {name: optimizer.defaults[name] for name in ("alpha", "eps", "momentum")} == {
@@ -310,7 +281,7 @@ def test_the_optimizer_is_the_papers_unless_another_is_named() -> None:
         "eps": 0.01,
         "momentum": 0,
     }
-    adam = probe_model(policy_kwargs={"optimizer_class": torch.optim.Adam, **SMALL}).policy.optimizer
+    adam = probe_model(policy_kwargs={"optimizer_class": torch.optim.Adam}).policy.optimizer
     assert isinstance(adam, torch.optim.Adam)
 
 
@@ -324,27 +295,24 @@ def test_action_spaces(action_space: Any) -> None:
     model.learn(64)
     assert model.env is not None
     actions, _ = model.predict(model.env.reset(), None, np.ones(4, bool))  # type: ignore[arg-type]
-    assert all(action_space.contains(each) for each in actions)
+    assert all(action_space.contains(action) for action in actions)
 
 
-def test_save_and_load_give_the_same_actions_and_go_on_learning(tmp_path: Path) -> None:
+def test_a_loaded_model_acts_the_same_and_continues_learning(tmp_path: Path) -> None:
     model = probe_model(synchronous=False)
     model.learn(128)
     model.save(tmp_path / "model")
     loaded = IMPALA.load(tmp_path / "model", env=model.env, device="cpu")
     obs = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
-    mine, state = model.predict(obs, deterministic=True)
-    theirs, other = loaded.predict(obs, deterministic=True)
-    np.testing.assert_array_equal(mine, theirs)
+    actions, state = model.predict(obs, deterministic=True)
     assert state is not None
-    assert other is not None
-    np.testing.assert_array_equal(state[0], other[0])
+    np.testing.assert_equal(loaded.predict(obs, deterministic=True), (actions, state))
     loaded.learn(64)
     assert loaded.num_timesteps == 64
     assert isinstance(loaded.policy.optimizer, torch.optim.RMSprop)
 
 
-def test_sb3_callbacks_work_beside_the_learner(tmp_path: Path) -> None:
+def test_sb3s_callbacks_work_while_the_learner_runs(tmp_path: Path) -> None:
     model = IMPALA(
         "MlpPolicy", sb3_make_vec_env("CartPole-v1", 4), n_steps=16, policy_kwargs=SMALL, seed=0,
         tensorboard_log=str(tmp_path / "tb"), device="cpu",
@@ -371,7 +339,7 @@ def test_sb3_callbacks_work_beside_the_learner(tmp_path: Path) -> None:
         ({"c_clip": -1.0}, "c_clip must be above 0"),
     ],
 )
-def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_raise_a_one_line_error(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         probe_model(**settings)
     assert "\n" not in str(error.value)
@@ -385,8 +353,8 @@ def test_a_small_memory_task_is_learned(synchronous: bool) -> None:
         "SRWMPolicy", env, learning_rate=2e-3, n_steps=8, batch_size=128, synchronous=synchronous, seed=1,
         policy_kwargs=SMALL, stats_window_size=500, device="cpu",
     )  # fmt: skip
-    model.learn(50_000)
-    assert np.mean([each["r"] for each in model.ep_info_buffer or ()]) > 0.9
+    model.learn(50_000, StopAtMeanReturn(0.92))
+    assert mean_return(model) > 0.9
 
 
 def unrolls_of(n: int, version: int = 0) -> Unrolls:
@@ -396,7 +364,7 @@ def unrolls_of(n: int, version: int = 0) -> Unrolls:
     return unrolls
 
 
-def test_the_queue_is_first_in_first_out_whatever_sizes_are_put_and_taken() -> None:
+def test_the_queue_is_first_in_first_out_for_blocks_of_any_size() -> None:
     queue = UnrollQueue(3)
     for version, n in enumerate((3, 1, 4)):
         queue.put(unrolls_of(n, version))
@@ -412,35 +380,29 @@ def test_the_queue_is_first_in_first_out_whatever_sizes_are_put_and_taken() -> N
     assert len(queue) == 2
 
 
-def test_the_queue_goes_through_a_checkpoint() -> None:
+def test_a_queue_restored_from_a_checkpoint_returns_the_same_unrolls() -> None:
     queue = UnrollQueue(3)
     queue.put(unrolls_of(4, 7))
     queue.take(1)
-    other = UnrollQueue(3)
-    other.from_tree(queue.to_tree(), torch.device("cpu"))
-    ours, theirs = queue.take(3), other.take(3)
-    assert ours is not None
-    assert theirs is not None
-    for name, mine, his in zip(Unrolls._fields, ours, theirs, strict=True):
-        if isinstance(mine, dict):
-            assert all(torch.equal(mine[key], his[key]) for key in mine)
-        else:
-            assert torch.equal(mine, his), name
-            assert mine.dtype == his.dtype
+    restored = UnrollQueue(3)
+    restored.from_tree(queue.to_tree(), torch.device("cpu"))
+    unrolls = queue.take(3)
+    assert unrolls is not None
+    torch.testing.assert_close(restored.take(3), unrolls, rtol=0, atol=0)  # dtypes as well
 
 
-def test_a_copy_gets_weights_and_buffers() -> None:
+def test_copy_weights_copies_parameters_and_buffers() -> None:
     model = IMPALA("SRWMPolicy", DummyVecEnv([Probe] * 2), n_steps=4, device="cpu")
     policy = model.policy
     policy.register_buffer("statistics", torch.zeros(3))
     copy = deepcopy(policy)
     with torch.no_grad():
-        for number, each in enumerate((*policy.parameters(), policy.statistics)):
-            each.fill_(number)
+        for number, tensor in enumerate((*policy.parameters(), policy.statistics)):
+            tensor.fill_(number)
     copy_weights(copy, policy)
-    theirs = copy.state_dict()
-    assert all(torch.equal(each, theirs[name]) for name, each in policy.state_dict().items())
-    assert theirs["statistics"].unique().item() > 0
+    copied = copy.state_dict()
+    assert all(torch.equal(tensor, copied[name]) for name, tensor in policy.state_dict().items())
+    assert copied["statistics"].unique().item() > 0
     copy.register_buffer("more", torch.zeros(1))
     with pytest.raises(RuntimeError, match=r'Missing key.*"more"'):
         copy_weights(copy, policy)

@@ -1,4 +1,4 @@
-"""PPO: what it stores, what it differentiates, what SB3 users call."""
+"""PPO: rollouts, gradients, and the methods that SB3 users call."""
 
 import subprocess
 import sys
@@ -12,42 +12,42 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.logger import Logger
 
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import ActStep
-from tests.agents.probe import Probe, gradient_of
+from tests.agents.probe import (
+    LogRecorder,
+    Probe,
+    StopAtMeanReturn,
+    collect_rollout,
+    gradient_of,
+    mean_return,
+    small_model,
+)
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 
 
 def probe_model(n_envs: int = 4, n_steps: int = 16, core: str = "srwm", **settings: Any) -> PPO:
-    probe = {
-        key: settings.pop(key) for key in ("observation_space", "action_space", "length", "cut") if key in settings
-    }
-    env = DummyVecEnv([lambda: Probe(**probe) for _ in range(n_envs)])
-    policy_kwargs = {"core": core, **SMALL, **settings.pop("policy_kwargs", {})}
-    return PPO("SRWMPolicy", env, n_steps=n_steps, seed=0, policy_kwargs=policy_kwargs, device="cpu", **settings)
-
-
-def fill(model: PPO) -> Any:
-    _, callback = model._setup_learn(10**6)
-    callback.on_training_start(locals(), globals())
-    assert model.env is not None
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    return model.rollout_buffer
+    policy_kwargs = {"core": core, **settings.pop("policy_kwargs", {})}
+    model: PPO = small_model("ppo", n_envs=n_envs, n_steps=n_steps, policy_kwargs=policy_kwargs, **settings)
+    return model
 
 
 @pytest.mark.parametrize("core", core_names())
 @pytest.mark.parametrize("sequence_length", [None, 8])
-def test_whole_sequences_evaluate_to_what_was_acted(core: str, sequence_length: int | None) -> None:
+def test_evaluating_whole_sequences_repeats_the_acting_steps_values_and_log_probs(
+    core: str, sequence_length: int | None
+) -> None:
     model = probe_model(core=core, sequence_length=sequence_length, batch_size=16)
-    fill(model)  # a second rollout begins in the middle of episodes
-    carries = model.policy.core.state_size and model.policy.core.carries_over
-    buffer = _continue(model) if carries else fill(model)
+    collect_rollout(model)
+    if model.policy.core.state_size and model.policy.core.carries_over:
+        assert model._core_state is not None
+        assert model._core_state.abs().max() > 0
+    buffer = collect_rollout(model, continued=True)  # begins in the middle of episodes
     assert buffer.episode_starts[1:].any()
     old = next(buffer.gather(np.arange(buffer.n_sequences)))
     with torch.no_grad():
@@ -56,34 +56,25 @@ def test_whole_sequences_evaluate_to_what_was_acted(core: str, sequence_length: 
     torch.testing.assert_close(new.log_probs, old.old_log_probs, rtol=1e-4, atol=1e-5)
 
 
-def _continue(model: PPO) -> Any:
-    _, callback = model._setup_learn(10**6, reset_num_timesteps=False)
-    assert model.env is not None
-    assert model._core_state is not None
-    assert model._core_state.abs().max() > 0
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    return model.rollout_buffer
-
-
-def test_a_rollout_keeps_one_state_per_sequence() -> None:
+def test_a_rollout_stores_one_core_state_per_sequence() -> None:
     model = probe_model(n_steps=16, sequence_length=8, batch_size=16)
-    assert len(fill(model).core_states) == 2
-    assert len(fill(probe_model(n_steps=16)).core_states) == 1
+    assert len(collect_rollout(model).core_states) == 2
+    assert len(collect_rollout(probe_model(n_steps=16)).core_states) == 1
 
 
 @pytest.mark.parametrize("core", core_names())
-def test_a_learning_step_moves_every_parameter(core: str) -> None:
+def test_a_learning_step_changes_every_parameter(core: str) -> None:
     model = probe_model(core=core, ent_coef=0.01)
-    before = {name: each.detach().clone() for name, each in model.policy.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     model.learn(64)
-    for name, each in model.policy.named_parameters():
-        assert not torch.equal(each, before[name]), name
-        assert torch.isfinite(each).all(), name
+    for name, parameter in model.policy.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+        assert torch.isfinite(parameter).all(), name
 
 
 def srwm_gradients(model: PPO) -> list[float]:
-    """Largest gradient of the y, query, key and beta columns of the first layer's slow weight."""
-    fill(model)
+    """Return the largest gradient of the y, query, key and beta columns of the first layer's slow weight."""
+    collect_rollout(model)
     gradient_of(model, np.arange(4))
     weight: torch.Tensor = model.policy.core.layers[0].weight  # type: ignore[assignment,index,union-attr]
     assert weight.grad is not None
@@ -91,7 +82,7 @@ def srwm_gradients(model: PPO) -> list[float]:
     return [part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)]
 
 
-def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() -> None:
+def test_full_bptt_trains_the_self_modification_and_bptt_1_does_not() -> None:
     assert min(srwm_gradients(probe_model())) > 0
     y, query, key, beta = srwm_gradients(probe_model(bptt=1))
     assert y > 0
@@ -100,36 +91,36 @@ def test_full_bptt_trains_the_self_modification_and_a_one_step_cut_does_not() ->
 
 def test_advantages_of_a_single_step_are_not_normalised() -> None:
     model = probe_model(n_envs=3, n_steps=1, batch_size=2)  # minibatches of two steps and of one
-    buffer = fill(model)
-    two, one = (next(iter(batch.parts)).advantages for batch in model._minibatches())
-    torch.testing.assert_close(two.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(two.std(), torch.tensor(1.0))
+    buffer = collect_rollout(model)
+    two_steps, one_step = (next(iter(batch.parts)).advantages for batch in model._minibatches())
+    torch.testing.assert_close(two_steps.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(two_steps.std(), torch.tensor(1.0))
     model.normalize_advantage = False
-    assert one.item() in buffer.advantages
+    assert one_step.item() in buffer.advantages
     raw = torch.cat([part.advantages.flatten() for batch in model._minibatches() for part in batch.parts])
     assert sorted(raw.tolist()) == sorted(buffer.advantages.flatten().tolist())
 
 
-def test_splitting_a_minibatch_for_memory_changes_nothing() -> None:
+def test_micro_batches_give_the_gradient_of_the_minibatch() -> None:
     image = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     gradients = []
     for frames_at_once in (10**6, 1):
         model = probe_model(observation_space=image, frames_at_once=frames_at_once)
-        fill(model)
+        collect_rollout(model)
         gradient_of(model, np.arange(4))
-        gradients.append({name: each.grad for name, each in model.policy.named_parameters()})
+        gradients.append({name: parameter.grad for name, parameter in model.policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
+def test_truncated_episodes_bootstrap_with_the_core_state_of_the_episode() -> None:
     model = probe_model(n_envs=1, n_steps=4, length=4, cut=True, gamma=0.9)
-    seen: list[Any] = []
+    steps: list[Any] = []
     assert model.env is not None
     step = model.env.step
-    model.env.step = lambda actions: seen.append(step(actions)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
-    buffer = fill(model)
-    final = seen[-1][3][0]["terminal_observation"]
+    model.env.step = lambda actions: steps.append(step(actions)) or steps[-1]  # type: ignore[method-assign,func-returns-value]
+    buffer = collect_rollout(model)
+    final = steps[-1][3][0]["terminal_observation"]
     observations = torch.cat((buffer.observations[:, 0], torch.as_tensor(final)[None]))[:, None]  # [5, 1, 3]
     starts = torch.tensor([[1.0], [0], [0], [0], [0]])
     with torch.no_grad():
@@ -141,10 +132,10 @@ def test_truncated_episodes_bootstrap_with_the_state_that_saw_them() -> None:
 
 
 def test_terminated_episodes_do_not_bootstrap() -> None:
-    assert fill(probe_model(n_envs=1, n_steps=4, length=4)).rewards[:, 0].tolist() == [1, 2, 3, 4]
+    assert collect_rollout(probe_model(n_envs=1, n_steps=4, length=4)).rewards[:, 0].tolist() == [1, 2, 3, 4]
 
 
-def test_truncation_without_a_last_observation_borrows_the_value_before() -> None:
+def test_truncation_without_a_last_observation_uses_the_value_before_it() -> None:
     model = probe_model(n_envs=2)
     rewards = np.ones(2, np.float32)
     infos = [{"TimeLimit.truncated": True}, {"TimeLimit.truncated": False}]
@@ -170,7 +161,7 @@ def test_action_spaces(action_space: Any) -> None:
     assert model.env is not None
     obs = model.env.reset()
     actions, state = model.predict(obs, None, np.ones(4, bool))
-    assert all(action_space.contains(each) for each in actions)
+    assert all(action_space.contains(action) for action in actions)
     model.predict(obs, state, np.zeros(4, bool), deterministic=True)
 
 
@@ -189,7 +180,7 @@ def test_action_spaces(action_space: Any) -> None:
     ids=["discrete", "multidiscrete", "multibinary", "hwc", "chw", "dict"],
 )
 def test_observation_spaces(observation_space: Any) -> None:
-    model = probe_model(observation_space=observation_space)
+    model = probe_model(observation_space=observation_space, n_epochs=1)
     model.learn(64)
     stored = model.rollout_buffer.observations
     pairs = (
@@ -197,35 +188,34 @@ def test_observation_spaces(observation_space: Any) -> None:
         if isinstance(stored, dict)
         else [(stored, observation_space)]
     )
-    for each, space in pairs:
-        assert each.dtype == torch.from_numpy(np.empty(0, space.dtype)).dtype  # frames stay uint8
+    for tensor, space in pairs:
+        assert tensor.dtype == torch.from_numpy(np.empty(0, space.dtype)).dtype  # frames stay uint8
 
 
-def test_unsupported_spaces_are_named() -> None:
+def test_unsupported_spaces_raise_an_error_that_names_them() -> None:
     with pytest.raises(UserError, match="count from 0"):
         probe_model(action_space=spaces.Discrete(3, start=1))
     with pytest.raises(UserError, match="Graph"):
         PPO("SRWMPolicy", Probe(observation_space=spaces.Graph(spaces.Box(0, 1), None)))
 
 
-def test_save_and_load_give_the_same_actions_and_go_on_learning(tmp_path: Path) -> None:
+def test_a_loaded_model_acts_the_same_and_continues_learning(tmp_path: Path) -> None:
     model = probe_model()
     model.learn(128)
     model.save(tmp_path / "model")
     loaded = PPO.load(tmp_path / "model", env=model.env, device="cpu")
     obs = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
-    states: list[Any] = [None, None]
+    state = loaded_state = None
     for _ in range(3):
-        (mine, states[0]), (theirs, states[1]) = (
-            each.predict(obs, state, deterministic=True) for each, state in zip((model, loaded), states, strict=True)
-        )
-        np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(states[0][0], states[1][0])
+        actions, state = model.predict(obs, state, deterministic=True)
+        loaded_actions, loaded_state = loaded.predict(obs, loaded_state, deterministic=True)
+        np.testing.assert_array_equal(actions, loaded_actions)
+        np.testing.assert_equal(state, loaded_state)
     loaded.learn(64)
     assert loaded.num_timesteps == 64
 
 
-def test_sb3_callbacks_evaluation_and_progress_bar(tmp_path: Path) -> None:
+def test_sb3s_callbacks_evaluate_policy_and_progress_bar_work(tmp_path: Path) -> None:
     env = sb3_make_vec_env("CartPole-v1", 4)
     model = PPO("MlpPolicy", env, n_steps=32, policy_kwargs=SMALL, seed=0, tensorboard_log=str(tmp_path / "tb"))
     held_out = sb3_make_vec_env("CartPole-v1", 2)
@@ -260,52 +250,54 @@ def test_a_callback_can_stop_training() -> None:
         ({"policy_kwargs": {"core_kwargs": {"hiden_size": 3}}}, "did you mean 'hidden_size'"),
     ],
 )
-def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_raise_a_one_line_error(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         probe_model(**settings)
     assert "\n" not in str(error.value)
 
 
 def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:
-    success = {}
+    success, n_timesteps = {}, 60_000  # at 40,000 one seed of ten has not learned it yet
     for core in ("srwm", "feedforward"):
-        # Without its previous action among the inputs: a network without memory could remember by what it does.
+        # Without its previous action among the inputs: a network without memory could remember by its actions.
         env = make_vec_env("recall", 32, "0:100000", 0, env_kwargs={"n_symbols": 2, "delay": 2}, inputs=("step",))
         model = PPO(
             "SRWMPolicy", env, learning_rate=3e-3, n_steps=16, batch_size=128, ent_coef=0.01, seed=0,
             policy_kwargs={"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 1}}, stats_window_size=500,
         )  # fmt: skip
-        model.learn(60_000)  # at 40,000 one seed of ten has not learned it yet
-        success[core] = np.mean([each["r"] for each in model.ep_info_buffer or ()])
+        model.learn(n_timesteps, StopAtMeanReturn(0.92))
+        success[core], n_timesteps = mean_return(model), model.num_timesteps
     assert success["srwm"] > 0.9
     assert success["feedforward"] < 0.65
 
 
 def test_returns_are_logged_per_game() -> None:
-    class Keep(KVWriter):
-        def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-            logged.update(key_values)
-
-    logged: dict[str, Any] = {}
     env = make_vec_env("bigfish,dodgeball", 8, "0:200", 0)
-    tiny = {**SMALL, "encoder_kwargs": {"cnn": {"channels": [4]}}}
-    model = PPO("SRWMPolicy", env, n_steps=128, n_epochs=1, policy_kwargs=tiny, device="cpu")
-    model.set_logger(Logger(None, [Keep()]))
+    model = small_model("ppo", env, n_steps=128, n_epochs=1)
+    model.set_logger(Logger(None, [log := LogRecorder()]))
     model.learn(1024)
     env.close()
     for game in ("bigfish", "dodgeball"):
-        returns = [each["r"] for each in model.ep_info_buffer or () if each["game"] == game]
-        assert logged[f"rollout/{game}/ep_rew_mean"] == pytest.approx(np.mean(returns))
+        returns = [episode["r"] for episode in model.ep_info_buffer if episode["game"] == game]
+        assert log.column(f"rollout/{game}/ep_rew_mean") == [pytest.approx(np.mean(returns))]
 
 
 MEMORY = """
 import re
+from itertools import islice
 from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
 
 env = make_vec_env("bigfish", 64, "0:200", 0)
-model = PPO("SRWMPolicy", env, n_steps=256, batch_size=2048, n_epochs=1, target_kl=1e-9)  # a few minibatches will do
-model.learn(64 * 256)
+model = PPO("SRWMPolicy", env, n_steps=256, batch_size=2048, n_epochs=1)
+_, callback = model._setup_learn(64 * 256)
+buffer, minibatches = model.rollout_buffer, model._minibatches
+model.collect_rollouts(env, callback, buffer, 16)
+for tensor in (*buffer.observations.values(), buffer.actions):  # the other steps repeat the first 16
+    tensor.unflatten(0, (16, 16))[1:] = tensor[:16]
+buffer._numbers.unflatten(1, (16, 16))[:, 1:] = buffer._numbers[:, None, :16]
+model._minibatches = lambda: islice(minibatches(), 1)
+model.train()
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
