@@ -1,4 +1,4 @@
-"""What simulated CUDA finds, and this project's commands on it: run by test_pretended_gpu.py, where there is one."""
+"""The errors that simulated CUDA finds, and the commands on it; run by test_simulated_cuda.py."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srwm_rl.agents.engine import cuda_graphs as graphs
-from srwm_rl.agents.engine import streams as lanes
+from srwm_rl.agents.engine import graphed_gradient, streams
 from srwm_rl.scripts.main import main
 from tests.simulated_cuda.plugin import GPU
 
@@ -24,75 +23,75 @@ def test_it_computes_what_the_cpu_computes() -> None:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 2))
     x = torch.randn(5, 3, 8, 8)
     net(x).square().sum().backward()
-    there = torch.nn.Sequential(*net).to(CUDA)
-    expected = [each.grad.cpu() for each in net.parameters() if each.grad is not None]
-    there.zero_grad()
-    there(x.to(CUDA)).square().sum().backward()
-    for each, grad in zip(there.parameters(), expected, strict=True):
-        assert each.grad is not None
-        assert each.grad.device == CUDA
-        torch.testing.assert_close(each.grad.cpu(), grad)
+    on_device = torch.nn.Sequential(*net).to(CUDA)
+    expected = [parameter.grad.cpu() for parameter in net.parameters() if parameter.grad is not None]
+    on_device.zero_grad()
+    on_device(x.to(CUDA)).square().sum().backward()
+    for parameter, grad in zip(on_device.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.device == CUDA
+        torch.testing.assert_close(parameter.grad.cpu(), grad)
 
 
 def test_host_and_device_do_not_mix() -> None:
-    there = torch.ones(3, device=CUDA)
+    tensor = torch.ones(3, device=CUDA)
     with pytest.raises(RuntimeError, match="same device"):
-        there + torch.ones(3)
-    assert (there + torch.tensor(2.0)).tolist() == [3, 3, 3]  # a number is everywhere
-    assert there[torch.tensor([0, 2])].shape == (2,)
+        tensor + torch.ones(3)
+    assert (tensor + torch.tensor(2.0)).tolist() == [3, 3, 3]  # a CPU scalar mixes with any device
+    assert tensor[torch.tensor([0, 2])].shape == (2,)
     with pytest.raises(TypeError, match="cpu"):
-        there.numpy()
+        tensor.numpy()
     other = torch.ones(3, device="cuda:1")
     with pytest.raises(RuntimeError, match="same device"):
-        there + other
-    assert (there + other.to(CUDA)).tolist() == [2, 2, 2]
+        tensor + other
+    assert (tensor + other.to(CUDA)).tolist() == [2, 2, 2]
 
 
-def test_streams_that_nothing_orders() -> None:
-    one, side = torch.zeros(4, device=CUDA), torch.cuda.Stream()
+def test_unordered_streams_are_a_hazard() -> None:
+    zeros, side = torch.zeros(4, device=CUDA), torch.cuda.Stream()
     with torch.cuda.stream(side):
-        one + 1
-    assert any("read after a write" in each for each in hazards())
+        zeros + 1
+    assert any("read after a write" in hazard for hazard in hazards())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        made = one + 1
-        one.zero_()
+        result = zeros + 1
+        zeros.zero_()
     assert not hazards()
-    one.add_(made)
-    assert {each.split(" in ")[0] for each in hazards()} == {"a read after a write", "a write after a write"}
+    zeros.add_(result)
+    assert {hazard.split(" in ")[0] for hazard in hazards()} == {"a read after a write", "a write after a write"}
     torch.cuda.current_stream().wait_stream(side)
-    one.add_(made)
-    side.wait_stream(torch.cuda.current_stream())  # where the memory of `made` may be given to others
+    zeros.add_(result)
+    side.wait_stream(torch.cuda.current_stream())  # where the memory of `result` may be given to others
     assert not hazards()
 
 
-def test_memory_let_go_too_early() -> None:
+def test_memory_freed_too_early_is_a_hazard() -> None:
     side = torch.cuda.Stream()
     for way in ("nothing", "record_stream", "wait_stream", "synchronize"):
-        there = torch.zeros(4, device=CUDA)
+        tensor = torch.zeros(4, device=CUDA)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            there + 1
+            tensor + 1
         if way == "record_stream":
-            lent: Any = there
-            lent.record_stream(torch.Stream(device_type=1, device_index=0, stream_id=side.stream_id))
+            recorded: Any = tensor
+            recorded.record_stream(torch.Stream(device_type=1, device_index=0, stream_id=side.stream_id))
         if way == "wait_stream":
             torch.cuda.current_stream().wait_stream(side)
         if way == "synchronize":
             side.synchronize()
-        there = torch.zeros(1)
-        assert any("let go" in each for each in hazards()) == (way == "nothing")
+        tensor = torch.zeros(1)
+        assert any("let go" in hazard for hazard in hazards()) == (way == "nothing")
 
 
-def test_copies_that_were_not_waited_for() -> None:
+def test_copies_must_be_waited_for() -> None:
     host = torch.ones(4).pin_memory()
-    there = host.to(CUDA, non_blocking=True)
+    tensor = host.to(CUDA, non_blocking=True)
     host.zero_()
     torch.cuda.synchronize()
-    assert any("pinned memory changed" in each for each in hazards())
+    assert any("pinned memory changed" in hazard for hazard in hazards())
     back = torch.empty(4, pin_memory=True)
-    back.copy_(there, non_blocking=True)
-    assert back.min() > 1e38  # not there yet
+    back.copy_(tensor, non_blocking=True)
+    assert back.min() > 1e38  # not copied yet
     event = torch.cuda.Event()
     event.record()
     assert not event.query()
@@ -101,27 +100,27 @@ def test_copies_that_were_not_waited_for() -> None:
     assert event.query()
 
 
-def test_who_waits_is_told() -> None:
-    there = torch.ones(4, device=CUDA)
+def test_synchronizing_operations_are_reported() -> None:
+    tensor = torch.ones(4, device=CUDA)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for wait in (there.tolist, there[0].item, there.nonzero, there.cpu, lambda: there.copy_(torch.ones(4))):
+        for wait in (tensor.tolist, tensor[0].item, tensor.nonzero, tensor.cpu, lambda: tensor.copy_(torch.ones(4))):
             with pytest.raises(RuntimeError, match="synchronizing"):
                 wait()
-        there.add_(1).mul_(2)
+        tensor.add_(1).mul_(2)
         torch.ones(4).pin_memory().to(CUDA, non_blocking=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert there.tolist() == [4, 4, 4, 4]
+    assert tensor.tolist() == [4, 4, 4, 4]
 
 
-def test_a_graph_does_again_what_was_captured() -> None:
+def test_a_graph_repeats_the_captured_operations() -> None:
     x, total = torch.ones(3, device=CUDA), torch.zeros(3, device=CUDA)
     factor, graph = 2.0, torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         total.add_(x * factor)
         drawn = torch.rand(3, device=CUDA)
-    assert total.tolist() == [0, 0, 0]  # to capture is not to do
+    assert total.tolist() == [0, 0, 0]  # capturing does not execute
     assert drawn.min() > 1e38
     factor = 5.0
     graph.replay()
@@ -134,7 +133,7 @@ def test_a_graph_does_again_what_was_captured() -> None:
 
 
 @pytest.mark.parametrize("what", ["item", "to the device", "to the host", "mask", "synchronize"])
-def test_what_cannot_be_captured(what: str) -> None:
+def test_operations_that_cannot_be_captured_raise(what: str) -> None:
     x = torch.ones(3, device=CUDA)
     ways = {
         "item": lambda: x.sum().item(),
@@ -146,10 +145,10 @@ def test_what_cannot_be_captured(what: str) -> None:
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):  # noqa: SIM117
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             ways[what]()
-    assert x.sum().item() == 3  # and all goes on
+    assert x.sum().item() == 3  # and later operations work
 
 
-def test_a_backward_pass_is_captured_though_another_thread_makes_it() -> None:
+def test_a_backward_pass_in_another_thread_is_captured() -> None:
     weight = torch.ones(3, device=CUDA, requires_grad=True)
     weight.grad = torch.zeros(3, device=CUDA)
     graph = torch.cuda.CUDAGraph()
@@ -178,28 +177,26 @@ def test_a_step_waits_for_the_gpu_once(settings: tuple[str, ...], tmp_path: Path
 
 
 @pytest.mark.parametrize("algo", [("--algo", "ppo"), ("--algo", "impala", "--synchronous")])
-def test_a_gpu_that_is_not_the_current_one_learns_the_same(
+def test_training_on_another_than_the_current_gpu_is_the_same(
     algo: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = [train(tmp_path / name, *algo, "-n", "4096", device=name) for name in ("cuda", "cuda:1")]
     assert "CUDA graph" not in caplog.text
-    one, other = (load_file(run / "checkpoints" / "model-000000004096.safetensors") for run in runs)
-    assert [name for name, each in one.items() if not torch.equal(each, other[name])] == []
+    current, second = (load_file(run / "checkpoints" / "model-000000004096.safetensors") for run in runs)
+    assert [name for name, weight in current.items() if not torch.equal(weight, second[name])] == []
 
 
-def test_the_learner_of_a_gpu_that_is_not_the_current_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_impala_learns_on_another_than_the_current_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     GPU.take_counts()
     train(tmp_path, "--algo", "impala", "-n", "4096", device="cuda:1")
     assert "CUDA graph" not in caplog.text
     assert GPU.take_counts()["replays"] > 4096 // 64 * 2
 
 
-def test_a_learner_whose_stream_is_not_waited_for_would_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lanes.StreamContext, "finish", lambda self: None)
+def test_a_learner_stream_without_a_wait_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams.StreamContext, "finish", lambda self: None)
     train(tmp_path, "--algo", "impala", "-n", "6144")
-    assert any("a read after a write in a copy to the host" in each for each in hazards())
+    assert any("a read after a write in a copy to the host" in hazard for hazard in hazards())
 
 
 def test_frames_of_procgen(tmp_path: Path) -> None:
@@ -213,17 +210,17 @@ def test_frames_of_procgen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_bench_times_what_the_trainer_captures(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[Any] = []
-    capture = graphs.capture
+    capture = graphed_gradient.capture_graph
 
-    def counted(work: Any, *given: Any, draws: bool = True, **settings: Any) -> Any:
-        made = capture(work, *given, draws=draws, **settings)
-        gradients.extend([] if draws else [made])
-        return made
+    def counted(work: Any, *args: Any, draws: bool = True, **settings: Any) -> Any:
+        result = capture(work, *args, draws=draws, **settings)
+        gradients.extend([] if draws else [result])
+        return result
 
-    monkeypatch.setattr(graphs, "capture", counted)
+    monkeypatch.setattr(graphed_gradient, "capture_graph", counted)
     small = ["--n-envs", "8", "--n-steps", "8", "--batch-size", "32", "--rounds", "1", "--algo", algo]
     GPU.take_counts()
     assert main(["bench", "train", "--env", "recall", "--device", "cuda", *small]) == 0
     assert gradients
     counts = dict(GPU.take_counts())
-    assert counts["waits for the device"] > counts["replays"] > 20  # each time the clock is looked at
+    assert counts["waits for the device"] > counts["replays"] > 20  # whenever the clock is read

@@ -1,17 +1,17 @@
-/* Two GPUs that are none: to torch their tensors are CUDA's, while their memory is the host's.
+/* Two simulated CUDA devices: to torch their tensors are CUDA's, while their memory is the host's.
  *
- * They run on any machine what is written for a GPU. Every operation is the CPU's on the same memory, and done at once;
- * what a real device would do later is kept account of, and what could go wrong there is found here:
+ * Code written for a GPU runs on them on any machine. Every operation is the CPU's on the same memory, and finishes at
+ * once; the order that a real device would guarantee is tracked, and errors that could happen there are found here:
  *
  *   - tensors of the host and of a device, or of both devices, in one operation: an error, as on a GPU;
- *   - streams that use the same memory in an order that no event settles, memory let go while another stream may be
- *     using it, pinned memory changed before its copy was waited for: a hazard, listed for whoever asks;
- *   - pinned memory read before its copy was waited for, memory that nobody has written, a graph's results before its
- *     first replay: bytes 0x7f, which are 3e38 or 9e18;
- *   - whatever waits for the device while a stream is captured: an error, as on a GPU.
+ *   - streams that use the same memory in an order that no event determines, memory freed while another stream may use
+ *     it, pinned memory changed before its copy was waited for: a hazard, listed by `take_hazards`;
+ *   - pinned memory read before its copy was waited for, uninitialised memory, a graph's results before its first
+ *     replay: bytes 0x7f, which are 3e38 or 9e18;
+ *   - waiting for the device while a stream is captured: an error, as on a GPU.
  *
- * A captured graph does again what was launched on its stream, on the same memory, with the sizes and the numbers that
- * the host gave then. Not here: Triton's kernels, NCCL, any speed.
+ * A captured graph repeats the operations launched on its stream, on the same memory, with the sizes and scalars of the
+ * capture. Not simulated: Triton's kernels, NCCL, speed.
  */
 
 #include <ATen/ATen.h>
@@ -48,7 +48,7 @@ using c10::SymIntArrayRef;
 using std::string;
 using torch::jit::Stack;
 
-const int DEVICES = 2, RUBBISH = 0x7f;
+const int DEVICES = 2, UNINITIALISED = 0x7f;
 
 using Clock = std::map<int64_t, int64_t>; /* by stream, how many of its launches are known to be done */
 
@@ -72,7 +72,7 @@ struct Crossing { /* a copy that the host has not waited for */
     bool to_host;
 };
 
-/* Everything that threads share; never destroyed, for tensors may outlive the program's end. */
+/* State shared by all threads; never destroyed, because tensors may outlive the end of the program. */
 struct Shared {
     std::recursive_mutex mutex;
     std::map<int64_t, Clock> seen; /* by stream, what it has waited for; seen[s][s]: its own launches */
@@ -119,7 +119,7 @@ void check_nowhere_capturing(const string &what) {
     for (int device = 0; device < DEVICES; device++) check_not_capturing(what, device);
 }
 
-/* To wait for a device is forbidden while anybody captures on it. */
+/* Waiting for a device is forbidden while a stream of it is captured. */
 void check_nobody_capturing(const string &what) {
     Lock lock;
     TORCH_CHECK(shared.captured.empty(), "operation not permitted when stream is capturing: ", what);
@@ -135,7 +135,7 @@ struct Memory {
     Tensor keeps; /* the CPU's result whose memory this is, if it is not `block` */
     std::pair<int64_t, int64_t> written{-1, 0}; /* stream and launch */
     Clock read;
-    std::set<int64_t> recorded; /* streams that `record_stream` was told of */
+    std::set<int64_t> recorded; /* streams passed to `record_stream` */
     bool of_graph = false;
     ~Memory() { free(block); }
 };
@@ -165,7 +165,7 @@ void let_go(void *context) {
         if (!memory->recorded.count(stream) && !waited(memory->stream, stream, launch))
             hazard("memory of stream " + std::to_string(memory->stream) + " let go while stream " +
                    std::to_string(stream) + " may be using it");
-    if (memory->block) memset(memory->block, RUBBISH, memory->size);
+    if (memory->block) memset(memory->block, UNINITIALISED, memory->size);
 }
 
 c10::DataPtr owned(std::shared_ptr<Memory> memory) {
@@ -187,7 +187,7 @@ struct OnDevice final : c10::Allocator {
         memory->device = here_now;
         memory->at = memory->block = block_of(size);
         memory->size = size;
-        memset(memory->block, RUBBISH, size);
+        memset(memory->block, UNINITIALISED, size);
         return owned(memory);
     }
     c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
@@ -251,7 +251,7 @@ void host_waits(const Clock &clock) {
     shared.crossings.swap(others);
 }
 
-/* What an operation does that waits for what this thread's stream was given. */
+/* Synchronise the host with the current stream, as an operation that reads results does. */
 void wait_on(int device, const string &what) {
     check_not_capturing(what, device);
     Clock clock;
@@ -349,7 +349,7 @@ bool writes_to(const c10::OperatorHandle &op, size_t argument) {
 
 string name_of(const c10::OperatorHandle &op) { return c10::toString(op.operator_name()); }
 
-/* Remember what a graph writes to that it did not make: to capture is not to do. */
+/* Save memory that a graph writes but did not allocate: capturing does not execute. */
 void remember(Graph *graph, const std::vector<Tensor> &writes) {
     Lock lock;
     for (auto &tensor : writes)
@@ -364,7 +364,7 @@ const std::set<string> WAITS = {"aten::equal",  "aten::is_nonzero",   "aten::mas
                                 "aten::nonzero", "aten::unique_dim",   "aten::repeat_interleave.Tensor",
                                 "aten::_unique2", "aten::unique_consecutive"};
 
-/* Do it; return the device that did, and what it made. */
+/* Run the operation; return its device and its results. */
 std::pair<int, Stack> done(const c10::OperatorHandle &op, const Stack &given) {
     const string name = name_of(op);
     std::vector<Tensor> reads, writes;
@@ -420,7 +420,7 @@ std::pair<int, Stack> done(const c10::OperatorHandle &op, const Stack &given) {
             for (auto &[mine, cpus] : pairs)
                 TORCH_CHECK(!result.defined() || !result.numel() || !cpus.numel() ||
                                 result.storage().data() != cpus.storage().data(),
-                            name, " makes a view: the pretended GPU needs a kernel of its own for it");
+                            name, " makes a view: simulated CUDA needs a kernel of its own for it");
             return taken(result, device);
         }));
     for (auto &[mine, cpus] : pairs)
@@ -440,7 +440,7 @@ std::pair<int, Stack> done(const c10::OperatorHandle &op, const Stack &given) {
     return {device, std::move(made)};
 }
 
-/* Let the graph that is being captured do this again; it must not keep autograd's nodes. */
+/* Add the call to the graph being captured; the graph must not keep autograd's nodes. */
 void record(Graph *graph, const c10::OperatorHandle &op, const Stack &given, const Stack &made) {
     auto bare = [](const Stack &stack) {
         Stack found;
@@ -463,7 +463,7 @@ void operation(const c10::OperatorHandle &op, Stack *stack) {
     stack->insert(stack->end(), made.begin(), made.end());
 }
 
-/* Lets memory be of a device. */
+/* The allocator of a device. */
 struct On {
     const int before = here_now;
     explicit On(const std::optional<Device> &device) {
@@ -525,7 +525,7 @@ c10::Scalar item(const Tensor &self) {
     return lent(self).item();
 }
 
-/* A stream of each device waits for the other's, as torch lets them around a copy between them. */
+/* The two devices' streams wait for each other, as in torch around a copy between devices. */
 void meet(int one, int other) {
     Lock lock;
     join(shared.seen[current[one]], shared.seen[current[other]]);
@@ -570,7 +570,7 @@ Tensor &copy(Tensor &to, const Tensor &from, bool non_blocking) {
         const int64_t stream = current[device];
         shared.counts["copies that do not wait"]++;
         string bytes(static_cast<char *>(host.data_ptr()), host.nbytes());
-        if (to_host) memset(host.data_ptr(), RUBBISH, host.nbytes());
+        if (to_host) memset(host.data_ptr(), UNINITIALISED, host.nbytes());
         shared.crossings.push_back({stream, shared.seen[stream][stream], host, std::move(bytes), to_host});
     }
     return to;
@@ -581,7 +581,7 @@ void record_stream(Tensor &self, c10::Stream stream) {
     if (Memory *memory = memory_of(self)) memory->recorded.insert(stream.id());
 }
 
-/* These cells are a GPU's alone in torch; autograd goes through what they are made of. */
+/* torch has these fused cells for GPUs only; autograd goes through their parts. */
 Tensor biased(const Tensor &gates, const std::optional<Tensor> &bias) {
     return bias && bias->defined() ? gates + *bias : gates;
 }
@@ -642,7 +642,7 @@ struct NanGuard final : c10::impl::DeviceGuardImplInterface {
     }
 };
 
-/* torch looks for it by this name. */
+/* torch looks up this name. */
 struct CUDAHooks final : at::CUDAHooksInterface {
     explicit CUDAHooks(at::CUDAHooksArgs) {}
     void init() const override {}
@@ -733,7 +733,7 @@ int64_t end_capture(bool failed) {
     shared.captured.erase(current[here_now]);
     for (auto &[memory, before] : graph->before) memcpy(memory->at, before.second.data(), memory->size);
     graph->before.clear();
-    for (auto &memory : graph->own) memset(memory->at, RUBBISH, memory->size);
+    for (auto &memory : graph->own) memset(memory->at, UNINITIALISED, memory->size);
     auto found = std::find_if(shared.graph.begin(), shared.graph.end(),
                               [&](auto &each) { return each.second.get() == graph; });
     if (!failed) return found->first;
@@ -812,7 +812,7 @@ using ::CUDAHooks;
 REGISTER_CUDA_HOOKS(CUDAHooks)
 } // namespace at
 
-/* A build of torch for CPUs knows no accelerator, whatever is registered. The loader finds these before torch's own. */
+/* torch's CPU build reports no accelerator, whatever is registered. The loader finds these symbols first. */
 namespace at::accelerator {
 std::optional<DeviceType> getAccelerator(bool) { return DeviceType::CUDA; }
 bool isAccelerator(DeviceType type) { return type == DeviceType::CUDA; }
@@ -842,7 +842,7 @@ TORCH_LIBRARY_IMPL(aten, AutogradCUDA, library) {
     library.impl("_thnn_fused_gru_cell", TORCH_FN(gru_cell));
 }
 
-TORCH_LIBRARY(pretended_gpu, library) {
+TORCH_LIBRARY(simulated_cuda, library) {
     library.def("new_stream", &new_stream);
     library.def("current_stream", &current_stream);
     library.def("swap_stream", &swap_stream);

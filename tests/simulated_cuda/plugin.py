@@ -1,7 +1,7 @@
-"""Let a build of torch for CPUs find two GPUs that are none: `python -m pytest -p tests.simulated_cuda.plugin ...`.
+"""Two simulated CUDA devices for torch's CPU build: `python -m pytest -p tests.simulated_cuda.plugin ...`.
 
-What they are and what they find is told in device.cpp. Imported before torch, this builds that, loads it, and puts
-stand-ins in `torch.cuda`'s place. A test that leaves a hazard behind fails.
+Imported before torch, this compiles and loads device.cpp (which describes the devices and the errors they find) and
+replaces functions of `torch.cuda`. A test during which a hazard was found fails.
 """
 
 from __future__ import annotations
@@ -26,49 +26,49 @@ SOURCE = Path(__file__).with_name("device.cpp")
 
 
 def build() -> Path:
-    """Return the library, made of SOURCE if it is not there yet.
+    """Return the library, compiled from SOURCE if needed.
 
     Raises:
-        subprocess.CalledProcessError: the compiler refuses.
+        subprocess.CalledProcessError: the compiler fails.
         FileNotFoundError: there is no g++.
     """
-    place = find_spec("torch")
-    assert place is not None
-    assert place.origin is not None
-    torch_home = Path(place.origin).parent
-    made_of = SOURCE.read_bytes() + version("torch").encode() + sys.version.encode()
-    library = ROOT / "build" / "pretended_gpu" / f"{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    spec = find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    torch_home = Path(spec.origin).parent
+    inputs = SOURCE.read_bytes() + version("torch").encode() + sys.version.encode()
+    library = ROOT / "build" / "simulated_cuda" / f"{hashlib.sha256(inputs).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        own = library.with_suffix(f".{os.getpid()}")
-        headers = [f"-isystem{torch_home / each}" for each in ("include", "include/torch/csrc/api/include")]
+        temporary = library.with_suffix(f".{os.getpid()}")
+        headers = [f"-isystem{torch_home / folder}" for folder in ("include", "include/torch/csrc/api/include")]
         linked = [f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch_home / 'lib'}"]
         flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run(["g++", *flags, *headers, str(SOURCE), "-o", str(own), *linked], check=True)
-        own.rename(library)
-    # Before torch, whose own symbols it has others for.
+        subprocess.run(["g++", *flags, *headers, str(SOURCE), "-o", str(temporary), *linked], check=True)
+        temporary.rename(library)
+    # Before torch: the library overrides some of its symbols.
     ctypes.CDLL(str(torch_home / "lib" / "libtorch_global_deps.so"), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return library
 
 
-assert "torch" not in sys.modules, "simulated CUDAs must be loaded before torch"
-# One for every thread that torch has, autograd's too: products of several differ from one's in their last bits.
+assert "torch" not in sys.modules, "simulated CUDA must be loaded before torch"
+# One OpenMP thread for every thread of torch: products by several differ in their last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 build()
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402  (it looks into torch.cuda when it is loaded)
+import torch._dynamo  # noqa: E402  (reads torch.cuda when it is imported)
 
-GPU = torch.ops.pretended_gpu
+GPU = torch.ops.simulated_cuda
 
 
 def index_of(device: Any) -> int:
-    """Return the number of a device, given as torch takes it; None: of the current one."""
+    """Return the index of a device in any form that torch accepts; None: the current device."""
     if isinstance(device, int):
         return device
-    found = None if device is None else torch.device(device).index
-    return GPU.current_device() if found is None else found
+    index = None if device is None else torch.device(device).index
+    return GPU.current_device() if index is None else index
 
 
 class device:
@@ -85,21 +85,21 @@ class device:
 
 
 class Event:
-    """As `torch.cuda.Event`; a first question whether it is done gets a no."""
+    """As `torch.cuda.Event`; the first `query` returns False."""
 
     def __init__(self, enable_timing: bool = False, **_: Any) -> None:
-        self.number, self._asked = 0, False
+        self.number, self._queried = 0, False
 
     def record(self, stream: Stream | None = None) -> None:
-        self.number, self._asked = GPU.new_event((stream or current_stream()).stream_id), False
+        self.number, self._queried = GPU.new_event((stream or current_stream()).stream_id), False
 
     def wait(self, stream: Stream | None = None) -> None:
         (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
-        if self._asked:
+        if self._queried:
             self.synchronize()
-        self._asked = True
+        self._queried = True
         return not self.number or bool(GPU.is_done(self.number))
 
     def synchronize(self) -> None:
@@ -184,25 +184,25 @@ def graph(of: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: An
 
 
 class Generator:
-    """As the device's `torch.Generator`; it draws what the CPU's would."""
+    """As the device's `torch.Generator`; it draws the CPU's numbers."""
 
     def graphsafe_get_state(self) -> Generator:
         return self
 
     def graphsafe_set_state(self, state: Generator) -> None:
-        """Stay the one it is."""
+        """Ignore `state`: there is one generator."""
 
     def clone_state(self) -> Generator:
         return self
 
 
 def cloned(storage: Any) -> Any:
-    """Return a copy of a storage; torch makes one of a GPU's where it was built for GPUs."""
+    """Return a copy of a storage, which torch's CPU build cannot do for a GPU's."""
     if storage.device.type != "cuda":
         return type(storage)(storage.nbytes(), device=storage.device).copy_(storage)
     size = storage.nbytes()
-    there = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (size,), (1,))
-    return torch.empty(size, dtype=torch.uint8, device=storage.device).copy_(there).untyped_storage()
+    source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (size,), (1,))
+    return torch.empty(size, dtype=torch.uint8, device=storage.device).copy_(source).untyped_storage()
 
 
 def always(value: Any) -> Callable[..., Any]:
@@ -210,7 +210,7 @@ def always(value: Any) -> Callable[..., Any]:
 
 
 STAND_INS: dict[str, Any] = {
-    **{each.__name__: each for each in (device, Event, Stream, CUDAGraph, current_stream, stream, graph)},
+    **{stand_in.__name__: stand_in for stand_in in (device, Event, Stream, CUDAGraph, current_stream, stream, graph)},
     "_lazy_init": always(None),
     "_lazy_call": lambda what, **_: what(),
     "_is_compiled": always(True),
@@ -222,9 +222,9 @@ STAND_INS: dict[str, Any] = {
     "device_count": always(2),
     "current_device": lambda: GPU.current_device(),
     "set_device": lambda device: GPU.swap_device(index_of(device)),
-    "get_device_name": always("Pretended GPU"),
+    "get_device_name": always("Simulated CUDA"),
     "get_device_capability": always((9, 0)),
-    "get_device_properties": always(SimpleNamespace(name="Pretended GPU", major=9, minor=0, multi_processor_count=132)),
+    "get_device_properties": always(SimpleNamespace(name="Simulated", major=9, minor=0, multi_processor_count=132)),
     "default_generators": (Generator(), Generator()),
     "default_stream": lambda device=None: Stream(device, stream_id=index_of(device)),
     "graph_pool_handle": always((0, 1)),
@@ -251,7 +251,7 @@ def install() -> None:
     torch.UntypedStorage.clone = cloned  # type: ignore[method-assign]
     from srwm_rl.ops import backends
 
-    backends._BACKEND_OF_DEVICE["cuda"] = "reference"  # Triton compiles for real ones alone
+    backends._BACKEND_OF_DEVICE["cuda"] = "reference"  # Triton compiles for real GPUs only
 
 
 install()
@@ -259,7 +259,7 @@ install()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
-    GPU.wait_for_device()  # what another test has left behind is not this one's
+    GPU.wait_for_device()  # hazards of earlier tests do not count
     GPU.take_hazards()
     yield
     hazards = sorted(set(GPU.take_hazards()))

@@ -1,6 +1,6 @@
-"""`torchrun --nproc-per-node 2 -m tests.simulated_cuda.run train ...`: the command line where there are pretended GPUs.
+"""`torchrun --nproc-per-node 2 -m tests.simulated_cuda.run train ...`: the command line on simulated CUDA.
 
-What NCCL would send between them goes through the host, by Gloo. It ends with an error where a hazard was found.
+Gloo replaces NCCL, through the host. The exit code is an error if a hazard was found.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from srwm_rl.scripts.main import main  # isort: skip
 
 
 def through_the_host(operation: Callable[..., Any]) -> Callable[..., Any]:
-    def done(tensor: Any, *arguments: Any, **settings: Any) -> None:
-        there = tensor.cpu()
-        operation(there, *arguments, **settings)
-        tensor.copy_(there)
+    def on_host(tensor: Any, *arguments: Any, **settings: Any) -> None:
+        copy = tensor.cpu()
+        operation(copy, *arguments, **settings)
+        tensor.copy_(copy)
 
-    return done
+    return on_host
 
 
 def by_gloo(begin: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,9 +29,9 @@ def by_gloo(begin: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    changed: Any = dist
-    changed.init_process_group = by_gloo(dist.init_process_group)
-    changed.all_reduce, changed.broadcast = through_the_host(dist.all_reduce), through_the_host(dist.broadcast)
+    patched: Any = dist
+    patched.init_process_group = by_gloo(dist.init_process_group)
+    patched.all_reduce, patched.broadcast = through_the_host(dist.all_reduce), through_the_host(dist.broadcast)
     code = main(sys.argv[1:])
     for hazard in sorted(set(GPU.take_hazards())):
         print(f"hazard: {hazard}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What runs on a GPU, run on one that is none, in processes of their own: torch must find it when it is loaded."""
+"""GPU code on simulated CUDA devices, in subprocesses: the devices must exist before torch is imported."""
 
 import json
 import os
@@ -13,17 +13,17 @@ import torch
 ROOT = Path(__file__).parents[2]
 NEEDS = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
-    pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has real ones"),
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its way into torch is Linux's"),
+    pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has real CUDA"),
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the library overrides symbols as on Linux"),
     pytest.mark.timeout(900),
 ]
 pytestmark = NEEDS
 
 
-def on_it(*arguments: str) -> str:
-    """Run pytest where there is a pretended GPU, and return what it says at the end."""
+def run_pytest(*arguments: str) -> str:
+    """Run pytest on simulated CUDA and return its output."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.simulated_cuda.plugin", "-p", "no:cacheprovider", "-rs"]
-    env = {key: each for key, each in os.environ.items() if key != "TRITON_INTERPRET"}
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     result = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=env, timeout=800, check=False
     )
@@ -32,13 +32,13 @@ def on_it(*arguments: str) -> str:
     return result.stdout
 
 
-def test_it_finds_what_it_is_there_for_and_this_projects_commands_leave_it_nothing_to_find() -> None:
-    on_it("tests/simulated_cuda/checks.py")
+def test_hazards_are_found_and_the_commands_have_none() -> None:
+    run_pytest("tests/simulated_cuda/checks.py")
 
 
-def test_what_is_marked_as_a_gpus() -> None:
-    # But Triton's kernels, for which a machine without a GPU has an interpreter: test_triton.py.
-    on_it("-m", "gpu", "tests", "--ignore", "tests/srwm_rl/ops/test_triton.py")
+def test_tests_marked_gpu_pass() -> None:
+    # Without Triton's kernels, which run in its interpreter: test_triton.py.
+    run_pytest("-m", "gpu", "tests", "--ignore", "tests/srwm_rl/ops/test_triton.py")
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
