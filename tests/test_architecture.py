@@ -33,7 +33,6 @@ LATE_IMPORTS = {
     "srwm_rl/__init__.py": "registers the environments last",
     "srwm_rl/ops/scan.py": "Triton is imported where it runs",
     "envs/make.py": "environments are imported when made: some need SB3 and with it torch",
-    "scripts/main.py": "imports the command that is named",
     "scripts/cli.py": "--device is checked without torch where it is the CPU",
     "scripts/commands/bench.py": "--help",
     "scripts/commands/compare.py": "--help",
