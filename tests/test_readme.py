@@ -9,8 +9,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from srwm_rl.nn.cores import _CORES
 from srwm_rl.scripts.cli import parse
-from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.protocol import EvalConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -25,7 +25,7 @@ NOT_IMPORTED = {
     "rich": "tyro's help and Stable-Baselines3's progress bar draw with it",
 }
 COME_ALONG = {"procgen": "of any of three distributions", "gym3": "of procgen", "markupsafe": "of jinja2"}
-# Only what reads other people's files, and who may: scripts/evaluation/load_agent.py reads a zip that the user said to trust.
+# Everything of ours is checked; scripts/evaluation/load_agent.py reads a zip that the user said to trust, by SB3.
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "yaml", "joblib"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen", "joblib.load"}
 
