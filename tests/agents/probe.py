@@ -140,7 +140,7 @@ def mean_return(model: BaseAlgorithm) -> float:
 
 def weight_vector(model: RecurrentAlgorithm) -> Tensor:
     """Return a copy of the policy's weights, flat and on the CPU."""
-    return torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().cpu().clone()
+    return torch.cat([parameter.detach().cpu().flatten() for parameter in model.policy.parameters()])
 
 
 def eager_graph(work: Callable[[], Result]) -> Callable[[], Result]:

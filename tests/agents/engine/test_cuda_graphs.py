@@ -1,10 +1,12 @@
-"""Acting through a captured graph: what it gives is what the policy gives, and it is given up where it is not.
+"""Acting by a captured CUDA graph: it gives the policy's results, and is disabled where it does not.
 
-Here a graph is stood in for by the same work, done again on the same memory; on a GPU the real one is tested too.
+On a CPU `eager_graph` stands in for the graph; tests marked `gpu` capture real ones.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
 from threading import Thread
 from typing import Any
 
@@ -14,10 +16,11 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl.agents.engine import cuda_graphs
-from srwm_rl.agents.engine.cuda_graphs import GraphedActing
+from srwm_rl.agents.engine.cuda_graphs import GraphedActing, copy_into
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
+from tests.agents.probe import eager_graph
 
-SPACE = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "seen": spaces.Box(-1, 1, (3,), np.float32)})
+SPACE = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "vector": spaces.Box(-1, 1, (3,), np.float32)})
 
 
 def policy_on(device: str) -> SRWMPolicy:
@@ -31,168 +34,156 @@ def policy_on(device: str) -> SRWMPolicy:
 def inputs(policy: SRWMPolicy, batch: int, seed: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     frame = torch.randint(256, (batch, 8, 8, 3), generator=generator, dtype=torch.uint8)
-    seen = torch.rand(batch, 3, generator=generator)
+    vector = torch.rand(batch, 3, generator=generator)
     state = 0.1 * torch.randn(policy.initial_state(batch).shape, generator=generator)
     starts = (torch.rand(batch, generator=generator) < 0.5).float()
     device = policy.device
-    return {"frame": frame.to(device), "seen": seen.to(device)}, state.to(device), starts.to(device)
+    return {"frame": frame.to(device), "vector": vector.to(device)}, state.to(device), starts.to(device)
 
 
-def again(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-    """Stand in for a graph: the same work on the same memory, its results always in the same tensors."""
-    result = work()
-
-    def replay() -> ActStep:
-        for kept, made in zip(result, work(), strict=True):
-            kept.copy_(made)
-        return result
-
-    return replay
+devices = pytest.mark.parametrize(
+    ("device", "capture"), [("cpu", eager_graph), pytest.param("cuda", None, marks=pytest.mark.gpu)]
+)
 
 
-def captures() -> list[Any]:
-    real = pytest.param("cuda", None, marks=pytest.mark.gpu)
-    return [pytest.param("cpu", again), real]
-
-
-@pytest.mark.parametrize(("device", "capture"), captures())
-def test_a_graph_gives_what_the_policy_gives_also_after_it_has_learned(device: str, capture: Any) -> None:
+@devices
+def test_a_graph_gives_the_policys_results_after_the_weights_have_changed_too(device: str, capture: Any) -> None:
     policy = policy_on(device)
-    act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
+    act = GraphedActing(policy, capture)
     steps = []
     for seed in range(4):
-        given = inputs(policy, 6, seed)
-        before = [each.clone() for each in given[0].values()]
-        step = act(*given)
+        args = inputs(policy, 6, seed)
+        before = deepcopy(args)
+        step = act(*args)
         with torch.no_grad():
-            expected = policy.act(*given)
+            expected = policy.act(*args)
             torch.testing.assert_close(step.values, expected.values, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(step.core_state, expected.core_state, rtol=1e-4, atol=1e-5)
-            distribution, _ = policy.get_distribution(given[0], (given[1],), given[2])
+            distribution, _ = policy.get_distribution(args[0], (args[1],), args[2])
             torch.testing.assert_close(step.log_probs, distribution.log_prob(step.actions), rtol=1e-4, atol=1e-5)
             for parameter in policy.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
-        assert all(torch.equal(one, other) for one, other in zip(before, given[0].values(), strict=True))
-        steps.append((step, ActStep(*(each.clone() for each in step))))
+        torch.testing.assert_close(args, before, rtol=0, atol=0)
+        steps.append((step, deepcopy(step)))
     assert not act.disabled
-    for step, copied in steps:  # later steps write over none of these
-        assert all(torch.equal(one, other) for one, other in zip(step, copied, strict=True))
+    for step, copied in steps:  # later steps overwrite no earlier result
+        torch.testing.assert_close(step, copied, rtol=0, atol=0)
 
 
-def test_nobody_captures_while_actions_are_drawn() -> None:
-    policy, free = policy_on("cpu"), []
+def test_the_capture_lock_is_held_while_actions_are_sampled() -> None:
+    policy, acquired = policy_on("cpu"), []
 
-    def look() -> None:
-        free.append(cuda_graphs.CAPTURING.acquire(blocking=False))
-
-    def watched(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-        def looked() -> ActStep:
-            other = Thread(target=look)
-            other.start()
-            other.join()
+    def capture(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        def try_the_lock_and_work() -> ActStep:
+            thread = Thread(target=lambda: acquired.append(cuda_graphs.CAPTURING.acquire(blocking=False)))
+            thread.start()
+            thread.join()
             return work()
 
-        return again(looked)
+        return eager_graph(try_the_lock_and_work)
 
-    act = GraphedActing(policy, watched)
+    act = GraphedActing(policy, capture)
     for seed in range(3):
         act(*inputs(policy, 4, seed))
-    assert free
-    assert not any(free)
+    assert acquired
+    assert not any(acquired)
 
 
-@pytest.mark.parametrize(("device", "capture"), captures())
-def test_actions_are_drawn_anew_each_time(device: str, capture: Any) -> None:
+@devices
+def test_every_replay_samples_new_actions(device: str, capture: Any) -> None:
     policy = policy_on(device)
-    act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
-    given = inputs(policy, 64, 0)
-    drawn = {tuple(act(*given).actions.tolist()) for _ in range(5)}
-    assert len(drawn) == 5
+    act = GraphedActing(policy, capture)
+    args = inputs(policy, 64, 0)
+    actions = {tuple(act(*args).actions.tolist()) for _ in range(5)}
+    assert len(actions) == 5
 
 
-@pytest.mark.parametrize(("device", "capture"), captures())
-def test_a_resumed_run_which_captures_anew_draws_what_it_would_have_drawn(device: str, capture: Any) -> None:
+@devices
+def test_a_resumed_run_that_captures_again_samples_the_same_actions(device: str, capture: Any) -> None:
     policy = policy_on(device)
-    given = inputs(policy, 64, 0)
+    args = inputs(policy, 64, 0)
     runs = []
     for resumed in (False, True):
         torch.manual_seed(3)
-        act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
-        steps = [act(*given)]
+        act = GraphedActing(policy, capture)
+        steps = [act(*args)]
         if resumed:
-            act = GraphedActing(policy) if capture is None else GraphedActing(policy, capture)
-        steps += [act(*given) for _ in range(3)]
+            act = GraphedActing(policy, capture)
+        steps += [act(*args) for _ in range(3)]
         assert not act.disabled
-        runs.append(torch.stack([each.actions for each in steps]))
+        runs.append(torch.stack([step.actions for step in steps]))
     assert torch.equal(*runs)
 
 
-def test_another_number_of_environments_gets_a_graph_of_its_own() -> None:
-    policy, made = policy_on("cpu"), []
+def test_every_number_of_environments_gets_its_own_graph() -> None:
+    policy, captured = policy_on("cpu"), []
 
-    def counted(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-        made.append(work)
-        return again(work)
+    def capture(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        captured.append(work)
+        return eager_graph(work)
 
-    act = GraphedActing(policy, counted)
+    act = GraphedActing(policy, capture)
     for batch in (4, 2, 4, 2):  # two groups of environments, of different sizes
         assert act(*inputs(policy, batch, 0)).values.shape == (batch,)
-    assert len(made) == 2
+    assert len(captured) == 2
 
 
-def test_weights_that_were_moved_get_a_graph_of_their_own() -> None:
-    policy, made = policy_on("cpu"), []
+def test_replaced_weights_are_captured_again() -> None:
+    policy, captured = policy_on("cpu"), []
 
-    def stale_later(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-        made.append(work)
+    def capture(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+        captured.append(work)
         result = work()
-        kept = ActStep(*(each.clone() for each in result))
+        first = deepcopy(result)
 
-        def replay() -> ActStep:  # as a graph that reads where the weights were
-            return ActStep(*(each.copy_(before) for each, before in zip(result, kept, strict=True)))
+        def replay() -> ActStep:  # like a graph that reads the memory of the replaced weights
+            copy_into(result, first)
+            return result
 
         return replay
 
-    act, given = GraphedActing(policy, stale_later), inputs(policy, 4, 0)
-    act(*given)
-    for each in policy.parameters():
-        each.data = 0.5 * each.data
+    act, args = GraphedActing(policy, capture), inputs(policy, 4, 0)
+    act(*args)
+    for parameter in policy.parameters():
+        parameter.data = 0.5 * parameter.data
     with torch.no_grad():
-        torch.testing.assert_close(act(*given).values, policy.act(*given).values)
-    assert len(made) == 2
+        torch.testing.assert_close(act(*args).values, policy.act(*args).values)
+    assert len(captured) == 2
 
 
-def fails(_: Callable[[], ActStep]) -> Callable[[], ActStep]:
+def failing(_: Callable[[], ActStep]) -> Callable[[], ActStep]:
     raise RuntimeError("operation not permitted when stream is capturing\nand much more")
 
 
-def stale(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-    wrong = work()._replace(values=torch.full((4,), 7.0))
-    return lambda: wrong
+def wrong(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    result = work()._replace(values=torch.full((4,), 7.0))
+    return lambda: result
 
 
-def idle(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
-    done = work()  # as where nothing of it was on the stream that was captured
-    return lambda: done
+def empty(work: Callable[[], ActStep]) -> Callable[[], ActStep]:
+    result = work()  # as if no kernel was launched on the captured stream
+    return lambda: result
 
 
 @pytest.mark.parametrize(
-    ("capture", "why"), [(fails, "not permitted"), (stale, "its values differ"), (idle, "its values differ")]
+    ("capture", "reason"), [(failing, "not permitted"), (wrong, "its values differ"), (empty, "its values differ")]
 )
-def test_a_graph_that_fails_or_is_wrong_is_given_up(capture: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_graphs_are_disabled_if_the_capture_fails_or_its_results_differ(
+    capture: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     policy = policy_on("cpu")
-    act, given = GraphedActing(policy, capture), inputs(policy, 4, 0)
+    act, args = GraphedActing(policy, capture), inputs(policy, 4, 0)
     with caplog.at_level(logging.WARNING), torch.no_grad():
         for _ in range(3):
-            torch.testing.assert_close(act(*given).values, policy.act(*given).values)
+            torch.testing.assert_close(act(*args).values, policy.act(*args).values)
     assert act.disabled
     assert caplog.text.count("acting goes on without a CUDA graph") == 1
-    assert why in caplog.text
+    assert reason in caplog.text
     assert "and much more" not in caplog.text
 
 
 class Generator:
-    """A generator of random numbers whose state can be changed for another."""
+    """A simulated `torch.Generator` whose state can be replaced."""
 
     def __init__(self, state: str) -> None:
         self.state = state
@@ -200,8 +191,8 @@ class Generator:
     def graphsafe_get_state(self) -> "Generator":
         return Generator(self.state)
 
-    def graphsafe_set_state(self, other: "Generator") -> None:
-        self.state = other.state
+    def graphsafe_set_state(self, generator: "Generator") -> None:
+        self.state = generator.state
 
     def clone_state(self) -> "Generator":
         return Generator("a copy")
@@ -211,33 +202,30 @@ class Generator:
     ("error", "draws", "state"),
     [(None, True, "first"), (None, False, "first"), (RuntimeError, True, "a copy"), (RuntimeError, False, "first")],
 )
-def test_what_a_failed_capture_may_spoil_is_not_what_graphs_draw_from(
+def test_a_failed_capture_leaves_the_generator_that_other_graphs_draw_from(
     error: Any, draws: bool, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, ended = Generator("first"), []
+    generator, ended_pools = Generator("first"), []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *given: ended.append(given), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *args: ended_pools.append(args), raising=False)
 
-    def captured() -> None:
+    def capture() -> None:
         with cuda_graphs._restored_after_failure("pool", draws):
             assert generator.state == ("first" if draws else "a copy")
             if error is not None:
                 raise error
 
-    if error is None:
-        captured()
-    else:
-        with pytest.raises(error):
-            captured()
+    with nullcontext() if error is None else pytest.raises(error):
+        capture()
     assert generator.state == state
-    assert ended == ([] if error is None else [(0, "pool")])
+    assert ended_pools == ([] if error is None else [(0, "pool")])
 
 
 @pytest.mark.parametrize(
     "space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-1, 1, (2,))], ids=str
 )
-def test_no_distribution_waits_for_a_check_of_its_arguments(space: Any) -> None:
+def test_distributions_do_not_check_their_arguments(space: Any) -> None:
     policy = SRWMPolicy(spaces.Box(-1, 1, (3,)), space, lambda _: 0.0)
     nan = torch.full((4, policy.action_net.out_features), torch.nan)
     distribution = policy.distribution(nan)  # torch's own would raise ValueError
@@ -245,7 +233,7 @@ def test_no_distribution_waits_for_a_check_of_its_arguments(space: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_acting_goes_before_learning() -> None:
+def test_acting_has_a_higher_stream_priority_than_learning() -> None:
     policy = policy_on("cuda")
     act = GraphedActing(policy)
     act(*inputs(policy, 16, 0))
@@ -254,21 +242,21 @@ def test_acting_goes_before_learning() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("draws", [True, False])
-def test_a_capture_that_fails_leaves_a_gpu_as_it_was(draws: bool) -> None:
+def test_a_failed_capture_on_a_gpu_restores_stream_allocator_and_generator(draws: bool) -> None:
     policy = policy_on("cuda")
-    act, given = GraphedActing(policy), inputs(policy, 16, 0)
-    act(*given)
+    act, args = GraphedActing(policy), inputs(policy, 16, 0)
+    act(*args)
     stream, noise = torch.cuda.current_stream(), torch.zeros(8, device="cuda")
 
-    def waits() -> torch.Tensor:
+    def synchronizing() -> torch.Tensor:
         return noise.normal_() * noise.sum().item()
 
     with pytest.raises(RuntimeError):
-        cuda_graphs.capture(waits, torch.cuda.Stream("cuda"), draws=draws)
+        cuda_graphs.capture(synchronizing, torch.cuda.Stream("cuda"), draws=draws)
     assert torch.cuda.current_stream() == stream
-    assert len({tuple(act(*given).actions.tolist()) for _ in range(5)}) > 1  # by the graph there was
+    assert len({tuple(act(*args).actions.tolist()) for _ in range(5)}) > 1  # by the earlier graph
     assert not act.disabled
     with torch.no_grad():
-        assert len({tuple(policy.act(*given).actions.tolist()) for _ in range(5)}) > 1  # and without
+        assert len({tuple(policy.act(*args).actions.tolist()) for _ in range(5)}) > 1  # without graphs
     replay = cuda_graphs.capture(lambda: noise.normal_().clone(), torch.cuda.Stream("cuda"), draws=True)
     assert not torch.equal(replay().clone(), replay())
