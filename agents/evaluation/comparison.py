@@ -2,51 +2,43 @@
 
 Those over seeds are of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS
 2021, https://arxiv.org/abs/2108.13264). Where their library `rliable` is installed, it computes the interquartile means
-and the performance profiles.
+and the performance profiles. Scores are `[n_runs, n_games]`; runs are resampled game by game.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata, trim_mean
+from scipy.stats import trim_mean
 
-from srwm_rl.agents.evaluation.statistics import FloatArray, Interval
+from srwm_rl.agents.evaluation.statistics import (
+    FloatArray,
+    Interval,
+    bootstrap_ends,
+    bootstrap_interval,
+    mean_interval,
+)
 
-RESAMPLES = 9999
-SLOW_RESAMPLES = 2000
-"""For statistics that are not vectorised over resamples."""
+RESAMPLES = 2000  # of runs
 N_THRESHOLDS = 101
 
 
-class Outcomes(NamedTuple):
-    """Number of levels where the first agent's return is higher than, equal to or lower than the second's."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
 class Profiles(NamedTuple):
-    """Performance profiles: for each threshold, the fraction of runs and games with a higher score."""
+    """Performance profiles, `[n]` each: for each threshold, the fraction of runs and games with a higher score."""
 
     thresholds: FloatArray
-    """`[n]`"""
     fractions: FloatArray
-    """`[n]`"""
-    low: FloatArray
-    """`[n]`, of the pointwise 95% bootstrap interval"""
+    low: FloatArray  # of the pointwise 95% bootstrap interval
     high: FloatArray
-    """`[n]`"""
 
 
-def outcomes(first: FloatArray, second: FloatArray) -> Outcomes:
-    """Count wins, ties and losses of paired returns `[n]`.
+def outcomes(first: FloatArray, second: FloatArray) -> tuple[int, int, int]:
+    """Count the wins, ties and losses of the first of paired returns `[n]`.
 
     Raises:
         ValueError: the two are not pairs.
@@ -54,13 +46,11 @@ def outcomes(first: FloatArray, second: FloatArray) -> Outcomes:
     _check_pairs([first], [second])
     ties = _tied(first, second)
     wins = (first > second) & ~ties
-    return Outcomes(int(wins.sum()), int(ties.sum()), int((~wins & ~ties).sum()))
+    return int(wins.sum()), int(ties.sum()), int((~wins & ~ties).sum())
 
 
 def paired_difference(first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0) -> Interval:
     """Return the mean over games of `mean(first - second)` with its 95% paired bootstrap interval.
-
-    Pairs are resampled within their game, so that each game keeps its weight.
 
     Args:
         first: one array of returns per game, `[n_levels]` each.
@@ -71,7 +61,7 @@ def paired_difference(first: Sequence[FloatArray], second: Sequence[FloatArray],
         ValueError: the two are not pairs, or there are none.
     """
     _check_pairs(first, second)
-    return _stratified_mean([a - b for a, b in zip(first, second, strict=True)], seed)
+    return mean_interval(*(a - b for a, b in zip(first, second, strict=True)), seed=seed)
 
 
 def level_improvement(first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0) -> Interval:
@@ -80,8 +70,8 @@ def level_improvement(first: Sequence[FloatArray], second: Sequence[FloatArray],
     A tie counts as half. Arguments, interval and errors are those of `paired_difference`.
     """
     _check_pairs(first, second)
-    chances = [np.where(_tied(a, b), 0.5, (a > b).astype(np.float64)) for a, b in zip(first, second, strict=True)]
-    return _stratified_mean(chances, seed)
+    pairs = zip(first, second, strict=True)
+    return mean_interval(*(np.where(_tied(a, b), 0.5, (a > b).astype(np.float64)) for a, b in pairs), seed=seed)
 
 
 def _tied(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
@@ -90,56 +80,47 @@ def _tied(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def run_improvement(first: FloatArray, second: FloatArray, seed: int = 0) -> Interval:
-    """Return the probability that a random run of `first` scores higher than one of `second` on a random game.
+    """Return the probability that a random run of `first` scores higher than one of `second` on a random game."""
 
-    Args:
-        first: scores `[n_runs, n_games]`.
-        second: scores `[n_other_runs, n_games]`.
-        seed: of the stratified bootstrap over runs.
-    """
+    def statistic(*columns: FloatArray, axis: int) -> Any:
+        pairs = zip(columns[: first.shape[1]], columns[first.shape[1] :], strict=True)
+        return np.mean([np.heaviside(a[..., None] - b[..., None, :], 0.5).mean((-2, -1)) for a, b in pairs], 0)
 
-    def statistic(a: FloatArray, b: FloatArray) -> float:
-        # Per game Mann and Whitney's U over its largest value; U from ranks, in which ties count as half.
-        ranks = rankdata(np.concatenate([a, b]), axis=0)[: len(a)].sum(0)
-        return float(((ranks - len(a) * (len(a) + 1) / 2) / (len(a) * len(b))).mean())
-
-    return _bootstrap_runs(statistic, [first, second], seed)
+    return bootstrap_interval(statistic, (*first.T, *second.T), seed, RESAMPLES)
 
 
 def interquartile_mean(scores: FloatArray, seed: int = 0) -> Interval:
-    """Return the mean of the middle half of `scores` `[n_runs, n_games]` with its stratified bootstrap interval.
-
-    The interval of a single run is infinite.
-    """
+    """Return the mean of the middle half of `scores` with its bootstrap interval, infinite for a single run."""
     if rliable_version() is not None and len(scores) > 1:
         from rliable import library, metrics
 
         with _global_seed(seed):
             points, ends = library.get_interval_estimates(
-                {"runs": scores}, lambda runs: np.array([metrics.aggregate_iqm(runs)]), reps=SLOW_RESAMPLES
+                {"runs": scores}, lambda runs: np.array([metrics.aggregate_iqm(runs)]), reps=RESAMPLES
             )
         (point,), ((low,), (high,)) = points["runs"], ends["runs"]
         return Interval(float(point), float(low), float(high))
-    return _bootstrap_runs(lambda runs: float(trim_mean(runs, 0.25, axis=None)), [scores], seed)
+
+    def statistic(*columns: FloatArray, axis: int) -> Any:
+        return trim_mean(np.concatenate(columns, axis), 0.25, axis)
+
+    return bootstrap_interval(statistic, tuple(scores.T), seed, RESAMPLES)
 
 
 def performance_profile(scores: FloatArray, thresholds: FloatArray, seed: int = 0) -> Profiles:
-    """Return the fraction of `scores` `[n_runs, n_games]` above each threshold with stratified bootstrap intervals."""
-
-    def fractions(runs: FloatArray) -> FloatArray:
-        above: FloatArray = (runs[:, :, None] > thresholds).mean((0, 1))
-        return above
-
-    if rliable_version() is not None and len(scores) > 1:
+    """Return the fraction of `scores`, of two or more runs, above each threshold with bootstrap intervals."""
+    if rliable_version() is not None:
         from rliable import library
 
         with _global_seed(seed):
-            points, ends = library.create_performance_profile({"runs": scores}, thresholds, reps=SLOW_RESAMPLES)
+            points, ends = library.create_performance_profile({"runs": scores}, thresholds, reps=RESAMPLES)
         return Profiles(thresholds, points["runs"], *ends["runs"])
-    rng = np.random.default_rng(seed)
-    resampled = np.stack([fractions(_resample_runs(scores, rng)) for _ in range(SLOW_RESAMPLES)])
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    return Profiles(thresholds, fractions(scores), low, high)
+
+    def fractions(*columns: FloatArray, axis: int) -> Any:
+        return (np.concatenate(columns, axis) > thresholds[:, None, None]).mean(axis)  # [n, resamples]
+
+    ends = bootstrap_ends(fractions, tuple(scores.T), seed, RESAMPLES)
+    return Profiles(thresholds, fractions(*scores.T, axis=-1)[:, 0], *ends)
 
 
 def common_thresholds(*scores: FloatArray) -> FloatArray:
@@ -169,40 +150,6 @@ def _global_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
-
-
-def _stratified_mean(strata: Sequence[FloatArray], seed: int) -> Interval:
-    """Return the mean of the strata's means with its 95% bootstrap interval, resampling within each stratum."""
-    estimate = float(np.mean([stratum.mean() for stratum in strata]))
-    if min(map(len, strata)) < 2:
-        return Interval(estimate, float("-inf"), float("inf"))
-    rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(stratum, rng) for stratum in strata], axis=0)  # [RESAMPLES]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(estimate, float(low), float(high))
-
-
-def _resampled_means(values: FloatArray, rng: np.random.Generator) -> FloatArray:
-    # In parts, as 9,999 resamples of 10,000 levels take 800 MB.
-    rows = max(1, 1_000_000 // len(values))
-    starts = range(0, RESAMPLES, rows)
-    parts = [values[rng.integers(len(values), size=(min(rows, RESAMPLES - i), len(values)))].mean(1) for i in starts]
-    return np.concatenate(parts)
-
-
-def _bootstrap_runs(statistic: Callable[..., float], samples: Sequence[FloatArray], seed: int) -> Interval:
-    """Return `statistic(*samples)`, resampling the runs `[n_runs, n_games]` of each sample game by game."""
-    estimate = statistic(*samples)
-    if min(map(len, samples)) < 2:
-        return Interval(estimate, float("-inf"), float("inf"))
-    rng = np.random.default_rng(seed)
-    resampled = [statistic(*(_resample_runs(runs, rng) for runs in samples)) for _ in range(SLOW_RESAMPLES)]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(estimate, float(low), float(high))
-
-
-def _resample_runs(scores: FloatArray, rng: np.random.Generator) -> FloatArray:
-    return np.take_along_axis(scores, rng.integers(len(scores), size=scores.shape), axis=0)
 
 
 def _check_pairs(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> None:

@@ -107,9 +107,9 @@ def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) 
         normalized = float(sum(scores) / len(scores))
     return {
         "levels": len(returns),
-        "return": mean_interval(returns, seed).to_json(),
+        "return": mean_interval(returns, seed=seed).to_json(),
         "length": sum(episode.length for episode in episodes) / len(episodes),
-        "solved": None if solved is None else mean_interval(solved, seed).to_json(),
+        "solved": None if solved is None else mean_interval(solved, seed=seed).to_json(),
         "normalized": normalized,
     }
 

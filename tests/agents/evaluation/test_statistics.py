@@ -34,7 +34,7 @@ def test_difference_interval() -> None:
 
 def test_same_seed_same_interval() -> None:
     values = np.random.default_rng(5).normal(size=20)
-    assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
+    assert mean_interval(values, seed=3) == mean_interval(values, seed=3) != mean_interval(values, seed=4)
 
 
 def test_intervals_of_equal_values_of_one_value_and_of_none() -> None:
