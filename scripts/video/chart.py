@@ -71,11 +71,7 @@ def format_number(value: float) -> str:
 class Chart:
     """Sections below each other with one time axis.
 
-    Args:
-        size: width and height in pixels.
-        sections: their titles and plots.
-        starts: `[T]`, 1 at the first step of an episode.
-        gutters: pixels for the labels on the left and for the scales on the right.
+    `gutters` are the pixels for the labels on the left and for the scales on the right.
     """
 
     def __init__(
@@ -86,8 +82,8 @@ class Chart:
         self._starts = [int(t) for t in np.flatnonzero(starts)]
         self._title_ys: list[int] = []
         self._plot_ys: list[tuple[int, int]] = []  # top and bottom
-        self.empty = self._draw(size, full=False)
-        self.full = self._draw(size, full=True)
+        self._size = size
+        self.empty, self.full = self._draw(full=False), self._draw(full=True)
 
     def edge(self, t: int) -> int:
         """Return where step t begins, in pixels from the left."""
@@ -95,24 +91,24 @@ class Chart:
 
     def at(self, t: int) -> Bytes:
         """Return the picture with the data of steps 0 .. t."""
-        shown = self.empty.copy()
         end = max(self.edge(t + 1), self.left + 1)
-        shown[:, self.left : end] = self.full[:, self.left : end]
-        canvas = Canvas(Image.fromarray(shown))
+        canvas = Canvas(self._size)
+        canvas.paste(self.empty, 0, 0)
+        canvas.paste(self.full[:, self.left : end], self.left, 0)
         for y, section in zip(self._title_ys, self.sections, strict=True):
             canvas.text(self.right, y, section.current(t), 13, INK, "r")
         if t + 1 < self.n_steps:
             for top, bottom in self._plot_ys:
-                canvas.line((end, top), (end, bottom - 1), DIM)
+                canvas.draw.line((end, top, end, bottom - 1), DIM)
         return canvas.pixels()
 
-    def _draw(self, size: tuple[int, int], full: bool) -> Bytes:
+    def _draw(self, full: bool) -> Bytes:
         """Draw all sections, with or without their data."""
-        canvas = Canvas.blank(size)
+        canvas = Canvas(self._size)
         plots = [plot for section in self.sections for plot in section.plots]
         n = len(self.sections)
         fixed = AXIS + n * HEADER + (len(plots) - n) * GAP + (n - 1) * SPACE
-        unit = (size[1] - fixed) / sum(plot.height for plot in plots)
+        unit = (self._size[1] - fixed) / sum(plot.height for plot in plots)
         self._title_ys, self._plot_ys, y = [], [], 0.0
         for section in self.sections:
             self._title_ys.append(round(y) + HEADER // 2 - 2)
@@ -139,19 +135,18 @@ class Chart:
         for t in self._starts[1:] if full else ():
             # Dark beside light: visible on every background.
             for x, colour in ((self.edge(t) - 1, PAPER), (self.edge(t), INK)):
-                canvas.line((x, top), (x, bottom - 1), colour)
+                canvas.draw.line((x, top, x, bottom - 1), colour)
 
     def _heat(self, canvas: Canvas, plot: Heat, top: int, bottom: int, full: bool) -> None:
         n_rows = plot.values.shape[1]
         edges = np.linspace(top, bottom, n_rows + 1).tolist()
         if full:
-            values = _columns(plot.values, self.right - self.left).T  # [R, width]
-            colours = paint(values, plot.low, plot.high, plot.colours)  # [R, width, 3]
-            rows = ((np.arange(bottom - top) + 0.5) * n_rows / (bottom - top)).astype(np.int64)
-            canvas.image.paste(Image.fromarray(colours[rows]), (self.left, top))
+            cells = Image.fromarray(plot.values.T.astype(np.float32))
+            shown = cells.resize((self.right - self.left, bottom - top), Image.Resampling.BOX)  # means where it shrinks
+            canvas.paste(paint(np.asarray(shown), plot.low, plot.high, plot.colours), self.left, top)
             self._dots(canvas, plot, edges)
         for row in plot.bands:
-            canvas.line((self.left, round(edges[row])), (self.right - 1, round(edges[row])), PAPER)
+            canvas.draw.line((self.left, round(edges[row]), self.right - 1, round(edges[row])), PAPER)
         self._labels(canvas, plot, edges)
 
     def _dots(self, canvas: Canvas, plot: Heat, edges: list[float]) -> None:
@@ -177,12 +172,12 @@ class Chart:
         for first, last in pairwise([0, *plot.bands, n_rows]):
             for row in range(first, last, interval):
                 shift = 15 * (row // interval % n_columns)
-                canvas.action(x - shift, (edges[row] + edges[row + 1]) / 2, plot.labels[row], SMALLEST, DIM, "r")
+                canvas.text(x - shift, (edges[row] + edges[row + 1]) / 2, plot.labels[row], SMALLEST, DIM, "r")
 
     def _colour_bar(self, canvas: Canvas, plot: Heat, top: int, bottom: int) -> None:
         x = self.right + 8
         colours = paint(np.linspace(1, 0, bottom - top), 0, 1, plot.colours)[:, None].repeat(7, 1)
-        canvas.image.paste(Image.fromarray(colours), (x, top))
+        canvas.paste(colours, x, top)
         self._limits(canvas, x + 11, plot, top, bottom)
 
     def _limits(self, canvas: Canvas, x: int, plot: Heat | Curve, top: int, bottom: int) -> None:
@@ -196,7 +191,7 @@ class Chart:
             return bottom - 2 - (float(value) - plot.low) / spread * (bottom - top - 4)
 
         if plot.low < 0 < plot.high:
-            canvas.line((self.left, y(0)), (self.right - 1, y(0)), RULE)
+            canvas.draw.line((self.left, y(0), self.right - 1, y(0)), RULE)
         self._limits(canvas, self.right + 8, plot, top, bottom)
         if not full:
             return
@@ -214,17 +209,6 @@ class Chart:
     def _axis(self, canvas: Canvas, y: int) -> None:
         ticks = MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(0, self.n_steps)
         for t in (int(tick) for tick in ticks if 0 <= tick < self.n_steps):
-            canvas.line((self.edge(t), y + 2), (self.edge(t), y + 5), DIM)
+            canvas.draw.line((self.edge(t), y + 2, self.edge(t), y + 5), DIM)
             canvas.text(self.edge(t), y + 12, str(t), SMALLEST, DIM, "m" if t else "l")
         canvas.text(self.right + 8, y + 12, "step", SMALLEST, DIM)
-
-
-def _columns(values: Array, n: int) -> Array:
-    """Repeat, or average, the steps of `[T, R]` to n columns, `[n, R]`."""
-    n_steps = len(values)
-    if n_steps <= n:
-        edges = np.arange(n_steps + 1) * n // n_steps  # as `Chart.edge`
-        return values.repeat(np.diff(edges), axis=0)
-    firsts = np.arange(n) * n_steps // n
-    means: Array = np.add.reduceat(values, firsts) / np.diff([*firsts, n_steps])[:, None]
-    return means

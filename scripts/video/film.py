@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageOps
 
-from srwm_rl.scripts.video.canvas import Canvas, fit, text_width
+from srwm_rl.scripts.video.canvas import Canvas, fit, font
 from srwm_rl.scripts.video.chart import Chart, Heat, Section, format_number
 from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Colour
 from srwm_rl.scripts.video.panel import (
@@ -34,12 +34,7 @@ HOLD = 2  # seconds for which the last frame is shown
 
 
 class Film:
-    """Draws a recording, frame by frame.
-
-    Args:
-        trace: the recording, T steps.
-        album: its pictures or observations.
-    """
+    """Draws a recording, frame by frame."""
 
     def __init__(self, trace: Trace, album: Album) -> None:
         self.arrays, self.about, self.space = trace.arrays, trace.about, trace.action_space
@@ -67,10 +62,10 @@ class Film:
 
     def frame(self, t: int, over: bool = False) -> Bytes:
         """Return the frame of step t; `over`: with the result of its episode."""
-        canvas = Canvas.blank(SIZE)
-        canvas.image.paste(Image.fromarray(self.panel.at(t)), (_PANEL, 12))
-        game = into_square(self._album.picture(t)) if self._observed is None else Image.fromarray(self._observed.at(t))
-        canvas.image.paste(game, (MARGIN, _TOP))
+        canvas = Canvas(SIZE)
+        canvas.paste(self.panel.at(t), _PANEL, 12)
+        game = into_square(self._album.picture(t)) if self._observed is None else self._observed.at(t)
+        canvas.paste(game, MARGIN, _TOP)
         self._header(canvas, t, over)
         if isinstance(self.space, spaces.Box):
             self._gaussian(canvas, t, _POLICY + 16, SIZE[1] - 34)
@@ -81,7 +76,7 @@ class Film:
     def _header(self, canvas: Canvas, t: int, over: bool) -> None:
         status, colour = self._status(t, over)
         canvas.text(RIGHT, 30, status, 17, colour, "r")
-        canvas.text(MARGIN, 28, fit(self.about.game, 26, GAME - text_width(status, 17) - 20), 26)
+        canvas.text(MARGIN, 28, fit(self.about.game, 26, GAME - font(17).getlength(status) - 20), 26)
         level = self.about.describe_level(int(self.arrays["levels"][t]))
         if len(self._starts) > 1:
             level += f"   episode {self._episodes[t]} of {len(self._starts)}"
@@ -118,7 +113,7 @@ class Film:
             height = probability / limit * (bottom - top)
             canvas.draw.rectangle((left, bottom - height, right, bottom), ORANGE if taken else BLUE)
             if i % interval == 0:
-                canvas.action((left + right) / 2, bottom + 13, self.names[i], 14, ORANGE if taken else DIM)
+                canvas.text((left + right) / 2, bottom + 13, self.names[i], 14, ORANGE if taken else DIM, "m")
         caption = "orange: taken"
         if isinstance(self.space, spaces.Discrete):
             action = int(self._taken[t].argmax())
@@ -144,21 +139,17 @@ class Film:
             x = MARGIN + (i + 0.5) * pitch
             canvas.draw.rectangle((x - radius, top, x + radius, bottom), EMPTY)
             canvas.draw.rectangle((x - radius, y(mean + std), x + radius, y(mean - std)), RULE)
-            canvas.line((x - radius, y(mean)), (x + radius, y(mean)), BLUE, 2)
+            canvas.draw.line((x - radius, y(mean), x + radius, y(mean)), BLUE, 2)
             canvas.draw.circle((x, y(action)), min(radius, 4), ORANGE)
             if pitch >= 14:
                 canvas.text(x, bottom + 13, self.names[i], 14, DIM, "m")
 
 
-def into_square(picture: Bytes) -> Image.Image:
-    """Scale a picture to `GAME` pixels, keeping its aspect ratio."""
-    image = Image.fromarray(picture)
-    if image.size == (GAME, GAME):
-        return image
-    scale = GAME / max(image.size)
-    # Enlarged pixels stay sharp.
-    method = Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS
-    return ImageOps.pad(image, (GAME, GAME), method, PAPER)
+def into_square(picture: Bytes) -> Bytes:
+    """Scale a picture to `GAME` pixels, keeping its aspect ratio; enlarged pixels stay sharp."""
+    sharp = 1.5 * max(picture.shape[:2]) < GAME
+    method = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), (GAME, GAME), method, PAPER))
 
 
 def observation_chart(observations: Arrays, starts: Array) -> Chart:

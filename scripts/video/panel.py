@@ -17,22 +17,12 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 # procgen/env.py, BaseProcgenEnv.get_combos: nine directions, then six keys whose meaning depends on the game.
-PROCGEN_ACTIONS = (
-    "left-down", "left", "left-up", "down", "no-op", "up", "right-down", "right", "right-up",
-    "D", "A", "W", "S", "Q", "E",
-)  # fmt: skip
+PROCGEN_ACTIONS = "↙←↖↓·↑↘→↗DAWSQE"
 RATE_LABELS = ("y", "q", "k", "beta")
 
 
 def make_panel(size: tuple[int, int], arrays: Arrays, space: spaces.Space[Any], names: list[str]) -> Chart:
-    """Return the panel of a recording.
-
-    Args:
-        size: width and height in pixels.
-        arrays: from `srwm_rl.agents.evaluation.recording.collect`, T steps.
-        space: of the actions.
-        names: of the policy's columns, see `column_names`.
-    """
+    """Return the panel of a recording; `names` are those of the policy's columns."""
     sections = [
         *_changes(arrays),
         *_rates(arrays),
@@ -154,8 +144,7 @@ def _returns(arrays: Arrays) -> Section:
 
 def running_returns(arrays: Arrays) -> Array:
     """Return the sum of each episode's rewards up to and including each step, `[T]`."""
-    returns = arrays["rewards"].astype(np.float64)
-    for t in range(1, len(returns)):
-        if not arrays["starts"][t]:
-            returns[t] += returns[t - 1]
+    rewards, starts = arrays["rewards"].astype(np.float64), arrays["starts"]
+    before = np.cumsum(rewards) - rewards
+    returns: Array = before + rewards - before[starts][np.cumsum(starts) - 1]
     return returns

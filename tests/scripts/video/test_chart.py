@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from srwm_rl.scripts.video import canvas
-from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, _columns, format_number
+from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
 from srwm_rl.scripts.video.colours import COLOUR_MAPS, INK, colour_map, paint
-from srwm_rl.scripts.video.panel import running_returns
+from srwm_rl.scripts.video.panel import PROCGEN_ACTIONS, running_returns
 
 # To the lightness of OKLab, https://bottosson.github.io/posts/oklab.
 TO_LMS = np.array(
@@ -60,7 +59,7 @@ def test_painting_keeps_to_its_scale() -> None:
 @pytest.mark.parametrize("room", [40, 200, 512])
 def test_texts_fit(text: str, room: int) -> None:
     fitted = canvas.fit(text, 13, room)
-    assert canvas.text_width(fitted, 13) <= room
+    assert canvas.font(13).getlength(fitted) <= room
     assert fitted == text or "..." in fitted
 
 
@@ -116,9 +115,12 @@ def test_episode_starts_are_marked_in_every_plot() -> None:
 
 def test_more_steps_than_pixels_are_averaged() -> None:
     values = np.arange(12, dtype=float)[:, None]
-    np.testing.assert_allclose(_columns(values, 4)[:, 0], [1, 4, 7, 10])
-    assert len(_columns(values, 5)) == 5
-    np.testing.assert_allclose(_columns(values[:2], 5)[:, 0], [0, 0, 1, 1, 1])
+    for shown, means in ((values, [1, 4, 7, 10]), (values[:2], [0, 0, 1, 1])):
+        heat = Heat(shown, 0.0, 11.0, "sea", ["a"], 1.0)
+        drawn = Chart((4 + 64 + 52, 200), [Section("", [heat])], np.arange(len(shown)) == 0)
+        middle = sum(drawn._plot_ys[0]) // 2
+        expected = paint(np.array(means), 0.0, 11.0, "sea")
+        np.testing.assert_array_equal(drawn.full[middle, drawn.left : drawn.right], expected)
 
 
 def test_nothing_is_cut_off() -> None:
@@ -135,11 +137,11 @@ def test_returns_begin_anew_with_each_episode() -> None:
     assert running_returns(arrays).tolist() == [1, 3, 3, 7]
 
 
-@pytest.mark.parametrize("name", [*canvas.ARROWS, "no-op", "D"])
+@pytest.mark.parametrize("name", PROCGEN_ACTIONS)
 def test_every_sign_leaves_ink_within_its_place(name: str) -> None:
-    drawn = canvas.Canvas(Image.new("RGB", (40, 40)))
-    drawn.action(20, 20, name, 14, INK)
-    ys, xs = np.nonzero(np.asarray(drawn.image).sum(-1))
+    drawn = canvas.Canvas((40, 40))
+    drawn.text(20, 20, name, 14, INK, "m")
+    ys, xs = np.nonzero((drawn.pixels() != canvas.PAPER).any(-1))
     assert len(xs) > 3
     assert min(xs.min(), ys.min()) >= 10
     assert max(xs.max(), ys.max()) <= 30
