@@ -87,7 +87,7 @@ def small_model(
     """Return a PPO or (synchronous) IMPALA model with a small network, on `env` or on probes.
 
     Args:
-        algo: "ppo" or "impala".
+        algo: "ppo"; anything else is IMPALA.
         env: None: `n_envs` probes in `n_groups` groups.
         n_layers: of the core.
         settings: of the algorithm, and of `Probe`.

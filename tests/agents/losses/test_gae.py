@@ -1,4 +1,4 @@
-"""GAE against its definition written as a sum."""
+"""GAE equals its definition, written as a sum."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ import torch
 from srwm_rl.agents.losses.gae import generalized_advantages
 
 
-def slow_twin(
+def gae_by_definition(
     rewards: torch.Tensor, values: torch.Tensor, ends: torch.Tensor, last: torch.Tensor, gamma: float, lam: float
 ) -> torch.Tensor:
-    """Schulman et al., 2016, eq. 16, term by term for every step and environment."""
+    """Return Schulman et al., 2016, eq. 16, term by term."""
     n_steps, batch = rewards.shape
     following = torch.cat((values, last[None]))
     result = torch.zeros_like(rewards)
@@ -25,18 +25,18 @@ def slow_twin(
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)])
-def test_equals_the_definition(gamma: float, lam: float) -> None:
+def test_gae_equals_its_definition(gamma: float, lam: float) -> None:
     generator = torch.Generator().manual_seed(0)
     rewards, values = (torch.randn(12, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     ends = torch.rand(12, 4, generator=generator) < 0.2
     last = torch.randn(4, generator=generator, dtype=torch.float64)
     result = generalized_advantages(rewards, values, ends, last, gamma, lam)
-    expected = slow_twin(rewards, values, ends, last, gamma, lam)
+    expected = gae_by_definition(rewards, values, ends, last, gamma, lam)
     torch.testing.assert_close(result.advantages, expected)
     torch.testing.assert_close(result.returns, expected + values)
 
 
-def test_nothing_leaks_over_an_episodes_end() -> None:
+def test_advantages_do_not_cross_an_episodes_end() -> None:
     rewards, values = torch.zeros(4, 1), torch.zeros(4, 1)
     ends = torch.tensor([[0.0], [1.0], [0.0], [0.0]])
     rewards[2] = 7.0
@@ -45,7 +45,7 @@ def test_nothing_leaks_over_an_episodes_end() -> None:
     assert result.advantages[2] > 7
 
 
-def test_shapes_are_checked() -> None:
+def test_wrong_shapes_are_refused_by_name() -> None:
     square = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="bootstrap_value"):
         generalized_advantages(square, square, square, torch.zeros(3), 0.9, 0.9)

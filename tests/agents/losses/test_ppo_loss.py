@@ -17,7 +17,7 @@ def random_inputs() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("clip_range_vf", [None, 0.3])
-def test_matches_the_sum_written_out(clip_range_vf: float | None) -> None:
+def test_the_loss_equals_the_sum_written_out_step_by_step(clip_range_vf: float | None) -> None:
     x = random_inputs()
     sums = ppo_loss(**x, clip_range=0.2, clip_range_vf=clip_range_vf)
     policy = value = kl = clipped = 0.0
@@ -36,7 +36,7 @@ def test_matches_the_sum_written_out(clip_range_vf: float | None) -> None:
     assert [float(term) for term in sums] == pytest.approx([policy, value, x["entropy"].sum().item(), kl, clipped])
 
 
-def test_shapes_that_differ_are_refused() -> None:
+def test_different_shapes_are_refused() -> None:
     x = random_inputs()
     with pytest.raises(ValueError, match=r"must be \[T, B\]"):
         ppo_loss(**{**x, "returns": x["returns"][:-1]}, clip_range=0.2)

@@ -1,4 +1,4 @@
-"""V-trace against the authors' numbers and against a literal twin."""
+"""V-trace equals the authors' numbers and its definition, written as a sum."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def log_probs(logits: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     return torch.distributions.Categorical(logits=logits).log_prob(actions)
 
 
-def test_it_equals_the_authors_numbers() -> None:
+def test_vtrace_equals_the_authors_numbers() -> None:
     with np.load(GOLDEN) as arrays:
         golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     behavior = log_probs(golden["behavior_policy_logits"], golden["actions"])
@@ -34,7 +34,7 @@ def test_it_equals_the_authors_numbers() -> None:
     torch.testing.assert_close(result.pg_advantages, golden["out_pg_advantages"], **close)
 
 
-def slow_twin(
+def vtrace_by_definition(
     log_rhos: torch.Tensor,
     discounts: torch.Tensor,
     rewards: torch.Tensor,
@@ -43,7 +43,7 @@ def slow_twin(
     lam: float,
     clips: tuple[float, float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum up the definition of the n-step target term by term, one environment at a time."""
+    """Return targets and advantages by the definition of the n-step target, term by term."""
     n_steps, batch = values.shape
     rho_clip, pg_clip, c_clip = clips
     vs, advantages = torch.zeros_like(values), torch.zeros_like(values)
@@ -61,8 +61,8 @@ def slow_twin(
         target.append(v[-1])
         for s in range(n_steps):
             vs[s, b] = target[s]
-            reached = float(rewards[s, b]) + float(discounts[s, b]) * target[s + 1]
-            advantages[s, b] = min(pg_clip, ratio[s]) * (reached - v[s])
+            n_step_return = float(rewards[s, b]) + float(discounts[s, b]) * target[s + 1]
+            advantages[s, b] = min(pg_clip, ratio[s]) * (n_step_return - v[s])
     return vs, advantages
 
 
@@ -74,7 +74,7 @@ def slow_twin(
     lam=st.floats(0, 1),
     clips=st.tuples(*[st.sampled_from([0.3, 1.0, 2.0, float("inf")])] * 3),
 )
-def test_it_equals_the_definition(
+def test_vtrace_equals_its_definition(
     seed: int, n_steps: int, batch: int, lam: float, clips: tuple[float, float, float]
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -82,17 +82,17 @@ def test_it_equals_the_definition(
     log_rhos, rewards, values = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     discounts = 0.9 * (torch.rand(shape, generator=generator) > 0.3).double()
     bootstrap = torch.randn(batch, generator=generator, dtype=torch.float64)
-    given = [None if each == float("inf") else each for each in clips]
+    rho_clip, pg_rho_clip, c_clip = (None if clip == float("inf") else clip for clip in clips)
     result = vtrace(
         log_rhos, discounts, rewards, values, bootstrap,
-        vtrace_lambda=lam, rho_clip=given[0], pg_rho_clip=given[1], c_clip=given[2],
+        vtrace_lambda=lam, rho_clip=rho_clip, pg_rho_clip=pg_rho_clip, c_clip=c_clip,
     )  # fmt: skip
-    vs, advantages = slow_twin(log_rhos, discounts, rewards, values, bootstrap, lam, clips)
+    vs, advantages = vtrace_by_definition(log_rhos, discounts, rewards, values, bootstrap, lam, clips)
     torch.testing.assert_close(result.vs, vs)
     torch.testing.assert_close(result.pg_advantages, advantages)
 
 
-def test_on_policy_it_is_td_lambda() -> None:
+def test_on_policy_vtrace_equals_the_lambda_return() -> None:
     torch.manual_seed(0)
     rewards, values = torch.randn(7, 3), torch.randn(7, 3)
     ends = (torch.rand(7, 3) < 0.3).float()
@@ -111,7 +111,7 @@ def test_no_gradient_flows_through_the_targets() -> None:
 
 
 @pytest.mark.parametrize("wrong", range(5))
-def test_wrong_shapes_are_named(wrong: int) -> None:
+def test_wrong_shapes_are_refused_by_name(wrong: int) -> None:
     names = ("log_rhos", "discounts", "rewards", "values", "bootstrap_value")
     tensors = [torch.zeros(3, 2)] * 4 + [torch.zeros(2)]
     tensors[wrong] = torch.zeros(3, 5) if wrong < 4 else torch.zeros(5)
