@@ -173,7 +173,7 @@ def test_the_policy_lag_stays_within_max_policy_lag(
     monkeypatch.setattr(IMPALA, "_update", slow)
     log = LogRecorder()
     model.set_logger(Logger(None, [log]))
-    model.learn(4 * 8 * 20)
+    model.learn(4 * 8 * 10)
     assert 0 < max(log.column("impala/policy_lag_max")) <= model.max_policy_lag
     assert all(rho > 0 for rho in log.column("impala/rho_mean"))
 

@@ -42,7 +42,7 @@ def step_when_awaited(n_groups: int) -> Iterator[collector.StartStep]:
 
 
 class ThreadRecorder(BaseCallback):
-    """Records the recorder in which environments step."""
+    """Records the threads in which environments step."""
 
     def _on_training_start(self) -> None:
         self.names: set[str] = set()

@@ -54,7 +54,7 @@ def without_graphs(model: RecurrentAlgorithm) -> None:
 
 RUNS: list[tuple[str, dict[str, Any]]] = [
     ("ppo", {}),
-    # TwoWeights sequences at once: micro-batches of 2 and 1, hence two graphs whose gradients accumulate.
+    # Two sequences at once: micro-batches of 2 and 1, hence two graphs whose gradients accumulate.
     ("ppo", {"observation_space": DICT, "frames_at_once": 16, "clip_range": lambda left: 0.1 + 0.2 * left, "bptt": 4}),
     ("ppo", {"action_space": spaces.Box(-1, 1, (2,)), "clip_range_vf": 0.1, "normalize_advantage": False}),
     ("impala", {}),
