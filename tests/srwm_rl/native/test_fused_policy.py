@@ -1,4 +1,4 @@
-"""The policy in C gives the policy's results and gradients, and is disabled where it would not."""
+"""The policy in C has the results and gradients of the policy in torch, and is disabled where it differs."""
 
 import logging
 from copy import deepcopy
@@ -60,8 +60,8 @@ def policy_of(
     sizes = {"n_layers": 1, **kwargs, "hidden_size": 16, "n_heads": 2}
     policy = SRWMPolicy(space, ACTIONS[action], lambda _: 0.0, core=name, core_kwargs=sizes, **settings)
     with torch.no_grad():
-        for each in policy.parameters():  # away from zeros and from the small head
-            each.add_(0.1 * torch.randn_like(each))
+        for parameter in policy.parameters():  # away from zeros and from the small head
+            parameter.add_(0.1 * torch.randn_like(parameter))
     policy.set_training_mode(False)
     return policy
 
@@ -72,10 +72,10 @@ def unroll(policy: SRWMPolicy, n_steps: int, batch: int) -> tuple[Obs, Tensor, T
     drawn = {}
     for key, space in policy.obs_spaces.items():
         space.seed(0)
-        each = np.stack([space.sample() for _ in range(n_steps * batch)])
+        samples = np.stack([space.sample() for _ in range(n_steps * batch)])
         if key == "episode_step":
-            each = rng.integers(0, 200, each.shape).astype(np.float32)
-        drawn[key] = torch.as_tensor(each.reshape(n_steps, batch, *each.shape[1:]))
+            samples = rng.integers(0, 200, samples.shape).astype(np.float32)
+        drawn[key] = torch.as_tensor(samples.reshape(n_steps, batch, *samples.shape[1:]))
     policy.action_space.seed(0)
     played = np.stack([policy.action_space.sample() for _ in range(n_steps * batch)])
     actions = torch.as_tensor(played.reshape(n_steps, batch, *played.shape[1:]))
@@ -86,11 +86,11 @@ def unroll(policy: SRWMPolicy, n_steps: int, batch: int) -> tuple[Obs, Tensor, T
 
 
 def first(obs: Obs) -> Obs:
-    return {key: each[0] for key, each in obs.items()} if isinstance(obs, dict) else obs[0]
+    return {key: tensor[0] for key, tensor in obs.items()} if isinstance(obs, dict) else obs[0]
 
 
 def check_act(policy: SRWMPolicy, fused: FusedPolicy, batch: int) -> ActStep:
-    """Act both ways from one generator state, and compare."""
+    """Act in C and in torch from one generator state, and compare."""
     obs, _, state, starts = unroll(policy, 1, batch)
     arguments = (first(obs), state, starts[0])
     torch.manual_seed(1)
@@ -104,7 +104,7 @@ def check_act(policy: SRWMPolicy, fused: FusedPolicy, batch: int) -> ActStep:
 
 
 def check_sequence(policy: SRWMPolicy, fused: FusedPolicy, n_steps: int, batch: int, bptt: int | None = None) -> None:
-    """Evaluate both ways, and compare results and gradients."""
+    """Evaluate in C and in torch; compare results and gradients."""
     obs, actions, state, starts = unroll(policy, n_steps, batch)
     results = []
     for implementation in (fused, policy):
@@ -126,7 +126,7 @@ def test_every_core(core: str, batch: int) -> None:
     check_sequence(policy, fused, 9, batch)
     check_sequence(policy, fused, 9, batch, bptt=4)
     assert not fused.disabled
-    assert (fused._programs.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
+    assert (fused._lowered.step is not None) == (CORES[core][0] == "srwm" and core != "frozen")
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -162,8 +162,8 @@ def test_image_features_of_torch_are_inputs_of_the_programs(
     check_sequence(policy, fused, 6, 5, bptt=4)
     check_sequence(policy, fused, 6, 15)
     assert not fused.disabled
-    for each in policy.features_extractor.images.values():
-        each.requires_grad_(False)
+    for network in policy.features_extractor.images.values():
+        network.requires_grad_(False)
     check_sequence(policy, fused, 6, 5)
     assert not fused.disabled
 
@@ -182,7 +182,7 @@ def test_gradients_do_not_depend_on_threads(space: spaces.Space[Any]) -> None:
             gradients.append([p.grad.clone() for p in policy.parameters() if p.grad is not None])
     finally:
         cpu.set_threads(None)
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_weights_are_read_in_place_and_moved_ones_lowered_again() -> None:
@@ -190,15 +190,15 @@ def test_weights_are_read_in_place_and_moved_ones_lowered_again() -> None:
     fused = FusedPolicy(policy)
     check_act(policy, fused, 3)
     with torch.no_grad():
-        for each in policy.parameters():
-            each.mul_(1.1)
+        for parameter in policy.parameters():
+            parameter.mul_(1.1)
     check_act(policy, fused, 3)
-    old = fused._programs
+    old = fused._lowered
     assert old is not None
-    for each in policy.parameters():
-        each.data = each.data.clone() * 0.9
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.clone() * 0.9
     check_act(policy, fused, 3)
-    assert fused._programs not in (None, old)
+    assert fused._lowered not in (None, old)
 
 
 def test_actions_are_sampled_as_the_policy_samples_them() -> None:
@@ -284,7 +284,7 @@ def test_unsupported_encoders_run_in_torch(change: Any) -> None:
 
 
 class Doubling(FeedForwardBlock):
-    """A block that computes something else than its parent."""
+    """A block whose forward differs from its parent's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Double."""
@@ -310,7 +310,7 @@ def test_a_policy_whose_results_differ_runs_in_torch_with_one_warning(
 
 
 def assign(policy: SRWMPolicy) -> None:
-    policy.load_state_dict({name: 1.5 * each for name, each in policy.state_dict().items()}, assign=True)
+    policy.load_state_dict({name: 1.5 * weight for name, weight in policy.state_dict().items()}, assign=True)
 
 
 def replace_head(policy: SRWMPolicy) -> None:
@@ -403,12 +403,12 @@ def test_observations_that_require_a_gradient_get_it(space: spaces.Space[Any]) -
     obs, actions, state, starts = unroll(policy, 2, 3)
     assert isinstance(obs, Tensor)
     obs = obs.float()
-    found = []
-    for each in (FusedPolicy(policy), policy):
+    grads = []
+    for module in (FusedPolicy(policy), policy):
         seen = obs.clone().requires_grad_()
-        found += torch.autograd.grad(each.evaluate_sequence(seen, actions, state, starts).values.sum(), seen)
-    assert found[0].norm() > 0
-    torch.testing.assert_close(*found)
+        grads += torch.autograd.grad(module.evaluate_sequence(seen, actions, state, starts).values.sum(), seen)
+    assert grads[0].norm() > 0
+    torch.testing.assert_close(*grads)
 
 
 def test_comparing_draws_no_random_numbers_and_copies_work() -> None:
@@ -428,7 +428,7 @@ def test_replaced_methods_are_called() -> None:
     obs, actions, state, starts = unroll(policy, 3, 2)
     before = fused.evaluate_sequence(obs, actions, state, starts)
     own = policy.evaluate_sequence
-    policy.evaluate_sequence = lambda *given: own(*given)._replace(values=torch.zeros(3, 2))  # type: ignore[method-assign]
+    policy.evaluate_sequence = lambda *args: own(*args)._replace(values=torch.zeros(3, 2))  # type: ignore[method-assign]
     assert fused.evaluate_sequence(obs, actions, state, starts).values.eq(0).all()
     del policy.evaluate_sequence
     assert torch.equal(fused.evaluate_sequence(obs, actions, state, starts).values, before.values)
@@ -454,6 +454,6 @@ def test_a_preferred_backend_disables_the_programs() -> None:
     fused = FusedPolicy(policy)
     with prefer("reference"):
         check_act(policy, fused, 3)
-        assert fused._programs is None
+        assert fused._lowered is None
     check_act(policy, fused, 3)
-    assert fused._programs is not None
+    assert fused._lowered is not None

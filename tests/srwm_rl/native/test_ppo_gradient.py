@@ -1,4 +1,4 @@
-"""PPO's gradient without autograd: the one that autograd finds, for every core, and left to it where it must be."""
+"""PPO's gradient in C equals autograd's for every core; unsupported policies are left to autograd."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(c
 VF_COEF, ENT_COEF, CLIP_RANGE = 0.6, 0.03, 0.15
 
 
-def drawn(policy: SRWMPolicy, n_steps: int, batch: int) -> SequenceBatch:
-    """Draw what a policy that differs from this one a little might have played."""
+def sequence_batch(policy: SRWMPolicy, n_steps: int, batch: int) -> SequenceBatch:
+    """Draw a minibatch whose old log probabilities and values differ a little from the policy's."""
     obs, actions, state, starts = unroll(policy, n_steps, batch)
     with torch.no_grad():
         seen = policy.evaluate_sequence(obs, actions, state, starts)
@@ -77,17 +77,17 @@ def gradients(policy: SRWMPolicy) -> list[Tensor | None]:
 
 
 def check(policy: SRWMPolicy, n_steps: int, batch: int, **settings: Any) -> None:
-    """Compare the gradient, and the loss's terms, with those of autograd through the policy itself."""
-    fused, old = FusedPolicy(policy), drawn(policy, n_steps, batch)
+    """Compare the gradient and the loss's terms with autograd's."""
+    fused, old = FusedPolicy(policy), sequence_batch(policy, n_steps, batch)
     terms = native_gradient(fused, old, **settings)
     assert terms is not None
-    found = gradients(policy)
+    ours = gradients(policy)
     expected_terms = autograd(policy, old, **settings)
     torch.testing.assert_close(terms, torch.stack(expected_terms).detach(), rtol=1e-4, atol=1e-3)
-    for (name, _), one, other in zip(policy.named_parameters(), found, gradients(policy), strict=True):
-        assert (one is None) == (other is None), name
-        if one is not None and other is not None:
-            assert (one - other).norm() <= 2e-5 * other.norm() + 1e-6, name
+    for (name, _), gradient, expected in zip(policy.named_parameters(), ours, gradients(policy), strict=True):
+        assert (gradient is None) == (expected is None), name
+        if gradient is not None and expected is not None:
+            assert (gradient - expected).norm() <= 2e-5 * expected.norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -122,60 +122,60 @@ def test_images(space: spaces.Space[Any]) -> None:
     frozen = next(iter(policy.features_extractor.images.values()))
     frozen.requires_grad_(False)
     check(policy, 6, 5)
-    assert all(each.grad is None for each in frozen.parameters())
+    assert all(parameter.grad is None for parameter in frozen.parameters())
 
 
 def test_groups_of_images_add_up() -> None:
     policy = policy_of("two layers", FRAMES, encoder_kwargs=SMALL_CNN)
-    fused, old = FusedPolicy(policy), drawn(policy, 6, 15)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 6, 15)
     native_gradient(fused, old)
     once = gradients(policy)
     for _ in range(2):
         native_gradient(fused, old)
-    for one, other in zip(once, gradients(policy), strict=True):
-        torch.testing.assert_close(2 * one, other)
+    for single, summed in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * single, summed)
 
 
 def test_several_groups_add_up() -> None:
     policy = policy_of("two layers")
-    fused, old = FusedPolicy(policy), drawn(policy, 7, 4)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 7, 4)
     native_gradient(fused, old)
     once = gradients(policy)
     native_gradient(fused, old)
-    kept = [each.grad for each in policy.parameters()]
+    kept = [parameter.grad for parameter in policy.parameters()]
     native_gradient(fused, old)
-    for one, other in zip(once, gradients(policy), strict=True):
-        torch.testing.assert_close(2 * one, other)
-    # What somebody kept of the first group's gradient is still that, also in the next update.
+    for single, summed in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * single, summed)
+    # A kept reference to the first group's gradient is not overwritten by the next update.
     native_gradient(fused, old._replace(advantages=2 * old.advantages))
-    for one, other in zip(once, kept, strict=True):
-        assert torch.equal(one, other)
+    for single, summed in zip(once, kept, strict=True):
+        assert torch.equal(single, summed)
 
 
-def test_what_is_frozen_gets_no_gradient() -> None:
+def test_frozen_weights_get_no_gradient() -> None:
     policy = policy_of("two layers")
     frozen = [
         policy.value_net.weight,
-        next(each for each in policy.core.modules() if isinstance(each, SRWMLayer)).weight,
+        next(module for module in policy.core.modules() if isinstance(module, SRWMLayer)).weight,
     ]
-    for each in frozen:
-        each.requires_grad_(False)
+    for weight in frozen:
+        weight.requires_grad_(False)
     check(policy, 6, 5)
-    assert all(each.grad is None for each in frozen)
+    assert all(weight.grad is None for weight in frozen)
 
 
 def test_the_gradient_does_not_depend_on_threads() -> None:
     policy = policy_of("two layers")
-    old = drawn(policy, 70, 40)  # 2,800 rows: several shares
-    found = []
+    old = sequence_batch(policy, 70, 40)  # 2,800 rows: several shares
+    results = []
     try:
         for n in (1, 3):
             cpu.set_threads(n)
             native_gradient(FusedPolicy(policy), old)
-            found.append(gradients(policy))
+            results.append(gradients(policy))
     finally:
         cpu.set_threads(None)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def tied_linear(core: Any) -> None:
@@ -198,12 +198,12 @@ def one_layer_twice(core: Any) -> None:
 def test_shared_weights_are_left_to_autograd(tie: Any) -> None:
     policy = policy_of("two layers")
     tie(policy.core)
-    fused, old = FusedPolicy(policy), drawn(policy, 5, 3)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 5, 3)
     assert native_gradient(fused, old) is None
     assert not fused.disabled
 
 
-def test_a_memory_with_a_way_back_of_its_own_keeps_it() -> None:
+def test_a_recurrence_replaced_in_python_keeps_its_backward() -> None:
     policy = policy_of()
     layer = policy.core.layers[0]
     own = layer.recur
@@ -221,13 +221,13 @@ def test_a_critic_that_does_not_shape_the_memory_is_left_to_autograd() -> None:
 
     policy = policy_of("default", LONE, net_arch=[8])
     policy.mlp_extractor.__class__ = Detached
-    assert native_gradient(FusedPolicy(policy), drawn(policy, 3, 2)) is None
+    assert native_gradient(FusedPolicy(policy), sequence_batch(policy, 3, 2)) is None
 
 
 @pytest.mark.parametrize("wrong", [lambda state: state.double(), lambda state: state[:, :1]])
 def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
     policy = policy_of()
-    fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 3, 2)
     assert native_gradient(fused, old) is not None
     with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
         native_gradient(fused, old._replace(core_state=wrong(old.core_state)))
@@ -236,7 +236,7 @@ def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
 @pytest.mark.parametrize("action", ["box", "multi", "bits"])
 def test_other_heads_are_left_to_autograd(action: str) -> None:
     policy = policy_of("default", LONE, action)
-    old = drawn(policy, 3, 2)
+    old = sequence_batch(policy, 3, 2)
     assert native_gradient(FusedPolicy(policy), old) is None
     assert gradients(policy) == [None] * len(list(policy.parameters()))
 
@@ -244,7 +244,7 @@ def test_other_heads_are_left_to_autograd(action: str) -> None:
 @pytest.mark.parametrize("method", ["register_hook", "register_post_accumulate_grad_hook"])
 def test_hooks_of_weights_are_called_by_autograd(method: str) -> None:
     policy = policy_of()
-    fused, old = FusedPolicy(policy), drawn(policy, 3, 2)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 3, 2)
     assert native_gradient(fused, old) is not None
     handle = getattr(policy.value_net.weight, method)(lambda _: None)
     assert native_gradient(fused, old) is None
@@ -254,18 +254,18 @@ def test_hooks_of_weights_are_called_by_autograd(method: str) -> None:
 
 def test_observations_that_want_a_gradient_get_it_from_autograd() -> None:
     policy = policy_of("default", LONE)
-    old = drawn(policy, 3, 2)
+    old = sequence_batch(policy, 3, 2)
     assert isinstance(old.observations, Tensor)
     assert native_gradient(FusedPolicy(policy), old._replace(observations=old.observations.requires_grad_())) is None
 
 
-def test_what_is_not_a_number_reaches_the_terms() -> None:
+def test_nan_observations_reach_the_loss_terms_and_the_gradient() -> None:
     policy = policy_of("default", LONE)
-    old = drawn(policy, 3, 2)
+    old = sequence_batch(policy, 3, 2)
     assert isinstance(old.observations, Tensor)
     old.observations[1, 1, 2] = np.nan
     fused = FusedPolicy(policy)
     terms = native_gradient(fused, old)
     assert terms is not None
     assert not terms[:3].isfinite().any()
-    assert any(not each.isfinite().all() for each in gradients(policy) if each is not None)
+    assert any(not gradient.isfinite().all() for gradient in gradients(policy) if gradient is not None)
