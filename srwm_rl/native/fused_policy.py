@@ -19,10 +19,10 @@ from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.program import PPOLossParams
 
 logger = logging.getLogger(__name__)
-# The methods that the programs replace.
+# The methods that the programs replace; where a subclass or caller has replaced one, the policy runs in torch.
 _METHODS = {
     name: getattr(SRWMPolicy, name)
-    for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution")
+    for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution", "sample")
 }
 
 
@@ -33,14 +33,11 @@ class FusedPolicy:
     `Discrete` actions acts in one call, after torch has run its CNN. The programs read the policy's weights in place,
     so that it may learn between two calls. Their results are compared with the policy's once, after lowering; where
     they differ, a warning is logged and the policy runs in torch.
-
-    Args:
-        policy: the policy, whose weights are used.
     """
 
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
-        self._programs: LoweredPolicy | None = None
+        self._lowered: LoweredPolicy | None = None
         self._ppo_gradient: PPOGradient | None = None
         self._lowered_from: ModuleFingerprint | None = None  # also where lowering failed
 
@@ -51,27 +48,32 @@ class FusedPolicy:
     @property
     def disabled(self) -> bool:
         """Whether the present policy runs in torch."""
-        return self._lowered_from is not None and self._programs is None
+        return self._lowered_from is not None and self._lowered is None
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
         """Sample actions; arguments and result as in `SRWMPolicy.act`, without gradients."""
         with torch.no_grad():
-            programs = self._ready(obs, core_state, episode_starts)
-            if programs is None:
+            lowered = self._ready(obs, core_state, episode_starts)
+            if lowered is None:
                 return self.policy.act(obs, core_state, episode_starts)
-            return self._act(programs, obs, core_state, episode_starts)
+            if lowered.step is None:
+                action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts[None])
+                return self.policy.sample(self.policy.distribution(action_params), values, core_state)
+            n_actions = int(self.policy.action_space.n)  # type: ignore[attr-defined]
+            exp_noise = torch.empty(len(episode_starts), n_actions).exponential_()
+            return self._step(lowered, obs, core_state, episode_starts, exp_noise)
 
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
         """Evaluate an unroll; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
-        programs = self._ready(_first(obs), core_state, episode_starts[0])
-        if programs is None or any(tensor.requires_grad for tensor in _tensors(obs)):
+        lowered = self._ready(_first(obs), core_state, episode_starts[0])
+        if lowered is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
-        if programs.log_prob_and_entropy is None:
-            action_params, values, core_state = self._run(programs, obs, core_state, episode_starts, bptt)
+        if lowered.log_prob_and_entropy is None:
+            action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt)
             return self.policy.evaluation(self.policy.distribution(action_params), values, actions, core_state)
-        action_stats, values, core_state = self._run(programs, obs, core_state, episode_starts, bptt, actions)
+        action_stats, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt, actions)
         log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
@@ -105,8 +107,8 @@ class FusedPolicy:
             The loss's terms `[5]`, summed over steps: policy loss, value loss, entropy, approximate KL divergence, clip
             fraction. None, and nothing is done, where `evaluate_sequence` and autograd must do it.
         """
-        programs = self._ready(_first(obs), core_state, episode_starts[0])
-        if programs is None or programs.surrogate is None or any(tensor.requires_grad for tensor in _tensors(obs)):
+        lowered = self._ready(_first(obs), core_state, episode_starts[0])
+        if lowered is None or lowered.ppo_loss is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return None
         assert self._lowered_from is not None
         weights = self._lowered_from.weights
@@ -114,7 +116,7 @@ class FusedPolicy:
             return None  # only autograd calls them
         bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
         if self._ppo_gradient is None or self._ppo_gradient.bptt != bptt:
-            self._ppo_gradient = PPOGradient(self.policy, programs, bptt)
+            self._ppo_gradient = PPOGradient(self.policy, lowered, bptt)
         if self._ppo_gradient.shared:
             return None
         params = PPOLossParams(
@@ -129,38 +131,39 @@ class FusedPolicy:
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
         """Return the present policy's programs; lower it, and compare them on these inputs, where it is new."""
-        if preferred() not in ("auto", "cpu") or not _has_own_methods(self.policy):
+        own = all(getattr(getattr(self.policy, name), "__func__", None) is method for name, method in _METHODS.items())
+        if preferred() not in ("auto", "cpu") or not own:
             return None
         if self._lowered_from is None or not self._lowered_from.matches():
             self._lowered_from = ModuleFingerprint(self.policy)
-            self._programs, self._ppo_gradient = self._lower(obs, core_state, episode_starts), None
-        return self._programs
+            self._lowered, self._ppo_gradient = self._lower(obs, core_state, episode_starts), None
+        return self._lowered
 
     def _lower(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
         if self._lowered_from is not None and self._lowered_from.n_hooks:
             return None  # a program would not call them
         try:
-            programs = lower(self.policy)
+            lowered = lower(self.policy)
         except UnsupportedModuleError:
             return None
         with torch.no_grad():
-            difference = self._difference(programs, obs, core_state, episode_starts)
+            difference = self._difference(lowered, obs, core_state, episode_starts)
         if difference:
             logger.warning("the policy runs without its C kernel, whose %s differ from the policy's", difference)
-        return None if difference else programs
+        return None if difference else lowered
 
-    def _difference(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
+    def _difference(self, lowered: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> str:
         """Return which of one step's results differ from the policy's, without random numbers; "" if none."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
-        action_params, *values_and_state = self._run(programs, obs, core_state, episode_starts[None])
+        action_params, *values_and_state = self._run(lowered, obs, core_state, episode_starts[None])
         results = [(self.policy.distribution(action_params).log_prob(actions), *values_and_state)]
-        if programs.step is not None:  # equal noise for all actions: the most probable one is sampled
+        if lowered.step is not None:  # equal noise for all actions: the most probable one is sampled
             exp_noise = torch.ones(len(episode_starts), action_params.shape[-1])
-            step = self._step(programs, obs, core_state, episode_starts, exp_noise)
+            step = self._step(lowered, obs, core_state, episode_starts, exp_noise)
             results.append((step.log_probs, step.values, step.core_state))
-        if programs.log_prob_and_entropy is not None:
-            action_stats, *values_and_state = self._run(programs, obs, core_state, episode_starts[None], None, actions)
+        if lowered.log_prob_and_entropy is not None:
+            action_stats, *values_and_state = self._run(lowered, obs, core_state, episode_starts[None], None, actions)
             results.append((action_stats[:, 0], *values_and_state))
         expected = {"log-probabilities": distribution.log_prob(actions), "values": values, "core states": state}
         for result in results:
@@ -169,69 +172,48 @@ class FusedPolicy:
                     return name
         return ""
 
-    def _act(self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
-        policy, batch = self.policy, len(episode_starts)
-        if programs.step is None:
-            action_params, values, core_state = self._run(programs, obs, core_state, episode_starts[None])
-            distribution = policy.distribution(action_params)
-            actions = distribution.get_actions()
-            log_probs = distribution.log_prob(actions)
-            return ActStep(actions.reshape(-1, *(policy.action_space.shape or ())), values, log_probs, core_state)
-        exp_noise = torch.empty(batch, int(policy.action_space.n)).exponential_()  # type: ignore[attr-defined]
-        return self._step(programs, obs, core_state, episode_starts, exp_noise)
-
     def _step(
-        self, programs: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, exp_noise: Tensor
+        self, lowered: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, exp_noise: Tensor
     ) -> ActStep:
-        assert programs.step is not None
+        assert lowered.step is not None
         batch = len(episode_starts)
-        inputs = [*programs.inputs.of(obs, batch), exp_noise]
-        (values, log_probs), actions, core_state = programs.step.step(inputs, core_state, episode_starts)
+        inputs = [*lowered.inputs.of(obs, batch), exp_noise]
+        (values, log_probs), actions, core_state = lowered.step.step(inputs, core_state, episode_starts)
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _run(
         self,
-        programs: LoweredPolicy,
+        lowered: LoweredPolicy,
         obs: Obs,
         core_state: Tensor,
         episode_starts: Tensor,
         bptt: int | None = None,
         actions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run over an unroll.
-
-        Args:
-            programs: the policy's.
-            obs, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
-            actions: `[T, B]`; None: return the action head's output instead of log-probabilities and entropy.
+        """Run over an unroll; arguments as of `SRWMPolicy.evaluate_sequence`.
 
         Returns:
-            Log-probabilities and entropy of the actions, or the action head's output, `[T * B, k]`; the values
-            `[T * B]`; and the new core state.
+            Log-probabilities and entropy of the actions, or without actions the action head's output, `[T * B, k]`; the
+            values `[T * B]`; and the new core state.
         """
-        shape, parts = episode_starts.shape, programs.parts
+        shape, programs = episode_starts.shape, lowered.programs
         if actions is not None:
-            assert programs.log_prob_and_entropy is not None
-            parts = [*parts[:-1], programs.log_prob_and_entropy]
+            assert lowered.log_prob_and_entropy is not None
+            programs = [*programs[:-1], lowered.log_prob_and_entropy]
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        outputs: Sequence[Tensor] = parts[0].run(programs.inputs.of(obs, shape.numel()))
+        outputs: Sequence[Tensor] = programs[0].run(lowered.inputs.of(obs, shape.numel()))
         finals = []
-        for layer, layer_state, part in zip(layers, core_state.unbind(0), parts[1:], strict=True):
+        for layer, layer_state, program in zip(layers, core_state.unbind(0), programs[1:], strict=True):
             stream, x = outputs
             heads = x.view(*shape, layer.n_heads, layer.head_size)
             y, final = recur(layer, heads, layer_state, episode_starts, bptt)
             inputs = [stream, y.reshape(stream.shape)]
-            if part is parts[-1] and actions is not None:
+            if program is programs[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())
-            outputs = part.run(inputs)
+            outputs = program.run(inputs)
             finals.append(final)
         action_outputs, values = outputs
         return action_outputs, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
-
-
-def _has_own_methods(policy: SRWMPolicy) -> bool:
-    """Return whether no subclass or caller has replaced the policy's methods."""
-    return all(getattr(getattr(policy, name), "__func__", None) is own for name, own in _METHODS.items())
 
 
 def _tensors(obs: Obs) -> list[Tensor]:

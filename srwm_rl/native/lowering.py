@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
@@ -29,19 +27,12 @@ class UnsupportedModuleError(Exception):
 
 
 class Inputs:
-    """Conversion of observations to the inputs of a policy's programs.
-
-    Args:
-        policy: with an `Encoder`.
-    """
+    """Conversion of observations to the inputs of a policy's programs."""
 
     def __init__(self, policy: SRWMPolicy) -> None:
-        self._sources, networks = [], dict(policy.features_extractor.images.items())
-        for key in _keys(policy.features_extractor):
-            space, network = policy.obs_spaces[key], networks.get(key)
-            is_box = network is None and isinstance(space, spaces.Box)
-            shape = (get_flattened_obs_dim(space),) if is_box else space.shape or ()
-            self._sources.append((key, shape, network, None if is_box else space))
+        encoder = policy.features_extractor
+        networks = dict(encoder.images.items())
+        self._sources = [(key, policy.obs_spaces[key], networks.get(key)) for key in _keys(encoder)]
 
     def of(self, obs: Obs, n: int) -> list[Tensor]:
         """Return the programs' inputs for `n` observations, floats `[n, width]`.
@@ -49,24 +40,19 @@ class Inputs:
         Images are replaced by the features of their CNN, with a gradient where that is enabled.
         """
         arrays, inputs = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
-        for key, shape, network, space in self._sources:
-            array = arrays[key].reshape(n, *shape)
-            if network is not None:
-                inputs.append(network(array))
-            elif space is None:
-                inputs.append(array.float())
-            else:
-                inputs.append(as_floats(array, space).flatten(1))
+        for key, space, network in self._sources:
+            array = arrays[key].reshape(n, *(space.shape or ()))
+            inputs.append(as_floats(array, space).flatten(1) if network is None else network(array))
         return inputs
 
 
 class LoweredPolicy(NamedTuple):
     """The programs of a policy; the last three are None where the kernel cannot run them."""
 
-    inputs: Inputs  # of the first part and of the step
-    parts: list[Program]  # before, between and after the core's memories; the last ends in logits and value
-    log_prob_and_entropy: Program | None  # the last part, ending in log-probability and entropy of an action instead
-    surrogate: Program | None  # the last part, ending in PPO's loss
+    inputs: Inputs  # of the first program and of the step
+    programs: list[Program]  # before, between and after the core's memories; the last ends in logits and value
+    log_prob_and_entropy: Program | None  # the last one, ending in log-probability and entropy of an action instead
+    ppo_loss: Program | None  # the last one, ending in PPO's loss
     step: Program | None  # a whole acting step, with memories and sampling
 
 
@@ -78,8 +64,7 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
     """
     kernel, core = load_kernel(), policy.core
     supported = (
-        not isinstance(kernel, str)
-        and policy.device.type == "cpu"
+        policy.device.type == "cpu"
         and isinstance(core, StackCore)
         and core.carries_over
         and len(policy.action_space.shape or (1,)) == 1
@@ -89,53 +74,45 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
         and type(policy.features_extractor) is Encoder
         and type(policy.mlp_extractor) is MlpExtractor
     )
-    if not supported:
+    if isinstance(kernel, str) or not supported:
         raise UnsupportedModuleError
     # torch runs the CNNs.
     modules = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
-    if not all(_is_readable(weight) for module in modules for weight in module.parameters()):
+    if not all(w.dtype == torch.float32 and w.is_contiguous() for module in modules for w in module.parameters()):
         raise UnsupportedModuleError
-    parts = _parts(policy, core, kernel)  # type: ignore[arg-type]
-    log_prob_and_entropy = surrogate = step = None
-    if type(policy.action_dist) is UncheckedCategorical:
-        log_prob_and_entropy = _last_part(policy, core, kernel, "log_prob_and_entropy")  # type: ignore[arg-type]
-        surrogate = _last_part(policy, core, kernel, "surrogate")  # type: ignore[arg-type]
-        step = _step(policy, core, kernel)  # type: ignore[arg-type]
-    return LoweredPolicy(Inputs(policy), parts, log_prob_and_entropy, surrogate, step)
+    programs = _programs(policy, kernel)
+    if type(policy.action_dist) is not UncheckedCategorical:
+        return LoweredPolicy(Inputs(policy), programs, None, None, None)
+    log_prob_and_entropy = _last_program(policy, kernel, "log_prob_and_entropy")
+    ppo_loss = _last_program(policy, kernel, "ppo_loss")
+    return LoweredPolicy(Inputs(policy), programs, log_prob_and_entropy, ppo_loss, _step(policy, kernel))
 
 
-def _is_readable(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.is_contiguous()
-
-
-def _parts(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> list[Program]:
+def _programs(policy: SRWMPolicy, kernel: Kernel) -> list[Program]:
     """Return one program up to the first memory, one from each to the next, and one to the heads' outputs."""
-    layers: Sequence[MemoryLayer] = core.layers  # type: ignore[assignment]
+    core: Any = policy.core
     program = Program(kernel)
     programs, x = [program], _linear(program, _encoder(program, policy), core.project)
-    for i, (layer, block) in enumerate(zip(layers, core.blocks, strict=True), start=1):
+    for i, (layer, block) in enumerate(zip(core.layers, core.blocks, strict=True), start=1):
         for features in _before_memory(program, layer, x):
             program.output(features)
-        if i < len(layers):
+        if i < len(core.layers):
             programs.append(program := Program(kernel))
-            x = _after_memory(program, layer, block, *_memory_inputs(program, core))  # type: ignore[arg-type]
-    return [*programs, _last_part(policy, core, kernel)]
+            x = _after_memory(program, layer, block, *_memory_inputs(program, core))
+    return [*programs, _last_program(policy, kernel)]
 
 
-def _last_part(
-    policy: SRWMPolicy,
-    core: StackCore,
-    kernel: Kernel,
-    end: Literal["logits", "log_prob_and_entropy", "surrogate"] = "logits",
+def _last_program(
+    policy: SRWMPolicy, kernel: Kernel, end: Literal["logits", "log_prob_and_entropy", "ppo_loss"] = "logits"
 ) -> Program:
     """Return the program after the last memory; its outputs are `end` and the value, or PPO's loss."""
+    core: Any = policy.core
     program = Program(kernel)
-    stream, y = _memory_inputs(program, core)
-    x = _after_memory(program, core.layers[-1], core.blocks[-1], stream, y)  # type: ignore[arg-type]
+    x = _after_memory(program, core.layers[-1], core.blocks[-1], *_memory_inputs(program, core))
     action_head, value = _actor_and_critic(program, policy, x)
     if end != "logits":
         action_head = program.log_prob_and_entropy(action_head, program.input(1))
-    if end == "surrogate":
+    if end == "ppo_loss":
         program.ppo_loss(action_head, value)
     else:
         program.output(action_head)
@@ -145,25 +122,25 @@ def _last_part(
 
 def _memory_inputs(program: Program, core: StackCore) -> tuple[Features, Features]:
     """Take the residual stream beside a memory, and the memory's output."""
-    return program.input(core.output_size, wanted=True), program.input(core.output_size, wanted=True)
+    return program.input(core.output_size, needs_grad=True), program.input(core.output_size, needs_grad=True)
 
 
-def _step(policy: SRWMPolicy, core: StackCore, kernel: Kernel) -> Program | None:
+def _step(policy: SRWMPolicy, kernel: Kernel) -> Program | None:
     """Return the program of one acting step, or None where the kernel does not support the memories.
 
     The value is its first output.
     """
-    layers: Sequence[SRWMLayer] = core.layers  # type: ignore[assignment]
-    supported = type(core) is SRWMCore and all(type(layer) is SRWMLayer for layer in layers)
-    if not supported or any(layer.frozen_weight is not None for layer in layers):
+    core: Any = policy.core
+    supported = type(core) is SRWMCore and all(type(layer) is SRWMLayer for layer in core.layers)
+    if not supported or any(layer.frozen_weight is not None for layer in core.layers):
         return None
     program = Program(kernel)
     x = _linear(program, _encoder(program, policy), core.project)
-    for layer, block in zip(layers, core.blocks, strict=True):
+    for layer, block in zip(core.layers, core.blocks, strict=True):
         stream, heads = _before_memory(program, layer, x)
         retention = None if layer.gate is None else _linear(program, heads, layer.gate, "sigmoid")
         y = program.heads(heads, layer.weight, retention, layer.shift_bound)
-        x = _after_memory(program, layer, block, stream, y)  # type: ignore[arg-type]
+        x = _after_memory(program, layer, block, stream, y)
     logits, value = _actor_and_critic(program, policy, x)
     program.output(value)
     program.sample(logits, program.input(logits.n))
@@ -194,7 +171,7 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
         vectors = _sequence(
             program, layers[:last], _concatenated([program.input(widths[key]) for key in encoder.vectors])
         )
-    features = [program.input(widths[key], wanted=True) for key in encoder.images]
+    features = [program.input(widths[key], needs_grad=True) for key in encoder.images]
     if vectors is not None:
         features.append(_sequence(program, layers[last:], vectors))
     else:

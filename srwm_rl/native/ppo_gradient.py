@@ -22,22 +22,19 @@ BackwardFn = Callable[[Tensor], Tensor]
 class PPOGradient:
     """The forward and backward pass of PPO's loss through a policy's programs and memories, in C.
 
-    Args:
-        policy: whose weights get the gradient.
-        programs: the lowered policy, which must have a `surrogate`.
-        bptt: cut the gradient through the core's state every so many steps; None: never.
+    The lowered policy must have a `ppo_loss`. The gradient through the core's state is cut every `bptt` steps.
 
     Attributes:
         shared: whether a weight is used in several places: their gradients would not be summed here.
     """
 
-    def __init__(self, policy: SRWMPolicy, programs: LoweredPolicy, bptt: int | None) -> None:
-        assert programs.surrogate is not None
-        self.bptt, self._inputs = bptt, programs.inputs
-        self._programs = [*programs.parts[:-1], programs.surrogate]
+    def __init__(self, policy: SRWMPolicy, lowered: LoweredPolicy, bptt: int | None) -> None:
+        assert lowered.ppo_loss is not None
+        self.bptt, self._inputs = bptt, lowered.inputs
+        self._programs = [*lowered.programs[:-1], lowered.ppo_loss]
         self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
         plain = [layer for layer in self._layers if bptt is None and _is_plain(layer)]
-        self._weights = [weight for program in self._programs for weight in program.learnt]
+        self._weights = [weight for program in self._programs for weight in program.trainable]
         self._plain = {layer: index for index, layer in enumerate(plain, len(self._weights))}
         self._weights += [layer.weight for layer in plain]
         self._size = sum(weight.numel() for weight in self._weights)
@@ -48,15 +45,9 @@ class PPOGradient:
     ) -> Tensor:
         """Add the gradient of PPO's loss over an unroll to the weights' `.grad`.
 
-        Weights without `.grad` get views of one tensor: its norm is then one operation.
-
-        Args:
-            obs, core_state, episode_starts: see `SRWMPolicy.evaluate_sequence`.
-            inputs: actions, then old log-probabilities, advantages, returns and old values, `[T * B, 1]`, float32.
-            params: the loss's parameters.
-
-        Returns:
-            The loss's terms `[5]`, summed over steps.
+        Weights without `.grad` get views of one tensor: its norm is then one operation. `inputs` are the actions, then
+        old log-probabilities, advantages, returns and old values, `[T * B, 1]`, float32. Returns the loss's terms
+        `[5]`, summed over steps.
         """
         n_layers, batch, size = len(self._layers), episode_starts.shape[1], self._layers[0].state_size
         assert core_state.shape == (n_layers, batch, size), "not the core's state"
@@ -85,7 +76,7 @@ class PPOGradient:
         """
         programs, shape = self._programs, episode_starts.shape
         remaining = iter(weight_grads)
-        grad_buffers = [list(islice(remaining, len(program.learnt))) for program in programs]
+        grad_buffers = [list(islice(remaining, len(program.trainable))) for program in programs]
         with torch.enable_grad():
             features = self._inputs.of(obs, shape.numel())
         values, program_inputs, memory_backward = features, [], []
@@ -108,7 +99,7 @@ class PPOGradient:
             assert grad_stream is not None
             assert grad_y is not None
             grad_x = backward(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = program.backward(values, (grad_stream, grad_x), program.wanted, buffers)
+            grads = program.backward(values, (grad_stream, grad_x), program.input_needs_grad, buffers)
         for feature, grad in zip(features, grads, strict=True):
             if feature.requires_grad:  # from an image encoder, which torch runs
                 feature.backward(grad)
@@ -118,18 +109,16 @@ class PPOGradient:
 def _scan(
     layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, weight_grad: Tensor
 ) -> tuple[Tensor, BackwardFn]:
-    """Run the memory of a plain layer over an unroll.
+    """Run the memory of a plain layer over an unroll; return its output `[T, B, H, D]` and a function.
 
-    Returns:
-        Its output `[T, B, H, D]`, and the function that maps that output's gradient to the gradient of `heads` and
-        writes the weight's into `weight_grad`.
+    The function maps that output's gradient to the gradient of `heads` and writes the weight's into `weight_grad`.
     """
     shift, starts, bound = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts), layer.shift_bound
-    y, _, checkpoints = cpu.forward(heads, layer.weight, None, shift, starts, bound, keep=True)
+    y, _, checkpoints = cpu.forward(heads, layer.weight, None, shift, starts, bound, True)
 
     def backward(grad_y: Tensor) -> Tensor:
         grad_x, grad_weight, *_ = cpu.backward(
-            heads, layer.weight, None, shift, starts, bound, checkpoints, grad_y, grad_final=None
+            heads, layer.weight, None, shift, starts, bound, checkpoints, grad_y, None
         )
         weight_grad.copy_(grad_weight)
         return grad_x
@@ -140,11 +129,7 @@ def _scan(
 def _recur_by_autograd(
     layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
 ) -> tuple[Tensor, BackwardFn]:
-    """Run any layer's memory over an unroll; the backward function uses autograd, which adds to its weights' `.grad`.
-
-    Returns:
-        See `_scan`.
-    """
+    """As `_scan` for any layer; the backward function uses autograd, which adds to its weights' `.grad`."""
     with torch.enable_grad():
         leaf = heads.detach().requires_grad_()
         y, _ = recur(layer, leaf, state, episode_starts, bptt)

@@ -142,12 +142,9 @@ def _recur(
 
 
 def rates(layer: SRWMLayer, heads: Tensor, state: Tensor) -> Tensor:
-    """Return the heads' learning rates `[B, H, 4]`, `sigmoid(x @ W_t)` of the beta columns.
+    """Return the learning rates `[B, H, 4]` of heads with inputs `[B, H, D]` and state `[B, state_size]` after resets.
 
-    Args:
-        layer: the layer.
-        heads: `[B, H, D]`, its heads' inputs.
-        state: `[B, state_size]`, the layer's state after resets.
+    They are `sigmoid(x @ W_t)` of the beta columns.
     """
     n_heads, size, columns = layer.shift_shape
     shift = state[:, : n_heads * size * columns].unflatten(-1, layer.shift_shape)  # an SR-Delta layer's state is longer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,6 @@ class SRWMLayer(MemoryLayer):
         shift_bound: the largest Frobenius norm of a head's shift, to which longer ones are scaled back after each
             step's edit, against diverging edits. None: unbounded. A new head's weight has a norm of about
             `sqrt(E+2D+4)`.
-        read_size: E, width of each head's output; None: D.
 
     Raises:
         UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` is out of range.
@@ -107,20 +106,25 @@ class SRWMLayer(MemoryLayer):
         frozen: str | Sequence[str] = (),
         retention: bool = False,
         shift_bound: float | None = None,
-        read_size: int | None = None,
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         self.query_init, self.beta_init, self.shift_bound = query_init, beta_init, shift_bound
         if shift_bound is not None:
             check_bound(shift_bound)
         size = self.head_size
-        self.widths = (read_size or size, size, size, 4)  # of COLUMN_GROUPS
+        read_size, other_state = self._read_and_extra_sizes()
+        self.widths = (read_size, size, size, 4)  # of COLUMN_GROUPS
         self.shift_shape = (n_heads, size, sum(self.widths))  # [H, D, E+2D+4]
-        self.state_size = n_heads * size * sum(self.widths)
+        self.shift_size = n_heads * size * sum(self.widths)
+        self.state_size = self.shift_size + other_state
         self.frozen = _column_groups(frozen)
         self._add_weight()
         self.gate = nn.Linear(hidden_size, n_heads) if retention else None
         self.reset_parameters()
+
+    def _read_and_extra_sizes(self) -> tuple[int, int]:
+        """Return E, the width of each head's output, and the floats of state beside the shift."""
+        return self.head_size, 0
 
     def _add_weight(self) -> None:
         """Allocate the slow weight: trained columns as a parameter, frozen ones as a buffer.
@@ -172,11 +176,8 @@ class SRDeltaLayer(SRWMLayer):
     `H * D * (5D+5) + H * D * D`. Arguments as `SRWMLayer`; a retention gate and a bound act on the SRWM's shift alone.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, **settings: Any) -> None:
-        super().__init__(hidden_size, n_heads, read_size=3 * (hidden_size // n_heads) + 1, **settings)
-        self.fast_shape = (n_heads, self.head_size, self.head_size)
-        self.shift_size = self.state_size
-        self.state_size += n_heads * self.head_size**2
+    def _read_and_extra_sizes(self) -> tuple[int, int]:
+        return 3 * self.head_size + 1, self.n_heads * self.head_size**2
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the SRWM, then the fast weight on its outputs: `[T, B, H, D]` to the same shape."""
@@ -188,7 +189,7 @@ class SRDeltaLayer(SRWMLayer):
             value,
             query.softmax(-1),
             beta.squeeze(-1).sigmoid(),
-            fast.unflatten(-1, self.fast_shape),
+            fast.unflatten(-1, (self.n_heads, self.head_size, self.head_size)),
             episode_starts,
         )
         return y, torch.cat((shift, fast.flatten(1)), dim=-1)

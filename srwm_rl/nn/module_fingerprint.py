@@ -15,11 +15,8 @@ class ModuleFingerprint:
     weights may change. A weight or module that was replaced, moved, frozen, unfrozen or added, and a hook that was
     added or removed, are detected; changed attributes of modules and global module hooks are not.
 
-    Args:
-        network: the network.
-
     Attributes:
-        weights: its parameters and buffers.
+        weights: the network's parameters and buffers.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from copy import copy
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -49,14 +50,6 @@ class SequenceEvaluation(NamedTuple):
     log_probs: Tensor  # [T, B]
     entropy: Tensor  # [T, B]
     core_state: Tensor  # [L, B, S]
-
-
-class _RecurrentShape(NamedTuple):
-    """The attributes of an `lstm_actor` that sb3-contrib's RecurrentPPO reads."""
-
-    num_layers: int
-    hidden_size: int
-    input_size: int
 
 
 class SRWMPolicy(RecurrentActorCriticPolicy):
@@ -173,9 +166,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         }
 
     @property
-    def lstm_actor(self) -> _RecurrentShape:  # type: ignore[override]
+    def lstm_actor(self) -> SimpleNamespace:  # type: ignore[override]
         """The state's sizes, by which sb3-contrib allocates its `[L, B, S]` buffers."""
-        return _RecurrentShape(self.core.state_layers, self.core.state_size, self.core.input_size)
+        return SimpleNamespace(num_layers=self.core.state_layers, hidden_size=self.core.state_size)
 
     @property
     def lstm_hidden_state_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -188,7 +181,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
         """Sample actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`."""
-        distribution, values, core_state = self._step(obs, core_state, episode_starts)
+        return self.sample(*self._step(obs, core_state, episode_starts), deterministic)
+
+    def sample(
+        self, distribution: Distribution, values: Tensor, core_state: Tensor, deterministic: bool = False
+    ) -> ActStep:
+        """Sample actions from the distribution of an acting step."""
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
         return ActStep(actions.reshape(-1, *(self.action_space.shape or ())), values, log_probs, core_state)
@@ -290,17 +288,10 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Choose actions, as SB3's `predict`.
+        """Choose actions for `[B, ...]` or one environment's `[...]` observations, as SB3's `predict`.
 
-        Args:
-            observation: `[B, ...]` or one environment's `[...]`; dicts likewise.
-            state: returned by the last call; None: new episodes.
-            episode_start: `[B]`, true where the observation is an episode's first.
-            deterministic: the most probable action instead of a sample.
-
-        Returns:
-            The actions `[B, *action_shape]` (without B for a single observation) and the state, a tuple of one array
-            `[L, B, S]`.
+        Returns the actions `[B, *action_shape]` (without B for a single observation) and the state, a tuple of one
+        array `[L, B, S]`, for the next call; None: new episodes.
 
         Raises:
             UserError: an observation or state that does not fit this policy, or output that is not finite.

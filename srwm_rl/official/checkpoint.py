@@ -46,19 +46,6 @@ Flags = dict[str, Any]  # short texts, numbers, None
 
 
 @dataclass(frozen=True)
-class Training:
-    """What an agent was trained on, as settings of `srwm-rl train`."""
-
-    env: str
-    mode: str
-    levels: str
-    eval_levels: str
-    n_timesteps: int
-    n_envs: int
-    gamma: float
-
-
-@dataclass(frozen=True)
 class OfficialCheckpoint:
     """A checkpoint of the published RL code.
 
@@ -67,7 +54,7 @@ class OfficialCheckpoint:
         core: the name of the agent's core in this package.
         weights: float32 arrays by the names in the file.
         num_timesteps: environment steps it was trained for, 0 if the file does not tell.
-        training: what it was trained on.
+        training: what it was trained on, as settings of `srwm-rl train`.
         notes: sentences on what was assumed because the file does not tell it.
     """
 
@@ -75,7 +62,7 @@ class OfficialCheckpoint:
     core: str
     weights: dict[str, np.ndarray]
     num_timesteps: int
-    training: Training
+    training: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -173,8 +160,8 @@ def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
     return "srwm" if len(widths) == 1 else "sr_delta"
 
 
-def read_training(path: Path, flags: Flags, steps: int) -> tuple[Training, list[str]]:
-    """Return what the agent was trained on, and notes on what was assumed.
+def read_training(path: Path, flags: Flags, steps: int) -> tuple[dict[str, Any], list[str]]:
+    """Return what the agent was trained on, as settings of `srwm-rl train`, and notes on what was assumed.
 
     Raises:
         UserError: it was not trained on ProcGen games, or on impossible levels.
@@ -191,15 +178,15 @@ def read_training(path: Path, flags: Flags, steps: int) -> tuple[Training, list[
     games = _games(path, flags, mode)
     gamma, n_actors = flags.get("discounting"), flags.get("num_actors")
     actors_fit = type(n_actors) is int and 0 < n_actors <= 4096 and n_actors % len(games) == 0
-    return Training(
-        env=",".join(games),
-        mode=mode,
-        levels="all" if stop is None else f"{start}:{stop}",
-        eval_levels=f"{held_out}:{held_out + HELD_OUT_LEVELS}",
-        n_timesteps=max(1, steps, _steps(flags.get("total_steps"))),
-        n_envs=int(n_actors or 0) if actors_fit else 8 * len(games),
-        gamma=gamma if isinstance(gamma, float) and 0 <= gamma <= 1 else 0.99,
-    ), notes
+    return {
+        "env": ",".join(games),
+        "mode": mode,
+        "levels": "all" if stop is None else f"{start}:{stop}",
+        "eval_levels": f"{held_out}:{held_out + HELD_OUT_LEVELS}",
+        "n_timesteps": max(1, steps, _steps(flags.get("total_steps"))),
+        "n_envs": n_actors if actors_fit else 8 * len(games),
+        "gamma": gamma if isinstance(gamma, float) and 0 <= gamma <= 1 else 0.99,
+    }, notes
 
 
 def _games(path: Path, flags: Flags, mode: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ The names are those of IDSIA/modern-srwm, reinforcement_learning/torchbeast/laye
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.cores import Core, make_core
+from srwm_rl.storage.model_schema import TensorBudget
 
-_ALIASES = {name: name for name in ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm")} | {
-    "deltanet": "delta"
-}
+_NAMES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm", "feedforward")
+_ALIASES = {name: name for name in _NAMES} | {"deltanet": "delta"}
+DEEP = "trafo_ff_block."  # the deeper feed-forward agent's prefix, instead of "core."
 _FEED_FORWARD = {"layer_norm": "layer_norm", "up": "ff_layers.0", "down": "ff_layers.3"}
 
 
@@ -34,9 +36,9 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
     """Build a core from arrays under the authors' parameter names; the sizes follow from the shapes.
 
     Args:
-        name: "srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta" (or "deltanet") or "lstm".
-        params: the core's parameters. If any name begins with "param/" or "core.", only the names with that prefix
-            are used.
+        name: "srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta" (or "deltanet"), "lstm" or "feedforward".
+        params: the core's parameters. If any name begins with "param/", "core." or "trafo_ff_block.", only the names
+            with that prefix are used.
 
     Returns:
         The core, variant "paper", float32, on the CPU.
@@ -48,10 +50,11 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
         raise UserError(f"unknown official core {name!r}{did_you_mean(name, _ALIASES)}")
     name = _ALIASES[name]
     weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in _unprefixed(params).items()}
-    core = make_core(name, **_sizes(name, weights))
-    sources = list(_lstm_sources(core) if name == "lstm" else _stack_sources(name, core))
+    with TensorBudget(2 * sum(weight.numel() for weight in weights.values()) + 2**22):
+        core = make_core(name, **_sizes(name, weights))
+    sources = list(_sources(name, core))
     surplus = weights.keys() - {key for source in sources for key in source.theirs}
-    if name != "delta":  # only the Delta Net uses its layer norm
+    if name not in ("delta", "feedforward"):  # only the Delta Net uses its layer norm
         surplus -= {
             f"fwm_layers.{i}.layer_norm.{kind}" for i in range(core.state_layers) for kind in ("weight", "bias")
         }
@@ -62,7 +65,7 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
 
 
 def _unprefixed(params: Mapping[str, Any]) -> dict[str, Any]:
-    for prefix in ("param/", "core."):
+    for prefix in ("param/", "core.", DEEP):
         if any(key.startswith(prefix) for key in params):
             params = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
     return dict(params)
@@ -79,10 +82,20 @@ def _get(weights: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
 def _sizes(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the arguments of `make_core`, read from the shapes of a few weights."""
     if name == "lstm":
-        layers = sum(f"weight_ih_l{i}" in weights for i in range(len(weights)))
+        n_layers = sum(f"weight_ih_l{i}" in weights for i in range(len(weights)))
         gates, input_size = _get(weights, "weight_ih_l0", 2).shape
-        return {"input_size": input_size, "hidden_size": gates // 4, "n_layers": layers}
+        return {"input_size": input_size, "hidden_size": gates // 4, "n_layers": n_layers}
     hidden, input_size = _get(weights, "input_proj.weight", 2).shape
+    layers = "ff_layers" if name == "feedforward" else "fwm_layers"
+    numbers = {key.split(".")[1] for key in weights if re.match(rf"{layers}\.[0-9]+\.", key)}
+    sizes = {
+        "input_size": input_size,
+        "hidden_size": hidden,
+        "n_layers": len(numbers),
+        "ff_size": len(_get(weights, "ff_layers.0.ff_layers.0.weight", 2)),
+    }
+    if name == "feedforward":
+        return sizes
     if name == "delta":
         heads = len(_get(weights, "fwm_layers.0.slow_net.weight", 2)) - 3 * hidden  # of H (3D + 1) rows
     else:
@@ -90,31 +103,17 @@ def _sizes(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     if heads < 1 or hidden % heads:
         first = "slow_net.weight" if name == "delta" else "W_y"
         raise UserError(f"the official weight 'fwm_layers.0.{first}' does not fit a core of width {hidden}")
-    numbers = {
-        int(key.split(".")[1]) for key in weights if key.startswith("fwm_layers.") and key.split(".")[1].isdigit()
-    }
-    return {
-        "input_size": input_size,
-        "hidden_size": hidden,
-        "n_layers": len(numbers),
-        "n_heads": heads,
-        "ff_size": len(_get(weights, "ff_layers.0.ff_layers.0.weight", 2)),
-        "variant": "paper",
-    }
+    return {**sizes, "n_heads": heads, "variant": "paper"}
 
 
-def _lstm_sources(core: Core) -> Iterator[_Source]:
-    for ours, value in core.state_dict().items():
-        yield _Source(ours, (ours.removeprefix("lstm."),), (tuple(value.shape),))
-
-
-def _stack_sources(name: str, core: Core) -> Iterator[_Source]:
-    """Yield the sources of the weights of a core of memory layers."""
+def _sources(name: str, core: Core) -> Iterator[_Source]:
     for ours, value in core.state_dict().items():
         shape = tuple(value.shape)
         module, _, rest = ours.partition(".")
         number, _, name_in_layer = rest.partition(".")
-        if module == "project":
+        if module == "lstm":
+            yield _Source(ours, (rest,), (shape,))
+        elif module == "project":
             yield _Source(ours, (f"input_proj.{number}",), (shape,))
         elif module == "blocks":
             part, _, kind = name_in_layer.rpartition(".")

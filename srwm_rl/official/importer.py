@@ -25,12 +25,8 @@ def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
     The agent's observations differ in one point: the previous reward at an episode's first step is 0, in the authors'
     environments it is the last reward of the episode before.
 
-    Args:
-        path: their `model.tar`.
-        run_folder: the folder to make; it may exist if it is empty.
-
-    Returns:
-        The run folder. Its config.json lists under "imported" what was assumed because the checkpoint does not tell it.
+    The folder may exist if it is empty. Its config.json lists under "imported" what was assumed because the checkpoint
+    does not tell it.
 
     Raises:
         UserError: no such file; a file that is damaged, foreign or of an unknown agent; a folder that is not empty,
@@ -73,22 +69,15 @@ def train_settings(checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> dict[s
 
     Settings without a counterpart in their trainer keep our defaults.
     """
-    training = checkpoint.training
     return {
-        "env": training.env,
+        **checkpoint.training,
         "core": checkpoint.core,
         "algo": "impala",
-        "n_timesteps": training.n_timesteps,
-        "n_envs": training.n_envs,
-        "levels": training.levels,
-        "eval_levels": training.eval_levels,
-        "mode": training.mode,
         "inputs": ["reward"],
         "reward_clip": 1.0,
         "normalize_reward": False,
         "core_kwargs": _texts(policy.core_kwargs),
         "encoder_kwargs": _texts(policy.encoder_kwargs),
-        "gamma": training.gamma,
     }
 
 

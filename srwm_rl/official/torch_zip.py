@@ -19,6 +19,7 @@ from msgspec import Meta
 
 from srwm_rl.errors import UserError
 from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
+from srwm_rl.storage.safe_file import read_small
 
 DTYPES = {
     "FloatStorage": "f4",
@@ -70,7 +71,7 @@ class TorchArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        blob = _read(path)
+        blob = read_small(path, MAX_BYTES)
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(blob))
         except ZIP_ERRORS as error:
@@ -143,17 +144,6 @@ def _parse_tensor(value: Any, what: str) -> tuple[_Storage, _View]:
     if not isinstance(storage.type, Global):
         raise UserError(f"{what} has a storage without a type")
     return storage, view
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; give a checkpoint such as model.tar")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes; a checkpoint has a few million")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _describe_foreign(blob: bytes) -> str:

@@ -66,4 +66,4 @@ def delta_scan(
     chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, index(size))
     if chosen == "reference":
         return delta_scan_reference(key, value, query, rate, weight, episode_starts)
-    return cpu.delta_scan(key, value, query, rate, weight, as_uint8(episode_starts))
+    return cpu.delta_scan(key, value, query, rate, weight, as_uint8(episode_starts), None)

@@ -20,19 +20,8 @@ INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEA
 TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
-_NUMBERS = (
-    "kind",
-    "activation",
-    "first",
-    "to",
-    "add",
-    "n_in",
-    "n_out",
-    "index",
-    "is_leaf",
-    "weight_index",
-    "bias_index",
-)
+_NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index")
+_INDICES = ("is_leaf", "weight_index", "bias_index")
 _COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain")
 _POINTERS = ("ops", "inputs", "outputs", "actions", "state", "final", "starts")
 _PPO_LOSS = ("clip_range", "clip_range_vf", "vf_coef", "ent_coef", "scale")
@@ -50,7 +39,7 @@ class _Op(ctypes.Structure):
     """`Op` of csrc/srwm_cpu.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in _NUMBERS),
+        *((name, ctypes.c_int32) for name in (*_NUMBERS, *_INDICES)),
         ("number", ctypes.c_float),
         ("sums", ctypes.c_int64),
         ("weight", ctypes.c_void_p),
@@ -88,31 +77,28 @@ class Program:
     `input`, `linear` and so on append an operation and return its output features. Weights are not copied: they must be
     float32, contiguous and on the CPU.
 
-    Args:
-        kernel: the loaded C library.
-
     Attributes:
         weights: all tensors that the program reads.
-        learnt: those of them that get a gradient, in the order of the operations.
-        wanted: for each input, whether it gets a gradient.
+        trainable: those of them that get a gradient, in the order of the operations.
+        input_needs_grad: for each input, whether it gets a gradient.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.weights: list[Tensor] = []
-        self.learnt: list[Tensor] = []
+        self.trainable: list[Tensor] = []
         self._ops: ctypes.Array[_Op] = (_Op * 0)()
-        self.wanted: list[bool] = []
+        self.input_needs_grad: list[bool] = []
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
         self._needs_grad: list[bool] = []
         self._n_states = self._state_size = self._n_scratch = self._n_sums = 0
 
-    def input(self, width: int, wanted: bool = False) -> Features:
-        """Append the next input, `[B, width]`; `wanted`: with a gradient."""
+    def input(self, width: int, needs_grad: bool = False) -> Features:
+        """Append the next input, `[B, width]`; `needs_grad`: with a gradient."""
         self._inputs.append(width)
-        self.wanted.append(wanted)
-        new = self._new(width, wanted)
+        self.input_needs_grad.append(needs_grad)
+        new = self._new(width, needs_grad)
         return self._append(INPUT, new, n_out=width, index=len(self._inputs) - 1)
 
     def output(self, x: Features) -> None:
@@ -144,7 +130,7 @@ class Program:
             n_out=n_out,
             is_leaf=not any(self._needs_grad[x.first : x.first + x.n]),
             sums=self._new_sums(n_out * padded + n_out * _LANES),
-            **self._learnt(weight, bias),
+            **self._trainable(weight, bias),
         )
 
     def layer_norm(self, x: Features, weight: Tensor, bias: Tensor, eps: float) -> Features:
@@ -152,7 +138,7 @@ class Program:
         new = self._new(x.n, True)
         self._new(2, False)  # mean and inverse deviation
         sums = self._new_sums(2 * x.n * _LANES)
-        return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **self._learnt(weight, bias))
+        return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **self._trainable(weight, bias))
 
     def softmax(self, x: Features, group: int) -> Features:
         """Append a softmax within every `group` of the features."""
@@ -210,18 +196,8 @@ class Program:
         self._append(SAMPLE, logits, first=logits.first, add=exp_noise.first, n_in=logits.n, index=index)
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run the program for B rows, differentiable by the learnt weights and inputs; without `heads` and `sample`.
-
-        Args:
-            inputs: `[B, width]` each, float32.
-
-        Returns:
-            The outputs, `[B, n]` each.
-
-        Raises:
-            MemoryError: no memory for a tile.
-        """
-        outputs: tuple[Tensor, ...] = _Run.apply(self, len(inputs), *inputs, *self.learnt)
+        """Map inputs `[B, width]` to outputs `[B, n]`, differentiable by weights and inputs, without `heads`."""
+        outputs: tuple[Tensor, ...] = _Run.apply(self, len(inputs), *inputs, *self.trainable)
         return outputs
 
     def step(
@@ -229,16 +205,8 @@ class Program:
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Run an acting step for B environments, without gradients.
 
-        Args:
-            inputs: `[B, width]` each, float32.
-            state: of the layers with heads, `[L, B, S]`.
-            episode_starts: `[B]`.
-
-        Returns:
-            The outputs, `[B, n]` each; the actions, int64 `[B]`; the new state.
-
-        Raises:
-            MemoryError: no memory for a tile.
+        `inputs` are `[B, width]`, `state` is `[L, B, S]` of the layers with heads, `episode_starts` `[B]`. Returns the
+        outputs `[B, n]`, the actions, int64 `[B]`, and the new state.
         """
         state = state.contiguous()
         starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
@@ -259,38 +227,29 @@ class Program:
     def loss_and_grad(
         self, inputs: Sequence[Tensor], params: PPOLossParams, grad_weights: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], Tensor]:
-        """Run a program that ends with PPO's loss, forward and backward.
+        """Run a program that ends with PPO's loss, forward and backward; see `backward`.
 
-        Args:
-            inputs: `[B, width]` each, float32.
-            params: the loss's settings.
-            grad_weights: buffers for the gradients of `learnt`; contiguous.
-
-        Returns:
-            The gradients of the inputs `wanted`, and the loss's terms, sums over rows, `[TERMS]`.
-
-        Raises:
-            MemoryError: no memory for a tile.
+        Returns the gradients of the inputs by `input_needs_grad`, and the loss's terms, sums over rows, `[TERMS]`.
         """
         assert not self._outputs, "a program with a loss has no outputs"
         terms = torch.zeros(TERMS)
         pointers = {"loss_params": ctypes.addressof(params), "terms": terms.data_ptr()}
-        return self.backward(inputs, (), self.wanted, grad_weights, **pointers), terms
+        return self.backward(inputs, (), self.input_needs_grad, grad_weights, **pointers), terms
 
     def backward(
         self,
         inputs: Sequence[Tensor],
         grad_outputs: Sequence[Tensor | None],
-        wanted: Sequence[bool],
+        needs_grad: Sequence[bool],
         grad_weights: Sequence[Tensor],
         **pointers: int,
     ) -> list[Tensor | None]:
-        """Run the kernel forward and backward; return the gradients of the inputs `wanted`.
+        """Run the kernel forward and backward; return the gradients of the inputs that need one.
 
-        The gradients of the learnt weights go to `grad_weights`, contiguous, in the order of `learnt`.
+        The gradients of the weights are written to `grad_weights`, contiguous, in the order of `trainable`.
         """
         grads = [None if grad is None else grad.contiguous() for grad in grad_outputs]
-        grad_inputs = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, wanted, strict=True)]
+        grad_inputs = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, needs_grad, strict=True)]
         lists = {"grad_outputs": grads, "grad_inputs": grad_inputs, "grad_weights": grad_weights}
         arrays = {name: _pointers(tensors) for name, tensors in lists.items()}
         addresses = {name: ctypes.addressof(array) for name, array in arrays.items()}
@@ -312,9 +271,9 @@ class Program:
         if call(ctypes.byref(program), kernel.level, n_threads(), kernel.parallel):
             raise MemoryError("no memory for the C kernel's work space")
 
-    def _new(self, n: int, wanted: bool) -> Features:
+    def _new(self, n: int, needs_grad: bool) -> Features:
         new = Features(len(self._needs_grad), n)
-        self._needs_grad += [wanted] * n
+        self._needs_grad += [needs_grad] * n
         return new
 
     def _new_sums(self, n: int) -> int:
@@ -327,12 +286,12 @@ class Program:
         self.weights.append(weight)
         return weight.data_ptr()
 
-    def _learnt(self, weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
+    def _trainable(self, weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
         fields: dict[str, int | None] = {}
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None:
-                fields |= {name: self._pointer(tensor), f"{name}_index": len(self.learnt)}
-                self.learnt.append(tensor)
+                fields |= {name: self._pointer(tensor), f"{name}_index": len(self.trainable)}
+                self.trainable.append(tensor)
         return fields
 
     def _append(self, kind: int, new: Features, **fields: int | float | None) -> Features:
@@ -353,9 +312,9 @@ class _Run(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors[: ctx.n_inputs]
-        wanted = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
-        grad_weights = [torch.empty_like(weight) for weight in ctx.program.learnt]
-        grad_inputs = ctx.program.backward(inputs, grad_outputs, wanted, grad_weights)
+        needs_grad = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
+        grad_weights = [torch.empty_like(weight) for weight in ctx.program.trainable]
+        grad_inputs = ctx.program.backward(inputs, grad_outputs, needs_grad, grad_weights)
         return None, None, *grad_inputs, *grad_weights
 
 

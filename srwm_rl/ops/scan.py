@@ -64,10 +64,10 @@ def srwm_scan(
         return srwm_scan_reference(x, weight, shift, episode_starts, retention, shift_bound)
     starts = as_uint8(episode_starts)
     if chosen == "cpu":
-        return cpu.scan(x, weight, shift, starts, retention, shift_bound)
+        return cpu.scan(x, weight, retention, shift, starts, shift_bound)
     from srwm_rl.ops import triton_scan  # here: triton is not installed everywhere
 
-    return triton_scan.scan(x, weight, shift, starts, retention, shift_bound)
+    return triton_scan.scan(x, weight, retention, shift, starts, shift_bound)
 
 
 def _check(

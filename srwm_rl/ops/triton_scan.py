@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, SRWM_OPTION, register_scan, srwm_widths
+from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, new_gradients, new_outputs, register_scan, srwm_widths
 
 MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # registers hold a head's weight and its gradient up to here
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -311,10 +311,8 @@ def forward(
     """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step for `backward`."""
     x, weight = x.contiguous(), weight.contiguous()
     n_steps, batch, heads, size = x.shape
-    width, _ = srwm_widths(x, weight)
-    y = x.new_empty(n_steps, batch, heads, width)
-    final = x.new_empty(batch, *weight.shape)
-    checkpoints = x.new_empty((n_steps - 1) // CHUNK if keep else 0, *final.shape)
+    width, columns = srwm_widths(x, weight)
+    y, final, checkpoints = new_outputs(x, width, columns, keep)
     with _on(x):
         _forward_kernel[(batch * heads,)](
             x, weight, _or(retention, x), _or(shift, x), _or(starts, x), y, final, checkpoints, n_steps, batch, heads,
@@ -340,10 +338,8 @@ def backward(
     n_steps, batch, heads, size = x.shape
     width, columns = srwm_widths(x, weight)
     sizes = _sizes(size, width)
-    grad_x = torch.empty_like(x)
+    grad_x, _, grad_retention, grad_shift = new_gradients((x, weight, retention, shift))
     grad_weight = x.new_empty(batch, *weight.shape)  # one for each batch entry: the sum's order is then fixed
-    grad_retention = x.new_empty(0 if retention is None else retention.shape)
-    grad_shift = x.new_empty(0) if shift is None else torch.empty_like(grad_weight)
     records = x.new_empty(batch * heads, CHUNK * (4 * sizes["N"] + sizes["M"] + 12))
     constrained = retention is not None or bound is not None
     shifts = x.new_empty(batch * heads * (CHUNK + 1) if constrained else 0, size, columns)
@@ -371,19 +367,4 @@ def _sizes(size: int, width: int) -> dict[str, int]:
     return {"D": size, "E": width, "N": padded, "M": _padded(width), "CHUNK": CHUNK, "num_warps": warps}
 
 
-_operator = register_scan("scan_triton", SRWM_INPUTS, srwm_widths, forward, backward, SRWM_OPTION)
-
-
-def scan(
-    x: Tensor,
-    weight: Tensor,
-    shift: Tensor | None,
-    starts: Tensor | None,
-    retention: Tensor | None = None,
-    bound: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run the checked arguments of `srwm_scan`; `starts` is uint8."""
-    inputs = (x, weight, retention, shift)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    y, final, _ = _operator(*inputs, starts, bound, grad)
-    return y, final
+scan = register_scan("scan_triton", SRWM_INPUTS, srwm_widths, forward, backward)

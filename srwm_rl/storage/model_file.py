@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ FORMAT = 2  # 1 had no levels played and no score
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Agent:
     """A trained policy, and the facts about its training.
 
@@ -40,18 +42,15 @@ class Agent:
         chosen: of a run's best model its `score`, and what that is a score `of`; else None.
     """
 
-    def __init__(
-        self,
-        policy: SRWMPolicy,
-        config: dict[str, Any],
-        num_timesteps: int,
-        path: Path,
-        levels_played: SeenLevels | None = None,
-        chosen: dict[str, Any] | None = None,
-    ) -> None:
-        self.policy, self.config, self.num_timesteps, self.path = policy, config, num_timesteps, path
-        self.levels_played, self.chosen = levels_played, chosen
-        policy.set_training_mode(False)
+    policy: SRWMPolicy
+    config: dict[str, Any]
+    num_timesteps: int
+    path: Path
+    levels_played: SeenLevels | None = None
+    chosen: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.policy.set_training_mode(False)
 
     def predict(
         self,
@@ -97,14 +96,7 @@ def save_model(
 ) -> None:
     """Write a model file: weights, architecture, spaces, the run's settings and the number of steps.
 
-    Args:
-        path: the file.
-        policy: the policy with that architecture.
-        config: the run's settings, in JSON types.
-        num_timesteps: environment steps the weights were trained for.
-        arrays: the weights; None: the policy's current ones.
-        levels_played: the result of `SeenLevels.to_tree`.
-        chosen: as in `Agent`.
+    `arrays` are the weights (None: the policy's), `levels_played` the result of `SeenLevels.to_tree`.
 
     Raises:
         OSError: the file cannot be written.
@@ -143,18 +135,17 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     Raises:
         UserError: there is no run or model, the file is damaged, foreign or of a newer format, or the core is unknown.
     """
-    file, arrays, meta = _first_intact(model_files(path))
+    *newer, oldest = model_files(path)
+    for file in newer:
+        try:
+            arrays, meta = read_file(file)
+            break
+        except UserError as error:
+            logger.warning("%s; an older model is used", error)
+    else:
+        file, (arrays, meta) = oldest, read_file(oldest)
     check_meta(meta, str(file), FORMAT)
     levels_played, weights = take_levels_played(meta, arrays, str(file))
     policy = build_policy(meta, weights, str(file))
     load_policy_arrays(policy, weights, str(file))
     return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))
-
-
-def _first_intact(candidates: list[Path]) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
-    for file in candidates[:-1]:
-        try:
-            return (file, *read_file(file))
-        except UserError as error:
-            logger.warning("%s; an older model is used", error)
-    return (candidates[-1], *read_file(candidates[-1]))

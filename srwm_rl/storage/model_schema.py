@@ -111,7 +111,7 @@ def _check_core_name(core: str, source: str) -> None:
     raise UserError(f"{source} needs core {core!r:.120}, which is not registered{did_you_mean(core, core_names())}")
 
 
-class _Budget(TorchFunctionMode):
+class TensorBudget(TorchFunctionMode):
     """Raise an error once the tensors made have more numbers in all than a network of that many weights needs."""
 
     def __init__(self, numbers: int) -> None:
@@ -141,7 +141,7 @@ def build_policy(meta: dict[str, Any], arrays: Arrays, source: str) -> SRWMPolic
     copies = 8 if ":" in meta["policy"]["core"] else 2  # a user's core may make more tensors
     try:
         observed, acted = space_from_json(meta["observation_space"]), space_from_json(meta["action_space"])
-        with _Budget(copies * n_weights + 2**22):
+        with TensorBudget(copies * n_weights + 2**22):
             policy = SRWMPolicy(observed, acted, lambda _: 0.0, ortho_init=False, **meta["policy"])
     except UserError as error:
         raise UserError(f"{source} is of another architecture, or damaged: {error}") from error

@@ -143,30 +143,20 @@ class Run:
         pattern = re.compile(rf"{kind}-[0-9]{{12,15}}")
         return sorted((path for path in paths if pattern.fullmatch(path.stem)), key=steps_of)
 
-    def models(self) -> list[Path]:
-        """Return the model files, newest first.
+    def models(self, best: bool = False) -> list[Path]:
+        """Return the model files, newest first, or the best ones, best first: each later one had a better score.
 
         Raises:
             UserError: the run has none yet.
         """
-        models = self.files("model")[::-1]
-        if not models:
-            raise UserError(f"{self.path} has no model: it was stopped before its first checkpoint; start a new run")
-        return models
-
-    def best_models(self) -> list[Path]:
-        """Return the files of the best models, best first: each later one had a better score.
-
-        Raises:
-            UserError: the run has none yet.
-        """
-        best = self.files(BEST)[::-1]
-        if not best:
+        if models := self.files(BEST if best else "model")[::-1]:
+            return models
+        if best:
             raise UserError(
                 f"{self.path} has no best model yet: it is written with the checkpoint after the first evaluation "
                 f"(--eval-freq) or the first 100 episodes; until then use {self.path}, its newest model"
             )
-        return best
+        raise UserError(f"{self.path} has no model: it was stopped before its first checkpoint; start a new run")
 
     def forget_best(self, after: int) -> None:
         """Delete the best models scored at later steps than `after`, from which training resumes."""
@@ -204,10 +194,7 @@ def run_folder(path: str | Path) -> Path:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the model files that a path names: the preferred one, then those to use if it is damaged.
-
-    Args:
-        path: a model file, RUN for its newest model, or RUN/best for its best.
+    """Return the models that a path (a file, RUN or RUN/best) names: the preferred one, then those to use if damaged.
 
     Raises:
         UserError: there is no such run, or it has no such model.
@@ -216,8 +203,7 @@ def model_files(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     folder = run_folder(path)
-    run = Run.open(folder)
-    return run.models() if folder == path else run.best_models()
+    return Run.open(folder).models(best=folder != path)
 
 
 def title_of(path: str | Path) -> str:

@@ -30,10 +30,6 @@ class BoxJson(msgspec.Struct, tag="Box", forbid_unknown_fields=True):
     low: Bound | list[Bound]
     high: Bound | list[Bound]
 
-    def n_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return math.prod(self.shape)
-
     def build(self) -> spaces.Box:
         """Return the space."""
         dtype: Any = np.dtype(self.dtype)
@@ -55,10 +51,6 @@ class DiscreteJson(msgspec.Struct, tag="Discrete", forbid_unknown_fields=True):
     start: int
     dtype: IntegerType
 
-    def n_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return 1
-
     def build(self) -> spaces.Discrete:
         """Return the space."""
         dtype: Any = np.dtype(self.dtype).type
@@ -73,10 +65,6 @@ class MultiDiscreteJson(msgspec.Struct, tag="MultiDiscrete", forbid_unknown_fiel
 
     nvec: list[Any]
     dtype: IntegerType
-
-    def n_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return np.array(self.nvec, dtype=object).size
 
     def build(self) -> spaces.MultiDiscrete:
         """Return the space."""
@@ -93,10 +81,6 @@ class MultiBinaryJson(msgspec.Struct, tag="MultiBinary", forbid_unknown_fields=T
 
     n: Count | Shape
 
-    def n_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return self.n if isinstance(self.n, int) else math.prod(self.n)
-
     def build(self) -> spaces.MultiBinary:
         """Return the space."""
         return spaces.MultiBinary(self.n)
@@ -110,16 +94,25 @@ class DictJson(msgspec.Struct, tag="Dict", forbid_unknown_fields=True, rename={"
 
     parts: Annotated[list[tuple[str, FlatJson]], Meta(min_length=1, max_length=64)]
 
-    def n_numbers(self) -> int:
-        """Return how many numbers an observation has."""
-        return sum(space.n_numbers() for _, space in self.parts)
-
     def build(self) -> spaces.Dict:
         """Return the space."""
         built = [(key, space.build()) for key, space in self.parts]
         if len(dict(built)) != len(built):
             raise ValueError("two spaces have the same key")
         return spaces.Dict(built)
+
+
+def _n_numbers(space: FlatJson | DictJson) -> int:
+    """Return how many numbers an observation has."""
+    if isinstance(space, DictJson):
+        return sum(_n_numbers(part) for _, part in space.parts)
+    if isinstance(space, MultiDiscreteJson):
+        return np.array(space.nvec, dtype=object).size
+    if isinstance(space, BoxJson):
+        return math.prod(space.shape)
+    if isinstance(space, MultiBinaryJson):
+        return space.n if isinstance(space.n, int) else math.prod(space.n)
+    return 1
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -163,7 +156,7 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
     """
     try:
         described: FlatJson | DictJson = msgspec.convert(data, FlatJson | DictJson)
-        if described.n_numbers() > MAX_NUMBERS:
+        if _n_numbers(described) > MAX_NUMBERS:
             raise ValueError(f"an observation of more than {MAX_NUMBERS:,} numbers")
         return described.build()
     except (msgspec.ValidationError, ValueError) as error:

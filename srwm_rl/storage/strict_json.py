@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -59,14 +58,13 @@ def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [child for node in level if isinstance(node, dict | list) for child in _children(node)]
+        lists = [
+            [*node.values()] if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)
+        ]
+        level = [child for children in lists for child in children]
         if not level:
             return
     raise ValueError("its JSON is too deep")
-
-
-def _children(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return node.values() if isinstance(node, dict) else node
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

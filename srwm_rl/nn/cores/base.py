@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -29,6 +30,11 @@ class Core(nn.Module, ABC):
         super().__init__()
         self.input_size, self.output_size = input_size, output_size
         self.state_layers, self.state_size = state_layers, state_size
+
+    @classmethod
+    def setting_names(cls) -> set[str]:
+        """Return the names of the constructor's settings."""
+        return inspect.signature(cls).parameters.keys() - {"input_size"}
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state of `batch` new episodes, `[L, B, S]` zeros on the core's device."""

@@ -11,11 +11,7 @@ from srwm_rl.nn.layers import FeedForwardBlock
 class FeedForwardCore(Core):
     """The SRWM core without its self-modifying layers: input projection and feed-forward blocks; the state is empty.
 
-    Args:
-        input_size: I.
-        hidden_size: width of the blocks and of the output.
-        n_layers: number of blocks.
-        ff_size: inner width of the blocks; None: four times `hidden_size`.
+    `ff_size` is the inner width of the blocks; None: four times `hidden_size`.
     """
 
     def __init__(self, input_size: int, hidden_size: int = 128, n_layers: int = 2, ff_size: int | None = None) -> None:

@@ -35,13 +35,7 @@ class SegmentedCore(Core):
 
 
 class LSTMCore(SegmentedCore):
-    """A stack of LSTM layers; the state holds `h | c` per layer, `S = 2 * hidden_size`.
-
-    Args:
-        input_size: I.
-        hidden_size: width of each layer and of the output; the published baseline has 256.
-        n_layers: L.
-    """
+    """A stack of LSTM layers; the state holds `h | c` per layer, `S = 2 * hidden_size`. Default sizes: as published."""
 
     def __init__(self, input_size: int, hidden_size: int = 256, n_layers: int = 1) -> None:
         super().__init__(input_size, hidden_size, n_layers, 2 * hidden_size)
@@ -55,13 +49,7 @@ class LSTMCore(SegmentedCore):
 
 
 class GRUCore(SegmentedCore):
-    """A stack of GRU layers; the state holds `h` per layer, `S = hidden_size`.
-
-    Args:
-        input_size: I.
-        hidden_size: width of each layer and of the output.
-        n_layers: L.
-    """
+    """A stack of GRU layers; the state holds `h` per layer, `S = hidden_size`."""
 
     def __init__(self, input_size: int, hidden_size: int = 256, n_layers: int = 1) -> None:
         super().__init__(input_size, hidden_size, n_layers, hidden_size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 from srwm_rl.nn.cores.base import Core
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
 
@@ -15,19 +16,19 @@ from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
 class StackCore(Core):
     """Input projection, then memory layers, each followed by a feed-forward block; the state stacks the layers' states.
 
-    A subclass sets `layer_class` and `variants`, and has the settings as its constructor's arguments.
+    A subclass sets `layer_class` and `variants`.
 
     Args:
         input_size: I.
         hidden_size: width of the layers and of the output.
         n_layers: L.
-        n_heads: H.
+        n_heads: H; `D = hidden_size / H`.
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
-        variant: a key of `variants`, the layer's default settings.
-        settings: overrides of the variant's settings by name; None: the variant's.
+        variant: the layer's default settings: "default", or "paper" for the published layer exactly.
+        settings: of the layer, see `layer_class`, by name; None: the variant's.
 
     Raises:
-        UserError: an unknown variant, a setting of the wrong type, or one that the layer refuses.
+        UserError: an unknown variant or setting, a setting of the wrong type, or one that the layer refuses.
     """
 
     layer_class: ClassVar[type[MemoryLayer]]
@@ -36,13 +37,14 @@ class StackCore(Core):
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
-        n_layers: int,
-        n_heads: int,
-        ff_size: int | None,
-        variant: str,
-        settings: dict[str, Any],
+        hidden_size: int = 128,
+        n_layers: int = 2,
+        n_heads: int = 8,
+        ff_size: int | None = None,
+        variant: str = "default",
+        **settings: Any,
     ) -> None:
+        check_settings(type(self).__name__, settings, self.setting_names())
         if variant not in self.variants:
             raise UserError(f"unknown variant {variant!r}{did_you_mean(variant, self.variants)}")
         _check_types(settings)
@@ -53,6 +55,13 @@ class StackCore(Core):
         self.project, self.layers = project, nn.ModuleList(layers)
         self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
 
+    @classmethod
+    def setting_names(cls) -> set[str]:
+        """Return the names of the core's own settings, then the layer's."""
+        layer = inspect.signature(cls.layer_class).parameters.values()
+        own = inspect.signature(StackCore).parameters.keys() - {"input_size", "settings"}
+        return own | {parameter.name for parameter in layer if parameter.kind is parameter.KEYWORD_ONLY}
+
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""
         x = self.project(x)  # [T, B, hidden]
@@ -61,9 +70,8 @@ class StackCore(Core):
             x, final = layer(x, layer_state, episode_starts)
             x = block(x)
             finals.append(final)
-        return x, finals[0][None] if len(finals) == 1 else torch.stack(
-            finals
-        )  # [L, B, S]; a single layer's needs no copy
+        # A single layer's state needs no copy.
+        return x, finals[0][None] if len(finals) == 1 else torch.stack(finals)  # [L, B, S]
 
 
 def _check_types(settings: dict[str, Any]) -> None:

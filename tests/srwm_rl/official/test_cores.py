@@ -1,4 +1,4 @@
-"""Cores built from the authors' own weights answer what the authors' code answered."""
+"""Cores with the authors' weights have the outputs of the authors' code."""
 
 from pathlib import Path
 
@@ -30,9 +30,9 @@ def final_states(name: str, data: dict[str, Tensor], layer: int) -> Tensor:
     of ours keys.
     """
     kinds = {"srwm": 4, "sr_delta": 5, "deltanet": 1}.get(name, 0)
-    found = [data[f"final_state/{2 * kind + layer}"][0] for kind in range(kinds)]
-    fast = [found.pop().mT.flatten(1)] if name in ("sr_delta", "deltanet") else []
-    shift = [torch.cat(found, dim=-1).flatten(1)] if found else []
+    states = [data[f"final_state/{2 * kind + layer}"][0] for kind in range(kinds)]
+    fast = [states.pop().mT.flatten(1)] if name in ("sr_delta", "deltanet") else []
+    shift = [torch.cat(states, dim=-1).flatten(1)] if states else []
     return torch.cat((*shift, *fast), dim=-1)
 
 
@@ -63,7 +63,7 @@ def test_golden_resets_matter() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("prefix", ["", "param/", "core."])
-def test_prefixes_and_numpy_are_understood(name: str, prefix: str) -> None:
+def test_prefixed_names_and_numpy_arrays_are_read(name: str, prefix: str) -> None:
     arrays = {prefix + key: value.numpy() for key, value in params(name).items()}
     core = load_core(name, arrays)
     for ours, theirs in zip(
@@ -81,16 +81,16 @@ def test_lstm_takes_torchs_names() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_weight_is_asked_for(name: str) -> None:
+def test_a_missing_weight_is_named(name: str) -> None:
     whole = params(name)
     unused = "" if name == "deltanet" else "fwm_layers"  # their self-modifying layers hold a layer norm without a use
     for key in whole:
-        rest = {other: value for other, value in whole.items() if other != key}
+        incomplete = {other_key: value for other_key, value in whole.items() if other_key != key}
         if unused and key.startswith(unused) and "layer_norm" in key:
-            load_core(name, rest)
+            load_core(name, incomplete)
             continue
         with pytest.raises(UserError, match=f"{key}' is missing"):
-            load_core(name, rest)
+            load_core(name, incomplete)
 
 
 @pytest.mark.parametrize("name", FILES)

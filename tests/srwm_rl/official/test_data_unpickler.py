@@ -38,7 +38,7 @@ def test_plain_data_comes_back_equal(tree: Any, protocol: int) -> None:
 
 def _types(tree: Any) -> set[str]:
     children = list(tree) if isinstance(tree, list | tuple) else []
-    children += [each for pair in tree.items() for each in pair] if isinstance(tree, dict) else []
+    children += [child for pair in tree.items() for child in pair] if isinstance(tree, dict) else []
     return {type(tree).__name__}.union(*map(_types, children))
 
 
@@ -97,7 +97,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
+def test_a_hostile_pickle_runs_nothing(protocol: int, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     calls = [(os.system, f"touch {victim}"), (exec, f"open({str(victim)!r}, 'w')"), (os.mkdir, str(victim))]
     content = [Hostile(*call) for call in calls]
@@ -106,7 +106,7 @@ def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
     except UserError:
         assert protocol < 2  # the oldest have operations that no checkpoint needs
     assert not victim.exists()
-    pickle.loads(pickle.dumps(content[2], protocol))  # the real unpickler does as it is told
+    pickle.loads(pickle.dumps(content[2], protocol))  # Python's own unpickler makes the call
     assert victim.exists()
 
 
@@ -114,7 +114,7 @@ def test_a_hostile_pickle_does_nothing(protocol: int, tmp_path: Path) -> None:
     "text",
     [b"cos\nsystem\n(S'touch {}'\ntR.", b"(S'touch {}'\nios\nsystem\n.", b"(cos\nsystem\nS'touch {}'\no."],
 )
-def test_old_ways_to_call_do_nothing(text: bytes, tmp_path: Path) -> None:
+def test_old_call_opcodes_run_nothing(text: bytes, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     assert isinstance(read_pickle(text.replace(b"{}", str(victim).encode())), Call)
     assert not victim.exists()
@@ -146,13 +146,13 @@ SHARED = b"\x80\x02)" + b"2\x86" * 200  # a pair of a pair of a pair, each twice
         b"\x00\xff" * 50,
     ],
 )
-def test_what_cannot_be_read_is_one_error(data: bytes) -> None:
+def test_unreadable_pickles_raise_one_error(data: bytes) -> None:
     with pytest.raises(UserError) as error:
         read_pickle(data)
     assert "\n" not in str(error.value)
 
 
-def test_much_shared_data_takes_little() -> None:
+def test_shared_data_is_read_without_expansion() -> None:
     pair = read_pickle(SHARED + b".")
     for _ in range(200):
         assert pair[0] is pair[1]

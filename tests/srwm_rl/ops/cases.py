@@ -76,7 +76,7 @@ def cases(max_steps: int, max_size: int) -> st.SearchStrategy[Case]:
 
 def scattered(tensor: Tensor) -> Tensor:
     """Return an equal tensor whose memory has gaps and another order."""
-    wide = torch.stack((tensor, torch.full_like(tensor, 7)), dim=-1)  # every second number is another's
+    wide = torch.stack((tensor, torch.full_like(tensor, 7)), dim=-1)  # every second number belongs to another tensor
     return wide.transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
 
 
@@ -97,8 +97,8 @@ def results(case: Case, backend: str, dtype: torch.dtype, *, contiguous: bool = 
     y, final = srwm_scan(**inputs, episode_starts=starts, shift_bound=case.bound, backend=backend)
     upstream = [lay_out(grad.to(dtype)) for grad in (case.grad_y, case.grad_final)]
     grads = torch.autograd.grad((y, final), list(inputs.values()), upstream)
-    found = {"y": y.detach(), "final": final.detach()}
-    return found | {f"grad_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
+    outputs = {"y": y.detach(), "final": final.detach()}
+    return outputs | {f"grad_{name}": grad for name, grad in zip(inputs, grads, strict=True)}
 
 
 def relative_errors(ours: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:

@@ -121,40 +121,40 @@ def test_checkpoints_are_the_same_shifts_in_lanes_and_without(level: int) -> Non
     case = cases.make_case(50, 6, 3, 8)
     x, weight, shift = case.x.float(), case.weight.float(), case.shift.float()
     starts, grads = case.starts.view(torch.uint8), (case.grad_y.float(), case.grad_final.float())
-    *_, together = cpu.forward(x, weight, None, shift, starts, None, keep=True)
+    *_, in_lanes = cpu.forward(x, weight, None, shift, starts, None, True)
     entries = [slice(n, n + 1) for n in range(6)]  # three pairs each: too few for lanes
-    alone = [cpu.forward(x[:, n], weight, None, shift[n], starts[:, n], None, keep=True)[2] for n in entries]
-    torch.testing.assert_close(together, torch.cat(alone, 1))
+    alone = [cpu.forward(x[:, n], weight, None, shift[n], starts[:, n], None, True)[2] for n in entries]
+    torch.testing.assert_close(in_lanes, torch.cat(alone, 1))
     crossed = cpu.backward(x, weight, None, shift, starts, None, torch.cat(alone, 1), *grads)
-    for ours, theirs in zip(crossed, cpu.backward(x, weight, None, shift, starts, None, together, *grads), strict=True):
+    for ours, theirs in zip(crossed, cpu.backward(x, weight, None, shift, starts, None, in_lanes, *grads), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("batch", [2, 9])
 def test_gradients_that_are_missing_are_zeros(level: int, batch: int) -> None:
     case = cases.make_case(20, batch, 2, 8)
-    given = case.x.float(), case.weight.float(), None, case.shift.float(), case.starts.view(torch.uint8), None
-    checkpoints = cpu.forward(*given, keep=True)[2]
+    inputs = case.x.float(), case.weight.float(), None, case.shift.float(), case.starts.view(torch.uint8), None
+    checkpoints = cpu.forward(*inputs, True)[2]
     grad_y, grad_final = case.grad_y.float(), case.grad_final.float()
     for missing, zeros in (
         ((None, grad_final), (torch.zeros_like(grad_y), grad_final)),
         ((grad_y, None), (grad_y, torch.zeros_like(grad_final))),
     ):
-        ours = cpu.backward(*given, checkpoints, *missing)
-        assert all(map(torch.equal, ours, cpu.backward(*given, checkpoints, *zeros)))
+        ours = cpu.backward(*inputs, checkpoints, *missing)
+        assert all(map(torch.equal, ours, cpu.backward(*inputs, checkpoints, *zeros)))
 
 
 def test_the_bits_of_a_lane_do_not_depend_on_the_others(level: int) -> None:
-    """Nor on its position and the number of lanes."""
+    """They depend neither on its position nor on the number of lanes."""
     case = cases.make_case(80, 13, 3, 8)
     whole = cases.results(case, "cpu", torch.float32)
     x, starts, shift = case.x[:, 2:9], case.starts[:, 2:9], case.shift[2:9]
     part = case._replace(x=x, starts=starts, shift=shift, grad_y=case.grad_y[:, 2:9], grad_final=case.grad_final[2:9])
-    found = cases.results(part, "cpu", torch.float32)
-    assert torch.equal(found["y"], whole["y"][:, 2:9])
-    assert torch.equal(found["grad_x"], whole["grad_x"][:, 2:9])
+    results = cases.results(part, "cpu", torch.float32)
+    assert torch.equal(results["y"], whole["y"][:, 2:9])
+    assert torch.equal(results["grad_x"], whole["grad_x"][:, 2:9])
     for name in ("final", "grad_shift"):
-        assert torch.equal(found[name], whole[name][2:9])
+        assert torch.equal(results[name], whole[name][2:9])
 
 
 @pytest.mark.parametrize("batch", [13, 8])
@@ -167,9 +167,9 @@ def test_nan_stays_in_its_lane(level: int, batch: int) -> None:
     assert marred["final"][3, 1].isnan().all()
     assert marred["grad_x"][:, 3, 1].isnan().all()
     for name in ("y", "final", "grad_x", "grad_shift"):
-        a, b = (found[name].clone() for found in (clean, marred))
-        for each in (a, b):
-            (each[:, 3, 1] if name in ("y", "grad_x") else each[3, 1]).zero_()
+        a, b = (results[name].clone() for results in (clean, marred))
+        for tensor in (a, b):
+            (tensor[:, 3, 1] if name in ("y", "grad_x") else tensor[3, 1]).zero_()
         assert torch.equal(a, b), name
     case = case._replace(starts=torch.zeros(40, batch, dtype=torch.bool))
     case.starts[21, 3] = True  # a new episode forgets it
@@ -199,7 +199,7 @@ def test_edits_too_small_for_the_weight_reach_the_shift(level: int, constrained:
 
 @pytest.mark.parametrize("bound", [None, 0.5])
 @pytest.mark.parametrize("size", [5, 16])
-def test_not_a_number_stays_one(level: int, bound: float | None, size: int) -> None:
+def test_nan_stays_nan(level: int, bound: float | None, size: int) -> None:
     case = cases.make_case(3, 2, 1, size, resets=None)
     case.x[1, 0, 0, 3] = float("nan")
     x, weight = case.x.float().requires_grad_(), case.weight.float()
@@ -273,21 +273,21 @@ def test_same_bits_with_any_number_of_threads_and_from_many_threads(constrained:
         torch.set_num_threads(1)
         alone = run()
         torch.set_num_threads(2)
-        together = [run()]
+        threaded = [run()]
         torch.set_num_threads(8)
-        together += [run(), *ThreadPoolExecutor(4).map(run, range(8))]
+        threaded += [run(), *ThreadPoolExecutor(4).map(run, range(8))]
     finally:
         torch.set_num_threads(before)
-    for other in together:
-        assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+    for outputs in threaded:
+        assert all(torch.equal(a, b) for a, b in zip(alone, outputs, strict=True))
 
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_opcheck(plain: bool) -> None:
     case = cases.make_case(18, 2, 2, 4, read=None if plain else 7, retained=True)
-    x, weight, *rest = (tensor.requires_grad_() for tensor in (case.x, case.weight, case.retention, case.shift))
-    rest = [None] * 4 if plain else [*rest, case.starts.view(torch.uint8), 0.5]
-    torch.library.opcheck(torch.ops.srwm_rl.scan_cpu.default, (x, weight, *rest, True))
+    x, weight, *options = (tensor.requires_grad_() for tensor in (case.x, case.weight, case.retention, case.shift))
+    options = [None] * 4 if plain else [*options, case.starts.view(torch.uint8), 0.5]
+    torch.library.opcheck(torch.ops.srwm_rl.scan_cpu.default, (x, weight, *options, True))
 
 
 @pytest.mark.parametrize("constrained", [False, True])

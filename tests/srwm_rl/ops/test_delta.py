@@ -78,7 +78,7 @@ def test_gradcheck_through_resets(scan: Scan) -> None:
     case = random_case(4, 2, 2, 3)
     case["episode_starts"][2] = torch.tensor([True, False])
     starts = case.pop("episode_starts")
-    inputs = [each.requires_grad_() for each in case.values()]
+    inputs = [tensor.requires_grad_() for tensor in case.values()]
     assert torch.autograd.gradcheck(lambda *args: scan(*args, starts), inputs)
 
 
@@ -87,7 +87,7 @@ def test_split_unroll_equals_whole_unroll(scan: Scan) -> None:
     y, final = scan(**case)
     carried, ys = case.pop("weight"), []
     for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
-        piece, carried = scan(**{name: each[part] for name, each in case.items()}, weight=carried)
+        piece, carried = scan(**{name: tensor[part] for name, tensor in case.items()}, weight=carried)
         ys.append(piece)
     torch.testing.assert_close((torch.cat(ys), carried), (y, final))
 
@@ -116,12 +116,12 @@ def test_a_reset_forgets_an_episode_that_blew_up(scan: Scan) -> None:
 def test_memory_layout_and_dtype_do_not_matter(scan: Scan) -> None:
     case = random_case(5, 3, 2, 4)
     apart = {
-        name: torch.stack((each, each), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
-        for name, each in case.items()
+        name: torch.stack((tensor, tensor), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
+        for name, tensor in case.items()
     }
     assert not apart["key"].is_contiguous()
     torch.testing.assert_close(scan(**apart), scan(**case))
-    single = {name: each.float() if each.is_floating_point() else each for name, each in case.items()}
+    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in case.items()}
     y, final = scan(**single)
     assert y.dtype == final.dtype == torch.float32
     torch.testing.assert_close(y.double(), scan(**case)[0], rtol=1e-4, atol=1e-5)

@@ -60,8 +60,8 @@ def results(case: Case, backend: str, dtype: torch.dtype, contiguous: bool = Tru
     lay_out = torch.Tensor.contiguous if contiguous else scattered
     inputs = {name: lay_out(tensor.to(dtype)).requires_grad_() for name, tensor in case.inputs.items()}
     out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)
-    grads = torch.autograd.grad(out, list(inputs.values()), [lay_out(each.to(dtype)) for each in case.upstream])
-    return dict(zip(("y", "final", *inputs), (*(each.detach() for each in out), *grads), strict=True))
+    grads = torch.autograd.grad(out, list(inputs.values()), [lay_out(tensor.to(dtype)) for tensor in case.upstream])
+    return dict(zip(("y", "final", *inputs), (*(tensor.detach() for tensor in out), *grads), strict=True))
 
 
 def check(case: Case, dtype: torch.dtype, contiguous: bool = True) -> None:
@@ -130,7 +130,7 @@ def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
 
 def test_an_episode_that_blew_up_leaves_nothing_behind(level: int) -> None:
     case = make_case(40, 2, 2, 5, resets=None)
-    case.inputs["rate"][3, 0] = torch.nan  # the padding of its matrices is then no number either
+    case.inputs["rate"][3, 0] = torch.nan  # the padding of its matrices is then NaN, too
     starts = torch.zeros(40, 2)
     starts[20] = 1
     ours = results(case._replace(starts=starts), "cpu", torch.float32)
@@ -146,9 +146,9 @@ def test_only_one_output_used() -> None:
     for chosen in (0, 1):
         grads = []
         for backend in ("cpu", "reference"):
-            inputs = {name: each.clone().requires_grad_() for name, each in case.inputs.items()}
+            inputs = {name: tensor.clone().requires_grad_() for name, tensor in case.inputs.items()}
             out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)[chosen]
-            wanted = [each for name, each in inputs.items() if chosen == 0 or name != "query"]
+            wanted = [tensor for name, tensor in inputs.items() if chosen == 0 or name != "query"]
             grads.append(torch.autograd.grad(out.square().sum(), wanted))
         for ours, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -165,20 +165,20 @@ def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
         torch.set_num_threads(1)
         alone = run()
         torch.set_num_threads(3)
-        together = [run(), *ThreadPoolExecutor(4).map(run, range(4))]
+        threaded = [run(), *ThreadPoolExecutor(4).map(run, range(4))]
     finally:
         torch.set_num_threads(before)
-    for other in together:
-        assert all(torch.equal(a, b) for a, b in zip(alone, other, strict=True))
+    for outputs in threaded:
+        assert all(torch.equal(a, b) for a, b in zip(alone, outputs, strict=True))
 
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_opcheck(plain: bool) -> None:
     case = make_case(18, 2, 2, 4)
     assert case.starts is not None
-    inputs: list[Any] = [each.requires_grad_() for each in case.inputs.values()]
-    rest = (*inputs[:4], None, None) if plain else (*inputs, case.starts.view(torch.uint8))
-    torch.library.opcheck(torch.ops.srwm_rl.delta_cpu.default, (*rest, True))
+    inputs: list[Any] = [tensor.requires_grad_() for tensor in case.inputs.values()]
+    arguments = (*inputs[:4], None, None, None) if plain else (*inputs, case.starts.view(torch.uint8), None)
+    torch.library.opcheck(torch.ops.srwm_rl.delta_cpu.default, (*arguments, True))
 
 
 def test_falls_back_with_one_line_that_says_why(

@@ -1,4 +1,4 @@
-"""Max pooling in C against torch's own, which is its slow twin: outputs to the last bit, and gradients."""
+"""Max pooling in C against torch's: outputs to the last bit, and gradients."""
 
 from typing import Any
 
@@ -31,14 +31,14 @@ def images(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 def twins(x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return output and gradient of the kernel, then torch's."""
-    found = []
-    for function in (max_pool, lambda each: F.max_pool2d(each, 3, stride=2, padding=1)):
+    results = []
+    for function in (max_pool, lambda frames: F.max_pool2d(frames, 3, stride=2, padding=1)):
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         y = function(leaf)
         y.backward(images(*y.shape, dtype=x.dtype, seed=1))
         assert leaf.grad is not None
-        found.append((y.detach(), leaf.grad))
-    return found
+        results.append((y.detach(), leaf.grad))
+    return results
 
 
 def check(x: Tensor) -> None:
@@ -46,7 +46,7 @@ def check(x: Tensor) -> None:
     (y, grad), (expected, expected_grad) = twins(x)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(max_pool(x), expected, rtol=0, atol=0, equal_nan=True)  # where nobody asks for gradients
+    torch.testing.assert_close(max_pool(x), expected, rtol=0, atol=0, equal_nan=True)  # without gradients
     assert grad.is_contiguous(memory_format=torch.channels_last)
     if x.dtype == torch.float32:
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-6)
@@ -69,13 +69,13 @@ def test_every_shape(level: int, size: tuple[int, int], dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_of_several_the_first_counts(level: int, dtype: torch.dtype) -> None:
+def test_of_equal_maxima_the_first_gets_the_gradient(level: int, dtype: torch.dtype) -> None:
     check(images(4, 16, 9, 8, dtype=dtype).round())
     check(torch.zeros(2, 16, 5, 6, dtype=dtype).contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_numbers_that_are_none(level: int, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_are_pooled_as_in_torch(level: int, dtype: torch.dtype) -> None:
     x = images(4, 16, 9, 8, dtype=dtype)
     where = images(4, 16, 9, 8, dtype=torch.float32, seed=2)
     for number, low in ((NAN, 1.2), (-NAN, 1.5), (INF, 1.0), (-INF, 0.5)):
@@ -83,10 +83,10 @@ def test_numbers_that_are_none(level: int, dtype: torch.dtype) -> None:
     check(torch.full_like(x, -INF))
 
 
-def test_a_gradient_that_is_no_number_stays_one(level: int) -> None:
+def test_a_nan_gradient_stays_nan(level: int) -> None:
     x = images(1, 16, 2, 2, dtype=torch.bfloat16).requires_grad_()  # one window
     y = max_pool(x)
-    bits = torch.full((16,), 0xFFFF - 2**16, dtype=torch.int16)  # rounded as a number it would be 0
+    bits = torch.full((16,), 0xFFFF - 2**16, dtype=torch.int16)  # rounding its bits as a finite number's would give 0
     y.backward(bits.view(torch.bfloat16).reshape(y.shape))
     assert x.grad is not None
     assert x.grad.isnan().sum(dim=(2, 3)).tolist() == [[1] * 16]
@@ -106,14 +106,14 @@ def test_a_gradient_is_added_up_before_it_is_rounded(level: int) -> None:
 def test_the_same_bits_with_any_number_of_threads(level: int) -> None:
     x, n = images(40, 16, 64, 32, dtype=torch.bfloat16), torch.get_num_threads()
     assert x.numel() > pool._PIXELS_WORTH_THREADS
-    found = []
+    results = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(twins(x)[0])
+            results.append(twins(x)[0])
     finally:
         torch.set_num_threads(n)
-    assert all(torch.equal(one, other) for each in found[1:] for one, other in zip(each, found[0], strict=True))
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_the_same_bits_with_any_number_of_threads(level: int) -> None:
         torch.randn(0, 16, 6, 6).contiguous(memory_format=torch.channels_last),
     ],
 )
-def test_what_the_kernel_cannot_take_is_torchs(x: Tensor) -> None:
+def test_unsupported_tensors_are_pooled_by_torch(x: Tensor) -> None:
     assert not pool._in_c(x)
     assert torch.equal(max_pool(x), F.max_pool2d(x, 3, stride=2, padding=1))
 
 
-def test_channels_that_no_vectors_divide_are_torchs() -> None:
+def test_channels_not_divisible_by_the_vector_size_are_pooled_by_torch() -> None:
     assert [bool(KERNEL.library.srwm_cpu_can_max_pool(c, KERNEL.level)) for c in (1, 2, 4, 6, 12, 16)] == [
         0,
         0,
@@ -143,7 +143,7 @@ def test_channels_that_no_vectors_divide_are_torchs() -> None:
     assert torch.equal(max_pool(x), F.max_pool2d(x, 3, stride=2, padding=1))
 
 
-def test_without_a_kernel_it_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_kernel_torch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "load_kernel", lambda: "not built")
     x = images(2, 16, 6, 6, dtype=torch.float32)
     assert not pool._in_c(x)
@@ -154,12 +154,12 @@ def test_a_gradient_in_another_layout() -> None:
     x = images(2, 16, 6, 6, dtype=torch.float32).requires_grad_()
     y = max_pool(x)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    (found,) = torch.autograd.grad(y, x, grad, retain_graph=True)
+    (gradient,) = torch.autograd.grad(y, x, grad, retain_graph=True)
     (expected,) = torch.autograd.grad(y, x, grad.contiguous(memory_format=torch.channels_last))
-    assert torch.equal(found, expected)
+    assert torch.equal(gradient, expected)
 
 
-def test_under_torch_compilers_eyes() -> None:
+def test_an_exported_pool_has_the_same_output() -> None:
     x = images(2, 16, 6, 6, dtype=torch.float32)
     exported = torch.export.export(Pool(), (x,)).module()
     assert torch.equal(exported(x), max_pool(x))

@@ -29,19 +29,19 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def check(program: Program, inputs: list[Tensor], expected: list[Tensor]) -> None:
     """Compare outputs, and the gradients of a random loss, with the float64 ones of `expected`."""
-    found = program.run(inputs)
-    grads = [drawn(*each.shape, seed=9 + i) for i, each in enumerate(expected)]
-    wrt = [each for each in (*inputs, *program.learnt) if each.requires_grad]
-    one = torch.autograd.grad(sum((a * g).sum() for a, g in zip(found, grads, strict=True)), wrt)
-    other = torch.autograd.grad(sum((a * g).sum() for a, g in zip(expected, grads, strict=True)), wrt)
-    for a, b in zip((*found, *one), (*expected, *other), strict=True):
+    outputs = program.run(inputs)
+    grads = [drawn(*tensor.shape, seed=9 + i) for i, tensor in enumerate(expected)]
+    wrt = [tensor for tensor in (*inputs, *program.trainable) if tensor.requires_grad]
+    our_grads = torch.autograd.grad(sum((a * g).sum() for a, g in zip(outputs, grads, strict=True)), wrt)
+    expected_grads = torch.autograd.grad(sum((a * g).sum() for a, g in zip(expected, grads, strict=True)), wrt)
+    for a, b in zip((*outputs, *our_grads), (*expected, *expected_grads), strict=True):
         assert a.shape == b.shape
         assert (a - b).norm() <= 2e-6 * b.norm() + 2e-7 * math.sqrt(b.numel())
 
 
 def exact(module: nn.Module, x: Tensor) -> Tensor:
     """Apply a module in float64, with gradients that reach its float32 weights."""
-    weights = {name: each.double() for name, each in module.named_parameters()}
+    weights = {name: parameter.double() for name, parameter in module.named_parameters()}
     return torch.func.functional_call(module, weights, (x,))
 
 
@@ -51,7 +51,7 @@ def exact(module: nn.Module, x: Tensor) -> Tensor:
 def test_linear(kernel: cpu.Kernel, rows: int, n_in: int, n_out: int, activation: str) -> None:
     torch.manual_seed(n_in)
     layer, program = nn.Linear(n_in, n_out), Program(kernel)
-    program.output(program.linear(program.input(n_in, wanted=True), layer.weight, layer.bias, activation))
+    program.output(program.linear(program.input(n_in, needs_grad=True), layer.weight, layer.bias, activation))
     x = drawn(rows, n_in).requires_grad_()
     functions = {"identity": lambda y: y, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
     check(program, [x], [functions[activation](exact(layer, x.double()))])
@@ -64,7 +64,7 @@ def test_layer_norm(kernel: cpu.Kernel, rows: int, size: int) -> None:
     with torch.no_grad():
         layer.weight.copy_(drawn(size, seed=3))
         layer.bias.copy_(drawn(size, seed=4))
-    program.output(program.layer_norm(program.input(size, wanted=True), layer.weight, layer.bias, layer.eps))
+    program.output(program.layer_norm(program.input(size, needs_grad=True), layer.weight, layer.bias, layer.eps))
     x = (3 * drawn(rows, size) + 1).requires_grad_()
     check(program, [x], [exact(layer, x.double())])
 
@@ -73,7 +73,7 @@ def test_layer_norm(kernel: cpu.Kernel, rows: int, size: int) -> None:
 @pytest.mark.parametrize(("groups", "group"), [(1, 1), (3, 5), (8, 16)])
 def test_softmax(kernel: cpu.Kernel, rows: int, groups: int, group: int) -> None:
     program = Program(kernel)
-    program.output(program.softmax(program.input(groups * group, wanted=True), group))
+    program.output(program.softmax(program.input(groups * group, needs_grad=True), group))
     x = (5 * drawn(rows, groups * group)).requires_grad_()
     check(program, [x], [x.double().unflatten(1, (groups, group)).softmax(-1).flatten(1)])
 
@@ -83,7 +83,7 @@ def test_softmax(kernel: cpu.Kernel, rows: int, groups: int, group: int) -> None
 def test_log_prob_and_entropy(kernel: cpu.Kernel, rows: int, n: int) -> None:
     program = Program(kernel)
     action = program.input(1)
-    program.output(program.log_prob_and_entropy(program.input(n, wanted=True), action))
+    program.output(program.log_prob_and_entropy(program.input(n, needs_grad=True), action))
     actions = torch.randint(0, n, (rows, 1), generator=torch.Generator().manual_seed(1))
     logits = (4 * drawn(rows, n)).requires_grad_()
     log_p = logits.double().log_softmax(-1)
@@ -96,10 +96,10 @@ def loss_params(clip_range_vf: float) -> PPOLossParams:
 
 
 def loss_program(kernel: cpu.Kernel, n: int) -> Program:
-    """Take a action, logits and a value, and end with the loss."""
+    """Return a program of logits, an action and a value that ends in PPO's loss."""
     program = Program(kernel)
-    action_stats = program.log_prob_and_entropy(program.input(n, wanted=True), program.input(1))
-    program.ppo_loss(action_stats, program.input(1, wanted=True))
+    action_stats = program.log_prob_and_entropy(program.input(n, needs_grad=True), program.input(1))
+    program.ppo_loss(action_stats, program.input(1, needs_grad=True))
     return program
 
 
@@ -126,33 +126,33 @@ def test_ppo_loss(kernel: cpu.Kernel, rows: int, n: int, clip_range_vf: float) -
     log_p = logits.log_softmax(-1).gather(-1, actions)
     # Near enough to the policy that some ratios are clipped and some are not, on both sides.
     old_log_p, old_value = log_p + 0.3 * drawn(rows, 1, seed=3), value + 0.5 * drawn(rows, 1, seed=6)
-    given = [logits, actions.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
-    (grad_logits, none, grad_value, *rest), terms = program.loss_and_grad(given, params, [])
+    inputs = [logits, actions.float(), value, old_log_p, drawn(rows, 1, seed=4), drawn(rows, 1, seed=5), old_value]
+    (grad_logits, none, grad_value, *other_grads), terms = program.loss_and_grad(inputs, params, [])
     assert none is None
-    assert rest == [None] * 4
-    given[0].requires_grad_()
-    given[2].requires_grad_()
-    expected = expected_terms(params, given)
+    assert other_grads == [None] * 4
+    inputs[0].requires_grad_()
+    inputs[2].requires_grad_()
+    expected = expected_terms(params, inputs)
     torch.testing.assert_close(terms.double(), expected, rtol=1e-5, atol=2e-5)
     policy_loss, value_loss, entropy, *_ = expected
     loss = (policy_loss + params.vf_coef * value_loss - params.ent_coef * entropy) * params.scale
-    for found, exact_one in zip(
-        (grad_logits, grad_value), torch.autograd.grad(loss, (given[0], given[2])), strict=True
+    for grad, exact_grad in zip(
+        (grad_logits, grad_value), torch.autograd.grad(loss, (inputs[0], inputs[2])), strict=True
     ):
-        assert found is not None
-        assert (found - exact_one).norm() <= 2e-6 * exact_one.norm() + 1e-9 * math.sqrt(rows)
+        assert grad is not None
+        assert (grad - exact_grad).norm() <= 2e-6 * exact_grad.norm() + 1e-9 * math.sqrt(rows)
     if rows > 100 and n > 1:
         assert 0.2 < expected[4].item() / rows < 0.8
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
-def test_non_finite_inputs_reach_the_loss_terms(kernel: cpu.Kernel, number: float, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5, 6])
+def test_non_finite_inputs_reach_the_loss_terms(kernel: cpu.Kernel, number: float, index: int) -> None:
     program = loss_program(kernel, 3)
-    given = [drawn(70, 3), torch.zeros(70, 1), *(drawn(70, 1, seed=i) for i in range(5))]
-    given[place][66] = number
-    _, terms = program.loss_and_grad(given, loss_params(0.4), [])
-    expected = expected_terms(loss_params(0.4), given)
+    inputs = [drawn(70, 3), torch.zeros(70, 1), *(drawn(70, 1, seed=i) for i in range(5))]
+    inputs[index][66] = number
+    _, terms = program.loss_and_grad(inputs, loss_params(0.4), [])
+    expected = expected_terms(loss_params(0.4), inputs)
     assert torch.equal(terms[:4].isfinite(), expected[:4].isfinite())
     assert not terms[:4].isfinite().all() or math.isinf(number)  # an infinite value is clipped to its former one
 
@@ -160,9 +160,9 @@ def test_non_finite_inputs_reach_the_loss_terms(kernel: cpu.Kernel, number: floa
 @pytest.mark.parametrize("log_ratio", [87.9, 88.5, 200.0, -90.0, -300.0])
 def test_ratios_beyond_the_range_of_exp(kernel: cpu.Kernel, log_ratio: float) -> None:
     program = loss_program(kernel, 2)
-    given = [torch.zeros(2, 2), torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), -log_ratio - math.log(2))]
-    given += [torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1), torch.zeros(2, 1)]
-    (grad, *_), terms = program.loss_and_grad(given, loss_params(-1.0), [])
+    inputs = [torch.zeros(2, 2), torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2, 1), -log_ratio - math.log(2))]
+    inputs += [torch.tensor([[1.0], [-1.0]]), torch.zeros(2, 1), torch.zeros(2, 1)]
+    (grad, *_), terms = program.loss_and_grad(inputs, loss_params(-1.0), [])
     assert grad is not None
     if log_ratio < 0:  # the action's probability is near 0: the loss stays finite
         assert torch.isfinite(terms).all()
@@ -179,27 +179,27 @@ def test_sines_of_late_steps(kernel: cpu.Kernel, rows: int) -> None:
     program.output(program.sines(program.input(1), periods))
     steps = (drawn(rows, 1).abs() * torch.logspace(-3, 6, max(rows, 1))[:rows, None]).float()
     steps[: rows // 2].neg_()
-    (found,) = program.run([steps])
+    (sines,) = program.run([steps])
     angle = (2 * math.pi * steps / periods).double()
     expected = torch.cat((angle.sin(), angle.cos()), dim=1)
-    assert (found - expected).abs().amax().item() < 3e-7 if rows else not found.numel()
+    assert (sines - expected).abs().amax().item() < 3e-7 if rows else not sines.numel()
 
 
 @pytest.mark.parametrize("step", [1e9, 1e15, 1e20, 3e37])
 def test_sines_of_very_late_steps(kernel: cpu.Kernel, step: float) -> None:
     program = Program(kernel)
     program.output(program.sines(program.input(1), torch.tensor([2.0])))
-    (found,) = program.run([torch.tensor([[step], [1.0]])])
+    (sines,) = program.run([torch.tensor([[step], [1.0]])])
     angle = 2 * math.pi * torch.tensor([[step], [1.0]]) / 2.0
-    torch.testing.assert_close(found, torch.cat((angle.sin(), angle.cos()), dim=1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sines, torch.cat((angle.sin(), angle.cos()), dim=1), rtol=0, atol=1e-6)
 
 
 def test_sines_of_non_finite_steps_are_nan(kernel: cpu.Kernel) -> None:
     program = Program(kernel)
     program.output(program.sines(program.input(1), torch.tensor([2.0])))
-    (found,) = program.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
-    assert found[:3].isnan().all()
-    assert found[3].tolist() == [0.0, 1.0]
+    (sines,) = program.run([torch.tensor([[math.inf], [-math.inf], [math.nan], [0.0]])])
+    assert sines[:3].isnan().all()
+    assert sines[3].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -209,22 +209,22 @@ def test_a_network_whose_features_are_used_more_than_once(kernel: cpu.Kernel, ro
     periods = torch.tensor([3.0, 10.0, 256.0])
     program = Program(kernel)
     step = program.input(1)
-    seen, other = program.input(3), program.input(20, wanted=True)
+    seen, residual = program.input(3), program.input(20, needs_grad=True)
     waves = program.sines(step, periods)
     x = program.linear(seen._replace(n=3), torch.eye(3), None)  # a part of the features
-    assert other.first == seen.first + 3
+    assert residual.first == seen.first + 3
     assert x.first == waves.first + 6
-    joined = waves._replace(n=9)  # sines, cosines and what was seen
-    stream = program.linear(joined, first.weight, first.bias, add=other)
+    joined = waves._replace(n=9)  # sines, cosines and the 3 observed numbers
+    stream = program.linear(joined, first.weight, first.bias, add=residual)
     program.output(stream)
     inner = program.linear(program.layer_norm(stream, norm.weight, norm.bias, norm.eps), up.weight, up.bias, "relu")
     program.output(program.linear(inner, down.weight, None, add=stream))
-    given = [torch.arange(rows)[:, None].float(), drawn(rows, 3), drawn(rows, 20, seed=1).requires_grad_()]
-    angle = (2 * math.pi * given[0] / periods).double()  # rounded as in StepEmbedding: late steps are large angles
-    joint = torch.cat((angle.sin(), angle.cos(), given[1].double()), dim=1)
-    expected = exact(first, joint) + given[2].double()
+    inputs = [torch.arange(rows)[:, None].float(), drawn(rows, 3), drawn(rows, 20, seed=1).requires_grad_()]
+    angle = (2 * math.pi * inputs[0] / periods).double()  # rounded as in StepEmbedding: late steps are large angles
+    joint = torch.cat((angle.sin(), angle.cos(), inputs[1].double()), dim=1)
+    expected = exact(first, joint) + inputs[2].double()
     hidden = torch.relu(exact(up, exact(norm, expected)))
-    check(program, given, [expected, exact(down, hidden) + expected])
+    check(program, inputs, [expected, exact(down, hidden) + expected])
 
 
 @pytest.mark.parametrize("rows", [1, 64, 130])
@@ -238,13 +238,13 @@ def test_heads_and_sample(kernel: cpu.Kernel, rows: int, size: int, retained: bo
     y = program.heads(x, weight, kept, bound)
     program.output(y)
     program.sample(y, program.input(n_heads * size))
-    given, gates = drawn(rows, n_heads * size), drawn(rows, n_heads, seed=2).sigmoid()
+    scan_output, gates = drawn(rows, n_heads * size), drawn(rows, n_heads, seed=2).sigmoid()
     exp_noise = drawn(rows, n_heads * size, seed=3).exp()
     state, starts = 0.1 * drawn(1, rows, n_heads * size * columns, seed=4), drawn(rows, seed=5) > 0
-    inputs = [given, *([gates] if retained else []), exp_noise]
+    inputs = [scan_output, *([gates] if retained else []), exp_noise]
     (out, log_probs), actions, final = program.step(inputs, state, starts)
     expected, shift = srwm_scan(
-        given.view(1, rows, n_heads, size),
+        scan_output.view(1, rows, n_heads, size),
         weight,
         state[0].view(rows, n_heads, size, columns),
         starts[None],

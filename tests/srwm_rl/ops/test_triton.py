@@ -71,12 +71,12 @@ def test_random_cases(case: object, contiguous: bool) -> None:
 @interpreted
 def test_opcheck() -> None:
     case = cases.make_case(2, 1, 1, 4, read=5, retained=True)
-    given = (case.x, case.weight, case.retention, case.shift)
-    arguments = (*(each.float().requires_grad_() for each in given), case.starts.view(torch.uint8), 0.5, True)
+    inputs = (case.x, case.weight, case.retention, case.shift)
+    arguments = (*(tensor.float().requires_grad_() for tensor in inputs), case.starts.view(torch.uint8), 0.5, True)
     torch.library.opcheck(torch.ops.srwm_rl.scan_triton.default, arguments)
 
 
-def test_says_what_it_cannot_take() -> None:
+def test_unsupported_arguments_are_named() -> None:
     device = "cpu" if triton_scan.INTERPRETED else "cuda"
     assert "float64" in triton_scan.why_not(device, torch.float64, 16)
     assert "head size 65" in triton_scan.why_not(device, torch.float32, 65)
@@ -122,7 +122,7 @@ def test_compiles_for_a_gpu_without_one(size: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_by_itself() -> None:
+def test_on_a_gpu_the_kernel_matches_the_reference_and_can_be_captured() -> None:
     code = """
 import sys; sys.path.insert(0, sys.argv[1])
 import torch, cases
