@@ -1,4 +1,4 @@
-"""Encoders: layouts, keys, and frames that are not copied on their way."""
+"""Encoders: image layouts, observation keys, micro-batches, precision; frames are not copied."""
 
 import numpy as np
 import pytest
@@ -38,9 +38,9 @@ def test_micro_batches_change_neither_features_nor_gradients() -> None:
         (128, 2, 195, [98, 97]),
         (128, 2, 260, [130, 130]),
         (None, 2, 256, [64] * 4),
-        (None, 3, 300, [50] * 6),  # as many for each thread
+        (None, 3, 300, [50] * 6),  # equal parts for the threads
         (None, 2, 48, [24, 24]),
-        (None, 2, 47, [47]),  # by all threads together
+        (None, 2, 47, [47]),  # one part at a time, each by all threads
         (None, 9, 200, [67, 67, 66]),  # likewise, one after the other
         (4, 2, 12, [3, 3, 3, 3]),
         (4, 1, 11, [4, 4, 3]),
@@ -62,11 +62,13 @@ def test_threads_get_parts_of_equal_size(
     assert sorted(seen, reverse=True) == sizes
 
 
-def test_with_matrix_tiles_a_thread_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_amx_tiles_micro_batches_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_tiles, sizes in ((True, (64, 128)), (False, (64, 64))):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)  # noqa: B023
-        found = [ImpalaCNN((8, 8, 3), False, precision=each).micro_batch for each in ("float32", "bfloat16")]
-        assert tuple(found) == sizes
+        micro_batches = [
+            ImpalaCNN((8, 8, 3), False, precision=precision).micro_batch for precision in ("float32", "bfloat16")
+        ]
+        assert tuple(micro_batches) == sizes
 
 
 def test_frames_reach_the_first_convolution_channels_last() -> None:
@@ -96,7 +98,9 @@ def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
         network.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         features.append(network(frames))
         features[-1].square().sum().backward()
-        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None]))
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in network.parameters() if weight.grad is not None])
+        )
     assert torch.equal(seen[0], seen[1].float())  # frames are exact in bfloat16
     assert seen[1].dtype == torch.bfloat16
     for pair in (features, gradients):
@@ -106,11 +110,13 @@ def test_bfloat16_computes_what_float32_does_and_learns_in_float32() -> None:
 
 
 @pytest.mark.gpu
-def test_weights_converted_at_once_give_what_each_gives_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_converted_together_equal_weights_converted_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ImpalaCNN((16, 16, 3), False, precision="bfloat16").to("cuda")
     frames = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8, device="cuda")
     copy, copied = torch._foreach_copy_, []
-    monkeypatch.setattr(torch, "_foreach_copy_", lambda into, given: copied.append(len(given)) or copy(into, given))
+    monkeypatch.setattr(
+        torch, "_foreach_copy_", lambda into, sources: copied.append(len(sources)) or copy(into, sources)
+    )
     learning = network(frames).detach()
     assert copied == []
     with torch.no_grad():
@@ -118,7 +124,7 @@ def test_weights_converted_at_once_give_what_each_gives_by_itself(monkeypatch: p
     assert copied == [28]  # of 14 convolutions
     assert acting.dtype == torch.float32
     assert torch.equal(acting, learning)
-    assert all(each.dtype == torch.float32 for each in network.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
 def test_float64_stays_float64() -> None:
@@ -136,7 +142,7 @@ def test_published_cnn_has_the_published_size() -> None:
     # 626,272 parameters in the authors' feed-forward agent: this CNN, and heads over 257 features for 15 actions.
     network = ImpalaCNN((64, 64, 3), False)
     heads = (257 + 1) * 15 + (257 + 1)
-    assert sum(each.numel() for each in network.parameters()) + heads == 626_272
+    assert sum(parameter.numel() for parameter in network.parameters()) + heads == 626_272
 
 
 def test_every_key_counts_and_the_step_becomes_sines() -> None:
@@ -150,7 +156,7 @@ def test_every_key_counts_and_the_step_becomes_sines() -> None:
     torch.manual_seed(0)
     encoder = Encoder(space, mlp=(8,), cnn={"channels": (4,), "features": 10}, step_periods=3)
     assert encoder.features_dim == 10 + 8 + 5 + 1 + 6
-    batch = {key: torch.as_tensor(np.stack([each.sample() for _ in range(2)])) for key, each in space.spaces.items()}
+    batch = {key: torch.as_tensor(np.stack([box.sample() for _ in range(2)])) for key, box in space.spaces.items()}
     batch["episode_step"] = torch.tensor([[1.0], [2.0]])
     features = encoder(batch)
     assert features.shape == (2, encoder.features_dim)
@@ -165,14 +171,14 @@ def test_step_embedding_tells_early_and_late_steps_apart() -> None:
     assert distance.min() > 0.05
 
 
-def test_unreadable_spaces_are_named() -> None:
+def test_unsupported_spaces_are_named() -> None:
     with pytest.raises(UserError, match=r"'t' is a Text space"):
         flatten_obs_space(spaces.Dict(t=spaces.Text(3)))
 
 
-def test_the_encoder_says_what_it_is() -> None:
+def test_describe_names_the_layers() -> None:
     frames = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256 in float32"
-    both = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
-    assert Encoder(both, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
+    space = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
+    assert Encoder(space, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
     assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"

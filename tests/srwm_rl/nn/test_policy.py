@@ -72,7 +72,7 @@ def test_a_state_of_the_wrong_shape_is_named() -> None:
         policy().predict(observations(VECTOR, 4), (np.zeros((1, 4, 7), np.float32),))
 
 
-def test_missing_inputs_say_where_to_get_them() -> None:
+def test_missing_memory_inputs_name_the_wrapper() -> None:
     space = spaces.Dict(observation=VECTOR, previous_reward=spaces.Box(-1, 1, (1,), np.float32))
     with pytest.raises(UserError, match=r"previous_reward.*VecMemoryInputs"):
         policy(space).predict(observations(VECTOR, 4))
@@ -90,7 +90,7 @@ def test_act_gives_one_value_and_one_log_probability_per_environment() -> None:
 def test_settings_build_the_same_architecture_again() -> None:
     agent = policy(FRAMES, net_arch=[8], activation_fn="relu", encoder_kwargs={"cnn": {"channels": [4, 8]}})
     again = SRWMPolicy(FRAMES, spaces.Discrete(3), lambda _: 1e-3, **agent.settings())
-    shapes = [{name: each.shape for name, each in p.named_parameters()} for p in (agent, again)]
+    shapes = [{name: parameter.shape for name, parameter in p.named_parameters()} for p in (agent, again)]
     assert shapes[0] == shapes[1]
 
 

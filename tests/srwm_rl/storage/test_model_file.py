@@ -41,14 +41,14 @@ def test_a_loaded_agent_acts_as_the_saved_one(core: str, tmp_path: Path) -> None
     save_model(tmp_path / "m", original, {"env": "coinrun"}, 123)
     agent = load(tmp_path / "m")
     assert (agent.num_timesteps, agent.config) == (123, {"env": "coinrun"})
-    obs = {key: np.stack([each.sample() for _ in range(4)]) for key, each in SPACE.spaces.items()}
+    obs = {key: np.stack([subspace.sample() for _ in range(4)]) for key, subspace in SPACE.spaces.items()}
     state: Any = None
-    other: Any = None
+    their_state: Any = None
     for _ in range(3):
         mine, state = original.predict(obs, state, deterministic=True)
-        theirs, other = agent.predict(obs, other, deterministic=True)
+        theirs, their_state = agent.predict(obs, their_state, deterministic=True)
         np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(state[0], other[0])
+        np.testing.assert_array_equal(state[0], their_state[0])
 
 
 def test_aliases_of_the_encoder_are_saved_once() -> None:
@@ -81,7 +81,7 @@ def test_saved_arrays_do_not_share_memory_with_the_policy() -> None:
         (lambda a, m: m.update(kind="checkpoint"), "is a checkpoint file, not a model"),
     ],
 )
-def test_what_does_not_fit_is_named(saved: Path, change: Any, message: str) -> None:
+def test_a_mismatch_is_named(saved: Path, change: Any, message: str) -> None:
     arrays, meta = read_file(saved)
     change(arrays, meta)
     write_file(saved, arrays, meta)
@@ -122,25 +122,25 @@ def test_old_files_and_litter_are_swept(tmp_path: Path) -> None:
             run.file(kind, steps).touch()
     (run.path / "checkpoints" / ".tmp-123-model-7.safetensors").touch()
     run.sweep()
-    left = sorted(each.name for each in (run.path / "checkpoints").iterdir())
+    left = sorted(file.name for file in (run.path / "checkpoints").iterdir())
     assert left == [f"{kind}-{steps:012d}.safetensors" for kind in ("checkpoint", "model") for steps in (2, 3, 4)]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", "{"])
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="srwm-rl train"):
         Run.open(tmp_path)
 
 
-def test_a_run_without_models_says_what_to_do(tmp_path: Path) -> None:
+def test_a_run_without_models_is_refused_with_advice(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "recall", {"train": {}})
     with pytest.raises(UserError, match=r"has no model.*start a new run"):
         load(run.path)
 
 
-def test_a_damaged_newest_model_is_passed_over_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_model_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run.create(tmp_path / "recall", {"train": {}})
     for steps in (5, 200):
         save_model(run.file("model", steps), policy(), {}, steps)
@@ -164,7 +164,7 @@ with Run.open(Path(sys.argv[1])).lock():
 """
 
 
-def test_two_trainers_on_one_run_the_second_is_refused_and_a_killed_ones_lock_is_free(tmp_path: Path) -> None:
+def test_a_locked_run_is_refused_and_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "recall", {"train": {}})
     with subprocess.Popen([sys.executable, "-c", LOCKER, str(run.path)], stdout=subprocess.PIPE) as first:
         assert first.stdout is not None

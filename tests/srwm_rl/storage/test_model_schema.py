@@ -1,4 +1,4 @@
-"""What a model says of itself decides nothing before it is checked against the weights that are there."""
+"""A model file's description is checked against its weights before anything is built from it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from srwm_rl import SRWMPolicy, UserError, core_names, load
+from srwm_rl import Core, SRWMPolicy, UserError, core_names, load, register_core
 from srwm_rl.storage.model_file import save_model
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
@@ -34,9 +34,9 @@ def refused(path: Path, change: Any, monkeypatch: pytest.MonkeyPatch | None = No
     return str(error.value)
 
 
-def test_a_bound_on_the_shift_is_no_size_and_a_file_without_one_has_none(saved: Path, tmp_path: Path) -> None:
+def test_a_shift_bound_is_not_a_size_and_may_be_absent(saved: Path, tmp_path: Path) -> None:
     assert load(saved).policy.core.layers[0].shift_bound is None
-    settings = {"hidden_size": 8, "n_layers": 1, "shift_bound": 10**6}  # more than there are weights
+    settings = {"hidden_size": 8, "n_layers": 1, "shift_bound": 10**6}  # more than the file's weights
     policy = SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 0.0, core_kwargs=settings)
     save_model(tmp_path / "bounded", policy, {}, 1)
     assert load(tmp_path / "bounded").policy.core.layers[0].shift_bound == 10**6
@@ -49,28 +49,26 @@ def test_absurd_sizes_are_refused_at_once(core: str, setting: str, saved: Path) 
 
 
 @pytest.mark.parametrize("core", ["lstm", "gru", "srwm", "sr_delta", "delta", "feedforward", "fake_sr"])
-def test_a_size_that_only_together_with_others_is_absurd_is_refused_before_it_is_made(core: str, saved: Path) -> None:
-    n_weights = sum(each.size for each in read_file(saved)[0].values())
-    width = 8 * (n_weights // 8)  # no more than there are weights, but its square is 16 million
-    made = []
+def test_a_width_whose_square_exceeds_the_weights_is_refused_before_allocation(core: str, saved: Path) -> None:
+    n_weights = sum(array.size for array in read_file(saved)[0].values())
+    width = 8 * (n_weights // 8)  # no more than the file's weights, but its square is 16 million
+    allocated = []
     empty = torch.empty
 
     class Watch(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             if func is empty and result.device.type == "cpu":
-                made.append(result.numel())
+                allocated.append(result.numel())
             return result
 
     with Watch():
         message = refused(saved, lambda m: m["policy"].update(core=core, core_kwargs={"hidden_size": width}))
     assert "a much larger network than it has weights for" in message
-    assert sum(made) < 2 * n_weights + 2**22
+    assert sum(allocated) < 2 * n_weights + 2**22
 
 
-def test_settings_of_a_users_own_core_that_are_no_sizes_are_not_looked_at(tmp_path: Path) -> None:
-    from srwm_rl import Core, register_core
-
+def test_settings_of_a_users_core_other_than_sizes_are_not_checked(tmp_path: Path) -> None:
     class Patient(Core):
         def __init__(self, input_size: int, longest: int = 1) -> None:
             super().__init__(input_size, 4, 1, 4)
@@ -86,7 +84,7 @@ def test_settings_of_a_users_own_core_that_are_no_sizes_are_not_looked_at(tmp_pa
     assert load(tmp_path / "model").policy.core.longest == BILLION
 
 
-def test_a_message_is_one_line_whatever_a_name_holds() -> None:
+def test_a_message_is_one_line_for_any_name() -> None:
     message = str(UserError("core 'a\nb\x1b[2Jc' \x00" + "x" * 5000))
     assert message.isprintable()
     assert len(message) == 2000
@@ -125,14 +123,14 @@ def test_nothing_is_deleted_behind_a_link(run: Run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "theirs").iterdir())) == 6
 
 
-def test_files_with_other_names_are_no_checkpoints(run: Run) -> None:
+def test_files_with_other_names_are_not_checkpoints(run: Run) -> None:
     for name in ("model-.safetensors", "model-x.safetensors", "model--1.safetensors", "model-\u0663x.safetensors"):
         (run.path / "checkpoints" / name).write_text("x")
     run.file("model", 10**13).write_text("x")
-    assert [int(each.stem[6:]) for each in run.files("model")] == [0, 1, 2, 3, 4, 5, 10**13]
+    assert [int(file.stem[6:]) for file in run.files("model")] == [0, 1, 2, 3, 4, 5, 10**13]
 
 
-def test_settings_that_are_no_regular_file_are_refused(run: Run) -> None:
+def test_settings_must_be_a_regular_file(run: Run) -> None:
     import os
 
     (run.path / "config.json").unlink()

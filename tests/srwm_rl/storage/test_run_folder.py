@@ -15,18 +15,18 @@ def run(tmp_path: Path) -> Run:
 
 
 def touch(run: Run, kind: str, *steps: int) -> None:
-    for each in steps:
-        run.file(kind, each).touch()
+    for step in steps:
+        run.file(kind, step).touch()
 
 
 def names(files: list[Path]) -> list[str]:
-    return [each.name for each in files]
+    return [file.name for file in files]
 
 
 def test_a_path_names_the_newest_model_the_best_or_a_file(run: Run) -> None:
     touch(run, "model", 100, 200, 300)
     touch(run, "best", 90, 150)
-    assert [steps_of(each) for each in model_files(run.path)] == [300, 200, 100]
+    assert [steps_of(file) for file in model_files(run.path)] == [300, 200, 100]
     best = model_files(run.path / "best")
     assert names(best) == ["best-000000000150.safetensors", "best-000000000090.safetensors"]
     assert model_files(best[1]) == [best[1]]
@@ -45,17 +45,17 @@ def test_the_names_work_from_inside_the_run_too(run: Run, monkeypatch: pytest.Mo
     assert (title_of("best"), title_of(".")) == ("recall_1-best", "recall_1")
 
 
-def test_what_is_there_under_that_name_goes_first(tmp_path: Path, run: Run) -> None:
+def test_an_existing_path_named_best_is_preferred(tmp_path: Path, run: Run) -> None:
     touch(run, "best", 90)
     (run.path / "best").touch()
     assert model_files(run.path / "best") == [run.path / "best"]
-    other = Run.create(tmp_path / "logs" / "x", {"train": {}})
-    os.rename(other.path, tmp_path / "logs" / "best")
+    named_best = Run.create(tmp_path / "logs" / "x", {"train": {}})
+    os.rename(named_best.path, tmp_path / "logs" / "best")
     touch(Run.open(tmp_path / "logs" / "best"), "model", 7)
     assert names(model_files(tmp_path / "logs" / "best")) == ["model-000000000007.safetensors"]
 
 
-def test_a_run_without_a_best_model_says_what_to_do(run: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_best_model_is_refused_with_advice(run: Run, tmp_path: Path) -> None:
     touch(run, "model", 100)
     with pytest.raises(
         UserError, match=r"recall_1 has no best model yet: .*--eval-freq.*until then use .*recall_1, its"
@@ -70,7 +70,7 @@ def test_the_best_models_are_not_swept_while_a_kept_checkpoint_may_name_them(run
     for kind in ("model", "checkpoint"):
         touch(run, kind, 10, 20, 30, 40)
     run.sweep()
-    assert [[steps_of(each) for each in run.files(kind)] for kind in ("best", "model", "checkpoint")] == [
+    assert [[steps_of(file) for file in run.files(kind)] for kind in ("best", "model", "checkpoint")] == [
         [5, 12, 13],
         [20, 30, 40],
         [20, 30, 40],
@@ -81,11 +81,11 @@ def test_the_best_models_are_not_swept_while_a_kept_checkpoint_may_name_them(run
     assert steps_of(model_files(run.path / "best")[0]) == 13
 
 
-def test_the_best_models_of_a_stretch_that_is_played_again_are_forgotten(run: Run) -> None:
+def test_best_models_after_the_resumed_step_are_deleted(run: Run) -> None:
     touch(run, "best", 1, 5, 12)
     touch(run, "model", 12)
     run.forget_best(5)
-    assert [steps_of(each) for each in run.files("best")] == [1, 5]
+    assert [steps_of(file) for file in run.files("best")] == [1, 5]
     run.forget_best(-1)
     assert run.files("best") == []
     assert len(run.files("model")) == 1

@@ -1,4 +1,4 @@
-"""Files: equal content, equal bytes; whole or not at all; damage is noticed."""
+"""Files: equal content gives equal bytes; writes are atomic; damage is detected."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def test_round_trip_and_equal_bytes(tmp_path: Path) -> None:
     assert serialise(ARRAYS, {"x": 1, "y": 2}) == serialise(turned, {"y": 2, "x": 1})
 
 
-def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_bit_raises(tmp_path: Path) -> None:
     blob = serialise(ARRAYS, {"x": 1})
     rng = random.Random(0)
     unnoticed = []
@@ -48,14 +48,14 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 64, b"PK\x03\x04" + b"\0" * 60, b"[" * 4096])
-def test_foreign_files_are_one_clear_line(content: bytes, tmp_path: Path) -> None:
+def test_foreign_files_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(content)
     with pytest.raises(UserError, match="no srwm-rl file") as error:
         read_file(tmp_path / "f")
     assert "\n" not in str(error.value)
 
 
-def test_truncated_files_are_noticed(tmp_path: Path) -> None:
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
     blob = serialise(ARRAYS, {"x": 1})
     for length in range(len(blob)):
         (tmp_path / "f").write_bytes(blob[:length])
@@ -63,7 +63,7 @@ def test_truncated_files_are_noticed(tmp_path: Path) -> None:
             read_file(tmp_path / "f")
 
 
-def test_missing_file_and_folder() -> None:
+def test_missing_files_and_folders_are_refused() -> None:
     with pytest.raises(UserError, match="cannot read"):
         read_file(Path("there/is/none"))
     with pytest.raises(UserError, match="cannot read"):
@@ -81,7 +81,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
         write_file(tmp_path / "f", ARRAYS, {"x": 2})
     monkeypatch.undo()
     assert read_file(tmp_path / "f")[1] == {"x": 1}
-    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
 WRITER = """
@@ -125,7 +125,7 @@ def test_trees_survive_packing() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "long"])
-def test_what_the_disk_does_not_give_back_is_not_published(
+def test_a_file_that_cannot_be_read_back_does_not_replace_the_old_one(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_file(tmp_path / "f", ARRAYS, {"x": 1})
@@ -141,13 +141,13 @@ def test_what_the_disk_does_not_give_back_is_not_published(
     with pytest.raises(OSError, match="returned other bytes"):
         write_file(tmp_path / "f", ARRAYS, {"x": 2})
     monkeypatch.undo()
-    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == before
 
 
 def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("keep me")
-    for name in ("f", f".tmp-{os.getpid()}-f"):  # the file itself, and where it is written first
+    for name in ("f", f".tmp-{os.getpid()}-f"):  # the file itself, and its temporary file
         (tmp_path / name).symlink_to(tmp_path / "theirs")
     write_file(tmp_path / "f", ARRAYS, {"x": 1})
     assert (tmp_path / "theirs").read_text() == "keep me"
@@ -163,7 +163,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
             read_file(tmp_path / name)
 
 
-def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_arrays_are_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("srwm_rl.storage.safe_file.MAX_ARRAYS", 2)
     with pytest.raises(UserError, match="too much for one file"):
         write_file(tmp_path / "f", ARRAYS, {})
@@ -174,7 +174,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch:
     ("meta", "again"),
     [({"rate": 1e-05}, b"1E-05"), ({"name": "\xe9"}, b"\\\\u00E9")],
 )
-def test_a_change_that_means_the_same_is_noticed_too(meta: dict[str, Any], again: bytes, tmp_path: Path) -> None:
+def test_an_equivalent_change_of_the_header_is_refused(meta: dict[str, Any], again: bytes, tmp_path: Path) -> None:
     blob = serialise(ARRAYS, meta)
     old = again.swapcase() if again[0:1] == b"1" else again.lower()
     assert blob.count(old) == 1
@@ -186,6 +186,6 @@ def test_a_change_that_means_the_same_is_noticed_too(meta: dict[str, Any], again
 @pytest.mark.parametrize(
     "node", [{"$array": "/nothing"}, {"$bytes": "/nothing"}, {"$array": ["a"]}, {"$bytes": None}, [{"$array": 1}]]
 )
-def test_a_tree_that_names_what_is_not_there_is_refused(node: Any) -> None:
+def test_a_tree_that_names_missing_arrays_is_refused(node: Any) -> None:
     with pytest.raises(UserError, match="has no array"):
         unpack({"a": np.zeros(1)}, {"x": node})

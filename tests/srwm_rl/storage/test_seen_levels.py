@@ -1,4 +1,4 @@
-"""The record of the levels played: exact, of bounded size, honest where it is not exact, checked when it is read."""
+"""The record of the levels played: exact, of bounded size, marked where incomplete, checked when it is read."""
 
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,30 @@ def through_a_file(record: SeenLevels, path: Path) -> SeenLevels:
 
 
 @pytest.mark.parametrize("levels", [(0, 200), (17, 1017), (0, MAX_MAPPED), (5, 5 + MAX_MAPPED + 1), ALL])
-def test_it_remembers_exactly_what_was_played(levels: tuple[int, int], tmp_path: Path) -> None:
+def test_the_levels_played_are_recorded_exactly(levels: tuple[int, int], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     record = SeenLevels(*levels)
     played = {
-        game: {int(each) for each in rng.integers(*levels, 150)} | {min(levels[1] + 3, 2**31 - 1)}
+        game: {int(level) for level in rng.integers(*levels, 150)} | {min(levels[1] + 3, 2**31 - 1)}
         for game in ("a", "b/c-v0")
     }
-    for game, each in played.items():
-        for level in [*each, *each]:
+    for game, seeds in played.items():
+        for level in [*seeds, *seeds]:
             record.add(game, level)
     for same in (record, through_a_file(record, tmp_path / "record")):
-        for game, each in played.items():
+        for game, seeds in played.items():
             assert same.is_complete(game)
-            assert len(same.games[game]) == len(each)
-            assert set(same.among(game, [*each, *(level + 1 for level in each)])) >= each
+            assert len(same.games[game]) == len(seeds)
+            assert set(same.among(game, [*seeds, *(level + 1 for level in seeds)])) >= seeds
             assert set(same.among(game, range(levels[0], levels[0] + 5000))) == {
-                x for x in each if x < levels[0] + 5000
+                x for x in seeds if x < levels[0] + 5000
             }
-            assert (same.games[game].low, same.games[game].high) == (min(each), max(each))
+            assert (same.games[game].low, same.games[game].high) == (min(seeds), max(seeds))
         assert not same.is_complete("never played")
         assert same.among("never played", range(200)) == []
 
 
-def test_a_record_that_goes_on_after_a_file_equals_one_that_was_never_written(tmp_path: Path) -> None:
+def test_a_restored_record_continues_as_an_uninterrupted_one(tmp_path: Path) -> None:
     levels = np.random.default_rng(1).integers(0, 500, 300).tolist()
     whole, first = SeenLevels(0, 300), SeenLevels(0, 300)
     for level in levels:
@@ -54,18 +54,18 @@ def test_a_record_that_goes_on_after_a_file_equals_one_that_was_never_written(tm
     second = through_a_file(first, tmp_path / "record")
     for level in levels[150:]:
         second.add("a", level)
-    (expected, tree), (found, other) = pack(whole.to_tree()), pack(second.to_tree())
-    assert tree == other
-    assert expected.keys() == found.keys()
+    (expected, tree), (arrays, restored_tree) = pack(whole.to_tree()), pack(second.to_tree())
+    assert tree == restored_tree
+    assert expected.keys() == arrays.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_what_was_taken_changes_no_more() -> None:
+def test_a_captured_tree_does_not_change_with_the_record() -> None:
     record = SeenLevels(0, 20)
     record.add("a", 3)
     arrays, tree = pack(record.to_tree())
-    before = {name: each.copy() for name, each in arrays.items()}
+    before = {name: array.copy() for name, array in arrays.items()}
     for level in (4, 5000):
         record.add("a", level)
     assert tree == pack(record.to_tree())[1] | tree
@@ -74,7 +74,7 @@ def test_what_was_taken_changes_no_more() -> None:
     assert record.among("a", [3, 4, 5, 5000]) == [3, 4, 5000]
 
 
-def test_it_stays_bounded_and_says_what_it_let_go(tmp_path: Path) -> None:
+def test_a_record_is_bounded_and_marked_incomplete_beyond_its_size(tmp_path: Path) -> None:
     record = SeenLevels(*ALL)
     for level in range(0, 3 * MAX_OTHERS, 3):
         record.add("a", level)
@@ -93,11 +93,11 @@ def test_it_stays_bounded_and_says_what_it_let_go(tmp_path: Path) -> None:
     assert (tmp_path / "full").stat().st_size < 150_000
 
 
-def test_what_it_cannot_hold_makes_it_incomplete_and_not_unreadable(tmp_path: Path) -> None:
+def test_levels_it_cannot_hold_mark_the_record_incomplete(tmp_path: Path) -> None:
     for name, level in (("a", -1), ("a", 2**31), ("a", 1.5), ("", 3), ("x" * 300, 3)):
         record = SeenLevels(0, 10)
-        for each in (1, 2):
-            record.add("b", each)
+        for seed in (1, 2):
+            record.add("b", seed)
         record.add(name, level)  # type: ignore[arg-type]
         same = through_a_file(record, tmp_path / "record")
         assert same.among("b", range(10)) == [1, 2]
@@ -107,7 +107,7 @@ def test_what_it_cannot_hold_makes_it_incomplete_and_not_unreadable(tmp_path: Pa
     assert not through_a_file(record, tmp_path / "record").is_complete("b")
 
 
-def test_a_record_that_began_later_is_never_complete(tmp_path: Path) -> None:
+def test_a_record_started_after_the_first_step_is_never_complete(tmp_path: Path) -> None:
     record = SeenLevels(0, 10, complete=False)
     record.add("a", 1)
     assert not record.is_complete("a")
@@ -155,7 +155,7 @@ def game(**changes: Any) -> Any:
         game(map=np.zeros(2, np.uint8), others=np.zeros(0, np.int64), low=-1, high=-1),
     ],
 )
-def test_what_cannot_be_is_refused(tree: Any) -> None:
+def test_inconsistent_records_are_refused(tree: Any) -> None:
     assert SeenLevels.from_tree(game(), "that file").among("a", range(50)) == [1, 3, 5, 7, 9, 30, 40]
     assert not SeenLevels.from_tree(game(complete=False, low=0, high=50), "that file").is_complete("a")
     with pytest.raises(UserError, match="that file is damaged: its record of the levels played"):

@@ -105,7 +105,7 @@ DISCRETE = {"type": "Discrete", "n": 4, "start": 0, "dtype": "int64"}
     ],
     ids=lambda data: str(data)[:60],
 )
-def test_descriptions_that_cannot_be_are_refused_in_one_line(data: Any) -> None:
+def test_invalid_space_descriptions_are_refused_in_one_line(data: Any) -> None:
     with pytest.raises(UserError, match="the file describes") as error:
         space_from_json(data)
     assert "\n" not in str(error.value)

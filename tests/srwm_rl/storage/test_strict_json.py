@@ -1,4 +1,4 @@
-"""JSON of strangers: what no program of ours writes is refused, and quickly."""
+"""Untrusted JSON: what our programs do not write is refused, and quickly."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from srwm_rl.storage.strict_json import convert, parse_json
 
 
 @pytest.mark.parametrize("value", [None, [], {}, 2**127, -1.5e-9, "\xe9\n", {"a": [{"b": [True, False]}]}])
-def test_what_json_says_is_returned(value: Any) -> None:
+def test_json_values_are_returned(value: Any) -> None:
     assert parse_json(json.dumps(value).encode()) == value
 
 
@@ -21,7 +21,7 @@ def test_what_json_says_is_returned(value: Any) -> None:
         (b"", "Expecting value"),
         (b"{", "Expecting"),
         (b"\xff\xfe", "decode"),
-        (b"\0" * 8, "Expecting value"),  # which json itself takes for another encoding
+        (b"\0" * 8, "Expecting value"),  # json would read it in another encoding
         (b"NaN", "the number NaN"),
         (b"[-Infinity]", "the number -Infinity"),
         (b"1e999", "the number 1e999"),
@@ -33,14 +33,14 @@ def test_what_json_says_is_returned(value: Any) -> None:
         (b"[" + b"[]," * 2**20 + b"[]]", "values"),
         (b'"' + b"x" * 2**24 + b'"', "bytes of JSON"),
     ],
-    ids=lambda each: repr(each)[:30],
+    ids=lambda text: repr(text)[:30],
 )
-def test_what_nobody_writes_is_refused(text: bytes, message: str) -> None:
+def test_json_that_our_programs_do_not_write_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_json(text)
 
 
-def test_a_little_depth_is_fine() -> None:
+def test_moderate_nesting_is_read() -> None:
     assert parse_json(b"[" * 60 + b"]" * 60)
 
 

@@ -339,7 +339,7 @@ def my_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (tmp_path / "my_memory.py").write_text(MODULE)
     (tmp_path / "needs_more.py").write_text("import srwm_rl_no_such_module")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     yield tmp_path
     for name in list(_CORES):
         if ":" in name:

@@ -1,4 +1,4 @@
-"""Properties every core has. The published cores' own numbers are in test_official.py."""
+"""Properties of every core; the published cores' numbers are tested in tests/srwm_rl/official."""
 
 import pytest
 import torch
@@ -56,10 +56,10 @@ def test_episode_start_equals_fresh_episode(core: Core) -> None:
     torch.testing.assert_close(final, fresh_final)
 
 
-def test_nothing_is_asked_of_a_device_that_would_have_to_be_waited_for(core: Core) -> None:
-    expected = [each.shape for each in core(*unroll(core))]
-    there = [each.to("meta") for each in unroll(core)]  # which has no numbers to tell
-    assert [each.shape for each in core.to("meta")(*there)] == expected
+def test_no_core_reads_values_from_the_device(core: Core) -> None:
+    expected = [tensor.shape for tensor in core(*unroll(core))]
+    on_meta = [tensor.to("meta") for tensor in unroll(core)]  # any read of a value raises there
+    assert [tensor.shape for tensor in core.to("meta")(*on_meta)] == expected
 
 
 def test_environments_do_not_mix(core: Core) -> None:
@@ -96,9 +96,9 @@ def test_memory_remembers_and_feedforward_does_not() -> None:
         core = make_core(name, 5, **SIZES)
         x, state, _ = unroll(core)
         starts = torch.zeros(x.shape[:2])
-        other = x.clone()
-        other[0] += 1
-        differs = not torch.allclose(core(x, state, starts)[0][-1], core(other, state, starts)[0][-1], atol=1e-7)
+        changed = x.clone()
+        changed[0] += 1
+        differs = not torch.allclose(core(x, state, starts)[0][-1], core(changed, state, starts)[0][-1], atol=1e-7)
         assert differs == (name not in ("feedforward", "fake_sr"))
 
 
@@ -206,12 +206,12 @@ def test_retention_starts_near_one_and_learns() -> None:
 
 
 @pytest.mark.parametrize("name", ["srwm", "srwm_no_carry", "sr_delta"])
-def test_a_bound_holds_every_heads_shift_and_lets_the_rest_be(name: str) -> None:
-    made = []
+def test_a_bound_limits_every_heads_shift_and_leaves_smaller_ones_unchanged(name: str) -> None:
+    cores = []
     for bound in (None, 1e6, 0.3):
         torch.manual_seed(0)
-        made.append(make_core(name, 5, shift_bound=bound, query_init=1.0, **SIZES))
-    free, loose, tight = made
+        cores.append(make_core(name, 5, shift_bound=bound, query_init=1.0, **SIZES))
+    free, loose, tight = cores
     torch.testing.assert_close(loose(*unroll(free)), free(*unroll(free)))
     assert not torch.allclose(tight(*unroll(free))[0], free(*unroll(free))[0])
     if not free.carries_over:
@@ -229,7 +229,7 @@ def test_a_bound_is_trained_through() -> None:
     torch.manual_seed(0)
     core = make_core("srwm", 5, shift_bound=0.1, retention=True, query_init=1.0, **SIZES)
     core(*unroll(core))[0].square().sum().backward()
-    assert all(each.grad is not None and each.grad.isfinite().all() for each in core.parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in core.parameters())
     assert all(layer.weight.grad[..., 2:].abs().max() > 0 for layer in core.layers)  # type: ignore[union-attr]
 
 
