@@ -1,7 +1,7 @@
 """Import damaged checkpoints by the hundred, under an audit hook: `fuzz_official.py FOLDER GOLDEN [N]`.
 
-A process of its own, for a hook stays for good. It fails if an import ends in anything but a run or a `UserError`, or
-if anything is run, imported, compiled, connected to or written elsewhere on the way.
+A separate process, because an audit hook cannot be removed. It fails if an import ends in anything but a run or a
+`UserError`, or if anything is run, imported, compiled, connected to or written elsewhere meanwhile.
 """
 
 import os
@@ -29,7 +29,7 @@ seen: list[str] = []
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """Note what must not happen while a file is imported."""
+    """Record forbidden events while a file is imported."""
     if not armed:
         return
     # Opening by number only wraps a descriptor that was opened by name before, which is an event of its own.
@@ -42,7 +42,7 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def attempt(name: str) -> bool:
-    """Import the checkpoint; say whether it was taken."""
+    """Import the checkpoint; return whether that succeeded."""
     try:
         import_checkpoint(CHECKPOINT, FOLDER / name)
     except UserError as error:
@@ -53,7 +53,7 @@ def attempt(name: str) -> bool:
 
 
 def damage(data: bytes) -> bytes:
-    """Change some bytes, often to others that mean something to a pickle, and now and then cut the end off."""
+    """Change some bytes, often to pickle opcodes, and sometimes cut off the end."""
     changed = bytearray(data)
     if rng.random() < 0.1:
         del changed[rng.randrange(len(changed)) :]
@@ -63,15 +63,15 @@ def damage(data: bytes) -> bytes:
 
 
 def small_agents() -> list[dict[str, bytes]]:
-    """Return the members of a small checkpoint of every kind; importing them also imports all that comes late."""
+    """Return the members of a small checkpoint of every kind; importing them also triggers all late imports."""
     b"x".decode("cp437")  # zipfile takes this codec of Python's for names without a flag
-    found = []
+    agents = []
     for core in official_checkpoints.OPTIONS:
         official_checkpoints.make_checkpoint(CHECKPOINT, core)
         assert attempt(core)
         with zipfile.ZipFile(CHECKPOINT) as archive:
-            found.append({name: archive.read(name) for name in archive.namelist()})
-    return found
+            agents.append({name: archive.read(name) for name in archive.namelist()})
+    return agents
 
 
 def damage_file(whole: bytes, number: int) -> None:
@@ -104,7 +104,7 @@ def main() -> int:
         armed = False
         shutil.rmtree(FOLDER / "run", ignore_errors=True)
     print(f"taken {taken} of {N_EACH} each; forbidden: {seen[:5]}")
-    return bool(seen) or not all(0 < each < N_EACH for each in taken)
+    return bool(seen) or not all(0 < count < N_EACH for count in taken)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Write the corpus of hostile files: `hostile_corpus.py FOLDER`; the same files every time.
 
-FOLDER/files/<number>-<name>     a file (or a link, a pipe, a folder) given to whatever reads files
-FOLDER/runs/<number>-<name>/     a run folder with something wrong in it, given to train --resume
-FOLDER/good/                     what the others were made of
-FOLDER/canary/                   a module that leaves a mark when it is imported
+FOLDER/files/<number>-<name>     a file (or a link, a pipe, a folder) for every reader
+FOLDER/runs/<number>-<name>/     a faulty run folder for train --resume
+FOLDER/good/                     the intact originals
+FOLDER/canary/                   a module that writes the marker file when it is imported
 """
 
 import gzip
@@ -31,14 +31,14 @@ from srwm_rl.scripts.main import main as command
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import pack, read_file, serialise, unpack
 
-Made = Iterator[tuple[str, "bytes | Callable[[Path], object]"]]
+Files = Iterator[tuple[str, "bytes | Callable[[Path], object]"]]
 TRAIN = "train --env recall --levels 0:12 --eval-levels 100:108 --n-envs 4 --n-steps 16 --batch-size 32 --lr-decay none"
 TRAIN += " --n-threads 1 --no-progress --core-kwargs hidden_size:8 n_layers:1 --n-epochs 1 -n 64 --verbose 0"
 HUGE = 10**9
 
 
 class Good:
-    """What works: a model file, a run's checkpoint and settings, an official checkpoint."""
+    """Intact files: a model, a run's checkpoint and settings, an official checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -53,14 +53,14 @@ class Good:
 
 
 def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> bytes:
-    """Return one of our files with something changed, its sha256 made to fit."""
+    """Return one of our files changed, with a valid sha256."""
     arrays, meta = (deepcopy(each) for each in read_file(path))
     change(arrays, meta)
     return serialise(arrays, meta)
 
 
 def raw(header: Any, data: bytes = b"") -> bytes:
-    """Return a safetensors file with any header."""
+    """Return a safetensors file with the given header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -75,14 +75,14 @@ def zipped(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def saved(content: Any, **how: Any) -> bytes:
-    """Return what torch.save writes."""
+    """Return the bytes of torch.save."""
     whole = io.BytesIO()
     torch.save(content, whole, **how)
     return whole.getvalue()
 
 
-def loose_files(good: Good, mark: str) -> Made:
-    """Yield pickles, and what is no file of ours at all."""
+def foreign_files(good: Good, mark: str) -> Files:
+    """Yield pickles and foreign files."""
     for name, data in pickles(mark).items():
         yield f"pickle-{name}", data
     for n in (0, 1, 7, 8, 9, 100):
@@ -104,7 +104,7 @@ def loose_files(good: Good, mark: str) -> Made:
     yield "names\nand\x1b[2Jcodes", b"x"
 
 
-def archives(good: Good, mark: str) -> Made:
+def archives(good: Good, mark: str) -> Files:
     """Yield zips such as SB3's, torch's files and tars, with payloads in every member."""
     calls = payloads(mark)
     members = ("policy.pth", "policy.optimizer.pth", "pytorch_variables.pth", "_stable_baselines3_version", "data")
@@ -137,7 +137,7 @@ def archives(good: Good, mark: str) -> Made:
 
 
 def torch_pickles() -> dict[str, bytes]:
-    """Return short pickles that take `torch.load(weights_only=True)` gigabytes or for ever."""
+    """Return short pickles on which `torch.load(weights_only=True)` needs gigabytes or does not end."""
     gigabytes = b"\x8a\x05" + (2**33).to_bytes(5, "little")
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x03tQ"
     rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00%b\x85K%b\x85\x89}tR"
@@ -154,7 +154,7 @@ def torch_pickles() -> dict[str, bytes]:
     }
 
 
-def bombs(good: Good, mark: str) -> Made:
+def bombs(good: Good, mark: str) -> Files:
     """Yield small files that would be large in memory."""
     much = b"\0" * 2**27
     for name in ("archive/data.pkl", "data", "archive/data/0"):
@@ -184,8 +184,8 @@ def bombs(good: Good, mark: str) -> Made:
         yield f"json-policy-{name}", raw({"__metadata__": {"srwm_rl": meta}})
 
 
-def headers(good: Good, mark: str) -> Made:
-    """Yield safetensors headers that cannot be."""
+def headers(good: Good, mark: str) -> Files:
+    """Yield invalid safetensors headers."""
     for size in (0, 1, 2**24 + 1, 10**8, 2**32, 2**63 - 1, 2**63, 2**64 - 1):
         yield f"header-size-{size}", struct.pack("<Q", size) + b"{}" + b" " * 100
     yield "header-large", raw(b"{}" + b" " * (2**24 + 1))
@@ -232,7 +232,7 @@ def headers(good: Good, mark: str) -> Made:
     yield "header-entry-list", raw({**header, name: []}, data)
 
 
-def damage(good: Good, mark: str) -> Made:
+def damage(good: Good, mark: str) -> Files:
     """Yield files cut off at many places, or with bytes changed."""
     for kind, path in {"model": good.model, "checkpoint": good.checkpoint, "official": good.official}.items():
         blob = path.read_bytes()
@@ -243,7 +243,7 @@ def damage(good: Good, mark: str) -> Made:
             yield f"zeroed-{kind}-{i}", blob[:middle] + b"\xa5" * 16 + blob[middle + 16 :]
 
 
-def weights(good: Good, mark: str) -> Made:
+def weights(good: Good, mark: str) -> Files:
     """Yield models of wrong shapes, types and numbers."""
     arrays, _ = read_file(good.model)
     for name in [each for each in arrays if not each.startswith("/")][:12]:
@@ -257,9 +257,9 @@ def weights(good: Good, mark: str) -> Made:
                 continue
             yield f"weight-{name}-{kind}", changed(good.model, lambda a, m, n=name, x=array: a.update({n: x}))
         for value in (np.nan, np.inf, -np.inf):
-            sick = arrays[name].copy()
-            sick.flat[-1] = value
-            yield f"weight-{name}-{value}", changed(good.model, lambda a, m, n=name, x=sick: a.update({n: x}))
+            non_finite = arrays[name].copy()
+            non_finite.flat[-1] = value
+            yield f"weight-{name}-{value}", changed(good.model, lambda a, m, n=name, x=non_finite: a.update({n: x}))
     yield "weight-none", changed(good.model, lambda a, m: a.clear())
     yield "weight-lacks", changed(good.model, lambda a, m: a.pop("value_net.bias"))
     for name in ("surplus", "../../outside", "/etc/passwd", "__class__", "", "\0", "x" * 5000, "\x1b[2J"):
@@ -269,8 +269,8 @@ def weights(good: Good, mark: str) -> Made:
         )
 
 
-def records(good: Good, mark: str) -> Made:
-    """Yield models whose record of the levels played, or whose score, cannot be."""
+def records(good: Good, mark: str) -> Files:
+    """Yield models with an invalid record of levels played or an invalid score."""
     folder = "/levels_played/games/recall"
     bits, others = np.zeros(2, np.uint8), np.zeros(0, np.int64)
     new: dict[str, list[np.ndarray]] = {
@@ -339,8 +339,8 @@ def _set(path: str, value: Any) -> Callable[[Any, Any], None]:
     return change
 
 
-def descriptions(good: Good, mark: str) -> Made:
-    """Yield models that describe something foreign, absurd or not theirs to start."""
+def descriptions(good: Good, mark: str) -> Files:
+    """Yield models whose description is foreign or absurd, or would start something."""
     cases: list[tuple[str, Any]] = []
     for name in ("format", "kind", "policy", "observation_space", "action_space", "config", "num_timesteps"):
         cases += [(name, value) for value in (..., *ODD) if (name, value) != ("config", {})]
@@ -381,7 +381,7 @@ def descriptions(good: Good, mark: str) -> Made:
 
 
 def settings(good: Good) -> Iterator[tuple[str, Any]]:
-    """Yield settings of a run that cannot be, or would start something or take much."""
+    """Yield run settings that are invalid, would start something, or need much memory."""
     for name in ("env", "core", "algo", "mode", "optimizer", "lr_decay"):
         yield from ((name, value) for value in (None, 1, [], {}))
     for name in ("env_kwargs", "core_kwargs", "encoder_kwargs", "inputs"):
@@ -400,7 +400,7 @@ def settings(good: Good) -> Iterator[tuple[str, Any]]:
     yield from [("n_envs", HUGE), ("n_steps", HUGE), ("n_threads", HUGE), ("env_list", 1), ("dry_run", "x")]
 
 
-def states(good: Good, mark: str) -> Made:
+def states(good: Good, mark: str) -> Files:
     """Yield checkpoints whose state is foreign, and models with a simulator's state in them."""
     _, meta = read_file(good.checkpoint)
 
@@ -453,7 +453,7 @@ def _batch(environments: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def no_files(good: Good, mark: str) -> Made:
+def special_files(good: Good, mark: str) -> Files:
     """Yield links, pipes, sockets, folders."""
     targets = {"passwd": "/etc/passwd", "zero": "/dev/zero", "null": "/dev/null", "memory": "/proc/self/mem"}
     targets |= {
@@ -515,7 +515,7 @@ def _remove(path: Path) -> None:
 
 
 def _link(run: Path, name: str) -> None:
-    """Put a link to a place outside of the run, where the same lies, in the place of something in it."""
+    """Move a part of the run outside it, and put a link in its place."""
     outside = run.parents[1] / "outside"
     outside.mkdir(exist_ok=True)
     target = outside / f"{run.name}-{name}"
@@ -534,7 +534,18 @@ def main(folder: Path) -> None:
         (folder / part).mkdir()
     (folder / "canary" / f"{MODULE}.py").write_text(f"open({mark!r}, 'w').close()\n")
     numbers = itertools.count()
-    for make in (loose_files, archives, bombs, headers, damage, weights, records, descriptions, states, no_files):
+    for make in (
+        foreign_files,
+        archives,
+        bombs,
+        headers,
+        damage,
+        weights,
+        records,
+        descriptions,
+        states,
+        special_files,
+    ):
         for name, content in make(good, mark):
             path = folder / "files" / f"{next(numbers):04d}-{name}"
             path.write_bytes(content) if isinstance(content, bytes) else content(path)

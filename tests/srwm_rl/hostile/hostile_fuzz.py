@@ -1,7 +1,7 @@
-"""Change files at random, for some time, and give them to what reads them: `hostile_fuzz.py FOLDER SECONDS [SEED]`.
+"""Read files with random damage for some time: `hostile_fuzz.py FOLDER SECONDS [SEED]`.
 
-Prints JSON: how many files, how many were taken, and every end other than being taken or refused in one clear line.
-A fault says its number; the same seed makes the same files.
+Prints JSON: the counts of files read and refused, and every fault: anything but success or one clear line of error.
+A fault names its file's number; the same seed makes the same files.
 """
 
 import contextlib
@@ -57,9 +57,9 @@ rng = random.Random(SEED)
 
 
 def nodes(tree: Any) -> list[tuple[Any, Any]]:
-    """Return every place in a tree of dicts and lists, as container and key."""
+    """Return every entry in a tree of dicts and lists, as container and key."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [pair for key, each in items for pair in ((tree, key), *nodes(each))]
+    return [pair for key, child in items for pair in ((tree, key), *nodes(child))]
 
 
 def change_tree(tree: Any) -> None:
@@ -69,14 +69,14 @@ def change_tree(tree: Any) -> None:
         if not places:
             return
         holder, key = rng.choice(places)
-        other, its_key = rng.choice(places)
+        source, source_key = rng.choice(places)
         act = rng.randrange(5)
         if act <= 1:
             holder[key] = deepcopy(rng.choice(ODD))
         elif act == 2 and isinstance(holder, dict):
             del holder[key]
         elif act == 3:
-            holder[key] = deepcopy(other[its_key])
+            holder[key] = deepcopy(source[source_key])
         elif isinstance(holder[key], int | float):
             holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] * 2, float(holder[key])))
 
@@ -145,57 +145,57 @@ def change_config(path: Path) -> bytes:
     return json.dumps(config).encode()
 
 
-def run(*words: object) -> bool:
-    """Run the command line; return whether it did what it was asked.
+def run(*argv: object) -> bool:
+    """Run the command line; return whether it succeeded.
 
     Raises:
-        AssertionError: it neither did nor said in one line why not.
+        AssertionError: it neither succeeded nor failed with one line of error.
     """
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        code = command([str(word) for word in words])
-    said = errors.getvalue()
-    fault = code == 3 and "Traceback" not in said  # a number that is not finite, named
-    assert code == 0 or fault or (code == 2 and said.count("\n") <= 2), f"exit code {code}: {said}"
+        code = command([str(word) for word in argv])
+    message = errors.getvalue()
+    fault = code == 3 and "Traceback" not in message  # a non-finite number, named in the message
+    assert code == 0 or fault or (code == 2 and message.count("\n") <= 2), f"exit code {code}: {message}"
     return code == 0
 
 
-def taken(read: Callable[..., object], *arguments: object) -> bool:
-    """Read a file; return whether it was taken."""
+def succeeds(read: Callable[..., object], *arguments: object) -> bool:
+    """Read a file; return whether that succeeded."""
     with contextlib.suppress(UserError):
         read(*arguments)
         return True
     return False
 
 
-def give_model(good: Good, place: Path) -> bool:
-    """Give a changed model to srwm_rl.load and srwm-rl eval."""
-    place.write_bytes(change_file(good.model))
-    return taken(load, place) and run("eval", place, *EVAL)
+def read_model(good: Good, path: Path) -> bool:
+    """Read a changed model with srwm_rl.load and srwm-rl eval."""
+    path.write_bytes(change_file(good.model))
+    return succeeds(load, path) and run("eval", path, *EVAL)
 
 
-def give_official(good: Good, place: Path) -> bool:
-    """Give a changed official checkpoint to import_checkpoint."""
-    place.write_bytes(change_bytes(good.official.read_bytes()))
-    return taken(import_checkpoint, place, place.with_name("imported"))
+def read_official(good: Good, path: Path) -> bool:
+    """Import a changed official checkpoint."""
+    path.write_bytes(change_bytes(good.official.read_bytes()))
+    return succeeds(import_checkpoint, path, path.with_name("imported"))
 
 
-def give_checkpoint(good: Good, place: Path) -> bool:
-    """Give a run with a changed checkpoint to srwm-rl train --resume."""
-    shutil.copytree(good.run, place)
-    (checkpoint,) = (place / "checkpoints").glob("checkpoint-*")
+def read_checkpoint(good: Good, path: Path) -> bool:
+    """Resume a run from a changed checkpoint."""
+    shutil.copytree(good.run, path)
+    (checkpoint,) = (path / "checkpoints").glob("checkpoint-*")
     checkpoint.write_bytes(change_file(good.checkpoint))
-    return run("train", "--resume", place, "-n", 128)
+    return run("train", "--resume", path, "-n", 128)
 
 
-def give_config(good: Good, place: Path) -> bool:
-    """Give a run with changed settings to srwm-rl train --resume."""
-    shutil.copytree(good.run, place)
-    (place / "config.json").write_bytes(change_config(good.run / "config.json"))
-    return run("train", "--resume", place, "-n", 128)
+def read_config(good: Good, path: Path) -> bool:
+    """Resume a run with changed settings."""
+    shutil.copytree(good.run, path)
+    (path / "config.json").write_bytes(change_config(good.run / "config.json"))
+    return run("train", "--resume", path, "-n", 128)
 
 
-GIVE: tuple[Callable[[Good, Path], bool], ...] = (give_model, give_official, give_checkpoint, give_config)
+READERS: tuple[Callable[[Good, Path], bool], ...] = (read_model, read_official, read_checkpoint, read_config)
 
 
 def main() -> int:
@@ -208,19 +208,19 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("it hangs")))
     while time.monotonic() < deadline and len(faults) < 20:
-        give = GIVE[number % len(GIVE)]
-        place = FOLDER / "at-work" / "it"
-        place.parent.mkdir()
+        reader = READERS[number % len(READERS)]
+        path = FOLDER / "at-work" / "it"
+        path.parent.mkdir()
         signal.alarm(LONGEST)
         try:
-            counts[f"{give.__name__}: {'taken' if give(good, place) else 'refused'}"] += 1
+            counts[f"{reader.__name__}: {'read' if reader(good, path) else 'refused'}"] += 1
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             faults.append(
-                f"{number}: {give.__name__}: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+                f"{number}: {reader.__name__}: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
             )
         signal.alarm(0)
-        shutil.rmtree(place.parent)
+        shutil.rmtree(path.parent)
         number += 1
     print(json.dumps({"files": number, "counts": counts, "faults": faults}))
     return 0

@@ -1,4 +1,4 @@
-"""Things that would run something if they were unpickled; each would leave a mark. They are only ever written."""
+"""Objects that would run code if they were unpickled, and leave a marker file. The tests only write them."""
 
 import builtins
 import importlib
@@ -10,8 +10,8 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-MODULE = "srwm_rl_canary"  # stands on Python's path of whoever reads the files, and leaves a mark when imported
-MARK = "MARK"  # its file's name in the folder above
+MODULE = "srwm_rl_canary"  # on the readers' Python path; leaves a marker file when imported
+MARK = "MARK"  # the marker file's name, in the corpus folder
 
 
 class Call:
@@ -40,10 +40,10 @@ def payloads(mark: str) -> dict[str, Call]:
 
 
 def pickles(mark: str) -> dict[str, bytes]:
-    """Return every payload in every protocol, alone and deep inside what looks like a checkpoint."""
-    found = {}
+    """Return every payload in every protocol, alone and nested in the layout of a checkpoint."""
+    contents = {}
     for name, payload in payloads(mark).items():
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-            found[f"{name}-{protocol}"] = pickle.dumps(payload, protocol)
-        found[f"{name}-inside"] = pickle.dumps({"model_state_dict": {"w": [payload]}, "flags": (payload,)}, 2)
-    return found
+            contents[f"{name}-{protocol}"] = pickle.dumps(payload, protocol)
+        contents[f"{name}-inside"] = pickle.dumps({"model_state_dict": {"w": [payload]}, "flags": (payload,)}, 2)
+    return contents

@@ -1,4 +1,4 @@
-"""Checkpoints in the format of the published RL code, made of small policies of ours with their weights renamed."""
+"""Checkpoints in the published RL code's format, from small policies of ours with renamed weights."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ RENAMED = (
 
 
 def make_policy(core: str, seed: int = 0) -> SRWMPolicy:
-    """Return a small policy that the published code has, too, with weights large enough to matter."""
+    """Return a small policy of a published kind, with weights large enough to matter."""
     torch.manual_seed(seed)
     kwargs: dict[str, Any] = {"hidden_size": 8, "n_layers": 2}
     if core == "lstm":
@@ -55,22 +55,27 @@ def make_policy(core: str, seed: int = 0) -> SRWMPolicy:
         encoder_kwargs={"cnn": cnn},
     )
     with torch.no_grad():
-        for each in policy.parameters():
-            each.add_(0.3 * torch.randn(each.shape))
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
     return policy
 
 
 def published_weights(policy: SRWMPolicy) -> dict[str, Tensor]:
     """Return the policy's weights under the published names."""
     weights: dict[str, Tensor] = {}
-    for name, each in policy.named_parameters():
-        weights |= _split(policy.core_name, _published_name(name), each.detach().clone())
-    if policy.core_name in ("srwm", "srwm_no_carry", "sr_delta", "fake_sr"):  # which have a norm that they do not use
+    for name, weight in policy.named_parameters():
+        weights |= _split(policy.core_name, _published_name(name), weight.detach().clone())
+    if policy.core_name in (
+        "srwm",
+        "srwm_no_carry",
+        "sr_delta",
+        "fake_sr",
+    ):  # published layers hold a norm that they do not use
         for i in range(2):
             weights[f"core.fwm_layers.{i}.layer_norm.weight"] = torch.ones(8)
             weights[f"core.fwm_layers.{i}.layer_norm.bias"] = torch.zeros(8)
     if policy.core_name == "feedforward":
-        weights = {name.replace("core.", "trafo_ff_block."): each for name, each in weights.items()}
+        weights = {name.replace("core.", "trafo_ff_block."): weight for name, weight in weights.items()}
     return weights
 
 
@@ -93,11 +98,11 @@ def _split(core: str, name: str, weight: Tensor) -> dict[str, Tensor]:
         return {f"{layer}.W_y": weight}
     size = weight.shape[1]
     parts = weight.split((weight.shape[2] - 2 * size - 4, size, size, 4), dim=-1)
-    return {f"{layer}.{each}": part[None] for each, part in zip(("W_y", "W_q", "W_k", "w_b"), parts, strict=True)}
+    return {f"{layer}.{key}": part[None] for key, part in zip(("W_y", "W_q", "W_k", "w_b"), parts, strict=True)}
 
 
 def save(path: Path, weights: dict[str, Tensor], flags: dict[str, Any] | None, step: int = 1600) -> Path:
-    """Write a checkpoint with all that their learner stores, objects of classes of torch's and numpy's included."""
+    """Write a checkpoint with everything the published learner stores, including objects of torch and numpy."""
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.RMSprop([parameter], lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))

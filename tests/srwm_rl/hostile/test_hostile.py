@@ -1,4 +1,4 @@
-"""A corpus of hostile files, given to everything that reads files: nothing runs, and each gets one clear line."""
+"""Every reader refuses a corpus of hostile files with one clear line each and runs nothing from them."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import pytest
 
 FOLDER = Path(__file__).parent
 READERS = ("load", "eval", "resume", "import")
-LEAST = 300
+MIN_FILES = 300
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 
 
-def start(script: str, *words: object, timeout: float = 280) -> str:
-    command = [sys.executable, "-X", "faulthandler", str(FOLDER / script), *map(str, words)]
+def start(script: str, *arguments: object, timeout: float = 280) -> str:
+    command = [sys.executable, "-X", "faulthandler", str(FOLDER / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -30,24 +30,24 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read(corpus: Path, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(start("hostile_reader.py", corpus, *words).splitlines()[-1])
-    return found
+def read(corpus: Path, *arguments: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(start("hostile_reader.py", corpus, *arguments).splitlines()[-1])
+    return report
 
 
 @needs_proc
-def test_nothing_runs_and_each_hostile_file_gets_one_clear_line(corpus: Path) -> None:
-    found = read(corpus)
-    assert found["wrong"] == []
+def test_hostile_files_run_nothing_and_get_one_line_of_error(corpus: Path) -> None:
+    report = read(corpus)
+    assert report["wrong"] == []
     n_files, n_runs = (len(list((corpus / part).iterdir())) for part in ("files", "runs"))
-    assert n_files >= LEAST
+    assert n_files >= MIN_FILES
     assert n_runs >= 100
-    assert found["counts"].keys() == {*READERS, "resume a folder"}
-    assert all(found["counts"][reader] >= n_files for reader in READERS)
-    assert found["counts"]["resume a folder"] == n_runs
+    assert report["counts"].keys() == {*READERS, "resume a folder"}
+    assert all(report["counts"][reader] >= n_files for reader in READERS)
+    assert report["counts"]["resume a folder"] == n_runs
 
 
-CAUGHT = {
+DETECTED = {
     "pickle-system-4": "os.system",
     "pickle-eval-4": "pickle.find_class",
     "pickle-import-4": "it was run!",
@@ -60,20 +60,20 @@ CAUGHT = {
 
 
 @needs_proc
-def test_a_careless_reader_is_caught(corpus: Path) -> None:
-    wrong = read(corpus, "--careless", *CAUGHT)["wrong"]
-    for name, part in CAUGHT.items():
-        assert any(f"-{name}'" in each and part in each for each in wrong), (name, wrong)
+def test_the_audit_detects_an_unsafe_reader(corpus: Path) -> None:
+    wrong = read(corpus, "--unsafe", *DETECTED)["wrong"]
+    for name, part in DETECTED.items():
+        assert any(f"-{name}'" in fault and part in fault for fault in wrong), (name, wrong)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # SRWM_RL_FUZZ_SECONDS may be hours; the fuzzer has its own end
-def test_files_changed_at_random_are_taken_or_refused(tmp_path: Path) -> None:
+@pytest.mark.timeout(0)  # SRWM_RL_FUZZ_SECONDS may be hours; the fuzzer stops by itself
+def test_randomly_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     seconds = float(os.environ.get("SRWM_RL_FUZZ_SECONDS", "120"))
     seed = os.environ.get("SRWM_RL_FUZZ_SEED", "0")
-    found = json.loads(start("hostile_fuzz.py", tmp_path, seconds, seed, timeout=seconds + 300).splitlines()[-1])
-    assert found["faults"] == []
+    report = json.loads(start("hostile_fuzz.py", tmp_path, seconds, seed, timeout=seconds + 300).splitlines()[-1])
+    assert report["faults"] == []
     ends = {
-        f"give_{what}: {end}" for what in ("model", "official", "checkpoint", "config") for end in ("taken", "refused")
+        f"read_{what}: {end}" for what in ("model", "official", "checkpoint", "config") for end in ("read", "refused")
     }
-    assert found["counts"].keys() >= ends, "what is always refused, or never, is not tested"
+    assert report["counts"].keys() >= ends, "a reader that refuses all files or none is not tested"
