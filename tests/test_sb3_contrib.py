@@ -32,12 +32,12 @@ def contrib(env: VecEnv, core: str, **settings: Any) -> RecurrentPPO:
 def test_it_trains_evaluates_saves_and_loads(core: str, tmp_path: Path) -> None:
     env, held_out = cartpoles(), cartpoles(training=False)
     model = contrib(env, core)
-    before = {name: each.detach().clone() for name, each in model.policy.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
     callback = EvalCallback(held_out, eval_freq=16, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0)
     model.learn(192, callback)
     assert (tmp_path / "best_model.zip").exists()
-    for name, each in model.policy.named_parameters():
-        assert not torch.equal(each, before[name]), name
+    for name, parameter in model.policy.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
     model.save(tmp_path / "model")
     loaded = RecurrentPPO.load(tmp_path / "model", env=env, device="cpu")
     obs: Any = env.reset()
@@ -45,8 +45,8 @@ def test_it_trains_evaluates_saves_and_loads(core: str, tmp_path: Path) -> None:
     starts = np.ones(3, bool)
     for _ in range(12):
         (mine, states[0]), (theirs, states[1]) = (
-            each.predict(obs, state, starts, deterministic=True)
-            for each, state in zip((model, loaded), states, strict=True)
+            parameter.predict(obs, state, starts, deterministic=True)
+            for parameter, state in zip((model, loaded), states, strict=True)
         )
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(states[0][0], states[1][0])
@@ -57,7 +57,7 @@ def test_it_trains_evaluates_saves_and_loads(core: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("core", core_names())
-def test_what_it_learns_from_is_what_was_acted(core: str) -> None:
+def test_the_rollout_holds_the_values_and_log_probs_computed_while_acting(core: str) -> None:
     model = contrib(make_vec_env("CartPole-v1", 3, seed=0), core, learning_rate=0.0)
     model.learn(96)
     agent: Any = model.policy
@@ -76,7 +76,7 @@ def test_what_it_learns_from_is_what_was_acted(core: str) -> None:
 def test_it_acts_and_values_as_our_ppo_does_from_the_same_weights(core: str) -> None:
     env = VecMemoryInputs(make_vec_env("CartPole-v1", 3, seed=0))
     ours = PPO("SRWMPolicy", env, n_steps=16, policy_kwargs={"core": core, **POLICY}, seed=1, device="cpu")
-    ours.learn(96)  # weights that are no longer what a seed would give
+    ours.learn(96)  # weights that differ from a fresh model's
     theirs = contrib(env, core)
     theirs.policy.load_state_dict(ours.policy.state_dict())
     obs: Any = env.reset()

@@ -64,13 +64,13 @@ class FailingProbe(Probe):
 
 
 class LogRecorder(KVWriter):
-    """Records what is logged, without the times."""
+    """Records each step and what is logged, without the times."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append({key: value for key, value in key_values.items() if not key.startswith("time/")})
+        self.rows.append({"step": step} | {k: v for k, v in key_values.items() if not k.startswith("time/")})
 
     def column(self, key: str) -> list[Any]:
         return [row[key] for row in self.rows if key in row]

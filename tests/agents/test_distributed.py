@@ -1,4 +1,4 @@
-"""Two processes that train one policy: the gradient of one process with all the data, and the same decisions."""
+"""Two processes train one policy: the gradient of one process with all the data, and the same decisions."""
 
 import subprocess
 import sys
@@ -10,60 +10,59 @@ import pytest
 import torch
 
 from srwm_rl import UserError
-from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.collecting.unroll_queue import concatenate as side_by_side
+from srwm_rl.agents.collecting.unroll_queue import Unrolls, concatenate
 from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, init_processes, to_bytes
 from srwm_rl.storage.safe_file import read_file, unpack
 from tests.agents.probe import gradient_of, unroll_gradient
-from tests.agents.together import FIELDS, SICK, B, T, build, gradient, play
+from tests.agents.two_processes import FIELDS, NON_FINITE, B, T, build, gradient, play
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what each of two processes wrote down; see `tests/agents/together.py`."""
-    folder = tmp_path_factory.mktemp("together")
-    argv = [*TORCHRUN, "tests.agents.together", str(folder)]
+def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the results of both processes; see `tests/agents/two_processes.py`."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    argv = [*TORCHRUN, "tests.agents.two_processes", str(folder)]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         _, err = process.communicate(timeout=200)
     finally:
-        process.terminate()  # SIGKILL would leave the processes that it started
+        process.terminate()  # SIGKILL would leave its child processes
     assert process.returncode == 0, err
     return [unpack(*read_file(folder / f"{rank}.safetensors")) for rank in range(2)]
 
 
-def test_weights_are_those_of_process_0(two: Any) -> None:
-    assert not np.array_equal(two[0]["own_weights"], two[1]["own_weights"])
-    for process in two:
-        np.testing.assert_array_equal(process["joined_weights"], two[0]["own_weights"])
+def test_weights_are_those_of_process_0(by_rank: Any) -> None:
+    assert not np.array_equal(by_rank[0]["own_weights"], by_rank[1]["own_weights"])
+    for process in by_rank:
+        np.testing.assert_array_equal(process["joined_weights"], by_rank[0]["own_weights"])
 
 
-def test_mean_and_deviation_are_joint_and_exact_far_from_zero(two: Any) -> None:
+def test_mean_and_deviation_are_joint_and_exact_far_from_zero(by_rank: Any) -> None:
     values = np.array([0.0, 1, 2, 5])
     small_std = 1e-3 * values.std(ddof=1)  # of which float32 has two digits so far from zero
-    for process in two:
+    for process in by_rank:
         whole, half, small = process["moments"]
         assert whole == pytest.approx([1e6 + values.mean(), values.std(ddof=1)], rel=1e-6)
         assert half == pytest.approx([1e6 + values[[0, 2]].mean(), values[[0, 2]].std(ddof=1)], rel=1e-6)
         assert small == [pytest.approx(1e3 + 1e-3 * values.mean(), rel=1e-7), pytest.approx(small_std, rel=2e-2)]
 
 
-def test_ppo_sends_a_message_per_pass_and_one_per_minibatch(two: Any) -> None:
-    for process in two:
+def test_ppo_sends_a_message_per_pass_and_one_per_minibatch(by_rank: Any) -> None:
+    for process in by_rank:
         assert process["messages"] == {"minibatches": 2 * B, "messages": 2 * (1 + B), "timesteps": 2 * T * B}
 
 
-def test_trees_are_gathered_by_rank(two: Any) -> None:
+def test_trees_are_gathered_by_rank(by_rank: Any) -> None:
     for rank in range(2):
-        everywhere = two[rank]["all_gathered"]
+        everywhere = by_rank[rank]["all_gathered"]
         assert [len(process[0]["a"]) for process in everywhere] == [3, 4]
         assert [process[0]["b"] for process in everywhere] == [[b"x" * i, None, 1.5, True] for i in range(2)]
         assert [process[1] for process in everywhere] == ["text", "text"]
-    assert [len(process[0]["a"]) for process in two[0]["gathered"]] == [3, 4]
-    assert [len(process[0]["a"]) for process in two[1]["gathered"]] == [4]
+    assert [len(process[0]["a"]) for process in by_rank[0]["gathered"]] == [3, 4]
+    assert [len(process[0]["a"]) for process in by_rank[1]["gathered"]] == [4]
 
 
 def relative(results: np.ndarray, expected: np.ndarray) -> float:
@@ -77,51 +76,51 @@ def whole_model(algo: str, weights: np.ndarray) -> Any:
     return model
 
 
-def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(two: Any) -> None:
-    parts = [process["ppo"]["rollout"] for process in two]
-    model = whole_model("ppo", two[0]["ppo"]["weights"])
-    buffer = play(model)  # for its shape; what was played is replaced
+def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(by_rank: Any) -> None:
+    parts = [process["ppo"]["rollout"] for process in by_rank]
+    model = whole_model("ppo", by_rank[0]["ppo"]["weights"])
+    buffer = play(model)  # for its shape; the data are replaced
     for name in FIELDS:
         getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([process[name] for process in parts], axis=1)))
     buffer.core_states = [torch.from_numpy(np.concatenate([process["core_state"] for process in parts], axis=1))]
     terms, norm = gradient_of(model, np.arange(2 * B))
-    check_same_update(two, "ppo", gradient(model), terms, norm)
-    # What a normalisation by process process's own mean would give is something else.
+    check_same_update(by_rank, "ppo", gradient(model), terms, norm)
+    # Normalisation by each process's own mean would give something else.
     halves = []
     for rank in range(2):
         gradient_of(model, np.arange(B) + rank * B)
         halves.append(gradient(model))
-    assert relative(sum(halves) / 2, two[0]["ppo"]["gradient"]) > 1e-2
+    assert relative(sum(halves) / 2, by_rank[0]["ppo"]["gradient"]) > 1e-2
 
 
-def test_impala_has_the_gradient_of_one_process_with_both_batches(two: Any) -> None:
-    unrolls = [Unrolls.from_tree(process["impala"]["rollout"], torch.device("cpu")) for process in two]
-    model = whole_model("impala", two[0]["impala"]["weights"])
-    terms, norm = unroll_gradient(model, side_by_side(unrolls))
-    check_same_update(two, "impala", gradient(model), terms, norm)
+def test_impala_has_the_gradient_of_one_process_with_both_batches(by_rank: Any) -> None:
+    unrolls = [Unrolls.from_tree(process["impala"]["rollout"], torch.device("cpu")) for process in by_rank]
+    model = whole_model("impala", by_rank[0]["impala"]["weights"])
+    terms, norm = unroll_gradient(model, concatenate(unrolls))
+    check_same_update(by_rank, "impala", gradient(model), terms, norm)
 
 
-def check_same_update(two: Any, algo: str, expected: np.ndarray, terms: Any, norm: torch.Tensor) -> None:
-    assert not np.array_equal(*(process[algo]["rollout"]["actions"] for process in two)), "both played the same"
-    np.testing.assert_array_equal(two[0][algo]["gradient"], two[1][algo]["gradient"])
-    for process in two:
+def check_same_update(by_rank: Any, algo: str, expected: np.ndarray, terms: Any, norm: torch.Tensor) -> None:
+    assert not np.array_equal(*(process[algo]["rollout"]["actions"] for process in by_rank)), "both played the same"
+    np.testing.assert_array_equal(by_rank[0][algo]["gradient"], by_rank[1][algo]["gradient"])
+    for process in by_rank:
         assert relative(process[algo]["gradient"], expected) < 1e-6
         assert process[algo]["norm"] == pytest.approx(norm.item(), rel=1e-6)
         assert process[algo]["terms"] == pytest.approx({k: v.item() for k, v in terms._asdict().items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_steps_and_episodes_of_both_are_counted(algo: str, two: Any) -> None:
-    assert [process[algo]["timesteps"] for process in two] == [2 * B * T] * 2
-    # Episodes of five steps pay 1 + 2 + 3 + 4 + 5; in eight steps process environment ends one.
-    assert two[0][algo]["episodes"] == [15.0] * 2 * B
-    assert two[1][algo]["episodes"] == [15.0] * B
+def test_steps_and_episodes_of_both_are_counted(algo: str, by_rank: Any) -> None:
+    assert [process[algo]["timesteps"] for process in by_rank] == [2 * B * T] * 2
+    # Episodes of five steps pay 1 + 2 + 3 + 4 + 5; in eight steps each environment ends one.
+    assert by_rank[0][algo]["episodes"] == [15.0] * 2 * B
+    assert by_rank[1][algo]["episodes"] == [15.0] * B
 
 
 @pytest.mark.parametrize("how", ["logits", "nan"])
-@pytest.mark.parametrize("algo", SICK)
-def test_a_non_finite_number_in_one_process_is_skipped_by_both(algo: str, how: str, two: Any) -> None:
-    results = [process[f"{algo}_{how}_skip"] for process in two]
+@pytest.mark.parametrize("algo", NON_FINITE)
+def test_a_non_finite_number_in_one_process_is_skipped_by_both(algo: str, how: str, by_rank: Any) -> None:
+    results = [process[f"{algo}_{how}_skip"] for process in by_rank]
     assert [process["skipped"] for process in results] == [1, 1]
     for process in results:
         np.testing.assert_array_equal(process["before"], results[0]["before"])
@@ -131,24 +130,24 @@ def test_a_non_finite_number_in_one_process_is_skipped_by_both(algo: str, how: s
 
 
 @pytest.mark.parametrize("how", ["logits", "nan"])
-@pytest.mark.parametrize("algo", SICK)
-def test_a_non_finite_number_in_one_process_stops_both(algo: str, how: str, two: Any) -> None:
-    for process in two:
+@pytest.mark.parametrize("algo", NON_FINITE)
+def test_a_non_finite_number_in_one_process_stops_both(algo: str, how: str, by_rank: Any) -> None:
+    for process in by_rank:
         results = process[f"{algo}_{how}_stop"]
         assert "not finite in update 0" in results["message"]
         np.testing.assert_array_equal(results["before"], results["after"])
 
 
-def test_learners_beside_the_actors_make_the_same_updates(two: Any) -> None:
-    results = [process["overlapped"] for process in two]
+def test_learners_beside_the_actors_make_the_same_updates(by_rank: Any) -> None:
+    results = [process["overlapped"] for process in by_rank]
     assert [process["timesteps"] for process in results] == [2 * B * T * 6] * 2
     assert [process["updates"] for process in results] == [B * 6 // 2] * 2
     np.testing.assert_array_equal(results[0]["weights"], results[1]["weights"])
-    assert not np.array_equal(results[0]["weights"], two[0]["own_weights"])
+    assert not np.array_equal(results[0]["weights"], by_rank[0]["own_weights"])
 
 
-def test_abandon_ends_an_operation_that_waits_and_refuses_later_ones(two: Any) -> None:
-    assert two[0]["abandoned"]["messages"] == ["this process has left the others"] * 2
+def test_abandon_ends_an_operation_that_waits_and_refuses_later_ones(by_rank: Any) -> None:
+    assert by_rank[0]["abandoned"]["messages"] == ["this process has left the others"] * 2
 
 
 def test_a_single_process_needs_no_communication() -> None:
@@ -159,7 +158,7 @@ def test_a_single_process_needs_no_communication() -> None:
     assert SINGLE.all_gather(tree)[0] is tree
     values = torch.randn(5, 7)
     moments = SINGLE.means_and_stds([values, values[:2]])
-    torch.testing.assert_close(moments, [(each.mean(), each.std()) for each in (values, values[:2])])
+    torch.testing.assert_close(moments, [(part.mean(), part.std()) for part in (values, values[:2])])
     SINGLE.sum_([values])
     SINGLE.close()
 

@@ -41,10 +41,10 @@ def test_host_and_device_do_not_mix() -> None:
     assert tensor[torch.tensor([0, 2])].shape == (2,)
     with pytest.raises(TypeError, match="cpu"):
         tensor.numpy()
-    other = torch.ones(3, device="cuda:1")
+    on_second_gpu = torch.ones(3, device="cuda:1")
     with pytest.raises(RuntimeError, match="same device"):
-        tensor + other
-    assert (tensor + other.to(CUDA)).tolist() == [2, 2, 2]
+        tensor + on_second_gpu
+    assert (tensor + on_second_gpu.to(CUDA)).tolist() == [2, 2, 2]
 
 
 def test_unordered_streams_are_a_hazard() -> None:

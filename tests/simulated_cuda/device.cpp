@@ -120,7 +120,7 @@ void check_nowhere_capturing(const string &what) {
 }
 
 /* Waiting for a device is forbidden while a stream of it is captured. */
-void check_nobody_capturing(const string &what) {
+void check_no_capture(const string &what) {
     Lock lock;
     TORCH_CHECK(shared.captured.empty(), "operation not permitted when stream is capturing: ", what);
 }
@@ -712,7 +712,7 @@ void wait_for_stream(int64_t stream) {
 
 void wait_for_device() {
     Lock lock;
-    check_nobody_capturing("a wait for the device");
+    check_no_capture("a wait for the device");
     Clock all;
     for (auto &[stream, clock] : shared.seen) join(all, clock);
     wait_for("the device", all);

@@ -24,7 +24,7 @@ OTHERS = RNG.normal(0.5, size=(4, 3))
 
 @pytest.fixture(params=["ours", "rliable"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return whose code computes interquartile means and profiles."""
+    """Return the library that computes interquartile means and profiles."""
     if request.param == "ours":
         monkeypatch.setattr(comparison, "rliable_version", lambda: None)
     elif rliable_version() is None:
@@ -49,7 +49,7 @@ def test_paired_difference_is_the_mean_over_games_of_mean_differences() -> None:
 
 def test_paired_interval_holds_the_bootstrap_of_all_resamples() -> None:
     values = np.array([0.0, 1.0, 5.0, 9.0])
-    everything = [np.mean(each) for each in itertools.product(values, repeat=4)]
+    everything = [np.mean(resample) for resample in itertools.product(values, repeat=4)]
     low, high = np.percentile(everything, [2.5, 97.5])
     interval = paired_difference([values + 7.0], [np.full(4, 7.0)])
     assert interval.low == pytest.approx(low, abs=0.3)
@@ -73,13 +73,13 @@ def test_level_improvement_counts_ties_as_half() -> None:
 
 
 def test_run_improvement_is_the_fraction_of_pairs_of_runs() -> None:
-    other = OTHERS.copy()
-    other[0] = SCORES[0]  # ties
+    tied = OTHERS.copy()
+    tied[0] = SCORES[0]  # ties
     per_game = []
     for game in range(3):
-        pairs = [(a > b) + 0.5 * (a == b) for a in SCORES[:, game] for b in other[:, game]]
+        pairs = [(a > b) + 0.5 * (a == b) for a in SCORES[:, game] for b in tied[:, game]]
         per_game.append(sum(pairs) / len(pairs))
-    interval = run_improvement(SCORES, other)
+    interval = run_improvement(SCORES, tied)
     assert interval.mean == pytest.approx(sum(per_game) / 3)
     assert 0 <= interval.low <= interval.mean <= interval.high <= 1
 

@@ -1,4 +1,4 @@
-"""Interventions: what is held stays held, and only that."""
+"""Interventions: the frozen part of the state stays frozen, and only that part."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def policy(core: str, **settings: Any) -> SRWMPolicy:
     env = make_levels_env("recall", 1, "0:1", 1, 0)
     torch.manual_seed(0)
     sizes = SIZES if core not in ("lstm", "feedforward") else {"hidden_size": 16}
-    made = SRWMPolicy(
+    model = SRWMPolicy(
         env.observation_space, env.action_space, lambda _: 0.0, core=core, core_kwargs={**sizes, **settings}
     )
     with torch.no_grad():
-        made.action_net.weight.mul_(100)  # the first actions of a network are all alike
-    return made
+        model.action_net.weight.mul_(100)  # otherwise an untrained network's actions are all alike
+    return model
 
 
-def observations(made: SRWMPolicy) -> list[dict[str, np.ndarray]]:
+def observations(model: SRWMPolicy) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    shapes = {key: space.shape for key, space in made.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    shapes = {key: space.shape for key, space in model.observation_space.spaces.items()}  # type: ignore[attr-defined]
     return [{key: rng.random((B, *shape), np.float32) for key, shape in shapes.items()} for _ in range(STEPS)]
 
 
@@ -52,7 +52,7 @@ def walk(agent: Any, seen: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, lis
 @pytest.mark.parametrize(
     "settings", [{}, {"variant": "paper"}, {"shift_bound": 0.5}, {"norm": "residual", "input_softmax": True}]
 )
-def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[str, Any]) -> None:
+def test_frozen_from_the_start_equals_fake_sr(settings: dict[str, Any]) -> None:
     live = policy("srwm", **settings)
     plain = {"norm": live.core.layers[0].norm, "input_softmax": live.core.layers[0].input_softmax}  # type: ignore[index, union-attr]
     fake = policy("fake_sr", **plain)
@@ -68,11 +68,11 @@ def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[st
         with torch.no_grad():
             carried = live.initial_state(B) if state is None else torch.from_numpy(state[0])
             mine = live.act(tensors, carried, torch.from_numpy(starts), deterministic=True)
-            other = fake.act(tensors, fake_state, torch.from_numpy(starts), deterministic=True)
-        torch.testing.assert_close(mine.values, other.values)
-        torch.testing.assert_close(mine.log_probs, other.log_probs)
+            unedited = fake.act(tensors, fake_state, torch.from_numpy(starts), deterministic=True)
+        torch.testing.assert_close(mine.values, unedited.values)
+        torch.testing.assert_close(mine.log_probs, unedited.log_probs)
         actions, state = held.predict(obs, state, starts, deterministic=True)
-        np.testing.assert_array_equal(actions, other.actions.numpy())
+        np.testing.assert_array_equal(actions, unedited.actions.numpy())
         assert not state[0].any()
     edited = torch.from_numpy(walk(live, seen)[1][-1])
     with torch.no_grad():  # the edits of this network do matter
@@ -81,10 +81,10 @@ def test_frozen_from_the_start_it_is_the_network_without_edits(settings: dict[st
 
 @pytest.mark.parametrize("core", ["srwm", "lstm", "delta", "sr_delta"])
 def test_edits_are_frozen_from_the_given_step_on(core: str) -> None:
-    made = policy(core)
-    seen = observations(made)
-    _, live = walk(made, seen)
-    _, held = walk(FrozenStateAgent(made, after=2), seen)
+    model = policy(core)
+    seen = observations(model)
+    _, live = walk(model, seen)
+    _, held = walk(FrozenStateAgent(model, after=2), seen)
     for t in range(STEPS):
         for env in range(B):
             clock = t - 5 if env == 1 and t >= 5 else t
@@ -96,24 +96,24 @@ def test_edits_are_frozen_from_the_given_step_on(core: str) -> None:
 
 
 def test_a_frozen_memory_treats_every_observation_as_the_first() -> None:
-    made = policy("lstm")
-    seen = observations(made)
+    model = policy("lstm")
+    seen = observations(model)
     torch.manual_seed(0)
-    alone = np.stack([made.predict(obs, None, np.ones(B, bool))[0] for obs in seen])
-    np.testing.assert_array_equal(walk(FrozenStateAgent(made), seen)[0], alone)
+    alone = np.stack([model.predict(obs, None, np.ones(B, bool))[0] for obs in seen])
+    np.testing.assert_array_equal(walk(FrozenStateAgent(model), seen)[0], alone)
 
 
 def test_a_lesion_freezes_one_head_only() -> None:
-    made = policy("srwm")
-    _, states = walk(FrozenStateAgent(made, part=head_part(made, 1, 2)), observations(made))
+    model = policy("srwm")
+    _, states = walk(FrozenStateAgent(model, part=head_part(model, 1, 2)), observations(model))
     for t, state in enumerate(states):
-        norms = head_norms(made.core, torch.from_numpy(state))  # [L, B, H]
+        norms = head_norms(model.core, torch.from_numpy(state))  # [L, B, H]
         assert not norms[1, :, 2].any()
         norms[1, :, 2] = 1
         assert norms.all()
         if t == 0:  # before anything can spread from the head to the others
-            live = walk(made, observations(made))[1][0]
-            part = head_part(made, 1, 2)[:, None]
+            live = walk(model, observations(model))[1][0]
+            part = head_part(model, 1, 2)[:, None]
             np.testing.assert_array_equal(np.where(part, 0, live), state)
 
 
@@ -129,9 +129,9 @@ def test_a_core_without_state_has_no_head_to_leave_out() -> None:
 
 
 def test_frozen_actions_do_not_depend_on_the_number_of_environments() -> None:
-    """The clocks belong to the environments: when some run out of work, the others keep theirs."""
-    made, results = policy("srwm"), []
+    """Each environment has its own step count, also when others are finished."""
+    model, results = policy("srwm"), []
     for n_envs in (1, 4, 7):
         env = make_levels_env("recall", n_envs, "0:9", 2, 0)
-        results.append(sorted(play_levels(FrozenStateAgent(made, after=3), env, deterministic=True)))
+        results.append(sorted(play_levels(FrozenStateAgent(model, after=3), env, deterministic=True)))
     assert results[0] == results[1] == results[2]

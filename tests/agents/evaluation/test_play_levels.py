@@ -1,4 +1,4 @@
-"""Evaluation: every level as often as asked, whoever acts, and the same numbers however many play at once."""
+"""Evaluation: every level is played k times, with the same results for any number of environments."""
 
 from collections import Counter
 from typing import Any
@@ -20,22 +20,22 @@ def policy(env: Any) -> SRWMPolicy:
 
 
 @pytest.mark.parametrize("n_envs", [1, 3, 16])
-def test_every_level_is_played_as_often_as_asked(n_envs: int) -> None:
+def test_every_level_is_played_k_times(n_envs: int) -> None:
     env = make_levels_env("recall", n_envs, "5:12", 2, 0)
-    told: list[int] = []
-    episodes = play_levels(policy(env), env, on_progress=told.append)
-    assert Counter(each.level for each in episodes) == dict.fromkeys(range(5, 12), 2)
-    assert sum(told) == 14
+    progress: list[int] = []
+    episodes = play_levels(policy(env), env, on_progress=progress.append)
+    assert Counter(episode.level for episode in episodes) == dict.fromkeys(range(5, 12), 2)
+    assert sum(progress) == 14
 
 
 def test_returns_do_not_depend_on_the_number_of_environments() -> None:
-    """The memory of an environment that goes on must not be mixed up when others have run out of work."""
+    """The memory of a running environment stays its own when others are finished."""
     results = []
     for n_envs in (1, 4, 7):
         env = make_levels_env("bandit", n_envs, "0:9", 1, 0)
         results.append(sorted(play_levels(policy(env), env, deterministic=True)))
     assert results[0] == results[1] == results[2]
-    assert len({each.episode_return for each in results[0]}) > 1
+    assert len({episode.episode_return for episode in results[0]}) > 1
 
 
 class FrameHash:
@@ -55,7 +55,7 @@ def test_procgen_returns_do_not_depend_on_the_number_of_environments() -> None:
         results.append(sorted(play_levels(FrameHash(), env)))
         env.close()
     assert results[0] == results[1]
-    assert len({each.length for each in results[0]}) > 1
+    assert len({episode.length for episode in results[0]}) > 1
 
 
 def test_random_agent_is_uniform_and_repeatable() -> None:

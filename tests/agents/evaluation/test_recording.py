@@ -1,4 +1,4 @@
-"""Recording: the steps in their order, and a digest that notices every change."""
+"""Recording: the steps in order, and a digest that detects every change."""
 
 from itertools import islice
 
@@ -26,10 +26,10 @@ def test_a_recording_has_the_same_episodes_as_an_evaluation() -> None:
     ends = np.flatnonzero(arrays["dones"])
     assert len(ends) == len(episodes) == 4
     np.testing.assert_array_equal(np.flatnonzero(arrays["starts"]), [0, *(ends[:-1] + 1)])
-    np.testing.assert_array_equal(np.diff([-1, *ends]), [each.length for each in episodes])
-    assert arrays["levels"][ends].tolist() == [each.level for each in episodes]
-    assert arrays["rewards"][ends].tolist() == [each.episode_return for each in episodes]
-    assert arrays["solved"][ends].tolist() == [int(bool(each.solved)) for each in episodes]
+    np.testing.assert_array_equal(np.diff([-1, *ends]), [episode.length for episode in episodes])
+    assert arrays["levels"][ends].tolist() == [episode.level for episode in episodes]
+    assert arrays["rewards"][ends].tolist() == [episode.episode_return for episode in episodes]
+    assert arrays["solved"][ends].tolist() == [int(bool(episode.solved)) for episode in episodes]
     assert (np.delete(arrays["solved"], ends) == -1).all()
     assert not arrays["drift"][arrays["starts"]].any()
     assert arrays["drift"][~arrays["starts"]].all()
@@ -41,13 +41,13 @@ def test_a_recording_has_the_same_episodes_as_an_evaluation() -> None:
 def test_a_recording_can_be_truncated() -> None:
     env = make_levels_env("recall", 1, "5:9", 1, 0)
     arrays = collect(islice(play(env, Introspector(policy()), range(5, 9)), 3))
-    assert {len(each) for each in arrays.values()} == {3}
+    assert {len(array) for array in arrays.values()} == {3}
     assert not arrays["dones"].any()
 
 
 def test_the_digest_depends_on_values_types_shapes_and_names() -> None:
     base = {"a": np.zeros((1, 2), np.float32), "b": np.ones((1, 2), np.float32)}
-    others = (
+    variants = (
         base | {"a": np.array([[0, 1e-30]], np.float32)},
         base | {"a": np.zeros((1, 2), np.int32)},
         base | {"a": np.zeros((2, 1), np.float32)},
@@ -55,12 +55,12 @@ def test_the_digest_depends_on_values_types_shapes_and_names() -> None:
         {"b": base["a"], "a": base["b"]},
     )
     digests, links = set(), set()
-    for obs in (base, *others):
+    for obs in (base, *variants):
         observer = Observer()
         observer.see(obs)
         digests.add(observer.digest())
         links.add(observer.links[0])
-    assert len(digests) == len(links) == 1 + len(others)
+    assert len(digests) == len(links) == 1 + len(variants)
     again = Observer()
     again.see({"b": base["b"], "a": base["a"]})
     assert again.digest() in digests

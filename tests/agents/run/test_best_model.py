@@ -38,7 +38,7 @@ def fill(policy: SRWMPolicy, value: float) -> None:
 def weight(tracker: BestModelTracker, steps: int) -> float:
     scored = tracker.scored(steps)
     assert scored is not None
-    (value,) = {float(each) for array in scored.weights.values() for each in array.flat}
+    (value,) = {float(number) for array in scored.weights.values() for number in array.flat}
     return value
 
 
@@ -54,7 +54,7 @@ def test_the_best_is_replaced_by_a_better_one_only(policy: SRWMPolicy) -> None:
         kept.append(None if tracker.best is None else (tracker.best.score, tracker.best.steps))
     first, second = (-2.0, 1), (-1.0, 5)
     assert kept == [None, first, first, first, first, second, second, second, second]
-    assert (weight(tracker, 1), weight(tracker, 5)) == (1, 5)  # those at that moment, not those there are now
+    assert (weight(tracker, 1), weight(tracker, 5)) == (1, 5)  # the weights at that moment, not the current ones
     assert tracker.scored(4) is None
 
 
@@ -91,13 +91,13 @@ def test_the_levels_played_are_copied_with_the_weights(policy: SRWMPolicy) -> No
 
 
 def test_the_tracker_is_restored_from_a_checkpoint(policy: SRWMPolicy) -> None:
-    tracker, other = best_model(), best_model()
+    tracker, restored = best_model(), best_model()
     tracker.update(1.25, "return", 10, policy)
     tracker.levels.add("recall", 3)
-    other.from_tree(tracker.to_tree(), "file")
-    assert other.best == tracker.best
-    assert other.levels.is_complete("recall")
-    assert other.levels.among("recall", range(50)) == [3]
+    restored.from_tree(tracker.to_tree(), "file")
+    assert restored.best == tracker.best
+    assert restored.levels.is_complete("recall")
+    assert restored.levels.among("recall", range(50)) == [3]
 
 
 def test_an_older_checkpoint_leaves_earlier_levels_unknown() -> None:
@@ -116,11 +116,11 @@ def test_beside_a_learner_the_weights_are_those_that_were_scored() -> None:
     sums: list[float] = []
 
     def total(arrays: Any) -> float:
-        return float(sum(np.abs(np.asarray(each, np.float64)).sum() for each in arrays))
+        return float(sum(np.abs(np.asarray(array, np.float64)).sum() for array in arrays))
 
     def play() -> Episodes:
-        """Score the weights by what they are, slowly enough for the learner to change them, if it could."""
-        before = total(each.detach().numpy() for each in model.policy.parameters())
+        """Score the weights by their sum, slowly enough for the learner to change them meanwhile."""
+        before = total(parameter.detach().numpy() for parameter in model.policy.parameters())
         time.sleep(0.02)
         assert any(thread.name == "srwm-learner" for thread in threading.enumerate())
         updates[0] = max(updates[0], model._n_updates)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents import IMPALA, PPO
@@ -13,12 +13,13 @@ from srwm_rl.agents.run import callbacks
 from srwm_rl.agents.run.callbacks import Checkpoints, LevelRecorder, TrainingReturn
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from srwm_rl.envs.wrappers.reward import VecNormalizeReward
+from tests.agents.probe import LogRecorder
 
 Levels = set[tuple[str, int]]
 
 
-def begun(env: VecEnv, into: Levels) -> VecEnv:
-    """Return environments that write down, behind everybody's back, which level each of them is in after every step."""
+def recording_levels(env: VecEnv, into: Levels) -> VecEnv:
+    """Return environments that also record the level of every environment after every step."""
     simulator: Any = env.unwrapped.batch_env  # type: ignore[union-attr]
     step, reset = simulator.step, simulator.reset
 
@@ -27,18 +28,8 @@ def begun(env: VecEnv, into: Levels) -> VecEnv:
         return result
 
     simulator.step = lambda actions: note(step(actions))
-    simulator.reset = lambda *given, **more: note(reset(*given, **more))
+    simulator.reset = lambda *args, **more: note(reset(*args, **more))
     return env
-
-
-class Keep(KVWriter):
-    """A log that stays in memory."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.lines.append({"step": step, **key_values})
 
 
 def trainer(env: VecEnv, algo: str) -> PPO | IMPALA:
@@ -56,9 +47,9 @@ def trainer(env: VecEnv, algo: str) -> PPO | IMPALA:
         ("impala", "fruitbot,starpilot", "3:90", 896),
     ],
 )
-def test_exactly_the_levels_that_began_are_recorded(algo: str, env: str, levels: str, steps: int) -> None:
+def test_exactly_the_started_levels_are_recorded(algo: str, env: str, levels: str, steps: int) -> None:
     truth: Levels = set()
-    groups = [VecNormalizeReward(begun(make_vec_env(env, 4, levels, seed), truth)) for seed in (0, 4)]
+    groups = [VecNormalizeReward(recording_levels(make_vec_env(env, 4, levels, seed), truth)) for seed in (0, 4)]
     noted: list[tuple[str, int]] = []
     trainer(GroupedVecEnv(groups), algo).learn(steps, LevelRecorder(lambda game, level: noted.append((game, level))))
     assert set(noted) == truth
@@ -80,7 +71,7 @@ def test_steps_that_end_no_episode_read_no_infos() -> None:
 def test_environments_without_levels_record_nothing() -> None:
     noted: list[Any] = []
     PPO("SRWMPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(
-        128, LevelRecorder(lambda *each: noted.append(each))
+        128, LevelRecorder(lambda *levels: noted.append(levels))
     )
     assert noted == []
 
@@ -88,7 +79,7 @@ def test_environments_without_levels_record_nothing() -> None:
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_the_training_score_is_the_logged_mean_once_the_window_is_full(algo: str) -> None:
     model = trainer(make_vec_env("recall", 8, "0:40", 0), algo)
-    log = Keep()
+    log = LogRecorder()
     model.set_logger(Logger(None, [log]))
     scores: list[tuple[int, float]] = []
     episodes: list[int] = []
@@ -100,13 +91,13 @@ def test_the_training_score_is_the_logged_mean_once_the_window_is_full(algo: str
     model.learn(128 * 14, TrainingReturn(note))
     assert set(episodes) == {100}
     assert 128 * 2 < scores[0][0] < 128 * 14, "the window was full at once, or never"
-    logged = {line["step"]: line["rollout/ep_rew_mean"] for line in log.lines}
+    logged = {line["step"]: line["rollout/ep_rew_mean"] for line in log.rows}
     assert scores == [(step, logged[step]) for step in sorted(logged) if step >= scores[0][0]]
     assert len(scores) > 2
 
 
 class Clock:
-    """Each state takes a second, and each update a while."""
+    """A clock: capturing a state takes a second, an update a given time."""
 
     def __init__(self) -> None:
         self.now, self.taken = 0.0, list[float]()
@@ -121,11 +112,11 @@ class Clock:
 
 
 def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> None:
-    """Begin a rollout of 10 steps after each of so many seconds, as a trainer would."""
+    """Start a rollout of 10 steps after each of the waits, in seconds, as a trainer would."""
     checkpoints.num_timesteps = 0
     checkpoints._on_training_start()
-    for each in seconds:
-        clock.now += each
+    for wait in seconds:
+        clock.now += wait
         checkpoints._on_rollout_start()
         checkpoints.num_timesteps += 10
 
@@ -135,7 +126,7 @@ def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> No
     [
         (0.0, 25.0, 4, [26, 52, 78, 104]),  # slow updates: before each
         (0.0, 4.0, 12, [5, 22, 43]),  # fast ones: a twentieth of the time
-        (2.5, 4.0, 12, [5, 10, 15, 20, 33, 54]),  # but at the start
+        (2.5, 4.0, 12, [5, 10, 15, 20, 33, 54]),  # except at the start
     ],
 )
 def test_capturing_states_costs_a_share_of_the_time(
@@ -157,11 +148,11 @@ def test_a_due_state_is_captured_and_saved_even_if_updates_are_fast(monkeypatch:
     by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
     rollouts(by_steps, clock, [0.5] * 7)
     assert clock.taken == [1.5, 4.0, 6.5]  # at 0, 30 and 60 steps
-    assert [each["taken"] for each in saved] == [4.0, 6.5]
+    assert [state["taken"] for state in saved] == [4.0, 6.5]
     clock, saved = Clock(), list[dict[str, Any]]()
     by_seconds = Checkpoints(clock.capture, saved.append, 10**9, 2.0, clock=clock)
     rollouts(by_seconds, clock, [0.5] * 9)
-    assert saved == [{"taken": each} for each in (3.0, 6.0)]
+    assert saved == [{"taken": time} for time in (3.0, 6.0)]
 
 
 def test_all_processes_capture_when_process_0_does() -> None:

@@ -1,4 +1,4 @@
-"""Taking a run's state and putting it back: what follows is bit for bit what would have followed."""
+"""A run restored from a captured state continues bit for bit as the uninterrupted run."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from srwm_rl import UserError, core_names
 from srwm_rl.agents import IMPALA, PPO
@@ -40,24 +41,22 @@ def build(env: str, core: str, seed: int = 0, algo: str = "ppo") -> RecurrentAlg
     )  # fmt: skip
 
 
-def everything(model: RecurrentAlgorithm) -> dict[str, np.ndarray]:
+def state_arrays(model: RecurrentAlgorithm) -> dict[str, np.ndarray]:
     arrays, tree = pack(capture_state(model))
     episodes = tree.pop("episodes")  # their times on the clock differ
-    arrays["returns"] = np.array([each["r"] for each in episodes])
-    arrays |= {f"tree/{name}": np.array(json.dumps(each, sort_keys=True)) for name, each in tree.items()}
+    arrays["returns"] = np.array([episode["r"] for episode in episodes])
+    arrays |= {f"tree/{name}": np.array(json.dumps(value, sort_keys=True)) for name, value in tree.items()}
     return arrays
 
 
 def train(model: RecurrentAlgorithm, until: int, total: int) -> list[dict[str, Any]]:
     """Train towards `total` steps but stop after `until`, at a boundary between updates; return the states there."""
     states: list[dict[str, Any]] = []
-    # By this clock taking a state costs nothing, so that the last boundary's is always there.
+    # By this clock capturing a state costs nothing, so that every boundary has one.
     keeper = Checkpoints(lambda: capture_state(model), states.append, 10**9, clock=lambda: 0.0)
 
     def stop(local: dict[str, Any], _: Any) -> bool:
         return bool(local["self"].num_timesteps <= until)
-
-    from stable_baselines3.common.callbacks import ConvertCallback
 
     model.learn(total - model.num_timesteps, [keeper, ConvertCallback(stop)], reset_num_timesteps=False)
     if model.num_timesteps >= total:
@@ -79,17 +78,17 @@ def test_a_run_restored_from_a_file_equals_an_uninterrupted_one(env: str, core: 
     arrays, tree = pack(state)
     write_file(tmp_path / "state", arrays, {"state": tree})
 
-    torch.manual_seed(123)  # whatever happened in between does not matter
+    torch.manual_seed(123)  # steps after the captured state do not matter
     np.random.seed(123)
     second = build(env, core, seed=7, algo=algo)
     arrays, meta = read_file(tmp_path / "state")
     assert restore_state(second, unpack(arrays, meta["state"]), "state")
     train(second, 10**9, 5 * STEPS)
 
-    expected, found = everything(whole), everything(second)
-    assert expected.keys() == found.keys()
+    expected, restored = state_arrays(whole), state_arrays(second)
+    assert expected.keys() == restored.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(restored[name], array, err_msg=name)
 
 
 def test_environments_without_state_access_start_new_episodes() -> None:
@@ -100,17 +99,17 @@ def test_environments_without_state_access_start_new_episodes() -> None:
     model.learn(64)
     state = capture_state(model)
     assert state["environments"] is None
-    other = cartpole()
-    assert restore_state(other, state, "state") is False
-    other.learn(64, reset_num_timesteps=False)
-    assert other.num_timesteps == 128
+    fresh = cartpole()
+    assert restore_state(fresh, state, "state") is False
+    fresh.learn(64, reset_num_timesteps=False)
+    assert fresh.num_timesteps == 128
 
 
 def test_a_captured_state_does_not_change_with_the_model() -> None:
     model = build("recall", "srwm")
     model.learn(STEPS)
     state = capture_state(model)
-    before = {name: each.copy() for name, each in pack(state)[0].items()}
+    before = {name: array.copy() for name, array in pack(state)[0].items()}
     model.learn(2 * STEPS, reset_num_timesteps=False)
     for name, array in pack(state)[0].items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)

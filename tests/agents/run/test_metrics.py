@@ -1,4 +1,4 @@
-"""The metrics file: numbers only, and back to where a checkpoint was taken."""
+"""The metrics file: numbers only; resuming truncates it at the checkpoint."""
 
 import json
 from pathlib import Path

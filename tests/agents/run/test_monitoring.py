@@ -5,30 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 
 from srwm_rl import core_names
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback
 from srwm_rl.envs import make_levels_env, make_vec_env
+from tests.agents.probe import LogRecorder
 
 
-class Keep(KVWriter):
-    """A log that stays in memory."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.lines.append({"step": step, **key_values})
-
-
-def model(core: str = "srwm") -> tuple[PPO, Keep]:
+def model(core: str = "srwm") -> tuple[PPO, LogRecorder]:
     env = make_vec_env("recall", 8, "0:50", 0)
     kwargs = {"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
     agent = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
-    log = Keep()
+    log = LogRecorder()
     agent.set_logger(Logger(None, [log]))
     return agent, log
 
@@ -44,7 +35,7 @@ def held_out(model: PPO, every: int) -> HeldOutEvalCallback:
 def test_edits_and_drifts_are_logged_for_cores_with_state(core: str) -> None:
     agent, log = model(core)
     agent.learn(3 * 128, EditStatsCallback())
-    names = {name for line in log.lines for name in line if name.startswith("srwm/")}
+    names = {name for line in log.rows for name in line if name.startswith("srwm/")}
     if not agent.policy.core.state_size:
         assert names == set()
         return
@@ -52,10 +43,10 @@ def test_edits_and_drifts_are_logged_for_cores_with_state(core: str) -> None:
     assert names == {
         f"srwm/l{layer}/{name}" for layer in (0, 1) for name in {"edit", "drift", "drift_max"} | rates
     } or (core in ("lstm", "gru") and names)
-    assert all(np.isfinite(line[name]) for line in log.lines for name in names if name in line)
+    assert all(np.isfinite(line[name]) for line in log.rows for name in names if name in line)
 
 
-def test_the_drift_is_that_of_the_state() -> None:
+def test_the_logged_drift_is_the_norm_of_the_states_shift() -> None:
     agent, log = model()
     agent.learn(128, EditStatsCallback(histogram_every=1))
     assert agent._core_state is not None
@@ -64,11 +55,11 @@ def test_the_drift_is_that_of_the_state() -> None:
     state = agent._core_state.masked_fill(fresh[:, None], 0)
     norms = state.unflatten(-1, core.layers[0].shift_shape).flatten(3).norm(dim=-1)
     for layer in (0, 1):
-        assert log.lines[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
-        assert log.lines[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
-        assert log.lines[0][f"srwm/l{layer}/drifts"].shape == (8 * 8,)
+        assert log.rows[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
+        assert log.rows[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
+        assert log.rows[0][f"srwm/l{layer}/drifts"].shape == (8 * 8,)
         for rate in ("y", "query", "key", "beta"):
-            assert 0 < log.lines[0][f"srwm/l{layer}/rate_{rate}"] < 1
+            assert 0 < log.rows[0][f"srwm/l{layer}/rate_{rate}"] < 1
 
 
 def test_callbacks_do_not_change_training() -> None:
@@ -86,7 +77,7 @@ def test_evaluations_fall_on_multiples_and_are_scored() -> None:
     callback = held_out(agent, 300)
     callback.on_score = scores.append
     agent.learn(8 * 128, callback)
-    lines = [line for line in log.lines if "eval/gap" in line]
+    lines = [line for line in log.rows if "eval/gap" in line]
     assert [line["step"] for line in lines] == [384, 640, 1024]  # the first updates beyond 300, 600 and 900
     assert scores == [line["eval_test/mean_reward"] for line in lines]
     for line in lines:
@@ -99,7 +90,7 @@ def test_edit_stats_do_not_disturb_a_concurrent_learner() -> None:
     env = make_vec_env("recall", 8, "0:50", 0)
     kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
     agent = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
-    log = Keep()
+    log = LogRecorder()
     agent.set_logger(Logger(None, [log]))
     agent.learn(60 * 64, EditStatsCallback())  # raised from the learner's thread when the two shared a network
-    assert sum("srwm/l0/edit" in line for line in log.lines) == 60
+    assert sum("srwm/l0/edit" in line for line in log.rows) == 60

@@ -22,7 +22,7 @@ IN_C = not isinstance(cpu.load_kernel(), str)
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """A clock that advances only by `now`."""
 
     now = 0.0
 
@@ -31,7 +31,7 @@ class Clock:
 
 
 class Work:
-    """Something that takes time and calls its own parts."""
+    """A function that takes time and calls its own parts."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -113,7 +113,7 @@ def test_unwrap_restores_the_methods(clock: Clock) -> None:
 
 
 class Timed(BaseCallback):
-    """Has a training timed from its start to its end."""
+    """Time a training from start to end."""
 
     model: RecurrentAlgorithm
 
@@ -131,13 +131,13 @@ def trained(algo: str, callback: BaseCallback | None) -> tuple[RecurrentAlgorith
     shared: dict[str, Any] = {"n_steps": 8, "seed": 0, "device": "cpu"}
     shared["policy_kwargs"] = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
     env = DummyVecEnv([Probe, Probe])
-    made: RecurrentAlgorithm
+    model: RecurrentAlgorithm
     if algo == "ppo":
-        made = PPO("SRWMPolicy", env, n_epochs=2, **shared)
+        model = PPO("SRWMPolicy", env, n_epochs=2, **shared)
     else:
-        made = IMPALA("SRWMPolicy", env, synchronous=algo == "impala", **shared)
-    made.learn(4 * 16, callback)
-    return made, torch.nn.utils.parameters_to_vector(made.policy.parameters()).detach()
+        model = IMPALA("SRWMPolicy", env, synchronous=algo == "impala", **shared)
+    model.learn(4 * 16, callback)
+    return model, torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
@@ -161,11 +161,11 @@ def test_a_timed_training_is_bit_identical(algo: str) -> None:
     updates = 4 * 2 * 2 if algo == "ppo" else 4  # iterations, epochs, minibatches
     below = ("learn",) if algo == "ppo" else ("learn", "update")
     steps = [(*below, "optimizer"), (*below, "gradient")]
-    # PPO's gradient of vectors is one piece of C, where there is that.
+    # With the C kernel, PPO's gradient of vectors is a single call.
     steps += [(*below, "gradient", part) for part in ("forward", "backward") if algo == "impala" or not IN_C]
     assert {path: spent[path].calls for path in steps} == dict.fromkeys(steps, updates)
     for path, time_spent in spent.items():
-        inside = sum(each.seconds for below, each in spent.items() if below[:-1] == path)
+        inside = sum(time.seconds for below, time in spent.items() if below[:-1] == path)
         assert 0 <= inside <= time_spent.seconds
 
 

@@ -1,6 +1,6 @@
-"""One of two processes of `test_distributed.py`: runs every scenario and writes its results to a file.
+"""One of two processes of `test_distributed.py`: runs every scenario and writes the results to a file.
 
-torchrun --nproc-per-node 2 -m tests.agents.together FOLDER
+torchrun --nproc-per-node 2 -m tests.agents.two_processes FOLDER
 """
 
 import os
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -27,7 +28,7 @@ from tests.agents.probe import Probe, gradient_of, unroll_gradient
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
-SICK = ("ppo", "late_ppo", "impala")  # late: what an update was is read after all of them
+NON_FINITE = ("ppo", "late_ppo", "impala")  # late: an update's statistics are read after all updates
 T, B = 8, 3  # steps and environments of each process
 SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": T, "batch_size": T * B, "ent_coef": 0.01, "vf_coef": 0.01, "n_epochs": 2},
@@ -44,10 +45,10 @@ class Slow(Probe):
 
 
 def build(algo: str, n_envs: int = B, seed: int = 0, slow: bool = False, **settings: Any) -> Any:
-    kind: Any = {"ppo": PPO, "impala": IMPALA}[algo]
+    trainer: Any = {"ppo": PPO, "impala": IMPALA}[algo]
     env = DummyVecEnv([lambda: Monitor((Slow if slow else Probe)(length=5)) for _ in range(n_envs)])
     settings = {**SETTINGS[algo], **settings}
-    return kind("SRWMPolicy", env, seed=seed, policy_kwargs=SMALL, device="cpu", **settings)
+    return trainer("SRWMPolicy", env, seed=seed, policy_kwargs=SMALL, device="cpu", **settings)
 
 
 def play(model: Any) -> Any:
@@ -59,7 +60,7 @@ def play(model: Any) -> Any:
 
 
 def gradient(model: Any) -> np.ndarray:
-    return torch.cat([each.grad.flatten() for each in model.policy.parameters()]).numpy().copy()
+    return torch.cat([parameter.grad.flatten() for parameter in model.policy.parameters()]).numpy().copy()
 
 
 def weights(model: Any) -> np.ndarray:
@@ -68,35 +69,35 @@ def weights(model: Any) -> np.ndarray:
 
 
 def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
-    """Play a rollout that looks different in every process, and sum the gradient over both."""
+    """Collect a rollout with different data in each process, and sum the gradient over both."""
     model = build(algo, seed=processes.rank)
     model.join(processes)
     rollout = play(model)
-    rollout.log_probs.add_(0.3 * torch.randn_like(rollout.log_probs))  # as if another policy had played
+    rollout.log_probs.add_(0.3 * torch.randn_like(rollout.log_probs))  # log probabilities of another policy
     if algo == "impala":
         terms, norm = unroll_gradient(model, rollout)
-        told = rollout.to_tree()
+        data = rollout.to_tree()
     else:
         rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
         terms, norm = gradient_of(model, np.arange(B))
-        told = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
-        told["core_state"] = rollout.core_states[0].numpy().copy()
-    terms = {name: each.item() for name, each in terms._asdict().items()}
+        data = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
+        data["core_state"] = rollout.core_states[0].numpy().copy()
+    terms = {name: term.item() for name, term in terms._asdict().items()}
     return {
-        "rollout": told, "gradient": gradient(model), "norm": norm.item(), "terms": terms, "weights": weights(model),
-        "timesteps": model.num_timesteps, "episodes": [each["r"] for each in model.ep_info_buffer],
+        "rollout": data, "gradient": gradient(model), "norm": norm.item(), "terms": terms, "weights": weights(model),
+        "timesteps": model.num_timesteps, "episodes": [episode["r"] for episode in model.ep_info_buffer],
     }  # fmt: skip
 
 
-def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str, Any]:
-    """Let process 1 come upon a number that is not finite, once, and learn on."""
+def learn_with_nan(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str, Any]:
+    """Learn while process 1 meets a single non-finite number."""
     model = build(algo.removeprefix("late_"), seed=processes.rank, on_nan=on_nan)
     if algo.startswith("late_"):
         ppo.make_updates = lambda *args, defer: DeferredUpdates(*args)
     model.join(processes)
     rollout = play(model)
     if processes.rank == 1:
-        _make_sick(model, rollout, how)
+        _inject_nan(model, rollout, how)
     before = weights(model)
     try:
         _learn(model, rollout)
@@ -106,7 +107,7 @@ def sick(algo: str, how: str, on_nan: str, processes: ProcessGroup) -> dict[str,
     return {"before": before, "after": weights(model), "skipped": model.nan_guard.skipped, "message": message}
 
 
-def _make_sick(model: Any, rollout: Any, how: str) -> None:
+def _inject_nan(model: Any, rollout: Any, how: str) -> None:
     evaluate: Callable[..., Any] = model.policy.evaluate_sequence
     calls = 0
 
@@ -125,8 +126,6 @@ def _make_sick(model: Any, rollout: Any, how: str) -> None:
 
 def _learn(model: Any, rollout: Any) -> None:
     if isinstance(model, PPO):
-        from stable_baselines3.common.logger import Logger
-
         model.set_logger(Logger(None, []))
         model.train()
     else:
@@ -135,7 +134,7 @@ def _learn(model: Any, rollout: Any) -> None:
 
 
 def messages(processes: ProcessGroup) -> dict[str, int]:
-    """Count what is sent while PPO learns from two passes over minibatches of one sequence."""
+    """Count the messages of PPO's update of two epochs over minibatches of one sequence."""
     model = build("ppo", seed=processes.rank, batch_size=T)
     model.join(processes)
     rollout = play(model)
@@ -156,7 +155,7 @@ def messages(processes: ProcessGroup) -> dict[str, int]:
 
 
 def overlapped(processes: ProcessGroup) -> dict[str, Any]:
-    """Learn beside playing, where process 1 plays slowly and process 0 has a batch more waiting, as after a resume."""
+    """Learn while collecting; process 1 is slow, and process 0 has a batch queued more, as after a resume."""
     model = build("impala", seed=processes.rank, slow=processes.rank == 1, synchronous=False, batch_size=2 * T)
     model.learning_rate = lambda left: 1e-3 * left
     model._setup_lr_schedule()
@@ -172,7 +171,7 @@ def overlapped(processes: ProcessGroup) -> dict[str, Any]:
 
 
 def abandoned(processes: ProcessGroup, done: Path) -> dict[str, Any]:
-    """Abandon an operation in which process 1 does not take part, then try another one."""
+    """Abandon an operation that process 1 does not join, then try another."""
     if processes.rank == 1:
         while not done.exists():
             time.sleep(0.01)
@@ -191,16 +190,16 @@ def abandoned(processes: ProcessGroup, done: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Run every scenario."""
     torch.set_num_threads(1)
-    place = RankInfo.of()
-    processes = init_processes(place, "cpu")
+    rank_info = RankInfo.of()
+    processes = init_processes(rank_info, "cpu")
     values = torch.tensor([[1e6, 1e6 + 1.0], [1e6 + 2, 1e6 + 5]])[processes.rank]
     moments = processes.means_and_stds([values, values[:1], 1e-3 * values])
     first: RecurrentAlgorithm = build("ppo", seed=processes.rank)
     own = weights(first)
     first.join(processes)
-    mixed = [{"a": np.arange(3 + place.rank), "b": [b"x" * place.rank, None, 1.5, True]}, "text"]
+    mixed = [{"a": np.arange(3 + rank_info.rank), "b": [b"x" * rank_info.rank, None, 1.5, True]}, "text"]
     results: dict[str, Any] = {
-        "moments": [[each.item() for each in pair] for pair in moments],
+        "moments": [[moment.item() for moment in pair] for pair in moments],
         "own_weights": own,
         "joined_weights": weights(first),
         "gathered": processes.gather(mixed),
@@ -210,15 +209,15 @@ def main(folder: Path) -> None:
     }
     for algo in ("ppo", "impala"):
         results[algo] = gradients(algo, processes)
-    for algo in SICK:
+    for algo in NON_FINITE:
         for how in ("logits", "nan"):
             for on_nan in ("skip", "stop"):
-                results[f"{algo}_{how}_{on_nan}"] = sick(algo, how, on_nan, processes)
+                results[f"{algo}_{how}_{on_nan}"] = learn_with_nan(algo, how, on_nan, processes)
     processes.all_gather(None)
     results["abandoned"] = abandoned(processes, folder / "done")
     arrays, tree = pack(results)
-    write_file(folder / f"{place.rank}.safetensors", arrays, tree)
-    os._exit(0)  # an ordinary exit would wait for the operation that was abandoned
+    write_file(folder / f"{rank_info.rank}.safetensors", arrays, tree)
+    os._exit(0)  # an ordinary exit would wait for the abandoned operation
 
 
 if __name__ == "__main__":
