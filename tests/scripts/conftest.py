@@ -1,4 +1,4 @@
-"""Tiny runs, and functions that call the command line in this process or in another one."""
+"""Tiny runs, and functions that call the command line in this process or in a subprocess."""
 
 import subprocess
 import sys
@@ -42,10 +42,10 @@ Call = Callable[..., CommandResult]
 def call(capfd: pytest.CaptureFixture[str]) -> Call:
     """Return a function that runs the command line in this process."""
 
-    def run(*words: object) -> CommandResult:
+    def run(*argv: object) -> CommandResult:
         capfd.readouterr()
         try:
-            code = main([str(word) for word in words])
+            code = main([str(word) for word in argv])
         except SystemExit as stop:
             code = int(stop.code or 0)
         return CommandResult(code, *capfd.readouterr())
@@ -58,8 +58,8 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Return a function that starts the command line in a process that ends with the test."""
     started = []
 
-    def run(*words: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "srwm_rl", *map(str, words)]
+    def run(*argv: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "srwm_rl", *map(str, argv)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -81,19 +81,19 @@ def snapshot() -> Callable[[Path], dict[str, bytes | None]]:
 
 
 @pytest.fixture(scope="session")
-def recall_words() -> list[str]:
+def recall_argv() -> list[str]:
     """Return the options of a tiny run on the recall task, of 64 steps per update."""
     return list(RECALL)
 
 
 @pytest.fixture(scope="session")
-def impala_words() -> list[str]:
+def impala_argv() -> list[str]:
     """Return the same for IMPALA, overlapped."""
     return list(IMPALA)
 
 
 @pytest.fixture(scope="session")
-def procgen_words() -> list[str]:
+def procgen_argv() -> list[str]:
     """Return options that make a run on ProcGen tiny, with 64 steps per update."""
     return list(PROCGEN)
 

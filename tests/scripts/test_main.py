@@ -17,13 +17,13 @@ def python(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["eval", "-h"], ["doctor", "--help"]])
-def test_help_is_light_and_quiet(words: list[str]) -> None:
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["eval", "-h"], ["doctor", "--help"]])
+def test_help_is_light_and_quiet(argv: list[str]) -> None:
     result = python(
         "import sys\n"
         "from srwm_rl.scripts.main import main\n"
         "try:\n"
-        f"    code = main({words!r})\n"
+        f"    code = main({argv!r})\n"
         "except SystemExit as stop:\n"
         "    code = stop.code or 0\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
@@ -71,10 +71,10 @@ def test_an_error_of_the_system_is_one_line_too(call: Any, monkeypatch: pytest.M
     assert call("train").error() == "/a/file: Permission denied"
 
 
-@pytest.mark.parametrize("words", [["train", "--env-list"], ["train", "--help"], ["--help"]])
-def test_a_closed_pipe_is_no_error(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("argv", [["train", "--env-list"], ["train", "--help"], ["--help"]])
+def test_a_closed_pipe_is_no_error(argv: list[str], tmp_path: Path) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-m", "srwm_rl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+        [sys.executable, "-m", "srwm_rl", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     )
     assert run.stdout is not None
     assert run.stderr is not None
@@ -113,5 +113,5 @@ def test_an_interrupted_process_does_not_wait_for_the_interpreter(code: int, out
 
 
 def test_a_caller_in_the_same_process_gets_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main_module, "_main", lambda words: 130)
+    monkeypatch.setattr(main_module, "_main", lambda argv: 130)
     assert main_module.main(["train"]) == 130

@@ -35,7 +35,7 @@ def test_timing_the_components_does_not_change_the_trainer(monkeypatch: pytest.M
         upper_bound.make_components(model, make_env(trainers.train_config(config)), config.batch_size)
     )
     assert min(speeds.values()) > 0
-    (arrays, rest), (arrays_before, rest_before) = state(), before
-    assert rest == rest_before
+    (arrays, tree), (arrays_before, tree_before) = state(), before
+    assert tree == tree_before
     assert arrays.keys() == arrays_before.keys()
     assert all(np.array_equal(arrays[name], arrays_before[name]) for name in arrays)

@@ -1,4 +1,4 @@
-"""`srwm-rl bench`: every kind runs, writes its figures, and refuses to time what is wrong. Nothing here is a speed."""
+"""`srwm-rl bench`: every kind runs, writes its report, and does not time wrong results. No test checks a speed."""
 
 import json
 import re
@@ -29,56 +29,56 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.set_num_threads(threads)
 
 
-def result(call: Any, tmp_path: Path, *words: object) -> dict[str, Any]:
-    said = call("bench", *words, "--json", tmp_path / "bench.json", "--rounds", 2, "--threads", 1)
-    assert said.code == 0, said
-    found: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
-    assert found["torch"] == torch.__version__
-    return found
+def result(call: Any, tmp_path: Path, *argv: object) -> dict[str, Any]:
+    output = call("bench", *argv, "--json", tmp_path / "bench.json", "--rounds", 2, "--threads", 1)
+    assert output.code == 0, output
+    report: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
+    assert report["torch"] == torch.__version__
+    return report
 
 
 def test_env(call: Any, tmp_path: Path) -> None:
-    found = result(call, tmp_path, "env", "--n-envs", 4, "--n-steps", 10)
-    assert [row["name"] for row in found["rows"]] == ["raw ProcGen", "ProcgenVecEnv", "with memory inputs"]
-    assert all(row["steps_per_second"]["median"] > 0 for row in found["rows"])
+    report = result(call, tmp_path, "env", "--n-envs", 4, "--n-steps", 10)
+    assert [row["name"] for row in report["rows"]] == ["raw ProcGen", "ProcgenVecEnv", "with memory inputs"]
+    assert all(row["steps_per_second"]["median"] > 0 for row in report["rows"])
 
 
 def test_encoder(call: Any, tmp_path: Path) -> None:
-    found = result(call, tmp_path, "encoder", "--n-frames", 4)
-    assert {row["work"] for row in found["rows"]} == {"forward", "forward and backward"}
-    assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in found["rows"])
+    report = result(call, tmp_path, "encoder", "--n-frames", 4)
+    assert {row["work"] for row in report["rows"]} == {"forward", "forward and backward"}
+    assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in report["rows"])
 
 
 @pytest.mark.parametrize(
     "more", [[], ["--algo", "impala"], *(["--against", other] for other in ("feedforward", "sb3-contrib", "reference"))]
 )
 def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
-    words = ["train", "--env", "recall", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16, "--n-epochs", 2, *more]
-    found = result(call, tmp_path, *words)
-    ours = found["rows"]["srwm-rl"]
+    argv = ["train", "--env", "recall", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16, "--n-epochs", 2, *more]
+    report = result(call, tmp_path, *argv)
+    ours = report["rows"]["srwm-rl"]
     assert all(ours[part]["median"] > 0 for part in ("collect", "learn", "both"))
-    most = found["bound"]
+    most = report["bound"]
     assert most["bound"] == pytest.approx(1 / (1 / most["E"] + 1 / most["A"] + most["k"] / most["L"]))
-    reached = found["reached"]
+    reached = report["reached"]
     assert 0 < reached["low"] <= reached["median"] <= reached["high"]
-    assert ("ratio" in found) == ("--against" in more)
-    assert ("peak_mib" in found) == ("sb3-contrib" in more)
+    assert ("ratio" in report) == ("--against" in more)
+    assert ("peak_mib" in report) == ("sb3-contrib" in more)
 
 
 def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
-    words = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
-    assert set(result(call, tmp_path, "train", *words)["rows"]) == {"srwm-rl", "sb3-contrib"}
+    argv = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
+    assert set(result(call, tmp_path, "train", *argv)["rows"]) == {"srwm-rl", "sb3-contrib"}
 
 
 def test_train_overlapping(call: Any, tmp_path: Path) -> None:
-    words = ["train", "--env", "recall", "--algo", "impala", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16]
-    found = result(call, tmp_path, *words, "--overlapping", "--against", "feedforward")
-    assert found["settings"]["overlapping"]
-    assert {name: set(row) for name, row in found["rows"].items()} == {"srwm-rl": {"both"}, "feedforward": {"both"}}
-    assert set(found["ratio"]) == {"both"}
-    assert found["formula"] == "1 / (1/E + 1/A + k/L)"
-    assert found["bound"]["bound"] > 0
-    assert found["reached"]["low"] > 0
+    argv = ["train", "--env", "recall", "--algo", "impala", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16]
+    report = result(call, tmp_path, *argv, "--overlapping", "--against", "feedforward")
+    assert report["settings"]["overlapping"]
+    assert {name: set(row) for name, row in report["rows"].items()} == {"srwm-rl": {"both"}, "feedforward": {"both"}}
+    assert set(report["ratio"]) == {"both"}
+    assert report["formula"] == "1 / (1/E + 1/A + k/L)"
+    assert report["bound"]["bound"] > 0
+    assert report["reached"]["low"] > 0
 
 
 def overlapping() -> Any:
@@ -109,7 +109,7 @@ def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
     model.learn(concurrent_training.MAX_STEPS, clock)
     assert clock.seconds >= measure.SECONDS
     assert clock.first is not None
-    assert clock.first[0] + clock.steps == model.num_timesteps - 4  # the step that ended it
+    assert clock.first[0] + clock.steps == model.num_timesteps - 4  # the step in which the time was over
     assert clock.steps % 32 == 0
     assert updates[0] > 0
     assert len(updates) == 1 + clock.steps // 32
@@ -136,20 +136,20 @@ def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPat
 
 def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = cpu.scan
-    monkeypatch.setattr(cpu, "scan", lambda *given: tuple(each * 1.01 for each in scan(*given)))
-    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
-    assert "differ from the reference" in said
+    monkeypatch.setattr(cpu, "scan", lambda *args: tuple(tensor * 1.01 for tensor in scan(*args)))
+    output = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in output
 
 
 def test_a_policy_that_forgets_to_begin_episodes_anew_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = cpu.scan
     monkeypatch.setattr(cpu, "scan", lambda x, weight, *more: scan(x, weight, *without_starts(more)))
-    said = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
-    assert "differ from the reference" in said
+    output = call("bench", "train", "--env", "bandit", "--n-envs", 4, "--against", "reference").error()
+    assert "differ from the reference" in output
 
 
 def without_starts(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(None if getattr(each, "dtype", None) is torch.uint8 else each for each in arguments)
+    return tuple(None if getattr(argument, "dtype", None) is torch.uint8 else argument for argument in arguments)
 
 
 def test_an_encoder_with_other_features_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_environments_that_differ_are_not_timed(call: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("argv", "part"),
     [
         (["trian"], "did you mean 'train'"),
         (["op", "--device", "tpu"], "--device must be cpu or cuda"),
@@ -180,14 +180,14 @@ def test_environments_that_differ_are_not_timed(call: Any, monkeypatch: pytest.M
         ),
     ],
 )
-def test_wrong_input(words: list[str], part: str, call: Any) -> None:
-    assert part in call("bench", *words).error()
+def test_wrong_input(argv: list[str], part: str, call: Any) -> None:
+    assert part in call("bench", *argv).error()
 
 
 def test_help(call: Any) -> None:
-    said = call("bench", "--help")
-    assert said.code == 0
-    assert all(kind in said.out for kind in bench.KINDS)
+    output = call("bench", "--help")
+    assert output.code == 0
+    assert all(kind in output.out for kind in bench.KINDS)
 
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -212,7 +212,7 @@ def test_the_suites_names_are_the_files_of_the_results() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "pattern"),
     [
         ("bench_op", r"[\d.]+ to [\d.]+ x the reference"),
         ("bench_env", r"with memory inputs: [01]\.\d\d x raw ProcGen"),
@@ -220,8 +220,8 @@ def test_the_suites_names_are_the_files_of_the_results() -> None:
         ("bench_train_contrib", r"\d+ steps/s, [\d.]+ x sb3-contrib, \d+% of its bound"),
     ],
 )
-def test_results_in_a_few_words(name: str, said: str) -> None:
-    assert re.fullmatch(said, suite.summarise(json.loads((RESULTS / f"{name}.json").read_text())))
+def test_results_are_summarised_in_one_line(name: str, pattern: str) -> None:
+    assert re.fullmatch(pattern, suite.summarise(json.loads((RESULTS / f"{name}.json").read_text())))
 
 
 def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -234,13 +234,13 @@ def test_suite(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(suite, "BENCHMARKS", rows)
     folder = tmp_path / "new" / "folder"
     folder.mkdir(parents=True)
-    (folder / "broken.json").write_text("{}")  # of an earlier time
-    said = call("bench", "suite", "--out", folder, "--device", "cpu")
-    assert said.code == 1
+    (folder / "broken.json").write_text("{}")  # of an earlier run
+    output = call("bench", "suite", "--out", folder, "--device", "cpu")
+    assert output.code == 1
     assert {file.name for file in folder.iterdir()} == {"broken.log", "tiny.json", "tiny.log"}
     assert "raw ProcGen" in (folder / "tiny.log").read_text()
-    assert (folder / "tiny.log").read_text() in said.out
-    broken, tiny, left_out = said.out.splitlines()[-3:]
+    assert (folder / "tiny.log").read_text() in output.out
+    broken, tiny, left_out = output.out.splitlines()[-3:]
     assert re.fullmatch(r"broken +\d+ s  FAILED: exit code 2: srwm-rl: error: .*no_such_env.*", broken)
     assert re.fullmatch(r"tiny +\d+ s  with memory inputs: [\d.]+ x raw ProcGen", tiny)
     assert left_out == "skipped, because 8 minutes are not enough: long"
@@ -250,14 +250,14 @@ def test_a_benchmark_that_takes_longer_than_is_left_is_ended(
     call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(suite, "BENCHMARKS", (suite.Benchmark("long", "cpu", 0, "train --env recall --rounds 1000"),))
-    said = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
-    assert said.code == 1
-    assert re.fullmatch(r"long +\d+ s  FAILED: stopped, the time was over", said.out.splitlines()[-1])
+    output = call("bench", "suite", "--out", tmp_path / "new", "--device", "cpu", "--minutes", 0.05)
+    assert output.code == 1
+    assert re.fullmatch(r"long +\d+ s  FAILED: stopped, the time was over", output.out.splitlines()[-1])
     assert not (tmp_path / "new" / "long.json").exists()
 
 
 def test_only_what_was_named_is_run(call: Any, tmp_path: Path) -> None:
-    words = ["--device", "cpu", "--minutes", 0, "--only", "bench_impala", "bench_op"]
-    said = call("bench", "suite", "--out", tmp_path, *words)
-    assert said.code == 0
-    assert said.out == "skipped, because 0 minutes are not enough: bench_op, bench_impala\n"
+    argv = ["--device", "cpu", "--minutes", 0, "--only", "bench_impala", "bench_op"]
+    output = call("bench", "suite", "--out", tmp_path, *argv)
+    assert output.code == 0
+    assert output.out == "skipped, because 0 minutes are not enough: bench_op, bench_impala\n"

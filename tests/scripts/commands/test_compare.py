@@ -22,10 +22,10 @@ def report(call: Any, tmp_path: Path, *argv: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> list[Path]:
-    """Return three runs that differ from `recall`: in their seed, and a longer one of another core."""
+def other_runs(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> list[Path]:
+    """Return three runs that differ from `recall` in the seed, one of them longer and with another core."""
     logs = tmp_path_factory.mktemp("others")
-    argv = ["train", *recall_words, "-f", str(logs), "--verbose", "0"]
+    argv = ["train", *recall_argv, "-f", str(logs), "--verbose", "0"]
     assert main([*argv, "--seed", "1", "-n", "256"]) == 0
     short = [word for word in argv if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     for seed in ("0", "1"):
@@ -33,14 +33,14 @@ def others(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) ->
     return [logs / "ppo_srwm" / "recall_1", *(logs / "ppo_feedforward" / f"recall_{i}" for i in (1, 2))]
 
 
-def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, other_runs: list[Path], tmp_path: Path) -> None:
     argv = ("-k", 2, "--seed", 5)
-    comparison = report(call, tmp_path, recall, others[0], *argv)
+    comparison = report(call, tmp_path, recall, other_runs[0], *argv)
     returns = []
-    for run in (recall, others[0]):
+    for run in (recall, other_runs[0]):
         assert call("eval", run, *argv, "--train-levels", "none", "--json", tmp_path / "eval.json").code == 0
         episodes = json.loads((tmp_path / "eval.json").read_text())["episodes"]["held-out"]
-        by_level = [np.mean([each[2] for each in episodes if each[1] == level]) for level in range(100, 108)]
+        by_level = [np.mean([episode[2] for episode in episodes if episode[1] == level]) for level in range(100, 108)]
         returns.append(np.array(by_level))
     (row,) = comparison["rows"]
     difference = returns[0] - returns[1]
@@ -60,75 +60,78 @@ def test_a_comparison_pairs_what_eval_plays(call: Any, recall: Path, others: lis
 
 
 def test_exchanged_sides_have_the_opposite_difference(
-    call: Any, recall: Path, others: list[Path], tmp_path: Path
+    call: Any, recall: Path, other_runs: list[Path], tmp_path: Path
 ) -> None:
-    (one,) = report(call, tmp_path, recall, others[0])["rows"]
-    (other,) = report(call, tmp_path, others[0], recall)["rows"]
-    assert other["difference"]["mean"] == -one["difference"]["mean"]
-    assert (other["wins"], other["losses"]) == (one["losses"], one["wins"])
+    (row,) = report(call, tmp_path, recall, other_runs[0])["rows"]
+    (exchanged,) = report(call, tmp_path, other_runs[0], recall)["rows"]
+    assert exchanged["difference"]["mean"] == -row["difference"]["mean"]
+    assert (exchanged["wins"], exchanged["losses"]) == (row["losses"], row["wins"])
 
 
-def test_the_table(call: Any, recall: Path, others: list[Path]) -> None:
-    output = call("compare", recall, others[0])
+def test_the_table(call: Any, recall: Path, other_runs: list[Path]) -> None:
+    output = call("compare", recall, other_runs[0])
     assert output.code == 0
     for part in ("A: srwm, 256 steps, ", "B: srwm, 256 steps, ", "held-out levels 100:108", "won / tied / lost"):
         assert part in output.out
     assert "of other training seeds they say nothing" in output.out
 
 
-def test_several_seeds_a_side(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
-    comparison = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "--eval-levels", "100:130")
+def test_several_seeds_a_side(call: Any, recall: Path, other_runs: list[Path], tmp_path: Path) -> None:
+    comparison = report(
+        call, tmp_path, "--a", recall, other_runs[0], "--b", *other_runs[1:], "--eval-levels", "100:130"
+    )
     seeds = comparison["seeds"]
     means = {}
-    for run in (recall, *others):
-        (row,) = report(call, tmp_path, run, recall if run != recall else others[0], "--eval-levels", "100:130")["rows"]
+    for run in (recall, *other_runs):
+        opponent = recall if run != recall else other_runs[0]
+        (row,) = report(call, tmp_path, run, opponent, "--eval-levels", "100:130")["rows"]
         means[run] = (row["A"] - 0.25) / 0.75  # recall's random and best returns
-    assert seeds["A"]["scores"] == [[pytest.approx(means[recall])], [pytest.approx(means[others[0]])]]
-    assert seeds["B"]["scores"] == [[pytest.approx(means[others[1]])], [pytest.approx(means[others[2]])]]
-    sides = (means[recall], means[others[0]]), (means[others[1]], means[others[2]])
+    assert seeds["A"]["scores"] == [[pytest.approx(means[recall])], [pytest.approx(means[other_runs[0]])]]
+    assert seeds["B"]["scores"] == [[pytest.approx(means[other_runs[1]])], [pytest.approx(means[other_runs[2]])]]
+    sides = (means[recall], means[other_runs[0]]), (means[other_runs[1]], means[other_runs[2]])
     better = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(*sides)]
     assert seeds["improvement"]["mean"] == pytest.approx(sum(better) / 4)
-    assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[others[0]]]))
+    assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[other_runs[0]]]))
     assert seeds["unit"] == "normalised return"
     assert seeds["computed_by"] == ("srwm-rl" if rliable_version() is None else f"rliable {rliable_version()}")
     assert comparison["rows"][0]["levels"] == 30
-    output = call("compare", "--a", recall, others[0], "--b", *others[1:])
+    output = call("compare", "--a", recall, other_runs[0], "--b", *other_runs[1:])
     assert "interquartile mean: A " in output.out
 
 
 def test_one_run_against_several_has_no_statistics_over_seeds(
-    call: Any, recall: Path, others: list[Path], tmp_path: Path
+    call: Any, recall: Path, other_runs: list[Path], tmp_path: Path
 ) -> None:
-    assert report(call, tmp_path, "--a", recall, "--b", *others[1:])["seeds"] is None
+    assert report(call, tmp_path, "--a", recall, "--b", *other_runs[1:])["seeds"] is None
 
 
-def test_several_ranges_of_levels_are_one_set(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+def test_several_ranges_of_levels_are_one_set(call: Any, recall: Path, other_runs: list[Path], tmp_path: Path) -> None:
     argv = ("--eval-levels", "200:203", "--eval-levels", "300:305")
-    comparison = report(call, tmp_path, recall, others[0], *argv)
+    comparison = report(call, tmp_path, recall, other_runs[0], *argv)
     assert [level for _, level, *_ in comparison["returns"]] == [200, 201, 202, 300, 301, 302, 303, 304]
     assert comparison["levels"] == ["200:203", "300:305"]
 
 
-def test_games_are_compared_one_by_one_and_together(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
+def test_games_are_compared_one_by_one_and_together(call: Any, procgen_argv: list[str], tmp_path: Path) -> None:
     pytest.importorskip("procgen", reason="its games are ProcGen's")
-    argv = ("train", "--env", "fruitbot,starpilot", *procgen_words, "-n", 64, "--verbose", 0, "-f", tmp_path)
+    argv = ("train", "--env", "fruitbot,starpilot", *procgen_argv, "-n", 64, "--verbose", 0, "-f", tmp_path)
     assert call(*argv).code == 0
     assert call(*argv, "--seed", 1).code == 0
     runs = [tmp_path / "ppo_srwm" / f"fruitbot+starpilot_{i}" for i in (1, 2)]
     comparison = report(call, tmp_path, *runs, "--eval-levels", "1000:1003", "--n-envs", 6)
-    together, *games = comparison["rows"]
+    overall, *games = comparison["rows"]
     assert [row["game"] for row in comparison["rows"]] == ["all games", "fruitbot", "starpilot"]
-    assert together["normalized"]
+    assert overall["normalized"]
     widths = (33.9, 61.5)  # of the published easy ranges
     expected = np.mean([row["difference"]["mean"] / width for row, width in zip(games, widths, strict=True)])
-    assert together["difference"]["mean"] == pytest.approx(expected)
-    assert together["wins"] == sum(row["wins"] for row in games)
+    assert overall["difference"]["mean"] == pytest.approx(expected)
+    assert overall["wins"] == sum(row["wins"] for row in games)
 
 
-def test_the_page_and_the_file_agree(call: Any, recall: Path, others: list[Path], tmp_path: Path) -> None:
+def test_the_page_and_the_file_agree(call: Any, recall: Path, other_runs: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
     page = tmp_path / "compare.html"
-    comparison = report(call, tmp_path, "--a", recall, others[0], "--b", *others[1:], "-o", page)
+    comparison = report(call, tmp_path, "--a", recall, other_runs[0], "--b", *other_runs[1:], "-o", page)
     text = page.read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
     (row,) = comparison["rows"]
     assert f"<b>{row['difference']['mean']:+.2f}</b>" in text
@@ -139,10 +142,10 @@ def test_the_page_and_the_file_agree(call: Any, recall: Path, others: list[Path]
     assert "gamma" not in text  # one that does not
 
 
-def test_comparing_changes_nothing_in_the_runs(call: Any, recall: Path, others: list[Path], snapshot: Any) -> None:
-    before = [snapshot(run) for run in (recall, *others)]
-    assert call("compare", recall, others[0]).code == 0
-    assert [snapshot(run) for run in (recall, *others)] == before
+def test_comparing_changes_nothing_in_the_runs(call: Any, recall: Path, other_runs: list[Path], snapshot: Any) -> None:
+    before = [snapshot(run) for run in (recall, *other_runs)]
+    assert call("compare", recall, other_runs[0]).code == 0
+    assert [snapshot(run) for run in (recall, *other_runs)] == before
 
 
 REFUSED = [
@@ -172,26 +175,26 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_played(
     part: str,
     call: Any,
     recall: Path,
-    others: list[Path],
+    other_runs: list[Path],
     tmp_path: Path,
     incomparable: dict[str, Path],
 ) -> None:
     shutil.copytree(recall, tmp_path / "stopped", ignore=shutil.ignore_patterns("model-*"))
     for name, run in incomparable.items():
         (tmp_path / name).symlink_to(run)
-    output = call("compare", *(word.format(a=recall, b=others[0], c=others[1], tmp=tmp_path) for word in argv))
+    output = call("compare", *(word.format(a=recall, b=other_runs[0], c=other_runs[1], tmp=tmp_path) for word in argv))
     assert part in output.error()
     assert output.out == ""
     assert "episode" not in output.err
 
 
 @pytest.fixture(scope="module")
-def incomparable(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> dict[str, Path]:
+def incomparable(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> dict[str, Path]:
     """Return runs that cannot be compared with `recall`."""
     logs = tmp_path_factory.mktemp("made")
 
     def train(name: str, *argv: str, env: str = "recall") -> Path:
-        own = ["--env", env, *recall_words[2:], *argv]
+        own = ["--env", env, *recall_argv[2:], *argv]
         if "--eval-levels" in argv:
             first = own.index("--eval-levels")
             del own[first : first + 2]

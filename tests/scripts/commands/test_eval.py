@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.scripts.main import main
 from srwm_rl.storage.run_folder import Run
 
 
 @pytest.fixture(scope="session")
-def two_games(tmp_path_factory: pytest.TempPathFactory, procgen_words: list[str]) -> Path:
+def two_games(tmp_path_factory: pytest.TempPathFactory, procgen_argv: list[str]) -> Path:
     """Return a run on two games whose episodes are short."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("games")
-    argv = ["train", "--env", "fruitbot,starpilot", *procgen_words, "-n", "64", "--verbose", "0", "-f", str(logs)]
+    argv = ["train", "--env", "fruitbot,starpilot", *procgen_argv, "-n", "64", "--verbose", "0", "-f", str(logs)]
     assert main(argv) == 0
     return logs / "ppo_srwm" / "fruitbot+starpilot_1"
 
@@ -51,9 +50,9 @@ def test_rows_summarise_the_episodes(call: Any, recall: Path, tmp_path: Path) ->
     result = report(call, tmp_path, recall, "-k", 2, "--random")
     assert [row["split"] for row in result["rows"]] == ["train", "held-out", "random, held-out"]
     for row in result["rows"]:
-        returns = [each[2] for each in result["episodes"][row["split"]]]
-        lengths = [each[3] for each in result["episodes"][row["split"]]]
-        solved = [each[4] for each in result["episodes"][row["split"]]]
+        returns = [episode[2] for episode in result["episodes"][row["split"]]]
+        lengths = [episode[3] for episode in result["episodes"][row["split"]]]
+        solved = [episode[4] for episode in result["episodes"][row["split"]]]
         assert row["levels"] == len(returns) / 2
         assert row["return"]["mean"] == pytest.approx(np.mean(returns))
         assert row["solved"]["mean"] == pytest.approx(np.mean(solved))
@@ -130,7 +129,7 @@ def test_overlap_is_refused_unless_allowed(call: Any, recall: Path, tmp_path: Pa
     assert output.code == 0
     assert "INVALID as a held-out score: 2 of the levels were trained on" in output.out
     assert json.loads(file.read_text())["overlap"] == 2
-    assert "INVALID" not in call("eval", recall, "--allow-overlap").out  # nothing overlaps
+    assert "INVALID" not in call("eval", recall, "--allow-overlap").out  # no overlap
 
 
 REFUSED = [
@@ -166,8 +165,8 @@ def test_wrong_input_is_refused_in_one_line(argv: list[str], part: str, call: An
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_playing(call: Any, recall: Path, tmp_path: Path) -> None:
-    for place in (tmp_path / "nowhere" / "x.json", tmp_path, ""):
-        output = call("eval", recall, "--json", place)
+    for path in (tmp_path / "nowhere" / "x.json", tmp_path, ""):
+        output = call("eval", recall, "--json", path)
         assert "cannot write" in output.error()
         assert output.out == ""
     assert list(tmp_path.iterdir()) == []
@@ -215,8 +214,8 @@ def test_evaluating_changes_nothing_in_the_run(call: Any, recall: Path, snapshot
     assert snapshot(recall) == before
 
 
-def test_the_papers_protocol(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    argv = ["0:300" if word == "0:12" else "2000:2008" if word == "100:108" else word for word in recall_words]
+def test_the_papers_protocol(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    argv = ["0:300" if word == "0:12" else "2000:2008" if word == "100:108" else word for word in recall_argv]
     assert call("train", *argv, "-n", 64, "-f", tmp_path, "--verbose", 0).code == 0
     run = tmp_path / "ppo_srwm" / "recall_1"
     result = report(call, tmp_path, run, "--protocol", "paper")
@@ -233,12 +232,14 @@ def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_p
     plain = report(call, tmp_path, recall, "-k", 2)
     assert {key: value for key, value in result.items() if key != "interventions"} == plain
     names = ["edits frozen", "no edits in head 0.1", "no edits in head 0.7"]
-    assert [each["name"] for each in result["interventions"]] == names
-    for each in result["interventions"]:
-        assert [row["split"] for row in each["rows"]] == [f"{each['name']}, {split}" for split in ("train", "held-out")]
-        for row in each["differences"]:
+    assert [intervention["name"] for intervention in result["interventions"]] == names
+    for intervention in result["interventions"]:
+        assert [row["split"] for row in intervention["rows"]] == [
+            f"{intervention['name']}, {split}" for split in ("train", "held-out")
+        ]
+        for row in intervention["differences"]:
             live, held = ({} for _ in range(2))  # type: ignore[var-annotated]
-            for into, episodes in ((live, result["episodes"]), (held, each["episodes"])):
+            for into, episodes in ((live, result["episodes"]), (held, intervention["episodes"])):
                 for _, level, value, *_ in episodes[row["split"]]:
                     into.setdefault(level, []).append(value)
             assert live.keys() == held.keys()
@@ -297,9 +298,9 @@ def test_wrong_interventions_are_refused_before_playing(argv: list[str], part: s
     assert output.out == ""
 
 
-def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
     argv = ["--core", "feedforward", "-n", 64, "-f", tmp_path, "--verbose", 0]
-    assert call("train", *recall_words, *argv).code == 0
+    assert call("train", *recall_argv, *argv).code == 0
     run = tmp_path / "ppo_feedforward" / "recall_1"
     assert "core 'feedforward' carries nothing from step to step" in call("eval", run, "--freeze-edits").error()
     assert "core 'feedforward' carries nothing" in call("eval", run, "--lesion", "0.0").error()
@@ -307,12 +308,12 @@ def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_words: li
 
 def test_env_kwargs_change_the_evaluations_environment(call: Any, recall: Path, tmp_path: Path) -> None:
     longer = report(call, tmp_path, recall, "--env-kwargs", "delay:30")
-    assert min(each[3] for each in longer["episodes"]["train"]) >= 17  # half the delay, the cue and the question
+    assert min(episode[3] for episode in longer["episodes"]["train"]) >= 17  # half the delay, the cue and the question
     assert "has no setting 'dealy'" in call("eval", recall, "--env-kwargs", "dealy:30").error()
 
 
-def test_levels_that_look_like_training_levels_are_counted(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
-    argv = ["train", "--env", "maze", *procgen_words, "--levels", "0:200", "--eval-levels", "1005:1011", "-n", 64]
+def test_levels_that_look_like_training_levels_are_counted(call: Any, procgen_argv: list[str], tmp_path: Path) -> None:
+    argv = ["train", "--env", "maze", *procgen_argv, "--levels", "0:200", "--eval-levels", "1005:1011", "-n", 64]
     assert call(*argv, "-f", tmp_path, "--verbose", 0).code == 0
     run = tmp_path / "ppo_srwm" / "maze_1"
     result = report(call, tmp_path, run, "--train-levels", "none")

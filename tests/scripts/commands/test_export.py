@@ -1,4 +1,4 @@
-"""`srwm-rl export`: ONNX files that act as the run does, and what is refused; the zips are in test_sb3_zip.py."""
+"""`srwm-rl export`: ONNX files act as their run; wrong input is refused. Zips: test_sb3_zip.py."""
 
 import json
 import shutil
@@ -13,7 +13,9 @@ import torch
 
 import srwm_rl
 from srwm_rl.nn.diagnostics import introspect
+from srwm_rl.onnx_export import ActingStep
 from srwm_rl.scripts.export import onnx_file
+from srwm_rl.scripts.main import main
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -23,31 +25,35 @@ HEADLESS = ("lstm", "gru", "feedforward")
 PENDULUM = ("--env", "Pendulum-v1", "--n-envs", "2", "--n-steps", "16", "--batch-size", "32", "--n-epochs", "1")
 
 
-def words_for(core: str, words: list[str]) -> list[str]:
-    """Give the heads of a tiny run two numbers each: heads of one never edit themselves."""
+def argv_for(core: str, argv: list[str]) -> list[str]:
+    """Return a tiny run's arguments with heads of size 2: heads of size 1 never edit themselves."""
     heads = [] if core in HEADLESS else ["n_heads:4"]
-    cut = words.index("n_layers:1") + 1
-    return [*words[:cut], *heads, *words[cut:], "--core", core]
+    cut = argv.index("n_layers:1") + 1
+    return [*argv[:cut], *heads, *argv[cut:], "--core", core]
 
 
-def train(call: Any, words: list[str], logs: Path) -> Path:
-    said = call("train", *words, "-n", 64, "-f", logs, "--verbose", 0)
-    assert said.code == 0, said
+def train(call: Any, argv: list[str], logs: Path) -> Path:
+    result = call("train", *argv, "-n", 64, "-f", logs, "--verbose", 0)
+    assert result.code == 0, result
     return next(logs.glob("*/*"))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> Path:
     """Return a tiny run."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("export")
-    assert main(["train", *words_for("srwm", recall_words), "-n", "64", "-f", str(logs), "--verbose", "0"]) == 0
+    assert main(["train", *argv_for("srwm", recall_argv), "-n", "64", "-f", str(logs), "--verbose", "0"]) == 0
     return next(logs.glob("*/*"))
 
 
+@pytest.fixture(scope="module")
+def graph(run: Path) -> bytes:
+    """Return the tiny run's exported graph."""
+    return onnx_file.to_onnx(ActingStep(srwm_rl.load(run).policy), {})
+
+
 def compare(file: Path, run: Path, batch: int) -> None:
-    """Step a file and its run over the same random observations, the memory carried by each itself."""
+    """Step a file and its run over the same random observations; each carries its own memory."""
     graph, policy = onnxruntime.InferenceSession(file), srwm_rl.load(run).policy
     rng = np.random.default_rng(batch)
     shape = (policy.core.state_layers, batch, policy.core.state_size)
@@ -70,26 +76,26 @@ def compare(file: Path, run: Path, batch: int) -> None:
 
 
 @pytest.mark.parametrize("core", srwm_rl.core_names())
-def test_every_core_acts_the_same_in_onnxruntime(core: str, call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    run, file = train(call, words_for(core, recall_words), tmp_path / "logs"), tmp_path / "agent.onnx"
-    said = call("export", run, "-o", file)
-    assert said.code == 0, said
-    assert said.out.startswith(f"{file}: {core} on recall, 64 steps; ")
-    assert "checked   48 steps of 4 environments" in said.out
-    assert "largest difference: action_probabilities " in said.out
+def test_every_core_acts_the_same_in_onnxruntime(core: str, call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    run, file = train(call, argv_for(core, recall_argv), tmp_path / "logs"), tmp_path / "agent.onnx"
+    result = call("export", run, "-o", file)
+    assert result.code == 0, result
+    assert result.out.startswith(f"{file}: {core} on recall, 64 steps; ")
+    assert "checked   48 steps of 4 environments" in result.out
+    assert "largest difference: action_probabilities " in result.out
     for batch in (1, 5):
         compare(file, run, batch)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["agent.onnx", "logs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.onnx", "logs"]
 
 
-def test_a_procgen_run_takes_frames_and_names_its_actions(call: Any, procgen_words: list[str], tmp_path: Path) -> None:
-    words = [*words_for("srwm", procgen_words), "--env", "coinrun,maze", "--precision", "bfloat16"]
-    run, file = train(call, words, tmp_path / "logs"), tmp_path / "agent.onnx"
-    said = call("export", run, "-o", file)
-    assert said.code == 0, said
-    assert "observation uint8 [B, 64, 64, 3]" in said.out
-    assert "in bfloat16, the graph in float32" in said.out
-    known = {each.key: each.value for each in onnx.load(file).metadata_props}
+def test_a_procgen_run_takes_frames_and_names_its_actions(call: Any, procgen_argv: list[str], tmp_path: Path) -> None:
+    argv = [*argv_for("srwm", procgen_argv), "--env", "coinrun,maze", "--precision", "bfloat16"]
+    run, file = train(call, argv, tmp_path / "logs"), tmp_path / "agent.onnx"
+    result = call("export", run, "-o", file)
+    assert result.code == 0, result
+    assert "observation uint8 [B, 64, 64, 3]" in result.out
+    assert "in bfloat16, the graph in float32" in result.out
+    known = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(known.pop("actions")) == list(onnx_file.PROCGEN_ACTIONS)
     assert json.loads(known.pop("action_space"))["n"] == 15
     assert set(json.loads(known["observation_keys"])) == {
@@ -105,19 +111,19 @@ def test_the_names_of_procgens_actions_are_its_own() -> None:
     assert tuple("+".join(keys) or "NOTHING" for keys in combos) == onnx_file.PROCGEN_ACTIONS
 
 
-def test_continuous_actions_have_mean_and_deviation(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    small = recall_words[recall_words.index("--n-threads") :]
-    run, file = train(call, [*words_for("srwm", small), *PENDULUM[:-2]], tmp_path / "logs"), tmp_path / "agent.onnx"
-    said = call("export", run, "-o", file)
-    assert said.code == 0, said
-    assert "action_mean float32 [B, 1], action_std float32 [B, 1]" in said.out
+def test_continuous_actions_have_mean_and_deviation(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    small = recall_argv[recall_argv.index("--n-threads") :]
+    run, file = train(call, [*argv_for("srwm", small), *PENDULUM[:-2]], tmp_path / "logs"), tmp_path / "agent.onnx"
+    result = call("export", run, "-o", file)
+    assert result.code == 0, result
+    assert "action_mean float32 [B, 1], action_std float32 [B, 1]" in result.out
     for batch in (1, 5):
         compare(file, run, batch)
 
 
 def _wrong_value(content: bytes) -> bytes:
     model = onnx.load_from_string(content)
-    bias = next(each for each in model.graph.initializer if each.name.endswith("value_net.bias"))
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("value_net.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
     return bytes(model.SerializeToString())
 
@@ -130,14 +136,13 @@ def _wrong_value(content: bytes) -> bytes:
     ],
     ids=["wrong", "broken"],
 )
-def test_a_graph_that_does_something_else_is_not_kept(
-    spoil: Any, part: str, run: Path, call: Any, untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_faulty_graph_is_not_written(
+    spoil: Any, part: str, run: Path, graph: bytes, call: Any, untouched: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    right = onnx_file.to_onnx
-    monkeypatch.setattr(onnx_file, "to_onnx", lambda step, metadata: spoil(right(step, metadata)))
-    said = call("export", run, "-o", untouched / "agent.onnx")
-    assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), said
-    assert said.err.startswith(f"srwm-rl: {untouched / 'agent.onnx'} was not written: {part}")
+    monkeypatch.setattr(onnx_file, "to_onnx", lambda step, metadata: spoil(graph))
+    result = call("export", run, "-o", untouched / "agent.onnx")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1), result
+    assert result.err.startswith(f"srwm-rl: {untouched / 'agent.onnx'} was not written: {part}")
     kept = tmp_path / "kept.onnx"
     kept.write_text("an earlier export")
     assert call("export", run, "-o", kept, "--force").code == 1
@@ -171,11 +176,11 @@ def test_wrong_input_is_refused_in_one_line(run: Path, call: Any, untouched: Pat
 def test_a_file_that_exists_is_replaced_only_on_request(format_: str, run: Path, call: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine"
     file.write_text("precious")
-    words = ("export", run, "--format", format_, "-o", file)
-    assert "exists already; give another name with -o, or --force" in call(*words).error()
+    argv = ("export", run, "--format", format_, "-o", file)
+    assert "exists already; give another name with -o, or --force" in call(*argv).error()
     assert file.read_text() == "precious"
-    said = call(*words, "--force", "--verbose", 0)
-    assert (said.code, said.out) == (0, "")
+    result = call(*argv, "--force", "--verbose", 0)
+    assert (result.code, result.out) == (0, "")
     assert file.stat().st_size > 1000
 
 
@@ -188,7 +193,7 @@ def test_the_help_is_light_and_explains() -> None:
         "finally:\n"
         "    assert not {'torch', 'onnx', 'onnxruntime'} & set(sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (said.returncode, said.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
     for part in ("usage: srwm-rl export", "--format {onnx,sb3}", "action_probabilities", "new_state", "episode_start"):
-        assert part in said.stdout
+        assert part in result.stdout

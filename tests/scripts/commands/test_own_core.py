@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from srwm_rl.nn.cores import _CORES
+
 MODULE = """
 import torch
 import srwm_rl
@@ -39,12 +41,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_it_trains_resumes_and_is_evaluated_where_the_command_names_it(
-    algo: str, module: str, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
+    algo: str, module: str, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
 ) -> None:
-    tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
-    words = [word for word in tiny if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    tiny = recall_argv if algo == "ppo" else [*impala_argv, "--synchronous"]
+    argv = [word for word in tiny if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
     core = f"{module}:Decay"
-    result = call("train", *words, "--core", core, "--core-kwargs", "width:5", "-n", 64, "-f", tmp_path / "logs")
+    result = call("train", *argv, "--core", core, "--core-kwargs", "width:5", "-n", 64, "-f", tmp_path / "logs")
     assert result.code == 0, result
     run = tmp_path / "logs" / f"{algo}_{module}+Decay" / "recall_1"
     assert call("eval", run, "--core", core).code == 0
@@ -52,12 +54,10 @@ def test_it_trains_resumes_and_is_evaluated_where_the_command_names_it(
 
 
 def test_a_run_folder_does_not_choose_imported_code(
-    module: str, call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: str, call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from srwm_rl.nn.cores import _CORES
-
-    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
-    assert call("train", *words, "--core", f"{module}:Decay", "-n", 64, "-f", tmp_path / "logs").code == 0
+    argv = [word for word in recall_argv if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    assert call("train", *argv, "--core", f"{module}:Decay", "-n", 64, "-f", tmp_path / "logs").code == 0
     run = tmp_path / "logs" / f"ppo_{module}+Decay" / "recall_1"
     monkeypatch.delitem(_CORES, f"{module}:Decay")  # as in a new process
     assert f"add --core {module}:Decay" in call("train", "--resume", run, "-n", 128).error()
@@ -76,5 +76,5 @@ def test_a_run_folder_does_not_choose_imported_code(
 def test_a_core_that_does_not_work_is_refused_before_training(
     core: str, part: str, module: str, call: Any, untouched: Path
 ) -> None:
-    words = ["--env", "recall", "--core", core.replace("MODULE", module), "-f", untouched]
-    assert part in call("train", *words).error()
+    argv = ["--env", "recall", "--core", core.replace("MODULE", module), "-f", untouched]
+    assert part in call("train", *argv).error()

@@ -10,30 +10,31 @@ from typing import Any
 
 import pytest
 
+from srwm_rl.scripts.main import main
 from srwm_rl.scripts.reports import report
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
 
 class Text(HTMLParser):
-    """What can be read on a page, with single spaces."""
+    """A page's visible text, with single spaces."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.words: list[str] = []
+        self.pieces: list[str] = []
         self.feed(re.sub(r"<style>.*?</style>", "", source, flags=re.DOTALL))
-        self.text = " ".join(" ".join(self.words).split())
+        self.text = " ".join(" ".join(self.pieces).split())
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.pieces.append(data)
 
 
-def page(call: Any, folder: Path, *words: object) -> str:
+def page(call: Any, folder: Path, *argv: object) -> str:
     file = folder / "page.html"
-    said = call("report", *words, "-o", file)
-    assert said.code == 0, said
-    assert said.err == ""
-    assert re.fullmatch(rf"{re.escape(str(file))}: [\d,]+ kB\n", said.out)
+    result = call("report", *argv, "-o", file)
+    assert result.code == 0, result
+    assert result.err == ""
+    assert re.fullmatch(rf"{re.escape(str(file))}: [\d,]+ kB\n", result.out)
     return file.read_text(encoding="utf-8")
 
 
@@ -41,37 +42,35 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(found: dict[str, float]) -> str:
-    return f"[{number(found['low'])}, {number(found['high'])}]"
+def interval(value: dict[str, float]) -> str:
+    return f"[{number(value['low'])}, {number(value['high'])}]"
 
 
 @pytest.fixture(scope="module")
-def other_seed(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> Path:
+def other_seed(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> Path:
     """Return a run that differs from `recall` in its seed alone."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("other")
-    assert main(["train", *recall_words, "--seed", "1", "-n", "256", "-f", str(logs), "--verbose", "0"]) == 0
+    assert main(["train", *recall_argv, "--seed", "1", "-n", "256", "-f", str(logs), "--verbose", "0"]) == 0
     return logs / "ppo_srwm" / "recall_1"
 
 
 def test_the_page_says_what_the_evaluation_says(call: Any, recall: Path, tmp_path: Path) -> None:
     file = tmp_path / "eval.json"
     assert call("eval", recall, "--random", "--freeze-edits", "-k", 2, "--json", file).code == 0
-    found = json.loads(file.read_text())
+    report = json.loads(file.read_text())
     text = Text(page(call, tmp_path, recall, "--eval", file)).text
-    for row in found["rows"]:
+    for row in report["rows"]:
         assert f"{number(row['return']['mean'])} {interval(row['return'])}" in text
         assert f"normalised {number(row['normalized'], 3)} solved {row['solved']['mean']:.1%}" in text
-    (gap,) = found["generalization_gap"]
+    (gap,) = report["generalization_gap"]
     assert f"generalisation gap train \N{MINUS SIGN} held-out {'+' * (gap['mean'] >= 0)}{number(gap['mean'])}" in text
     assert interval(gap) in text
-    for change in found["interventions"][0]["differences"]:
+    for change in report["interventions"][0]["differences"]:
         assert (
             f"{'+' * (change['return']['mean'] >= 0)}{number(change['return']['mean'])} {interval(change['return'])}"
             in text
         )
-    for row in found["interventions"][0]["rows"]:
+    for row in report["interventions"][0]["rows"]:
         assert f"{number(row['return']['mean'])} frozen" in text
 
 
@@ -82,7 +81,7 @@ def test_every_level_has_its_cell(call: Any, recall: Path, tmp_path: Path) -> No
     cells = re.findall(r'<i class="s(\d)" title="(\d+): ([^"]+)"></i>', page(call, tmp_path, recall, "--eval", file))
     assert [int(level) for _, level, _ in cells] == [*range(12), *range(100, 108)]
     means = {}
-    for _, level, value, *_ in (each for of in episodes.values() for each in of):
+    for _, level, value, *_ in (episode for episodes_of_split in episodes.values() for episode in episodes_of_split):
         means.setdefault(level, []).append(value)
     for shade, level, value in cells:
         mean = sum(means[int(level)]) / 2
@@ -105,11 +104,11 @@ def test_seeds_are_taken_together_and_other_settings_apart(
     config = json.loads((different / "config.json").read_text())
     config["train"]["gamma"] = 0.5
     (different / "config.json").write_text(json.dumps(config))
-    together = page(call, tmp_path, recall, other_seed)
-    assert "seeds 0, 1" in Text(together).text
-    assert "mean over 2 seeds" in Text(together).text
-    assert "<h2" not in together
-    assert together.count('aria-label="recall: mean return') == 1  # both seeds in one picture
+    averaged = page(call, tmp_path, recall, other_seed)
+    assert "seeds 0, 1" in Text(averaged).text
+    assert "mean over 2 seeds" in Text(averaged).text
+    assert "<h2" not in averaged
+    assert averaged.count('aria-label="recall: mean return') == 1  # both seeds in one picture
     apart = page(call, tmp_path, recall, different)
     assert apart.count("<h2") == 2
     assert "mean over" not in Text(apart).text
@@ -131,12 +130,10 @@ def test_scalars_of_self_modification_are_drawn_where_logged(call: Any, recall: 
     run = Path(shutil.copytree(recall, tmp_path / "run"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     bare = [{key: value for key, value in line.items() if not key.startswith("srwm/")} for line in lines]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in bare))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     assert "Self-modification in training" not in page(call, tmp_path, run)
-    logged = [
-        {**each, "srwm/l0/rate_y": i, "srwm/l0/rate_key": 2 * i, "srwm/l1/drift": i} for i, each in enumerate(bare)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in logged))
+    logged = [{**row, "srwm/l0/rate_y": i, "srwm/l0/rate_key": 2 * i, "srwm/l1/drift": i} for i, row in enumerate(bare)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
     drawn = page(call, tmp_path, run)
     assert "Self-modification in training" in drawn
     assert 'aria-label="l0 rate over training: rate_key 0 to 6, rate_y 0 to 3"' in drawn
@@ -144,12 +141,12 @@ def test_scalars_of_self_modification_are_drawn_where_logged(call: Any, recall: 
 
 
 def test_frozen_edits_are_left_out_where_there_are_none(
-    call: Any, recall: Path, recall_words: list[str], tmp_path: Path
+    call: Any, recall: Path, recall_argv: list[str], tmp_path: Path
 ) -> None:
     assert "Live against frozen" in page(call, tmp_path, recall)
     assert "Live against frozen" not in page(call, tmp_path, recall, "--no-freeze")
-    words = [word for word in recall_words if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
-    train = ("train", *words, "--core", "feedforward", "-n", 64, "-f", tmp_path / "logs", "--verbose", 0)
+    argv = [word for word in recall_argv if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    train = ("train", *argv, "--core", "feedforward", "-n", 64, "-f", tmp_path / "logs", "--verbose", 0)
     assert call(*train).code == 0
     assert "Live against frozen" not in page(call, tmp_path, tmp_path / "logs" / "ppo_feedforward" / "recall_1")
 
@@ -171,9 +168,9 @@ def test_a_video_is_taken_in(call: Any, recall: Path, tmp_path: Path) -> None:
     content = b"\0\0\0\x18ftypisom" + bytes(range(256))
     (tmp_path / "film.mp4").write_bytes(content)
     shown = page(call, tmp_path, recall, "--video", tmp_path / "film.mp4")
-    found = re.search(r'<video[^>]*src="data:video/mp4;base64,([^"]*)"', shown)
-    assert found is not None
-    assert base64.b64decode(found[1]) == content
+    match = re.search(r'<video[^>]*src="data:video/mp4;base64,([^"]*)"', shown)
+    assert match is not None
+    assert base64.b64decode(match[1]) == content
 
 
 def test_a_run_without_a_record_of_its_training(call: Any, recall: Path, tmp_path: Path) -> None:
@@ -190,7 +187,7 @@ def test_reporting_changes_nothing_in_the_run(call: Any, recall: Path, snapshot:
 
 @pytest.fixture
 def never_played(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where an agent is played."""
+    """Fail if an agent is played."""
 
     def play(*_: object) -> None:
         raise AssertionError("played before everything was checked")
@@ -223,9 +220,9 @@ REFUSED = [
 
 
 @pytest.mark.usefixtures("never_played")
-@pytest.mark.parametrize(("words", "part"), REFUSED)
+@pytest.mark.parametrize(("argv", "part"), REFUSED)
 def test_bad_input_is_refused_in_one_line_before_anything_is_played(
-    words: list[str], part: str, call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], part: str, call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(recall, tmp_path / "stopped", ignore=shutil.ignore_patterns("model-*"))
     episodes = {"held-out": [["recall", level, 1.0, 5, True] for level in range(3)]}
@@ -234,9 +231,9 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_played(
         evaluation = {**head, "env": env, "levels": {"held-out": "0:3"}, "episodes": episodes}
         (tmp_path / f"{env}.json").write_text(json.dumps(evaluation))
     monkeypatch.chdir(tmp_path)
-    said = call("report", *(word.format(run=recall, tmp=tmp_path) for word in words))
-    assert part in said.error()
-    assert said.out == ""
+    result = call("report", *(word.format(run=recall, tmp=tmp_path) for word in argv))
+    assert part in result.error()
+    assert result.out == ""
     assert not list(tmp_path.glob("*.html"))
 
 
@@ -265,8 +262,8 @@ def test_damaged_evaluations_are_refused(change: dict[str, Any], call: Any, reca
     file.write_text(json.dumps(head | good))
     assert call("report", recall, "--eval", file, "-o", tmp_path / "page.html").code == 0
     file.write_text(json.dumps(head | good | change))
-    said = call("report", recall, "--eval", file, "-o", tmp_path / "page.html")
-    assert "was not written by srwm-rl eval --json" in said.error()
+    result = call("report", recall, "--eval", file, "-o", tmp_path / "page.html")
+    assert "was not written by srwm-rl eval --json" in result.error()
 
 
 def test_a_runs_settings_import_nothing(call: Any, recall: Path, tmp_path: Path) -> None:
@@ -274,5 +271,5 @@ def test_a_runs_settings_import_nothing(call: Any, recall: Path, tmp_path: Path)
     config = json.loads((run / "config.json").read_text())
     config["train"]["env"] = "antigravity:Thing-v0"
     (run / "config.json").write_text(json.dumps(config))
-    said = call("report", run, "-o", tmp_path / "page.html")
-    assert "add --env antigravity:Thing-v0" in said.error()
+    result = call("report", run, "-o", tmp_path / "page.html")
+    assert "add --env antigravity:Thing-v0" in result.error()

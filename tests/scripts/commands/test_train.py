@@ -63,11 +63,11 @@ def updates(run: Path) -> int:
 
 @pytest.mark.parametrize(("name", "algo"), [("SIGINT", "ppo"), ("SIGTERM", "ppo"), ("SIGTERM", "impala")])
 def test_interrupted_and_resumed_is_as_if_never_interrupted(
-    name: str, algo: str, start: Start, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
+    name: str, algo: str, start: Start, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
 ) -> None:
-    tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
-    words = ["train", *(word if word != "none" else "linear" for word in tiny), "-n", 64 * 60]
-    process = start(*words, "-f", tmp_path / "cut")
+    tiny = recall_argv if algo == "ppo" else [*impala_argv, "--synchronous"]
+    argv = ["train", *(word if word != "none" else "linear" for word in tiny), "-n", 64 * 60]
+    process = start(*argv, "-f", tmp_path / "cut")
     run = tmp_path / "cut" / f"{algo}_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.Signals[name])
@@ -78,14 +78,14 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     assert err.count("\n") == 1
     assert 0 < int(err.partition("saved at ")[2].split()[0]) < 64 * 60
     assert call("train", "--resume", run).code == 0
-    assert call(*words, "-f", tmp_path / "whole").code == 0
+    assert call(*argv, "-f", tmp_path / "whole").code == 0
     assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
 
 
 def test_an_overlapped_run_warns_that_it_is_not_exact(
-    start: Start, call: Any, impala_words: list[str], tmp_path: Path
+    start: Start, call: Any, impala_argv: list[str], tmp_path: Path
 ) -> None:
-    process = start("train", *impala_words, "-n", 64 * 10_000, "-f", tmp_path)
+    process = start("train", *impala_argv, "-n", 64 * 10_000, "-f", tmp_path)
     run = tmp_path / "impala_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.SIGINT)
@@ -99,10 +99,10 @@ def test_an_overlapped_run_warns_that_it_is_not_exact(
 
 
 def test_killed_and_resumed_is_as_if_never_killed(
-    start: Start, call: Any, procgen_words: list[str], tmp_path: Path
+    start: Start, call: Any, procgen_argv: list[str], tmp_path: Path
 ) -> None:
-    words = ["train", "--env", "coinrun,starpilot", *procgen_words, "-n", 64 * 14, "--save-freq", 128]
-    process = start(*words, "-f", tmp_path / "cut")
+    argv = ["train", "--env", "coinrun,starpilot", *procgen_argv, "-n", 64 * 14, "--save-freq", 128]
+    process = start(*argv, "-f", tmp_path / "cut")
     run = tmp_path / "cut" / "ppo_srwm" / "coinrun+starpilot_1"
     wait_until(lambda: len(list(run.glob("checkpoints/model-*"))) >= 2, process)
     process.kill()
@@ -111,24 +111,24 @@ def test_killed_and_resumed_is_as_if_never_killed(
     saved = Run.open(run).files("checkpoint")
     assert int(saved[-1].stem.rpartition("-")[2]) < 64 * 14
     assert call("train", "--resume", run).code == 0
-    assert call(*words, "-f", tmp_path / "whole").code == 0
+    assert call(*argv, "-f", tmp_path / "whole").code == 0
     assert_same_end(run, tmp_path / "whole" / "ppo_srwm" / "coinrun+starpilot_1")
 
 
-def test_stopped_before_it_began_leaves_no_run(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+def test_stopped_before_it_began_leaves_no_run(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
     def stop(*args: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_prepare", stop)
-        result = call("train", *recall_words, "-n", 64, "-f", tmp_path / "logs")
+        result = call("train", *recall_argv, "-n", 64, "-f", tmp_path / "logs")
     assert result.code == 130
     assert "nothing is kept" in result.err
     assert not list((tmp_path / "logs").rglob("recall_*"))
 
 
-def test_plan_folder_and_result_are_printed(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    result = call("train", *recall_words, "-n", 64, "-f", tmp_path)
+def test_plan_folder_and_result_are_printed(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    result = call("train", *recall_argv, "-n", 64, "-f", tmp_path)
     run = tmp_path / "ppo_srwm" / "recall_1"
     assert result.code == 0
     assert result.err == ""
@@ -143,25 +143,25 @@ def test_plan_folder_and_result_are_printed(call: Any, recall_words: list[str], 
     assert [path.name for path in Run.open(run).files("model")] == ["model-000000000064.safetensors"]
 
 
-def test_progress_goes_to_stderr(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    words = [word for word in recall_words if word != "--no-progress"]
-    result = call("train", *words, "-n", 64, "-f", tmp_path, "--verbose", 0)
+def test_progress_goes_to_stderr(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    argv = [word for word in recall_argv if word != "--no-progress"]
+    result = call("train", *argv, "-n", 64, "-f", tmp_path, "--verbose", 0)
     assert result.out == ""
     assert "step/s" in result.err
 
 
-def test_a_run_folder_is_never_reused(call: Any, recall_words: list[str], tmp_path: Path, snapshot: Any) -> None:
-    words = ["train", *recall_words, "-n", 64, "-f", tmp_path]
-    assert call(*words).code == 0
+def test_a_run_folder_is_never_reused(call: Any, recall_argv: list[str], tmp_path: Path, snapshot: Any) -> None:
+    argv = ["train", *recall_argv, "-n", 64, "-f", tmp_path]
+    assert call(*argv).code == 0
     first = snapshot(tmp_path / "ppo_srwm" / "recall_1")
-    assert call(*words).code == 0
+    assert call(*argv).code == 0
     assert snapshot(tmp_path / "ppo_srwm" / "recall_1") == first
     assert (tmp_path / "ppo_srwm" / "recall_2" / "config.json").exists()
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(call: Any, recall_words: list[str], untouched: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(call: Any, recall_argv: list[str], untouched: Path) -> None:
     for verbose in (0, 1):
-        result = call("train", *recall_words, "-f", untouched, "--dry-run", "--verbose", verbose)
+        result = call("train", *recall_argv, "-f", untouched, "--dry-run", "--verbose", verbose)
         assert result.code == 0
         assert "parameters" in result.out
 
@@ -173,7 +173,7 @@ def test_env_list(call: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ["--core", "lstm"],
         ["--core", "feedforward"],
@@ -182,22 +182,22 @@ def test_env_list(call: Any) -> None:
         ["--env", "FrozenLake-v1", "--inputs", "reward"],
     ],
 )
-def test_other_cores_actions_and_inputs_train(words: list[str], call: Any, tmp_path: Path) -> None:
-    env = [] if "--env" in words else ["--env", "recall"]
+def test_other_cores_actions_and_inputs_train(argv: list[str], call: Any, tmp_path: Path) -> None:
+    env = [] if "--env" in argv else ["--env", "recall"]
     small = ["--n-envs", 2, "--n-steps", 16, "--batch-size", 32, "--n-epochs", 1, "--n-threads", 1, "--no-progress"]
-    result = call("train", *env, *words, *small, "-n", 64, "-f", tmp_path)
+    result = call("train", *env, *argv, *small, "-n", 64, "-f", tmp_path)
     assert result.code == 0, result
     (run,) = tmp_path.glob("*/*_1")
     assert call("train", "--resume", run, "-n", 96, "--no-progress").code == 0
 
 
-def test_a_finished_run_is_extended(call: Any, recall: Path, recall_words: list[str], tmp_path: Path) -> None:
+def test_a_finished_run_is_extended(call: Any, recall: Path, recall_argv: list[str], tmp_path: Path) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in Run.open(run).files("checkpoint")}
     assert "has its 256 steps already; give more with -n" in call("train", "--resume", run).error()
     assert call("train", "--resume", run, "-n", 384).code == 0
     assert Run.open(run).config["train"]["n_timesteps"] == 384
-    assert call("train", *recall_words, "-n", 384, "-f", tmp_path / "whole").code == 0
+    assert call("train", *recall_argv, "-n", 384, "-f", tmp_path / "whole").code == 0
     assert_same_end(run, tmp_path / "whole" / "ppo_srwm" / "recall_1")
     assert len(metrics(run)) == 6
     assert before.keys() != {path.name for path in Run.open(run).files("checkpoint")}
@@ -280,7 +280,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("argv", "part"),
     [
         (["--seed", "1"], "leave out --seed (the run has 0)"),
         (["--core", "lstm"], "leave out --core (the run has 'srwm')"),
@@ -291,9 +291,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         (["--n-evs", "8"], "did you mean '--n-envs'"),
     ],
 )
-def test_a_resumed_run_keeps_its_settings(words: list[str], part: str, call: Any, recall: Path, snapshot: Any) -> None:
+def test_a_resumed_run_keeps_its_settings(argv: list[str], part: str, call: Any, recall: Path, snapshot: Any) -> None:
     before = snapshot(recall)
-    assert part in call("train", "--resume", recall, *words).error()
+    assert part in call("train", "--resume", recall, *argv).error()
     assert snapshot(recall) == before
 
 
@@ -306,8 +306,8 @@ def test_no_run_folder(kind: str, call: Any, tmp_path: Path, snapshot: Any) -> N
         (run / "config.json").write_text({"text": "{", "foreign": "{}", "list": '{"train": []}'}[kind])
     before = snapshot(tmp_path)
     for command in ("train", "eval"):
-        words = ["train", "--resume", run] if command == "train" else ["eval", run]
-        assert str(run) in (message := call(*words).error()) or "settings are damaged" in message
+        argv = ["train", "--resume", run] if command == "train" else ["eval", run]
+        assert str(run) in (message := call(*argv).error()) or "settings are damaged" in message
     assert snapshot(tmp_path) == before
 
 
@@ -336,11 +336,11 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "part"), REFUSED)
+@pytest.mark.parametrize(("argv", "part"), REFUSED)
 def test_wrong_input_is_refused_in_one_line_and_leaves_nothing(
-    words: list[str], part: str, call: Any, untouched: Path
+    argv: list[str], part: str, call: Any, untouched: Path
 ) -> None:
-    result = call("train", *words, "-n", 64, "-f", untouched, "--no-progress")
+    result = call("train", *argv, "-n", 64, "-f", untouched, "--no-progress")
     assert part in result.error()
     assert result.out == ""
 
@@ -351,20 +351,20 @@ def test_cuda_without_a_gpu_is_refused(call: Any, untouched: Path, monkeypatch: 
     assert "torch finds no GPU here; use --device cpu" in result.error()
 
 
-def test_a_folder_that_cannot_be_made(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep me")
-    result = call("train", *recall_words, "-n", 64, "-f", tmp_path / "file")
+    result = call("train", *recall_argv, "-n", 64, "-f", tmp_path / "file")
     assert "choose another with -f" in result.error()
     assert (tmp_path / "file").read_text() == "keep me"
 
 
-def test_a_full_disk_is_a_warning(call: Any, recall_words: list[str], tmp_path: Path) -> None:
+def test_a_full_disk_is_a_warning(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("srwm_rl.scripts.training.checkpoints.write_file", full)
-        result = call("train", *recall_words, "-n", 128, "-f", tmp_path)
+        result = call("train", *recall_argv, "-n", 128, "-f", tmp_path)
     assert "could not save at 128 steps (No space left on device)" in result.err
     assert "Traceback" not in result.err
     assert len(metrics(tmp_path / "ppo_srwm" / "recall_1")) == 2

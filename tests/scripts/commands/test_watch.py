@@ -1,4 +1,4 @@
-"""`srwm-rl watch` and `srwm-rl replay`: films that play anywhere, traces that play again."""
+"""`srwm-rl watch` and `srwm-rl replay`: films in portable formats, traces that replay exactly."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
+from srwm_rl.scripts.main import main
 from srwm_rl.scripts.video import encoding as video
 from srwm_rl.scripts.video import record
 from srwm_rl.scripts.video.film import GAME, HOLD, MARGIN, SIZE
@@ -24,18 +25,16 @@ PANEL = slice(MARGIN + GAME + 30, SIZE[0])
 
 
 @pytest.fixture(scope="session")
-def games(tmp_path_factory: pytest.TempPathFactory, procgen_words: list[str]) -> Path:
+def games(tmp_path_factory: pytest.TempPathFactory, procgen_argv: list[str]) -> Path:
     """Return a run on two games."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("watched")
-    words = ["train", "--env", "maze,starpilot", *procgen_words, "-n", "64", "--verbose", "0", "-f", str(logs)]
-    assert main(words) == 0
+    argv = ["train", "--env", "maze,starpilot", *procgen_argv, "-n", "64", "--verbose", "0", "-f", str(logs)]
+    assert main(argv) == 0
     return logs / "ppo_srwm" / "maze+starpilot_1"
 
 
 class Drawn(gymnasium.Env[Any, Any]):
-    """A dot that goes where it is sent, with pictures."""
+    """A dot moved by the actions, rendered as an image."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
     observation_space = spaces.Box(-9.0, 9.0, (2,), np.float32)
@@ -46,18 +45,18 @@ class Drawn(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
-        self.place = self.np_random.uniform(-1, 1, 2).astype(np.float32)
-        return self.place.copy(), {}
+        self.position = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.position.copy(), {}
 
     def step(self, action: Any) -> Any:
-        self.place = np.clip(self.place + action / 4, -2, 2).astype(np.float32)
-        return self.place.copy(), float(-np.abs(self.place).sum()), False, False, {}
+        self.position = np.clip(self.position + action / 4, -2, 2).astype(np.float32)
+        return self.position.copy(), float(-np.abs(self.position).sum()), False, False, {}
 
     def render(self) -> Any:
         if self.broken:
             raise RuntimeError("no screen")
         picture = np.full((60, 90, 3), 30, np.uint8)
-        x, y = (30 + 10 * self.place).astype(int)
+        x, y = (30 + 10 * self.position).astype(int)
         picture[y - 4 : y + 4, x - 4 : x + 4] = 255
         return picture
 
@@ -65,13 +64,11 @@ class Drawn(gymnasium.Env[Any, Any]):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run on `Drawn`, with an LSTM, whose actions are numbers and whose episodes never end."""
-    from srwm_rl.scripts.main import main
-
     if "Drawn-v0" not in gymnasium.registry:
         gymnasium.register("Drawn-v0", entry_point=f"{__name__}:Drawn", max_episode_steps=50)
     sys.modules.setdefault(__name__, sys.modules[Drawn.__module__])
     logs = tmp_path_factory.mktemp("drawn")
-    words = [
+    argv = [
         "--env",
         "Drawn-v0",
         "--core",
@@ -83,8 +80,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--n-steps",
         "16",
     ]
-    words += ["--batch-size", "32", "--n-threads", "1", "-n", "32", "--no-progress", "--verbose", "0", "-f", str(logs)]
-    assert main(["train", *words]) == 0
+    argv += ["--batch-size", "32", "--n-threads", "1", "-n", "32", "--no-progress", "--verbose", "0", "-f", str(logs)]
+    assert main(["train", *argv]) == 0
     return logs / "ppo_lstm" / "Drawn-v0_1"
 
 
@@ -96,18 +93,18 @@ def frames(path: Path) -> tuple[Any, np.ndarray]:
 
 
 def moved(first: np.ndarray, second: np.ndarray) -> int:
-    """Count the pixels that differ by more than what the encoder makes of equal ones."""
+    """Count the pixels that differ by more than the encoder's error."""
     return int((np.abs(first.astype(int) - second.astype(int)).max(-1) > 40).sum())
 
 
 def test_a_film_of_procgen(call: Any, games: Path, tmp_path: Path, snapshot: Any) -> None:
     before = snapshot(games)
     film, trace = tmp_path / "film.mp4", tmp_path / "film.npz"
-    said = call("watch", games, "--game", "starpilot", "--steps", 12, "-o", film, "--trace", trace)
-    assert said.code == 0, said
-    assert said.err == ""
+    result = call("watch", games, "--game", "starpilot", "--steps", 12, "-o", film, "--trace", trace)
+    assert result.code == 0, result
+    assert result.err == ""
     for part in ("starpilot, held-out level 1000, 12 steps, 1 episode(s), the last one cut short", str(trace)):
-        assert part in said.out
+        assert part in result.out
     about, pictures = frames(film)
     assert about == ("h264", "yuv420p", 15)
     assert pictures.shape == (12 + HOLD * 15, SIZE[1], SIZE[0], 3)
@@ -121,18 +118,18 @@ def test_a_film_of_procgen(call: Any, games: Path, tmp_path: Path, snapshot: Any
     assert film.read_bytes().index(b"moov") < film.read_bytes().index(b"mdat"), "the index does not stand in front"
     assert trace.stat().st_size < 60_000
     assert snapshot(games) == before
-    assert {each.name for each in tmp_path.iterdir()} == {"film.mp4", "film.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"film.mp4", "film.npz"}
 
 
 def test_a_traces_film_is_the_same(call: Any, games: Path, tmp_path: Path) -> None:
     names = [tmp_path / name for name in ("a.mp4", "b.mp4", "a.npz", "c.npz")]
-    words = ("watch", games, "--steps", 5, "--seed", 3, "--level", 7)
-    assert "training level 7" in call(*words, "-o", names[0], "--trace", names[2]).out
-    said = call("replay", names[2], "-o", names[1])
-    assert said.code == 0, said
-    assert "maze, level 7, 5 steps: every observation and reward as recorded" in said.out
+    argv = ("watch", games, "--steps", 5, "--seed", 3, "--level", 7)
+    assert "training level 7" in call(*argv, "-o", names[0], "--trace", names[2]).out
+    result = call("replay", names[2], "-o", names[1])
+    assert result.code == 0, result
+    assert "maze, level 7, 5 steps: every observation and reward as recorded" in result.out
     assert names[0].read_bytes() == names[1].read_bytes()
-    assert call(*words, "-o", names[0], "--trace", names[3]).code == 0
+    assert call(*argv, "-o", names[0], "--trace", names[3]).code == 0
     first, second = load_trace(names[2]), load_trace(names[3])
     assert first.digest == second.digest
     for name, array in first.arrays.items():
@@ -143,12 +140,12 @@ def test_a_traces_film_is_the_same(call: Any, games: Path, tmp_path: Path) -> No
 
 def test_a_task_shows_what_is_observed(call: Any, recall: Path, tmp_path: Path) -> None:
     film, trace = tmp_path / "film.mp4", tmp_path / "film.npz"
-    said = call("watch", recall, "--deterministic", "-o", film, "--trace", trace)
+    result = call("watch", recall, "--deterministic", "-o", film, "--trace", trace)
     arrays = load_trace(trace).arrays
     n_steps = len(arrays["rewards"])
     assert (
         f"recall, held-out level 100, {n_steps} steps, 1 episode(s), {int(arrays['solved'][-1])} of 1 solved"
-        in said.out
+        in result.out
     )
     assert arrays["dones"].tolist() == [False] * (n_steps - 1) + [True]
     np.testing.assert_array_equal(arrays["actions"], arrays["choices"].argmax(-1))
@@ -174,8 +171,8 @@ def test_several_episodes_are_on_the_levels_that_follow(call: Any, recall: Path,
 
 def test_gymnasiums_own_pictures_and_a_memory_without_heads(call: Any, drawn: Path, tmp_path: Path) -> None:
     film, trace = tmp_path / "film.mp4", tmp_path / "film.npz"
-    said = call("watch", drawn, "-o", film, "--trace", trace)
-    assert (said.code, said.err) == (0, "")
+    result = call("watch", drawn, "-o", film, "--trace", trace)
+    assert (result.code, result.err) == (0, "")
     about, pictures = frames(film)
     assert about == ("h264", "yuv420p", 30)
     assert len(pictures) == 50 + HOLD * 30
@@ -194,9 +191,9 @@ def test_what_cannot_draw_itself_shows_its_observations(
     call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Drawn, "render", lambda self: 1 / 0)
-    said = call("watch", drawn, "--steps", 3, "-o", tmp_path / "film.mp4")
-    assert said.code == 0
-    assert said.err == (
+    result = call("watch", drawn, "--steps", 3, "-o", tmp_path / "film.mp4")
+    assert result.code == 0
+    assert result.err == (
         "srwm-rl: Drawn-v0 cannot render itself (division by zero); its observations are drawn instead\n"
     )
     assert frames(tmp_path / "film.mp4")[0][2] == 4
@@ -206,14 +203,14 @@ def test_an_episode_that_does_not_end_is_cut(
     call: Any, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "MAX_EPISODE", 4)
-    said = call("watch", drawn, "-o", tmp_path / "film.gif")
-    assert "4 steps, 1 episode(s), the last one cut short, reward" in said.out
+    result = call("watch", drawn, "-o", tmp_path / "film.gif")
+    assert "4 steps, 1 episode(s), the last one cut short, reward" in result.out
 
 
 def test_the_default_name(call: Any, recall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("watch", recall, "--gif", "--steps", 2).code == 0
-    assert [each.name for each in tmp_path.iterdir()] == ["recall_1-recall-100.gif"]
+    assert [path.name for path in tmp_path.iterdir()] == ["recall_1-recall-100.gif"]
 
 
 REFUSED = [
@@ -235,14 +232,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "part"), REFUSED)
+@pytest.mark.parametrize(("argv", "part"), REFUSED)
 def test_wrong_input_is_refused_before_playing(
-    words: list[str], part: str, call: Any, recall: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], part: str, call: Any, recall: Path, untouched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(untouched)
-    said = call("watch", recall, *words)
-    assert part in said.error()
-    assert said.out == ""
+    result = call("watch", recall, *argv)
+    assert part in result.error()
+    assert result.out == ""
 
 
 def test_no_run_no_model_no_zip(call: Any, recall: Path, tmp_path: Path) -> None:
@@ -271,11 +268,9 @@ def test_a_codec_that_is_missing(
 @pytest.fixture(scope="session")
 def trace(tmp_path_factory: pytest.TempPathFactory, games: Path) -> Path:
     """Return a trace of five steps of maze."""
-    from srwm_rl.scripts.main import main
-
     folder = tmp_path_factory.mktemp("trace")
-    words = ["--steps", "5", "-o", str(folder / "a.gif"), "--trace", str(folder / "a.npz"), "--verbose", "0"]
-    assert main(["watch", str(games), *words]) == 0
+    argv = ["--steps", "5", "-o", str(folder / "a.gif"), "--trace", str(folder / "a.npz"), "--verbose", "0"]
+    assert main(["watch", str(games), *argv]) == 0
     return folder / "a.npz"
 
 
@@ -283,10 +278,10 @@ def changed(trace: Path, path: Path, meta: Any = None, **arrays: Any) -> Path:
     """Write a trace again, with a function over its JSON and other arrays."""
     with np.load(trace) as file:
         content = dict(file)
-    found = json.loads(content["meta"].tobytes())
+    content_meta = json.loads(content["meta"].tobytes())
     if meta is not None:
-        meta(found)
-    content["meta"] = np.frombuffer(json.dumps(found).encode(), np.uint8)
+        meta(content_meta)
+    content["meta"] = np.frombuffer(json.dumps(content_meta).encode(), np.uint8)
     np.savez(path, **(content | arrays))
     return path
 
@@ -308,11 +303,11 @@ def test_a_trace_holds_no_pickles_and_says_what_replays_it(trace: Path) -> None:
 def test_another_course_of_events_is_noticed(name: str, step: int, call: Any, trace: Path, tmp_path: Path) -> None:
     array = load_trace(trace).arrays[name].copy()
     array[step] = not array[step] if array.dtype == bool else array[step] + array.dtype.type(1)
-    other = changed(trace, tmp_path / "other.npz", **{name: array})
-    said = call("replay", other, "-o", tmp_path / "film.mp4")
-    assert said.code == 1
+    altered = changed(trace, tmp_path / "other.npz", **{name: array})
+    result = call("replay", altered, "-o", tmp_path / "film.mp4")
+    assert result.code == 1
     what = "observations" if name == "links" else name
-    assert f"NOT as recorded: {what} differ from step {step} on; no video was made" in said.out
+    assert f"NOT as recorded: {what} differ from step {step} on; no video was made" in result.out
     assert not (tmp_path / "film.mp4").exists()
 
 
@@ -320,16 +315,16 @@ def test_another_level_or_digest_is_noticed(call: Any, trace: Path, tmp_path: Pa
     level = changed(trace, tmp_path / "level.npz", lambda meta: meta["scene"].update(level=999))
     assert "NOT as recorded: observations differ from step 0 on" in call("replay", level).out
     digest = changed(trace, tmp_path / "digest.npz", lambda meta: meta.update(sha256="0" * 64))
-    said = call("replay", digest)
-    assert (said.code, "sha256 differs" in said.out) == (1, True)
+    result = call("replay", digest)
+    assert (result.code, "sha256 differs" in result.out) == (1, True)
 
 
 def test_an_environment_of_another_version_is_refused(call: Any, trace: Path, tmp_path: Path) -> None:
-    other = changed(trace, tmp_path / "a.npz", lambda meta: meta.update(versions={"procgen": "0.9"}))
-    message = call("replay", other).error()
+    altered = changed(trace, tmp_path / "a.npz", lambda meta: meta.update(versions={"procgen": "0.9"}))
+    message = call("replay", altered).error()
     assert "was recorded with procgen 0.9, and here is procgen" in message
     assert "--any-version" in message
-    assert call("replay", other, "--any-version").code == 0
+    assert call("replay", altered, "--any-version").code == 0
 
 
 DAMAGES: dict[str, Any] = {
@@ -354,8 +349,8 @@ DAMAGES: dict[str, Any] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_trace_with_other_words_is_refused(damage: str, call: Any, trace: Path, tmp_path: Path) -> None:
-    said = call("replay", changed(trace, tmp_path / "a.npz", DAMAGES[damage]))
-    said.error()
+    result = call("replay", changed(trace, tmp_path / "a.npz", DAMAGES[damage]))
+    result.error()
     assert "antigravity" not in sys.modules
 
 
@@ -396,6 +391,6 @@ def test_a_damaged_or_foreign_file_is_refused(call: Any, trace: Path, tmp_path: 
 
 
 def test_a_replay_that_ends_early_is_noticed(trace: Path) -> None:
-    found = load_trace(trace)
-    short = {name: array[:3] for name, array in found.arrays.items()}
-    assert first_difference(found, short, found.digest) == "the episodes end after step 2"
+    recording = load_trace(trace)
+    short = {name: array[:3] for name, array in recording.arrays.items()}
+    assert first_difference(recording, short, recording.digest) == "the episodes end after step 2"

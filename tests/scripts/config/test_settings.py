@@ -1,4 +1,4 @@
-"""The settings: stored and read again, and refused where they are wrong."""
+"""Settings: round trips through JSON and the command line; wrong ones are refused."""
 
 import json
 from dataclasses import asdict, fields
@@ -31,13 +31,13 @@ COEFFICIENTS = [
 ]
 
 
-def read(*words: str) -> TrainConfig:
-    return parse(TrainConfig, list(words), "srwm-rl train")
+def read(*argv: str) -> TrainConfig:
+    return parse(TrainConfig, list(argv), "srwm-rl train")
 
 
-def refused(*words: str) -> str:
+def refused(*argv: str) -> str:
     with pytest.raises(UserError) as caught:
-        read(*words)
+        read(*argv)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -87,7 +87,7 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--gamma", "high"], "--gamma takes a number, not 'high'; see srwm-rl train --help"),
         (["-n", "1e6"], "--n-timesteps takes a whole number, not '1e6'; see srwm-rl train --help"),
@@ -111,12 +111,12 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
         (["--core-kwargs", "x"], "--core-kwargs takes name:value, not 'x'; see srwm-rl train --help"),
     ],
 )
-def test_error_messages(words: list[str], message: str) -> None:
-    assert refused(*words) == message
+def test_error_messages(argv: list[str], message: str) -> None:
+    assert refused(*argv) == message
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         ["--seed", "1", "--seed", "2"],
         ["--seed=1", "--seed", "1"],
@@ -126,8 +126,8 @@ def test_error_messages(words: list[str], message: str) -> None:
         ["--core-kwargs", "a:1", "--core-kwargs", "b:2"],  # tyro would drop the first
     ],
 )
-def test_an_option_given_twice_is_refused(words: list[str]) -> None:
-    assert "is given twice" in refused(*words)
+def test_an_option_given_twice_is_refused(argv: list[str]) -> None:
+    assert "is given twice" in refused(*argv)
 
 
 def test_values_that_look_like_options_are_values() -> None:

@@ -12,6 +12,7 @@ from srwm_rl import load
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.held_out import count, explain, levels_trained_on, merged
+from srwm_rl.scripts.main import main
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
 from srwm_rl.storage.seen_levels import SeenLevels
@@ -35,7 +36,7 @@ def settings(**changes: Any) -> Change:
 
 def without_record(arrays: dict[str, Any], meta: dict[str, Any]) -> None:
     del meta["levels_played"]
-    for name in [each for each in arrays if each.startswith("/levels_played")]:
+    for name in [key for key in arrays if key.startswith("/levels_played")]:
         del arrays[name]
 
 
@@ -47,12 +48,10 @@ def evaluate(call: Any, run: Path, folder: Path, *argv: object) -> tuple[dict[st
 
 
 @pytest.fixture(scope="session")
-def unlimited(tmp_path_factory: pytest.TempPathFactory, recall_words: list[str]) -> Path:
-    """Return a run on all levels there are."""
-    from srwm_rl.scripts.main import main
-
+def unlimited(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> Path:
+    """Return a run trained on all levels."""
     logs = tmp_path_factory.mktemp("unlimited")
-    argv = ["all" if word == "0:12" else word for word in recall_words]
+    argv = ["all" if word == "0:12" else word for word in recall_argv]
     assert main(["train", *argv, "-n", "128", "-f", str(logs), "--verbose", "0"]) == 0
     return logs / "ppo_srwm" / "recall_1"
 
@@ -145,12 +144,12 @@ def test_reports_and_comparisons_are_marked_invalid_too(
     assert call("report", run, "--eval", tmp_path / "eval.json").code == 0
     assert "Invalid as a held-out score: 8 of the levels were" in (tmp_path / "report.html").read_text()
 
-    other = altered(recall, tmp_path / "other", without_record)
-    both = ("compare", other, run, "--eval-levels", "12:20")
-    assert call(*both).code == 0
-    both = ("compare", other, run, *argv)
-    assert "were trained on" in call(*both).error()
-    output = call(*both, "--allow-overlap", "--json", "pair.json", "-o", "pair.html")
+    without = altered(recall, tmp_path / "other", without_record)
+    compare = ("compare", without, run, "--eval-levels", "12:20")
+    assert call(*compare).code == 0
+    compare = ("compare", without, run, *argv)
+    assert "were trained on" in call(*compare).error()
+    output = call(*compare, "--allow-overlap", "--json", "pair.json", "-o", "pair.html")
     assert output.code == 0, output
     assert "INVALID as a held-out score of A: 8 of the levels were trained on" in output.out
     assert f"INVALID as a held-out score of B: {len(overlap)} of the levels were trained on" in output.out
@@ -184,13 +183,13 @@ def record(*levels: int, start: int = 0, stop: int = 10, complete: bool = True) 
     ("levels", "played", "overlap"),
     [
         ("0:10", None, [8, 9]),
-        ("0:10", record(1), [8, 9]),  # the range was to be trained on, even if its end was not reached yet
+        ("0:10", record(1), [8, 9]),  # the whole training range counts, reached or not
         ("0:10", record(1, 11, 13), [8, 9, 11]),
         ("all", None, [8, 9, 10, 11]),
         ("all", record(1, 9), [9]),
         ("all", record(1), []),
         ("all", record(1, complete=False), [8, 9, 10, 11]),
-        ("all", SeenLevels(0, 5), [8, 9, 10, 11]),  # nothing of this game
+        ("all", SeenLevels(0, 5), [8, 9, 10, 11]),  # no level of this game
         ("20:30", record(20), []),
     ],
 )

@@ -13,7 +13,11 @@ from sb3_contrib import RecurrentPPO
 
 from srwm_rl import SRWMPolicy
 from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.envs import batch, vec_env
 from srwm_rl.envs.make import make_vec_env
+from srwm_rl.envs.wrappers import grouped as groups
+from srwm_rl.envs.wrappers import memory_inputs as inputs
+from srwm_rl.envs.wrappers import reward
 from srwm_rl.storage.model_schema import RECORD
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
@@ -92,7 +96,7 @@ gymnasium.register("Own-v0", entry_point="gymnasium.envs.classic_control:CartPol
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file that a module with an environment leaves when it is imported."""
+    """Return the marker file of a module with an environment, written when it is imported."""
     (tmp_path / "srwm_rl_own_env.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("srwm_rl_own_env", None)
@@ -109,7 +113,8 @@ def test_a_model_file_cannot_import_an_environments_module(
     assert "code that is not imported because a file names it: add --env srwm_rl_own_env:Own-v0" in message
     assert not own_module.exists()
     assert (
-        "has other observations or actions" in call("eval", tmp_path / "model", "--env", "srwm_rl_own_env:Own-v0").error()
+        "has other observations or actions"
+        in call("eval", tmp_path / "model", "--env", "srwm_rl_own_env:Own-v0").error()
     )
     assert own_module.exists()
 
@@ -126,29 +131,24 @@ def test_a_model_file_has_no_environment_state(recall: Path) -> None:
     held = {checkpoint[name].tobytes() for name in states if checkpoint[name].size > 1 and checkpoint[name].any()}
     content = run.files("model")[-1].read_bytes()
     assert held
-    assert not [each for each in held if each in content]
+    assert not [word for word in held if word in content]
 
 
 @pytest.mark.parametrize("env", ["recall", "fruitbot"])
 def test_an_evaluation_restores_no_state(
-    env: str, call: Any, recall: Path, procgen_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: str, call: Any, recall: Path, procgen_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = recall
     if env != "recall":
-        assert call("train", "--env", env, *procgen_words, "-n", 64, "-f", tmp_path).code == 0
+        assert call("train", "--env", env, *procgen_argv, "-n", 64, "-f", tmp_path).code == 0
         (run,) = tmp_path.glob("*/*_1")
-    from srwm_rl.envs import batch, vec_env
-    from srwm_rl.envs.wrappers import grouped as groups
-    from srwm_rl.envs.wrappers import memory_inputs as inputs
-    from srwm_rl.envs.wrappers import reward
-
     holders = (batch.BatchEnv, groups.GroupedVecEnv, inputs.VecMemoryInputs, vec_env.BatchVecEnv)
-    for each in (*holders, reward.VecNormalizeReward):
-        monkeypatch.setattr(each, "set_state", lambda *_: pytest.fail("a state was restored"))
+    for holder in (*holders, reward.VecNormalizeReward):
+        monkeypatch.setattr(holder, "set_state", lambda *_: pytest.fail("a state was restored"))
     argv = ["--n-envs", 2, "--train-levels", "0:2", "--eval-levels", "1000:1002"]
     assert call("eval", run, *argv).code == 0
     with pytest.raises(pytest.fail.Exception, match="a state was restored"):
-        call("train", "--resume", run, "-n", 512)  # which is what the patches would have caught
+        call("train", "--resume", run, "-n", 512)  # the patched functions would have failed
 
 
 def test_only_the_runs_own_checkpoints_are_resumed(call: Any, recall: Path, tmp_path: Path) -> None:
@@ -156,10 +156,10 @@ def test_only_the_runs_own_checkpoints_are_resumed(call: Any, recall: Path, tmp_
     folder = run / "checkpoints"
     outside = shutil.move(folder, tmp_path / "outside")
     folder.symlink_to(outside)
-    before = sorted(each.name for each in Path(outside).iterdir())
+    before = sorted(file.name for file in Path(outside).iterdir())
     assert f"{folder} is a link" in call("train", "--resume", run, "-n", 512).error()
-    assert sorted(each.name for each in Path(outside).iterdir()) == before
-    assert call("eval", run).code == 0  # to read through a link harms nobody
+    assert sorted(file.name for file in Path(outside).iterdir()) == before
+    assert call("eval", run).code == 0  # reading through a link is allowed
 
 
 def test_absurd_weights_that_are_finite_are_refused(call: Any, recall: Path, tmp_path: Path) -> None:

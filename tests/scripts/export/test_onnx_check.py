@@ -1,4 +1,4 @@
-"""The check of an exported graph: passes what is right, and catches each way of being wrong."""
+"""The check of an exported graph passes correct graphs and detects every kind of fault."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ BOX = spaces.Box(-1, 1, (2,))
 
 
 class Noise(gymnasium.Env):
-    """Random observations, episodes of 20 steps, and a refusal of actions that are none."""
+    """Random observations, episodes of 20 steps, and an assertion that actions are valid."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -44,21 +44,21 @@ def make(action: spaces.Space = BOX, weights: float = 0.3) -> tuple[SRWMPolicy, 
     settings = {"hidden_size": 8, "n_heads": 2, "n_layers": 1}
     policy = SRWMPolicy(observation, action, lambda _: 0.0, core_kwargs=settings)
     with torch.no_grad():
-        for each in policy.parameters():
-            each.add_(weights * torch.randn_like(each))
+        for parameter in policy.parameters():
+            parameter.add_(weights * torch.randn_like(parameter))
     return policy, DummyVecEnv([lambda: Noise(observation, action)] * 3)
 
 
-@pytest.mark.parametrize("action", [BOX, MULTI, spaces.MultiBinary(4)], ids=lambda each: type(each).__name__)
-def test_what_is_right_passes_on_any_action_space(action: spaces.Space) -> None:
+@pytest.mark.parametrize("action", [BOX, MULTI, spaces.MultiBinary(4)], ids=lambda space: type(space).__name__)
+def test_a_correct_graph_passes_on_any_action_space(action: spaces.Space) -> None:
     policy, env = make(action)
     step = ActingStep(policy)
     checked = check_onnx(to_onnx(step, {}), step, policy, env)
     assert checked.passed
     assert list(checked.differences) == [port.name for port in step.outputs]
-    assert 0 < max(checked.differences.values()) < 1e-5  # not compared with itself
+    assert 0 < max(checked.differences.values()) < 1e-5  # the outputs come from two runtimes
     assert (checked.steps, checked.n_envs) == (STEPS, 3)
-    assert checked.episode_starts >= 3 * (1 + 2 + 4)  # the first, those that ended, those that were made
+    assert checked.episode_starts >= 3 * (1 + 2 + 4)  # the first, ended episodes, forced resets
 
 
 def _never_reset(right: Forward) -> Forward:
@@ -74,8 +74,8 @@ def _keep_state(right: Forward) -> Forward:
 
 
 @pytest.mark.parametrize("spoil", [_never_reset, _forget, _keep_state])
-def test_a_graph_that_mishandles_the_memory_is_caught(spoil: Callable[[Forward], Forward]) -> None:
-    policy, env = make(weights=0.0)  # as initialised, with gentle edits: the state is of thousandths
+def test_a_graph_that_mishandles_the_memory_is_detected(spoil: Callable[[Forward], Forward]) -> None:
+    policy, env = make(weights=0.0)  # as initialised: edits are small, the state about 1e-3
     step = ActingStep(policy)
     step.forward = spoil(step.forward)  # type: ignore[method-assign]
     checked = check_onnx(to_onnx(step, {}), step, policy, env)
@@ -83,7 +83,7 @@ def test_a_graph_that_mishandles_the_memory_is_caught(spoil: Callable[[Forward],
     assert checked.differences["new_state"] > 1e-4
 
 
-def test_other_numbers_are_caught_by_the_output_they_show_in() -> None:
+def test_a_changed_number_is_detected_in_its_output() -> None:
     policy, env = make()
     step = ActingStep(policy)
     content = to_onnx(step, {})

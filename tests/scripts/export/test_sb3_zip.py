@@ -12,39 +12,40 @@ import torch
 import srwm_rl
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.envs.make import make_vec_env
+from srwm_rl.storage.model_file import load, save_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "full_srwm_model.tar"
 
 
-def with_heads(words: list[str]) -> list[str]:
-    """Give the heads of a tiny run two numbers each: heads of one never edit themselves."""
-    cut = words.index("n_layers:1") + 1
-    return [*words[:cut], "n_heads:4", *words[cut:]]
+def with_heads(argv: list[str]) -> list[str]:
+    """Return a tiny run's arguments with heads of size 2: heads of size 1 never edit themselves."""
+    cut = argv.index("n_layers:1") + 1
+    return [*argv[:cut], "n_heads:4", *argv[cut:]]
 
 
 def rollout(agent: Any, deterministic: bool) -> list[np.ndarray]:
     """Play and return the actions and states."""
     env = make_vec_env("recall", 4, "0:12", 0)
     torch.manual_seed(0)
-    obs, state, starts, found = env.reset(), None, np.ones(4, bool), []
+    obs, state, starts, results = env.reset(), None, np.ones(4, bool), []
     for _ in range(12):
         actions, state = agent.predict(obs, state, starts, deterministic)
-        found += [actions, *state]
+        results += [actions, *state]
         obs, _, starts, _ = env.step(actions)
-    return found
+    return results
 
 
 @pytest.mark.parametrize("algo", [PPO, IMPALA])
 def test_a_zip_gives_the_trainer_with_the_same_agent(
-    algo: Any, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
+    algo: Any, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
 ) -> None:
-    words = with_heads(recall_words if algo is PPO else impala_words)
-    assert call("train", *words, "-n", 64, "-f", tmp_path / "logs", "--verbose", 0).code == 0
+    argv = with_heads(recall_argv if algo is PPO else impala_argv)
+    assert call("train", *argv, "-n", 64, "-f", tmp_path / "logs", "--verbose", 0).code == 0
     run, file = next((tmp_path / "logs").glob("*/*")), tmp_path / "model.zip"
-    said = call("export", run, "--format", "sb3", "-o", file)
-    assert (said.code, said.err) == (0, ""), said
-    assert f"srwm_rl.agents.{algo.__name__}.load(" in said.out
-    assert "warning   such a zip runs code when it is loaded" in said.out
+    result = call("export", run, "--format", "sb3", "-o", file)
+    assert (result.code, result.err) == (0, ""), result
+    assert f"srwm_rl.agents.{algo.__name__}.load(" in result.out
+    assert "warning   such a zip runs code when it is loaded" in result.out
     model, agent = algo.load(file, device="cpu"), srwm_rl.load(run)
     for deterministic in (True, False):
         for ours, theirs in zip(rollout(model, deterministic), rollout(agent, deterministic), strict=True):
@@ -54,20 +55,18 @@ def test_a_zip_gives_the_trainer_with_the_same_agent(
     assert (model.num_timesteps, model.n_envs, model.n_steps) == (agent.num_timesteps, 4, 16)
     model.set_env(make_vec_env("recall", 4, "0:12", 0))
     model.learn(64)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["logs", "model.zip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "model.zip"]
 
 
 def test_a_zip_loads_in_a_process_of_its_own(recall: Path, call: Any, tmp_path: Path) -> None:
     file = tmp_path / "model.zip"
     assert call("export", recall, "--format", "sb3", "-o", file).code == 0
     code = f"from srwm_rl.agents import PPO\nprint(PPO.load({str(file)!r}).policy.core_name)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (said.returncode, said.stdout, said.stderr) == (0, "srwm\n", "")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "srwm\n", "")
 
 
 def test_a_run_whose_settings_build_another_policy_makes_no_zip(recall: Path, call: Any, untouched: Path) -> None:
-    from srwm_rl.storage.model_file import load, save_model
-
     agent = load(recall)
     config = {**agent.config, "core_kwargs": ["hidden_size:24", "n_layers:1"]}
     odd = untouched.parent / "odd.safetensors"
@@ -79,6 +78,6 @@ def test_a_run_whose_settings_build_another_policy_makes_no_zip(recall: Path, ca
 def test_an_imported_run_becomes_a_zip_too(call: Any, tmp_path: Path) -> None:
     run, file = tmp_path / "run", tmp_path / "model.zip"
     assert call("import-official", GOLDEN, "-o", run).code == 0
-    said = call("export", run, "--format", "sb3", "-o", file)
-    assert said.code == 0, said
+    result = call("export", run, "--format", "sb3", "-o", file)
+    assert result.code == 0, result
     assert IMPALA.load(file, device="cpu").policy.core_name == "srwm"

@@ -1,4 +1,4 @@
-"""Pages to look at, a reader that is strict about them, and a browser."""
+"""Report pages, a strict parser for them, and a browser."""
 
 import json
 import shutil
@@ -29,15 +29,15 @@ class Page(HTMLParser):
         self.source = text
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.pieces: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == [], f"never closed: {self.open}"
 
     @property
     def text(self) -> str:
-        """Return what can be read on the page, with single spaces."""
-        return " ".join(" ".join(self.words).split())
+        """Return the page's visible text, with single spaces."""
+        return " ".join(" ".join(self.pieces).split())
 
     def all(self, name: str) -> list[dict[str, str | None]]:
         """Return the attributes of every tag of a name."""
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
+            self.pieces.append(data)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ BLOCKS = {"held-out 1000:1040": 1000, "held-out 1200:1240": 1200, "held-out 1400
 def write_evaluation(
     path: Path, env: str, games: tuple[str, ...], blocks: dict[str, int] | None = None, frozen: bool = False
 ) -> Path:
-    """Write what srwm-rl eval would of agents that solve every third level, and nothing where frozen."""
+    """Write an evaluation file of agents that solve every third level, and none with frozen edits."""
     starts = blocks or {"held-out": 1000}
     starts = {"train": 0, **starts} | {f"random, {name}": start for name, start in starts.items()}
     episodes = {split: _episodes(games, start) for split, start in starts.items()}
@@ -102,26 +102,28 @@ def fake_evaluation() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def recall_page(tmp_path_factory: pytest.TempPathFactory, recall: Path, recall_words: list[str]) -> Path:
+def recall_page(tmp_path_factory: pytest.TempPathFactory, recall: Path, recall_argv: list[str]) -> Path:
     """Return the report of two seeds of a tiny run, with everything a report can show."""
     pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
     folder = tmp_path_factory.mktemp("page")
-    words = ["train", *recall_words, "--seed", "1", "-n", "256", "-f", str(folder), "--verbose", "0"]
-    assert main(words) == 0
-    other = folder / "ppo_srwm" / "recall_1"
-    with (other / "metrics.jsonl").open() as lines:
+    argv = ["train", *recall_argv, "--seed", "1", "-n", "256", "-f", str(folder), "--verbose", "0"]
+    assert main(argv) == 0
+    second_seed = folder / "ppo_srwm" / "recall_1"
+    with (second_seed / "metrics.jsonl").open() as lines:
         logged = [{**json.loads(line), "srwm/beta_y": i / 7} for i, line in enumerate(lines)]
-    (other / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in logged))
+    (second_seed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
     video = folder / "video.mp4"
     video.write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
     page = folder / "report.html"
-    assert main(["report", str(recall), str(other), "-o", str(page), "--video", str(video), "--verbose", "0"]) == 0
+    assert (
+        main(["report", str(recall), str(second_seed), "-o", str(page), "--video", str(video), "--verbose", "0"]) == 0
+    )
     return page
 
 
 @pytest.fixture(scope="session")
 def procgen_page(tmp_path_factory: pytest.TempPathFactory, recall: Path) -> Path:
-    """Return the report of a run that says it is on the paper's six games."""
+    """Return the report of a run whose settings name the paper's six games."""
     pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
     pytest.importorskip("procgen", reason="its games are ProcGen's")
     folder = tmp_path_factory.mktemp("procgen")

@@ -1,4 +1,4 @@
-"""Charts inside a page."""
+"""Charts of a page as SVG."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def test_a_picture_is_one_svg_with_its_names_as_text(draw: Callable[[Charts], st
     svg = str(draw(Charts()))
     root = ElementTree.fromstring(svg)
     assert root.tag == "svg"
-    assert NAME in [text for each in root.iter("text") for text in each.itertext()]
+    assert NAME in [text for element in root.iter("text") for text in element.itertext()]
     assert NAME in root.attrib["aria-label"]
     assert "<style" not in svg  # it would hold for the whole page
     assert "font-family" not in svg
@@ -44,10 +44,10 @@ def test_ids_of_two_pictures_differ_and_are_all_referred_to() -> None:
     pictures = Charts()
     svgs = [str(draw(pictures)) for draw in DRAWN]
     ids = [re.findall(r' id="([^"]+)"', svg) for svg in svgs]
-    together = [name for of in ids for name in of]
-    assert len(set(together)) == len(together) > 5
-    for svg, of in zip(svgs, ids, strict=True):
-        assert set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg)) == set(of)
+    names = [name for ids_of_chart in ids for name in ids_of_chart]
+    assert len(set(names)) == len(names) > 5
+    for svg, ids_of_chart in zip(svgs, ids, strict=True):
+        assert set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg)) == set(ids_of_chart)
 
 
 def test_the_same_data_give_the_same_picture() -> None:

@@ -1,4 +1,4 @@
-"""What a run logged, read back."""
+"""Curves read from a run's metrics file."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_values_come_back_by_key(tmp_path: Path) -> None:
     assert curves["b"].steps.tolist() == [30]
 
 
-def test_no_file_is_no_curves(tmp_path: Path) -> None:
+def test_a_run_without_a_file_has_no_curves(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "metrics.jsonl") == {}
 
 
@@ -35,7 +35,7 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"a": 1}', '{"step": "x"}', '{"step": null}'])
-def test_a_damaged_file_is_said_so(line: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(UserError, match=r"damaged in line 2"):
@@ -56,7 +56,7 @@ def test_thinning_keeps_the_mean_and_the_end() -> None:
     assert thinned.steps[-1] == 9999
 
 
-def test_seeds_are_averaged_where_all_have_been() -> None:
+def test_seeds_are_averaged_up_to_the_shortest_run() -> None:
     steps = np.linspace(0, 100, 50)
     band = combine([Curve(steps, steps), Curve(steps + 10, 3 * (steps + 10)), Curve(steps[:40], 2 * steps[:40])])
     assert band.mean.steps[0] == 10

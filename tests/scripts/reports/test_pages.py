@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.paired import ComparedRuns, compare
+from srwm_rl.scripts.reports.comparison import comparison_page
+
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}$x^2$"
@@ -35,10 +39,6 @@ def page(request: pytest.FixtureRequest) -> Path:
 def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the comparison of agents on six games, two seeds a side."""
     pytest.importorskip("procgen", reason="its games are ProcGen's")
-    from srwm_rl.scripts.config.settings import TrainConfig
-    from srwm_rl.scripts.evaluation.paired import ComparedRuns, compare
-    from srwm_rl.scripts.reports.comparison import comparison_page
-
     games = ("bigfish", "fruitbot", "leaper", "maze", "plunder", "starpilot")
     head = {"env": "paper6", "mode": "easy", "actions": "stochastic", "repeats": 1, "num_timesteps": 50_000_000}
     sides = []
@@ -68,7 +68,7 @@ def test_tags_are_closed_in_order_and_ids_are_unique(page: Path, read_page: Any)
     assert ("html", {"lang": "en"}) in read.tags
 
 
-def test_nothing_is_loaded_from_elsewhere(page: Path, read_page: Any) -> None:
+def test_pages_load_nothing_external(page: Path, read_page: Any) -> None:
     read = read_page(page)
     assert not {"script", "link", "iframe", "object", "embed", "base", "img", "form"} & {tag for tag, _ in read.tags}
     for tag, attributes in read.tags:
@@ -80,7 +80,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Path, read_page: Any) -> None:
                 assert tag == "a" or str(value).startswith("#"), (tag, value)
     assert "@import" not in read.source
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", read.source))
-    (policy,) = (each["content"] for each in read.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (meta["content"] for meta in read.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in str(policy)
 
 
@@ -89,14 +89,12 @@ def test_pictures_are_described(page: Path, read_page: Any) -> None:
     for attributes in read.all("svg"):
         assert attributes["role"] == "img"
         assert len(str(attributes["aria-label"])) > 20
-    maps = [each for each in read.all("div") if "cells" in str(each.get("class")).split()]
+    maps = [element for element in read.all("div") if "cells" in str(element.get("class")).split()]
     assert maps
-    assert all(each["role"] == "img" and each["aria-label"] for each in maps)
+    assert all(element["role"] == "img" and element["aria-label"] for element in maps)
 
 
-def test_names_are_text_whatever_they_are(
-    recall: Path, fake_evaluation: Any, tmp_path: Path, call: Any, read_page: Any
-) -> None:
+def test_names_are_escaped(recall: Path, fake_evaluation: Any, tmp_path: Path, call: Any, read_page: Any) -> None:
     run = Path(shutil.copytree(recall, tmp_path / HOSTILE))
     config = json.loads((run / "config.json").read_text())
     config |= {"command": f"srwm-rl {HOSTILE}", "versions": {HOSTILE: HOSTILE}, "started": HOSTILE}
@@ -104,8 +102,8 @@ def test_names_are_text_whatever_they_are(
     evaluation = fake_evaluation(tmp_path / "eval.json", "recall", (HOSTILE, "b"))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 300, f"srwm/{HOSTILE}": 1.0}) + "\n")
-    said = call("report", run, "--eval", evaluation, "-o", tmp_path / "page.html")
-    assert said.code == 0, said
+    result = call("report", run, "--eval", evaluation, "-o", tmp_path / "page.html")
+    assert result.code == 0, result
     read = read_page(tmp_path / "page.html")
     assert not {"img", "script"} & {tag for tag, _ in read.tags}
     assert read.text.count(HOSTILE) >= 6  # game, folder, command, version twice, time, curve
@@ -113,7 +111,7 @@ def test_names_are_text_whatever_they_are(
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_the_window(page: Path, width: int, browse: Any, read_page: Any, tmp_path: Path) -> None:
+def test_pages_fit_the_window(page: Path, width: int, browse: Any, read_page: Any, tmp_path: Path) -> None:
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
     inner = html.escape(text.replace("</body>", MEASURE))
     frame = tmp_path / "frame.html"  # a window of Chromium's own is never narrower than 500 pixels
@@ -122,17 +120,17 @@ def test_it_fits_the_window(page: Path, width: int, browse: Any, read_page: Any,
     )
     body = re.search(r"<body ([^>]*)>", browse(frame, "--window-size=1400,1000", "--dump-dom").stdout)
     assert body is not None
-    found = dict(re.findall(r'data-(\w+)="([^"]*)"', body[1]))
-    assert found == {"width": str(width), "scroll": str(width), "thin": "0", "wide": ""}
+    measured = dict(re.findall(r'data-(\w+)="([^"]*)"', body[1]))
+    assert measured == {"width": str(width), "scroll": str(width), "thin": "0", "wide": ""}
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_without_complaint(page: Path, width: int, browse: Any, tmp_path: Path) -> None:
+def test_a_browser_logs_no_error(page: Path, width: int, browse: Any, tmp_path: Path) -> None:
     from PIL import Image
 
     shot = tmp_path / "shot.png"
-    said = browse(page, f"--window-size={width},1200", f"--screenshot={shot}", "--enable-logging=stderr", "--v=0")
-    assert [line for line in said.stderr.splitlines() if "CONSOLE" in line] == []
+    result = browse(page, f"--window-size={width},1200", f"--screenshot={shot}", "--enable-logging=stderr", "--v=0")
+    assert [line for line in result.stderr.splitlines() if "CONSOLE" in line] == []
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
     assert len(colours) > 200  # smooth lines and letters

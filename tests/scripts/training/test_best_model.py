@@ -1,4 +1,4 @@
-"""A run's best model: the very weights that scored best, kept over stops and resumes, and named RUN/best everywhere."""
+"""A run's best model: the weights that scored best, kept over stops and resumes, named RUN/best in every command."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from srwm_rl import UserError, load
+from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training import checkpoints, train
 from srwm_rl.storage.run_folder import Run, steps_of
 from srwm_rl.storage.safe_file import read_file, write_file
@@ -25,7 +26,7 @@ def logged(run: Path, tag: str) -> dict[int, float]:
 
 
 def weights_of(file: Path) -> dict[str, np.ndarray]:
-    return {name: each for name, each in read_file(file)[0].items() if not name.startswith("/")}
+    return {name: array for name, array in read_file(file)[0].items() if not name.startswith("/")}
 
 
 def best_of(run: Path) -> dict[str, Any] | None:
@@ -44,14 +45,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=["ppo", "impala"])
 def kept(
-    request: pytest.FixtureRequest, kind: str, recall_words: list[str], impala_words: list[str],
+    request: pytest.FixtureRequest, kind: str, recall_argv: list[str], impala_argv: list[str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
     """Return a run of which every model was kept, a checkpoint after every update."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("best")
-    tiny = recall_words if request.param == "ppo" else [*impala_words, "--synchronous"]
+    tiny = recall_argv if request.param == "ppo" else [*impala_argv, "--synchronous"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "sweep", lambda self: None)
         argv = ["train", *words_of(kind, tiny), "-n", str(LENGTH[kind]), "-f", str(logs), "--verbose", "0"]
@@ -96,9 +95,9 @@ def test_the_weights_are_those_that_were_scored_and_not_those_after_the_next_upd
 
 
 def test_a_run_stopped_and_resumed_has_the_same_best(
-    kind: str, call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["train", *words_of(kind, recall_words), "-n", LENGTH[kind], "--verbose", 0]
+    argv = ["train", *words_of(kind, recall_argv), "-n", LENGTH[kind], "--verbose", 0]
     assert call(*argv, "-f", tmp_path / "whole").code == 0
     whole, cut = (tmp_path / folder / "ppo_srwm" / "recall_1" for folder in ("whole", "cut"))
     best = best_of(whole)
@@ -120,9 +119,9 @@ def test_a_run_stopped_and_resumed_has_the_same_best(
         if output.code == 0:
             break
     due[0] = 10**9
-    assert call("train", "--resume", cut).code in (0, 2)  # 2: it was at its end already
+    assert call("train", "--resume", cut).code in (0, 2)  # 2: it had already finished
     assert best_of(cut) == best
-    ours, theirs = (read_file(Run.open(each).files("best")[-1]) for each in (cut, whole))
+    ours, theirs = (read_file(Run.open(folder).files("best")[-1]) for folder in (cut, whole))
     assert ours[1] == {**theirs[1], "config": ours[1]["config"]}
     for name, array in theirs[0].items():
         np.testing.assert_array_equal(ours[0][name], array, err_msg=name)
@@ -130,13 +129,11 @@ def test_a_run_stopped_and_resumed_has_the_same_best(
 
 
 @pytest.fixture(scope="module")
-def run(recall_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(recall_argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose best model is not its newest; copy it before changing it."""
-    from srwm_rl.scripts.main import main
-
     logs = tmp_path_factory.mktemp("with_best")
     for seed in range(5):
-        assert main(["train", *words_of("held-out", recall_words), "-n", "640", "-f", str(logs), "--seed", str(seed),
+        assert main(["train", *words_of("held-out", recall_argv), "-n", "640", "-f", str(logs), "--seed", str(seed),
                      "--verbose", "0"]) == 0  # fmt: skip
         run = logs / "ppo_srwm" / f"recall_{seed + 1}"
         if (best := best_of(run)) is not None and best["steps"] < 640:
@@ -144,13 +141,13 @@ def run(recall_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     raise AssertionError("the last evaluation was always the best")
 
 
-def test_train_prints_the_best_models_path(call: Any, recall_words: list[str], tmp_path: Path) -> None:
-    output = call("train", *recall_words, *HELD_OUT, "-n", 128, "-f", tmp_path)
+def test_train_prints_the_best_models_path(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    output = call("train", *recall_argv, *HELD_OUT, "-n", 128, "-f", tmp_path)
     score = logged(tmp_path / "ppo_srwm" / "recall_1", TAG["held-out"])[128]
     folder = tmp_path / "ppo_srwm" / "recall_1"
     line = f"best model: mean return on 4 held-out levels of 100:108 {score:.4g}, at 128 steps: {folder}/best\n"
     assert line in output.out
-    assert "best model" not in call("train", *recall_words, "-n", 64, "-f", tmp_path).out
+    assert "best model" not in call("train", *recall_argv, "-n", 64, "-f", tmp_path).out
 
 
 def test_every_command_takes_run_best(call: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +174,7 @@ def test_every_command_takes_run_best(call: Any, run: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     output = call("watch", name, "--level", 100, "--gif")
     assert output.code == 0, output
-    assert [each.name for each in tmp_path.glob("*.gif")] == [f"{run.name}-best-recall-100.gif"]
+    assert [file.name for file in tmp_path.glob("*.gif")] == [f"{run.name}-best-recall-100.gif"]
     assert call("export", name, "--format", "sb3").out.startswith(f"model.zip: srwm on recall, {best['steps']:,} steps")
     output = call("compare", run, name)
     assert output.code == 0, output
@@ -234,8 +231,8 @@ def test_an_older_checkpoint_is_resumed_without_a_known_past(call: Any, run: Pat
         file.unlink()
     for file in Run.open(copied).files("checkpoint"):
         arrays, meta = read_file(file)
-        meta["state"] = {name: each for name, each in meta["state"].items() if name not in ("best", "levels_played")}
-        kept = {name: each for name, each in arrays.items() if not name.startswith("/levels_played")}
+        meta["state"] = {name: value for name, value in meta["state"].items() if name not in ("best", "levels_played")}
+        kept = {name: value for name, value in arrays.items() if not name.startswith("/levels_played")}
         write_file(file, kept, {**meta, "format": 1})
     assert call("train", "--resume", copied, "-n", 768).code == 0
     assert best_of(copied) == {**load(copied / "best").chosen, "steps": 768}  # type: ignore[dict-item]
@@ -246,7 +243,7 @@ def test_an_older_checkpoint_is_resumed_without_a_known_past(call: Any, run: Pat
 
 
 def test_the_best_model_is_saved_once_a_full_disk_has_space(
-    call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_best, full = checkpoints._save_best, iter([True, True, False])
 
@@ -256,7 +253,7 @@ def test_the_best_model_is_saved_once_a_full_disk_has_space(
         save_best(*args)
 
     monkeypatch.setattr(checkpoints, "_save_best", sometimes)
-    output = call("train", *words_of("held-out", recall_words), "-n", 256, "-f", tmp_path)
+    output = call("train", *words_of("held-out", recall_argv), "-n", 256, "-f", tmp_path)
     assert output.err.count("could not save at") == 2
     best = best_of(tmp_path / "ppo_srwm" / "recall_1")
     assert best is not None

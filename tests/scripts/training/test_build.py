@@ -58,7 +58,7 @@ def test_overlapping_acting_and_learning_halve_torchs_threads_for_small_batches(
     assert torch.get_num_threads() == 2, "not what was n_threads for"
     cpu.set_threads(
         FRAMES_AT_ONCE["cpu"] // MIN_FRAMES_PER_THREAD + 1
-    )  # what is learned from at once is too little for so many
+    )  # too few rows per minibatch for so many threads
     torch.set_num_threads(cpu.n_threads())
     use_threads(None, FRAMES, overlapping=10**6)
     assert torch.get_num_threads() == cpu.n_threads() // 2

@@ -20,7 +20,7 @@ from tests.scripts.commands.test_train import updates, wait_until
 
 PAGE = (Path(__file__).parents[3] / "docs" / "clusters.md").read_text()
 TINY = "--env recall -n 10000000 --n-envs 8 --n-steps 16 --batch-size 64 --n-threads 1 --device cpu"
-# Stand-ins for SLURM's commands: two machines that are both this one.
+# SLURM's commands simulated: two machines that are both this one.
 SCONTROL = "#!/bin/bash\nprintf 'localhost\\nlocalhost\\n'\n"
 SRUN = f"""#!{sys.executable}
 import os, pathlib, signal, subprocess, sys
@@ -38,8 +38,8 @@ Submit = Callable[[int], "subprocess.Popen[str]"]
 def test_the_commands_parse() -> None:
     commands = re.findall(r"-m srwm_rl train (--env.*)", PAGE.replace("\\\n", ""))
     assert len(commands) == 3
-    for words in commands:
-        assert parse(TrainConfig, words.split(), "srwm-rl train").n_envs % 8 == 0
+    for command in commands:
+        assert parse(TrainConfig, command.split(), "srwm-rl train").n_envs % 8 == 0
 
 
 def script(folder: Path) -> str:
@@ -89,7 +89,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
     yield run
     for job in started:
         with suppress(ProcessLookupError):
-            os.killpg(job.pid, signal.SIGTERM)  # the script, srun and torchrun, which ends what it started
+            os.killpg(job.pid, signal.SIGTERM)  # the script, srun and torchrun, which ends its workers
         job.communicate(timeout=60)
 
 

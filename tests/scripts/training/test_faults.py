@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.training import checkpoints
+from srwm_rl.scripts.training.monitoring import make_best_model_tracker
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file
 
@@ -41,12 +44,12 @@ gymnasium.register("Faulty-v0", entry_point=Faulty)
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recall_words: list[str]) -> list[str]:
-    """Return the options of a tiny run on an environment in a module of its own."""
+def argv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recall_argv: list[str]) -> list[str]:
+    """Return the options of a tiny run on an environment of a user's module."""
     name = f"faulty_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return [f"{name}:Faulty-v0" if word == "recall" else word for word in recall_words]
+    return [f"{name}:Faulty-v0" if word == "recall" else word for word in recall_argv]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +57,9 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recall_words: list[st
     [("raise", "Faulty-v0 failed in step (environment 1, level"), ("nan", "the reward is not finite (")],
 )
 def test_a_fault_keeps_the_last_good_checkpoint(
-    fault: str, message: str, words: list[str], call: Any, tmp_path: Path
+    fault: str, message: str, argv: list[str], call: Any, tmp_path: Path
 ) -> None:
-    result = call("train", *words, "--env-kwargs", f"fault:{fault}", "-n", 640, "-f", tmp_path / "logs")
+    result = call("train", *argv, "--env-kwargs", f"fault:{fault}", "-n", 640, "-f", tmp_path / "logs")
     assert result.code == 3
     assert result.err.count("\n") == 1
     assert message in result.err
@@ -66,17 +69,13 @@ def test_a_fault_keeps_the_last_good_checkpoint(
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_a_reward_that_is_not_finite_can_be_skipped(words: list[str], call: Any, tmp_path: Path) -> None:
+def test_a_reward_that_is_not_finite_can_be_skipped(argv: list[str], call: Any, tmp_path: Path) -> None:
     options = ["--env-kwargs", "fault:nan", "--on-nan", "skip", "-n", 640, "-f", tmp_path / "logs"]
     with pytest.warns(UserWarning, match="the reward is not finite and counts as 0"):
-        assert call("train", *words, *options).code == 0
+        assert call("train", *argv, *options).code == 0
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from srwm_rl.scripts.config.settings import TrainConfig
-    from srwm_rl.scripts.training import checkpoints
-    from srwm_rl.scripts.training.monitoring import make_best_model_tracker
-
     run = Run.create(tmp_path / "run", {"train": {}})
     state = {"counters": {"num_timesteps": 7}, "policy": {"w": np.array([1.0, np.nan], np.float32)}, "environments": {}}
     config = TrainConfig()

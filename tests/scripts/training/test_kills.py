@@ -1,4 +1,4 @@
-"""Training killed at random moments, half of them inside a save, again and again: nothing is lost."""
+"""Training killed at random moments, half of them inside a save: at most one checkpoint interval is lost."""
 
 import os
 import random
@@ -29,14 +29,14 @@ def saving(run: Path) -> bool:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_killed_at_random_moments_no_run_and_at_most_one_interval_is_lost(
-    algo: str, start: Any, call: Any, recall_words: list[str], impala_words: list[str], tmp_path: Path
+    algo: str, start: Any, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    tiny = recall_words if algo == "ppo" else [*impala_words, "--synchronous"]
+    tiny = recall_argv if algo == "ppo" else [*impala_argv, "--synchronous"]
     kills = KILLS // 2
-    words = ["train", *tiny, "--save-freq", "1", "-n", 10**8]
+    argv = ["train", *tiny, "--save-freq", "1", "-n", 10**8]
     run = tmp_path / "cut" / f"{algo}_srwm" / "recall_1"
-    process = start(*words, "-f", tmp_path / "cut")
+    process = start(*argv, "-f", tmp_path / "cut")
     inside = 0
     for kill in range(kills):
         before = newest(run)
@@ -61,6 +61,6 @@ def test_killed_at_random_moments_no_run_and_at_most_one_interval_is_lost(
     assert inside == kills // 2
     steps = newest(run) + 4 * STEPS
     assert call("train", "--resume", run, "-n", steps, "--no-progress").code == 0
-    assert call("train", *words[1:-1], steps, "-f", tmp_path / "whole").code == 0
+    assert call("train", *argv[1:-1], steps, "-f", tmp_path / "whole").code == 0
     assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
     assert not saving(run)

@@ -12,15 +12,15 @@ from srwm_rl.scripts.training.profiling import table
 from tests.scripts.conftest import IMPALA, RECALL
 
 
-@pytest.mark.parametrize("words", [RECALL, IMPALA, (*IMPALA, "--synchronous")])
-def test_a_profiled_run(words: tuple[str, ...], call: Any, tmp_path: Path) -> None:
-    result = call("train", *words, "-n", 6 * 64, "--profile", "-f", tmp_path)
+@pytest.mark.parametrize("argv", [RECALL, IMPALA, (*IMPALA, "--synchronous")])
+def test_a_profiled_run(argv: tuple[str, ...], call: Any, tmp_path: Path) -> None:
+    result = call("train", *argv, "-n", 6 * 64, "--profile", "-f", tmp_path)
     assert result.code == 0, result
     lines = result.out.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("An update of 64 steps takes "))
     parts = {line[:40].strip().split("  ")[0] for line in lines[head + 2 :]}
     assert {"collect", "act", "encoder", "core", "environments", "gradient", "optimizer"} <= parts
-    if words != RECALL:  # whose gradient is one piece of C
+    if argv != RECALL:  # recall's gradient is a single call of C
         assert {"forward", "backward"} <= parts
     trace = next(tmp_path.rglob("profile.json.gz"))
     assert str(trace) in result.out
@@ -83,5 +83,5 @@ def test_the_table_accounts_for_everything() -> None:
         ("act", "1,500.0", "30.0%", "10"),
         ("core", "500.0", "10.0%", "10"),
     ]
-    others = [row[-2:] for row in cells if row[0] in ("other", "between")]
-    assert others == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]
+    remainders = [row[-2:] for row in cells if row[0] in ("other", "between")]
+    assert remainders == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]

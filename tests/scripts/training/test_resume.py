@@ -38,20 +38,20 @@ def test_a_run_is_verified_and_not_changed(call: Any, recall: Path, snapshot: An
 
 
 def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
-    call: Any, impala_words: list[str], tmp_path: Path
+    call: Any, impala_argv: list[str], tmp_path: Path
 ) -> None:
-    words = [*impala_words, "--synchronous", "--eval-freq", 64, "--eval-episodes", 4, "--save-freq", 1, "-n", 320]
-    assert call("train", *words, "-f", tmp_path).code == 0
+    argv = [*impala_argv, "--synchronous", "--eval-freq", 64, "--eval-episodes", 4, "--save-freq", 1, "-n", 320]
+    assert call("train", *argv, "-f", tmp_path).code == 0
     result = call("train", "--resume", tmp_path / "impala_srwm" / "recall_1", "--verify")
     assert result.code == 0, result
     assert "exact: from 256 to 320 steps" in result.out
 
 
 def test_a_run_in_groups_is_verified_and_resumes_in_them(
-    call: Any, recall_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("srwm_rl.scripts.training.train.groups_of_new_run", lambda config: 2)  # as on a GPU
-    assert call("train", *recall_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
+    assert call("train", *recall_argv, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     monkeypatch.undo()
     run = tmp_path / "ppo_srwm" / "recall_1"
     assert Run.open(run).config["train"]["n_groups"] == 2
@@ -90,24 +90,24 @@ def test_verify_detects_a_run_that_is_not_exact(what: str, call: Any, copied: Pa
 
 
 def test_runs_that_cannot_be_verified_are_refused(
-    call: Any, copied: Path, impala_words: list[str], tmp_path: Path
+    call: Any, copied: Path, impala_argv: list[str], tmp_path: Path
 ) -> None:
-    assert call("train", *impala_words, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
+    assert call("train", *impala_argv, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     overlapped = tmp_path / "impala_srwm" / "recall_1"
     assert "no two runs are the same" in call("train", "--resume", overlapped, "--verify").error()
     for path in Run.open(copied).files("checkpoint")[:-1]:
         path.unlink()
     assert "needs two" in call("train", "--resume", copied, "--verify").error()
-    words = ["--env", "CartPole-v1", "--n-envs", 2, "--n-steps", 16, "--batch-size", 16, "--n-epochs", 1, "-n", 96]
-    assert call("train", *words, "--save-freq", 1, "--no-progress", "-f", tmp_path).code == 0
+    argv = ["--env", "CartPole-v1", "--n-envs", 2, "--n-steps", 16, "--batch-size", 16, "--n-epochs", 1, "-n", 96]
+    assert call("train", *argv, "--save-freq", 1, "--no-progress", "-f", tmp_path).code == 0
     cartpole = tmp_path / "ppo_srwm" / "CartPole-v1_1"
     assert "cannot save its state" in call("train", "--resume", cartpole, "--verify").error()
 
 
 def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied: Path) -> None:
-    words = ["train", "--resume", copied, "-n", 384, "--learning-rate", 0.0005]
-    assert "--learning-rate 0.001: leave it out, or insist with --override" in call(*words).error()
-    assert call(*words, "--override").code == 0
+    argv = ["train", "--resume", copied, "-n", 384, "--learning-rate", 0.0005]
+    assert "--learning-rate 0.001: leave it out, or insist with --override" in call(*argv).error()
+    assert call(*argv, "--override").code == 0
     config = json.loads((copied / "config.json").read_text())
     assert config["train"]["learning_rate"] == 0.0005
     assert config["history"] == [{"at": 256, "changed": {"learning_rate": [0.001, 0.0005]}}]
@@ -117,10 +117,10 @@ def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied
 
 
 @pytest.mark.parametrize(
-    "words", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:16"]]
+    "argv", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:16"]]
 )
-def test_settings_of_the_network_cannot_be_overridden(words: list[str], call: Any, recall: Path) -> None:
-    result = call("train", "--resume", recall, "-n", 384, "--override", *words)
+def test_settings_of_the_network_cannot_be_overridden(argv: list[str], call: Any, recall: Path) -> None:
+    result = call("train", "--resume", recall, "-n", 384, "--override", *argv)
     assert "a resumed run keeps its settings" in result.error()
 
 

@@ -58,13 +58,13 @@ Outcome = tuple[int, str, str]
 
 
 @pytest.fixture
-def supervised(tmp_path: Path, recall_words: list[str]) -> Callable[..., Outcome]:
+def supervised(tmp_path: Path, recall_argv: list[str]) -> Callable[..., Outcome]:
     """Return a function that trains under supervision, in a process whose environment has a fault."""
     (tmp_path / "fragile.py").write_text(MODULE)
-    words = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_words]
+    argv = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_argv]
 
     def run(fault: str, *more: str) -> Outcome:
-        command = [sys.executable, "-m", "srwm_rl", "train", *words, "--supervise", "--save-freq", "64", "-n", "640"]
+        command = [sys.executable, "-m", "srwm_rl", "train", *argv, "--supervise", "--save-freq", "64", "-n", "640"]
         command += ["-f", str(tmp_path / "logs"), *more, "--env-kwargs", f"fault:{fault}"]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
@@ -94,10 +94,10 @@ def test_it_resumes_from_the_last_checkpoint(
     assert only_run(tmp_path).files("model")[-1].name == "model-000000000640.safetensors"
 
 
-def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_words: list[str]) -> None:
+def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_argv: list[str]) -> None:
     (tmp_path / "fragile.py").write_text(MODULE)
-    words = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_words]
-    command = [sys.executable, "-m", "srwm_rl", "train", *words, "--supervise", "-n", "640", "-f", str(tmp_path / "l")]
+    argv = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_argv]
+    command = [sys.executable, "-m", "srwm_rl", "train", *argv, "--supervise", "-n", "640", "-f", str(tmp_path / "l")]
     command += ["--env-kwargs", "fault:start", "always:true"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
@@ -105,8 +105,8 @@ def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_words: 
     assert "3 starts in a row made no progress, stopping at 0 steps" in done.stderr
 
 
-def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_words: list[str]) -> None:
-    command = [sys.executable, "-m", "srwm_rl", "train", *recall_words, "--supervise", "-n", str(10**8)]
+def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_argv: list[str]) -> None:
+    command = [sys.executable, "-m", "srwm_rl", "train", *recall_argv, "--supervise", "-n", str(10**8)]
     process = subprocess.Popen([*command, "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True)
     try:
         metrics = tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""The drawing: honest scales, nothing shown too early, nothing cut off."""
+"""The chart: fixed scales, nothing shown before it happens, nothing cut off."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_colour_maps_are_ordered_by_lightness(name: str) -> None:
         assert (steps[middle:] > -2e-3).all()
         assert abs(lightness[0] - lightness[-1]) < 0.06
     else:
-        assert (steps > -2e-3).all()  # bytes round
+        assert (steps > -2e-3).all()  # rounding to bytes
         assert lightness[-1] - lightness[0] > 0.6
 
 
