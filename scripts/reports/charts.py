@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -23,7 +22,7 @@ COLOURS = (TRAIN, HELD_OUT, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 WIDTH, HEIGHT = 3.5, 2.15  # inches; 8 points are 11 to 12 pixels at a column's width on the page
 FRAME = (0.15, 0.19, 0.82, 0.69)
 """Position of the axes in small charts, as fractions of the chart; the same in all, so that they are aligned."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -38,6 +37,7 @@ STYLE: dict[str, Any] = {
     **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
     **{f"{axis}tick.major.size": 2.5 for axis in "xy"},
     "text.parse_math": False,  # names may contain dollars
+    "svg.hashsalt": "srwm-rl",  # the same data give the same file
     "svg.fonttype": "none",  # text stays text: searchable, readable by screen readers
     "path.simplify_threshold": 0.5,
 }
@@ -46,13 +46,9 @@ Estimate = tuple[float, float | None, float | None]
 """A mean and the ends of its interval, None if unknown."""
 
 
-class Drawing:
-    """A chart; `svg` is set when the context of `Charts._draw` ends."""
-
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
-        self.description = ""
-        self.svg = Markup()
+def estimate(interval: dict[str, Any]) -> Estimate:
+    """Return an interval of an evaluation."""
+    return interval["mean"], interval["low"], interval["high"]
 
 
 class Charts:
@@ -61,19 +57,14 @@ class Charts:
     def __init__(self) -> None:
         self.count = 0
 
-    @contextmanager
-    def _draw(self, size: tuple[float, float] | None = None) -> Iterator[Drawing]:
-        """Yield an empty chart: of a given size in inches, or a small one whose axes are aligned with the others."""
+    def _svg(self, axes: Axes, description: str) -> Markup:
         self.count += 1
-        style: Any = {**STYLE, "svg.hashsalt": str(self.count)}
-        with rc_context(style):
-            figure = Figure(figsize=size or (WIDTH, HEIGHT), layout="constrained" if size else None)
-            drawing = Drawing(figure.add_subplot() if size else figure.add_axes(FRAME))
-            yield drawing
-            text = io.StringIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        drawing.svg = clean_svg(text.getvalue(), f"f{self.count}", drawing.description)
+        text, figure = io.StringIO(), axes.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        return clean_svg(text.getvalue(), f"f{self.count}", description)
 
+    @rc_context(STYLE)
     def curve(
         self,
         band: Band,
@@ -83,83 +74,74 @@ class Charts:
         random: float | None = None,
         test: Curve | None = None,
     ) -> Markup:
-        """Draw a value over training.
-
-        Args:
-            band: the seeds' curves.
-            title: above the chart.
-            unit: of the value.
-            held_out: environment steps of the evaluated agent, and its return on held-out levels.
-            random: return of random play.
-            test: returns on held-out levels during training.
+        """Draw a value over training: the seeds' curves, the returns on held-out levels during training (`test`) and
+        at `held_out[0]` steps, and a line for random play.
         """
-        steps, values = band.mean
-        with self._draw() as drawing:
-            axes = drawing.axes
-            for seed in band.seeds:
-                axes.plot(*seed, color=TRAIN, linewidth=0.5, alpha=0.5)
-            if band.seeds:
-                axes.fill_between(steps, band.low, band.high, color=TRAIN, alpha=0.18, linewidth=0)
-            axes.plot(steps, values, color=TRAIN, linewidth=1.5)
-            if test is not None:
-                axes.plot(*test, color=HELD_OUT, linewidth=1.2)
-            if random is not None:
-                axes.axhline(random, color=RANDOM, linewidth=1, dashes=(4, 2.5))
-            if held_out is not None:
-                _dot(axes, held_out[1], x=held_out[0], colour=HELD_OUT)
-            _label(axes, title, "environment steps", unit)
-            axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-            ends = f"{values[0]:.3g} at first, {values[-1]:.3g} at {steps[-1]:,.0f} steps"
-            drawing.description = f"{title}: {unit}, {ends}"
-        return drawing.svg
+        (steps, values), axes = band.mean, _axes()
+        for seed in band.seeds:
+            axes.plot(*seed, color=TRAIN, linewidth=0.5, alpha=0.5)
+        if band.seeds:
+            axes.fill_between(steps, band.low, band.high, color=TRAIN, alpha=0.18, linewidth=0)
+        axes.plot(steps, values, color=TRAIN, linewidth=1.5)
+        if test is not None:
+            axes.plot(*test, color=HELD_OUT, linewidth=1.2)
+        if random is not None:
+            axes.axhline(random, color=RANDOM, linewidth=1, dashes=(4, 2.5))
+        if held_out is not None:
+            _dot(axes, held_out[1], x=held_out[0], colour=HELD_OUT)
+        _label(axes, title, "environment steps", unit)
+        ends = f"{values[0]:.3g} at first, {values[-1]:.3g} at {steps[-1]:,.0f} steps"
+        return self._svg(axes, f"{title}: {unit}, {ends}")
 
+    @rc_context(STYLE)
     def lines(self, curves: dict[str, Curve], title: str) -> Markup:
         """Draw several values over training, with their names at the ends of the lines."""
-        with self._draw() as drawing:
-            axes = drawing.axes
-            for curve, colour in zip(curves.values(), cycle(COLOURS), strict=False):
-                axes.plot(*curve, color=colour, linewidth=1.2)
-            _label(axes, title, "environment steps", "")
-            axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-            if len(curves) > 1:
-                _name_ends(axes, {name: float(curve.values[-1]) for name, curve in curves.items()})
-            ends = (f"{name} {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for name, curve in curves.items())
-            drawing.description = f"{title} over training: {', '.join(ends)}"
-        return drawing.svg
+        axes = _axes()
+        for curve, colour in zip(curves.values(), cycle(COLOURS), strict=False):
+            axes.plot(*curve, color=colour, linewidth=1.2)
+        _label(axes, title, "environment steps", "")
+        if len(curves) > 1:
+            _name_ends(axes, {name: float(curve.values[-1]) for name, curve in curves.items()})
+        ends = (f"{name} {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for name, curve in curves.items())
+        return self._svg(axes, f"{title} over training: {', '.join(ends)}")
 
+    @rc_context(STYLE)
     def intervals(self, names: Sequence[str], values: Sequence[Estimate], unit: str, middle: float = 0.0) -> Markup:
         """Draw estimates with their intervals, one per row, and a vertical line at `middle`."""
-        with self._draw((WIDTH, 0.6 + 0.2 * len(names))) as drawing:
-            axes = drawing.axes
-            axes.axvline(middle, color="#888888", linewidth=0.8)
-            for row, value in enumerate(values):
-                _dot(axes, value, y=row, colour=TRAIN)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
-            axes.set_xlabel(unit)
-            means = (f"{name} {mean:.3g}" for name, (mean, *_) in zip(names, values, strict=True))
-            drawing.description = f"{unit}: {', '.join(means)}"
-        return drawing.svg
+        axes = _axes((WIDTH, 0.6 + 0.2 * len(names)))
+        axes.axvline(middle, color="#888888", linewidth=0.8)
+        for row, value in enumerate(values):
+            _dot(axes, value, y=row, colour=TRAIN)
+        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=unit)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        means = (f"{name} {mean:.3g}" for name, (mean, *_) in zip(names, values, strict=True))
+        return self._svg(axes, f"{unit}: {', '.join(means)}")
 
+    @rc_context(STYLE)
     def profiles(self, profiles: Sequence[tuple[str, Profiles]], unit: str) -> Markup:
         """Draw performance profiles, with their names."""
-        with self._draw((WIDTH, HEIGHT)) as drawing:
-            axes = drawing.axes
-            for (name, profile), colour in zip(profiles, (TRAIN, HELD_OUT), strict=True):
-                axes.fill_between(profile.thresholds, profile.low, profile.high, color=colour, alpha=0.18, linewidth=0)
-                axes.plot(profile.thresholds, profile.fractions, color=colour, linewidth=1.5, label=name)
-            axes.set_ylim(-0.02, 1.02)
-            _label(axes, "", unit, "fraction of runs above")
-            axes.legend(frameon=False)
-            drawing.description = f"performance profiles of {' and '.join(name for name, _ in profiles)}"
-        return drawing.svg
+        axes = _axes((WIDTH, HEIGHT))
+        for (name, profile), colour in zip(profiles, (TRAIN, HELD_OUT), strict=True):
+            axes.fill_between(profile.thresholds, profile.low, profile.high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(profile.thresholds, profile.fractions, color=colour, linewidth=1.5, label=name)
+        axes.set_ylim(-0.02, 1.02)
+        _label(axes, "", unit, "fraction of runs above")
+        axes.legend(frameon=False)
+        return self._svg(axes, f"performance profiles of {' and '.join(name for name, _ in profiles)}")
+
+
+def _axes(size: tuple[float, float] | None = None) -> Axes:
+    """Return an empty chart: of a given size in inches, or a small one whose axes are aligned with the others."""
+    if size:
+        return Figure(size, layout="constrained").add_subplot()
+    return Figure((WIDTH, HEIGHT)).add_axes(FRAME)
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.locator_params(axis="both", nbins=5)
+    axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
 
 
 def _name_ends(axes: Axes, ends: dict[str, float]) -> None:
@@ -195,11 +177,6 @@ def clean_svg(text: str, prefix: str, description: str) -> Markup:
     """Convert an SVG file of matplotlib to an element of a page.
 
     Unused ids are removed, the others get `prefix`; fonts and style rules are removed, so that the page's apply.
-
-    Args:
-        text: an SVG file.
-        prefix: of the ids.
-        description: for screen readers; escaped here.
     """
     body = text[text.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<defs>\s*</defs>", "", body, flags=re.DOTALL)

@@ -11,29 +11,26 @@ import numpy as np
 from srwm_rl.agents.evaluation.comparison import Profiles
 from srwm_rl.scripts.evaluation.paired import ComparedRuns
 from srwm_rl.scripts.evaluation.table import warnings_of
-from srwm_rl.scripts.reports.charts import Charts, Estimate
+from srwm_rl.scripts.reports.charts import Charts, estimate
 from srwm_rl.scripts.reports.render import render_page
 from srwm_rl.scripts.reports.sections import FREE
-from srwm_rl.scripts.reports.tables import LevelMap, difference_maps
+from srwm_rl.scripts.reports.tables import difference_maps
 
 
 def comparison_page(sides: Sequence[ComparedRuns], report: dict[str, Any], command: str) -> str:
-    """Return a comparison as a page.
-
-    Args:
-        sides: A and B.
-        report: from `srwm_rl.scripts.evaluation.paired.compare`.
-        command: the command line, for the page.
-    """
+    """Return a comparison of A and B as a page; `report` is from `paired.compare`."""
     charts, rows, seeds = Charts(), report["rows"], report["seeds"]
     improvement = profiles = None
     if len(rows) > 1:
-        estimates = [_estimate(row["improvement"]) for row in rows]
+        estimates = [estimate(row["improvement"]) for row in rows]
         label = "probability that A does better on a level"
         improvement = charts.intervals([row["game"] for row in rows], estimates, label, 0.5)
     if seeds is not None:
         named = [(f"{side}: {report[side]['core']}", _profile(seeds, side)) for side in "AB"]
         profiles = charts.profiles(named, f"{seeds['unit']} on held-out levels")
+    differences: dict[str, dict[int, float]] = {}
+    for game, level, a, b in report["returns"]:
+        differences.setdefault(game, {})[level] = a - b
     return render_page(
         "compare.html",
         title=f"{sides[0].title} against {sides[1].title}",
@@ -43,26 +40,15 @@ def comparison_page(sides: Sequence[ComparedRuns], report: dict[str, Any], comma
         command=command,
         improvement=improvement,
         profiles=profiles,
-        maps=_maps(report["returns"]),
+        maps=difference_maps(differences),
         differences=_setting_differences(*sides),
         warnings=warnings_of(report),
     )
 
 
-def _estimate(interval: dict[str, Any]) -> Estimate:
-    return interval["mean"], interval["low"], interval["high"]
-
-
 def _profile(seeds: dict[str, Any], side: str) -> Profiles:
     arrays = {name: np.array(values) for name, values in seeds[side]["profile"].items()}
     return Profiles(np.array(seeds["thresholds"]), **arrays)
-
-
-def _maps(returns: list[list[Any]]) -> list[LevelMap]:
-    differences: dict[str, dict[int, float]] = {}
-    for game, level, a, b in returns:
-        differences.setdefault(game, {})[level] = a - b
-    return difference_maps(differences)
 
 
 def _setting_differences(first: ComparedRuns, second: ComparedRuns) -> list[tuple[str, Any, Any]]:

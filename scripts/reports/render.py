@@ -19,12 +19,7 @@ MAX_VIDEO_BYTES = 32 * 2**20
 
 
 def render_page(template: str, **data: Any) -> str:
-    """Fill one of the templates.
-
-    Args:
-        template: its name.
-        data: its variables; text is escaped, `Markup` is not.
-    """
+    """Fill one of the templates; text in `data` is escaped, `Markup` is not."""
     env = Environment(
         loader=PackageLoader("srwm_rl.scripts.reports", "templates"),
         autoescape=True,

@@ -22,14 +22,7 @@ from srwm_rl.storage.run_folder import CONFIG, Run, model_files, run_folder
 def make_report(
     configs: Sequence[EvalConfig], eval_files: Sequence[str], freeze: bool, video: str | None, command: str
 ) -> str:
-    """Return a page on runs.
-
-    Args:
-        configs: how each run is evaluated.
-        eval_files: results of `srwm-rl eval --json`, one per run; if empty, the runs are evaluated.
-        freeze: evaluate with frozen edits, too.
-        video: an MP4 file of the first run.
-        command: the command line, for the page.
+    """Return a page on runs, which are evaluated unless `eval_files` has the results of `srwm-rl eval --json` of each.
 
     Raises:
         UserError: a run or a file cannot be read, or a file belongs to another run; nothing has been played then.

@@ -16,7 +16,7 @@ from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.held_out import chosen_note, count, explain
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, pool
-from srwm_rl.scripts.reports.charts import Charts, Estimate, short_number
+from srwm_rl.scripts.reports.charts import Charts, Estimate, estimate, short_number
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
 from srwm_rl.scripts.reports.tables import (
     GameRow,
@@ -38,26 +38,14 @@ TASK_SCALE = "0 is random play, 1 the best possible return"
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One run of a section.
-
-    Attributes:
-        run: its folder.
-        trained: its settings.
-        evaluation: its results.
-        bootstrap_seed: for intervals.
-        name: of the model on the command line: a folder, or RUN/best.
-    """
+    """One run of a section."""
 
     run: Run
     trained: TrainConfig
     evaluation: Evaluation
     bootstrap_seed: int
     name: str
-
-    @property
-    def seed(self) -> int:
-        """Return the training seed."""
-        return self.trained.seed
+    """Of the model on the command line: a folder, or RUN/best."""
 
     @property
     def steps(self) -> int:
@@ -81,31 +69,8 @@ def settings_key(trained: TrainConfig) -> tuple[Any, ...]:
     return tuple(getattr(trained, field.name) for field in fields(trained) if field.name not in FREE)
 
 
-class Intervention:
-    """Results with part of the self-modification disabled.
-
-    Attributes:
-        name: of the intervention.
-        rows: by game and split, the evaluation's row.
-        differences: by game and split, the paired difference of the unchanged agent from it.
-    """
-
-    def __init__(self, results: dict[str, Any]) -> None:
-        self.name: str = results["name"]
-        self.rows = {(row["game"], row["split"].removeprefix(f"{self.name}, ")): row for row in results["rows"]}
-        self.differences = {(row["game"], row["split"]): row for row in results["differences"]}
-
-
 class Section:
-    """The runs of one setting; the template reads its attributes.
-
-    Args:
-        runs: they differ only in their seed.
-        charts: of the page.
-        seed: of the bootstrap.
-        command: that wrote the page.
-        video: an MP4 as a data URL.
-    """
+    """The runs of one setting, which differ only in their seed; the template reads its attributes."""
 
     def __init__(self, runs: list[SeedRun], charts: Charts, seed: int, command: str, video: str | None = None) -> None:
         self.runs, self.video = runs, video
@@ -120,7 +85,7 @@ class Section:
         self.title = f"{trained.core} on {trained.env}"
         self.curves = self._learning_curves(charts)
         self.scalars = self._scalars(charts)
-        self.interventions = [Intervention(results) for results in evaluation.get("interventions", [])]
+        self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
         self.maps = level_maps(evaluation)
         self.published = published_scores(trained, runs[0].steps)
         trainings = [str(run.run.config["command"]) for run in runs if "command" in run.run.config]
@@ -148,7 +113,7 @@ class Section:
             ("memory", " ".join((trained.core, *trained.core_kwargs))),
             ("trainer", trained.algo),
             ("trained for", f"{' to '.join(dict.fromkeys(steps))} steps"),
-            ("seeds", ", ".join(str(run.seed) for run in self.runs)),
+            ("seeds", ", ".join(str(run.trained.seed) for run in self.runs)),
             ("evaluated with", f"{evaluation['actions']} actions, {repeats} episode{'s' * (repeats > 1)} per level"),
         ]
 
@@ -188,7 +153,7 @@ class Section:
             default = defaults(trained.env, None, trained.core, trained.algo)
         except UserError:  # a core or an environment that is not installed
             default = trained
-        seeds = [run.seed for run in self.runs]
+        seeds = [run.trained.seed for run in self.runs]
         values = {**trained.to_json(), "seed": seeds[0] if len(seeds) == 1 else seeds}
         changed = {name for name in values if name not in FREE and getattr(trained, name) != getattr(default, name)}
         return [(name, value, name in changed) for name, value in values.items()]
@@ -199,7 +164,7 @@ class Section:
         for game in names:
             key = "rollout/ep_rew_mean" if len(names) == 1 else f"rollout/{game}/ep_rew_mean"
             row = next((row for row in self.rows if row.game == game), self.rows[0])
-            held_out = self.runs[0].steps, _estimate(row.cells[self.held_out[0]])
+            held_out = self.runs[0].steps, estimate(row.cells[self.held_out[0]]["return"])
             random = row.cells[self.random[0]]["return"]["mean"] if self.random else None
             test = "eval_test/mean_reward" if len(names) == 1 else None
             drawn += self._curve(charts, key, game, "mean return", held_out, random, test)
@@ -235,9 +200,13 @@ class Section:
         return [charts.curve(combine(curves), title, unit, held_out, random, tested)]
 
 
-def _estimate(row: dict[str, Any]) -> Estimate:
-    interval = row["return"]
-    return interval["mean"], interval["low"], interval["high"]
+def _by_game_and_split(name: str, rows: list[Any], differences: list[Any], **_: Any) -> dict[str, Any]:
+    """Return the rows of an intervention, and the paired differences of the unchanged agent from it."""
+    return {
+        "name": name,
+        "rows": {(row["game"], row["split"].removeprefix(f"{name}, ")): row for row in rows},
+        "differences": {(row["game"], row["split"]): row for row in differences},
+    }
 
 
 def summary_line(sections: list[Section]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from srwm_rl.agents.evaluation.statistics import difference_interval
 from srwm_rl.envs.make import normalizer, resolve
-from srwm_rl.envs.procgen.published import PROCGEN_EASY, SRWM_PAPER_GAMES, Published
+from srwm_rl.envs.procgen.published import PROCGEN_EASY, SRWM_PAPER_GAMES
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns
 
@@ -17,19 +16,15 @@ N_SHADES = 9
 MAX_LARGE_CELLS = 400  # levels; more cells of the usual size would fill a phone's screen
 
 
-@dataclass(frozen=True)
-class GameRow:
-    """One game's results.
-
-    Attributes:
-        game: its name, or "all games".
-        cells: by split, the evaluation's row.
-        gaps: by held-out split, training minus held-out return: mean, low, high.
-    """
+class GameRow(NamedTuple):
+    """One game's results."""
 
     game: str
+    """Its name, or "all games"."""
     cells: dict[str, dict[str, Any]]
+    """By split, the evaluation's row."""
     gaps: dict[str, dict[str, float | None]]
+    """By held-out split, training minus held-out return: mean, low, high."""
 
 
 def returns_by_game(evaluation: Evaluation, seed: int) -> list[GameRow]:
@@ -57,25 +52,15 @@ def _gaps(evaluation: Evaluation, game: str, seed: int) -> dict[str, dict[str, f
     return gaps
 
 
-@dataclass(frozen=True)
-class LevelMap:
-    """A value per level of one game and split.
-
-    Attributes:
-        game: the game.
-        split: the split's name.
-        cells: `(level, value, shade)`, by level.
-        low: the value of the lightest shade.
-        high: the value of the darkest shade.
-        small: draw small cells, because there are many.
-    """
+class LevelMap(NamedTuple):
+    """A value per level of one game and split."""
 
     game: str
     split: str
-    cells: list[tuple[int, float, int]]
-    low: float
+    cells: list[tuple[int, float, int]]  # level, value, shade
+    low: float  # the value of the lightest shade
     high: float
-    small: bool
+    small: bool  # draw small cells, because there are many
 
 
 def level_maps(evaluation: Evaluation) -> dict[str, list[LevelMap]]:
@@ -114,24 +99,7 @@ def shade(value: float, low: float, high: float) -> int:
     return min(N_SHADES - 1, max(0, int(N_SHADES * (value - low) / (high - low))))
 
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """Published scores on the games of a run.
-
-    Attributes:
-        columns: each with the number of its source.
-        sources: number, address and note.
-        steps_per_game: of the run.
-        paper: whether the games are the SRWM paper's six.
-    """
-
-    columns: list[tuple[Published, int]]
-    sources: list[tuple[int, str, str]]
-    steps_per_game: float
-    paper: bool
-
-
-def published_scores(trained: TrainConfig, num_timesteps: int) -> PublishedTable | None:
+def published_scores(trained: TrainConfig, num_timesteps: int) -> dict[str, Any] | None:
     """Return the published scores on a run's games; None if there are none for its settings."""
     spec = resolve(trained.env)
     if spec.kind != "procgen" or trained.mode != "easy":
@@ -139,12 +107,12 @@ def published_scores(trained: TrainConfig, num_timesteps: int) -> PublishedTable
     columns = [column for column in PROCGEN_EASY if set(spec.names) & set(column.scores)]
     notes = {column.source: column.note for column in columns}
     numbers = {source: number for number, source in enumerate(notes, 1)}
-    return PublishedTable(
-        [(column, numbers[column.source]) for column in columns],
-        [(numbers[source], source, note) for source, note in notes.items()],
-        num_timesteps / len(spec.names),
-        tuple(sorted(spec.names)) == SRWM_PAPER_GAMES,
-    )
+    return {
+        "columns": [(column, numbers[column.source]) for column in columns],
+        "sources": [(numbers[source], source, note) for source, note in notes.items()],
+        "steps_per_game": num_timesteps / len(spec.names),
+        "paper": tuple(sorted(spec.names)) == SRWM_PAPER_GAMES,
+    }
 
 
 def is_normalised(trained: TrainConfig) -> bool:
