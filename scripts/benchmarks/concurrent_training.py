@@ -20,10 +20,6 @@ class ConcurrentTimer(BaseCallback):
 
     Timing starts with the first rollout after an update: copying the policy, capturing graphs and playing before the
     first batch are over then. From there on actors and learner are equally fast, since few batches can wait.
-
-    Attributes:
-        steps, seconds: what was counted so far.
-        first: steps and time at which timing started.
     """
 
     model: IMPALA
@@ -31,7 +27,7 @@ class ConcurrentTimer(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.steps, self.seconds = 0, 0.0
-        self.first: tuple[int, float] | None = None
+        self.first: tuple[int, float] | None = None  # steps and time at which timing started
 
     def _on_training_start(self) -> None:
         self.updates = self.model._n_updates

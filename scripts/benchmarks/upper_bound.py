@@ -34,10 +34,7 @@ class Component(NamedTuple):
 def make_components(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> dict[str, Component]:
     """Return the components of training: environment steps (E), acting (A), the gradient of a minibatch (L).
 
-    Args:
-        model: the trainer; its state and its environments do not change.
-        env: environments like the model's.
-        batch_size: steps per minibatch.
+    The model's state and its environments do not change; `env` are others like them.
     """
     policy, n_envs, clock = model.policy, env.num_envs, device_clock(model.device)
     env.reset()
@@ -122,13 +119,7 @@ def upper_bound(E: float, A: float, L: float, k: int, concurrent: bool = False) 
 
 
 def report_upper_bound(rates: list[float], speeds: list[dict[str, float]], k: int, concurrent: bool) -> dict[str, Any]:
-    """Print the upper bound and the fraction of it that training reaches; return both.
-
-    Args:
-        rates: steps per second of training, by round.
-        speeds: of its components alone, by round.
-        k, concurrent: see `upper_bound`.
-    """
+    """Print the upper bound and the fraction of it that training reaches, from the speeds by round; return both."""
     median = {name: summary([speed[name] for speed in speeds]).median for name in speeds[0]}
     bound = upper_bound(**median, k=k, concurrent=concurrent)
     reached = ratio(rates, [upper_bound(**speed, k=k, concurrent=concurrent) for speed in speeds])

@@ -55,13 +55,7 @@ class Comparison(NamedTuple):
 
 
 class OnnxRunner:
-    """Runs an exported acting step in onnxruntime and carries its core state from step to step.
-
-    Args:
-        content: of the file.
-        step: that was exported, for the names and shapes.
-        n_envs: B.
-    """
+    """Runs an exported acting step in onnxruntime and carries its core state from step to step."""
 
     def __init__(self, content: bytes, step: ActingStep, n_envs: int) -> None:
         import onnxruntime
@@ -90,13 +84,6 @@ def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv
 
     The graph runs for all environments together, and for the first one alone. Episode starts are added to those of the
     environments. The policy's CNN computes in float32, as the graph's does.
-
-    Args:
-        content: of the ONNX file.
-        step: that was exported.
-        policy: of the acting step.
-        env: environments as in training.
-        n_steps: steps to play.
     """
     policy, n = float32_copy(policy), env.num_envs
     runners = OnnxRunner(content, step, n), OnnxRunner(content, step, 1)

@@ -30,14 +30,9 @@ MAX_EPISODE = 3000  # steps of a recording whose length is not given: 200 second
 def choose_scene(
     trained: TrainConfig, game: str | None = None, level: int | None = None, n_steps: int | None = None, seed: int = 0
 ) -> Scene:
-    """Return what to record of a run.
+    """Return what to record of a run: by default one episode of its first game, on the first held-out level.
 
-    Args:
-        trained: the run's settings.
-        game: one of the run's games; None: the first.
-        level: the first level; None: the first held-out one.
-        n_steps: steps to play, over the levels that follow if an episode ends; None: one episode.
-        seed: of the environment.
+    `n_steps` are played over the levels that follow `level` if an episode ends.
 
     Raises:
         UserError: the run was not trained on `game`.
@@ -69,20 +64,10 @@ def record(
     deterministic: bool = False,
     progress: bool = False,
 ) -> tuple[Trace, Album]:
-    """Let a policy play a scene.
+    """Let a policy play a scene; return the trace, and the album with what the steps looked like.
 
-    Args:
-        policy: the agent.
-        trained: the run's settings.
-        scene: from `choose_scene`.
-        run: title of the run.
-        num_timesteps: environment steps that the policy was trained for.
-        n_steps: steps to play; None: one episode, at most `MAX_EPISODE` steps.
-        deterministic: take the most probable action instead of sampling one.
-        progress: show a progress bar.
-
-    Returns:
-        The trace, and the album with what the steps looked like.
+    `run` is the run's title, and `num_timesteps` the steps of its training. Without `n_steps` the scene's episode is
+    played, at most `MAX_EPISODE` steps of it.
     """
     env, album = scene.make_with_album()
     torch.manual_seed(scene.seed)
@@ -95,15 +80,7 @@ def record(
 def play_scene(
     env: VecEnv, choose: Choose, scene: Scene, n_steps: int | None, album: Album | None, progress: bool = False
 ) -> tuple[Arrays, str]:
-    """Play a scene in an environment and close it.
-
-    Args:
-        env: the scene's environment.
-        choose: returns the actions.
-        scene: whose levels are played.
-        n_steps: steps to play at most; None: `MAX_EPISODE`.
-        album: stores what the steps looked like.
-        progress: show a progress bar.
+    """Play a scene in its environment, at most `n_steps` or `MAX_EPISODE` steps, and close it.
 
     Returns:
         The arrays of a trace, and its digest.

@@ -17,13 +17,7 @@ from srwm_rl.scripts.video.trace import Trace
 
 
 def check_origin(trace: Trace, path: str, env: str | None, any_version: bool) -> None:
-    """Check that a trace's environment exists and is the recorded one.
-
-    Args:
-        trace: the recording.
-        path: of its file, for messages.
-        env: environment of a user's module that may be imported.
-        any_version: accept another version of the environment.
+    """Check that a trace's environment exists and is the recorded one; `env` may be imported from a user's module.
 
     Raises:
         UserError: the environment is missing, must not be imported, or differs from the recorded one.

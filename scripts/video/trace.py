@@ -72,25 +72,17 @@ class _Meta(_Header):
 
 @dataclass(frozen=True)
 class Trace:
-    """A recording.
-
-    Attributes:
-        scene: what was played.
-        arrays: from `srwm_rl.agents.evaluation.recording.collect`; and `links` `[T]`, the running digest of the
-            observations.
-        digest: the sha256 of all observations.
-        action_space: of the agent.
-        observation_space: of the agent.
-        versions: distribution -> version that the environment came from.
-        about: the agent.
-    """
+    """A recording."""
 
     scene: Scene
     arrays: dict[str, npt.NDArray[Any]]
+    """From `recording.collect`; and `links` `[T]`, the running digest of the observations."""
     digest: str
+    """The sha256 of all observations."""
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]
     versions: dict[str, str]
+    """By name, of the distribution that the environment came from."""
     about: About
 
     def save(self, path: Path) -> None:
