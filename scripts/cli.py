@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -23,26 +23,8 @@ Config = TypeVar("Config")
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-@dataclass(frozen=True)
-class OptionalValue:
-    """Mark an option of a dataclass (by `Annotated`) whose value may be left out on the command line.
-
-    Attributes:
-        default: the value of an option without one.
-        pattern: regular expression of a value; its first group is the value that is parsed.
-    """
-
-    default: str
-    pattern: str
-
-
 def run_command(argv: list[str], command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; print errors that a user can cause in one line.
-
-    Args:
-        argv: the command line, starting with the command's name.
-        command: returns the exit code.
-    """
+    """Run the command of a command line and return its exit code; print errors that a user can cause in one line."""
     try:
         return command()
     except BrokenPipeError:
@@ -67,7 +49,6 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
         UserError: an unknown option (the nearest one is suggested), a repeated one, or a value that cannot be parsed.
         SystemExit: 0 after --help.
     """
-    argv = _fill_optional_values(config, argv)
     _check_flags(config, argv, prog)
     errors = io.StringIO()
     try:
@@ -81,36 +62,6 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
     return parsed
-
-
-def _metadata(config: Any) -> dict[str, tuple[Any, ...]]:
-    """Return what `Annotated` adds to each field of a dataclass."""
-    hints = get_type_hints(config, include_extras=True)
-    return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(config)}
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _fill_optional_values(config: Any, argv: list[str]) -> list[str]:
-    """Write the options marked `OptionalValue` as `--option=value`."""
-    marks = {
-        _flag(name): mark for name, marks in _metadata(config).items() for mark in marks if type(mark) is OptionalValue
-    }
-    filled: list[str] = []
-    pending = deque(argv)
-    while pending:
-        word = pending.popleft()
-        flag, equals, value = word.partition("=")
-        mark = marks.get(flag.replace("_", "-"))
-        if mark is not None:
-            match = re.fullmatch(mark.pattern, value if equals else pending[0] if pending else "")
-            word = f"{flag}={match[1] if match else value if equals else mark.default}"
-            if match and not equals:
-                pending.popleft()
-        filled.append(word)
-    return filled
 
 
 def peek(argv: list[str], *names: str) -> str | None:
@@ -147,38 +98,33 @@ def check_device(name: str) -> str:
 
 def _check_flags(config: Any, argv: list[str], prog: str) -> None:
     """Refuse unknown and repeated options: tyro keeps the last of two values, and blames an option's neighbours."""
-    known, repeatable = _flags(config)
-    seen: set[str] = set()
-    for word in argv:
-        if not re.match(r"--[A-Za-z]|-[A-Za-z](=|$)", word):
-            continue
-        option = word.partition("=")[0]
-        flag = known.get(option.replace("_", "-"))
-        if flag is None:
+    known = _flags(config)
+    seen: set[str | None] = set()
+    for option in (word.partition("=")[0] for word in argv if re.match(r"--[A-Za-z]|-[A-Za-z](=|$)", word)):
+        if option.replace("_", "-") not in known:
             names = [name for name in known if name.startswith("--") and not name.startswith("--no-")]
             hint = did_you_mean(option.replace("_", "-"), names)
             raise UserError(f"unknown option {option!r}{hint if 'did you mean' in hint else ''}; see {prog} --help")
-        if flag in seen and flag not in repeatable:
+        flag = known[option.replace("_", "-")]
+        if flag in seen:
             raise UserError(f"{flag} is given twice; give it once, with all its values")
-        seen.add(flag)
+        seen |= {flag} - {None}
 
 
-def _flags(config: Any) -> tuple[dict[str, str], set[str]]:
-    """Return the options by every spelling, and those that may be repeated."""
-    known, repeatable = {"-h": "--help", "--help": "--help"}, set()
-    metadata = _metadata(config)
+def _flags(config: Any) -> dict[str, str | None]:
+    """Return the option that each spelling stands for, None for one that may be repeated."""
+    known: dict[str, str | None] = {"-h": "--help", "--help": "--help"}
+    hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
-        marks = metadata[field.name]
+        marks = getattr(hints[field.name], "__metadata__", ())
         if tyro.conf.Positional in marks:
             continue
-        flag = _flag(field.name)
-        aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
-        known |= dict.fromkeys([flag, *aliases], flag)
+        flag = f"--{field.name.replace('_', '-')}"
+        spellings = [flag, *(alias for mark in marks for alias in getattr(mark, "aliases", None) or ())]
         if isinstance(field.default, bool):
-            known[f"--no-{flag[2:]}"] = flag
-        if tyro.conf.UseAppendAction in marks:
-            repeatable.add(flag)
-    return known, repeatable
+            spellings.append(f"--no-{flag[2:]}")
+        known |= dict.fromkeys(spellings, None if tyro.conf.UseAppendAction in marks else flag)
+    return known
 
 
 INT, FLOAT = "takes a whole number", "takes a number"
@@ -207,13 +153,22 @@ def _one_line(text: str) -> str:
     return message or "the options cannot be read"
 
 
-def check_writable(path: Path, option: str) -> None:
-    """Raise a `UserError` unless a file can be written at `path`: before work whose results would be lost."""
+def check_writable(file: str | Path | None, option: str) -> None:
+    """Raise a `UserError` unless a file can be written, or none is wanted: before work whose results would be lost."""
+    if file is None:
+        return
+    path = Path(file)
     folder = path.resolve().parent
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: {folder} is no folder to write in")
     if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise UserError(f"cannot write {path}: give {option} the name of a file")
+
+
+def write_json(path: str | None, report: Any) -> None:
+    """Write a report to a file, if one is wanted."""
+    if path is not None:
+        Path(path).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def warn(message: str) -> None:
@@ -223,15 +178,7 @@ def warn(message: str) -> None:
 
 
 def allow_core(core: str, named: str | None) -> None:
-    """Import a user's core, `my_module:MyCore`, if the command line names it: a file must not choose imported code.
-
-    Args:
-        core: the core's name, from the command line or a file.
-        named: the value of --core on the command line.
-
-    Raises:
-        UserError: `core` is a user's and `named` is not it, or it cannot be imported.
-    """
+    """Import a user's core, `my_module:MyCore`, if --core names it: a file must not choose imported code."""
     if ":" not in core:
         return
     if named != core:

@@ -29,12 +29,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
-    Args:
-        argv: the arguments after `srwm-rl`; None: those of this process, which ends at once if it is interrupted.
-
-    Returns:
-        The exit code: 0, 1 (a check failed), 2 (wrong input), 3 (training failed), 130 (interrupted), 141 (the reader
-        of stdout closed it).
+    Without `argv` it runs this process's arguments, and an interrupted process ends at once. Returns the exit code: 0,
+    1 (a check failed), 2 (wrong input), 3 (training failed), 130 (interrupted), 141 (the reader of stdout closed it).
     """
     arguments = sys.argv[1:] if argv is None else argv
     # Torch's OpenMP threads spin while they wait, 300,000 turns by default, which slows other busy processes several

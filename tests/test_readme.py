@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The README's code and commands work."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from srwm_rl.nn.cores import _CORES
 from srwm_rl.scripts.cli import parse
+from srwm_rl.scripts.commands.eval import read
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.evaluation.protocol import EvalConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -44,6 +44,9 @@ def test_the_environment_and_model_are_built() -> None:
 COMMANDS = [line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if "srwm-rl " in line]
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS if words[1] in ("train", "eval")], ids=" ".join)
-def test_the_commands_can_be_read(words: list[str]) -> None:
-    parse(TrainConfig if words[1] == "train" else EvalConfig, words[2:], "srwm-rl")  # type: ignore[type-var]
+@pytest.mark.parametrize("argv", [argv for argv in COMMANDS if argv[1] in ("train", "eval")], ids=" ".join)
+def test_the_commands_can_be_read(argv: list[str]) -> None:
+    if argv[1] == "eval":
+        read(argv[2:])
+    else:
+        parse(TrainConfig, argv[2:], "srwm-rl")

@@ -52,10 +52,7 @@ def outcomes(first: FloatArray, second: FloatArray) -> tuple[int, int, int]:
 def paired_difference(first: Sequence[FloatArray], second: Sequence[FloatArray], seed: int = 0) -> Interval:
     """Return the mean over games of `mean(first - second)` with its 95% paired bootstrap interval.
 
-    Args:
-        first: one array of returns per game, `[n_levels]` each.
-        second: the same games and levels.
-        seed: of the bootstrap.
+    Each side is one array of returns `[n_levels]` per game, of the same games and levels.
 
     Raises:
         ValueError: the two are not pairs, or there are none.

@@ -56,11 +56,7 @@ CONTROLS: dict[str, Control] = {
 
 
 def choose_controls(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the named controls in the table's order; all of them if none is named.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """Return the named controls in the table's order; all of them if none is named."""
     chosen = list(names) or list(CONTROLS)
     for name in chosen:
         if name not in CONTROLS:
@@ -117,13 +113,7 @@ class Row:
     scores: list[Score] = field(default_factory=list)
 
     def summary(self, random: float, best: float, solved: float) -> dict[str, Any]:
-        """Return the row in JSON's types.
-
-        Args:
-            random: the score of random actions.
-            best: the highest possible score.
-            solved: fraction of the way from `random` to `best` from which a seed counts as solved.
-        """
+        """Return the row in JSON's types; a seed counts as solved from this fraction of the way `random` to `best`."""
         tests = np.array([score.test for score in self.scores], np.float64)
         short = [score.at_training_length for score in self.scores if score.at_training_length is not None]
         return {

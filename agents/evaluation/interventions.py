@@ -16,14 +16,12 @@ from srwm_rl.nn.policy import SRWMPolicy
 class FrozenStateAgent:
     """Acts as `agent`, with its state constant from some step of each episode on.
 
+    `after` is the number of steps of each episode before its state is frozen, `part` `[L, S]` true for the elements to
+    freeze; None: all.
+
     From the first step on, an agent with self-modifying heads acts with its slow weight throughout, and one with
     another memory as if every observation were an episode's first. Within a step nothing changes: a core that reads
     what it has just written, as an LSTM does, still does so.
-
-    Args:
-        agent: acts; its state is one array `[L, B, S]`.
-        after: steps of each episode before the state is frozen.
-        part: `[L, S]`, true for the elements to freeze; None: all.
     """
 
     def __init__(self, agent: Predictor, after: int = 0, part: npt.NDArray[np.bool_] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -82,22 +82,12 @@ def play_levels(
 ) -> Episodes:
     """Play a `srwm_rl.envs.LevelsVecEnv` (with or without memory inputs) until its `remaining` is 0.
 
-    Args:
-        agent: acts.
-        env: the environments.
-        deterministic: the most probable action instead of a sample.
-        on_progress: called with the number of episodes finished since the last call.
+    `on_progress` is called at every step with the number of episodes that it finished.
     """
-    return Episodes(_play(agent, env, deterministic, on_progress))
-
-
-def _play(agent: Predictor, env: VecEnv, deterministic: bool, on_progress: Callable[[int], None]) -> Iterator[Episode]:
-    obs = env.reset()
+    obs, episodes = env.reset(), Episodes()
     state: State = None
     starts = np.ones(env.num_envs, bool)
-    actions = np.stack(
-        [env.action_space.sample() for _ in range(env.num_envs)]
-    )  # environments without a level act, too
+    actions = np.stack([env.action_space.sample() for _ in starts])  # environments without a level act, too
     rows = np.arange(env.num_envs)  # environments whose states `state` holds
     while env.remaining:  # type: ignore[attr-defined]
         busy = np.flatnonzero(env.busy)  # type: ignore[attr-defined]
@@ -109,8 +99,9 @@ def _play(agent: Predictor, env: VecEnv, deterministic: bool, on_progress: Calla
         finished = [infos[i] for i in np.flatnonzero(starts) if "level" in infos[i]]
         for info in finished:
             episode = info["episode"]
-            yield Episode(info["game"], info["level"], episode["r"], episode["l"], info.get("is_success"))
+            episodes.append(Episode(info["game"], info["level"], episode["r"], episode["l"], info.get("is_success")))
         on_progress(len(finished))
+    return episodes
 
 
 def _rows(obs: Any, rows: np.ndarray) -> Any:

@@ -38,13 +38,9 @@ class Played(NamedTuple):
 def play(
     env: VecEnv, choose: Choose, levels: Iterable[int], see: Callable[[Any], None] | None = None
 ) -> Iterator[Played]:
-    """Step one environment until it has no episode left to play.
+    """Step a `srwm_rl.envs.LevelsVecEnv` of one environment, which has these `levels`, until no episode is left.
 
-    Args:
-        env: a `srwm_rl.envs.LevelsVecEnv` of one environment, with or without memory inputs.
-        choose: acts.
-        levels: those of the environment, in order.
-        see: called with each observation, before the step.
+    `see` is called with each observation, before the step.
     """
     upcoming = iter(levels)
     obs, start, level = env.reset(), True, next(upcoming)

@@ -32,19 +32,12 @@ def mean_interval(*samples: FloatArray, seed: int = 0) -> Interval:
 
     Pass one value per level (the mean over its repeats): the sample is one of levels. Each sample is resampled by
     itself, so that all keep their weight.
-
-    Raises:
-        ValueError: there are no values.
     """
     return bootstrap_interval(lambda *parts, axis: np.mean([part.mean(axis) for part in parts], 0), samples, seed)
 
 
 def difference_interval(first: FloatArray, second: FloatArray, seed: int = 0) -> Interval:
-    """Return `mean(first) - mean(second)` of independent samples with its 95% bootstrap interval.
-
-    Raises:
-        ValueError: one of them is empty.
-    """
+    """Return `mean(first) - mean(second)` of independent samples with its 95% bootstrap interval."""
     return bootstrap_interval(lambda a, b, axis: a.mean(axis) - b.mean(axis), (first, second), seed)
 
 

@@ -7,7 +7,6 @@ self-referential ones and LSTMs succeed, streams of unseen lengths included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +24,7 @@ TEST_SEED = 10**9  # far from every training seed
 
 @dataclass(frozen=True)
 class ParitySettings:
-    """How a core is trained on parity.
-
-    Raises:
-        UserError: a count below 1.
-    """
+    """How a core is trained on parity."""
 
     core: str = "srwm"
     """A core's name, see `srwm_rl.core_names()`."""
@@ -64,12 +59,9 @@ class ParityModel(nn.Module):
         self.head = nn.Linear(self.core.output_size, 1)
 
     def forward(self, bits: Tensor, bptt: int | None = None, forget: bool = False) -> Tensor:
-        """Map bits `[T, B]` to logits `[T, B]`.
+        """Map bits `[T, B]` to logits `[T, B]`, cutting the gradient through the state every `bptt` steps.
 
-        Args:
-            bits: integers 0 and 1.
-            bptt: cut the gradient through the core's state every so many steps; None: never.
-            forget: zero the state before every step: an SRWM then acts with its slow weight throughout.
+        `forget` zeroes the state before every step: an SRWM then acts with its slow weight throughout.
         """
         starts = torch.full(bits.shape, float(forget))
         starts[0] = 1.0
@@ -84,23 +76,15 @@ def parity_streams(n_steps: int, n_streams: int, generator: torch.Generator) -> 
     return bits, bits.cumsum(0) % 2
 
 
-def train_parity(settings: ParitySettings, on_update: Callable[[int, float], None] = lambda *_: None) -> ParityModel:
-    """Train a model by the cross-entropy of every step's answer.
-
-    Args:
-        settings: the core and its training.
-        on_update: called with the number of updates done and the last loss (nats per step).
-
-    Raises:
-        UserError: a core or setting that does not exist.
-    """
+def train_parity(settings: ParitySettings) -> ParityModel:
+    """Train a model by the cross-entropy of every step's answer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = ParityModel(settings.core, **settings.core_kwargs)
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.n_updates)
-    for update in range(settings.n_updates):
+    for _ in range(settings.n_updates):
         n_steps = int(torch.randint(1, settings.longest + 1, (), generator=generator))
         bits, parity = parity_streams(n_steps, settings.batch, generator)
         loss = F.binary_cross_entropy_with_logits(model(bits, settings.bptt), parity.float())
@@ -109,7 +93,6 @@ def train_parity(settings: ParitySettings, on_update: Callable[[int, float], Non
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        on_update(update + 1, loss.item())
     return model
 
 

@@ -40,11 +40,7 @@ class Scored(NamedTuple):
 
 
 class BestModelTracker:
-    """The best score and the levels played; saved in every checkpoint and restored when the run is resumed.
-
-    Args:
-        levels: the record of the levels played.
-    """
+    """The best score and the levels played; saved in every checkpoint and restored when the run is resumed."""
 
     def __init__(self, levels: SeenLevels) -> None:
         self.levels = levels
@@ -80,11 +76,7 @@ class BestModelTracker:
         return {"best": best, "levels_played": self.levels.to_tree()}
 
     def from_tree(self, tree: dict[str, Any], source: str) -> None:
-        """Restore what `to_tree` returned; a checkpoint of an older version leaves the levels before it unknown.
-
-        Raises:
-            UserError: the record of the levels is damaged.
-        """
+        """Restore what `to_tree` returned; a checkpoint of an older version leaves the levels before it unknown."""
         best, levels = tree.get("best"), tree.get("levels_played")
         self.best = None if best is None else Best(best["score"], best["of"], best["steps"])
         self._newest = self._last_saved = None

@@ -114,9 +114,6 @@ class LevelRecorder(BaseCallback):
     """Record every level that the training environments begin; steps that end no episode cost nothing.
 
     Of several processes, process 0 records the levels of all, at the end of each rollout.
-
-    Args:
-        add: called with a game and a level, repeatedly with the same ones.
     """
 
     model: RecurrentAlgorithm
@@ -162,9 +159,8 @@ class LevelRecorder(BaseCallback):
 class TrainingReturn(RolloutCallback):
     """Score the acting weights by the mean return of the last training episodes (`rollout/ep_rew_mean`).
 
-    Args:
-        on_score: called with it at the end of each rollout, before the update, once as many episodes have ended as the
-            mean is taken over.
+    `on_score` is called with it at the end of each rollout, before the update, once as many episodes have ended as the
+    mean is taken over.
     """
 
     def __init__(self, on_score: Callable[[float], None]) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.errors import UserError
 from srwm_rl.storage.model_file import load_policy_arrays, policy_arrays
 
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
@@ -74,7 +73,7 @@ def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str)
         UserError: the state is of another architecture.
     """
     load_policy_arrays(model.policy, state["policy"], source)
-    _restore_optimizer(model.policy.optimizer, state["optimizer"], source)
+    _restore_optimizer(model.policy.optimizer, state["optimizer"])
     for name in COUNTERS:
         setattr(model, name, state["counters"][name])
     window = model._stats_window_size
@@ -118,13 +117,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: str) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     whole = optimizer.state_dict()
-    n_parameters = sum(len(group["params"]) for group in whole["param_groups"])
-    if state and len(state) != n_parameters:
-        raise UserError(
-            f"{source} is of another architecture: its optimizer has {len(state)} of {n_parameters} weights"
-        )
     whole["state"] = {
         int(index): {
             name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value

@@ -61,7 +61,30 @@ class EditStatsCallback(RolloutCallback):
                 self.logger.record(f"srwm/l{layer}/drifts", drifts, exclude=("stdout", "log", "json", "csv"))
 
 
-class HeldOutEvalCallback(RolloutCallback):
+class PeriodicCallback(RolloutCallback):
+    """Call `act` after each rollout that passes a multiple of `every` environment steps.
+
+    So a resumed run acts where an uninterrupted one does. The random generators are left as they were.
+    """
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every = every
+
+    def _on_rollout_start(self) -> None:
+        self.before = self.num_timesteps
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps // self.every > self.before // self.every:
+            with undisturbed(self.model.device):
+                self.act()
+
+    def act(self) -> None:
+        """Do what is due."""
+        raise NotImplementedError
+
+
+class HeldOutEvalCallback(PeriodicCallback):
     """Evaluate on training and held-out levels at intervals.
 
     Logged: `eval_train/mean_reward`, `eval_train/mean_ep_length` and, where games can be solved,
@@ -69,8 +92,7 @@ class HeldOutEvalCallback(RolloutCallback):
 
     Args:
         play: plays a split ("train" or "test") with the present policy.
-        every: environment steps between evaluations; they fall on multiples of it, so that a resumed run evaluates
-            where an uninterrupted one does.
+        every: environment steps between evaluations.
         on_score: called with the held-out (or else the training) mean return.
     """
 
@@ -80,18 +102,12 @@ class HeldOutEvalCallback(RolloutCallback):
         every: int,
         on_score: Callable[[float], None] = lambda _: None,
     ) -> None:
-        super().__init__()
-        self.play, self.every, self.on_score = play, every, on_score
-        self.before = 0
+        super().__init__(every)
+        self.play, self.on_score = play, on_score
 
-    def _on_rollout_start(self) -> None:
-        self.before = self.num_timesteps
-
-    def _on_rollout_end(self) -> None:
-        if self.num_timesteps // self.every == self.before // self.every:
-            return
-        with undisturbed(self.model.device):
-            results = {split: play() for split, play in self.play.items()}
+    def act(self) -> None:
+        """Play all splits and log their results."""
+        results = {split: play() for split, play in self.play.items()}
         means: dict[str, float] = {}
         for split, episodes in results.items():
             means[split] = float(np.mean([episode.episode_return for episode in episodes]))

@@ -28,11 +28,10 @@ class Spent(NamedTuple):
 class Stopwatch:
     """Time methods of objects, each below the part that called it.
 
-    Every thread has its own path: the parts of a learner beside the actors are at the top level.
+    `synchronize` is called at both ends of every part; on a GPU, where calls return early, it waits for the GPU. `mark`
+    makes a context for a part's name, for a trace of the same time.
 
-    Args:
-        synchronize: called at both ends of every part; on a GPU, where calls return early, it waits for the GPU.
-        mark: makes a context for a part's name, for a trace of the same time.
+    Every thread has its own path: the parts of a learner beside the actors are at the top level.
 
     Attributes:
         spent: time by path.

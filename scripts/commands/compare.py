@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import check_writable, parse
+from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.scripts.evaluation.table import render_comparison
 
@@ -41,7 +40,7 @@ class CompareConfig(PlayOptions):
             raise UserError("name two runs, RUN_A RUN_B, or several a side, --a RUN... --b RUN...")
         if self.runs and len(self.runs) != 2:
             raise UserError(f"a comparison needs two runs, not {len(self.runs)}; for several a side use --a and --b")
-        names = [name for side in self.sides() for name in side]
+        names = [*self.runs, *self.a, *self.b]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"{name} is given twice; give each run once")
@@ -54,17 +53,15 @@ class CompareConfig(PlayOptions):
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(CompareConfig, argv, PROG)
-    for option, path in (("-o", config.output), ("--json", config.json)):
-        if path is not None:
-            check_writable(Path(path), option)
+    check_writable(config.output, "-o")
+    check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
     from srwm_rl.scripts.reports.comparison import comparison_page
 
     sides = evaluate_sides(config, config.sides())
     report = compare(sides, config.seed)
     print(render_comparison(report))
-    if config.json is not None:
-        Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(config.json, report)
     if config.output is not None:
         page = comparison_page(sides, report, shlex.join([*PROG.split(), *argv]))
         Path(config.output).write_text(page, encoding="utf-8")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.cli import check_writable, parse
+from srwm_rl.scripts.cli import check_writable, parse, write_json
+from srwm_rl.scripts.config.settings import Count, check_bounds
 from srwm_rl.scripts.evaluation.table import render_controls
 
 PROG = "srwm-rl controls"
@@ -24,9 +23,9 @@ class ControlsConfig:
 
     task: tyro.conf.Positional[str]
     """recall, bandit, parity or repeat_previous."""
-    seeds: int = 5
+    seeds: Count = 5
     """Trainings per control, with seeds 0, 1, ..."""
-    n_timesteps: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    n_timesteps: Annotated[Count | None, tyro.conf.arg(aliases=["-n"])] = None
     """Environment steps per training (with --supervised: gradient steps). Default: enough for the task."""
     only: tuple[str, ...] = ()
     """The controls to train; default: all."""
@@ -35,7 +34,7 @@ class ControlsConfig:
     learning_rates: tuple[float, ...] = ()
     """Learning rates; of several, each control gets its best on a seed that is not reported. Default: the task's one
     (with --supervised: 0.002 0.006 0.02)."""
-    n_levels: int = 500
+    n_levels: Count = 500
     """Held-out levels (with --supervised: streams) that each trained agent is tested on."""
     json: str | None = None
     """Write everything, scores per seed included, to this file after each training."""
@@ -43,9 +42,7 @@ class ControlsConfig:
     """0: the table only, 1: a line per training, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "n_timesteps", "n_levels"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        check_bounds(self)
         if any(not 0 < rate <= 1 for rate in self.learning_rates):
             raise UserError("--learning-rates must be above 0 and at most 1")
         if self.task not in TASKS:
@@ -57,17 +54,14 @@ class ControlsConfig:
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(ControlsConfig, argv, PROG)
-    path = None if config.json is None else Path(config.json)
-    if path is not None:
-        check_writable(path, "--json")
+    check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.control_experiments import ParityExperiment, TaskExperiment, measure
 
     settings = (config.n_timesteps, config.learning_rates, config.n_levels)
     experiment = ParityExperiment(*settings) if config.supervised else TaskExperiment(config.task, *settings)
-    report = {}
-    for rows in measure(experiment, config.only, config.seeds, verbose=config.verbose > 0):
-        report = {"command": shlex.join([*PROG.split(), *argv]), "task": config.task, **experiment.report(rows)}
-        if path is not None:
-            path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    report = {"command": shlex.join([*PROG.split(), *argv]), "task": config.task}
+    for results in measure(experiment, config.only, config.seeds, verbose=config.verbose > 0):
+        report |= results
+        write_json(config.json, report)
     print(render_controls(report))
     return 0

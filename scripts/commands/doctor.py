@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -26,56 +25,47 @@ class DoctorConfig:
     """2: tracebacks on errors."""
 
 
-Result = tuple[bool, str]  # whether all is well, and a detail
-
-
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    ok: bool
-    name: str
-    detail: str  # the version or state, or the fix
-    required: bool = True
+Result = tuple[bool, str]  # whether all is well; the version or state, or the fix
 
 
 def main(argv: list[str]) -> int:
     """Print the report; return 0, or 1 if something required is missing."""
     parse(DoctorConfig, argv, PROG)
-    findings = [_python(), *_packages(), *(_run_check(name, check) for name, check in CHECKS.items())]
-    width = max(len(finding.name) for finding in findings)
-    for finding in findings:
-        mark = "ok  " if finding.ok else ("FIX " if finding.required else "note")
-        print(f"{mark}  {finding.name:<{width}}  {finding.detail}")
-    n_broken = sum(not finding.ok and finding.required for finding in findings)
+    findings = [("python", True, *_python()), *_packages()]
+    findings += [(name, name not in OPTIONAL, *_run_check(check)) for name, check in CHECKS.items()]
+    width = max(len(name) for name, *_ in findings)
+    for name, required, ok, detail in findings:
+        print(f"{'ok  ' if ok else 'FIX ' if required else 'note'}  {name:<{width}}  {detail}")
+    n_broken = sum(required and not ok for _, required, ok, _ in findings)
     print(f"\n{n_broken} problem(s) to fix" if n_broken else "\nall is well")
     return 1 if n_broken else 0
 
 
-def _python() -> Finding:
+def _python() -> Result:
     wanted = metadata("srwm-rl")["Requires-Python"]
-    ok = SpecifierSet(wanted).contains(platform.python_version(), prereleases=True)
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(ok, "python", detail if ok else f"{detail}: make a virtual environment with Python {wanted}")
+    if SpecifierSet(wanted).contains(platform.python_version(), prereleases=True):
+        return True, detail
+    return False, f"{detail}: make a virtual environment with Python {wanted}"
 
 
-def _packages() -> Iterator[Finding]:
-    for text in requires("srwm-rl") or ():
-        requirement = Requirement(text)
-        is_extra = requirement.marker is not None and "extra ==" in str(requirement.marker)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "procgen"} if is_extra else None):
-            yield _package(requirement, required=not is_extra)
+def _packages() -> Iterator[tuple[str, bool, bool, str]]:
+    for requirement in map(Requirement, requires("srwm-rl") or ()):
+        marker = requirement.marker
+        is_extra = marker is not None and "extra ==" in str(marker)
+        if marker is None or marker.evaluate({"extra": "procgen"} if is_extra else None):
+            yield requirement.name, not is_extra, *_package(requirement, "'srwm-rl[procgen]'" if is_extra else None)
 
 
-def _package(requirement: Requirement, required: bool) -> Finding:
-    name, pip = requirement.name, f"{sys.executable} -m pip install"
-    wanted = f"'{name}{requirement.specifier}'"
+def _package(requirement: Requirement, extra: str | None) -> Result:
+    pip, wanted = f"{sys.executable} -m pip install", f"'{requirement.name}{requirement.specifier}'"
     try:
-        installed = version(name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
-        return Finding(False, name, f"missing: {pip} " + (wanted if required else "'srwm-rl[procgen]'"), required)
-    ok = requirement.specifier.contains(installed, prereleases=True)
-    detail = installed if ok else f"{installed}, needs {requirement.specifier}: {pip} {wanted}"
-    return Finding(ok, name, detail, required)
+        return False, f"missing: {pip} {extra or wanted}"
+    if requirement.specifier.contains(installed, prereleases=True):
+        return True, installed
+    return False, f"{installed}, needs {requirement.specifier}: {pip} {wanted}"
 
 
 def _scan() -> Result:
@@ -128,9 +118,8 @@ CHECKS: dict[str, Callable[[], Result]] = {
 OPTIONAL = {"C kernel", "gpu", "procgen runs", "folder"}
 
 
-def _run_check(name: str, check: Callable[[], Result]) -> Finding:
+def _run_check(check: Callable[[], Result]) -> Result:
     try:
-        ok, detail = check()
+        return check()
     except Exception as error:
-        ok, detail = False, f"{type(error).__name__}: {error}".splitlines()[0]
-    return Finding(ok, name, detail, required=name not in OPTIONAL)
+        return False, f"{type(error).__name__}: {error}".splitlines()[0]

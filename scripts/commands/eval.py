@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import replace
-from pathlib import Path
 
-from srwm_rl.scripts.cli import check_writable, parse
+from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig
 from srwm_rl.scripts.evaluation.table import render_evaluation
 
@@ -15,15 +14,20 @@ PROG = "srwm-rl eval"
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(EvalConfig, argv, PROG)
+    config = read(argv)
     if config.protocol == "paper":
         config = replace(config, protocol=None, **PAPER)
-    if config.json is not None:
-        check_writable(Path(config.json), "--json")
+    check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.runner import evaluate
 
     report = evaluate(config)
     print(render_evaluation(report))
-    if config.json is not None:
-        Path(config.json).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_json(config.json, report)
     return 0
+
+
+def read(argv: list[str]) -> EvalConfig:
+    """Parse the command line; tyro has no option whose value may be left out, such as that of --freeze-edits."""
+    option = r"(^|\0)--freeze[-_]edits(?:[=\0](?:after=)?(\d+))?(?=\0|$)"
+    words = re.sub(option, r"\1--freeze-edits=0\2", "\0".join(argv))  # 0, or a number with one more leading 0
+    return parse(EvalConfig, words.split("\0") if argv else [], PROG)

@@ -57,11 +57,7 @@ def named(source: str) -> Iterator[None]:
 
 
 def allow_env(env: str, requested: str | None, source: str) -> None:
-    """Check that an environment "module:id", whose module is imported, is also named by the command line.
-
-    Raises:
-        UserError: the environment is only named in the file.
-    """
+    """Check that an environment "module:id", whose module is imported, is also named by the command line."""
     if ":" in env.strip().removeprefix("srwm_rl:") and requested != env:
         raise UserError(
             f"{source} needs environment {env!r:.120}, code that is not imported because a file names it: "
@@ -80,26 +76,10 @@ def check_environment(trained: TrainConfig, observation_space: Any, action_space
             raise UserError(f"{source} cannot be used: its environment's {name:.60} is out of range")
         if name == "render_mode" and value == "human":
             raise UserError(f"{source} cannot be used: its environment would open a window")
-    if _spaces(trained, source) != (observation_space, action_space):
-        raise UserError(
-            f"{source} contradicts itself: its policy has other observations or actions than {trained.env!r:.120} with "
-            "its settings"
-        )
-
-
-def _spaces(trained: TrainConfig, source: str) -> tuple[Any, Any]:
     try:
         with named(source):
-            env = make_vec_env(
-                trained.env,
-                len(resolve(trained.env).names),
-                trained.levels,
-                0,
-                trained.mode,
-                pairs(trained.env_kwargs, "env_kwargs"),
-                trained.inputs,
-                trained.reward_clip or None,
-            )
+            n_envs = len(resolve(trained.env).names)
+            env = make_vec_env(trained.env, n_envs, trained.levels, 0, **trained.env_settings())
     except UserError:
         raise
     except Exception as error:  # an environment of any package, with settings of any type
@@ -107,4 +87,8 @@ def _spaces(trained: TrainConfig, source: str) -> tuple[Any, Any]:
             f"{source} cannot be used: its settings make no environment ({type(error).__name__})"
         ) from error
     env.close()
-    return env.observation_space, env.action_space
+    if (env.observation_space, env.action_space) != (observation_space, action_space):
+        raise UserError(
+            f"{source} contradicts itself: its policy has other observations or actions than {trained.env!r:.120} with "
+            "its settings"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
@@ -19,6 +18,7 @@ Count = Annotated[int, Meta(ge=1)]
 Frequency = Annotated[int, Meta(ge=0, le=10**12)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Coefficient = Annotated[float, Meta(ge=0, le=1e3)]
+Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Limit = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -125,7 +125,7 @@ class TrainConfig:
     on_nan: Literal["stop", "skip"] = "stop"
     """At a number that is not finite: stop and keep the last good checkpoint, or skip that step or update."""
 
-    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    seed: Seed = 0
     """Random seed of weights, actions and environments."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
@@ -152,8 +152,7 @@ class TrainConfig:
     """0: errors only, 1: the plan and the result, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        for name, bounds in bounds_of(type(self)).items():
-            _check_bounds(name, getattr(self, name), bounds)
+        check_bounds(self)
         for name in ("env_kwargs", "core_kwargs", "encoder_kwargs"):
             pairs(getattr(self, name), name)
         if self.normalize_reward and self.loss_reward_clip:
@@ -170,6 +169,16 @@ class TrainConfig:
         """Return the settings in JSON's types."""
         return asdict(self)
 
+    def env_settings(self) -> dict[str, Any]:
+        """Return the arguments of `make_vec_env` and `make_levels_env` beside the levels, the numbers and the seed."""
+        env_kwargs = pairs(self.env_kwargs, "env_kwargs")
+        return {
+            "mode": self.mode,
+            "env_kwargs": env_kwargs,
+            "inputs": self.inputs,
+            "reward_clip": self.reward_clip or None,
+        }
+
 
 # Settings that only one trainer has.
 ALGO_SETTINGS = {
@@ -178,33 +187,28 @@ ALGO_SETTINGS = {
 }
 
 
-@cache
 def bounds_of(config: type) -> dict[str, Meta]:
     """Return the bounds of a dataclass's fields, from their annotations."""
     hints = get_type_hints(config, include_extras=True)
-    return {
-        name: mark
-        for name, hint in hints.items()
-        for alternative in (hint, *get_args(hint))
-        for mark in getattr(alternative, "__metadata__", ())
-        if isinstance(mark, Meta)
-    }
+    return {name: mark for name, hint in hints.items() for mark in _marks(hint) if isinstance(mark, Meta)}
 
 
-def _check_bounds(name: str, value: float | None, bounds: Meta) -> None:
-    low, high = bounds.ge or 0, bounds.le
-    if value is None or low <= value <= (math.inf if high is None else high):
-        return
-    limits = f"be at least {low}" if high is None else f"lie in [{low:g}, {high:g}]"
-    raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:g}")
+def _marks(hint: Any) -> list[Any]:
+    """Return what `Annotated` adds to a type and to the types that it consists of."""
+    return [*getattr(hint, "__metadata__", ()), *(mark for part in get_args(hint) for mark in _marks(part))]
+
+
+def check_bounds(config: object) -> None:
+    """Raise a `UserError` for the first field of a dataclass that is outside the bounds of its annotation."""
+    for name, bounds in bounds_of(type(config)).items():
+        value, low, high = getattr(config, name), bounds.ge or 0, bounds.le
+        if value is not None and not low <= value <= (math.inf if high is None else high):
+            limits = f"be at least {low}" if high is None else f"lie in [{low:g}, {high:g}]"
+            raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:g}")
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
-    """Read `name:value` texts; a value is JSON where it can be read as such, else text.
-
-    Raises:
-        UserError: a text without a name or a colon.
-    """
+    """Read `name:value` texts; a value is JSON where it can be read as such, else text."""
     result: dict[str, Any] = {}
     for text in texts:
         name, colon, value = text.partition(":")

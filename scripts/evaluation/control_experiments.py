@@ -1,11 +1,16 @@
-"""The experiments of `srwm-rl controls`: PPO on a built-in task, or supervised parity."""
+"""The experiments of `srwm-rl controls`: PPO on a built-in task, or supervised parity.
+
+An experiment trains a control once and scores it; higher is better. Its `bounds` are the scores of random and of the
+best possible actions, `solved` is the fraction of the way between them from which a training counts as solved, and
+`rates` are the learning rates to choose from.
+"""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,89 +39,37 @@ from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training.build import make_env, make_model
 
+# The SRWM's sizes, and those of its relatives; the others get as many parameters.
 COMMON = {"hidden_size": 32, "n_layers": 1, "n_heads": 4}
-"""The SRWM's sizes, and those of its relatives; the others get as many parameters."""
 BY_CONTROL = {"core": "by control", "core_kwargs": COMMON, "learning_rate": "by control"}
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """The settings of a task that differ from those of `srwm-rl train`."""
-
-    n_timesteps: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    test_kwargs: tuple[str, ...] = ()
-    """Further settings of the environment of the test, as name:value; the training's are tested as well."""
-
-
-TASK_SETTINGS: dict[str, TaskSettings] = {
-    "recall": TaskSettings(400_000, {"learning_rate": 3e-3}),
-    "bandit": TaskSettings(500_000, {"learning_rate": 3e-3}),
-    "parity": TaskSettings(150_000, test_kwargs=("length:160",)),
-    "repeat_previous": TaskSettings(500_000),
+TASK_SETTINGS: dict[str, dict[str, Any]] = {  # where they differ from those of `srwm-rl train`
+    "recall": {"n_timesteps": 400_000, "learning_rate": 3e-3},
+    "bandit": {"n_timesteps": 500_000, "learning_rate": 3e-3},
+    "parity": {"n_timesteps": 150_000},
+    "repeat_previous": {"n_timesteps": 500_000},
 }
+TEST_KWARGS = {"parity": ("length:160",)}  # of the environment of the test; the training's are tested as well
 
 
-class ControlExperiment(ABC):
-    """Train a control once and score it; higher is better.
-
-    Attributes:
-        controls: names of those that the experiment has.
-        unit: of a score, for the table's title.
-        bounds: the scores of random and of the best possible actions.
-        solved: fraction of the way between them from which a training counts as solved.
-        rates: the learning rates to choose from.
-    """
-
-    controls: tuple[str, ...] = tuple(CONTROLS)
-    unit: str
-    bounds: tuple[float, float]
-    solved: float
-    rates: tuple[float, ...]
-
-    @abstractmethod
-    def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """Train `control`, and score each of `rows`, which use its weights."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Return every setting in JSON's types."""
-
-    def report(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Return the contents of the table and of the JSON file."""
-        random, best = self.bounds
-        return {
-            "unit": self.unit,
-            "random": random,
-            "best": best,
-            "solved_from": random + self.solved * (best - random),
-            "settings": self.settings(),
-            "rows": [row.summary(random, best, self.solved) for row in rows if row.scores],
-        }
-
-
-class TaskExperiment(ControlExperiment):
+class TaskExperiment:
     """PPO on a built-in task, tested on held-out levels with sampled actions."""
 
+    controls = tuple(CONTROLS)
     solved = 0.95
 
     def __init__(self, task: str, n_timesteps: int | None, rates: tuple[float, ...], n_levels: int) -> None:
-        self.task, self.n_levels = TASK_SETTINGS[task], n_levels
-        steps = n_timesteps or self.task.n_timesteps
-        self.config: TrainConfig = replace(defaults(task, None), device="cpu", n_timesteps=steps, **self.task.settings)
+        self.n_levels, self.test_kwargs = n_levels, TEST_KWARGS.get(task, ())
+        config = replace(defaults(task, None), device="cpu", **TASK_SETTINGS[task])
+        self.config: TrainConfig = replace(config, n_timesteps=n_timesteps or config.n_timesteps)
         self.rates = rates or (self.config.learning_rate,)
-        test_kwargs = pairs(self.task.test_kwargs, "env_kwargs")
-        self.bounds = normalizer(task, env_kwargs=test_kwargs)[task]
-        changed = f" with {' '.join(self.task.test_kwargs)}" if test_kwargs else ""
+        self.bounds = normalizer(task, env_kwargs=pairs(self.test_kwargs, "env_kwargs"))[task]
+        changed = f" with {' '.join(self.test_kwargs)}" if self.test_kwargs else ""
         self.unit = f"mean return on {n_levels} held-out levels{changed}"
-
-    def settings(self) -> dict[str, Any]:
-        """See `ControlExperiment`."""
         train = self.config.to_json() | BY_CONTROL
-        return {"train": train, "test_kwargs": self.task.test_kwargs, "n_levels": self.n_levels}
+        self.settings = {"train": train, "test_kwargs": self.test_kwargs, "n_levels": n_levels}
 
     def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """See `ControlExperiment`."""
+        """Train `control`, and score each of `rows`, which use its weights."""
         kwargs = core_settings(control, COMMON, self._input_size)
         config = replace(
             self.config,
@@ -126,14 +79,11 @@ class TaskExperiment(ControlExperiment):
             seed=seed,
             learning_rate=rate,
         )
-        env = make_env(config)
-        try:
+        with closing(make_env(config)) as env:
             if control.core is None:
                 return {rows[0]: self._test(RandomAgent(env.action_space, seed), config, 0)}
             model = make_model(config, env)
             model.learn(config.n_timesteps)
-        finally:
-            env.close()
         n_parameters = parameter_count(model.policy)
         return {
             row: self._test(FrozenStateAgent(model) if row == "no_shift" else model, config, n_parameters)
@@ -144,39 +94,25 @@ class TaskExperiment(ControlExperiment):
     def _input_size(self) -> int:
         """Width of the encoder's output, the core's input."""
         config = replace(self.config, core="feedforward", core_kwargs=("hidden_size:1",), n_envs=1)
-        env = make_env(config)
-        try:
+        with closing(make_env(config)) as env:
             size: int = make_model(config, env).policy.core.input_size
             return size
-        finally:
-            env.close()
 
     def _test(self, agent: Predictor, config: TrainConfig, n_parameters: int) -> Score:
         torch.manual_seed(config.seed)
-        if not self.task.test_kwargs:
+        if not self.test_kwargs:
             return Score(self._mean_return(agent, config), None, n_parameters)
-        longer = replace(config, env_kwargs=self.task.test_kwargs)
+        longer = replace(config, env_kwargs=self.test_kwargs)
         return Score(self._mean_return(agent, longer), self._mean_return(agent, config), n_parameters)
 
     def _mean_return(self, agent: Predictor, config: TrainConfig) -> float:
         first = LevelRange.parse(config.eval_levels).start
-        env = make_levels_env(
-            config.env,
-            min(config.n_envs, self.n_levels),
-            LevelRange(first, first + self.n_levels),
-            1,
-            config.seed,
-            env_kwargs=pairs(config.env_kwargs, "env_kwargs"),
-            inputs=config.inputs,
-            reward_clip=config.reward_clip or None,
-        )
-        try:
+        levels, n_envs = LevelRange(first, first + self.n_levels), min(config.n_envs, self.n_levels)
+        with closing(make_levels_env(config.env, n_envs, levels, 1, config.seed, **config.env_settings())) as env:
             return float(play_levels(agent, env).level_means().mean())
-        finally:
-            env.close()
 
 
-class ParityExperiment(ControlExperiment):
+class ParityExperiment:
     """Supervised parity, tested on streams four times as long as any in training."""
 
     controls = tuple(name for name, control in CONTROLS.items() if control.core is not None)
@@ -188,13 +124,10 @@ class ParityExperiment(ControlExperiment):
         self.rates = rates or (2e-3, 6e-3, 2e-2)
         self.n_streams, self.n_steps = n_streams, 4 * self.train.longest
         self.unit = f"accuracy over the last {self.train.longest} of {self.n_steps} steps, {n_streams} fresh streams"
-
-    def settings(self) -> dict[str, Any]:
-        """See `ControlExperiment`."""
-        return {"train": asdict(self.train) | BY_CONTROL, "n_streams": self.n_streams, "rates": self.rates}
+        self.settings = {"train": asdict(self.train) | BY_CONTROL, "n_streams": n_streams, "rates": self.rates}
 
     def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """See `ControlExperiment`."""
+        """See `TaskExperiment.score`."""
         assert control.core is not None, "random actions are not among the controls"
         kwargs, n = core_settings(control, COMMON, EMBEDDING), self.train.longest
         model = train_parity(
@@ -207,21 +140,15 @@ class ParityExperiment(ControlExperiment):
         return scores
 
 
-def measure(experiment: ControlExperiment, only: Iterable[str], seeds: int, verbose: bool) -> Iterator[list[Row]]:
-    """Train and test controls with every seed; yield all rows after each training.
+Experiment = TaskExperiment | ParityExperiment
 
-    Args:
-        experiment: trains and tests.
-        only: names of the controls; none: all.
-        seeds: number of trainings per control.
-        verbose: print a line per training.
 
-    Raises:
-        UserError: an unknown control, or none that the experiment has.
-    """
+def measure(experiment: Experiment, only: Iterable[str], seeds: int, verbose: bool) -> Iterator[dict[str, Any]]:
+    """Train and test controls with every seed; yield the contents of the table and the file after each training."""
     rows = {name: Row(name) for name in choose_controls(only) if name in experiment.controls}
     if not rows:
         raise UserError("--supervised has no control 'random': guesses are right half of the time; give others")
+    random, best = experiment.bounds
     torch.set_num_threads(1)  # networks this small are slower on several
     for seed in range(seeds):
         for training, names in trainings(rows).items():
@@ -230,10 +157,17 @@ def measure(experiment: ControlExperiment, only: Iterable[str], seeds: int, verb
             if verbose:
                 results = ", ".join(f"{name} {score.test:.3f}" for name, score in scores.items())
                 warn(f"seed {seed}: {results} ({time.perf_counter() - start:.0f} s)")
-            yield list(rows.values())
+            yield {
+                "unit": experiment.unit,
+                "random": random,
+                "best": best,
+                "solved_from": random + experiment.solved * (best - random),
+                "settings": experiment.settings,
+                "rows": [row.summary(random, best, experiment.solved) for row in rows.values() if row.scores],
+            }
 
 
-def _train(experiment: ControlExperiment, training: str, rows: list[Row], seed: int) -> dict[str, Score]:
+def _train(experiment: Experiment, training: str, rows: list[Row], seed: int) -> dict[str, Score]:
     """Train one control with one seed, and add the scores to the rows that use its weights."""
     control = CONTROLS[training]
     if rows[0].learning_rate is None and control.core is not None:

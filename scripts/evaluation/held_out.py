@@ -21,11 +21,6 @@ def levels_trained_on(trained: TrainConfig, seen: SeenLevels | None, splits: Map
 
     It consists of the range in the settings and of what the record holds beyond it, as of an environment that chooses
     levels itself. If the range is "all", it is what was played or, without a complete record, every level.
-
-    Args:
-        trained: the run's settings.
-        seen: its record of the levels played; None: there is none.
-        splits: the levels of each held-out split.
     """
     training = LevelRange.parse(trained.levels)
     trained_on: TrainedOn = {}

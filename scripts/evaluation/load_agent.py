@@ -30,10 +30,6 @@ INPUTS: dict[str, Literal["action", "reward", "step"]] = {
 def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, int]:
     """Return the agent that the command line names, its training settings and its environment steps of training.
 
-    Args:
-        config: the path, with a user's core `core`, and with a zip `trust`, `env`, `train_levels` and `eval_levels`.
-        device: where the agent computes.
-
     Raises:
         UserError: there is no agent, it is not trusted, or it does not fit its environment.
     """
@@ -55,11 +51,7 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig,
 
 
 def open_model(run: str, core: str | None, env: str | None, device: str) -> tuple[Agent, TrainConfig]:
-    """Return the agent of a run folder or a model file, and its training settings.
-
-    Raises:
-        UserError: as `open_agent`; or the file is a zip.
-    """
+    """Return the agent of a run folder or a model file, and its training settings."""
     if _is_zip(Path(run)):
         raise UserError(f"{run} is a zip; give a run folder, or a model file from its checkpoints folder")
     agent, trained, _ = open_agent(EvalConfig(run=run, core=core, env=env), device)

@@ -30,6 +30,7 @@ from srwm_rl.scripts.evaluation.results import (
     Evaluation,
     held_out_splits,
     level_returns,
+    normalise,
     trained_on_of,
 )
 from srwm_rl.scripts.evaluation.runner import evaluate
@@ -124,14 +125,17 @@ def _environment(trained: TrainConfig) -> str:
 
 
 def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
-    """Return the contents of the table, the JSON file and the page.
-
-    Args:
-        sides: A and B; they played the same levels.
-        seed: of the bootstrap.
-    """
+    """Return the contents of the table, the JSON file and the page on A and B, which played the same levels."""
     first, second = sides
-    descriptions = {side.letter: _describe(side) for side in sides}
+    descriptions = {
+        side.letter: {
+            "label": side.label,
+            "runs": list(side.names),
+            "core": side.trained[0].core,
+            "trained_on": merged(map(trained_on_of, side.evaluations, side.trained)),
+        }
+        for side in sides
+    }
     trained, evaluation = first.trained[0], first.evaluations[0]
     bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
     a, b = first.returns(), second.returns()
@@ -158,11 +162,6 @@ def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
     }
 
 
-def _describe(side: ComparedRuns) -> dict[str, Any]:
-    trained_on = merged(map(trained_on_of, side.evaluations, side.trained))
-    return {"label": side.label, "runs": list(side.names), "core": side.trained[0].core, "trained_on": trained_on}
-
-
 def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict[str, Any]:
     wins, ties, losses = np.sum([outcomes(x, y) for x, y in zip(a, b, strict=True)], axis=0).tolist()
     return {
@@ -182,14 +181,10 @@ def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict
 def _all_games(a: LevelReturns, b: LevelReturns, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
     normalized = all(game in bounds for game in a)
     scale = bounds if normalized else dict.fromkeys(a, (0.0, 1.0))
-    first, second = ([_normalized(side[game][1], scale[game]) for game in a] for side in (a, b))
+    first, second = ([normalise(side[game][1], scale[game]) for game in a] for side in (a, b))
     row = {**_row("all games", first, second, seed), "normalized": normalized}
     # Returns of different games have no common unit: their mean is not reported.
     return row if normalized else row | {"A": None, "B": None, "difference": None}
-
-
-def _normalized(values: FloatArray, bounds: tuple[float, float]) -> FloatArray:
-    return (values - bounds[0]) / (bounds[1] - bounds[0])
 
 
 def _over_seeds(
@@ -202,7 +197,7 @@ def _over_seeds(
     if min(map(len, runs)) < 2 or (len(games) > 1 and not normalized):
         return None
     scale = {game: bounds[game] if normalized else (0.0, 1.0) for game in games}
-    a, b = (np.array([[_normalized(run[g][1], scale[g]).mean() for g in games] for run in side]) for side in runs)
+    a, b = (np.array([[normalise(run[g][1], scale[g]).mean() for g in games] for run in side]) for side in runs)
     thresholds = common_thresholds(a, b)
     version = rliable_version()
     sides = {}

@@ -8,11 +8,11 @@ from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import tyro
+from msgspec import Meta
 
 from srwm_rl.envs.levels import LevelRange, check_levels
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import OptionalValue
-from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, check_bounds, pairs
 from srwm_rl.scripts.evaluation.held_out import count, explain, levels_trained_on
 from srwm_rl.storage.seen_levels import SeenLevels
 
@@ -32,15 +32,15 @@ class PlayOptions:
 
     eval_levels: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Held-out levels, start:stop; repeat the option for several splits. Default: those the run was started with."""
-    repeats: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 1
+    repeats: Annotated[Count, tyro.conf.arg(aliases=["-k"])] = 1
     """Episodes per level and run."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
     allow_overlap: bool = False
     """Accept held-out levels that were trained on; the result is marked invalid."""
-    n_envs: int | None = None
+    n_envs: Count | None = None
     """Environments that step together, a multiple of the number of games. Default: the most up to 64."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampled actions and of the bootstrap."""
     core: str | None = None
     """The agent's core, if it is a class of your own: my_module:MyCore."""
@@ -54,11 +54,7 @@ class PlayOptions:
     """2: tracebacks on errors."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "n_envs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
+        check_bounds(self)
 
     def eval_config(self, run: str, **options: Any) -> EvalConfig:
         """Return the settings with which a run is evaluated: these, and further ones."""
@@ -80,7 +76,7 @@ class EvalConfig(PlayOptions):
     0:200, 1000:1200, 1200:1400 and 1400:1600 (here every level once, where theirs are drawn)."""
     random: bool = False
     """Play the held-out levels with random actions too, for comparison."""
-    freeze_edits: Annotated[int | None, OptionalValue("0", r"(?:after=)?(\d+)")] = None
+    freeze_edits: Annotated[int, Meta(ge=0)] | None = None
     """Play once more with the network's edits of itself frozen: its weights stay as they were learnt. With a number,
     --freeze-edits=5: from that step of each episode on they stay as they are then."""
     lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -102,8 +98,6 @@ class EvalConfig(PlayOptions):
         if fixed:
             raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         pairs(self.env_kwargs, "env_kwargs")
-        if self.freeze_edits is not None and self.freeze_edits < 0:
-            raise UserError(f"--freeze-edits must be at least 0, not {self.freeze_edits}")
         for lesion in self.lesion:
             if not re.fullmatch(r"\d{1,9}\.\d{1,9}", lesion, re.ASCII):
                 raise UserError(f"--lesion takes layer.head, such as 0.3, not {lesion!r}")
@@ -120,11 +114,6 @@ class Split:
 
 def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | None = None) -> list[Split]:
     """Return the training split (if any) and the held-out ones.
-
-    Args:
-        config: the command's settings.
-        trained: the run's settings.
-        seen: the run's record of the levels it played, if there is one.
 
     Raises:
         UserError: ranges that cannot be read, or that overlap, or were trained on, without --allow-overlap.

@@ -18,6 +18,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.held_out import TrainedOn, count, levels_trained_on, merged
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
+from srwm_rl.storage.model_schema import Score
 
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes; see `EvaluationFile`."""
@@ -36,21 +37,14 @@ def summarise(
 ) -> Evaluation:
     """Return the contents of the table and of the JSON file.
 
-    Args:
-        config: of the evaluation.
-        trained: the run's settings.
-        n_timesteps: that the agent was trained for.
-        labels: split -> its range of levels.
-        results: split -> the agent's episodes.
-        trained_on: held-out levels that were trained on; with any, the result is marked invalid.
-        interventions: name -> split -> episodes with the intervention, on the same levels.
+    `labels` holds each split's range of levels; `interventions` the splits played with each intervention, by its name.
+    With any held-out level in `trained_on` the result is marked invalid.
     """
-    gaps = []
-    if "train" in results:
-        for name, episodes in results.items():
-            if name != "train" and not name.startswith("random"):
-                gap = difference_interval(results["train"].level_means(), episodes.level_means(), config.seed)
-                gaps.append({"split": name, **gap.to_json()})
+
+    def gap(split: str) -> dict[str, Any]:
+        train, held_out = (results[name].level_means() for name in ("train", split))
+        return {"split": split, **difference_interval(train, held_out, config.seed).to_json()}
+
     report = {
         "run": config.run,
         "env": trained.env,
@@ -64,7 +58,7 @@ def summarise(
         "overlap": count(trained_on),
         "trained_on": trained_on,
         "rows": _rows(results, trained, config.seed),
-        "generalization_gap": gaps,
+        "generalization_gap": [gap(split) for split in filter(_is_held_out, results) if "train" in results],
         "episodes": _episodes_json(results),
         "episode_fields": ["game", "level", "return", "length", "solved"],
     }
@@ -98,12 +92,11 @@ def _rows(splits: Splits, trained: TrainConfig, seed: int) -> list[dict[str, Any
 
 
 def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
-    returns, solved = episodes.level_means(), episodes.solved()
-    games = {game: episodes.of(game).level_means().mean() for game in episodes.games()}
+    returns, solved, games = episodes.level_means(), episodes.solved(), episodes.games()
     normalized = None
-    if games.keys() <= bounds.keys():
+    if set(games) <= bounds.keys():
         # The mean over games of normalised means, as the ProcGen paper aggregates.
-        scores = [(mean - bounds[game][0]) / (bounds[game][1] - bounds[game][0]) for game, mean in games.items()]
+        scores = [normalise(episodes.of(game).level_means().mean(), bounds[game]) for game in games]
         normalized = float(sum(scores) / len(scores))
     return {
         "levels": len(returns),
@@ -112,6 +105,11 @@ def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) 
         "solved": None if solved is None else mean_interval(solved, seed=seed).to_json(),
         "normalized": normalized,
     }
+
+
+def normalise(returns: Any, bounds: tuple[float, float]) -> Any:
+    """Return returns on the scale where the lower bound is 0 and the upper one 1."""
+    return (returns - bounds[0]) / (bounds[1] - bounds[0])
 
 
 def _differences(split: str, unchanged: Episodes, changed: Episodes, seed: int) -> list[dict[str, Any]]:
@@ -162,13 +160,6 @@ class InterventionFile(EpisodesFile):
     name: str
 
 
-class ChosenFile(msgspec.Struct):
-    """The score by which a best model was chosen."""
-
-    of: str
-    score: float
-
-
 class EvaluationFile(EpisodesFile):
     """An evaluation's file, as far as it is read."""
 
@@ -182,7 +173,7 @@ class EvaluationFile(EpisodesFile):
     levels: dict[str, str]
     trained_on: TrainedOn = {}
     same_first_frame: TrainedOn = {}
-    chosen: ChosenFile | msgspec.UnsetType = msgspec.UNSET
+    chosen: Score | msgspec.UnsetType = msgspec.UNSET
     interventions: list[InterventionFile] = []
 
 
@@ -228,16 +219,7 @@ def _levels_played(rows: EpisodeRows) -> set[tuple[str, int]]:
 
 
 def pool(evaluations: list[Evaluation], trained: TrainConfig, seed: int) -> Evaluation:
-    """Summarise the episodes of several runs as one agent's, level by level.
-
-    Args:
-        evaluations: of runs that differ in their seed alone; one is enough.
-        trained: their settings.
-        seed: of the bootstrap.
-
-    Raises:
-        UserError: they did not play the same levels equally often.
-    """
+    """Summarise the episodes of one run, or of several that differ in their seed alone, as one agent's."""
     first = evaluations[0]
     for other in evaluations:
         same = all(other[name] == first[name] for name in ("env", "mode", "core", "actions", "repeats", "levels"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -29,12 +30,7 @@ MAX_COMPARED = 2_000  # training levels of which the first frames are compared
 def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     """Play what `srwm-rl eval` would and return what it would write.
 
-    Args:
-        config: the settings of `srwm-rl eval`.
-        freeze: play with frozen edits too, if the agent's core carries anything from step to step.
-
-    Raises:
-        UserError: no model, settings that do not fit it, overlapping levels.
+    `freeze`: play with frozen edits too, if the agent's core carries anything from step to step.
     """
     agent, trained, n_timesteps = open_agent(config, check_device(config.device))
     trained = replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
@@ -75,32 +71,17 @@ def _has_state(core: Any) -> bool:
 def _play(player: Predictor, split: Split, config: EvalConfig, trained: TrainConfig) -> Episodes:
     torch.manual_seed(config.seed)  # the same random numbers for the sampled actions of every player
     n_games = len(resolve(trained.env).names)
-    env = make_levels_env(
-        trained.env,
-        config.n_envs or MAX_ENVS // n_games * n_games,
-        split.levels,
-        config.repeats,
-        config.seed,
-        trained.mode,
-        pairs(trained.env_kwargs, "env_kwargs"),
-        trained.inputs,
-        trained.reward_clip or None,
-    )
-    try:
+    n_envs = config.n_envs or MAX_ENVS // n_games * n_games
+    env = make_levels_env(trained.env, n_envs, split.levels, config.repeats, config.seed, **trained.env_settings())
+    with closing(env):
         total = env.remaining  # type: ignore[attr-defined]
         disable = None if config.progress else True  # None: where stderr is no terminal
         with tqdm(total=total, desc=split.name, unit="episode", disable=disable, leave=False) as bar:
             return play_levels(player, env, config.deterministic, bar.update)
-    finally:
-        env.close()
 
 
 def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]:
-    """Return, by a name for the table, the agent with each intervention that the options ask for.
-
-    Args:
-        config: the options.
-        agent: an `Agent`, or an SB3 model, whose policy is an `SRWMPolicy`.
+    """Return, by a name for the table, the `Agent` or SB3 model with each intervention that the options ask for.
 
     Raises:
         UserError: the agent carries nothing from step to step, or has no such head.

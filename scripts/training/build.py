@@ -24,11 +24,7 @@ SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_nor
 
 
 def make_env(config: TrainConfig) -> VecEnv:
-    """Make the training environments, in groups: memory inputs inside, reward scaling outside.
-
-    Raises:
-        UserError: settings that do not fit the environment.
-    """
+    """Make the training environments, in groups: memory inputs inside, reward scaling outside."""
     n_groups = config.n_groups
     if n_groups is None:  # a run from before this was one of its settings
         n_groups = 2 if config.algo == "impala" and _is_divisible(config, 2) else 1
@@ -63,17 +59,7 @@ def on_gpu(config: TrainConfig) -> bool:
 
 
 def _make_group(config: TrainConfig, n_envs: int, seed: int) -> VecEnv:
-    env = make_vec_env(
-        config.env,
-        n_envs,
-        config.levels,
-        seed,
-        config.mode,
-        pairs(config.env_kwargs, "env_kwargs"),
-        config.inputs,
-        config.reward_clip or None,
-        config.on_nan,
-    )
+    env = make_vec_env(config.env, n_envs, config.levels, seed, **config.env_settings(), on_nan=config.on_nan)
     if config.loss_reward_clip:
         return VecClipReward(env, config.loss_reward_clip)
     return VecNormalizeReward(env, config.gamma) if config.normalize_reward else env
@@ -84,12 +70,9 @@ def use_threads(
 ) -> None:
     """Set the numbers of threads of torch and of the C kernels, which use all cores unless `n_threads` is given.
 
-    Args:
-        n_threads: for both; None: torch uses one thread per core for images, and one for vectors, whose operations are
-            too small to share.
-        observation_space: of the encoder.
-        overlapping: number of environments that are acted for while the policy learns; 0: acting and learning in turn.
-        on_gpu: whether a GPU computes: torch's threads would only copy frames, and slow the environments down.
+    Without it torch uses one thread per core for images, one for vectors, whose operations are too small to share, and
+    one beside a GPU, where more would only copy frames and slow the environments down. `overlapping` is the number of
+    environments that are acted for while the policy learns; 0: acting and learning in turn.
     """
     cores = n_threads or cpu.n_threads()
     cpu.set_threads(cores)
@@ -116,11 +99,7 @@ def resolved_precision(config: TrainConfig) -> Precision:
 
 
 def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
-    """Build the trainer and its policy.
-
-    Raises:
-        UserError: settings that do not fit.
-    """
+    """Build the trainer and its policy."""
     rate = config.learning_rate
     policy_kwargs: dict[str, Any] = {
         "core": config.core,

@@ -15,7 +15,6 @@ from gymnasium import spaces
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.run.checkpoint_state import parts_of_state
 from srwm_rl.errors import UserError
 from srwm_rl.storage.model_schema import Score, Steps, check_finite, check_shapes, shapes_of
 from srwm_rl.storage.seen_levels import SeenLevels
@@ -91,6 +90,15 @@ class State(ProcessState, kw_only=True):
     best: BestModel | UnsetType | None = UNSET
     levels_played: dict[str, Any] | UnsetType = UNSET
 
+    def parts(self) -> list[ProcessState]:
+        """Return each process's own entries, by rank."""
+        return [self, *(self.processes or ())]
+
+
+def check_types(state: Any, source: str) -> State:
+    """Return a state whose entries have the declared types."""
+    return convert(state, State, f"{source} is damaged")
+
 
 def check_state(model: RecurrentAlgorithm, state: Any, source: str) -> None:
     """Check that a state is possible for this model with these environments.
@@ -100,11 +108,11 @@ def check_state(model: RecurrentAlgorithm, state: Any, source: str) -> None:
     Raises:
         UserError: it is not; the message names the file and the entry.
     """
-    declared = convert(state, State, f"{source} is damaged")
+    declared = check_types(state, source)
     check_shapes(shapes_of(model.policy), declared.policy, source)
     check_finite(declared.policy, source)
     _check_optimizer(model.policy.optimizer, declared.optimizer, source)
-    parts = [convert(part, ProcessState, f"{source} is damaged") for part in parts_of_state(state)]
+    parts = declared.parts()
     n_envs, remainder = divmod(model.n_envs * model.processes.size, len(parts))
     if remainder:
         raise UserError(f"{source} is of {len(parts)} processes, among which the run's environments cannot be divided")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.foreign_settings import check_environment, named, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.checkpoint_schema import check_state
+from srwm_rl.scripts.training.checkpoint_schema import check_state, check_types
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
 from srwm_rl.storage.model_file import describe, save_model
 from srwm_rl.storage.model_schema import build_policy, check_meta
@@ -24,7 +25,6 @@ from srwm_rl.storage.run_folder import BEST, Run
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 
 FORMAT = 1
-Arrays = dict[str, np.ndarray]
 # Settings that no model file contains, since it may be shared: those of one command, and a local path.
 PRIVATE = ("log_folder", "resume", "override", "verify", "profile")
 # Settings that decide the sizes of the networks and environments.
@@ -48,6 +48,22 @@ def log_pending(model: RecurrentAlgorithm, pending: dict[str, Any]) -> None:
         model.logger.record(name, math.nan if value is None else value, tuple(exclude))
 
 
+class Checkpoint(NamedTuple):
+    """The content of a checkpoint file."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        """Return the run's state."""
+        if not isinstance(self.meta.get("state"), dict):
+            raise UserError(f"{self.path} is damaged: it has no state; use another checkpoint")
+        with named(str(self.path)):
+            state: dict[str, Any] = unpack(self.arrays, self.meta["state"])
+        return state
+
+
 def save(
     run: Run, model: RecurrentAlgorithm, config: TrainConfig, state: dict[str, Any], best_model: BestModelTracker
 ) -> None:
@@ -64,9 +80,13 @@ def save(
     arrays, tree = pack(state)
     shared = {name: value for name, value in config.to_json().items() if name not in PRIVATE}
     meta = {**describe(model.policy, shared, steps), "format": FORMAT, "kind": "checkpoint", "state": tree}
+    best = state["best"]
+    scored = None if best is None else best_model.scored(best["steps"])
     try:
         # The best model first: every checkpoint finds the one that it names.
-        _save_best(run, model, shared, state["best"], best_model)
+        if scored is not None and not (path := run.file(BEST, scored.steps)).exists():
+            score = {name: best[name] for name in ("score", "of")}
+            save_model(path, model.policy, shared, scored.steps, scored.weights, scored.levels_played, score)
         write_file(run.file("checkpoint", steps), arrays, meta)
         save_model(run.file("model", steps), model.policy, shared, steps, state["policy"], state["levels_played"])
         run.sweep()
@@ -76,39 +96,33 @@ def save(
         warn(f"not saved at {steps} steps: {error}; the older checkpoints stay")
 
 
-def _save_best(
-    run: Run,
-    model: RecurrentAlgorithm,
-    shared: dict[str, Any],
-    best: dict[str, Any] | None,
-    best_model: BestModelTracker,
-) -> None:
-    scored = None if best is None else best_model.scored(best["steps"])
-    if best is None or scored is None or (path := run.file(BEST, scored.steps)).exists():
-        return
-    score = {name: best[name] for name in ("score", "of")}
-    save_model(path, model.policy, shared, scored.steps, scored.weights, scored.levels_played, score)
+def restore(
+    model: RecurrentAlgorithm, run: Run, metrics: MetricsFile | None = None, best_model: BestModelTracker | None = None
+) -> dict[str, Any]:
+    """Restore the newest intact checkpoint of a run; process 0 warns of what is lost or not exact.
 
-
-def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, best_model: BestModelTracker) -> dict[str, Any]:
-    """Restore the newest intact checkpoint of a run, and warn of what is lost or not exact.
-
-    Returns:
-        What was logged and not yet written, for `log_pending`.
+    Only process 0 has a metrics file, which is truncated to the checkpoint's moment, and a best model. Returns what was
+    logged and not yet written, for `log_pending`.
 
     Raises:
-        UserError: there is no intact checkpoint, or it is of another architecture.
+        UserError: there is no intact checkpoint, it is of another architecture, or other processes read another one.
     """
-    path, arrays, meta, errors = _newest_intact(run)
+    checkpoint, errors = _newest_intact(run)
+    is_exact, pending = restore_checkpoint(model, checkpoint, metrics, best_model)
+    if best_model is not None:
+        _restore_best(run, best_model)
+    path = checkpoint.path
+    for rank, name in enumerate(model.processes.all_gather(path.name)):
+        if name != path.name:
+            raise UserError(
+                f"process {rank} resumes from {name:.80}, another one from {path.name}: all machines must see the same "
+                f"files in {path.parent}"
+            )
+    size_before, size = len(parts_of_state(checkpoint.meta["state"])), model.processes.size
+    if not model.processes.first:
+        return pending
     if errors:
         warn(f"{len(errors)} newer checkpoint(s) cannot be used ({errors[0]}); resuming from {path.name}")
-    is_exact, pending = restore_file(model, path, arrays, meta, metrics, best_model)
-    run.forget_best(-1 if best_model.best is None else best_model.best.steps)
-    if best_model.best is not None and not run.file(BEST, best_model.best.steps).exists():
-        warn(f"the best model, {best_model.best}, is no longer in {run.path}; the next score becomes the best")
-        best_model.best = None
-    _check_same_file(model, path)
-    size_before, size = len(parts_of_state(meta["state"])), model.processes.size
     if size_before != size:
         warn(
             f"the run was trained by {size_before} process(es) and resumes in {size}: weights, optimizer and counters "
@@ -121,31 +135,18 @@ def restore(model: RecurrentAlgorithm, run: Run, metrics: MetricsFile, best_mode
     return pending
 
 
-def restore_worker(model: RecurrentAlgorithm, run: Run) -> None:
-    """Restore, in a process other than 0, the checkpoint that process 0 restores.
-
-    Raises:
-        UserError: as from `restore`, or this process reads another file than process 0.
-    """
-    path, arrays, meta, _ = _newest_intact(run)
-    restore_file(model, path, arrays, meta, None, None)
-    _check_same_file(model, path)
+def _restore_best(run: Run, best_model: BestModelTracker) -> None:
+    """Delete best models that were scored later, and forget one whose file is lost."""
+    best = best_model.best
+    run.forget_best(-1 if best is None else best.steps)
+    if best is not None and not run.file(BEST, best.steps).exists():
+        warn(f"the best model, {best}, is no longer in {run.path}; the next score becomes the best")
+        best_model.best = None
 
 
-def _check_same_file(model: RecurrentAlgorithm, path: Path) -> None:
-    for rank, name in enumerate(model.processes.all_gather(path.name)):
-        if name != path.name:
-            raise UserError(
-                f"process {rank} resumes from {name:.80}, another one from {path.name}: all machines must see the same "
-                f"files in {path.parent}"
-            )
-
-
-def restore_file(
+def restore_checkpoint(
     model: RecurrentAlgorithm,
-    path: Path,
-    arrays: Arrays,
-    meta: dict[str, Any],
+    checkpoint: Checkpoint,
     metrics: MetricsFile | None,
     best_model: BestModelTracker | None,
 ) -> tuple[bool, dict[str, Any]]:
@@ -157,7 +158,7 @@ def restore_file(
     Raises:
         UserError: it is damaged, or of another architecture.
     """
-    state = _state(path, arrays, meta)
+    path, state = checkpoint.path, checkpoint.state()
     check_state(model, state, str(path))
     try:
         with named(str(path)):
@@ -174,38 +175,31 @@ def restore_file(
     return is_exact, dict(state.get("log", {}))
 
 
-def is_checkpoint(meta: dict[str, Any]) -> bool:
-    """Return whether a file is a checkpoint that this version can restore."""
-    version = meta.get("format")
-    return meta.get("kind") == "checkpoint" and type(version) is int and 1 <= version <= FORMAT
-
-
-def _newest_intact(run: Run) -> tuple[Path, Arrays, dict[str, Any], list[str]]:
-    """Return the newest intact checkpoint, and the errors of newer ones.
+def intact_checkpoints(run: Run, errors: list[str]) -> Iterator[Checkpoint]:
+    """Yield the checkpoints that this version can restore, newest first, and append why others cannot be used.
 
     Only files of the run's own folder are read: simulators restore states from checkpoints without checking them.
     """
-    errors: list[str] = []
     for path in reversed(run.files("checkpoint")):
         try:
-            arrays, meta = read_file(path)
+            checkpoint = Checkpoint(path, *read_file(path))
         except UserError as error:
             errors.append(str(error))
             continue
-        if is_checkpoint(meta):
-            return path, arrays, meta, errors
-        errors.append(f"{path} is no checkpoint of this version of srwm-rl")
+        version = checkpoint.meta.get("format")
+        if checkpoint.meta.get("kind") == "checkpoint" and type(version) is int and 1 <= version <= FORMAT:
+            yield checkpoint
+        else:
+            errors.append(f"{path} is no checkpoint of this version of srwm-rl")
+
+
+def _newest_intact(run: Run) -> tuple[Checkpoint, list[str]]:
+    """Return the newest intact checkpoint, and the errors of newer ones."""
+    errors: list[str] = []
+    for checkpoint in intact_checkpoints(run, errors):
+        return checkpoint, errors
     reason = f" ({errors[0]})" if errors else ""
     raise UserError(f"{run.path} has no intact checkpoint to resume from{reason}; start a new run")
-
-
-def _state(path: Path, arrays: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
-    state = meta.get("state")
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is damaged: it has no state; use another checkpoint")
-    with named(str(path)):
-        unpacked: dict[str, Any] = unpack(arrays, state)
-    return unpacked
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:
@@ -216,7 +210,8 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
     Raises:
         UserError: there is no intact checkpoint, it contradicts itself, or the settings are not its own.
     """
-    path, arrays, meta, _ = _newest_intact(run)
+    checkpoint, _ = _newest_intact(run)
+    path, meta = checkpoint.path, checkpoint.meta
     if "policy" not in meta:  # written by a version that did not describe the policy
         return
     description = {name: value for name, value in meta.items() if name != "state"}
@@ -229,20 +224,9 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
                 f"{path} is of another architecture, or of other environments: it was trained with {name} "
                 f"{theirs!r:.120}, not {ours!r:.120}; use the same environments and n_envs"
             )
-    state = _state(path, arrays, meta)
-    weights = state.get("policy")
-    if not _has_environments(state, config.n_envs) or not isinstance(weights, dict):
+    state = check_types(checkpoint.state(), str(path))
+    parts = state.parts()
+    if any(part.episode_starts.shape != (config.n_envs / len(parts),) for part in parts):
         raise UserError(f"{path} is damaged: it is not of {config.n_envs:,} environments")
-    if not all(isinstance(array, np.ndarray) for array in weights.values()):
-        raise UserError(f"{path} is damaged: its policy cannot be; use another checkpoint")
-    policy = build_policy(meta, weights, str(path))
+    policy = build_policy(meta, state.policy, str(path))
     check_environment(recorded, policy.observation_space, policy.action_space, str(path))
-
-
-def _has_environments(state: dict[str, Any], n_envs: int) -> bool:
-    """Return whether a state has this number of environments, shared equally by the processes that wrote it."""
-    others = state.get("processes", [])
-    parts = [state, *others] if isinstance(others, list) else []
-    size, remainder = divmod(n_envs, max(1, len(parts)))
-    starts = [part.get("episode_starts") if isinstance(part, dict) else None for part in parts]
-    return bool(parts) and not remainder and all(isinstance(a, np.ndarray) and a.shape == (size,) for a in starts)

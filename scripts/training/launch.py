@@ -35,11 +35,19 @@ def run_rank(command: Callable[[], int], argv: list[str]) -> NoReturn:
     The interpreter's teardown is skipped: it would wait for threads that wait for other processes, and a thread of
     `torch.distributed` that still releases a tensor aborts the process while the interpreter is finalized.
     """
-    if os.environ.get("RANK", "0") != "0":
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        command = _delay_errors(command)
+
+    def delaying_errors() -> int:
+        try:
+            return command()
+        except (UserError, OSError):
+            time.sleep(0.0 if first else ERROR_DELAY)
+            raise
+
     try:
-        code = run_command(argv, command)
+        code = run_command(argv, delaying_errors)
         sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0
@@ -53,17 +61,6 @@ def run_rank(command: Callable[[], int], argv: list[str]) -> NoReturn:
         sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _delay_errors(command: Callable[[], int]) -> Callable[[], int]:
-    def delayed() -> int:
-        try:
-            return command()
-        except (UserError, OSError):
-            time.sleep(ERROR_DELAY)
-            raise
-
-    return delayed
 
 
 def command_to_resume(run: Run) -> str:

@@ -12,11 +12,11 @@ from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, play_levels
 from srwm_rl.agents.run.best_model import BestModelTracker
 from srwm_rl.agents.run.callbacks import LevelRecorder, TrainingReturn
-from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback, undisturbed
+from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback, PeriodicCallback
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.scripts.cli import warn
-from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.video.encoding import check_video
 from srwm_rl.scripts.video.record import choose_scene, record, render
 from srwm_rl.storage.seen_levels import SeenLevels
@@ -38,13 +38,7 @@ def make_callbacks(
 
     They also update `best_model`, at the end of a rollout and before the next update: by the return on held-out levels
     with --eval-freq, else by the last training episodes. Both are independent of when checkpoints are written, so that
-    a resumed run ends with the same best model.
-
-    Args:
-        config: the run's settings.
-        model: the trainer.
-        best_model: receives the levels played and the scores.
-        heartbeat: called at the end of every episode of an evaluation.
+    a resumed run ends with the same best model. `heartbeat` is called at the end of every episode of an evaluation.
     """
 
     def update_held_out(score: float) -> None:
@@ -80,64 +74,32 @@ def _make_play(
     config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], heartbeat: Callable[[], None]
 ) -> Callable[[], Episodes]:
     """Return a function that plays levels with the current policy, divided among the processes."""
+    processes = model.processes
+    own_levels = levels[processes.rank :: processes.size]
+    games = len(resolve(config.env).names)
+    n_envs = games * max(1, min(config.n_envs // processes.size, MAX_EVAL_ENVS) // games)
+
+    def play_own() -> Episodes:
+        with closing(make_levels_env(config.env, n_envs, own_levels, 1, config.seed, **config.env_settings())) as env:
+            return play_levels(model.policy, env, on_progress=lambda _: heartbeat())
 
     def play() -> Episodes:
-        processes = model.processes
-        own_levels = levels[processes.rank :: processes.size]
-        episodes = play_own(own_levels) if own_levels else Episodes()
-        by_rank = processes.all_gather([tuple(episode) for episode in episodes])
+        by_rank = processes.all_gather([tuple(episode) for episode in (play_own() if own_levels else ())])
         return Episodes(Episode(*episode) for episodes in by_rank for episode in episodes)
-
-    def play_own(own_levels: list[int]) -> Episodes:
-        games = len(resolve(config.env).names)
-        n_envs = games * max(1, min(config.n_envs // model.processes.size, MAX_EVAL_ENVS) // games)
-        env = make_levels_env(
-            config.env,
-            n_envs,
-            own_levels,
-            1,
-            config.seed,
-            config.mode,
-            pairs(config.env_kwargs, "env_kwargs"),
-            config.inputs,
-            config.reward_clip or None,
-        )
-        with closing(env):
-            return play_levels(model.policy, env, on_progress=lambda _: heartbeat())
 
     return play
 
 
-class VideoCallback(BaseCallback):
-    """Write a video of a held-out level to the run's folder every `video_freq` steps.
-
-    Args:
-        config: the run's settings.
-        run: the run's folder.
-        heartbeat: called after each video.
-    """
-
-    model: RecurrentAlgorithm
+class VideoCallback(PeriodicCallback):
+    """Write a video of a held-out level to the run's folder every `video_freq` steps."""
 
     def __init__(self, config: TrainConfig, run: Path, heartbeat: Callable[[], None]) -> None:
-        super().__init__()
+        check_video(Path("film.mp4"))
+        super().__init__(config.video_freq)
         self.config, self.run, self.heartbeat = config, run, heartbeat
-        self.steps_before = 0
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self.steps_before = self.num_timesteps
-
-    def _on_rollout_end(self) -> None:
-        every = self.config.video_freq
-        if self.num_timesteps // every > self.steps_before // every:
-            with undisturbed(self.model.device):
-                self._write_video()
-            self.heartbeat()
-
-    def _write_video(self) -> None:
+    def act(self) -> None:
+        """Play and write the video."""
         config, steps = self.config, self.num_timesteps
         output = self.run / "videos" / f"{steps:012d}.mp4"
         scene = choose_scene(config, n_steps=VIDEO_STEPS, seed=config.seed)
@@ -148,15 +110,4 @@ class VideoCallback(BaseCallback):
                 render(trace, album, output)
         except OSError as error:  # such as a full disk
             warn(f"no video at {steps} steps ({error.strerror}); training continues")
-
-
-def make_video_callback(config: TrainConfig, run: Path, heartbeat: Callable[[], None]) -> list[BaseCallback]:
-    """Return, with --video-freq, the callback that writes videos.
-
-    Raises:
-        UserError: the video codec is missing.
-    """
-    if not config.video_freq:
-        return []
-    check_video(Path("film.mp4"))
-    return [VideoCallback(config, run, heartbeat)]
+        self.heartbeat()

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stable_baselines3.common.callbacks import BaseCallback
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.run.callbacks import RolloutCallback
 from srwm_rl.agents.run.profiling import Path as Parts
 from srwm_rl.agents.run.profiling import Spent, Stopwatch, time_parts
 from srwm_rl.scripts.cli import warn
@@ -20,15 +19,8 @@ TRACE = "profile.json.gz"
 ALL_THREADS = _ExperimentalConfig(profile_all_threads=True)  # the CNN's, and the learner's beside its actors
 
 
-class Profile(BaseCallback):
-    """Time the parts of three updates, trace one, and report; training then continues without overhead.
-
-    Args:
-        folder: of the trace.
-        report: called with the table.
-    """
-
-    model: RecurrentAlgorithm
+class Profile(RolloutCallback):
+    """Time the parts of three updates, trace one, and report; training then continues without overhead."""
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         super().__init__()
@@ -40,9 +32,6 @@ class Profile(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.stopwatch = time_parts(self.model, record_function)
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         self.rollouts += 1
@@ -98,11 +87,7 @@ class Profile(BaseCallback):
 def table(spent: dict[Parts, Spent], seconds: float, updates: int, steps: int) -> str:
     """Return the times of all parts as a text table, per update.
 
-    Args:
-        spent: by path, the sums over all updates.
-        seconds: wall-clock time of the updates.
-        updates: their number.
-        steps: their environment steps.
+    `spent` holds the sums over all updates by path, `seconds` their wall-clock time, `steps` their environment steps.
     """
     rows = [("part", "ms", "share", "calls")]
 

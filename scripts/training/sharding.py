@@ -68,11 +68,7 @@ def _own_device(device: str, rank_info: RankInfo) -> str:
 
 
 def check_same(config: TrainConfig, own: TrainConfig, processes: ProcessGroup) -> None:
-    """Check that all processes were started with the same settings, and on the same kind of device.
-
-    Raises:
-        UserError: they were not; raised in all processes.
-    """
+    """Check that all processes were started with the same settings, and on the same kind of device."""
     settings: dict[str, Any] = {**config.to_json(), "device": own.device.partition(":")[0]}
     by_rank = processes.all_gather({name: repr(settings[name]) for name in settings.keys() - LOCAL_SETTINGS})
     for rank, theirs in enumerate(by_rank):

@@ -15,9 +15,8 @@ class StopSignal(BaseException):
 def raise_on_signals(ignore_signals_after: bool = False) -> Iterator[None]:
     """Raise `StopSignal` at the first SIGINT, SIGTERM or SIGHUP inside the block; restore the handlers after it.
 
-    Args:
-        ignore_signals_after: ignore these signals once an exception has ended the block. For process 0 of several,
-            which still saves the run: torchrun signals all processes as soon as one has ended.
+    `ignore_signals_after` ignores them once an exception has ended the block: for process 0 of several, which still
+    saves the run, as torchrun signals all processes as soon as one has ended.
     """
     numbers = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     # An ignored signal stays ignored: nohup relies on it.

@@ -25,15 +25,10 @@ GRACE = 30.0  # seconds that the trainer's own watchdog has before the superviso
 def supervise(argv: list[str], hang_seconds: int) -> int:
     """Run `srwm-rl train` without --supervise, restarted from its last checkpoint until it ends by itself.
 
+    `argv` are the arguments after `train`. Returns the trainer's exit code, 1 after too many restarts without progress.
+
     It is restarted after an abort, a kill (such as the kernel's when memory runs out) or a hang, unless the last
     `MAX_RESTARTS` starts made no progress.
-
-    Args:
-        argv: the arguments after `train`.
-        hang_seconds: longest time of a step; 0: unlimited.
-
-    Returns:
-        The exit code of the trainer; 1 after too many restarts without progress.
     """
     argv = [word for word in argv if word != "--supervise"]
     with tempfile.TemporaryDirectory(prefix="srwm-rl-") as folder:

@@ -36,11 +36,10 @@ from srwm_rl.scripts.training.checkpoints import (
     check_resumable,
     log_pending,
     restore,
-    restore_worker,
     save,
 )
 from srwm_rl.scripts.training.launch import command_to_resume, is_distributed
-from srwm_rl.scripts.training.monitoring import make_best_model_tracker, make_callbacks, make_video_callback
+from srwm_rl.scripts.training.monitoring import VideoCallback, make_best_model_tracker, make_callbacks
 from srwm_rl.scripts.training.profiling import Profile
 from srwm_rl.scripts.training.resume import keep_settings
 from srwm_rl.scripts.training.sharding import check_same, shard_config
@@ -56,13 +55,7 @@ FAULT = 3  # exit code
 def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
     """Train in this process, which may be one of several; return the exit code.
 
-    Args:
-        config: the settings of the whole run.
-        run: the run to resume; None: a new one.
-        changes: settings of the resumed run that change, `{name: [before, now]}`.
-
-    Raises:
-        UserError: settings that do not fit, or a run that cannot be resumed.
+    `changes` are the settings of a resumed run that change, `{name: [before, now]}`.
     """
     if run is not None:
         check_resumable(run, config)
@@ -140,7 +133,7 @@ def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, 
         checkpoints,
         watchdog,
         *make_callbacks(config, model, best_model, watchdog.heartbeat),
-        *make_video_callback(config, run.path, watchdog.heartbeat),
+        *([VideoCallback(config, run.path, watchdog.heartbeat)] if config.video_freq else []),
         *([bar] if config.progress else []),
         *([Profile(run.path, lambda table: print(table, flush=True))] if config.profile else []),
     ]
@@ -201,7 +194,7 @@ def _learn_worker(config: TrainConfig, model: RecurrentAlgorithm, run: Run | Non
     try:
         with raise_on_signals():
             if run is not None:
-                restore_worker(model, run)
+                restore(model, run)
                 _check_remaining(config, model, run)
             model.set_logger(Logger(None, []))
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)

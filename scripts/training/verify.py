@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.best_model import BestModelTracker
+from srwm_rl.agents.run.callbacks import RolloutCallback
 from srwm_rl.agents.run.metrics import MetricsFile
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.checkpoints import capture, is_checkpoint, log_pending, restore_file
+from srwm_rl.scripts.training.checkpoints import (
+    Checkpoint,
+    capture,
+    intact_checkpoints,
+    log_pending,
+    restore_checkpoint,
+)
 from srwm_rl.scripts.training.monitoring import make_best_model_tracker, make_callbacks
 from srwm_rl.storage.run_folder import METRICS, Run
-from srwm_rl.storage.safe_file import pack, read_file
+from srwm_rl.storage.safe_file import pack
 
 
 class _ReachedError(Exception):
-    """The replay has reached the newer checkpoint."""
+    """The replay has reached the newer checkpoint; its argument is the run's state there."""
 
 
-class _CaptureAt(BaseCallback):
-    """Capture the run's state at `goal` steps, then raise `_ReachedError`."""
-
-    model: RecurrentAlgorithm
+class _StopAt(RolloutCallback):
+    """Raise `_ReachedError` at `goal` steps."""
 
     def __init__(self, goal: int, metrics: MetricsFile, best_model: BestModelTracker) -> None:
         super().__init__()
         self.goal, self.metrics, self.best_model = goal, metrics, best_model
-        self.state: dict[str, Any] | None = None
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self.goal:
-            self.state = capture(self.model, self.metrics, self.best_model)
-            raise _ReachedError
+            raise _ReachedError(capture(self.model, self.metrics, self.best_model))
 
 
 def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
@@ -54,19 +54,17 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
     Raises:
         UserError: there are no two checkpoints, the run cannot be exact, or the replay differs.
     """
-    checkpoints = [path for path in run.files("checkpoint") if is_checkpoint(read_file(path)[1])]
-    if len(checkpoints) < 2:
-        raise UserError(
-            f"{run.path} has {len(checkpoints)} checkpoint(s); --verify replays from one to the next and needs two"
-        )
+    errors: list[str] = []
+    newest, older = (*islice(intact_checkpoints(run, errors), 2), None, None)[:2]
+    if errors:
+        raise UserError(errors[0])
+    if newest is None or older is None:
+        raise UserError(f"{run.path} has one checkpoint or none; --verify replays from one to the next and needs two")
     if config.algo == "impala" and not config.synchronous:
         raise UserError(
             "learning overlaps playing in this run, so that no two runs are the same; --synchronous ones are"
         )
-    older = checkpoints[-2]
-    first = read_file(older)[1]["state"]
-    expected, meta = read_file(checkpoints[-1])
-    last = meta["state"]
+    expected, first, last = newest.arrays, older.meta["state"], newest.meta["state"]
     if last.get("processes"):
         raise UserError("several processes trained this run, and --verify replays in one, which is not exact")
     start, goal = (state["counters"]["num_timesteps"] for state in (first, last))
@@ -104,22 +102,20 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
 
 
 def _replay(
-    config: TrainConfig, model: RecurrentAlgorithm, start: Path, metrics: MetricsFile, goal: int
+    config: TrainConfig, model: RecurrentAlgorithm, start: Checkpoint, metrics: MetricsFile, goal: int
 ) -> dict[str, Any]:
     """Train from a checkpoint to `goal` steps and return the run's state there."""
     model.set_logger(Logger(None, [metrics]))
     best_model = make_best_model_tracker(config)
-    is_exact, pending = restore_file(model, start, *read_file(start), metrics, best_model)
+    is_exact, pending = restore_checkpoint(model, start, metrics, best_model)
     if not is_exact:
         raise UserError(f"{type(model.env).__name__} cannot save its state, so that no resumed run is exact")
     log_pending(model, pending)
-    capture_at = _CaptureAt(goal, metrics, best_model)
-    callbacks = [capture_at, *make_callbacks(config, model, best_model, lambda: None)]
+    callbacks = [_StopAt(goal, metrics, best_model), *make_callbacks(config, model, best_model, lambda: None)]
     try:
         model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
-    except _ReachedError:
-        assert capture_at.state is not None
-        return capture_at.state
+    except _ReachedError as reached:
+        return dict(reached.args[0])
     return capture(model, metrics, best_model)
 
 

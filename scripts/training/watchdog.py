@@ -19,10 +19,6 @@ class Watchdog(BaseCallback):
 
     After `seconds` without a step, the thread prints a warning once, with what every environment reports of itself.
     Under --supervise it also prints the stack of every thread and ends the process, which the supervisor restarts.
-
-    Args:
-        run: the run's folder.
-        seconds: longest time between two steps; 0: unlimited.
     """
 
     def __init__(self, run: Path, seconds: int) -> None:

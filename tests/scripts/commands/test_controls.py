@@ -17,11 +17,9 @@ TINY = ("--seeds", "1", "-n", "1", "--n-levels", "2", "--verbose", "0")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_experiments, "COMMON", {"hidden_size": 8, "n_layers": 1, "n_heads": 2})
-    for name, task in control_experiments.TASK_SETTINGS.items():
-        small = task.settings | {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
-        monkeypatch.setitem(
-            control_experiments.TASK_SETTINGS, name, control_experiments.TaskSettings(8, small, task.test_kwargs)
-        )
+    for name, settings in control_experiments.TASK_SETTINGS.items():
+        small = settings | {"n_timesteps": 8, "n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
+        monkeypatch.setitem(control_experiments.TASK_SETTINGS, name, small)
 
 
 def test_every_task_has_a_row() -> None:
@@ -62,7 +60,7 @@ def test_each_seed_is_a_training_of_its_own_and_can_be_repeated(call: Any, tmp_p
         argv = ("--only", "srwm", "-n", 16, "--n-levels", 20, "--verbose", 0, "--json", path)
         assert call("controls", "bandit", "--seeds", n_seeds, *argv).code == 0
         scores.append(json.loads(path.read_text())["rows"][0]["scores"])
-    assert [len(each) for each in scores] == [2, 1]
+    assert [len(scores_of_row) for scores_of_row in scores] == [2, 1]
     assert scores[0][0] == scores[1][0] != scores[0][1]
 
 

@@ -245,14 +245,14 @@ def test_an_older_checkpoint_is_resumed_without_a_known_past(call: Any, run: Pat
 def test_the_best_model_is_saved_once_a_full_disk_has_space(
     call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_best, full = checkpoints._save_best, iter([True, True, False])
+    save_model, full = checkpoints.save_model, iter([True, True, False])
 
-    def sometimes(*args: Any) -> None:
-        if next(full, False):
+    def sometimes(path: Path, *args: Any) -> None:
+        if path.name.startswith("best-") and next(full, False):
             raise OSError(28, "No space left on device")
-        save_best(*args)
+        save_model(path, *args)
 
-    monkeypatch.setattr(checkpoints, "_save_best", sometimes)
+    monkeypatch.setattr(checkpoints, "save_model", sometimes)
     output = call("train", *words_of("held-out", recall_argv), "-n", 256, "-f", tmp_path)
     assert output.err.count("could not save at") == 2
     best = best_of(tmp_path / "ppo_srwm" / "recall_1")

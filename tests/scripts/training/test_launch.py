@@ -16,6 +16,7 @@ import pytest
 
 from srwm_rl import UserError
 from srwm_rl.agents.distributed import RankInfo
+from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import make_env, make_model
 from srwm_rl.scripts.training.sharding import shard_config
@@ -45,14 +46,14 @@ def torchrun() -> Iterator[Start]:
     """Return a function that starts the command line in two processes, which end with the test."""
     started = []
 
-    def run(*words: object) -> "subprocess.Popen[str]":
-        command = [*TORCHRUN, *map(str, words)]
+    def run(*argv: object) -> "subprocess.Popen[str]":
+        command = [*TORCHRUN, *map(str, argv)]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield run
     for process in started:
-        process.terminate()  # SIGKILL would leave the processes that it started
+        process.terminate()  # SIGKILL would leave its child processes
         process.communicate(timeout=60)
 
 
@@ -64,7 +65,7 @@ def end_of(process: Any) -> tuple[int, str, list[str]]:
 
 
 def ranks(torchrun: Any) -> dict[int, int]:
-    """Return the process ids of what torchrun started, by rank."""
+    """Return the process ids of torchrun's workers, by rank."""
     pids = {}
     for task in Path(f"/proc/{torchrun.pid}/task").iterdir():
         for pid in (task / "children").read_text().split():
@@ -86,9 +87,9 @@ def rewind(run: Path, to: Path) -> Path:
 def test_two_processes_write_one_run_and_resume_it_exactly(algo: str, torchrun: Start, tmp_path: Path) -> None:
     # IMPALA's batches do not divide a rollout: unrolls of both processes wait when a checkpoint is taken.
     batch = ["--batch-size", "96", "--algo", "impala", "--synchronous", "--n-groups", "1"]
-    words = [*TINY, "--n-envs", "8", *(batch if algo == "impala" else ["--batch-size", "64", "--n-epochs", "2"])]
-    words += ["--eval-freq", "256", "--eval-episodes", "5"]
-    code, out, err = end_of(torchrun("train", *words, "-n", 512, "--save-freq", 1, "-f", tmp_path / "logs"))
+    argv = [*TINY, "--n-envs", "8", *(batch if algo == "impala" else ["--batch-size", "64", "--n-epochs", "2"])]
+    argv += ["--eval-freq", "256", "--eval-episodes", "5"]
+    code, out, err = end_of(torchrun("train", *argv, "-n", 512, "--save-freq", 1, "-f", tmp_path / "logs"))
     assert code == 0, err
     assert err == []
     assert out.count("2 processes, 4 environments each") == out.count("\ndone: 512 steps") == 1
@@ -124,9 +125,9 @@ def test_two_processes_write_one_run_and_resume_it_exactly(algo: str, torchrun: 
 
 
 def test_stopped_in_two_processes_and_resumed_in_one(
-    torchrun: Start, call: Any, impala_words: list[str], tmp_path: Path
+    torchrun: Start, call: Any, impala_argv: list[str], tmp_path: Path
 ) -> None:
-    process = torchrun("train", *impala_words, "-n", 10**7, "-f", tmp_path)
+    process = torchrun("train", *impala_argv, "-n", 10**7, "-f", tmp_path)
     run = tmp_path / "impala_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.SIGTERM)
@@ -176,8 +177,8 @@ def check_damaged_parts_are_refused(call: Any, run: Path, folder: Path) -> None:
     def part_1(**changed: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda state: state["processes"][0].update(changed)
 
-    assert "not of 4 environments" in refused(lambda state: state.update(processes={}))
-    assert "not of 4 environments" in refused(lambda state: state["processes"].append("x"))
+    assert "damaged: processes" in refused(lambda state: state.update(processes={}))
+    assert "damaged: processes" in refused(lambda state: state["processes"].append("x"))
     assert "not of 4 environments" in refused(lambda state: state["processes"].append(state["processes"][0]))
     assert "not of 4 environments" in refused(part_1(episode_starts=np.ones(4, bool)))
     assert "generators" in refused(part_1(generators={}))
@@ -188,9 +189,9 @@ def check_damaged_parts_are_refused(call: Any, run: Path, folder: Path) -> None:
 
 
 def test_a_killed_process_ends_the_others_and_the_run_is_saved(
-    torchrun: Start, recall_words: list[str], tmp_path: Path
+    torchrun: Start, recall_argv: list[str], tmp_path: Path
 ) -> None:
-    process = torchrun("train", *recall_words, "-n", 10**7, "-f", tmp_path)
+    process = torchrun("train", *recall_argv, "-n", 10**7, "-f", tmp_path)
     run = tmp_path / "ppo_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     os.kill(ranks(process)[1], signal.SIGKILL)
@@ -275,10 +276,8 @@ def test_settings_that_cannot_be_divided_are_refused(settings: dict[str, Any], m
 def test_options_for_one_process_are_refused(
     name: str, call: Any, recall: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from srwm_rl.scripts.commands import train
-
     monkeypatch.setattr(train, "is_distributed", lambda: True)
-    monkeypatch.setattr(train, "run_rank", lambda command, words: command())
+    monkeypatch.setattr(train, "run_rank", lambda command, argv: command())
     assert f"--{name} is for one process" in call("train", "--resume", recall, f"--{name}").error()
 
 
@@ -299,7 +298,7 @@ run_rank(lambda: CODE, ["train"])
 
 @pytest.mark.parametrize(("code", "output"), [(0, "exit functions\n"), (3, "")])
 def test_a_process_ends_without_the_interpreters_teardown(code: int, output: str) -> None:
-    # In which a thread of torch.distributed that releases a tensor aborts the process.
+    # At interpreter exit, a thread of torch.distributed that releases a tensor aborts the process.
     command = [sys.executable, "-c", RANK.replace("CODE", str(code))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, "")
