@@ -174,6 +174,7 @@ def resume(run_folder: Path) -> list[str]:
 
 def run_around(path: Path, run_folder: Path) -> int:
     """Make a run folder whose only checkpoint is `path`: a file, link, pipe or folder; return its size."""
+    shutil.rmtree(run_folder, ignore_errors=True)  # of a reader that was killed
     shutil.copytree(FOLDER / "good" / "run", run_folder, ignore=shutil.ignore_patterns("*.safetensors"))
     target = run_folder / "checkpoints" / "checkpoint-000000000064.safetensors"
     if path.is_symlink():

@@ -15,7 +15,7 @@ MIN_FILES = 300
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 
 
-def start(script: str, *arguments: object, timeout: float = 280) -> str:
+def start(script: str, *arguments: object, timeout: float = 800) -> str:
     command = [sys.executable, "-X", "faulthandler", str(FOLDER / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
