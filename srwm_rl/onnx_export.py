@@ -41,10 +41,8 @@ class Port(NamedTuple):
 class ActingStep(nn.Module):
     """One acting step of a policy as a module that `torch.export` can trace.
 
-    The outputs describe the action's distribution; the caller samples from it.
-
-    Args:
-        policy: with any core; it is copied, and the copy's CNNs compute in float32.
+    The outputs describe the action's distribution; the caller samples from it. It has a copy of the policy whose
+    CNNs compute in float32.
 
     Attributes:
         inputs: the observation's parts by their keys (with "observation_" in front where the name is taken), then
@@ -125,10 +123,6 @@ def _dtype(space: spaces.Space[Any]) -> str:
 
 def to_onnx(step: ActingStep, metadata: dict[str, str]) -> bytes:
     """Return an acting step as the content of an ONNX file that takes batches of any size.
-
-    Args:
-        step: the module to export.
-        metadata: the file's metadata properties.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.

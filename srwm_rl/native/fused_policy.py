@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, lower
-from srwm_rl.native.ppo_gradient import PPOGradient, recur
+from srwm_rl.native.ppo_gradient import PPOGradient
 from srwm_rl.nn.layers import MemoryLayer
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
-from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
+from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, run_in_segments
 from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.program import PPOLossParams
 
@@ -95,13 +95,8 @@ class FusedPolicy:
         """Add the gradient of PPO's loss over an unroll to the weights' `.grad`, without autograd.
 
         The loss is `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each term summed over steps.
-
-        Args:
-            obs, actions, core_state, episode_starts, bptt: see `SRWMPolicy.evaluate_sequence`.
-            old: log-probabilities of the policy that acted, advantages, returns and its values, `[T, B]` each.
-            clip_range: bounds the probability ratio to `1 +- clip_range`.
-            clip_range_vf: bounds the change of a value; None: unbounded.
-            vf_coef, ent_coef, scale: the loss's coefficients.
+        `old` are log-probabilities of the policy that acted, advantages, returns and its values, `[T, B]` each; the
+        other arguments are those of `SRWMPolicy.evaluate_sequence` and of SB3's PPO.
 
         Returns:
             The loss's terms `[5]`, summed over steps: policy loss, value loss, entropy, approximate KL divergence, clip
@@ -206,7 +201,7 @@ class FusedPolicy:
         for layer, layer_state, program in zip(layers, core_state.unbind(0), programs[1:], strict=True):
             stream, x = outputs
             heads = x.view(*shape, layer.n_heads, layer.head_size)
-            y, final = recur(layer, heads, layer_state, episode_starts, bptt)
+            y, final = run_in_segments(layer.recur, heads, layer_state, episode_starts, bptt)
             inputs = [stream, y.reshape(stream.shape)]
             if program is programs[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy
 from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
-from srwm_rl.nn.policy import Obs, SRWMPolicy
+from srwm_rl.nn.policy import Obs, SRWMPolicy, run_in_segments
 from srwm_rl.ops import cpu
 from srwm_rl.ops.checks import as_uint8
 from srwm_rl.ops.program import PPOLossParams
@@ -132,7 +132,7 @@ def _recur_by_autograd(
     """As `_scan` for any layer; the backward function uses autograd, which adds to its weights' `.grad`."""
     with torch.enable_grad():
         leaf = heads.detach().requires_grad_()
-        y, _ = recur(layer, leaf, state, episode_starts, bptt)
+        y, _ = run_in_segments(layer.recur, leaf, state, episode_starts, bptt)
 
     def backward(grad_y: Tensor) -> Tensor:
         if y.requires_grad:
@@ -147,16 +147,3 @@ def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
     if type(layer) is not SRWMLayer or getattr(layer.recur, "__func__", None) is not SRWMLayer.recur:
         return False
     return layer.gate is None and layer.frozen_weight is None
-
-
-def recur(
-    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
-) -> tuple[Tensor, Tensor]:
-    """Run a layer's memory over an unroll, cutting its gradient every `bptt` steps."""
-    if bptt is None or bptt >= len(heads):
-        return layer.recur(heads, state, episode_starts)
-    outputs = []
-    for chunk, starts in zip(heads.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = layer.recur(chunk, state.detach(), starts)
-        outputs.append(y)
-    return torch.cat(outputs), state

@@ -39,14 +39,8 @@ def introspect(
 ) -> StepDiagnostics:
     """Act as `SRWMPolicy.act` does (equal torch seeds give equal actions) and return diagnostics of the step.
 
-    Args:
-        policy: with any core. An SR-Delta head's W is its two weights together. Cores without self-modifying heads have
-            no rates; their edit and drift are the norms of the state's change and of the state, by head if there are
-            heads.
-        obs: `[B, ...]` or a dict of such.
-        core_state: `[L, B, S]`.
-        episode_starts: `[B]`; the state is zeroed *before* the step where it is non-zero.
-        deterministic: the most probable action instead of a sample.
+    An SR-Delta head's W is its two weights together. Cores without self-modifying heads have no rates; their edit and
+    drift are the norms of the state's change and of the state, by head if there are heads.
     """
     before = core_state.masked_fill(episode_starts[:, None] != 0, 0)
     with torch.no_grad(), record_rates(policy.core) as rates:

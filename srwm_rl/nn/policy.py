@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from types import SimpleNamespace
@@ -194,14 +195,10 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
-        """Evaluate the actions of an unroll, with gradients through time.
+        """Evaluate the actions `[T, B, *action_shape]` of an unroll, with gradients through time.
 
-        Args:
-            obs: `[T, B, ...]` or a dict of such.
-            actions: `[T, B, *action_shape]`.
-            core_state: `[L, B, S]` before the first step.
-            episode_starts: `[T, B]`.
-            bptt: number of steps after which the gradient through the core's state is cut; None: never.
+        `obs` is `[T, B, ...]` or a dict of such, `core_state` `[L, B, S]` before the first step, `episode_starts`
+        `[T, B]`; the gradient through the core's state is cut every `bptt` steps (None: never).
         """
         n_steps, batch = episode_starts.shape
         features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
@@ -348,12 +345,18 @@ def run_core(
         n_steps, batch, size = x.shape
         y, state = core(x.reshape(1, n_steps * batch, size), state.repeat(1, n_steps, 1), episode_starts.reshape(1, -1))
         return y.view(n_steps, batch, -1), state[:, -batch:]
+    return run_in_segments(core, x, state, episode_starts, bptt)
+
+
+def run_in_segments(
+    recur: Callable[..., tuple[Tensor, Tensor]], x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+) -> tuple[Tensor, Tensor]:
+    """Run a recurrence over an unroll, cutting the gradient through its state every `bptt` steps (None: never)."""
     if bptt is None or bptt >= len(x):
-        result: tuple[Tensor, Tensor] = core(x, state, episode_starts)
-        return result
+        return recur(x, state, episode_starts)
     outputs = []
     for segment, starts in zip(x.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = core(segment, state.detach(), starts)
+        y, state = recur(segment, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state
 

@@ -47,23 +47,14 @@ Flags = dict[str, Any]  # short texts, numbers, None
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """A checkpoint of the published RL code.
-
-    Attributes:
-        path: the file.
-        core: the name of the agent's core in this package.
-        weights: float32 arrays by the names in the file.
-        num_timesteps: environment steps it was trained for, 0 if the file does not tell.
-        training: what it was trained on, as settings of `srwm-rl train`.
-        notes: sentences on what was assumed because the file does not tell it.
-    """
+    """A checkpoint of the published RL code."""
 
     path: Path
-    core: str
-    weights: dict[str, np.ndarray]
-    num_timesteps: int
-    training: dict[str, Any]
-    notes: tuple[str, ...]
+    core: str  # its name in this package
+    weights: dict[str, np.ndarray]  # float32, by the names in the file
+    num_timesteps: int  # environment steps it was trained for, 0 if the file does not tell
+    training: dict[str, Any]  # what it was trained on, as settings of `srwm-rl train`
+    notes: tuple[str, ...]  # sentences on what was assumed because the file does not tell it
 
 
 def read_checkpoint(path: Path) -> OfficialCheckpoint:

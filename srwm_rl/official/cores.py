@@ -7,8 +7,8 @@ The names are those of IDSIA/modern-srwm, reinforcement_learning/torchbeast/laye
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,16 @@ from srwm_rl.storage.model_schema import TensorBudget
 _NAMES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm", "feedforward")
 _ALIASES = {name: name for name in _NAMES} | {"deltanet": "delta"}
 DEEP = "trafo_ff_block."  # the deeper feed-forward agent's prefix, instead of "core."
-_FEED_FORWARD = {"layer_norm": "layer_norm", "up": "ff_layers.0", "down": "ff_layers.3"}
-
-
-class _Source(NamedTuple):
-    """One of our weights: the authors' weights, of these shapes, joined along the last axis."""
-
-    ours: str
-    theirs: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+# Ours -> theirs.
+_RENAMED = (
+    (r"^lstm\.", ""),
+    (r"^project\.", "input_proj."),
+    (r"^layers\.", "fwm_layers."),
+    (r"^blocks\.", "ff_layers."),
+    (r"\.out\.", ".out_linear."),
+    (r"\.up\.", ".ff_layers.0."),
+    (r"\.down\.", ".ff_layers.3."),
+)
 
 
 def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
@@ -52,15 +53,15 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
     weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in _unprefixed(params).items()}
     with TensorBudget(2 * sum(weight.numel() for weight in weights.values()) + 2**22):
         core = make_core(name, **_sizes(name, weights))
-    sources = list(_sources(name, core))
-    surplus = weights.keys() - {key for source in sources for key in source.theirs}
+    sources = {ours: _sources(name, ours, value.shape) for ours, value in core.state_dict().items()}
+    surplus = weights.keys() - {key for shapes in sources.values() for key in shapes}
     if name not in ("delta", "feedforward"):  # only the Delta Net uses its layer norm
         surplus -= {
             f"fwm_layers.{i}.layer_norm.{kind}" for i in range(core.state_layers) for kind in ("weight", "bias")
         }
     if surplus:
         raise UserError(f"official core {name!r} has no weight {min(surplus)!r}")
-    core.load_state_dict({source.ours: _joined(source, weights) for source in sources})
+    core.load_state_dict({ours: _joined(shapes, weights) for ours, shapes in sources.items()})
     return core
 
 
@@ -106,33 +107,24 @@ def _sizes(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**sizes, "n_heads": heads, "variant": "paper"}
 
 
-def _sources(name: str, core: Core) -> Iterator[_Source]:
-    for ours, value in core.state_dict().items():
-        shape = tuple(value.shape)
-        module, _, rest = ours.partition(".")
-        number, _, name_in_layer = rest.partition(".")
-        if module == "lstm":
-            yield _Source(ours, (rest,), (shape,))
-        elif module == "project":
-            yield _Source(ours, (f"input_proj.{number}",), (shape,))
-        elif module == "blocks":
-            part, _, kind = name_in_layer.rpartition(".")
-            yield _Source(ours, (f"ff_layers.{number}.{_FEED_FORWARD[part]}.{kind}",), (shape,))
-        elif name_in_layer == "weight" and name == "fake_sr":
-            yield _Source(ours, (f"fwm_layers.{number}.W_y",), (shape,))
-        elif name_in_layer == "weight":
-            heads, size, columns = shape
-            widths = (columns - 2 * size - 4, size, size, 4)
-            names = tuple(f"fwm_layers.{number}.{group}" for group in ("W_y", "W_q", "W_k", "w_b"))
-            yield _Source(ours, names, tuple((1, heads, size, width) for width in widths))
-        else:
-            theirs = name_in_layer.replace("out.", "out_linear.")
-            yield _Source(ours, (f"fwm_layers.{number}.{theirs}",), (shape,))
+def _sources(name: str, ours: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the authors' weights, names and shapes, that make one of ours when joined along the last axis."""
+    theirs = ours
+    for pattern, replacement in _RENAMED:
+        theirs = re.sub(pattern, replacement, theirs)
+    if not re.fullmatch(r"fwm_layers\.\d+\.weight", theirs):
+        return {theirs: tuple(shape)}
+    layer = theirs.removesuffix("weight")
+    if name == "fake_sr":
+        return {f"{layer}W_y": tuple(shape)}
+    heads, size, columns = shape
+    widths = {"W_y": columns - 2 * size - 4, "W_q": size, "W_k": size, "w_b": 4}
+    return {f"{layer}{group}": (1, heads, size, width) for group, width in widths.items()}
 
 
-def _joined(source: _Source, weights: Mapping[str, Tensor]) -> Tensor:
+def _joined(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> Tensor:
     pieces = []
-    for key, shape in zip(source.theirs, source.shapes, strict=True):
+    for key, shape in shapes.items():
         piece = _get(weights, key, len(shape))
         if piece.shape != shape:
             raise UserError(f"the official weight {key!r} must be {list(shape)}, not {list(piece.shape)}")

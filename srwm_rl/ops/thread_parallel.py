@@ -35,16 +35,11 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of these thread
 
 
 def parallel_batch(network: Callable[[Tensor], Tensor], parts: Sequence[Tensor], weights: Iterable[Tensor]) -> Tensor:
-    """Return the concatenated outputs of a network for the parts of a batch.
+    """Return the concatenated outputs of a network for the parts `[N_i, ...]` of a batch; it depends on `weights`.
 
     If torch has several threads and there are at least as many parts, each part is computed by one thread. Gradients
     are summed in the order of the parts: their bits do not depend on the number of threads. Such an output supports one
     backward pass, without second derivatives.
-
-    Args:
-        network: maps `[N, ...]` to `[N, n]`; called from several threads at once.
-        parts: the parts of the batch, `[N_i, ...]`.
-        weights: the tensors that the network depends on.
     """
     threads, learned = torch.get_num_threads(), [weight for weight in weights if weight.requires_grad]
     if threads == 1 or len(parts) < threads or not _can_run_in_threads(parts, learned):

@@ -31,23 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Agent:
-    """A trained policy, and the facts about its training.
-
-    Attributes:
-        policy: the `SRWMPolicy`, in evaluation mode.
-        config: the run's settings, in JSON types.
-        num_timesteps: environment steps it was trained for.
-        path: the model file.
-        levels_played: the levels it was trained on; None: not recorded.
-        chosen: of a run's best model its `score`, and what that is a score `of`; else None.
-    """
+    """A trained policy, in evaluation mode, and the facts about its training."""
 
     policy: SRWMPolicy
-    config: dict[str, Any]
-    num_timesteps: int
-    path: Path
-    levels_played: SeenLevels | None = None
-    chosen: dict[str, Any] | None = None
+    config: dict[str, Any]  # the run's settings, in JSON types
+    num_timesteps: int  # environment steps it was trained for
+    path: Path  # the model file
+    levels_played: SeenLevels | None = None  # the levels it was trained on; None: not recorded
+    chosen: dict[str, Any] | None = None  # of a run's best model its `score`, and what that is a score `of`
 
     def __post_init__(self) -> None:
         self.policy.set_training_mode(False)
