@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def main(argv: list[str]) -> int:
         check_writable(Path(config.trace), "--trace")
     agent, trained = open_model(config.run, config.core, config.env, check_device(config.device))
     scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.run)
-    output = Path(config.output or _default_output(f"{title}-{scene.env}-{scene.level}", config.gif))
+    name = re.sub(r"[^\w+.-]", "-", f"{title}-{scene.env}-{scene.level}")
+    output = Path(config.output or f"{name}.{'gif' if config.gif else 'mp4'}")
     check_video(output)
     check_writable(output, "-o")
     trace, album = record(
@@ -98,11 +100,6 @@ def main(argv: list[str]) -> int:
         if config.trace is not None:
             print(f"{config.trace}: {Path(config.trace).stat().st_size / 1000:.0f} kB, for srwm-rl replay")
     return 0
-
-
-def _default_output(title: str, gif: bool) -> str:
-    safe = "".join(char if char.isalnum() or char in "-_+." else "-" for char in title)
-    return f"{safe}.{'gif' if gif else 'mp4'}"
 
 
 def _summary(trace: Trace) -> str:

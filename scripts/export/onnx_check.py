@@ -103,7 +103,8 @@ def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv
                 expected = expected[:, rows] if name == NEW_STATE else expected[rows]
                 difference = _difference(outputs[name], expected, FLOORS[name])
                 differences[name] = max(differences.get(name, 0.0), difference)
-        obs, _, starts, _ = env.step(_clip(diagnostics.actions.numpy(), policy.action_space))
+        actions, space = diagnostics.actions.numpy(), policy.action_space
+        obs, _, starts, _ = env.step(actions.clip(space.low, space.high) if isinstance(space, spaces.Box) else actions)
     return Comparison(n_steps, n, n_starts, differences)
 
 
@@ -125,7 +126,3 @@ def _difference(output: npt.NDArray[Any], expected: npt.NDArray[Any], floor: flo
         return 0.0
     difference = float(np.abs(output - expected).max() / max(floor, np.abs(expected).max()))
     return difference if np.isfinite(difference) else float("inf")
-
-
-def _clip(actions: npt.NDArray[Any], space: spaces.Space[Any]) -> npt.NDArray[Any]:
-    return np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
