@@ -203,8 +203,8 @@ def check_bounds(config: object) -> None:
     for name, bounds in bounds_of(type(config)).items():
         value, low, high = getattr(config, name), bounds.ge or 0, bounds.le
         if value is not None and not low <= value <= (math.inf if high is None else high):
-            limits = f"be at least {low}" if high is None else f"lie in [{low:g}, {high:g}]"
-            raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:g}")
+            limits = f"be at least {low}" if high is None else f"lie in [{low:.10g}, {high:.10g}]"
+            raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:.10g}")
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
