@@ -56,10 +56,10 @@ class TrainBench(BenchOptions):
     """Passes over each rollout (ppo)."""
     env_kwargs: tuple[str, ...] = ()
     """Settings of the environment, as name:value, such as a longer task."""
-    against: Literal["sb3-contrib", "feedforward", "reference"] | None = None
+    against: Literal["sb3-contrib", "feedforward", "reference", "autograd"] | None = None
     """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same encoder, an LSTM as wide as our core,
     and the same environments, epochs and batch; or our PPO without a memory; or ours with the recurrence step by step
-    in plain PyTorch."""
+    in plain PyTorch; or ours with PPO's gradient by autograd instead of C."""
     device: str = "auto"
     """auto, cpu, cuda."""
 

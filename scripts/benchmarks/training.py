@@ -83,6 +83,10 @@ def _trainers(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, TimedTr
         reference = make_ours(config)
         check_same(ours, reference)
         trainers["reference"] = timed_training(config, reference, "reference")
+    elif config.against == "autograd":
+        by_autograd = make_ours(config)
+        by_autograd.native_gradient = lambda *_: None  # type: ignore[method-assign]
+        trainers["autograd"] = timed_training(config, by_autograd)
     return trainers
 
 

@@ -49,9 +49,10 @@ def test_encoder(call: Any, tmp_path: Path) -> None:
     assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in report["rows"])
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--algo", "impala"], *(["--against", other] for other in ("feedforward", "sb3-contrib", "reference"))]
-)
+OTHERS = ("feedforward", "sb3-contrib", "reference", "autograd")
+
+
+@pytest.mark.parametrize("more", [[], ["--algo", "impala"], *(["--against", other] for other in OTHERS)])
 def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
     argv = ["train", "--env", "recall", "--n-envs", 4, "--n-steps", 8, "--batch-size", 16, "--n-epochs", 2, *more]
     report = result(call, tmp_path, *argv)
