@@ -107,7 +107,7 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
             "--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out; "
             "see srwm-rl train --help",
         ),
-        (["--seed", "-1"], "--seed must lie in [0, 2.14748e+09], not -1; see srwm-rl train --help"),
+        (["--seed", "-1"], "--seed must lie in [0, 2147483647], not -1; see srwm-rl train --help"),
         (["--core-kwargs", "x"], "--core-kwargs takes name:value, not 'x'; see srwm-rl train --help"),
     ],
 )
