@@ -61,9 +61,11 @@ def open_model(run: str, core: str | None, env: str | None, device: str) -> tupl
 
 def _is_zip(path: Path) -> bool:
     try:
+        if not path.is_file():  # to open a named pipe waits for its writer
+            return False
         with path.open("rb") as file:
             return file.read(len(ZIP)) == ZIP
-    except OSError:  # a folder, or `load` reports it
+    except OSError:  # `load` reports it
         return False
 
 

@@ -1,6 +1,7 @@
 """Files cannot run code, import modules or restore simulator states; an SB3 zip is loaded only with --trust."""
 
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -168,3 +169,9 @@ def test_absurd_weights_that_are_finite_are_refused(call: Any, recall: Path, tmp
     arrays[name] = np.full_like(arrays[name], 1e38)
     write_file(tmp_path / "model", arrays, meta)
     assert "is broken: weight" in call("eval", tmp_path / "model").error()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(call: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in call("eval", tmp_path / "pipe").error()
