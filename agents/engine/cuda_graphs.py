@@ -192,9 +192,12 @@ def empty_like_args(args: Any, device: torch.device) -> Any:
 
 
 def copy_into(buffers: Any, args: Any) -> None:
-    """Copy `args` into what `empty_like_args` returned for them, without waiting for the device."""
-    for buffer, leaf in zip(pytree.tree_leaves(buffers), pytree.tree_leaves(args), strict=True):
+    """Copy `args` into what `empty_like_args` returned for them, without waiting for the device; dicts key by key."""
+
+    def copy(buffer: Any, leaf: Any) -> None:
         if isinstance(leaf, float):
             buffer.fill_(leaf)
         elif leaf is not None:
             buffer.copy_(leaf)
+
+    pytree.tree_map(copy, buffers, args)

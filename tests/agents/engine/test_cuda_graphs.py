@@ -260,3 +260,12 @@ def test_a_failed_capture_on_a_gpu_restores_stream_allocator_and_generator(draws
         assert len({tuple(policy.act(*args).actions.tolist()) for _ in range(5)}) > 1  # without graphs
     replay = cuda_graphs.capture(lambda: noise.normal_().clone(), torch.cuda.Stream("cuda"), draws=True)
     assert not torch.equal(replay().clone(), replay())
+
+
+def test_arguments_are_copied_key_by_key_whatever_the_order_of_a_dict() -> None:
+    args = ({"a": torch.ones(2, 1), "b": torch.zeros(2, 3)}, None, 0.5)
+    buffers = cuda_graphs.empty_like_args(args, torch.device("cpu"))
+    cuda_graphs.copy_into(buffers, ({"b": torch.full((2, 3), 7.0), "a": torch.full((2, 1), 8.0)}, None, 1.5))
+    assert buffers[0]["a"].flatten().tolist() == [8.0] * 2
+    assert buffers[0]["b"].flatten().tolist() == [7.0] * 6
+    assert buffers[1:] == (None, 1.5)
