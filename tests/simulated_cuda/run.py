@@ -15,11 +15,22 @@ import torch.distributed as dist  # isort: skip  (the plugin loads torch)
 from srwm_rl.scripts.main import main  # isort: skip
 
 
+class CompletedWork:
+    """What an asynchronous operation returns, once it is done."""
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
 def through_the_host(operation: Callable[..., Any]) -> Callable[..., Any]:
-    def on_host(tensor: Any, *arguments: Any, **settings: Any) -> None:
+    def on_host(tensor: Any, *arguments: Any, async_op: bool = False, **settings: Any) -> CompletedWork:
         copy = tensor.cpu()
         operation(copy, *arguments, **settings)
         tensor.copy_(copy)
+        return CompletedWork()
 
     return on_host
 
