@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -22,6 +23,15 @@ class FaultError(RuntimeError):
     The message names the quantity and its origin. The command line keeps the last good checkpoint, prints the
     message in one line and exits with code 3.
     """
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Put the file's name before the message of every `UserError` in the block that lacks it."""
+    try:
+        yield
+    except UserError as error:
+        raise error if source in str(error) else UserError(f"{source}: {error}") from error
 
 
 def one_line(text: str, most: int = 2000) -> str:

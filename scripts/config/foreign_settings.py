@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_vec_env, resolve
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.storage.strict_json import convert
 
@@ -45,15 +43,6 @@ def read_settings(data: Any, source: str) -> TrainConfig:
         for levels in (settings.levels, settings.eval_levels):
             LevelRange.parse(levels)
         return settings
-
-
-@contextmanager
-def named(source: str) -> Iterator[None]:
-    """Put the file's name before the message of every `UserError` in the block that lacks it."""
-    try:
-        yield
-    except UserError as error:
-        raise error if source in str(error) else UserError(f"{source}: {error}") from error
 
 
 def allow_env(env: str, requested: str | None, source: str) -> None:

@@ -13,9 +13,9 @@ from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.best_model import BestModelTracker
 from srwm_rl.agents.run.checkpoint_state import capture_state, parts_of_state, restore_state, without_environments
 from srwm_rl.agents.run.metrics import MetricsFile
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import warn
-from srwm_rl.scripts.config.foreign_settings import check_environment, named, read_settings
+from srwm_rl.scripts.config.foreign_settings import check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.checkpoint_schema import check_state, check_types
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
