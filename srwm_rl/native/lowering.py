@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
@@ -31,8 +33,12 @@ class Inputs:
 
     def __init__(self, policy: SRWMPolicy) -> None:
         encoder = policy.features_extractor
-        networks = dict(encoder.images.items())
-        self._sources = [(key, policy.obs_spaces[key], networks.get(key)) for key in _keys(encoder)]
+        self._sources = []
+        for key in _keys(encoder):
+            space, network = policy.obs_spaces[key], dict(encoder.images.items()).get(key)
+            is_vector = network is None and isinstance(space, spaces.Box)
+            shape = (get_flattened_obs_dim(space),) if is_vector else space.shape or ()
+            self._sources.append((key, shape, network or (None if is_vector else partial(as_floats, space=space))))
 
     def of(self, obs: Obs, n: int) -> list[Tensor]:
         """Return the programs' inputs for `n` observations, floats `[n, width]`.
@@ -40,9 +46,9 @@ class Inputs:
         Images are replaced by the features of their CNN, with a gradient where that is enabled.
         """
         arrays, inputs = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
-        for key, space, network in self._sources:
-            array = arrays[key].reshape(n, *(space.shape or ()))
-            inputs.append(as_floats(array, space).flatten(1) if network is None else network(array))
+        for key, shape, encode in self._sources:
+            array = arrays[key].reshape(n, *shape)
+            inputs.append(array.float() if encode is None else encode(array).flatten(1))
         return inputs
 
 

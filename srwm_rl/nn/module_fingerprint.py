@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -22,30 +23,36 @@ class ModuleFingerprint:
     def __init__(self, network: nn.Module) -> None:
         modules = list(network.modules())
         registries = [reg for module in modules for reg in (module._modules, module._parameters, module._buffers)]
-        self._getters = [(registry.get, name) for registry in registries for name in registry]
-        self._members = [member for registry in registries for member in registry.values()]
-        self.weights = [*network.parameters(), *network.buffers()]
-        self._layout = self._current_layout()
         self._hooks: list[dict[Any, Any]] = [
             hooks
             for m in modules
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
-        self._counted = [*self._hooks, *registries]
-        self._count = sum(map(len, self._counted))
+        self._registries = [registry for registry in registries if registry]
+        self._empty = [registry for registry in registries if not registry]
+        self._members = self._current_members()
+        self.weights = [*network.parameters(), *network.buffers()]
+        self._layout = self._current_layout()
+        self._n_hooks = self.n_hooks
 
     @property
     def n_hooks(self) -> int:
         """Current number of the modules' hooks."""
         return sum(map(len, self._hooks))
 
+    def _current_members(self) -> list[Any]:
+        return [*chain.from_iterable(map(dict.values, self._registries))]
+
     def _current_layout(self) -> list[tuple[int, bool, bool]]:
         return [(weight.data_ptr(), weight.is_contiguous(), weight.requires_grad) for weight in self.weights]
 
     def matches(self) -> bool:
         """Return whether the network is still the same."""
+        members = self._current_members()
         return (
-            all(map(is_, [get(name) for get, name in self._getters], self._members))
+            len(members) == len(self._members)
+            and all(map(is_, members, self._members))
+            and not any(self._empty)
             and self._current_layout() == self._layout
-            and sum(map(len, self._counted)) == self._count
+            and self.n_hooks == self._n_hooks
         )
