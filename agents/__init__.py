@@ -10,4 +10,4 @@ if TYPE_CHECKING:
     from srwm_rl.agents.impala import IMPALA as IMPALA
     from srwm_rl.agents.ppo import PPO as PPO
 else:
-    __getattr__, __dir__, __all__ = lazy_exports(__name__, {"impala": "IMPALA", "ppo": "PPO"})
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from srwm_rl.envs.procgen.games import GAMES as GAMES
     from srwm_rl.envs.procgen.games import MODE_GAMES as MODE_GAMES
     from srwm_rl.envs.procgen.games import PRESETS as PRESETS
-    from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION as PROCGEN_NORMALIZATION
+    from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION as PROCGEN_NORMALIZATION
     from srwm_rl.envs.registration import register_envs as register_envs
     from srwm_rl.envs.tasks import TASKS as TASKS
     from srwm_rl.envs.tasks import BanditBatch as BanditBatch
@@ -36,22 +36,4 @@ if TYPE_CHECKING:
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs as VecMemoryInputs
 else:
     # The adapters to SB3 import torch.
-    __getattr__, __dir__, __all__ = lazy_exports(
-        __name__,
-        {
-            "batch": "BatchEnv BatchStep",
-            "gym_envs": "BatchGymEnv BatchGymVectorEnv",
-            "gymnasium_batch": "GymnasiumBatch",
-            "levels": "LevelRange",
-            "make": "EnvSpec list_envs make_batch_env make_levels_env make_vec_env normalizer resolve",
-            "procgen.batch": "ProcgenBatch",
-            "procgen.games": "GAMES MODE_GAMES PRESETS",
-            "procgen.scores": "PROCGEN_NORMALIZATION",
-            "registration": "register_envs",
-            "tasks": "TASKS BanditBatch RecallBatch",
-            "vec_env": "BatchVecEnv ProcgenVecEnv",
-            "wrappers.fixed_levels": "LevelsVecEnv",
-            "wrappers.grouped": "GroupedVecEnv",
-            "wrappers.memory_inputs": "VecMemoryInputs",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from srwm_rl.envs.registration import register_envs
 from srwm_rl.lazy import lazy_exports
 
 if TYPE_CHECKING:
@@ -25,36 +26,16 @@ if TYPE_CHECKING:
     from srwm_rl.storage.model_file import Agent as Agent
     from srwm_rl.storage.model_file import load as load
 else:
-    __getattr__, __dir__, __all__ = lazy_exports(
-        __name__,
-        {
-            "errors": "UserError",
-            "nn.cores": "Core check_core core_names import_core make_core register_core",
-            "nn.policy": "SRWMPolicy",
-            "ops": "delta_scan srwm_scan",
-            "storage.model_file": "Agent load",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)
 
 __version__ = "0.1.0"
 
 
-def _silence_gym() -> None:
-    # SB3 and ProcGen import the unmaintained `gym`, which prints a notice from this module.
-    if "gym" not in sys.modules:
-        notices = ModuleType("gym_notices.notices")
-        notices.notices = {}  # type: ignore[attr-defined]
-        sys.modules.setdefault("gym_notices.notices", notices)
+# SB3 and ProcGen import the unmaintained `gym`, which prints a notice from this module.
+if "gym" not in sys.modules:
+    _notices: Any = ModuleType("gym_notices.notices")
+    _notices.notices = {}
+    sys.modules.setdefault("gym_notices.notices", _notices)
 
-
-_silence_gym()
-
-
-def _register_envs() -> None:
-    # Here, because gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module only.
-    from srwm_rl.envs.registration import register_envs
-
-    register_envs()
-
-
-_register_envs()
+# Here, because gymnasium.make("srwm_rl:procgen-coinrun-v0") imports this module only.
+register_envs()

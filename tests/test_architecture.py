@@ -30,7 +30,6 @@ FORBIDDEN = {
 ENTRY_POINTS = ("srwm_rl/__init__.py", "srwm_rl/__main__.py")
 # The only files that import inside functions. "--help": it is printed without what the command needs.
 LATE_IMPORTS = {
-    "srwm_rl/__init__.py": "registers the environments last",
     "srwm_rl/ops/scan.py": "Triton is imported where it runs",
     "envs/make.py": "environments are imported when made: some need SB3 and with it torch",
     "scripts/cli.py": "--device is checked without torch where it is the CPU",

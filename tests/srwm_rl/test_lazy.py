@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = """
+from typing import TYPE_CHECKING
 from srwm_rl.lazy import lazy_exports
-__getattr__, __dir__, __all__ = lazy_exports(__name__, {"good": "a b", "bad": "c"})
+if TYPE_CHECKING:
+    from lazy_package.good import a as a, b as b
+    from lazy_package.bad import c as c
+else:
+    __getattr__, __dir__, __all__ = lazy_exports(__name__)
 """
 
 
