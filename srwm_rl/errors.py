@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+MAX_LETTERS = 2000
+
 
 class UserError(ValueError):
     """Invalid input by the user; the message says in one line what is wrong and what to do.
@@ -14,7 +16,9 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        # Line breaks and terminal codes are escaped.
+        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message[: MAX_LETTERS + 1])
+        super().__init__(line if len(line) <= MAX_LETTERS else f"{line[: MAX_LETTERS - 3]}...")
 
 
 class FaultError(RuntimeError):
@@ -32,12 +36,6 @@ def named(source: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise error if source in str(error) else UserError(f"{source}: {error}") from error
-
-
-def one_line(text: str, most: int = 2000) -> str:
-    """Return at most `most` characters of a text, with line breaks and terminal codes escaped."""
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def check_settings(owner: str, settings: Iterable[str], known: Iterable[str]) -> None:

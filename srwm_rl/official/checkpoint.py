@@ -7,6 +7,7 @@ weights under "model_state_dict", the options of its command line under "flags" 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ HELD_OUT_START, HELD_OUT_LEVELS = 1000, 200  # the first of the paper's three te
 MAX_WEIGHTS = 2**26
 MAX_STEPS = 10**12
 MAX_LEVELS = 2**31 - 1
-Flags = dict[str, Any]  # short texts, numbers, None
+PLAIN = (str, int, float, type(None))
+Flags = dict[str, Any]  # short values of these types
 
 
 @dataclass(frozen=True)
@@ -70,22 +72,16 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
         raise UserError(f"{path} has no model_state_dict: it is no checkpoint of the published RL code")
     flags, stats = _plain(content.get("flags")), _plain(content.get("stats"))
     weights = _read_weights(archive, described)
-    core, core_notes = choose_core(path, weights, flags)
-    steps = _steps(stats.get("step"))
-    training, notes = read_training(path, flags, steps)
-    return OfficialCheckpoint(path, core, weights, steps, training, (*core_notes, *notes))
+    notes: list[str] = []
+    core, steps = _choose_core(path, weights, flags, notes), _steps(stats.get("step"))
+    training = _read_training(path, flags, steps, notes)
+    return OfficialCheckpoint(path, core, weights, steps, training, tuple(notes))
 
 
-def _plain(value: Any) -> Flags:
+def _plain(entries: Any) -> Flags:
     """Return the entries whose value is a short text, a number or None: safe to print, and all that is used."""
-    entries = value.items() if isinstance(value, dict) else ()
-    return {name: value for name, value in entries if isinstance(name, str) and _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, str):
-        return len(value) <= 200
-    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    items = entries.items() if isinstance(entries, dict) else ()
+    return {name: value for name, value in items if isinstance(value, PLAIN) and sys.getsizeof(value) < 300}
 
 
 def _steps(number: Any) -> int:
@@ -111,27 +107,26 @@ def _read_weights(archive: TorchArchive, described: dict[Any, Any]) -> dict[str,
     return weights
 
 
-def choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags) -> tuple[str, list[str]]:
-    """Return the core's name and notes; the weights' names and the options must agree.
-
-    Raises:
-        UserError: an unknown agent, or options that contradict the weights.
-    """
+def _choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags, notes: list[str]) -> str:
+    """Return the core's name; the weights' names and the options must agree."""
     by_weights = _core_by_weights(path, weights)
     if not flags.keys() & OPTIONS.keys():
-        note = "it does not tell whether its SRWM carries over its edits from step to step; assumed that it does"
-        return by_weights, [note] if by_weights == "srwm" else []
+        if by_weights == "srwm":
+            notes.append(
+                "it does not tell whether its SRWM carries over its edits from step to step; assumed that it does"
+            )
+        return by_weights
     option = next((option for option in OPTIONS if flags.get(option) is True), None)
     by_flags = OPTIONS[option] if option else "feedforward"
     if by_flags is None:
         known = ", ".join(option for option, core in OPTIONS.items() if core)
         raise UserError(f"{path} is an agent of --{option}, which srwm-rl does not have; it has those of {known}")
     if by_flags == "srwm_no_carry" and by_weights == "srwm":
-        return by_flags, []
+        return by_flags
     if by_flags != by_weights:
         chosen = f"--{option}" if option else "no core at all"
         raise UserError(f"{path} contradicts itself: its options say {chosen}, its weights are those of {by_weights}")
-    return by_weights, []
+    return by_weights
 
 
 def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
@@ -151,13 +146,8 @@ def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
     return "srwm" if len(widths) == 1 else "sr_delta"
 
 
-def read_training(path: Path, flags: Flags, steps: int) -> tuple[dict[str, Any], list[str]]:
-    """Return what the agent was trained on, as settings of `srwm-rl train`, and notes on what was assumed.
-
-    Raises:
-        UserError: it was not trained on ProcGen games, or on impossible levels.
-    """
-    notes = []
+def _read_training(path: Path, flags: Flags, steps: int, notes: list[str]) -> dict[str, Any]:
+    """Return what the agent was trained on, as settings of `srwm-rl train`."""
     if "multi_env" not in flags and "env" not in flags:
         notes.append("it does not name its games; assumed are the paper's six in easy mode, levels 0:200")
         flags = PAPER
@@ -177,7 +167,7 @@ def read_training(path: Path, flags: Flags, steps: int) -> tuple[dict[str, Any],
         "n_timesteps": max(1, steps, _steps(flags.get("total_steps"))),
         "n_envs": n_actors if actors_fit else 8 * len(games),
         "gamma": gamma if isinstance(gamma, float) and 0 <= gamma <= 1 else 0.99,
-    }, notes
+    }
 
 
 def _games(path: Path, flags: Flags, mode: str) -> tuple[str, ...]:

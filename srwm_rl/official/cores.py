@@ -18,8 +18,7 @@ from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.cores import Core, make_core
 from srwm_rl.storage.model_schema import TensorBudget
 
-_NAMES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm", "feedforward")
-_ALIASES = {name: name for name in _NAMES} | {"deltanet": "delta"}
+_NAMES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta", "lstm", "feedforward", "deltanet")
 DEEP = "trafo_ff_block."  # the deeper feed-forward agent's prefix, instead of "core."
 # Ours -> theirs.
 _RENAMED = (
@@ -47,64 +46,79 @@ def load_core(name: str, params: Mapping[str, np.ndarray | Tensor]) -> Core:
     Raises:
         UserError: an unknown name, or a weight that is missing, surplus or of another shape; the message names it.
     """
-    if name not in _ALIASES:
-        raise UserError(f"unknown official core {name!r}{did_you_mean(name, _ALIASES)}")
-    name = _ALIASES[name]
-    weights = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in _unprefixed(params).items()}
-    with TensorBudget(2 * sum(weight.numel() for weight in weights.values()) + 2**22):
-        core = make_core(name, **_sizes(name, weights))
-    sources = {ours: _sources(name, ours, value.shape) for ours, value in core.state_dict().items()}
-    surplus = weights.keys() - {key for shapes in sources.values() for key in shapes}
-    if name not in ("delta", "feedforward"):  # only the Delta Net uses its layer norm
-        surplus -= {
-            f"fwm_layers.{i}.layer_norm.{kind}" for i in range(core.state_layers) for kind in ("weight", "bias")
-        }
-    if surplus:
-        raise UserError(f"official core {name!r} has no weight {min(surplus)!r}")
-    core.load_state_dict({ours: _joined(shapes, weights) for ours, shapes in sources.items()})
-    return core
-
-
-def _unprefixed(params: Mapping[str, Any]) -> dict[str, Any]:
+    if name not in _NAMES:
+        raise UserError(f"unknown official core {name!r}{did_you_mean(name, _NAMES)}")
+    name = "delta" if name == "deltanet" else name
     for prefix in ("param/", "core.", DEEP):
         if any(key.startswith(prefix) for key in params):
             params = {key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)}
-    return dict(params)
+    with TensorBudget(params):
+        core = make_core(name, **core_settings(name, params))
+    copy_weights(name, params, core)
+    return core
 
 
-def _get(weights: Mapping[str, Tensor], key: str, dims: int) -> Tensor:
-    if key not in weights:
-        raise UserError(f"the official weight {key!r} is missing")
-    if weights[key].dim() != dims or not weights[key].numel():
-        raise UserError(f"the official weight {key!r} must have {dims} axes, not shape {list(weights[key].shape)}")
-    return weights[key]
+def core_settings(name: str, weights: Mapping[str, np.ndarray | Tensor]) -> dict[str, Any]:
+    """Return the arguments of `make_core`, `input_size` among them, read from the shapes of a few weights.
 
-
-def _sizes(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of `make_core`, read from the shapes of a few weights."""
+    Raises:
+        UserError: a weight is missing or has other axes; the message names it.
+    """
     if name == "lstm":
         n_layers = sum(f"weight_ih_l{i}" in weights for i in range(len(weights)))
-        gates, input_size = _get(weights, "weight_ih_l0", 2).shape
+        gates, input_size = get_weight(weights, "weight_ih_l0", (-1, -1)).shape
         return {"input_size": input_size, "hidden_size": gates // 4, "n_layers": n_layers}
-    hidden, input_size = _get(weights, "input_proj.weight", 2).shape
+    hidden, input_size = get_weight(weights, "input_proj.weight", (-1, -1)).shape
     layers = "ff_layers" if name == "feedforward" else "fwm_layers"
     numbers = {key.split(".")[1] for key in weights if re.match(rf"{layers}\.[0-9]+\.", key)}
     sizes = {
         "input_size": input_size,
         "hidden_size": hidden,
         "n_layers": len(numbers),
-        "ff_size": len(_get(weights, "ff_layers.0.ff_layers.0.weight", 2)),
+        "ff_size": len(get_weight(weights, "ff_layers.0.ff_layers.0.weight", (-1, -1))),
     }
     if name == "feedforward":
         return sizes
-    if name == "delta":
-        heads = len(_get(weights, "fwm_layers.0.slow_net.weight", 2)) - 3 * hidden  # of H (3D + 1) rows
-    else:
-        heads = _get(weights, "fwm_layers.0.W_y", 3 if name == "fake_sr" else 4).shape[-3]
+    first = "fwm_layers.0.slow_net.weight" if name == "delta" else "fwm_layers.0.W_y"
+    shape = get_weight(weights, first, {"delta": (-1, -1), "fake_sr": (-1, -1, -1)}.get(name, (1, -1, -1, -1))).shape
+    heads = shape[0] - 3 * hidden if name == "delta" else shape[-3]  # the Delta Net's weight has H (3D + 1) rows
     if heads < 1 or hidden % heads:
-        first = "slow_net.weight" if name == "delta" else "W_y"
-        raise UserError(f"the official weight 'fwm_layers.0.{first}' does not fit a core of width {hidden}")
+        raise UserError(f"the official weight {first!r} does not fit a core of width {hidden}")
     return {**sizes, "n_heads": heads, "variant": "paper"}
+
+
+def get_weight(weights: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Any:
+    """Return one of the authors' weights; a size of -1 stands for any but 0.
+
+    Raises:
+        UserError: it is missing, or of another shape.
+    """
+    if key not in weights:
+        raise UserError(f"the official weight {key!r} is missing")
+    actual = tuple(weights[key].shape)
+    pairs = zip(actual, shape, strict=False)
+    if len(actual) != len(shape) or any(n == 0 or wanted not in (-1, n) for n, wanted in pairs):
+        raise UserError(f"the official weight {key!r} must be {list(shape)}, not {list(actual)}")
+    return weights[key]
+
+
+def copy_weights(name: str, weights: Mapping[str, np.ndarray | Tensor], core: Core) -> None:
+    """Copy all of the authors' weights into a core of ours.
+
+    Raises:
+        UserError: a weight is missing, surplus or of another shape; the message names it.
+    """
+    sources = {ours: _sources(name, ours, tuple(value.shape)) for ours, value in core.state_dict().items()}
+    surplus = weights.keys() - {key for shapes in sources.values() for key in shapes}
+    if name not in ("delta", "feedforward"):  # only the Delta Net uses its layer norm
+        surplus = {key for key in surplus if not re.fullmatch(r"fwm_layers\.\d+\.layer_norm\.(weight|bias)", key)}
+    if surplus:
+        raise UserError(f"official core {name!r} has no weight {min(surplus)!r}")
+    joined = {}
+    for ours, shapes in sources.items():
+        pieces = [torch.as_tensor(get_weight(weights, key, shape)) for key, shape in shapes.items()]
+        joined[ours] = torch.cat([piece[0] for piece in pieces], dim=-1) if len(pieces) > 1 else pieces[0]
+    core.load_state_dict(joined)
 
 
 def _sources(name: str, ours: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -113,20 +127,10 @@ def _sources(name: str, ours: str, shape: tuple[int, ...]) -> dict[str, tuple[in
     for pattern, replacement in _RENAMED:
         theirs = re.sub(pattern, replacement, theirs)
     if not re.fullmatch(r"fwm_layers\.\d+\.weight", theirs):
-        return {theirs: tuple(shape)}
+        return {theirs: shape}
     layer = theirs.removesuffix("weight")
     if name == "fake_sr":
-        return {f"{layer}W_y": tuple(shape)}
+        return {f"{layer}W_y": shape}
     heads, size, columns = shape
     widths = {"W_y": columns - 2 * size - 4, "W_q": size, "W_k": size, "w_b": 4}
     return {f"{layer}{group}": (1, heads, size, width) for group, width in widths.items()}
-
-
-def _joined(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> Tensor:
-    pieces = []
-    for key, shape in shapes.items():
-        piece = _get(weights, key, len(shape))
-        if piece.shape != shape:
-            raise UserError(f"the official weight {key!r} must be {list(shape)}, not {list(piece.shape)}")
-        pieces.append(piece)
-    return torch.cat([piece[0] for piece in pieces], dim=-1) if len(pieces) > 1 else pieces[0]

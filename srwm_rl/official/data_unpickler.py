@@ -54,15 +54,13 @@ def read_pickle(data: bytes) -> Any:
         raise UserError(f"its pickle has {len(data):,} bytes; at most {MAX_BYTES:,} are read")
     machine = _Machine()
     try:
-        for operation, argument, _ in pickletools.genops(data):
-            if operation.name == "STOP":
-                return machine.stack.pop()
+        for operation, argument, _ in pickletools.genops(data):  # raises a ValueError where the end is missing
             machine.execute(operation, argument)
+        return machine.stack.pop()
     except UserError:
         raise
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise UserError("its pickle is damaged") from error
-    raise UserError("its pickle is damaged: it has no end")
 
 
 def _dict(items: list[Any]) -> dict[Any, Any]:
@@ -70,13 +68,6 @@ def _dict(items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2 or not all(isinstance(key, KEYS) for key in keys):
         raise TypeError("keys")
     return dict(zip(keys, items[1::2], strict=True))
-
-
-def _global(names: list[Any]) -> Global:
-    module, name = names
-    if not (isinstance(module, str) and isinstance(name, str)):
-        raise TypeError("names")
-    return Global(f"{module}.{name}")
 
 
 def _call(pair: list[Any]) -> Any:
@@ -93,20 +84,24 @@ LITERALS = (
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 )  # fmt: skip
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# What an operation pushes, made of the items that it takes from the stack.
+# What an operation pushes, made of its argument or of the items that it takes from the stack.
 MAKE: dict[str, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys(LITERALS, lambda items: items[0]),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
     **dict.fromkeys(("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"), tuple),
     **dict.fromkeys(("EMPTY_LIST", "LIST"), list),
     **dict.fromkeys(("EMPTY_DICT", "DICT"), _dict),
     **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda _: Call("set")),
     **dict.fromkeys(("OBJ", "INST", "NEWOBJ", "NEWOBJ_EX"), lambda _: Call("object")),
-    "STACK_GLOBAL": _global,
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), lambda names: Global(" ".join(names).replace(" ", ".", 1))),
     "REDUCE": _call,
     "BUILD": lambda pair: pair[0],  # an object and its state
     "BINPERSID": lambda items: PersistentId(items[0]),
 }
-UPDATES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
+# What an operation adds items to.
+UPDATES = {"APPEND": list, "APPENDS": list, "SETITEM": dict, "SETITEMS": dict, "ADDITEMS": Call}
 
 
 class _Machine:
@@ -118,61 +113,40 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def execute(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
-        name = operation.name
-        if name in LITERALS:
-            self.stack.append(argument)
-        elif name in CONSTANTS:
-            self.stack.append(CONSTANTS[name])
-        elif name == "GLOBAL":
-            self.stack.append(_global(argument.split(" ", 1)))
-        elif name in MAKE:
-            items = self._take(operation, len(operation.stack_before))
-            self.stack.append(MAKE[name](items))
+        name, before = operation.name, operation.stack_before
+        if name in MAKE:
+            items = self._take(before)
+            self.stack.append(MAKE[name](items if argument is None else [argument]))
         elif name in UPDATES:
-            _update(name, self._take(operation, len(operation.stack_before) - 1), self.stack[-1])
-        else:
-            self._move(name, argument)
-
-    def _take(self, operation: pickletools.OpcodeInfo, n: int) -> list[Any]:
-        """Take the items above the last mark, or the last `n`."""
-        if pickletools.markobject in operation.stack_before:
-            return self._take_to_mark()
-        if n > len(self.stack):
-            raise IndexError(n)
-        cut = len(self.stack) - n
-        items, self.stack[cut:] = self.stack[cut:], []
-        return items
-
-    def _take_to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marked.pop()
-        return items
-
-    def _move(self, name: str, argument: Any) -> None:
-        """Do an operation that makes nothing."""
-        if name == "MARK":
+            _update(UPDATES[name], self._take(before[1:]), self.stack[-1])
+        elif name == "MARK":
             self.marked.append(self.stack)
             self.stack = []
-        elif name == "POP_MARK" or (name == "POP" and not self.stack):  # Python's unpickler pops a mark, too
-            self._take_to_mark()
-        elif name == "POP":
-            self.stack.pop()
+        elif name in ("POP", "POP_MARK"):
+            self._take(before if self.stack else [pickletools.markobject])  # Python's unpickler pops a mark, too
         elif name == "DUP":
             self.stack.append(self.stack[-1])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
-        elif name not in ("PROTO", "FRAME"):
+        elif name not in ("PROTO", "FRAME", "STOP"):
             raise UserError(f"its pickle has an operation {name}, which no checkpoint needs")
 
+    def _take(self, needed: list[pickletools.StackObject]) -> list[Any]:
+        """Take the items above the last mark, or as many as are needed."""
+        if pickletools.markobject not in needed:
+            return [self.stack.pop() for _ in needed][::-1]
+        items, self.stack = self.stack, self.marked.pop()
+        return items
 
-def _update(name: str, items: list[Any], target: Any) -> None:
+
+def _update(kind: type, items: list[Any], target: Any) -> None:
     """Add items to a list or a dict; those of an object that is not made are dropped."""
-    if name.startswith("APPEND") and isinstance(target, list):
-        target.extend(items)
-    elif name.startswith("SETITEM") and isinstance(target, dict):
-        target.update(_dict(items))
-    elif isinstance(target, Call) and name.startswith("SETITEM"):
-        _dict(items)
+    new = _dict(items) if kind is dict else items
+    if isinstance(target, list) and kind is list:
+        target.extend(new)
+    elif isinstance(target, dict) and kind is dict:
+        target.update(new)
     elif not isinstance(target, Call):
-        raise TypeError(name)
+        raise TypeError(kind)

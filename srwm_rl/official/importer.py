@@ -13,10 +13,8 @@ from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.official.checkpoint import OfficialCheckpoint, read_checkpoint
 from srwm_rl.official.policy import build_policy
 from srwm_rl.storage.model_file import save_model
-from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG, Run
+from srwm_rl.storage.run_folder import CHECKPOINTS, Run
 from srwm_rl.storage.safe_file import TEMPORARY
-
-IMPORTED = "imported"  # the key in config.json of the facts about the checkpoint
 
 
 def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
@@ -52,24 +50,8 @@ def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
 
 
 def _write(folder: Path, checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> None:
-    settings = train_settings(checkpoint, policy)
-    facts = {
-        "file": checkpoint.path.name,
-        "n_weights": sum(weight.size for weight in checkpoint.weights.values()),
-        "notes": list(checkpoint.notes),
-    }
-    run = Run(folder, {"train": settings, IMPORTED: facts})
-    (folder / CHECKPOINTS).mkdir(parents=True)
-    save_model(run.file("model", checkpoint.num_timesteps), policy, settings, checkpoint.num_timesteps)
-    (folder / CONFIG).write_text(json.dumps(run.config, indent=2) + "\n")
-
-
-def train_settings(checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> dict[str, Any]:
-    """Return the settings of `srwm-rl train` that describe the agent and what it was trained on.
-
-    Settings without a counterpart in their trainer keep our defaults.
-    """
-    return {
+    # Settings without a counterpart in their trainer keep our defaults.
+    settings = {
         **checkpoint.training,
         "core": checkpoint.core,
         "algo": "impala",
@@ -79,6 +61,15 @@ def train_settings(checkpoint: OfficialCheckpoint, policy: SRWMPolicy) -> dict[s
         "core_kwargs": _texts(policy.core_kwargs),
         "encoder_kwargs": _texts(policy.encoder_kwargs),
     }
+    facts = {
+        "file": checkpoint.path.name,
+        "n_weights": sum(weight.size for weight in checkpoint.weights.values()),
+        "notes": list(checkpoint.notes),
+    }
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    run = Run(folder, {"train": settings, "imported": facts})
+    run.write_config()
+    save_model(run.file("model", checkpoint.num_timesteps), policy, settings, checkpoint.num_timesteps)
 
 
 def _texts(settings: dict[str, Any]) -> list[str]:

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from srwm_rl.errors import UserError
-from srwm_rl.nn.cores import Core, make_core
-from srwm_rl.nn.cores.stack import StackCore
+from srwm_rl.errors import UserError, named
 from srwm_rl.nn.encoders import MAIN_KEY, PREVIOUS_REWARD
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.official.cores import DEEP, load_core
-from srwm_rl.storage.model_file import load_policy_arrays
+from srwm_rl.official.cores import DEEP, copy_weights, core_settings, get_weight
+from srwm_rl.storage.model_file import load_policy_arrays, policy_arrays
 from srwm_rl.storage.model_schema import TensorBudget, shapes_of
 
 Weights = Mapping[str, np.ndarray]
@@ -48,36 +46,33 @@ def build_policy(core_name: str, weights: Weights, source: str) -> SRWMPolicy:
     Raises:
         UserError: a weight is missing, surplus or of another shape; it is named.
     """
-    channels: list[int] = []
-    while f"feat_convs.{len(channels)}.0.weight" in weights:
-        channels.append(_n_rows(weights, f"feat_convs.{len(channels)}.0.weight", source))
-    features = _n_rows(weights, "fc.weight", source)
-    names = _names_around_the_core(len(channels))
-    for theirs in names.values():
-        _n_rows(weights, theirs, source)
-    core_weights = {name: array for name, array in weights.items() if name not in names.values()}
     # A damaged file may name a width of a million.
-    with TensorBudget(8 * sum(array.size for array in weights.values()) + 2**22):
-        try:
-            core = _build_core(core_name, core_weights, features + 1)
-            policy = SRWMPolicy(
-                observation_space(),
-                spaces.Discrete(N_ACTIONS),
-                lambda _: 0.0,
-                core=core_name,
-                core_kwargs=_settings(core),
-                encoder_kwargs={"cnn": {"channels": channels, "features": features}},
-                ortho_init=False,
-            )
-        except UserError as error:
-            raise UserError(f"{source} is no ProcGen agent of the published RL code: {error}") from error
-    shapes = shapes_of(policy)
-    for ours, theirs in names.items():
-        if weights[theirs].shape != shapes[ours]:
-            actual = list(weights[theirs].shape)
-            raise UserError(f"{source} is no ProcGen agent: weight {theirs!r} is {actual}, not {list(shapes[ours])}")
-    arrays = {f"core.{name}": weight.detach().numpy() for name, weight in core.named_parameters()}
-    load_policy_arrays(policy, arrays | {ours: weights[theirs] for ours, theirs in names.items()}, source)
+    with named(f"{source} is no ProcGen agent of the published RL code"), TensorBudget(weights, copies=8):
+        channels: list[int] = []
+        while (name := f"feat_convs.{len(channels)}.0.weight") in weights:
+            channels.append(len(get_weight(weights, name, (-1, -1, -1, -1))))
+        features = len(get_weight(weights, "fc.weight", (-1, -1)))
+        names = _names_around_the_core(len(channels))
+        rest = {name: array for name, array in weights.items() if name not in names.values()}
+        core_weights, core_kwargs = _read_core(core_name, rest, features + 1)
+        policy = SRWMPolicy(
+            observation_space(),
+            spaces.Discrete(N_ACTIONS),
+            lambda _: 0.0,
+            core=core_name,
+            core_kwargs=core_kwargs,
+            encoder_kwargs={"cnn": {"channels": channels, "features": features}},
+            ortho_init=False,
+        )
+        if core_weights:
+            copy_weights(core_name, core_weights, policy.core)
+        else:  # return the features exactly
+            zeros = {name: torch.zeros_like(weight) for name, weight in policy.core.state_dict().items()}
+            policy.core.load_state_dict({**zeros, "project.weight": torch.eye(features + 1)})
+        arrays = {
+            ours: get_weight(weights, names[ours], shape) for ours, shape in shapes_of(policy).items() if ours in names
+        }
+    load_policy_arrays(policy, policy_arrays(policy) | arrays, source)
     return policy
 
 
@@ -92,36 +87,15 @@ def _names_around_the_core(n_stages: int) -> dict[str, str]:
     return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in names.items() for kind in ("weight", "bias")}
 
 
-def _n_rows(weights: Weights, name: str, source: str) -> int:
-    if name not in weights or not weights[name].ndim:
-        raise UserError(f"{source} is no ProcGen agent of the published RL code: it lacks weight {name!r}")
-    return len(weights[name])
-
-
-def _build_core(name: str, weights: Weights, n_inputs: int) -> Core:
-    """Build the core; that of the simplest agent, whose heads read the features, returns its input exactly."""
+def _read_core(name: str, weights: Weights, n_inputs: int) -> tuple[Weights, dict[str, Any]]:
+    """Return the core's weights and settings; the simplest agent, whose heads read the features, has no weights."""
     prefix = DEEP if name == "feedforward" else "core."
     if surplus := sorted(key for key in weights if not key.startswith(prefix)):
         raise UserError(f"it has a surplus weight {surplus[0]!r}")
-    if weights or name != "feedforward":
-        core = load_core(name, weights)
-        if core.input_size != n_inputs:
-            raise UserError(f"its core reads {core.input_size} features, not {n_inputs}")
-        return core
-    core = make_core(name, n_inputs, hidden_size=n_inputs, n_layers=1, ff_size=1)
-    with torch.no_grad():
-        for weight in core.parameters():
-            weight.zero_()
-        core.project.weight.copy_(torch.eye(n_inputs))  # type: ignore[union-attr, operator]
-    return core
-
-
-def _settings(core: Core) -> dict[str, Any]:
-    """Return the keyword arguments with which `make_core` builds this core again."""
-    settings: dict[str, Any] = {"hidden_size": core.output_size, "n_layers": core.state_layers}
-    blocks: Any = getattr(core, "blocks", None)
-    if blocks is not None:
-        settings |= {"n_layers": len(blocks), "ff_size": blocks[0].up.out_features}
-    if isinstance(core, StackCore):
-        settings |= {"n_heads": core.layers[0].n_heads, "variant": "paper"}
-    return settings
+    if not weights and name == "feedforward":
+        return {}, {"hidden_size": n_inputs, "n_layers": 1, "ff_size": 1}
+    weights = {key.removeprefix(prefix): array for key, array in weights.items()}
+    settings = core_settings(name, weights)
+    if (n_features := settings.pop("input_size")) != n_inputs:
+        raise UserError(f"its core reads {n_features} features, not {n_inputs}")
+    return weights, settings

@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, named
 from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
 from srwm_rl.storage.safe_file import read_small
+from srwm_rl.storage.strict_json import convert
 
 DTYPES = {
     "FloatStorage": "f4",
@@ -34,7 +35,11 @@ DTYPES = {
 }
 BYTE_ORDERS = {b"little": "<", b"big": ">"}
 MAX_BYTES = 2**31  # of a file; stored members are no longer than their file
-OLD_FORMAT = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickled magic number
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickled number
+OLD_FORMAT = (
+    "in torch's format from before 1.6, which can only be read by running its code: if you trust it, write "
+    "torch.save(torch.load(old), new) with torch 1.6 or later, and give the new file"
+)
 ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, OSError, struct.error)
 Count = Annotated[int, Meta(ge=0, lt=2**40)]
 
@@ -43,7 +48,7 @@ class _Storage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The persistent id of a storage: numbers of one type in one member of the archive."""
 
     kind: Literal["storage"]
-    type: Any
+    type: Global
     key: str
     device: Any
     numel: Count
@@ -52,7 +57,7 @@ class _Storage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class _View(msgspec.Struct, array_like=True):
     """The arguments with which torch rebuilds a tensor; what follows these four is not used."""
 
-    storage: Any
+    storage: PersistentId
     offset: Count
     size: Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**40)], ...], Meta(max_length=8)]
     stride: tuple[Count, ...]
@@ -75,22 +80,21 @@ class TorchArchive:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(blob))
         except ZIP_ERRORS as error:
-            raise UserError(f"{path} {_describe_foreign(blob)}") from error
+            is_old = blob.startswith(OLD_MAGIC) or blob[257:262] == b"ustar"
+            raise UserError(f"{path} is {OLD_FORMAT if is_old else 'no file of torch.save, or is damaged'}") from error
         self._members = {member.filename: member for member in self._zip.infolist()}
         pickles = [name for name in self._members if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(self._members) != len(self._zip.infolist()):
             raise UserError(f"{path} is a zip archive, but not one that torch.save wrote")
         self._folder = pickles[0].removesuffix("data.pkl")
         # Files of torch below 2.1 do not name their byte order.
-        named = f"{self._folder}byteorder" in self._members
-        self._byte_order = BYTE_ORDERS.get(self._member("byteorder")) if named else "<"
+        has_order = f"{self._folder}byteorder" in self._members
+        self._byte_order = BYTE_ORDERS.get(self._member("byteorder")) if has_order else "<"
         if self._byte_order is None:
             raise UserError(f"{path} is damaged: its byte order is unknown")
         data = self._member("data.pkl")
-        try:
+        with named(f"{path} cannot be read"):
             self.content = read_pickle(data)
-        except UserError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
 
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of the numbers of a tensor in `content`, in their own type; `name` is its name in errors.
@@ -100,7 +104,12 @@ class TorchArchive:
                 that numpy does not have.
         """
         what = f"{self.path} is damaged: weight {name!r}"
-        storage, view = _parse_tensor(value, what)
+        if isinstance(value, Call) and value.name == "torch._utils._rebuild_parameter" and value.arguments:
+            value = value.arguments[0]
+        if not isinstance(value, Call) or value.name != "torch._utils._rebuild_tensor_v2":
+            raise UserError(f"{what} is no tensor")
+        view = convert(value.arguments, _View, f"{what} has a description that does not fit")
+        storage = convert(view.storage.value, _Storage, f"{what} has a description that does not fit")
         kind = DTYPES.get(storage.type.name.removeprefix("torch."))
         if kind is None:
             raise UserError(
@@ -115,9 +124,8 @@ class TorchArchive:
         data = self._member(f"data/{storage.key}")
         if len(data) != storage.numel * dtype.itemsize:
             raise UserError(f"{what} has a storage of {len(data):,} bytes")
-        flat = np.frombuffer(data, dtype)[view.offset :]
         strides = [stride * dtype.itemsize for stride in view.stride]
-        return np.array(np.lib.stride_tricks.as_strided(flat, view.size, strides, writeable=False), kind, order="C")
+        return np.array(np.ndarray(view.size, dtype, data, view.offset * dtype.itemsize, strides), kind, order="C")
 
     def _member(self, name: str) -> bytes:
         member = self._members.get(self._folder + name)
@@ -129,27 +137,3 @@ class TorchArchive:
             return self._zip.read(member)  # checks the CRC
         except ZIP_ERRORS as error:
             raise UserError(f"{self.path} is damaged: {name} cannot be read; get the file anew") from error
-
-
-def _parse_tensor(value: Any, what: str) -> tuple[_Storage, _View]:
-    if isinstance(value, Call) and value.name == "torch._utils._rebuild_parameter" and value.arguments:
-        value = value.arguments[0]
-    if not isinstance(value, Call) or value.name != "torch._utils._rebuild_tensor_v2":
-        raise UserError(f"{what} is no tensor")
-    try:
-        view = msgspec.convert(value.arguments, _View)
-        storage = msgspec.convert(view.storage.value if isinstance(view.storage, PersistentId) else None, _Storage)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{what} has a description that does not fit: {error}") from error
-    if not isinstance(storage.type, Global):
-        raise UserError(f"{what} has a storage without a type")
-    return storage, view
-
-
-def _describe_foreign(blob: bytes) -> str:
-    if blob.startswith(OLD_FORMAT) or blob[257:262] == b"ustar":
-        return (
-            "is in torch's format from before 1.6, which can only be read by running its code: "
-            "if you trust it, write torch.save(torch.load(old), new) with torch 1.6 or later, and give the new file"
-        )
-    return "is no file of torch.save, or is damaged"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -9,10 +11,9 @@ import torch
 from msgspec import UNSET, Meta, Struct, UnsetType
 from torch.overrides import TorchFunctionMode
 
-from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.nn.cores import core_names
+from srwm_rl.errors import UserError, named
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.storage.safe_file import unpack
+from srwm_rl.storage.safe_file import pack, unpack
 from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_from_json
 from srwm_rl.storage.strict_json import convert
@@ -20,9 +21,7 @@ from srwm_rl.storage.strict_json import convert
 Arrays = dict[str, np.ndarray]
 LARGEST = 1e12  # of a weight or a score; a product of a few such weights overflows
 Steps = Annotated[int, Meta(ge=0, le=10**15)]
-LENGTHS = ("n_layers",)  # settings bounded by the number of arrays; other integers by the number of weights
-FREE = ("micro_batch", "shift_bound")  # settings that are no size of anything
-RECORD = "/levels_played/"  # the prefix of arrays that are no weights
+SMALLEST = 256  # what a smaller tensor counts as, since making one takes time
 _SIZED = ("empty", "empty_strided", "eye", "full", "ones", "rand", "randint", "randn", "zeros")
 _RANGES = ("arange", "linspace", "logspace", "randperm")
 _METHODS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
@@ -77,53 +76,36 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
         raise UserError(f"{source} is a {kind!s:.40} file, not a model; give the run folder or a model file")
     if type(number) is int and number > newest:
         raise UserError(f"{source} has format {number}; upgrade srwm-rl, which reads up to {newest}")
-    _check_core_name(convert(meta, ModelMeta, f"{source} is damaged").policy.core, source)
+    convert(meta, ModelMeta, f"{source} is damaged")
 
 
 def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tuple[SeenLevels | None, Arrays]:
-    """Return the record of the levels that a model was trained on (None: the file has none), and the weights.
+    """Return the record of the levels that a model was trained on (None: the file has none), and all other arrays.
 
     Raises:
         UserError: the record is damaged; the message names the file.
     """
     if "levels_played" not in meta:
         return None, arrays
-    weights = {name: array for name, array in arrays.items() if not name.startswith(RECORD)}
-    record = {name: array for name, array in arrays.items() if name.startswith(RECORD)}
-    try:
-        tree = unpack(record, meta["levels_played"])
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-    played = SeenLevels.from_tree(tree, source)
-    if len(record) != 2 * len(played.games):
-        raise UserError(f"{source} is damaged: its record of the levels played has a surplus array")
-    return played, weights
-
-
-def _check_core_name(core: str, source: str) -> None:
-    if core in core_names():
-        return
-    if ":" in core:
-        raise UserError(
-            f"{source} needs core {core!r:.120}, code that is not imported because a file names it: call "
-            f"srwm_rl.import_core({core!r:.120}) first, or on the command line add --core {core:.120}"
-        )
-    raise UserError(f"{source} needs core {core!r:.120}, which is not registered{did_you_mean(core, core_names())}")
+    with named(source):
+        played = SeenLevels.from_tree(unpack(arrays, meta["levels_played"]), source)
+    recorded, _ = pack({"levels_played": played.to_tree()})
+    return played, {name: array for name, array in arrays.items() if name not in recorded}
 
 
 class TensorBudget(TorchFunctionMode):
-    """Raise an error once the tensors made have more numbers in all than a network of that many weights needs."""
+    """Raise an error once the tensors made have more numbers in all than a few networks of these weights need."""
 
-    def __init__(self, numbers: int) -> None:
+    def __init__(self, weights: Mapping[str, Any], copies: int = 2) -> None:
         super().__init__()
-        self.left = numbers
+        self.left = copies * sum(math.prod(weight.shape) for weight in weights.values()) + 2**22
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in FACTORIES:
             # Tensors on the meta device have a shape, but no memory.
             options = {key: value for key, value in kwargs.items() if key not in ("generator", "out", "pin_memory")}
-            self.left -= func(*args, **{**options, "device": "meta"}).numel()
+            self.left -= max(SMALLEST, func(*args, **{**options, "device": "meta"}).numel())
             if self.left < 0:
                 raise UserError("its settings describe a much larger network than it has weights for")
         return func(*args, **kwargs)
@@ -136,12 +118,10 @@ def build_policy(meta: dict[str, Any], arrays: Arrays, source: str) -> SRWMPolic
         UserError: the description builds no policy, or one with other weights; a width of a billion is refused before
             it takes memory.
     """
-    _check_sizes(meta["policy"], arrays, source)
-    n_weights = sum(array.size for array in arrays.values())
     copies = 8 if ":" in meta["policy"]["core"] else 2  # a user's core may make more tensors
     try:
         observed, acted = space_from_json(meta["observation_space"]), space_from_json(meta["action_space"])
-        with TensorBudget(copies * n_weights + 2**22):
+        with TensorBudget(arrays, copies):
             policy = SRWMPolicy(observed, acted, lambda _: 0.0, ortho_init=False, **meta["policy"])
     except UserError as error:
         raise UserError(f"{source} is of another architecture, or damaged: {error}") from error
@@ -149,28 +129,6 @@ def build_policy(meta: dict[str, Any], arrays: Arrays, source: str) -> SRWMPolic
         raise UserError(f"{source} is damaged: its settings build no network ({type(error).__name__})") from error
     check_shapes(shapes_of(policy), arrays, source)
     return policy
-
-
-def _check_sizes(settings: dict[str, Any], arrays: Arrays, source: str) -> None:
-    """Check that no number in the settings exceeds the number of weights: even building on "meta" takes time."""
-    n_weights = sum(array.size for array in arrays.values())
-    own_core = ":" in settings["core"]  # a user's core may have any settings; those with our names mean the same
-    for name, value in _numbers({**settings, "core": None}):
-        known = name in ("hidden_size", "n_heads", "ff_size", *LENGTHS)
-        most = len(arrays) if name in LENGTHS else n_weights
-        if (known or not own_core) and name not in FREE and value > most:
-            raise UserError(
-                f"{source} is of another architecture: its settings say {name} {value}, "
-                f"but it has {len(arrays):,} arrays of {n_weights:,} weights"
-            )
-
-
-def _numbers(node: Any, name: str = "a list") -> list[tuple[str, float]]:
-    if isinstance(node, dict):
-        return [pair for key, value in node.items() for pair in _numbers(value, key)]
-    if isinstance(node, list):
-        return [(name, len(node)), *(pair for value in node for pair in _numbers(value, name))]
-    return [(name, node)] if isinstance(node, int) else []
 
 
 def shapes_of(policy: SRWMPolicy) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,19 @@ KEEP = 3
 MAX_CONFIG_BYTES = 2**20
 
 
+@dataclass(eq=False)
 class Run:
     """A training run's folder.
 
-        RUN/config.json                        settings, versions
-        RUN/checkpoints/model-<steps>.safetensors       weights to evaluate, watch and share
-        RUN/checkpoints/best-<steps>.safetensors        the weights with the best score, measured at that step
-        RUN/checkpoints/checkpoint-<steps>.safetensors  the whole state, to resume from
-        RUN/tensorboard/
-
-    Attributes:
-        path: the folder.
-        config: the content of `config.json`.
+    RUN/config.json                        settings, versions
+    RUN/checkpoints/model-<steps>.safetensors       weights to evaluate, watch and share
+    RUN/checkpoints/best-<steps>.safetensors        the weights with the best score, measured at that step
+    RUN/checkpoints/checkpoint-<steps>.safetensors  the whole state, to resume from
+    RUN/tensorboard/
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path, self.config = path, config
+    path: Path
+    config: dict[str, Any]  # the content of `config.json`
 
     @classmethod
     def create(cls, base: Path, config: dict[str, Any]) -> Run:
@@ -53,8 +51,7 @@ class Run:
         while True:
             path = base.with_name(f"{base.name}_{number}")
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.mkdir()
+                path.mkdir(parents=True)
                 break
             except FileExistsError:
                 number += 1
@@ -80,13 +77,12 @@ class Run:
             )
         try:
             config = parse_json(read_small(path / CONFIG, MAX_CONFIG_BYTES))
+            if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
+                raise ValueError("it holds no settings of a run")
         except ValueError as error:
-            why = str(error) if isinstance(error, UserError) else "it is no JSON as srwm-rl writes it"
             raise UserError(
-                f"{path} is no run folder: it has no readable {CONFIG} ({why}); give one that srwm-rl train made"
+                f"{path} is no run folder: it has no readable {CONFIG} ({error}); give one that srwm-rl train made"
             ) from error
-        if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
-            raise UserError(f"{path / CONFIG} was not written by srwm-rl train; give a run folder that was")
         return cls(path, config)
 
     def write_config(self) -> None:

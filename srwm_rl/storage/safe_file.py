@@ -7,10 +7,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -97,29 +95,31 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         UserError: the file is missing, no regular file, foreign or damaged.
     """
-    with _opened(path, MAX_BYTES) as (file, size):
-        start = file.read(8)
-        try:
-            content = _read_header(file, start, size)
-            file.seek(0)
-            arrays = parse_safetensors(file.read(size))
-        except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(f"{path} is no srwm-rl file, or is damaged: {_reason(error, start)}") from error
+    blob = read_small(path, MAX_BYTES)
+    if blob.startswith(b"PK\x03\x04"):
+        raise UserError(
+            f"{path} is no srwm-rl file: it is a zip archive, as model.save() of Stable-Baselines3 writes it, and "
+            "reading it can run code; if you trust it, use srwm-rl eval --trust"
+        )
+    try:
+        content = _read_header(blob)
+        arrays = parse_safetensors(blob)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        is_ours = type(error) is ValueError and str(error).startswith("it")
+        reason = error if is_ours else "its header cannot be read"
+        raise UserError(f"{path} is no srwm-rl file, or is damaged: {reason}; use another checkpoint") from error
     if content["sha256"] != _digest(arrays, content["meta"]):
         raise UserError(f"{path} is damaged: its content does not match its sha256; use another checkpoint")
-    meta: dict[str, Any] = content["meta"]
-    return arrays, meta
+    return arrays, content["meta"]
 
 
-def _read_header(file: BinaryIO, start: bytes, size: int) -> dict[str, Any]:
+def _read_header(blob: bytes) -> dict[str, Any]:
     """Return our JSON from safetensors' header; the header's sizes and types are checked."""
-    header_size = int.from_bytes(start, "little")
-    if len(start) < 8 or header_size > size - 8:
+    header_size = int.from_bytes(blob[:8], "little")
+    if header_size > len(blob) - 8:
         raise ValueError("it is cut off, or of another format")
-    if header_size > MAX_HEADER_BYTES:
-        raise ValueError(f"its header has {header_size:,} bytes, more than the {MAX_HEADER_BYTES:,} that are read")
-    header = parse_json(file.read(header_size))
-    metadata = header.pop("__metadata__") if isinstance(header, dict) and "__metadata__" in header else None
+    header = parse_json(blob[8 : 8 + header_size])
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.keys() != {_KEY}:
         raise ValueError("it has no metadata of srwm-rl")
     if len(header) > MAX_ARRAYS:
@@ -135,49 +135,31 @@ def _read_header(file: BinaryIO, start: bytes, size: int) -> dict[str, Any]:
     return content
 
 
-def _reason(error: Exception, start: bytes) -> str:
-    if start.startswith(b"PK\x03\x04"):
-        return (
-            "it is a zip archive, as model.save() of Stable-Baselines3 writes it, and reading it can run code; "
-            "if you trust it, use srwm-rl eval --trust"
-        )
-    plain = type(error) is ValueError and str(error).startswith("it")
-    return f"{error if plain else 'its header cannot be read'}; use another checkpoint"
-
-
 def read_small(path: Path, most_bytes: int) -> bytes:
     """Return a regular file's bytes.
 
     Raises:
         UserError: it cannot be read, is no regular file (reading a pipe might never end), or is too long.
     """
-    with _opened(path, most_bytes) as (file, size):
-        return file.read(size)
-
-
-@contextmanager
-def _opened(path: Path, most_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file and yield it and its size; an `OSError` becomes a `UserError`."""
     if "\0" in str(path):
         raise UserError(f"cannot read {path}: no file has such a name")
     try:
-        _check_regular(path, os.stat(path), most_bytes)  # opening a device can have effects
+        _regular_size(path, os.stat(path), most_bytes)  # opening a device can have effects
         # Without O_NONBLOCK, a pipe put there in between would be waited for.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            _check_regular(path, status, most_bytes)
-            yield file, status.st_size
+            return file.read(_regular_size(path, os.fstat(file.fileno()), most_bytes))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _check_regular(path: Path, status: os.stat_result, most_bytes: int) -> None:
+def _regular_size(path: Path, status: os.stat_result, most_bytes: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"cannot read {path}: it is no regular file")
     if status.st_size > most_bytes:
         raise UserError(
             f"cannot read {path}: it has {status.st_size:,} bytes, more than the {most_bytes:,} that are read"
         )
+    return status.st_size
 
 
 def _digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
@@ -200,21 +182,18 @@ def _flush_folder(folder: Path) -> None:
 def pack(tree: Any) -> tuple[dict[str, np.ndarray], Any]:
     """Split a tree of dicts, lists, numbers, texts, None, arrays and bytes into arrays by path and a JSON tree."""
     arrays: dict[str, np.ndarray] = {}
-    return arrays, _pack(tree, "", arrays)
 
+    def split(node: Any, path: str) -> Any:
+        if isinstance(node, dict):
+            return {key: split(value, f"{path}/{key}") for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [split(value, f"{path}/{i}") for i, value in enumerate(node)]
+        if isinstance(node, bytes | np.ndarray):
+            arrays[path] = np.frombuffer(node, np.uint8) if isinstance(node, bytes) else node
+            return {"$bytes" if isinstance(node, bytes) else "$array": path}
+        return node.item() if isinstance(node, np.generic) else node
 
-def _pack(node: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(node, dict):
-        return {key: _pack(value, f"{path}/{key}", arrays) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_pack(value, f"{path}/{i}", arrays) for i, value in enumerate(node)]
-    if isinstance(node, bytes):
-        arrays[path] = np.frombuffer(node, np.uint8)
-        return {"$bytes": path}
-    if isinstance(node, np.ndarray):
-        arrays[path] = node
-        return {"$array": path}
-    return node.item() if isinstance(node, np.generic) else node
+    return arrays, split(tree, "")
 
 
 def unpack(arrays: dict[str, np.ndarray], node: Any) -> Any:
@@ -227,14 +206,9 @@ def unpack(arrays: dict[str, np.ndarray], node: Any) -> Any:
         return [unpack(arrays, value) for value in node]
     if not isinstance(node, dict):
         return node
-    if node.keys() == {"$bytes"}:
-        return _named(arrays, node["$bytes"]).tobytes()
-    if node.keys() == {"$array"}:
-        return _named(arrays, node["$array"])
-    return {key: unpack(arrays, value) for key, value in node.items()}
-
-
-def _named(arrays: dict[str, np.ndarray], name: Any) -> np.ndarray:
+    if node.keys() not in ({"$bytes"}, {"$array"}):
+        return {key: unpack(arrays, value) for key, value in node.items()}
+    ((kind, name),) = node.items()
     if not isinstance(name, str) or name not in arrays:
         raise UserError(f"it is damaged: it has no array {name!r:.120}")
-    return arrays[name]
+    return arrays[name].tobytes() if kind == "$bytes" else arrays[name]

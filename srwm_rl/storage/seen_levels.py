@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ _Bound = Annotated[int, Meta(ge=-1, lt=MAX_LEVELS)]
 
 
 class _GameTree(Struct, forbid_unknown_fields=True):
-    """`GameLevels.to_tree`."""
+    """`_GameLevels.to_tree`."""
 
     map: np.ndarray
     others: np.ndarray
@@ -43,7 +44,7 @@ class _RecordTree(Struct, forbid_unknown_fields=True):
     ]
 
 
-class GameLevels:
+class _GameLevels:
     """The levels played of one game, in bounded memory.
 
     Levels of a range of at most 2**20 are stored as a bit each, the first 65,536 others as numbers.
@@ -57,55 +58,35 @@ class GameLevels:
         self.start = start
         self.map = np.zeros(stop - start, np.bool_)
         self.others: set[int] = set()
+        self.in_order = array("q")  # the others, to be copied fast
         self.complete, self.low, self.high = True, -1, -1
-        self._sorted = np.zeros(0, np.int64)  # the others, without those added since the last `to_tree`
-        self._new: list[int] = []
-        self._tree: Tree | None = None  # cached until something is added
 
     def add(self, level: int) -> None:
         """Add a level; what is no level's seed only makes the record incomplete."""
         if not _is_level(level):
-            self.complete, self._tree = False, None
-            return
-        index = level - self.start
-        if 0 <= index < len(self.map):
-            if self.map[index]:
-                return
-            self.map[index] = True
-        elif level in self.others:
-            return
-        elif len(self.others) < MAX_OTHERS:
-            self.others.add(level)
-            self._new.append(level)
-        else:
             self.complete = False
-        self.low = level if self.low < 0 else min(self.low, level)
-        self.high = max(self.high, level)
-        self._tree = None
+        elif level not in self:
+            if 0 <= level - self.start < len(self.map):
+                self.map[level - self.start] = True
+            elif len(self.others) < MAX_OTHERS:
+                self.others.add(level)
+                self.in_order.append(level)
+            else:
+                self.complete = False
+            self.low = level if self.low < 0 else min(self.low, level)
+            self.high = max(self.high, level)
 
     def __contains__(self, level: int) -> bool:
         index = level - self.start
         return bool(self.map[index]) if 0 <= index < len(self.map) else level in self.others
 
     def __len__(self) -> int:
-        """Return the number of different levels that are stored."""
         return int(self.map.sum()) + len(self.others)
 
     def to_tree(self) -> Tree:
-        """Return the content as arrays and numbers, unaffected by later additions."""
-        if self._tree is None:
-            if self._new:  # inserting is faster than sorting at every update
-                new = np.array(sorted(self._new), np.int64)
-                self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, new), new)
-                self._new = []
-            self._tree = {
-                "map": np.packbits(self.map),
-                "others": self._sorted,
-                "complete": self.complete,
-                "low": self.low,
-                "high": self.high,
-            }
-        return self._tree
+        others = np.array(self.in_order, np.int64)
+        low, high = self.low, self.high
+        return {"map": np.packbits(self.map), "others": others, "complete": self.complete, "low": low, "high": high}
 
 
 class SeenLevels:
@@ -120,7 +101,7 @@ class SeenLevels:
     def __init__(self, start: int, stop: int, complete: bool = True) -> None:
         self.start, self.stop = (start, stop) if stop - start <= MAX_MAPPED else (0, 0)
         self.complete = complete
-        self.games: dict[str, GameLevels] = {}
+        self.games: dict[str, _GameLevels] = {}
 
     def add(self, game: str, level: int) -> None:
         """Add a level of a game."""
@@ -128,7 +109,7 @@ class SeenLevels:
             if len(self.games) == MAX_GAMES or not 0 < len(game) <= MAX_LETTERS:
                 self.complete = False
                 return
-            self.games[game] = GameLevels(self.start, self.stop)
+            self.games[game] = _GameLevels(self.start, self.stop)
         self.games[game].add(level)
 
     def among(self, game: str, levels: Iterable[int]) -> list[int]:
@@ -162,15 +143,16 @@ class SeenLevels:
         return record
 
 
-def _restore_game(tree: _GameTree, start: int, stop: int, what: str) -> GameLevels:
+def _restore_game(tree: _GameTree, start: int, stop: int, what: str) -> _GameLevels:
     """Rebuild the record of one game; its entries are checked against each other."""
-    if not _is_vector(tree.map, np.uint8) or len(tree.map) != -(-(stop - start) // 8):
+    if tree.map.dtype != np.uint8 or tree.map.shape != (-(-(stop - start) // 8),):
         raise UserError(f"{what}: map is of another size or type")
-    if not _is_vector(tree.others, np.int64) or len(tree.others) > MAX_OTHERS:
+    if tree.others.dtype != np.int64 or tree.others.ndim != 1 or len(tree.others) > MAX_OTHERS:
         raise UserError(f"{what}: others is of another size or type")
-    game = GameLevels(start, stop)
+    game = _GameLevels(start, stop)
     mapped = np.unpackbits(tree.map).astype(np.bool_)
-    game.map, game.others, game._sorted = mapped[: stop - start], set(tree.others.tolist()), np.sort(tree.others)
+    game.map, game.in_order = mapped[: stop - start], array("q", tree.others.tobytes())
+    game.others = set(game.in_order)
     game.complete, game.low, game.high = tree.complete, tree.low, tree.high
     levels = np.union1d(np.flatnonzero(game.map) + start, tree.others).tolist()
     if len(levels) != len(game) or len(game.others) != len(tree.others) or mapped[stop - start :].any():
@@ -181,10 +163,6 @@ def _restore_game(tree: _GameTree, start: int, stop: int, what: str) -> GameLeve
     if not (exact or beyond) or (not levels and tree.complete) or (levels and not (_is_level(low) and _is_level(high))):
         raise UserError(f"{what}: low and high do not fit its levels")
     return game
-
-
-def _is_vector(value: np.ndarray, dtype: type) -> bool:
-    return value.ndim == 1 and value.dtype == dtype
 
 
 def _is_level(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from gymnasium import spaces
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from srwm_rl.errors import UserError
 
@@ -22,16 +22,13 @@ NumberType = Literal[IntegerType, "float16", "float32", "float64", "bool"]
 Bound = int | float | bool | Literal["inf", "-inf"]
 
 
-class BoxJson(msgspec.Struct, tag="Box", forbid_unknown_fields=True):
-    """A Box; a bound is one number for all, or one for each."""
-
+class _Box(Struct, tag="Box", forbid_unknown_fields=True):
     shape: Shape
     dtype: NumberType
-    low: Bound | list[Bound]
+    low: Bound | list[Bound]  # one number for all, or one for each
     high: Bound | list[Bound]
 
     def build(self) -> spaces.Box:
-        """Return the space."""
         dtype: Any = np.dtype(self.dtype)
         low, high = (self._bounds(bounds, dtype) for bounds in (self.low, self.high))
         if (low > high).any():
@@ -44,15 +41,12 @@ class BoxJson(msgspec.Struct, tag="Box", forbid_unknown_fields=True):
         return np.array([_bound(bound, dtype) for bound in bounds], dtype).reshape(self.shape)
 
 
-class DiscreteJson(msgspec.Struct, tag="Discrete", forbid_unknown_fields=True):
-    """A Discrete space."""
-
+class _Discrete(Struct, tag="Discrete", forbid_unknown_fields=True):
     n: Count
     start: int
     dtype: IntegerType
 
     def build(self) -> spaces.Discrete:
-        """Return the space."""
         dtype: Any = np.dtype(self.dtype).type
         largest = int(np.iinfo(dtype).max)
         if not -largest <= self.start <= largest - self.n + 1:
@@ -60,14 +54,11 @@ class DiscreteJson(msgspec.Struct, tag="Discrete", forbid_unknown_fields=True):
         return spaces.Discrete(self.n, start=self.start, dtype=dtype)
 
 
-class MultiDiscreteJson(msgspec.Struct, tag="MultiDiscrete", forbid_unknown_fields=True):
-    """A MultiDiscrete space; `nvec` are lists of lists of any depth."""
-
-    nvec: list[Any]
+class _MultiDiscrete(Struct, tag="MultiDiscrete", forbid_unknown_fields=True):
+    nvec: list[Any]  # lists of lists of any depth
     dtype: IntegerType
 
     def build(self) -> spaces.MultiDiscrete:
-        """Return the space."""
         dtype: Any = np.dtype(self.dtype).type
         nvec = np.array(self.nvec, dtype=object)
         numbers = msgspec.convert(nvec.ravel().tolist(), Annotated[list[Count], Meta(min_length=1)])
@@ -76,43 +67,24 @@ class MultiDiscreteJson(msgspec.Struct, tag="MultiDiscrete", forbid_unknown_fiel
         return spaces.MultiDiscrete(nvec.astype(np.int64), dtype=dtype)
 
 
-class MultiBinaryJson(msgspec.Struct, tag="MultiBinary", forbid_unknown_fields=True):
-    """A MultiBinary space."""
-
-    n: Count | Shape
+class _MultiBinary(Struct, tag="MultiBinary", forbid_unknown_fields=True, rename={"shape": "n"}):
+    shape: Count | Shape
 
     def build(self) -> spaces.MultiBinary:
-        """Return the space."""
-        return spaces.MultiBinary(self.n)
+        return spaces.MultiBinary(self.shape)
 
 
-FlatJson = BoxJson | DiscreteJson | MultiDiscreteJson | MultiBinaryJson
+_Flat = _Box | _Discrete | _MultiDiscrete | _MultiBinary
 
 
-class DictJson(msgspec.Struct, tag="Dict", forbid_unknown_fields=True, rename={"parts": "spaces"}):
-    """A Dict of other spaces, in their order."""
-
-    parts: Annotated[list[tuple[str, FlatJson]], Meta(min_length=1, max_length=64)]
+class _Dict(Struct, tag="Dict", forbid_unknown_fields=True, rename={"parts": "spaces"}):
+    parts: Annotated[list[tuple[str, _Flat]], Meta(min_length=1, max_length=64)]  # in their order
 
     def build(self) -> spaces.Dict:
-        """Return the space."""
         built = [(key, space.build()) for key, space in self.parts]
         if len(dict(built)) != len(built):
             raise ValueError("two spaces have the same key")
         return spaces.Dict(built)
-
-
-def _n_numbers(space: FlatJson | DictJson) -> int:
-    """Return how many numbers an observation has."""
-    if isinstance(space, DictJson):
-        return sum(_n_numbers(part) for _, part in space.parts)
-    if isinstance(space, MultiDiscreteJson):
-        return np.array(space.nvec, dtype=object).size
-    if isinstance(space, BoxJson):
-        return math.prod(space.shape)
-    if isinstance(space, MultiBinaryJson):
-        return space.n if isinstance(space.n, int) else math.prod(space.n)
-    return 1
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -121,25 +93,23 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     Raises:
         UserError: a space of another kind, or one that `space_from_json` would refuse.
     """
-    if isinstance(space, spaces.Dict):
-        described: FlatJson | DictJson = DictJson([(key, _describe(part)) for key, part in space.spaces.items()])
-    else:
-        described = _describe(space)
-    data: dict[str, Any] = msgspec.to_builtins(described)
+    data: dict[str, Any] = msgspec.to_builtins(_describe(space))
     space_from_json(data)
     return data
 
 
-def _describe(space: spaces.Space[Any]) -> FlatJson:
+def _describe(space: spaces.Space[Any]) -> Any:
     dtype: Any = str(space.dtype)
     if isinstance(space, spaces.Box):
-        return BoxJson(list(space.shape), dtype, _bounds_to_json(space.low), _bounds_to_json(space.high))
+        return _Box(list(space.shape), dtype, _bounds_to_json(space.low), _bounds_to_json(space.high))
     if isinstance(space, spaces.Discrete):
-        return DiscreteJson(int(space.n), int(space.start), dtype)
+        return _Discrete(int(space.n), int(space.start), dtype)
     if isinstance(space, spaces.MultiDiscrete):
-        return MultiDiscreteJson(space.nvec.tolist(), dtype)
+        return _MultiDiscrete(space.nvec.tolist(), dtype)
     if isinstance(space, spaces.MultiBinary):
-        return MultiBinaryJson(space.n if isinstance(space.n, int) else [int(n) for n in space.n])
+        return _MultiBinary(space.n if isinstance(space.n, int) else [int(n) for n in space.n])
+    if isinstance(space, spaces.Dict):
+        return _Dict([(key, _describe(part)) for key, part in space.spaces.items()])
     raise UserError(f"a {type(space).__name__} space is not supported; wrap the environment to Box, Discrete or Dict")
 
 
@@ -155,8 +125,10 @@ def space_from_json(data: Any) -> spaces.Space[Any]:
         UserError: the description is damaged, or the space is too large.
     """
     try:
-        described: FlatJson | DictJson = msgspec.convert(data, FlatJson | DictJson)
-        if _n_numbers(described) > MAX_NUMBERS:
+        described: _Flat | _Dict = msgspec.convert(data, _Flat | _Dict)
+        parts = [part for _, part in described.parts] if isinstance(described, _Dict) else [described]
+        sizes = [np.prod(part.shape, dtype=object) for part in parts if isinstance(part, _Box | _MultiBinary)]
+        if sum(sizes) > MAX_NUMBERS:  # the others are not larger than their JSON
             raise ValueError(f"an observation of more than {MAX_NUMBERS:,} numbers")
         return described.build()
     except (msgspec.ValidationError, ValueError) as error:

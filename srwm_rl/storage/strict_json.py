@@ -46,25 +46,21 @@ def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:
     if sum(text.count(character) for character in b"[{,") > MAX_VALUES:
         raise ValueError(f"its JSON has more than {MAX_VALUES:,} values")
     try:
-        value = json.loads(
-            text.decode(), object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_number
-        )
+        value = json.loads(text.decode(), object_pairs_hook=_object, parse_int=_integer)
+        _check(value, MAX_DEPTH)
     except RecursionError as error:
         raise ValueError("its JSON is too deep") from error
-    _check_depth(value)
     return value
 
 
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        lists = [
-            [*node.values()] if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)
-        ]
-        level = [child for children in lists for child in children]
-        if not level:
-            return
-    raise ValueError("its JSON is too deep")
+def _check(value: Any, depth: int) -> None:
+    """Check that a value has at most `depth` levels, and that its numbers are finite."""
+    if not depth:
+        raise ValueError("its JSON is too deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"its JSON has the number {value}")
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check(child, depth - 1)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,10 +74,3 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"its JSON has a number of {len(digits):,} digits")
     return int(digits)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"its JSON has the number {text[:20]}")
-    return value

@@ -183,13 +183,13 @@ def change_weights(path: Path, change: Any, **flags: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("fc.bias"), "lacks weight 'fc.bias'"),
-        (lambda w: w.pop("resnet2.1.3.weight"), "lacks weight 'resnet2.1.3.weight'"),
+        (lambda w: w.pop("fc.bias"), "weight 'fc.bias' is missing"),
+        (lambda w: w.pop("resnet2.1.3.weight"), "weight 'resnet2.1.3.weight' is missing"),
         (lambda w: w.pop("core.fwm_layers.1.W_k"), "fwm_layers.1.W_k' is missing"),
         (lambda w: w.update(extra=torch.ones(1)), "surplus weight 'extra'"),
         (lambda w: w.update({"core.extra": torch.ones(1)}), "'extra'"),
-        (lambda w: w.update({"policy.weight": torch.ones(6, 8)}), r"'policy.weight' is \[6, 8\], not \[15, 8\]"),
-        (lambda w: w.update({"fc.weight": torch.ones(6, 5)}), r"'fc.weight' is \[6, 5\], not \[6, 768\]"),
+        (lambda w: w.update({"policy.weight": torch.ones(6, 8)}), r"'policy.weight' must be \[15, 8\], not \[6, 8\]"),
+        (lambda w: w.update({"fc.weight": torch.ones(6, 5)}), r"'fc.weight' must be \[6, 768\], not \[6, 5\]"),
         (lambda w: w.update({"core.input_proj.weight": torch.ones(8, 6)}), "core reads 6 features, not 7"),
         (lambda w: w.update({"core.input_proj.weight": torch.ones(8**5, 7)}), "much larger network"),
         (lambda w: w["fc.bias"].fill_(torch.nan), "'fc.bias' is not finite"),

@@ -76,7 +76,7 @@ def test_saved_arrays_do_not_share_memory_with_the_policy() -> None:
         (lambda a, m: a.update({"value_net.bias": np.zeros(1, np.float64)}), "weight 'value_net.bias' is float64"),
         (lambda a, m: a.update({"value_net.bias": np.array([np.nan], np.float32)}), "not finite"),
         (lambda a, m: m["policy"].update(core="lstm"), "another architecture"),
-        (lambda a, m: m["policy"].update(core="os.system"), "core 'os.system', which is not registered"),
+        (lambda a, m: m["policy"].update(core="os.system"), "unknown core 'os.system'"),
         (lambda a, m: m.update(format=99), "upgrade srwm-rl"),
         (lambda a, m: m.update(kind="checkpoint"), "is a checkpoint file, not a model"),
     ],
