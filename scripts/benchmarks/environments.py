@@ -11,8 +11,8 @@ import numpy as np
 
 from srwm_rl.envs import ProcgenBatch, ProcgenVecEnv, VecMemoryInputs
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.benchmarks.measure import alternate, format_ratio, ratio, summary
-from srwm_rl.scripts.benchmarks.options import BenchOptions
+from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, ratio, speeds, summary
+from srwm_rl.scripts.config.settings import Count
 
 BASELINE = "raw ProcGen"
 
@@ -23,9 +23,9 @@ class EnvBench(BenchOptions):
 
     env: str = "bigfish"
     """The game."""
-    n_envs: int = 64
+    n_envs: Count = 64
     """Environments that step together."""
-    n_steps: int = 200
+    n_steps: Count = 200
     """Steps per round."""
 
 
@@ -43,18 +43,21 @@ def run(config: EnvBench) -> dict[str, Any]:
     inputs.reset()
     actions = np.random.default_rng(0).integers(0, 15, (config.n_steps, config.n_envs)).astype(np.int32)
     _check_equal(raw, vec, actions[:50])
+    steps: dict[str, Callable[[np.ndarray], Any]] = {
+        BASELINE: partial(_step_raw, raw),
+        "ProcgenVecEnv": vec.step,
+        "with memory inputs": inputs.step,
+    }
     sides = {
-        BASELINE: partial(_play, partial(_step_raw, raw), actions),
-        "ProcgenVecEnv": partial(_play, vec.step, actions),
-        "with memory inputs": partial(_play, inputs.step, actions),
+        name: partial(speeds, {"steps": partial(_play, step, actions)}, actions.size) for name, step in steps.items()
     }
     rates = alternate(sides, config.rounds)
     print(f"{config.env}, {config.n_envs} environments, {config.n_steps} steps a round, {config.rounds} rounds in turn")
     rows = []
-    for name, values in rates.items():
-        speed, relative = summary(values), ratio(values, rates[BASELINE])
-        print(f"{name:<20} {speed!s:>32} steps/s   x raw {format_ratio(relative)}")
-        rows.append({"name": name, "steps_per_second": speed._asdict(), "ratio": relative._asdict()})
+    for name, parts in rates.items():
+        speed, relative = summary(parts["steps"]), ratio(parts["steps"], rates[BASELINE]["steps"])
+        print(f"{name:<20} {f'{speed:,.0f}':>32} steps/s   x raw {relative:.2f}")
+        rows.append({"name": name, "steps_per_second": speed, "ratio": relative})
     vec.close()
     inputs.close()
     return {"bench": "env", "env": config.env, "n_envs": config.n_envs, "rows": rows}
@@ -68,10 +71,9 @@ def _step_raw(env: Any, actions: np.ndarray) -> Any:
     return observed
 
 
-def _play(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> int:
+def _play(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> None:
     for row in actions:
         step(row)
-    return int(actions.size)
 
 
 def _check_equal(raw: Any, vec: Any, actions: np.ndarray) -> None:

@@ -4,44 +4,76 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from srwm_rl.scripts.config.settings import Count, check_bounds
+
 SECONDS = 1.0  # that a trainer or a component of it is timed for in each round, at least
+Clock = Callable[[], float]
+Rates = dict[str, dict[str, list[float]]]  # by side and part, one for each round
 
 
-class Rate(NamedTuple):
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of every benchmark."""
+
+    rounds: Count = 5
+    """Measurements of each side, in alternation; medians and ranges are printed."""
+    threads: Count | None = None
+    """Threads of torch; None: one per core, or one to train a policy without a CNN."""
+    json: str | None = None
+    """Write the results to this file too."""
+    verbose: int = 1
+    """2: tracebacks on errors."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
+class Rate:
     """A speed or a ratio over the rounds."""
 
     median: float
     low: float
     high: float
 
-    def __str__(self) -> str:
-        """Return the median and the range as text."""
-        return f"{self.median:,.0f} [{self.low:,.0f}, {self.high:,.0f}]"
+    def __format__(self, spec: str) -> str:
+        """Return the median and the range, each formatted by `spec`."""
+        return f"{self.median:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
-def alternate(sides: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Run all sides in alternation.
-
-    Args:
-        sides: functions by name; each returns the number of steps or frames that it processed.
-        rounds: how often each is timed; an untimed round comes first.
-
-    Returns:
-        By name, the number per second of wall time in each round.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+def alternate(sides: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int) -> Rates:
+    """Call all `sides`, which return the speeds of their parts, in alternation; a first round is not counted."""
+    rates: Rates = {name: defaultdict(list) for name in sides}
     for number in range(rounds + 1):
-        for name, work in sides.items():
-            start = time.perf_counter()
-            rate = work() / (time.perf_counter() - start)
-            if number:
-                rates[name].append(rate)
+        for name, run in sides.items():
+            for part, rate in run().items():
+                if number:
+                    rates[name][part].append(rate)
     return rates
+
+
+def speeds(
+    parts: Mapping[str, Callable[[], Any]], n: int, clock: Clock = time.perf_counter, seconds: float = 0.0
+) -> dict[str, float]:
+    """Run the parts in turn, once and until `seconds` have passed; return what each processes per second.
+
+    A run of a part processes `n` steps or frames.
+    """
+    spent, runs = dict.fromkeys(parts, 0.0), 0
+    while not runs or sum(spent.values()) < seconds:
+        for name, run in parts.items():
+            start = clock()
+            run()
+            spent[name] += clock() - start
+        runs += 1
+    return {name: runs * n / time_spent for name, time_spent in spent.items()}
 
 
 def summary(rates: list[float]) -> Rate:
@@ -54,17 +86,7 @@ def ratio(mine: list[float], theirs: list[float]) -> Rate:
     return summary([a / b for a, b in zip(mine, theirs, strict=True)])
 
 
-def format_ratio(value: Rate) -> str:
-    """Return a ratio and its range as text."""
-    return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def long_enough(seconds: float) -> bool:
-    """Return whether a round may end after this time."""
-    return seconds >= SECONDS
-
-
-def device_clock(device: torch.device) -> Callable[[], float]:
+def device_clock(device: torch.device) -> Clock:
     """Return a clock, in seconds, that waits for the device first."""
     if device.type != "cuda":
         return time.perf_counter

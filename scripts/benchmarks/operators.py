@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from srwm_rl.errors import UserError
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import FUSED
 from srwm_rl.ops.delta import delta_scan
 from srwm_rl.ops.scan import srwm_scan
-from srwm_rl.scripts.benchmarks.measure import device_clock
-from srwm_rl.scripts.benchmarks.options import BenchOptions
+from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, speeds
+from srwm_rl.scripts.cli import check_device
+from srwm_rl.scripts.config.settings import Count
 
 Function = Callable[..., tuple[Tensor, Tensor]]
 Size = tuple[int, int, int, int]  # T, B, H, D
@@ -32,11 +32,11 @@ MAX_ERROR = 1e-4  # the largest relative error at which a time is reported
 class OperatorBench(BenchOptions):
     """Time the recurrence: `srwm-rl bench op`."""
 
-    rounds: int = 7
+    rounds: Count = 7
     """Measurements of each time; the median is printed."""
-    threads: int | None = 1
+    threads: Count | None = 1
     """Threads of torch."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """cpu or cuda."""
 
 
@@ -46,10 +46,7 @@ def run(config: OperatorBench) -> dict[str, Any]:
     Raises:
         UserError: no such device.
     """
-    if config.device not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, not {config.device!r}")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU")
+    check_device(config.device)
     clock = "CPU time" if (config.device, config.threads) == ("cpu", 1) else "wall time"
     print(f"torch {torch.__version__}, {config.device}, {torch.get_num_threads()} thread(s)")
     print(f"ns per head and step, medians, {clock}")
@@ -88,14 +85,14 @@ def _line(
 def measure(backends: tuple[str, ...], device: str, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of each work and size: the loop, the reference and the backends, timed in alternation."""
     srwm_works, delta_works = ("forward", "forward+backward"), ("delta forward", "delta fw+backward")
-    for op, function, loop, make_inputs, sizes, works, acting in (
-        ("srwm_scan", srwm_scan, step_loop, srwm_inputs, SIZES, srwm_works, "acting step"),
-        ("delta_scan", delta_scan, delta_loop, delta_inputs, DELTA_SIZES, delta_works, "delta acting step"),
+    for op, function, loop, sizes, works, acting in (
+        ("srwm_scan", srwm_scan, step_loop, SIZES, srwm_works, "acting step"),
+        ("delta_scan", delta_scan, delta_loop, DELTA_SIZES, delta_works, "delta acting step"),
     ):
         available = [name for name in backends if name in FUSED[op]]
         runs = {"loop": loop, "reference": function, **dict.fromkeys(available, function)}
         for size, work in [(size, work) for size in sizes for work in works] + [(size, acting) for size in ACTING]:
-            yield from _compare(runs, work, size, make_inputs(size, device), device, rounds)
+            yield from _compare(runs, work, size, make_inputs(op, size, device), device, rounds)
 
 
 def _compare(
@@ -103,19 +100,18 @@ def _compare(
 ) -> Iterator[dict[str, Any]]:
     truth = _run(runs["reference"], work, [t.double() for t in inputs], "reference")
     errors = {name: _error(_run(function, work, inputs, name), truth) for name, function in runs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ("matmul", *runs)}
     n = 512 if device == "cpu" else 4096
     square = torch.ones(n, n, device=device)
-    calls = 20 if size[0] == 1 else 1  # one step is too short to time alone
-    for _ in range(rounds):
-        seconds["matmul"].append(_seconds(lambda: square @ square, device))
-        for name, function in runs.items():
-            seconds[name].append(_seconds(partial(_run, function, work, inputs, name), device, calls))
+    n_steps, batch, heads, _ = size
+    calls = 20 if n_steps == 1 else 1  # one step is too short to time alone
+    sides = {"matmul": _side(lambda: square @ square, n**3, device)}
+    for name, function in runs.items():
+        sides[name] = _side(partial(_run, function, work, inputs, name), n_steps * batch * heads, device, calls)
+    rates = {name: parts[""] for name, parts in alternate(sides, rounds).items()}
+    ns = {name: 1e9 / statistics.median(values) for name, values in rates.items()}
     # Forward reads, reads and writes; backward has six products more, and runs the step again.
     again = 3 if "delta" not in work else 2
     macs = inputs[-2][0, 0].numel() * (3 + (6 + again) * work.endswith("backward"))
-    n_steps, batch, heads, _ = size
-    ns = {name: statistics.median(times) / (n_steps * batch * heads) * 1e9 for name, times in seconds.items()}
     for name in runs:
         correct = errors[name] <= MAX_ERROR
         yield {
@@ -123,32 +119,34 @@ def _compare(
             "size": size,
             "backend": name,
             "ns": ns[name] if correct else None,
-            "bound_ns": macs * min(seconds["matmul"]) / n**3 * 1e9,
+            "bound_ns": 1e9 * macs / max(rates["matmul"]),
             "error": errors[name],
             **{f"vs_{base}": ns[base] / ns[name] if correct else None for base in ("reference", "loop")},
         }
 
 
-def step_loop(
-    x: Tensor, weight: Tensor, shift: Tensor | None, starts: Tensor | None, *, backend: str = ""
-) -> tuple[Tensor, Tensor]:
+def _side(call: Callable[[], object], n: int, device: str, calls: int = 1) -> Callable[[], dict[str, float]]:
+    """Return a function that times some calls which process `n` each."""
+    # CPU time of a single thread: wall time includes other processes.
+    single = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if single else device_clock(torch.device(device))
+    return lambda: speeds({"": lambda: [call() for _ in range(calls)]}, n * calls, clock)
+
+
+def step_loop(x: Tensor, weight: Tensor, shift: Tensor, starts: Tensor, *, backend: str = "") -> tuple[Tensor, Tensor]:
     """Step as the authors' layer is written, with four separate matrices and two reads of each: the baseline."""
-    n_steps, batch, heads, size = x.shape
-    slow = weight.expand(batch, heads, size, 3 * size + 4)
-    fast = list((slow if shift is None else slow + shift).split((size, size, size, 4), -1))
-    first = slow.split((size, size, size, 4), -1)
-    ys = []
-    for t in range(n_steps):
-        if starts is not None:
-            fresh = (starts[t] != 0)[:, None, None, None]
-            fast = [torch.where(fresh, a, b) for a, b in zip(first, fast, strict=True)]
-        y, query, key, beta = (torch.einsum("bhi,bhij->bhj", x[t], w) for w in fast)
+    widths = (*[x.shape[-1]] * 3, 4)
+    slow = weight.expand_as(shift)
+    first, fast, ys = slow.split(widths, -1), [*(slow + shift).split(widths, -1)], []
+    for step, start in zip(x, starts, strict=True):
+        fresh = (start != 0)[:, None, None, None]
+        fast = [torch.where(fresh, a, b) for a, b in zip(first, fast, strict=True)]
+        y, query, key, beta = (torch.einsum("bhi,bhij->bhj", step, w) for w in fast)
         query, key, rate = query.softmax(-1), key.softmax(-1), beta.sigmoid()
         ys.append(y)
         for n, w in enumerate(fast):
             target, present = (torch.einsum("bhi,bhij->bhj", a, w) for a in (query, key))
-            edit = rate[..., n, None] * (target - present)
-            fast[n] = w + torch.einsum("bhi,bhj->bhij", key, edit)
+            fast[n] = w + torch.einsum("bhi,bhj->bhij", key, rate[..., n, None] * (target - present))
     return torch.stack(ys), torch.cat(fast, -1) - slow
 
 
@@ -159,33 +157,25 @@ def delta_loop(
     ys = []
     for t in range(len(key)):
         weight = torch.where((starts[t] != 0)[:, None, None, None], 0, weight)
-        present = torch.einsum("bhi,bhij->bhj", key[t], weight)
-        edit = rate[t, ..., None] * (value[t] - present)
+        edit = rate[t, ..., None] * (value[t] - torch.einsum("bhi,bhij->bhj", key[t], weight))
         weight = weight + torch.einsum("bhi,bhj->bhij", key[t], edit)
         ys.append(torch.einsum("bhi,bhij->bhj", query[t], weight))
     return torch.stack(ys), weight
 
 
-def srwm_inputs(size: Size, device: str) -> list[Tensor]:
-    """Return the inputs of `srwm_scan`."""
+def make_inputs(op: str, size: Size, device: str) -> list[Tensor]:
+    """Return the inputs of an operator, the same at each call."""
     n_steps, batch, heads, head_size = size
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(size, generator=generator).softmax(-1)
-    weight = torch.randn(heads, head_size, 3 * head_size + 4, generator=generator) / head_size**0.5
-    starts = torch.rand(n_steps, batch, generator=generator) < 0.02
-    shift = 0.1 * torch.randn(batch, *weight.shape, generator=generator)
-    return [x.to(device), weight.to(device), shift.to(device), starts.float().to(device)]
-
-
-def delta_inputs(size: Size, device: str) -> list[Tensor]:
-    """Return the inputs of `delta_scan`."""
-    n_steps, batch, heads, head_size = size
-    generator = torch.Generator().manual_seed(0)
-    key, value, query = torch.randn(3, *size, generator=generator)
-    rate = torch.rand(size[:3], generator=generator)
-    weight = torch.randn(batch, heads, head_size, head_size, generator=generator)
-    starts = (torch.rand(n_steps, batch, generator=generator) < 0.02).float()
-    return [x.to(device) for x in (key.softmax(-1), value, query.softmax(-1), rate, weight, starts)]
+    randn = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    x, key, value, query = randn(4, *size)
+    starts = (randn(n_steps, batch) > 2.0).float()
+    if op == "srwm_scan":
+        weight = randn(heads, head_size, 3 * head_size + 4) / head_size**0.5
+        inputs = [x.softmax(-1), weight, 0.1 * randn(batch, *weight.shape), starts]
+    else:
+        weight, rate = randn(batch, heads, head_size, head_size), randn(size[:3]).sigmoid()
+        inputs = [key.softmax(-1), value, query.softmax(-1), rate, weight, starts]
+    return [tensor.to(device) for tensor in inputs]
 
 
 def _run(function: Function, work: str, inputs: list[Tensor], backend: str) -> list[Tensor]:
@@ -198,14 +188,6 @@ def _run(function: Function, work: str, inputs: list[Tensor], backend: str) -> l
 
 
 def _error(ours: list[Tensor], truth: list[Tensor]) -> float:
-    return max(float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(ours, truth, strict=True))
-
-
-def _seconds(call: Callable[[], object], device: str, calls: int = 1) -> float:
-    # CPU time of a single thread: wall time includes other processes.
-    single = device == "cpu" and torch.get_num_threads() == 1
-    now = time.process_time if single else device_clock(torch.device(device))
-    begin = now()
-    for _ in range(calls):
-        call()
-    return (now() - begin) / calls
+    """Return the largest relative error, 1e9 where a number is not finite."""
+    errors = [(a.double() - b).abs().max() / b.abs().max() for a, b in zip(ours, truth, strict=True)]
+    return float(torch.stack(errors).nan_to_num(1e9, 1e9).max())

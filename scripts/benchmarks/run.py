@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.benchmarks import encoder, environments, operators, suite, trainers, training
-from srwm_rl.scripts.benchmarks.options import BenchOptions
-from srwm_rl.scripts.cli import parse
+from srwm_rl.scripts.cli import check_writable, parse, write_json
 
 BENCHMARKS: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Any]]] = {
     "op": (operators.run, operators.OperatorBench),
@@ -29,16 +28,12 @@ def run_benchmark(argv: list[str], prog: str) -> int:
         UserError: no such benchmark, options that cannot be parsed, or results that cannot be written.
     """
     config = read(argv, prog)
-    run, _ = BENCHMARKS[argv[0]]
-    if not isinstance(config, BenchOptions):
-        return int(run(config)["wrong"])
-    if config.threads is not None:
+    file = getattr(config, "json", None)  # the suite has its own files
+    check_writable(file, "--json")
+    if getattr(config, "threads", None) is not None:
         torch.set_num_threads(config.threads)
-    if config.json is not None and not config.json.resolve().parent.is_dir():
-        raise UserError(f"--json: there is no folder {config.json.resolve().parent}")
-    result = run(config)
-    if config.json is not None:
-        config.json.write_text(json.dumps({"torch": torch.__version__, **result}, indent=1, default=str) + "\n")
+    result = BENCHMARKS[argv[0]][0](config)
+    write_json(file, msgspec.to_builtins({"torch": str(torch.__version__), **result}))
     return int(result.get("wrong", False))
 
 

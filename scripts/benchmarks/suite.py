@@ -11,14 +11,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from typing import Any, Literal, NamedTuple
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import check_device
-from srwm_rl.scripts.training.signals import StopSignal, raise_on_signals
+from srwm_rl.scripts.training.launch import StopSignal, raise_on_signals
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+FAILED = "FAILED: "
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,12 @@ class Benchmark(NamedTuple):
     arguments: str  # of `srwm-rl bench`
 
 
-class Outcome(NamedTuple):
-    """How a benchmark ended."""
-
-    name: str
-    summary: str  # of its results, or of its failure
-    seconds: float
-    failed: bool
-
-
 _CPU, _GPU = "train --device cpu", "train --device cuda"
 _CONTRIB = f"{_CPU} --against sb3-contrib"
 _REFERENCE = f"{_CPU} --against reference --env bandit"
 _LONG, _SHORT = "--n-steps 256 --batch-size 2048", "--n-steps 32 --batch-size 512"
 _PULLS = "--env-kwargs n_pulls"
+_GPU_256 = f"{_GPU} --n-envs 256"
 
 # The most important first; minutes on two cores, or on one GPU.
 BENCHMARKS = (
@@ -83,26 +75,16 @@ BENCHMARKS = (
     Benchmark("bench_impala_overlapping", "cpu", 1, f"{_CPU} --algo impala --overlapping"),
     Benchmark("bench_bandit_impala", "cpu", 0.5, f"{_CPU} --algo impala --env bandit {_PULLS}:50"),
     Benchmark("bench_gpu_op", "cuda", 1, "op --device cuda"),
-    Benchmark(
-        "bench_gpu_impala",
-        "cuda",
-        1,
-        f"{_GPU} --algo impala --overlapping --n-envs 256 --n-steps 50 --batch-size 3200",
-    ),
-    Benchmark("bench_gpu_ppo", "cuda", 1.5, f"{_GPU} --n-envs 256 --n-steps 256 --batch-size 16384"),
+    Benchmark("bench_gpu_impala", "cuda", 1, f"{_GPU_256} --algo impala --overlapping --n-steps 50 --batch-size 3200"),
+    Benchmark("bench_gpu_ppo", "cuda", 1.5, f"{_GPU_256} --n-steps 256 --batch-size 16384"),
     Benchmark("bench_gpu_contrib", "cuda", 1.5, f"{_GPU} --against sb3-contrib {_SHORT} --rounds 2"),
     Benchmark("bench_gpu_encoder", "cuda", 0.5, "encoder --device cuda --n-frames 4096"),
-    Benchmark(
-        "bench_gpu_vectors",
-        "cuda",
-        0.5,
-        f"{_GPU} --env bandit {_PULLS}:50 --n-envs 256 --n-steps 256 --batch-size 8192",
-    ),
+    Benchmark("bench_gpu_vectors", "cuda", 0.5, f"{_GPU_256} --env bandit {_PULLS}:50 --n-steps 256 --batch-size 8192"),
 )
 
 
 def run(config: SuiteBench) -> dict[str, Any]:
-    """Run the benchmarks that fit into the time, print a table, and return its rows.
+    """Run the benchmarks that fit into the time, print a table, and return whether one failed, as "wrong".
 
     Raises:
         UserError: no such benchmark or device.
@@ -111,24 +93,25 @@ def run(config: SuiteBench) -> dict[str, Any]:
     benchmarks = _selected(config)
     config.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * config.minutes
-    outcomes, skipped = [], []
+    lines, skipped = {}, []
     try:
         with raise_on_signals():
-            for benchmark in benchmarks:
-                left = end - time.monotonic()
-                if left < 60 * benchmark.minutes:
-                    skipped.append(benchmark.name)
+            for name, _, minutes, arguments in benchmarks:
+                start = time.monotonic()
+                if end - start < 60 * minutes:
+                    skipped.append(name)
                     continue
-                print(f"{benchmark.name}: srwm-rl bench {benchmark.arguments}", flush=True)
-                outcomes.append(_outcome(benchmark, config.out, left))
+                print(f"{name}: srwm-rl bench {arguments}", flush=True)
+                outcome = _outcome(arguments.split(), config.out / name, end - start)
+                lines[name] = f"{time.monotonic() - start:>6.0f} s  {outcome}"
     except StopSignal as stop:
         raise KeyboardInterrupt from stop
-    width = max((len(outcome.name) for outcome in outcomes), default=0)
-    for name, summary, seconds, failed in outcomes:
-        print(f"{name:<{width}} {seconds:>6.0f} s  {'FAILED: ' * failed}{summary}")
+    width = max(map(len, lines), default=0)
+    for name, line in lines.items():
+        print(f"{name:<{width}} {line}")
     if skipped:
         print(f"skipped, because {config.minutes:g} minutes are not enough: {', '.join(skipped)}")
-    return {"rows": outcomes, "wrong": any(outcome.failed for outcome in outcomes)}
+    return {"wrong": any(FAILED in line for line in lines.values())}
 
 
 def _selected(config: SuiteBench) -> list[Benchmark]:
@@ -140,50 +123,34 @@ def _selected(config: SuiteBench) -> list[Benchmark]:
     return [benchmark for name, benchmark in by_name.items() if not config.only or name in config.only]
 
 
-def _outcome(benchmark: Benchmark, folder: Path, max_seconds: float) -> Outcome:
-    """Run a benchmark for at most `max_seconds`."""
-    results, log = folder / f"{benchmark.name}.json", folder / f"{benchmark.name}.log"
+def _outcome(argv: list[str], path: Path, max_seconds: float) -> str:
+    """Run a benchmark for at most `max_seconds`; return a summary of its results, or of its failure."""
+    results, log = path.with_suffix(".json"), path.with_suffix(".log")
     results.unlink(missing_ok=True)
-    start = time.monotonic()
-    code = _run([*benchmark.arguments.split(), "--json", str(results)], log, max_seconds)
-    seconds = time.monotonic() - start
+    code = _run([*argv, "--json", str(results)], log, max_seconds)
     if code == 0:
-        return Outcome(benchmark.name, summarise(json.loads(results.read_text())), seconds, False)
-    if code < 0:
-        failure = "stopped, the time was over" if seconds >= max_seconds else f"stopped: {signal.strsignal(-code)}"
-    elif results.exists():
-        failure = "wrong results"
-    else:
-        failure = f"exit code {code}: {(log.read_text().splitlines() or [''])[-1]}"
-    return Outcome(benchmark.name, failure, seconds, True)
+        return summarise(json.loads(results.read_text()))
+    if code is None or code < 0:
+        return f"{FAILED}stopped{', the time was over' if code is None else f': {signal.strsignal(-code)}'}"
+    if results.exists():
+        return f"{FAILED}wrong results"
+    return f"{FAILED}exit code {code}: {(log.read_text(errors='replace').splitlines() or [''])[-1]}"
 
 
-def _run(argv: list[str], log: Path, max_seconds: float) -> int:
-    """Run `srwm-rl bench`, print its output and write it to `log`; return the exit code."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "srwm_rl", "bench", *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
-    timer = Timer(max_seconds, _end, [child])
-    try:
-        timer.start()
-        assert child.stdout is not None
-        with child.stdout, log.open("w") as file:
-            for line in child.stdout:
-                print(line, end="", flush=True)
-                file.write(line)
-        return child.wait()
-    finally:
-        timer.cancel()
-        _end(child)
+def _run(argv: list[str], log: Path, max_seconds: float) -> int | None:
+    """Run `srwm-rl bench`, print its output and write it to `log`; return its exit code, None after `max_seconds`."""
+    command = [sys.executable, "-u", "-m", "srwm_rl", "bench", *argv]
+    with subprocess.Popen(["tee", "-i", str(log)], stdin=subprocess.PIPE) as tee:
+        child = subprocess.Popen(command, stdout=tee.stdin, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return child.wait(max_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(child)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[bytes]) -> None:
     """End a process and its children, which would hold the device and the pipe."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from srwm_rl.scripts.benchmarks import measure, trainers, upper_bound
+from srwm_rl.scripts.benchmarks import measure, trainers, training, upper_bound
 from srwm_rl.scripts.training.build import make_env
 from srwm_rl.storage.safe_file import pack
 
@@ -21,7 +21,7 @@ def test_timing_the_components_does_not_change_the_trainer(monkeypatch: pytest.M
     config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
     model = trainers.make_ours(config)
     monkeypatch.setattr(measure, "SECONDS", 0.05)
-    trainers.timed_updates(model)()
+    training.timed_training(model)()
     env: Any = model.env
 
     def state() -> Any:
@@ -31,9 +31,8 @@ def test_timing_the_components_does_not_change_the_trainer(monkeypatch: pytest.M
         return pack([env.get_state(), model._last_obs, model.num_timesteps, arrays])
 
     before = state()
-    speeds = upper_bound.component_speeds(
-        upper_bound.make_components(model, make_env(trainers.train_config(config)), config.batch_size)
-    )
+    speeds = upper_bound.make_components(model, make_env(trainers.train_config(config)), config.batch_size)()
+    assert list(speeds) == ["E", "A", "L"]
     assert min(speeds.values()) > 0
     (arrays, tree), (arrays_before, tree_before) = state(), before
     assert tree == tree_before

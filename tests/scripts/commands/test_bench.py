@@ -10,12 +10,12 @@ import torch
 
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.benchmarks import (
-    concurrent_training,
     encoder,
     environments,
     measure,
     suite,
     trainers,
+    training,
 )
 from srwm_rl.scripts.benchmarks.run import read
 from srwm_rl.scripts.commands import bench
@@ -91,48 +91,44 @@ def overlapping() -> Any:
 
 def test_in_a_round_that_overlaps_the_learner_learns() -> None:
     model = overlapping()
-    learn, updates = concurrent_training.concurrent_training(model), [0]
+    learn, updates = training.timed_training(model), [0]
     for _ in range(2):
-        assert learn() > 0
+        assert learn()["both"] > 0
         updates.append(model._n_updates)
     assert updates == sorted(set(updates))
 
 
 def test_the_clock_runs_while_learner_and_actors_are_at_work() -> None:
-    model, clock = overlapping(), concurrent_training.ConcurrentTimer()
+    model, clock = overlapping(), training.ConcurrentTimer()
     end, updates = clock._on_rollout_end, []
 
     def on_rollout_end() -> None:
         end()
-        updates.extend([] if clock.first is None else [model._n_updates])
+        updates.extend([model._n_updates] if clock.notes else [])
 
     clock._on_rollout_end = on_rollout_end  # type: ignore[method-assign]
-    model.learn(concurrent_training.MAX_STEPS, clock)
-    assert clock.seconds >= measure.SECONDS
-    assert clock.first is not None
-    assert clock.first[0] + clock.steps == model.num_timesteps - 4  # the step in which the time was over
-    assert clock.steps % 32 == 0
+    model.learn(training.MAX_STEPS, clock)
+    (first_step, start), *_, (last_step, stop) = clock.notes
+    assert stop - start >= measure.SECONDS
+    assert last_step == model.num_timesteps - 4  # the step in which the time was over
+    assert (last_step - first_step) % 32 == 0
     assert updates[0] > 0
-    assert len(updates) == 1 + clock.steps // 32
+    assert len(updates) == 1 + (last_step - first_step) // 32
 
 
 def test_updates_go_on_for_a_while_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = trainers.TrainBench(env="recall", n_envs=4, n_steps=8, batch_size=16, n_epochs=1)
-    update = trainers.timed_updates(trainers.make_ours(config))
-    long_enough, waited = measure.long_enough, []
-
-    def after_three(seconds: float) -> bool:
-        waited.append(seconds)
-        return len(waited) == 3
-
-    monkeypatch.setattr(trainers, "long_enough", after_three)
-    steps, collecting, learning = update()
-    assert steps == 3 * 32
-    assert waited == sorted(waited)
-    assert waited[-1] == collecting + learning
-    monkeypatch.setattr(trainers, "long_enough", long_enough)
+    model = trainers.make_ours(config)
+    update = training.timed_training(model)
+    speeds = update()
+    assert model.num_timesteps > 32
+    assert model._n_updates == model.num_timesteps // 32
+    assert speeds["both"] == pytest.approx(1 / (1 / speeds["collect"] + 1 / speeds["learn"]))
+    assert model.num_timesteps / speeds["both"] >= measure.SECONDS
     monkeypatch.setattr(measure, "SECONDS", 0.0)
-    assert update()[0] == 32
+    steps = model.num_timesteps
+    update()
+    assert model.num_timesteps == steps + 32
 
 
 def test_a_policy_with_other_results_is_not_timed(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +164,9 @@ def test_environments_that_differ_are_not_timed(call: Any, monkeypatch: pytest.M
     ("argv", "part"),
     [
         (["trian"], "did you mean 'train'"),
-        (["op", "--device", "tpu"], "--device must be cpu or cuda"),
+        (["op", "--device", "tpu"], "--device takes one of 'cpu', 'cuda', not 'tpu'"),
         (["encoder", "--rounds", "0"], "--rounds must be at least 1"),
-        (["env", "--json", "/nowhere/at/all.json"], "there is no folder"),
+        (["env", "--json", "/nowhere/at/all.json"], "/nowhere/at is no folder to write in"),
         (["train", "--algo", "impala", "--against", "sb3-contrib", "--env", "recall"], "compares PPO with PPO"),
         (["train", "--overlapping"], "--overlapping is impala's; give --algo impala"),
         (["encoder", "--device", "tpu"], "there is no device 'tpu'"),
