@@ -30,7 +30,7 @@ def run_command(argv: list[str], command: Callable[[], int]) -> int:
     except BrokenPipeError:
         raise
     except (UserError, OSError) as error:
-        if "--verbose=2" in argv or ("--verbose", "2") in pairwise(argv):
+        if peek(argv, "--verbose") == "2":
             traceback.print_exc()
         message = str(error)
         if isinstance(error, OSError):
@@ -127,26 +127,23 @@ def _flags(config: Any) -> dict[str, str | None]:
     return known
 
 
-INT, FLOAT = "takes a whole number", "takes a number"
+_NO_NUMBER = r"Error parsing (\S+): no type matching {None}\|%s could be instantiated from \[(.*?)\].*"
 TYRO_ERRORS = (  # tyro's messages, and ours
     (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError
-    (r"Error parsing (?:-\w/)?(\S+): invalid literal for int\(\) with base 10: (.*)", rf"\1 {INT}, not \2"),
-    (r"Error parsing (?:-\w/)?(\S+): could not convert string to float: (.*)", rf"\1 {FLOAT}, not \2"),
-    (r"Error parsing (\S+): no type matching {None}\|INT could be instantiated from \[(.*?)\].*", rf"\1 {INT}, not \2"),
-    (
-        r"Error parsing (\S+): no type matching {None}\|FLOAT could be instantiated from \[(.*?)\].*",
-        rf"\1 {FLOAT}, not \2",
-    ),
-    (r"Missing value for argument '(?:-\w/)?(\S+)'.*", r"\1 needs a value"),
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 takes a whole number, not \2"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (_NO_NUMBER % "INT", r"\1 takes a whole number, not \2"),
+    (_NO_NUMBER % "FLOAT", r"\1 takes a number, not \2"),
+    (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
     (r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*?),?\)\.", r"\2 takes one of \3, not \1"),
     (r"Missing from [^:]*: [A-Z]+ (.*?)\.? \(required\)", r"something is missing: \1"),
 )
 
 
 def _one_line(text: str) -> str:
-    """Return tyro's message without its title, frame and footer."""
+    """Return tyro's message without its title, frame, footer and short spellings of options."""
     lines = [re.sub(r"[│╭╮╰╯]+", " ", line).strip() for line in text.splitlines()[1:]]
-    message = " ".join("\n".join(lines).partition("─")[0].split())
+    message = re.sub(r"-\w/(?=--)", "", " ".join("\n".join(lines).partition("─")[0].split()))
     for pattern, replacement in TYRO_ERRORS:
         if re.fullmatch(pattern, message):
             return re.sub(pattern, replacement, message)

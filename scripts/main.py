@@ -24,6 +24,15 @@ COMMANDS = {
     "bench": "time the recurrence, training and the environments (srwm-rl bench op)",
     "doctor": "check the installation and print how to fix each problem",
 }
+HELP = f"""usage: srwm-rl COMMAND [options]
+
+Agents whose memory is a network that rewrites its own weights, for ProcGen and any Gymnasium environment.
+
+commands:
+{chr(10).join(f"  {name:<15}  {summary}" for name, summary in COMMANDS.items())}
+
+srwm-rl COMMAND --help lists a command's options; srwm-rl --version prints the version.
+First steps: srwm-rl train --preset quickstart"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,31 +64,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        print(HELP)
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"srwm-rl {srwm_rl.__version__}")
         return 0
-    return run_command(argv, lambda: _command(argv[0], argv[1:]))
+    return run_command(argv, lambda: _command(*argv))
 
 
-def _command(name: str, argv: list[str]) -> int:
+def _command(name: str, *argv: str) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
-    code: int = import_module(f"srwm_rl.scripts.commands.{name.replace('-', '_')}").main(argv)
+    code: int = import_module(f"srwm_rl.scripts.commands.{name.replace('-', '_')}").main([*argv])
     return code
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
-    return (
-        "usage: srwm-rl COMMAND [options]\n\n"
-        "Agents whose memory is a network that rewrites its own weights, for ProcGen and any Gymnasium environment.\n\n"
-        f"commands:\n{commands}\n\n"
-        "srwm-rl COMMAND --help lists a command's options; srwm-rl --version prints the version.\n"
-        "First steps: srwm-rl train --preset quickstart"
-    )
 
 
 if __name__ == "__main__":

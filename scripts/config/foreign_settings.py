@@ -11,16 +11,6 @@ from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.storage.strict_json import convert
 
-# Far above any useful value, far below what exhausts a machine's memory.
-MAX_N = {
-    "n_envs": 2**16,
-    "n_steps": 2**20,
-    "batch_size": 2**26,
-    "n_epochs": 2**16,
-    "n_threads": 1024,
-    "n_groups": 2**16,
-}
-MAX_STEPS = 10**15
 MAX_OF_ENVIRONMENTS = {"n_threads": 256}
 MAX_OTHER = 10**6  # of a number among an environment's settings
 
@@ -31,14 +21,13 @@ def read_settings(data: Any, source: str) -> TrainConfig:
     Raises:
         UserError: a setting of another type, unknown or out of range; the message names the file.
     """
-    what = f"{source}: the run's settings"
     names = {field.name for field in fields(TrainConfig)}
-    for name, value in data.items() if isinstance(data, dict) else ():
-        if name not in names:
-            raise UserError(f"{what} have an unknown name {name!r}; it is from another version of srwm-rl")
-        if type(value) is int and abs(value) > MAX_N.get(name, MAX_STEPS):
-            raise UserError(f"{what} are damaged: {name} is out of range")
     with named(source):
+        for name in data if isinstance(data, dict) else ():
+            if name not in names:
+                raise UserError(
+                    f"the run's settings have an unknown name {name!r}; it is from another version of srwm-rl"
+                )
         settings = convert(data, TrainConfig, "the run's settings are damaged")
         for levels in (settings.levels, settings.eval_levels):
             LevelRange.parse(levels)
@@ -69,12 +58,11 @@ def check_environment(trained: TrainConfig, observation_space: Any, action_space
         with named(source):
             n_envs = len(resolve(trained.env).names)
             env = make_vec_env(trained.env, n_envs, trained.levels, 0, **trained.env_settings())
-    except UserError:
-        raise
     except Exception as error:  # an environment of any package, with settings of any type
-        raise UserError(
-            f"{source} cannot be used: its settings make no environment ({type(error).__name__})"
-        ) from error
+        if isinstance(error, UserError):
+            raise
+        reason = type(error).__name__
+        raise UserError(f"{source} cannot be used: its settings make no environment ({reason})") from error
     env.close()
     if (env.observation_space, env.action_space) != (observation_space, action_space):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
@@ -15,6 +15,10 @@ from srwm_rl.errors import UserError
 Arg = tyro.conf.arg
 Precision = Literal["auto", "float32", "bfloat16"]
 Count = Annotated[int, Meta(ge=1)]
+# Bounds far above any useful value, far below what exhausts a machine's memory: files hold these settings, too.
+Number = Annotated[int, Meta(ge=1, le=2**16)]
+Steps = Annotated[int, Meta(ge=1, le=10**15)]
+Length = Annotated[int, Meta(ge=1, le=2**20)]
 Frequency = Annotated[int, Meta(ge=0, le=10**12)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Coefficient = Annotated[float, Meta(ge=0, le=1e3)]
@@ -34,7 +38,7 @@ class TrainConfig:
     own, my_module:MyCore."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer: ppo, or impala, whose actors play on while it learns (V-trace corrects for the lag)."""
-    n_timesteps: Annotated[Count, Arg(aliases=["-n"])] = 1_000_000
+    n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all."""
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
@@ -53,7 +57,7 @@ class TrainConfig:
     env_list: bool = False
     """List the environments and stop."""
 
-    n_envs: Count = 64
+    n_envs: Number = 64
     """Number of environments that step together."""
     levels: str = "0:200"
     """Training levels, start:stop; a level is a seed where the environment has no levels. "all": no limit."""
@@ -85,15 +89,15 @@ class TrainConfig:
     """RMSProp's epsilon; impala's loss is a sum over the batch, as published."""
     lr_decay: Literal["none", "linear"] = "none"
     """linear: lower the learning rate linearly to 0 over the run."""
-    n_steps: Count = 256
+    n_steps: Length = 256
     """T, steps per environment and update."""
-    batch_size: Count = 2048
+    batch_size: Annotated[int, Meta(ge=1, le=2**26)] = 2048
     """Steps per minibatch; whole sequences of n_steps (or sequence_length)."""
-    sequence_length: Count | None = None
+    sequence_length: Length | None = None
     """Steps per training sequence, a divisor of n_steps; None: n_steps."""
-    bptt: Count | None = None
+    bptt: Length | None = None
     """Cut the gradient through the memory every so many steps; None: never."""
-    n_epochs: Count = 3
+    n_epochs: Number = 3
     """Passes over each rollout."""
     gamma: Fraction = 0.999
     """Discount per step."""
@@ -118,7 +122,7 @@ class TrainConfig:
     synchronous: bool = False
     """Play and learn in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster where
     both compete for few cores: 1.2 times on two."""
-    n_groups: Count | None = None
+    n_groups: Number | None = None
     """Groups of environments: the policy acts for one while others step. None: two on a GPU if n_envs is divisible,
     one on a CPU."""
 
@@ -131,16 +135,16 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1."""
     precision: Precision = "auto"
     """Precision of the CNN; auto: bfloat16 where the processor supports it (weights stay float32), else float32."""
-    n_threads: Count | None = None
+    n_threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for vectors
     or with a GPU."""
     eval_freq: Frequency = 0
     """Environment steps between evaluations on training and held-out levels while training; 0: none."""
-    eval_episodes: Count = 50
+    eval_episodes: Steps = 50
     """Training and held-out levels per game in such an evaluation."""
     video_freq: Frequency = 0
     """Environment steps between videos of a held-out level, in the run's folder videos/; 0: none."""
-    save_freq: Count = 200_000
+    save_freq: Steps = 200_000
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
     """Parent of run folders: <log_folder>/<algo>_<core>/<env>_<n>."""
@@ -161,9 +165,9 @@ class TrainConfig:
             if getattr(self, name) and self.resume is None:
                 raise UserError(f"--{name} is for a resumed run: give --resume RUN too")
         for algo, names in ALGO_SETTINGS.items():
-            for field in fields(self):
-                if field.name in names and algo != self.algo and getattr(self, field.name) != field.default:
-                    raise UserError(f"--{field.name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
+            for name in names:
+                if algo != self.algo and getattr(self, name) != getattr(TrainConfig, name):
+                    raise UserError(f"--{name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types."""

@@ -14,22 +14,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from srwm_rl.nn.diagnostics import StepDiagnostics, introspect
 from srwm_rl.nn.encoders import MAIN_KEY
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.onnx_export import (
-    EPISODE_START,
-    MEAN,
-    NEW_STATE,
-    PROBABILITIES,
-    STATE,
-    STD,
-    VALUE,
-    ActingStep,
-    float32_copy,
-)
+from srwm_rl.onnx_export import NEW_STATE, ActingStep, float32_copy
 
 TOLERANCE = 1e-4
-# Differences are relative to the output's largest number, or to these if larger. States can be small: an SRWM with
-# small edits carries thousandths, and relative to 1 even wrong states would pass.
-FLOORS = {PROBABILITIES: 1.0, MEAN: 1.0, STD: 1.0, VALUE: 1.0, NEW_STATE: 1e-2}
+# Differences are relative to the output's largest number, or to this (of other outputs 1) if larger. States can be
+# small: an SRWM with small edits carries thousandths, and relative to 1 even wrong states would pass.
+FLOORS = {NEW_STATE: 1e-2}
 STEPS = 48
 RESET_EVERY = 12  # steps between additional episode starts, since episodes can be long
 Arrays = dict[str, npt.NDArray[Any]]
@@ -64,16 +54,15 @@ class OnnxRunner:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self._graph = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self._inputs = {port.name: port for port in step.inputs}
-        self._keys = dict(zip(step.policy.obs_spaces, self._inputs, strict=False))
-        layers, _, size = self._inputs[STATE].shape
-        self.state = np.zeros((layers, n_envs, size), np.float32)  # type: ignore[arg-type]
+        self._step, core = step, step.policy.core
+        self.state = np.zeros((core.state_layers, n_envs, core.state_size), np.float32)
 
     def step(self, obs: Arrays, starts: npt.NDArray[Any]) -> Arrays:
         """Run over observations `[B, ...]` and `starts` `[B]`; return the outputs and keep the new state."""
-        inputs = {self._keys[key]: value for key, value in obs.items()} | {STATE: self.state, EPISODE_START: starts}
-        inputs = {name: np.ascontiguousarray(value, self._inputs[name].dtype) for name, value in inputs.items()}
-        names = [output.name for output in self._graph.get_outputs()]
+        arrays = (*(obs[key] for key in self._step.policy.obs_spaces), self.state, starts)
+        ports = zip(self._step.inputs, arrays, strict=True)
+        inputs = {port.name: np.ascontiguousarray(array, port.dtype) for port, array in ports}
+        names = [port.name for port in self._step.outputs]
         outputs: Arrays = dict(zip(names, self._graph.run(names, inputs), strict=True))
         self.state = outputs[NEW_STATE]
         return outputs
@@ -85,7 +74,7 @@ def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv
     The graph runs for all environments together, and for the first one alone. Episode starts are added to those of the
     environments. The policy's CNN computes in float32, as the graph's does.
     """
-    policy, n = float32_copy(policy), env.num_envs
+    policy, n, space = float32_copy(policy), env.num_envs, policy.action_space
     runners = OnnxRunner(content, step, n), OnnxRunner(content, step, 1)
     state, starts, n_starts = policy.initial_state(n), np.ones(n, bool), 0
     differences: dict[str, float] = {}
@@ -99,30 +88,27 @@ def check_onnx(content: bytes, step: ActingStep, policy: SRWMPolicy, env: VecEnv
         for runner in runners:
             rows = slice(runner.state.shape[1])
             outputs = runner.step({key: value[rows] for key, value in parts.items()}, starts[rows])
-            for name, expected in _outputs(diagnostics, policy.action_space).items():
+            for (name, output), expected in zip(outputs.items(), _expected(diagnostics, space), strict=True):
                 expected = expected[:, rows] if name == NEW_STATE else expected[rows]
-                difference = _difference(outputs[name], expected, FLOORS[name])
+                difference = _difference(output, expected, FLOORS.get(name, 1.0))
                 differences[name] = max(differences.get(name, 0.0), difference)
-        actions, space = diagnostics.actions.numpy(), policy.action_space
+        actions = diagnostics.actions.numpy()
         obs, _, starts, _ = env.step(actions.clip(space.low, space.high) if isinstance(space, spaces.Box) else actions)
     return Comparison(n_steps, n, n_starts, differences)
 
 
-def _outputs(diagnostics: StepDiagnostics, space: spaces.Space[Any]) -> Arrays:
-    """Return the expected outputs of the graph."""
-    value_and_state = {VALUE: diagnostics.values.numpy(), NEW_STATE: diagnostics.core_state.numpy()}
-    if diagnostics.std is None:
-        return {PROBABILITIES: diagnostics.choices.numpy(), **value_and_state}
-    shape = (-1, *(space.shape or ()))
-    mean, std = diagnostics.choices.reshape(shape).numpy(), diagnostics.std.reshape(shape).numpy()
-    return {MEAN: mean, STD: std, **value_and_state}
+def _expected(diagnostics: StepDiagnostics, space: spaces.Space[Any]) -> list[npt.NDArray[Any]]:
+    """Return the expected outputs of the graph, in its order."""
+    choices = [diagnostics.choices]
+    if diagnostics.std is not None:
+        choices = [tensor.reshape(-1, *(space.shape or ())) for tensor in (diagnostics.choices, diagnostics.std)]
+    return [tensor.numpy() for tensor in (*choices, diagnostics.values, diagnostics.core_state)]
 
 
 def _difference(output: npt.NDArray[Any], expected: npt.NDArray[Any], floor: float) -> float:
     """Return the largest difference relative to the largest number or `floor`; infinity for NaN or another shape."""
     if output.shape != expected.shape:
         return float("inf")
-    if not expected.size:
-        return 0.0
-    difference = float(np.abs(output - expected).max() / max(floor, np.abs(expected).max()))
+    largest = max(floor, np.abs(expected).max(initial=0.0))
+    difference = float(np.abs(output - expected).max(initial=0.0) / largest)
     return difference if np.isfinite(difference) else float("inf")

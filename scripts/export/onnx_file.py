@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
 import torch
-from stable_baselines3.common.vec_env import VecEnv
 
 import srwm_rl
 from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.errors import UserError
 from srwm_rl.onnx_export import ActingStep, to_onnx
-from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.export.onnx_check import TOLERANCE, Comparison, check_onnx
 from srwm_rl.storage.model_file import Agent
 from srwm_rl.storage.safe_file import write_whole
@@ -82,31 +82,17 @@ def metadata(agent: Agent, trained: TrainConfig, step: ActingStep) -> dict[str, 
 
 
 def _check(content: bytes, step: ActingStep, agent: Agent, trained: TrainConfig) -> Comparison:
-    env = _make_env(trained)
-    try:
-        torch.manual_seed(0)
-        comparison = check_onnx(content, step, agent.policy, env)
-    except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):  # its exceptions have no common base class
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-        raise DifferenceError(f"onnxruntime cannot run it: {reason}") from error
-    finally:
-        env.close()
+    n_games = len(resolve(trained.env).names)
+    n_envs = n_games * -(-MIN_CHECK_ENVS // n_games)
+    with closing(make_vec_env(trained.env, n_envs, trained.levels, 0, **trained.env_settings())) as env:
+        try:
+            torch.manual_seed(0)
+            comparison = check_onnx(content, step, agent.policy, env)
+        except Exception as error:
+            if not type(error).__module__.startswith("onnxruntime"):  # its exceptions have no common base class
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+            raise DifferenceError(f"onnxruntime cannot run it: {reason}") from error
     if not comparison.passed:
         raise DifferenceError(f"onnxruntime and PyTorch differ by more than {TOLERANCE:g}: {comparison}")
     return comparison
-
-
-def _make_env(trained: TrainConfig) -> VecEnv:
-    n_games = len(resolve(trained.env).names)
-    return make_vec_env(
-        trained.env,
-        n_games * -(-MIN_CHECK_ENVS // n_games),
-        trained.levels,
-        0,
-        trained.mode,
-        pairs(trained.env_kwargs, "env_kwargs"),
-        trained.inputs,
-        trained.reward_clip or None,
-    )

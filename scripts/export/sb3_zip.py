@@ -32,13 +32,13 @@ def write_zip(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
     env = DummyVecEnv([make_env] * trained.n_envs)
     precision: Any = policy.encoder_kwargs.get("precision", "float32")  # "auto" depends on the machine
     model = make_model(replace(trained, device="cpu", precision=precision), env)
-    if _settings(model.policy) != _settings(policy):
+    if _description(model.policy) != _description(policy):
         raise UserError(f"{agent.path} contradicts itself: the settings of its run build another policy than it holds")
     load_policy_arrays(model.policy, policy_arrays(policy), str(agent.path))
     model.num_timesteps = agent.num_timesteps
     file = BytesIO()
     model.save(file)
-    _check(type(model).load(BytesIO(file.getvalue()), device="cpu"), agent)
+    _check(type(model).load(BytesIO(file.getvalue()), device="cpu").policy, agent)
     write_whole(path, file.getvalue())
     return [
         f"  load it   srwm_rl.agents.{type(model).__name__}.load({str(path)!r})",
@@ -47,9 +47,10 @@ def write_zip(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
     ]
 
 
-def _settings(policy: SRWMPolicy) -> dict[str, Any]:
+def _description(policy: SRWMPolicy) -> tuple[Any, ...]:
     settings = policy.settings()
-    return {**settings, "encoder_kwargs": {"precision": "float32", **settings["encoder_kwargs"]}}
+    encoder_kwargs = {"precision": "float32", **settings["encoder_kwargs"]}
+    return {**settings, "encoder_kwargs": encoder_kwargs}, policy.observation_space, policy.action_space
 
 
 def _spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> gymnasium.Env:
@@ -59,11 +60,8 @@ def _spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Spac
     return env
 
 
-def _check(model: Any, agent: Agent) -> None:
-    expected, arrays = policy_arrays(agent.policy), policy_arrays(model.policy)
+def _check(policy: SRWMPolicy, agent: Agent) -> None:
+    expected, arrays = policy_arrays(agent.policy), policy_arrays(policy)
     equal = expected.keys() == arrays.keys() and all(np.array_equal(expected[name], arrays[name]) for name in expected)
-    same_spaces = all(
-        getattr(model, name) == getattr(agent.policy, name) for name in ("observation_space", "action_space")
-    )
-    if not equal or not same_spaces or _settings(model.policy) != _settings(agent.policy):
+    if not equal or _description(policy) != _description(agent.policy):
         raise UserError(f"{agent.path} cannot be written as a zip: it is read back as another policy")
