@@ -34,20 +34,14 @@ class CompareConfig(PlayOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.runs and (self.a or self.b):
+        if tuple(map(bool, (self.runs, self.a, self.b))) not in ((True, False, False), (False, True, True)):
             raise UserError("name two runs, RUN_A RUN_B, or several a side, --a RUN... --b RUN..., not both")
-        if not self.runs and not (self.a and self.b):
-            raise UserError("name two runs, RUN_A RUN_B, or several a side, --a RUN... --b RUN...")
         if self.runs and len(self.runs) != 2:
             raise UserError(f"a comparison needs two runs, not {len(self.runs)}; for several a side use --a and --b")
         names = [*self.runs, *self.a, *self.b]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"{name} is given twice; give each run once")
-
-    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the runs of A and those of B."""
-        return ((self.runs[0],), (self.runs[1],)) if self.runs else (self.a, self.b)
 
 
 def main(argv: list[str]) -> int:
@@ -56,9 +50,9 @@ def main(argv: list[str]) -> int:
     check_writable(config.output, "-o")
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
-    from srwm_rl.scripts.reports.comparison import comparison_page
+    from srwm_rl.scripts.reports.pages import comparison_page
 
-    sides = evaluate_sides(config, config.sides())
+    sides = evaluate_sides(config, (config.a or config.runs[:1], config.b or config.runs[1:]))
     report = compare(sides, config.seed)
     print(render_comparison(report))
     write_json(config.json, report)

@@ -12,7 +12,6 @@ import tyro
 from srwm_rl.scripts.cli import check_writable, parse
 
 Arg = tyro.conf.arg
-PROG = "srwm-rl replay"
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class ReplayConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return 0, or 1 if a step differs from the recorded one."""
-    config = parse(ReplayConfig, argv, PROG)
+    config = parse(ReplayConfig, argv, "srwm-rl replay")
     from srwm_rl.scripts.video.encoding import check_video
-    from srwm_rl.scripts.video.record import render
-    from srwm_rl.scripts.video.replay import check_origin, replay
+    from srwm_rl.scripts.video.record import check_origin, render, replay
     from srwm_rl.scripts.video.trace import load_trace
 
     output = None if config.output is None else Path(config.output)

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     config = parse(ReportConfig, argv, PROG)
     check_writable(Path(config.output), "-o")
     check_device(config.device)
-    from srwm_rl.scripts.reports.report import make_report
+    from srwm_rl.scripts.reports.pages import make_report
 
     configs = [config.eval_config(run, train_levels=config.train_levels, random=config.random) for run in config.runs]
     page = make_report(configs, config.eval, config.freeze, config.video, shlex.join([*PROG.split(), *argv]))

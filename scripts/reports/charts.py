@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srwm_rl.agents.evaluation.comparison import Profiles
 from srwm_rl.scripts.reports.curves import Band, Curve
 
 # Okabe and Ito's colours, safe for colour-blind readers; the style sheet has the same.
@@ -36,19 +36,16 @@ STYLE: Any = {
     **{f"{axis}tick.color": INK for axis in "xy"},
     **{f"{axis}tick.major.width": 0.6 for axis in "xy"},
     **{f"{axis}tick.major.size": 2.5 for axis in "xy"},
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
     "text.parse_math": False,  # names may contain dollars
     "svg.hashsalt": "srwm-rl",  # the same data give the same file
     "svg.fonttype": "none",  # text stays text: searchable, readable by screen readers
     "path.simplify_threshold": 0.5,
 }
 
-Estimate = tuple[float, float | None, float | None]
-"""A mean and the ends of its interval, None if unknown."""
-
-
-def estimate(interval: dict[str, Any]) -> Estimate:
-    """Return an interval of an evaluation."""
-    return interval["mean"], interval["low"], interval["high"]
+Interval = dict[str, Any]
+"""The `mean` of an evaluation, and the ends of its interval, `low` and `high`, None if unknown."""
 
 
 class Charts:
@@ -70,7 +67,7 @@ class Charts:
         band: Band,
         title: str,
         unit: str,
-        held_out: tuple[float, Estimate] | None = None,
+        held_out: tuple[float, Interval] | None = None,
         random: float | None = None,
         test: Curve | None = None,
     ) -> Markup:
@@ -88,7 +85,8 @@ class Charts:
         if random is not None:
             axes.axhline(random, color=RANDOM, linewidth=1, dashes=(4, 2.5))
         if held_out is not None:
-            _dot(axes, held_out[1], x=held_out[0], colour=HELD_OUT)
+            mean, errors = _dots([held_out[1]])
+            axes.errorbar([held_out[0]], mean, errors, fmt="o", color=HELD_OUT)
         _label(axes, title, "environment steps", unit)
         ends = f"{values[0]:.3g} at first, {values[-1]:.3g} at {steps[-1]:,.0f} steps"
         return self._svg(axes, f"{title}: {unit}, {ends}")
@@ -106,29 +104,30 @@ class Charts:
         return self._svg(axes, f"{title} over training: {', '.join(ends)}")
 
     @rc_context(STYLE)
-    def intervals(self, names: Sequence[str], values: Sequence[Estimate], unit: str, middle: float = 0.0) -> Markup:
+    def intervals(self, intervals: dict[str, Interval], unit: str, middle: float = 0.0) -> Markup:
         """Draw estimates with their intervals, one per row, and a vertical line at `middle`."""
-        axes = _axes((WIDTH, 0.6 + 0.2 * len(names)))
+        n_rows = len(intervals)
+        axes = _axes((WIDTH, 0.6 + 0.2 * n_rows))
         axes.axvline(middle, color="#888888", linewidth=0.8)
-        for row, value in enumerate(values):
-            _dot(axes, value, y=row, colour=TRAIN)
-        axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=unit)
+        means, errors = _dots(intervals.values())
+        axes.errorbar(means, range(n_rows), xerr=errors, fmt="o", color=TRAIN)
+        axes.set(yticks=range(n_rows), yticklabels=intervals, ylim=(n_rows - 0.5, -0.5), xlabel=unit)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        means = (f"{name} {mean:.3g}" for name, (mean, *_) in zip(names, values, strict=True))
-        return self._svg(axes, f"{unit}: {', '.join(means)}")
+        named = (f"{name} {mean:.3g}" for name, mean in zip(intervals, means, strict=True))
+        return self._svg(axes, f"{unit}: {', '.join(named)}")
 
     @rc_context(STYLE)
-    def profiles(self, profiles: Sequence[tuple[str, Profiles]], unit: str) -> Markup:
-        """Draw performance profiles, with their names."""
+    def profiles(self, thresholds: list[float], profiles: dict[str, dict[str, list[float]]], unit: str) -> Markup:
+        """Draw performance profiles by their names: the `fractions` above the thresholds, between `low` and `high`."""
         axes = _axes((WIDTH, HEIGHT))
-        for (name, profile), colour in zip(profiles, (TRAIN, HELD_OUT), strict=True):
-            axes.fill_between(profile.thresholds, profile.low, profile.high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(profile.thresholds, profile.fractions, color=colour, linewidth=1.5, label=name)
+        for (name, profile), colour in zip(profiles.items(), (TRAIN, HELD_OUT), strict=True):
+            axes.fill_between(thresholds, profile["low"], profile["high"], color=colour, alpha=0.18, linewidth=0)
+            axes.plot(thresholds, profile["fractions"], color=colour, linewidth=1.5, label=name)
         axes.set_ylim(-0.02, 1.02)
         _label(axes, "", unit, "fraction of runs above")
         axes.legend(frameon=False)
-        return self._svg(axes, f"performance profiles of {' and '.join(name for name, _ in profiles)}")
+        return self._svg(axes, f"performance profiles of {' and '.join(profiles)}")
 
 
 def _axes(size: tuple[float, float] | None = None) -> Axes:
@@ -156,13 +155,11 @@ def _name_ends(axes: Axes, ends: dict[str, float]) -> None:
         axes.text(1.02, y, name, color=colours[name], transform=axes.transAxes, va="center")
 
 
-def _dot(axes: Axes, value: Estimate, colour: str, x: float | None = None, y: float | None = None) -> None:
-    """Draw an estimate at `x` with a vertical interval, or at `y` with a horizontal one."""
-    mean, low, high = value
-    ends = [] if low is None or high is None else [low, high]
-    xs, ys = ([x or 0.0] * len(ends), ends) if y is None else (ends, [y] * len(ends))
-    axes.plot(xs, ys, color=colour, linewidth=1.6, clip_on=False)
-    axes.plot(mean if x is None else x, mean if y is None else y, "o", color=colour, markersize=4.5, clip_on=False)
+def _dots(intervals: Iterable[Interval]) -> tuple[Any, Any]:
+    """Return means `[n]` and, for `errorbar`, their distances from the ends of their intervals, `[2, n]`."""
+    ends = [[interval[end] for end in ("mean", "low", "high")] for interval in intervals]
+    mean, low, high = np.array(ends, np.float64).T  # unknown ends are NaN, which is not drawn
+    return mean, [(mean - low).tolist(), (high - mean).tolist()]
 
 
 def short_number(value: float) -> str:

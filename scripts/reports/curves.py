@@ -19,10 +19,8 @@ RESAMPLES = 2000
 class Curve(NamedTuple):
     """A logged value over training."""
 
-    steps: FloatArray
-    """`[n]`, increasing"""
-    values: FloatArray
-    """`[n]`"""
+    steps: FloatArray  # [n], increasing
+    values: FloatArray  # [n]
 
 
 class Band(NamedTuple):
@@ -65,10 +63,8 @@ def thin(curve: Curve) -> Curve:
     """Return at most `N_POINTS` points: the means of equal parts; the last point is kept as it is."""
     if len(curve.steps) <= N_POINTS:
         return curve
-    parts = zip(*(np.array_split(array, N_POINTS) for array in curve), strict=True)
-    means = np.array([(steps.mean(), values.mean()) for steps, values in parts])
-    means[-1] = curve.steps[-1], curve.values[-1]
-    return Curve(means[:, 0], means[:, 1])
+    steps, values = ([*map(np.mean, np.array_split(array, N_POINTS)[:-1]), array[-1]] for array in curve)
+    return Curve(np.array(steps), np.array(values))
 
 
 def combine(curves: list[Curve], seed: int = 0) -> Band:

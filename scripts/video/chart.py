@@ -1,56 +1,49 @@
-"""Charts over time that fill up from the left: drawn once full and once empty; each frame combines both."""
+"""Charts over time that fill up from the left: drawn once without and once with data; each frame combines both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from srwm_rl.scripts.video.canvas import SMALLEST, Canvas
-from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, RULE, Bytes, Colour, paint
+from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, RULE, SMALLEST, Canvas, font, paint
 
 Array = npt.NDArray
 # Heights in pixels: of a title, between plots, between sections, of the time axis.
 HEADER, GAP, SPACE, AXIS = 19, 3, 9, 20
+_SCALE = 19  # pixels from a heat map to the numbers of its scale, with the colour bar between
 
 
 @dataclass(frozen=True)
 class Heat:
     """A heat map over time."""
 
-    values: Array
-    """`[T, R]`."""
+    values: Array  # [T, R]
     low: float
     high: float
-    colours: str
-    """Name of the colour map."""
-    labels: Sequence[str]
-    """One per row, of which as many are written as fit; or one for all rows."""
-    height: float
-    """Relative to the other plots."""
-    bands: Sequence[int] = ()
-    """Rows with a line above."""
-    marks: Array | None = None
-    """`[T, R]` bool: cells with a dot."""
+    colours: str  # name of the colour map
+    labels: Sequence[str]  # one per row, of which as many are written as fit; or one for all rows
+    height: float  # relative to the other plots
+    bands: Sequence[int] = ()  # rows with a line above
+    marks: Array | None = None  # [T, R] bool: cells with a dot
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over time."""
+    """A line over time, interrupted where an episode starts."""
 
-    values: Array
-    """`[T]`; the line is interrupted where an episode starts."""
+    values: Array  # [T]
     low: float
     high: float
-    colour: Colour
+    colour: tuple[int, int, int]
     height: float
-    bars: Array | None = None
-    """`[T]`: bars from 0, on the same scale."""
+    bars: Array | None = None  # [T]: bars from 0, on the same scale
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,7 @@ class Section:
 
     title: str
     plots: Sequence[Heat | Curve]
-    current: Callable[[int], str] = lambda t: ""
-    """Returns the text on the right of the title at step t."""
+    current: Callable[[int], str] = lambda t: ""  # returns the text on the right of the title at step t
 
 
 def format_number(value: float) -> str:
@@ -68,147 +60,141 @@ def format_number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 5e-4 or value == 0 else f"{value:.0e}"
 
 
-class Chart:
+class Chart(Canvas):
     """Sections below each other with one time axis.
 
-    `gutters` are the pixels for the labels on the left and for the scales on the right.
+    `gutters` are the pixels for the labels on the left and, at least, for the scales on the right.
     """
 
     def __init__(
         self, size: tuple[int, int], sections: Sequence[Section], starts: Array, gutters: tuple[int, int] = (64, 52)
     ) -> None:
         self.sections, self.n_steps = sections, len(starts)
-        self.left, self.right = gutters[0], size[0] - gutters[1]
-        self._starts = [int(t) for t in np.flatnonzero(starts)]
+        limits = [limit for section in sections for plot in section.plots for limit in (plot.low, plot.high)]
+        widest = max(font(SMALLEST).getlength(format_number(limit)) for limit in limits)
+        self.left, self.right = gutters[0], size[0] - max(gutters[1], _SCALE + round(widest) + 3)
+        width = self.right - self.left
+        self.edges = [self.left + width * t // self.n_steps for t in range(self.n_steps + 1)]  # of the steps, in pixels
         self._title_ys: list[int] = []
-        self._plot_ys: list[tuple[int, int]] = []  # top and bottom
-        self._size = size
-        self.empty, self.full = self._draw(full=False), self._draw(full=True)
+        self._plots: list[tuple[Heat | Curve, int, int]] = []  # with top and bottom
+        super().__init__(size)
+        self._draw_frame()
+        self.empty = self.pixels()
+        self._draw_data(np.flatnonzero(starts)[1:].tolist())
+        self.full = self.pixels()
 
-    def edge(self, t: int) -> int:
-        """Return where step t begins, in pixels from the left."""
-        return self.left + (self.right - self.left) * t // self.n_steps
-
-    def at(self, t: int) -> Bytes:
+    def at(self, t: int) -> Array:
         """Return the picture with the data of steps 0 .. t."""
-        end = max(self.edge(t + 1), self.left + 1)
-        canvas = Canvas(self._size)
+        end = max(self.edges[t + 1], self.left + 1)
+        canvas = Canvas(self.image.size)
         canvas.paste(self.empty, 0, 0)
         canvas.paste(self.full[:, self.left : end], self.left, 0)
         for y, section in zip(self._title_ys, self.sections, strict=True):
             canvas.text(self.right, y, section.current(t), 13, INK, "r")
-        if t + 1 < self.n_steps:
-            for top, bottom in self._plot_ys:
-                canvas.draw.line((end, top, end, bottom - 1), DIM)
+        for _, top, bottom in self._plots if t + 1 < self.n_steps else ():
+            canvas.draw.line((end, top, end, bottom - 1), DIM)
         return canvas.pixels()
 
-    def _draw(self, full: bool) -> Bytes:
-        """Draw all sections, with or without their data."""
-        canvas = Canvas(self._size)
-        plots = [plot for section in self.sections for plot in section.plots]
-        n = len(self.sections)
+    def _draw_frame(self) -> None:
+        """Draw everything but the data."""
+        plots, n = [plot for section in self.sections for plot in section.plots], len(self.sections)
         fixed = AXIS + n * HEADER + (len(plots) - n) * GAP + (n - 1) * SPACE
-        unit = (self._size[1] - fixed) / sum(plot.height for plot in plots)
-        self._title_ys, self._plot_ys, y = [], [], 0.0
+        unit = (self.image.height - fixed) / sum(plot.height for plot in plots)
+        y = 0.0
         for section in self.sections:
             self._title_ys.append(round(y) + HEADER // 2 - 2)
-            canvas.text(self.left, self._title_ys[-1], section.title, 13, DIM)
+            self.text(self.left, self._title_ys[-1], section.title, 13, DIM)
             y += HEADER
             first_top = round(y)
             for plot in section.plots:
                 top, bottom = round(y), round(y + plot.height * unit)
-                self._plot_ys.append((top, bottom))
-                self._plot(canvas, plot, top, bottom, full)
+                self._plots.append((plot, top, bottom))
+                self.draw.rectangle((self.left, top, self.right - 1, bottom - 1), EMPTY)
+                if isinstance(plot, Heat):
+                    self._labels(plot, top, bottom)
+                    self._bands(plot, top, bottom)
+                elif plot.low < 0 < plot.high:
+                    zero = _y(plot, 0, top, bottom)
+                    self.draw.line((self.left, zero, self.right - 1, zero), RULE)
                 y += plot.height * unit + GAP
-            if isinstance(section.plots[0], Heat):
-                self._colour_bar(canvas, section.plots[0], first_top, bottom)
+            self._scale(section.plots[0], first_top, bottom)
             y += SPACE - GAP
-        self._axis(canvas, round(y - SPACE))
-        return canvas.pixels()
+        self._axis(round(y - SPACE))
 
-    def _plot(self, canvas: Canvas, plot: Heat | Curve, top: int, bottom: int, full: bool) -> None:
-        canvas.draw.rectangle((self.left, top, self.right - 1, bottom - 1), EMPTY)
-        if isinstance(plot, Heat):
-            self._heat(canvas, plot, top, bottom, full)
-        else:
-            self._curve(canvas, plot, top, bottom, full)
-        for t in self._starts[1:] if full else ():
-            # Dark beside light: visible on every background.
-            for x, colour in ((self.edge(t) - 1, PAPER), (self.edge(t), INK)):
-                canvas.draw.line((x, top, x, bottom - 1), colour)
-
-    def _heat(self, canvas: Canvas, plot: Heat, top: int, bottom: int, full: bool) -> None:
-        n_rows = plot.values.shape[1]
-        edges = np.linspace(top, bottom, n_rows + 1).tolist()
-        if full:
-            cells = Image.fromarray(plot.values.T.astype(np.float32))
-            shown = cells.resize((self.right - self.left, bottom - top), Image.Resampling.BOX)  # means where it shrinks
-            canvas.paste(paint(np.asarray(shown), plot.low, plot.high, plot.colours), self.left, top)
-            self._dots(canvas, plot, edges)
-        for row in plot.bands:
-            canvas.draw.line((self.left, round(edges[row]), self.right - 1, round(edges[row])), PAPER)
-        self._labels(canvas, plot, edges)
-
-    def _dots(self, canvas: Canvas, plot: Heat, edges: list[float]) -> None:
-        radius = min(0.22 * (self.edge(1) - self.left), 0.22 * (edges[1] - edges[0]), 5)
-        if plot.marks is None or radius < 1.2:  # too small to see
-            return
-        for t, row in np.argwhere(plot.marks):
-            centre = ((self.edge(t) + self.edge(t + 1)) / 2, (edges[row] + edges[row + 1]) / 2)
-            canvas.draw.circle(centre, radius, ORANGE, PAPER, 1)
-
-    def _labels(self, canvas: Canvas, plot: Heat, edges: list[float]) -> None:
-        x, n_rows = self.left - 8, len(edges) - 1
-        if len(plot.labels) < n_rows:
-            canvas.text(x, (edges[0] + edges[-1]) / 2, plot.labels[0], 13, DIM, "r")
-            return
-        row_height = edges[1] - edges[0]
+    def _labels(self, plot: Heat, top: int, bottom: int) -> None:
+        row_height = (bottom - top) / len(plot.labels)
         # Labels in two columns have twice the space.
         n_columns = 2 if 2 * row_height >= SMALLEST > row_height and not plot.bands else 1
         # One interval for all bands: heads of different layers get the same labels.
         interval = 1
         while interval * n_columns * row_height < SMALLEST:
             interval *= 2
-        for first, last in pairwise([0, *plot.bands, n_rows]):
-            for row in range(first, last, interval):
-                shift = 15 * (row // interval % n_columns)
-                canvas.text(x - shift, (edges[row] + edges[row + 1]) / 2, plot.labels[row], SMALLEST, DIM, "r")
+        for first, last in pairwise([0, *plot.bands, len(plot.labels)]):
+            for row in range(first, min(last, len(plot.labels)), interval):
+                x, y = self.left - 8 - 15 * (row // interval % n_columns), top + (row + 0.5) * row_height
+                self.text(x, y, plot.labels[row], 13 if len(plot.labels) == 1 else SMALLEST, DIM, "r")
 
-    def _colour_bar(self, canvas: Canvas, plot: Heat, top: int, bottom: int) -> None:
+    def _bands(self, plot: Heat, top: int, bottom: int) -> None:
+        for row in plot.bands:
+            y = round(top + row * (bottom - top) / plot.values.shape[1])
+            self.draw.line((self.left, y, self.right - 1, y), PAPER)
+
+    def _scale(self, plot: Heat | Curve, top: int, bottom: int) -> None:
         x = self.right + 8
-        colours = paint(np.linspace(1, 0, bottom - top), 0, 1, plot.colours)[:, None].repeat(7, 1)
-        canvas.paste(colours, x, top)
-        self._limits(canvas, x + 11, plot, top, bottom)
+        if isinstance(plot, Heat):
+            self.paste(paint(np.linspace(1, 0, bottom - top), 0, 1, plot.colours)[:, None].repeat(7, 1), x, top)
+            x = self.right + _SCALE
+        self.text(x, top + 4, format_number(plot.high), SMALLEST, DIM)
+        self.text(x, bottom - 5, format_number(plot.low), SMALLEST, DIM)
 
-    def _limits(self, canvas: Canvas, x: int, plot: Heat | Curve, top: int, bottom: int) -> None:
-        canvas.text(x, top + 4, format_number(plot.high), SMALLEST, DIM)
-        canvas.text(x, bottom - 5, format_number(plot.low), SMALLEST, DIM)
-
-    def _curve(self, canvas: Canvas, plot: Curve, top: int, bottom: int, full: bool) -> None:
-        spread = plot.high - plot.low or 1.0
-
-        def y(value: float) -> float:
-            return bottom - 2 - (float(value) - plot.low) / spread * (bottom - top - 4)
-
-        if plot.low < 0 < plot.high:
-            canvas.draw.line((self.left, y(0), self.right - 1, y(0)), RULE)
-        self._limits(canvas, self.right + 8, plot, top, bottom)
-        if not full:
-            return
-        if plot.bars is not None:
-            for t in np.flatnonzero(plot.bars):
-                low, high = sorted((y(0), y(plot.bars[t])))
-                last = max(self.edge(t + 1) - 1, self.edge(t) + 1)
-                canvas.draw.rectangle((self.edge(t), low, last, high), BLUE)
-        for first, end in pairwise([*self._starts, self.n_steps]):
-            points = []
-            for t in range(first, end):
-                points += [(x, y(plot.values[t])) for x in (self.edge(t), max(self.edge(t + 1) - 1, self.edge(t)))]
-            canvas.draw.line(points, plot.colour, 2)
-
-    def _axis(self, canvas: Canvas, y: int) -> None:
+    def _axis(self, y: int) -> None:
         ticks = MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(0, self.n_steps)
         for t in (int(tick) for tick in ticks if 0 <= tick < self.n_steps):
-            canvas.draw.line((self.edge(t), y + 2, self.edge(t), y + 5), DIM)
-            canvas.text(self.edge(t), y + 12, str(t), SMALLEST, DIM, "m" if t else "l")
-        canvas.text(self.right + 8, y + 12, "step", SMALLEST, DIM)
+            x = self.edges[t]
+            self.draw.line((x, y + 2, x, y + 5), DIM)
+            self.text(x, y + 12, str(t), SMALLEST, DIM, "m" if t else "l")
+        self.text(self.right + 8, y + 12, "step", SMALLEST, DIM)
+
+    def _draw_data(self, starts: list[int]) -> None:
+        for plot, top, bottom in self._plots:
+            if isinstance(plot, Heat):
+                cells = Image.fromarray(plot.values.T.astype(np.float32))
+                size = self.right - self.left, bottom - top
+                shown = np.asarray(cells.resize(size, Image.Resampling.BOX))  # means where it shrinks
+                self.paste(paint(shown, plot.low, plot.high, plot.colours), self.left, top)
+                self._dots(plot, top, bottom)
+                self._bands(plot, top, bottom)
+            else:
+                self._curve(plot, starts, top, bottom)
+            for x in (self.edges[t] for t in starts):
+                # Dark beside light: visible on every background.
+                self.draw.line((x - 1, top, x - 1, bottom - 1), PAPER)
+                self.draw.line((x, top, x, bottom - 1), INK)
+
+    def _dots(self, plot: Heat, top: int, bottom: int) -> None:
+        row_height = (bottom - top) / plot.values.shape[1]
+        radius = min(0.22 * (self.edges[1] - self.left), 0.22 * row_height, 5)
+        if plot.marks is None or radius < 1.2:  # too small to see
+            return
+        for t, row in np.argwhere(plot.marks):
+            centre = ((self.edges[t] + self.edges[t + 1]) / 2, top + (row + 0.5) * row_height)
+            self.draw.circle(centre, radius, ORANGE, PAPER, 1)
+
+    def _curve(self, plot: Curve, starts: list[int], top: int, bottom: int) -> None:
+        bars = np.zeros(0) if plot.bars is None else plot.bars
+        for t in np.flatnonzero(bars):
+            low, high = sorted(_y(plot, value, top, bottom) for value in (0, bars[t]))
+            last = max(self.edges[t + 1] - 1, self.edges[t] + 1)
+            self.draw.rectangle((self.edges[t], low, last, high), BLUE)
+        ys = _y(plot, plot.values, top, bottom)
+        for first, end in pairwise([0, *starts, self.n_steps]):
+            points = []
+            for t in range(first, end):
+                left, right = self.edges[t : t + 2]
+                points += [(left, ys[t]), (max(right - 1, left), ys[t])]
+            self.draw.line(points, plot.colour, 2)
+
+
+def _y(plot: Curve, values: Any, top: int, bottom: int) -> Any:
+    """Return where values of a curve lie, in pixels from the top."""
+    return np.interp(values, (plot.low, plot.high), (bottom - 2, top + 2))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.video.colours import Bytes
+from srwm_rl.scripts.video.canvas import Bytes
 from srwm_rl.storage.safe_file import TEMPORARY
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
@@ -61,30 +61,23 @@ def write_video(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) ->
         unfinished.unlink(missing_ok=True)
 
 
-def _write_mp4(path: Path, frames: Iterable[Bytes], fps: int) -> None:
+def _write_mp4(path: Path, frames: Iterator[Bytes], fps: int) -> None:
     import av
 
-    encoder, stream = _encoder(), None
+    first = next(frames)
     # faststart: the index comes first, so that a browser plays the file before it is loaded completely.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        for frame in frames:
-            if stream is None:
-                stream = _add_stream(container, encoder, frame.shape, fps)
+        stream: Any = container.add_stream(_encoder(), rate=Fraction(fps))
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"  # the only format of all browsers
+        # Matrix, primaries and curve of the colours, which players would guess otherwise (1: BT.709).
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+        if stream.codec.name == "libx264":
+            stream.options = {"crf": _QUALITY, "preset": "veryfast", "tune": "animation"}
+        for frame in chain([first], frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        if stream is not None:
-            container.mux(stream.encode())
-
-
-def _add_stream(container: Any, encoder: str, shape: tuple[int, ...], fps: int) -> Any:
-    stream = container.add_stream(encoder, rate=Fraction(fps))
-    stream.height, stream.width = shape[:2]
-    stream.pix_fmt = "yuv420p"  # the only format of all browsers
-    # Matrix, primaries and curve of the colours, which players would guess otherwise (1: BT.709).
-    stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
-    if encoder == "libx264":
-        stream.options = {"crf": _QUALITY, "preset": "veryfast", "tune": "animation"}
-    return stream
+        container.mux(stream.encode())
 
 
 def _write_gif(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> None:
@@ -92,7 +85,5 @@ def _write_gif(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) -> 
         Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames
     )
     # GIF's delays are multiples of 10 ms; rounded one by one, they would drift.
-    ticks = [round(100 * t / fps) for t in range(n_frames + 1)]
-    delays = [10 * (after - before) for before, after in pairwise(ticks)]
-    with path.open("w+b") as file:
-        next(images).save(file, "GIF", save_all=True, append_images=images, duration=delays, loop=0)
+    delays = [10 * (round(100 * (t + 1) / fps) - round(100 * t / fps)) for t in range(n_frames)]
+    next(images).save(path, "GIF", save_all=True, append_images=images, duration=delays, loop=0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageOps
 
-from srwm_rl.scripts.video.canvas import Canvas, fit, font
+from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Canvas, fit, font
 from srwm_rl.scripts.video.chart import Chart, Heat, Section, format_number
-from srwm_rl.scripts.video.colours import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Colour
 from srwm_rl.scripts.video.panel import (
     Array,
     Arrays,
@@ -30,6 +30,7 @@ RIGHT = MARGIN + GAME  # of the game
 _TOP = 92  # of the game
 _PANEL = RIGHT + 28
 _POLICY = _TOP + GAME + 16  # title of the policy's output
+_COLUMNS = (SIZE[1] - 34, _POLICY + 16)  # bottom and top of its columns
 HOLD = 2  # seconds for which the last frame is shown
 
 
@@ -40,7 +41,9 @@ class Film:
         self.arrays, self.about, self.space = trace.arrays, trace.about, trace.action_space
         self.n_steps = len(self.arrays["rewards"])
         self.names = column_names(self.space, trace.scene.kind() == "procgen")
+        self._is_box = isinstance(self.space, spaces.Box)
         self._taken = taken_columns(self.arrays, self.space)
+        self._limits = self._policy_limits()
         self._returns = running_returns(self.arrays)
         self._episodes = np.cumsum(self.arrays["starts"])
         self._starts = np.flatnonzero(self.arrays["starts"])
@@ -54,11 +57,8 @@ class Film:
 
     def frames(self, fps: int) -> Iterator[Bytes]:
         """Yield every frame, `[720, 1280, 3]`: one per step, then the result for `HOLD` seconds."""
-        for t in range(self.n_steps):
-            yield self.frame(t)
-        last = self.frame(self.n_steps - 1, over=True)
-        for _ in range(HOLD * fps):
-            yield last
+        yield from map(self.frame, range(self.n_steps))
+        yield from repeat(self.frame(self.n_steps - 1, over=True), HOLD * fps)
 
     def frame(self, t: int, over: bool = False) -> Bytes:
         """Return the frame of step t; `over`: with the result of its episode."""
@@ -67,82 +67,70 @@ class Film:
         game = into_square(self._album.picture(t)) if self._observed is None else self._observed.at(t)
         canvas.paste(game, MARGIN, _TOP)
         self._header(canvas, t, over)
-        if isinstance(self.space, spaces.Box):
-            self._gaussian(canvas, t, _POLICY + 16, SIZE[1] - 34)
-        else:
-            self._probabilities(canvas, t, _POLICY + 16, SIZE[1] - 34)
+        self._policy(canvas, t)
         return canvas.pixels()
 
     def _header(self, canvas: Canvas, t: int, over: bool) -> None:
-        status, colour = self._status(t, over)
+        start, n_episodes = self._starts[self._episodes[t] - 1], len(self._starts)
+        status, colour = f"step {t - start}" + (", stopped here" if over else ""), INK
+        if over and self.arrays["dones"][t]:
+            status, colour = self._result(t)
         canvas.text(RIGHT, 30, status, 17, colour, "r")
         canvas.text(MARGIN, 28, fit(self.about.game, 26, GAME - font(17).getlength(status) - 20), 26)
         level = self.about.describe_level(int(self.arrays["levels"][t]))
-        if len(self._starts) > 1:
-            level += f"   episode {self._episodes[t]} of {len(self._starts)}"
-        canvas.text(MARGIN, 56, level, 14)
+        episode = f"   episode {self._episodes[t]} of {n_episodes}" if n_episodes > 1 else ""
+        canvas.text(MARGIN, 56, level + episode, 14)
         canvas.text(MARGIN, 77, fit(self.about.describe_agent(), 13, GAME), 13, DIM)
-        if self._episodes[t] > 1 and not over:
-            result, _ = self._result(self._first_step(t) - 1)
-            canvas.text(RIGHT, 56, f"previous episode: {result}", 13, DIM, "r")
+        if start and not over:
+            canvas.text(RIGHT, 56, f"previous episode: {self._result(start - 1)[0]}", 13, DIM, "r")
 
-    def _first_step(self, t: int) -> int:
-        """Return the first step of the episode to which step t belongs."""
-        return int(self._starts[self._episodes[t] - 1])
-
-    def _status(self, t: int, over: bool) -> tuple[str, Colour]:
-        if over and self.arrays["dones"][t]:
-            return self._result(t)
-        return f"step {t - self._first_step(t)}" + (", stopped here" if over else ""), INK
-
-    def _result(self, t: int) -> tuple[str, Colour]:
-        """Return the result of the episode that ends with step t."""
+    def _result(self, t: int) -> tuple[str, tuple[int, int, int]]:
+        """Return the result of the episode that ends with step t, and its colour."""
         results = {-1: ("over", INK), 0: ("not solved", ORANGE), 1: ("solved", GREEN)}
         result, colour = results[int(self.arrays["solved"][t])]
         return f"{result}, return {format_number(float(self._returns[t]))}", colour
 
-    def _probabilities(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
-        """Draw a bar per action."""
-        probabilities, limit = self.arrays["choices"][t].tolist(), probability_limit(self.arrays["choices"])
-        canvas.text(MARGIN, _POLICY, f"policy at this step, bars up to {limit:.2f}", 13, DIM)
-        pitch = GAME / len(probabilities)
-        inset, interval = min(pitch * 0.12, 6), int(np.ceil(14 / pitch))
-        for i, (probability, taken) in enumerate(zip(probabilities, self._taken[t].tolist(), strict=True)):
-            left, right = MARGIN + i * pitch + inset, MARGIN + (i + 1) * pitch - inset
-            canvas.draw.rectangle((left, top, right, bottom), EMPTY)
-            height = probability / limit * (bottom - top)
-            canvas.draw.rectangle((left, bottom - height, right, bottom), ORANGE if taken else BLUE)
-            if i % interval == 0:
-                canvas.text((left + right) / 2, bottom + 13, self.names[i], 14, ORANGE if taken else DIM, "m")
-        caption = "orange: taken"
+    def _policy_limits(self) -> tuple[float, float]:
+        """Return the ends of the scale of the policy's output."""
+        choices = self.arrays["choices"]
+        if not self._is_box:
+            return 0.0, probability_limit(choices)
+        stds, actions = self.arrays["std"], self.arrays["actions"]
+        return float(min((choices - stds).min(), actions.min())), float(max((choices + stds).max(), actions.max()))
+
+    def _policy(self, canvas: Canvas, t: int) -> None:
+        """Draw the policy's output, a column for each action or dimension."""
+        title, caption, colour = "policy at this step", "mean, deviation (box), taken (dot)", DIM
+        if not self._is_box:
+            title, caption, colour = f"{title}, bars up to {self._limits[1]:.2f}", "orange: taken", ORANGE
         if isinstance(self.space, spaces.Discrete):
             action = int(self._taken[t].argmax())
-            caption = f"taken: {self.names[action]}, probability {probabilities[action]:.2f}"
-        canvas.text(RIGHT, _POLICY, caption, 13, ORANGE, "r")
-
-    def _gaussian(self, canvas: Canvas, t: int, top: int, bottom: int) -> None:
-        """Draw mean, standard deviation and action of each dimension."""
-        canvas.text(MARGIN, _POLICY, "policy at this step", 13, DIM)
-        canvas.text(RIGHT, _POLICY, "mean, deviation (box), taken (dot)", 13, DIM, "r")
-        means, stds = self.arrays["choices"], self.arrays["std"]
-        actions = self.arrays["actions"].reshape(means.shape)
-        low = float(min((means - stds).min(), actions.min()))
-        high = float(max((means + stds).max(), actions.max()))
-
-        def y(value: float) -> float:
-            return bottom - (value - low) / (high - low or 1.0) * (bottom - top)
-
-        pitch = GAME / means.shape[1]
-        radius = min(pitch * 0.3, 16)
-        for i in range(means.shape[1]):
-            mean, std, action = (float(array[t, i]) for array in (means, stds, actions))
+            caption = f"taken: {self.names[action]}, probability {self.arrays['choices'][t, action]:.2f}"
+        canvas.text(MARGIN, _POLICY, title, 13, DIM)
+        canvas.text(RIGHT, _POLICY, caption, 13, colour, "r")
+        pitch = GAME / len(self.names)
+        radius = min(pitch * 0.3, 16) if self._is_box else pitch / 2 - min(pitch * 0.12, 6)
+        interval = int(np.ceil(14 / pitch))
+        for i, (name, taken) in enumerate(zip(self.names, self._taken[t], strict=True)):
             x = MARGIN + (i + 0.5) * pitch
-            canvas.draw.rectangle((x - radius, top, x + radius, bottom), EMPTY)
-            canvas.draw.rectangle((x - radius, y(mean + std), x + radius, y(mean - std)), RULE)
-            canvas.draw.line((x - radius, y(mean), x + radius, y(mean)), BLUE, 2)
-            canvas.draw.circle((x, y(action)), min(radius, 4), ORANGE)
-            if pitch >= 14:
-                canvas.text(x, bottom + 13, self.names[i], 14, DIM, "m")
+            canvas.draw.rectangle((x - radius, _COLUMNS[1], x + radius, _COLUMNS[0]), EMPTY)
+            (self._gaussian if self._is_box else self._bar)(canvas, t, i, x, radius)
+            if i % interval == 0:
+                canvas.text(x, _COLUMNS[0] + 13, name, 14, ORANGE if taken else DIM, "m")
+
+    def _y(self, value: float) -> float:
+        return float(np.interp(value, self._limits, _COLUMNS))
+
+    def _bar(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
+        colour = ORANGE if self._taken[t, i] else BLUE
+        canvas.draw.rectangle((x - radius, self._y(self.arrays["choices"][t, i]), x + radius, _COLUMNS[0]), colour)
+
+    def _gaussian(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
+        """Draw mean, standard deviation and action of dimension i."""
+        mean, std, action = (self.arrays[name][t].ravel()[i] for name in ("choices", "std", "actions"))
+        canvas.draw.rectangle((x - radius, self._y(mean + std), x + radius, self._y(mean - std)), RULE)
+        canvas.draw.line((x - radius, self._y(mean), x + radius, self._y(mean)), BLUE, 2)
+        canvas.draw.circle((x, self._y(action)), min(radius, 4), ORANGE)
 
 
 def into_square(picture: Bytes) -> Bytes:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from srwm_rl.scripts.video.canvas import GREEN, ORANGE
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
-from srwm_rl.scripts.video.colours import GREEN, ORANGE, Colour
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -23,35 +22,48 @@ RATE_LABELS = ("y", "q", "k", "beta")
 
 def make_panel(size: tuple[int, int], arrays: Arrays, space: spaces.Space[Any], names: list[str]) -> Chart:
     """Return the panel of a recording; `names` are those of the policy's columns."""
+    values, entropy, rewards, returns = arrays["values"], arrays["entropy"], arrays["rewards"], running_returns(arrays)
+    # Differential entropy is unbounded.
+    limits = _limits(entropy) if isinstance(space, spaces.Box) else (0.0, float(np.log(_n_choices(space)).sum()) or 1.0)
+    low, high = (float(end([0, *rewards, *returns])) for end in (min, max))
+    earned = Curve(returns, low, high if high > low else 1.0, ORANGE, 45.0, bars=rewards)
+    show_reward, show_return = _show("reward ", rewards), _show("   return ", returns)
     sections = [
         *_changes(arrays),
         *_rates(arrays),
         _policy(arrays, space, names),
-        _line("value", arrays["values"], *_limits(arrays["values"]), GREEN),
-        _entropy(arrays, space),
-        _returns(arrays),
+        Section("value", [Curve(values, *_limits(values), GREEN, 30.0)], _show("", values)),
+        Section("entropy of the policy, nats", [Curve(entropy, *limits, ORANGE, 30.0)], _show("", entropy)),
+        Section("reward (bars) and return (line)", [earned], lambda t: show_reward(t) + show_return(t)),
     ]
     return Chart(size, sections, arrays["starts"])
 
 
+def _n_choices(space: spaces.Space[Any]) -> Array:
+    """Return the number of alternatives of each part of a discrete action."""
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(space.shape, 2).ravel()
+    return np.ravel(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)  # type: ignore[attr-defined]
+
+
 def column_names(space: spaces.Space[Any], is_procgen: bool) -> list[str]:
     """Name the N columns of the policy's output: one per action, or per dimension of a Box action."""
-    if isinstance(space, spaces.Discrete):
-        return list(PROCGEN_ACTIONS) if is_procgen else [str(i) for i in range(int(space.n))]
     if isinstance(space, spaces.MultiDiscrete):
-        return [f"{part}:{i}" for part, n in enumerate(space.nvec.ravel().tolist()) for i in range(n)]
-    return [str(i) for i in range(int(np.prod(space.shape or (1,))))]
+        return [f"{part}:{i}" for part, n in enumerate(_n_choices(space)) for i in range(n)]
+    if isinstance(space, spaces.Discrete) and is_procgen:
+        return list(PROCGEN_ACTIONS)
+    n_columns = space.n if isinstance(space, spaces.Discrete) else np.prod(space.shape or (1,))
+    return [str(i) for i in range(int(n_columns))]
 
 
 def taken_columns(arrays: Arrays, space: spaces.Space[Any]) -> Array:
     """Return which of the policy's columns each action consists of, `[T, N]` bool; none for Box actions."""
-    n_steps, n_columns = arrays["choices"].shape
-    actions = arrays["actions"].reshape(n_steps, -1)
+    taken = np.zeros(arrays["choices"].shape, np.bool_)
+    actions = arrays["actions"].reshape(len(taken), -1)
     if isinstance(space, spaces.MultiBinary):
         return actions.astype(np.bool_)
-    taken = np.zeros((n_steps, n_columns), np.bool_)
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        sizes = space.nvec.ravel() if isinstance(space, spaces.MultiDiscrete) else np.array([space.n])
+    if not isinstance(space, spaces.Box):
+        sizes = _n_choices(space)
         np.put_along_axis(taken, actions + np.cumsum(sizes) - sizes, True, axis=1)
     return taken
 
@@ -60,18 +72,16 @@ def _changes(arrays: Arrays) -> list[Section]:
     if not arrays["edit"].size:  # a core without memory
         return []
     n_layers, n_heads = arrays["edit"].shape[1:]
-    per = "per layer.head" if n_heads > 1 else "per layer"
+    edit, drift = "change of the state, Euclidean norm", "state, Euclidean norm"
     if "rates" in arrays:
-        titles = [f"edit  |W(t+1) - W(t)|, Frobenius norm, {per}", f"drift  |W(t) - W(0)|, Frobenius norm, {per}"]
-    else:
-        titles = [f"change of the state, Euclidean norm, {per}", f"state, Euclidean norm, {per}"]
+        edit, drift = "edit  |W(t+1) - W(t)|, Frobenius norm", "drift  |W(t) - W(0)|, Frobenius norm"
     labels = [f"{layer}.{head}" if n_heads > 1 else str(layer) for layer in range(n_layers) for head in range(n_heads)]
-    height = min(max(14.0 * len(labels), 24.0), 70.0)
+    height, bands = min(max(14.0 * len(labels), 24.0), 70.0), range(n_heads, len(labels), n_heads)
     sections = []
-    for name, title, colours in zip(("edit", "drift"), titles, ("ember", "sea"), strict=True):
+    for name, title, colours in (("edit", edit, "ember"), ("drift", drift, "sea")):
         values = arrays[name].reshape(len(arrays[name]), -1)
-        high = float(values.max()) or 1.0
-        heat = Heat(values, 0.0, high, colours, labels, height, range(n_heads, len(labels), n_heads))
+        heat = Heat(values, 0.0, float(values.max()) or 1.0, colours, labels, height, bands)
+        title += ", per layer.head" if n_heads > 1 else ", per layer"
         sections.append(Section(title, [heat], _show("mean ", values.mean(1))))
     return sections
 
@@ -85,20 +95,18 @@ def _rates(arrays: Arrays) -> list[Section]:
         return []
     n_steps, n_layers, n_heads, _ = arrays["rates"].shape
     rates = arrays["rates"].reshape(n_steps, -1, len(RATE_LABELS))
-    height = min(8.0 * rates.shape[1], 24.0)
-    bands = range(n_heads, n_layers * n_heads, n_heads)
+    height, bands = min(8.0 * rates.shape[1], 24.0), range(n_heads, n_layers * n_heads, n_heads)
     plots = [Heat(rates[..., i], 0.0, 1.0, "poles", [label], height, bands) for i, label in enumerate(RATE_LABELS)]
 
     def current(t: int) -> str:
-        means = rates[t].mean(0)
-        return "mean  " + "   ".join(f"{label} {mean:.2f}" for label, mean in zip(RATE_LABELS, means, strict=True))
+        means = zip(RATE_LABELS, rates[t].mean(0), strict=True)
+        return "mean  " + "   ".join(f"{label} {mean:.2f}" for label, mean in means)
 
     return [Section("self-chosen learning rates, rows as above", plots, current)]
 
 
 def _policy(arrays: Arrays, space: spaces.Space[Any], names: list[str]) -> Section:
-    choices = arrays["choices"]
-    height = min(max(16.0 * len(names), 32.0), 120.0)
+    choices, height = arrays["choices"], min(max(16.0 * len(names), 32.0), 120.0)
     if isinstance(space, spaces.Box):
         high = float(np.abs(choices).max()) or 1.0
         heat = Heat(choices, -high, high, "poles", names, height)
@@ -113,38 +121,12 @@ def probability_limit(choices: Array) -> float:
     return min(1.0, max(float(choices.max()), 2 / choices.shape[1]))
 
 
-def _line(title: str, values: Array, low: float, high: float, colour: Colour) -> Section:
-    return Section(title, [Curve(values, low, high, colour, 30.0)], _show("", values))
-
-
 def _limits(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high - low > 1e-6 * max(abs(low), abs(high), 1e-30) else (low - 0.5, high + 0.5)
 
 
-def _entropy(arrays: Arrays, space: spaces.Space[Any]) -> Section:
-    values, title = arrays["entropy"], "entropy of the policy, nats"
-    if isinstance(space, spaces.Box):  # differential entropy is unbounded
-        return _line(title, values, *_limits(values), ORANGE)
-    n_columns = arrays["choices"].shape[1]
-    if isinstance(space, spaces.MultiDiscrete):
-        high = float(np.log(space.nvec).sum())
-    else:
-        high = log(n_columns) if isinstance(space, spaces.Discrete) else n_columns * log(2)
-    return _line(title, values, 0.0, high or 1.0, ORANGE)
-
-
-def _returns(arrays: Arrays) -> Section:
-    rewards, returns = arrays["rewards"].astype(np.float64), running_returns(arrays)
-    low, high = (float(end) for end in (min(0, *rewards, *returns), max(0, *rewards, *returns)))
-    curve = Curve(returns, low, high if high > low else 1.0, ORANGE, 45.0, bars=rewards)
-    show_reward, show_return = _show("reward ", rewards), _show("   return ", returns)
-    return Section("reward (bars) and return (line)", [curve], lambda t: show_reward(t) + show_return(t))
-
-
 def running_returns(arrays: Arrays) -> Array:
     """Return the sum of each episode's rewards up to and including each step, `[T]`."""
     rewards, starts = arrays["rewards"].astype(np.float64), arrays["starts"]
-    before = np.cumsum(rewards) - rewards
-    returns: Array = before + rewards - before[starts][np.cumsum(starts) - 1]
-    return returns
+    return np.concatenate([np.cumsum(episode) for episode in np.split(rewards, np.flatnonzero(starts)[1:])])

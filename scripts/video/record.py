@@ -1,8 +1,10 @@
-"""Record an agent that plays, and render a recording as a film."""
+"""Record an agent that plays, play a recording again, and render it as a film."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,17 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
-from srwm_rl.agents.evaluation.recording import Choose, Introspector, Observer, collect, play
+from srwm_rl.agents.evaluation.recording import Array, Arrays, Choose, Introspector, collect, play
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.video.encoding import write_video
 from srwm_rl.scripts.video.film import Film
-from srwm_rl.scripts.video.panel import Arrays
 from srwm_rl.scripts.video.scene import Album, Scene
-from srwm_rl.scripts.video.trace import About, Trace
+from srwm_rl.scripts.video.trace import FORMAT, About, Trace
 
 MAX_EPISODE = 3000  # steps of a recording whose length is not given: 200 seconds of ProcGen
 
@@ -71,33 +73,77 @@ def record(
     """
     env, album = scene.make_with_album()
     torch.manual_seed(scene.seed)
-    choose = Introspector(policy, deterministic)
-    arrays, digest = play_scene(env, choose, scene, n_steps, album, progress)
+    arrays, digest = _play(env, Introspector(policy, deterministic), scene, n_steps, album, progress)
     about = About(run, trained.core, scene.env, trained.levels, trained.eval_levels, num_timesteps, deterministic)
-    return Trace(scene, arrays, digest, policy.action_space, policy.observation_space, scene.versions(), about), album
+    spaces = policy.action_space, policy.observation_space
+    return Trace(FORMAT, scene, digest, *spaces, scene.versions(), about, arrays), album
 
 
-def play_scene(
+def _play(
     env: VecEnv, choose: Choose, scene: Scene, n_steps: int | None, album: Album | None, progress: bool = False
 ) -> tuple[Arrays, str]:
-    """Play a scene in its environment, at most `n_steps` or `MAX_EPISODE` steps, and close it.
+    """Play at most `n_steps` or `MAX_EPISODE` steps, and close the environment; return a trace's arrays and digest."""
+    digest, see = hashlib.sha256(), None if album is None else album.add
+    with closing(env):
+        steps = islice(play(env, choose, scene.levels(), digest, see), n_steps or MAX_EPISODE)
+        arrays = collect(_progress(steps, "playing", "step", n_steps, progress))
+    return arrays, digest.hexdigest()
+
+
+def check_origin(trace: Trace, path: str, env: str | None, any_version: bool) -> None:
+    """Check that a trace's environment exists and is the recorded one; `env` may be imported from a user's module.
+
+    Raises:
+        UserError: the environment is missing, must not be imported, or differs from the recorded one.
+    """
+    scene = trace.scene
+    allow_env(scene.env, env, path)
+    names = ("env", "mode", "env_kwargs", "inputs", "reward_clip")
+    settings = TrainConfig(**{name: getattr(scene, name) for name in names})
+    check_environment(settings, trace.observation_space, trace.action_space, path)
+    installed = scene.versions()
+    # ProcGen's distributions differ in their names only.
+    if sorted(trace.versions.values()) != sorted(installed.values()) and not any_version:
+        raise UserError(
+            f"{path} was recorded with {_format(trace.versions)}, and here is {_format(installed)}: install that "
+            "version, or try with --any-version"
+        )
+
+
+def _format(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "an environment of unknown version"
+
+
+def replay(trace: Trace, render: bool) -> tuple[str | None, Album]:
+    """Play a trace's actions in a new environment.
 
     Returns:
-        The arrays of a trace, and its digest.
+        The first difference as text, or None; and the album, which is empty unless `render`.
     """
-    observer = Observer()
+    scene, actions = trace.scene, iter(trace.arrays["actions"])
+    env, album = scene.make_with_album() if render else (scene.make(), Album())
 
-    def see(obs: Any) -> None:
-        observer.see(obs)
-        if album is not None:
-            album.add(obs)
+    def choose(obs: Any, start: bool) -> tuple[Array, Arrays]:
+        return next(actions)[None], {}
 
-    try:
-        steps = play(env, choose, scene.levels(), see)
-        arrays = collect(_progress(islice(steps, n_steps or MAX_EPISODE), "playing", "step", n_steps, progress))
-    finally:
-        env.close()
-    return {"links": np.array(observer.links, np.uint64), **arrays}, observer.digest()
+    arrays, digest = _play(env, choose, scene, len(trace.arrays["actions"]), album if render else None)
+    return first_difference(trace, arrays, digest), album
+
+
+def first_difference(trace: Trace, arrays: Arrays, digest: str) -> str | None:
+    """Describe the first difference of a replay's arrays and digest from a trace; None: they are equal."""
+    n_steps = min(len(arrays["rewards"]), len(trace.arrays["rewards"]))
+    steps = {}
+    for name, array in arrays.items():  # `links`, the observations, come first
+        differ = (trace.arrays[name][:n_steps] != array[:n_steps]).reshape(n_steps, -1).any(1)
+        if differ.any():
+            steps["observations" if name == "links" else name] = int(np.argmax(differ))
+    if steps:
+        name = min(steps, key=lambda name: steps[name])
+        return f"{name} differ from step {steps[name]} on"
+    if n_steps < len(trace.arrays["rewards"]):
+        return f"the episodes end after step {n_steps - 1}"
+    return None if digest == trace.digest else "the observations' sha256 differs"
 
 
 def render(trace: Trace, album: Album, output: Path, progress: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zlib
 from importlib import metadata
@@ -21,24 +22,19 @@ from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import pairs
 
 PROCGEN_FPS, SLOW_FPS = 15, 4  # ProcGen's own rate; slow enough to read numbers
-PROCGEN_DISTRIBUTIONS = ("procgen", "procgen-mirror", "procgen-gym")  # all are imported as procgen
 
 
 class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One environment and the levels that are played in it, one after the other."""
 
-    env: str
-    """One game, task or Gymnasium id."""
-    level: int
-    """The first level."""
+    env: str  # one game, task or Gymnasium id
+    level: int  # the first
     n_levels: Annotated[int, msgspec.Meta(ge=1)] = 1
     seed: int = 0
     mode: str = "easy"
-    env_kwargs: tuple[str, ...] = ()
-    """As name:value, without a render_mode."""
+    env_kwargs: tuple[str, ...] = ()  # as name:value, without a render_mode
     inputs: tuple[str, ...] = ()
-    reward_clip: float = 1.0
-    """As in training; 0: no clipping."""
+    reward_clip: float = 1.0  # as in training; 0: no clipping
 
     def levels(self) -> range:
         """Return the levels, in the order of play."""
@@ -65,24 +61,20 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: as `make`.
         """
-        kind = self.kind()
-        if kind == "procgen":
+        if self.kind() == "procgen":
             env = self.make(render=True)
             return env, Album(env)
-        rendering = _make_rendering(self) if kind == "gymnasium" else None
+        rendering = _make_rendering(self) if self.kind() == "gymnasium" else None
         return rendering or self.make(), Album(rendering)
 
     def versions(self) -> dict[str, str]:
         """Return the name and the version of the distribution that the environment comes from; {} for our own tasks."""
-        kind = self.kind()
-        if kind == "task":
+        if self.kind() == "task":
             return {}
-        for name in PROCGEN_DISTRIBUTIONS if kind == "procgen" else _distributions(self.env):
-            try:
-                return {name: metadata.version(name)}
-            except metadata.PackageNotFoundError:
-                continue
-        return {}
+        entry = _entry_point(self.env) if self.kind() == "gymnasium" else "procgen"
+        module = re.split(r"\W", str(getattr(entry, "__module__", entry)))[0]
+        names = metadata.packages_distributions().get(module, [])
+        return {name: metadata.version(name) for name in names[:1]}
 
     def fps(self, rendered: bool) -> int:
         """Return the frames per second of a film; `rendered`: with the environment's pictures."""
@@ -90,7 +82,7 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return PROCGEN_FPS
         if not rendered:
             return SLOW_FPS
-        entry: Any = _entry_point(self.env)
+        entry = _entry_point(self.env)
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
         fps = getattr(creator, "metadata", {}).get("render_fps", PROCGEN_FPS)
         return min(max(round(fps), 1), 60) if isinstance(fps, int | float) else PROCGEN_FPS
@@ -98,12 +90,6 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _entry_point(env_id: str) -> Any:
     return gymnasium.spec(env_id.rpartition(":")[2]).entry_point  # its module was imported by `resolve`
-
-
-def _distributions(env_id: str) -> list[str]:
-    entry = _entry_point(env_id)
-    module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
-    return list(metadata.packages_distributions().get(module.partition(".")[0], ()))
 
 
 def _make_rendering(scene: Scene) -> VecEnv | None:

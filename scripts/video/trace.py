@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -31,6 +30,10 @@ KINDS = {
     "links": "u",
 }
 """Arrays `[T]`, and the kind of their dtype; the others have more axes."""
+_DAMAGES = (
+    *(msgspec.MsgspecError, zipfile.BadZipFile, zlib.error),
+    *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError),
+)
 
 
 class About(msgspec.Struct, frozen=True):
@@ -56,34 +59,20 @@ class About(msgspec.Struct, frozen=True):
         return f"{self.run}, core {self.core}, {self.num_timesteps:,} steps of training, {actions}"
 
 
-class _Header(msgspec.Struct):
-    kind: Literal["trace"]
-    format: int
-
-
-class _Meta(_Header):
-    scene: Scene
-    sha256: str
-    action_space: Any
-    observation_space: Any
-    versions: dict[str, str]
-    about: About
-
-
-@dataclass(frozen=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True, tag_field="kind", tag="trace", omit_defaults=True):
     """A recording."""
 
+    format: int
     scene: Scene
-    arrays: dict[str, npt.NDArray[Any]]
-    """From `recording.collect`; and `links` `[T]`, the running digest of the observations."""
-    digest: str
-    """The sha256 of all observations."""
+    digest: str = msgspec.field(name="sha256")
+    """Of all observations."""
     action_space: spaces.Space[Any]
     observation_space: spaces.Space[Any]
     versions: dict[str, str]
     """By name, of the distribution that the environment came from."""
     about: About
+    arrays: dict[str, Any] = {}
+    """From `recording.collect`; and `links` `[T]`, the running digest of the observations."""
 
     def save(self, path: Path) -> None:
         """Write the trace, whole or not at all.
@@ -91,12 +80,9 @@ class Trace:
         Raises:
             OSError: it cannot be written.
         """
-        action_space, observation_space = space_to_json(self.action_space), space_to_json(self.observation_space)
-        meta = _Meta(
-            "trace", FORMAT, self.scene, self.digest, action_space, observation_space, self.versions, self.about
-        )
+        meta = msgspec.json.encode(msgspec.structs.replace(self, arrays={}), enc_hook=space_to_json)
         content = io.BytesIO()
-        np.savez_compressed(content, **{_META: np.frombuffer(msgspec.json.encode(meta), np.uint8), **self.arrays})
+        np.savez_compressed(content, **{_META: np.frombuffer(meta, np.uint8), **self.arrays})
         write_whole(path, content.getvalue())
 
 
@@ -108,55 +94,45 @@ def load_trace(path: Path) -> Trace:
     """
     try:
         arrays = _read(path)
-        content = arrays.pop(_META).tobytes()
-        if (header := msgspec.json.decode(content, type=_Header)).format > FORMAT:
-            raise UserError(f"{path} has format {header.format}; upgrade srwm-rl, which reads up to {FORMAT}")
-        return _make_trace(arrays, msgspec.json.decode(content, type=_Meta))
+        meta = msgspec.json.decode(arrays.pop(_META).tobytes())
+        if meta["format"] > FORMAT:
+            raise UserError(f"{path} has format {meta['format']}; upgrade srwm-rl, which reads up to {FORMAT}")
+        trace = msgspec.convert(meta | {"arrays": arrays}, Trace, dec_hook=lambda _, space: space_from_json(space))
+        _check_arrays(trace)
+        return trace
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
+    except _DAMAGES as error:
         raise UserError(f"{path} is no trace of srwm-rl, or is damaged; srwm-rl watch --trace writes one") from error
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise ValueError("size")
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ValueError(str(error)) from error
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+            raise ValueError("size")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
-def _make_trace(arrays: dict[str, npt.NDArray[Any]], meta: _Meta) -> Trace:
-    n_steps = len(arrays["rewards"])
-    action_space, observation_space = space_from_json(meta.action_space), space_from_json(meta.observation_space)
-    _check_arrays(arrays, n_steps, action_space)
-    if meta.scene.n_levels > n_steps:
-        raise ValueError("n_levels")
-    for levels in (meta.about.levels, meta.about.eval_levels):
-        LevelRange.parse(levels)
-    return Trace(meta.scene, arrays, meta.sha256, action_space, observation_space, meta.versions, meta.about)
-
-
-def _check_arrays(arrays: dict[str, npt.NDArray[Any]], n_steps: int, space: spaces.Space[Any]) -> None:
+def _check_arrays(trace: Trace) -> None:
     """Raise a ValueError or KeyError unless the arrays are those of T steps."""
-    columns, heads = (n_steps, len(column_names(space, False))), arrays["edit"].shape
+    arrays, space = trace.arrays, trace.action_space
+    n_steps, heads = len(arrays["rewards"]), arrays["edit"].shape
+    columns = (n_steps, len(column_names(space, False)))
     shapes: dict[str, Any] = {**dict.fromkeys(KINDS, (n_steps,)), "choices": columns, "edit": heads, "drift": heads}
-    optional = {"rates": (*heads, len(RATE_LABELS)), "std": columns}
-    if not n_steps or len(heads) != 3 or heads[0] != n_steps or not {*shapes, "actions"} <= set(arrays):
-        raise ValueError("arrays")
-    if isinstance(space, spaces.Box) != ("std" in arrays) or not arrays["starts"][0]:
-        raise ValueError("std or starts")
+    if isinstance(space, spaces.Box):
+        shapes["std"] = columns
+    if arrays.keys() - {"rates"} != {*shapes, "actions"}:
+        raise ValueError("names")
+    if len(heads) != 3 or heads[0] != n_steps or trace.scene.n_levels > n_steps or not arrays["starts"][0]:
+        raise ValueError("steps")
     if len(arrays["actions"]) != n_steps or not all(action in space for action in arrays["actions"]):
         raise ValueError("actions")
-    for name, array in arrays.items():
-        if name == "actions":
-            continue
-        if array.shape != (shapes | optional)[name] or array.dtype.kind != KINDS.get(name, "f"):
+    for name, shape in (shapes | {"rates": (*heads, len(RATE_LABELS))}).items():
+        array = arrays.get(name, np.zeros(shape))
+        if array.shape != shape or array.dtype.kind != KINDS.get(name, "f") or not np.isfinite(array).all():
             raise ValueError(name)
-        if not np.isfinite(array).all():
-            raise ValueError(name)
+    for levels in (trace.about.levels, trace.about.eval_levels):
+        LevelRange.parse(levels)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from srwm_rl.scripts.main import main
-from srwm_rl.scripts.reports import report
+from srwm_rl.scripts.reports import pages
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
@@ -192,7 +192,7 @@ def never_played(monkeypatch: pytest.MonkeyPatch) -> None:
     def play(*_: object) -> None:
         raise AssertionError("played before everything was checked")
 
-    monkeypatch.setattr(report, "evaluate", play)
+    monkeypatch.setattr(pages, "evaluate", play)
 
 
 REFUSED = [

@@ -9,23 +9,25 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
-from srwm_rl.agents.evaluation.comparison import Profiles
 from srwm_rl.scripts.reports.charts import Charts, short_number
 from srwm_rl.scripts.reports.curves import Band, Curve, combine
 
 STEPS = np.linspace(0, 1e6, 50)
 BAND = combine([Curve(STEPS, np.sqrt(STEPS)), Curve(STEPS, STEPS / 1e3)])
-PROFILE = Profiles(*(np.linspace(1, 0, 5) for _ in range(4)))
+FALLING = np.linspace(1, 0, 5).tolist()
+PROFILE = {"fractions": FALLING, "low": FALLING, "high": FALLING}
+KNOWN = {"mean": 500.0, "low": 400.0, "high": 600.0}
+UNKNOWN = {"mean": 1.0, "low": None, "high": None}
 NAME = '<b>$\\frac{a$ & "x"</b>'
 DRAWN: list[Callable[[Charts], str]] = [
-    lambda draw: draw.curve(BAND, NAME, "return", (1e6, (500.0, 400.0, 600.0)), random=100.0),
+    lambda draw: draw.curve(BAND, NAME, "return", (1e6, KNOWN), random=100.0),
     lambda draw: draw.curve(Band(Curve(STEPS[:1], STEPS[:1]), STEPS[:1], STEPS[:1], []), NAME, "return"),
-    lambda draw: draw.curve(BAND, NAME, "return", (1e6, (500.0, None, None))),
+    lambda draw: draw.curve(BAND, NAME, "return", (1e6, UNKNOWN)),
     lambda draw: draw.curve(BAND, NAME, "return", test=Curve(STEPS, STEPS / 2e3)),
     lambda draw: draw.lines({"a": BAND.mean, "b": BAND.mean}, NAME),
     lambda draw: draw.lines({"a": BAND.mean}, NAME),
-    lambda draw: draw.intervals([NAME, "b"], [(0.1, -0.2, 0.4), (1.0, None, None)], "difference"),
-    lambda draw: draw.profiles([(NAME, PROFILE), ("b", PROFILE)], "return"),
+    lambda draw: draw.intervals({NAME: KNOWN, "b": UNKNOWN}, "difference"),
+    lambda draw: draw.profiles(FALLING, {NAME: PROFILE, "b": PROFILE}, "return"),
 ]
 
 

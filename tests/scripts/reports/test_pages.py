@@ -1,6 +1,7 @@
 """Pages as files: well-formed, complete in themselves, safe, and readable at any width."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.paired import ComparedRuns, compare
-from srwm_rl.scripts.reports.comparison import comparison_page
+from srwm_rl.scripts.reports.pages import comparison_page
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
@@ -42,15 +44,17 @@ def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     games = ("bigfish", "fruitbot", "leaper", "maze", "plunder", "starpilot")
     head = {"env": "paper6", "mode": "easy", "actions": "stochastic", "repeats": 1, "num_timesteps": 50_000_000}
     sides = []
-    for letter, core in (("A", "srwm"), ("B", "feedforward")):
+    for core in ("srwm", "feedforward"):
         evaluations = []
         for seed in range(2):
             rng = np.random.default_rng([seed, len(core)])
-            of = [[game, level, float(rng.integers(-3, 30)), 9, None] for game in games for level in range(1000, 1200)]
-            evaluations.append({**head, "levels": {"held-out": "1000:1200"}, "episodes": {"held-out": of}})
+            played = itertools.product(games, range(1000, 1200))
+            of = Episodes(Episode(game, level, float(rng.integers(-3, 30)), 9, None) for game, level in played)
+            results = {"levels": {"held-out": "1000:1200"}, "trained_on": {}, "episodes": {"held-out": of}}
+            evaluations.append(head | results)
         trained = [TrainConfig(env="paper6", core=core, seed=seed) for seed in range(2)]
         names = [f"logs/impala_{core}/paper6_{seed}" for seed in range(2)]
-        sides.append(ComparedRuns(letter, names, trained, evaluations))
+        sides.append(ComparedRuns(names, trained, evaluations))
     first, second = sides
     path = tmp_path_factory.mktemp("compare") / "compare.html"
     page = comparison_page((first, second), compare((first, second), 0), "srwm-rl compare")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from srwm_rl.scripts.video import canvas
+from srwm_rl.scripts.video.canvas import COLOUR_MAPS, INK, paint
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
-from srwm_rl.scripts.video.colours import COLOUR_MAPS, INK, colour_map, paint
 from srwm_rl.scripts.video.panel import PROCGEN_ACTIONS, running_returns
 
 # To the lightness of OKLab, https://bottosson.github.io/posts/oklab.
@@ -17,6 +17,11 @@ TO_LMS = np.array(
     ]
 )
 TO_LIGHTNESS = np.array([0.2104542553, 0.7936177850, -0.0040720468])
+
+
+def colour_map(name: str) -> np.ndarray:
+    """Return a colour map, `[256, 3]`."""
+    return paint(np.arange(256), 0, 255, name)
 
 
 def lightness_of(rgb: np.ndarray) -> np.ndarray:
@@ -83,7 +88,7 @@ def test_only_what_has_happened_is_shown(n_steps: int) -> None:
     drawn = chart(n_steps)
     for t in (0, n_steps // 2, n_steps - 1):
         shown = drawn.at(t)
-        end = max(drawn.edge(t + 1), drawn.left + 1)
+        end = max(drawn.edges[t + 1], drawn.left + 1)
         titles = np.zeros(shown.shape[:2], bool)
         for y in drawn._title_ys:
             titles[max(y - 9, 0) : y + 9] = True  # where the present value is written
@@ -92,23 +97,23 @@ def test_only_what_has_happened_is_shown(n_steps: int) -> None:
         np.testing.assert_array_equal(shown[beyond & ~titles], drawn.empty[beyond & ~titles])
         np.testing.assert_array_equal(shown[:, drawn.left : end][~titles[:, drawn.left : end]],
                                       drawn.full[:, drawn.left : end][~titles[:, drawn.left : end]])  # fmt: skip
-    assert drawn.edge(n_steps) == drawn.right
+    assert drawn.edges[n_steps] == drawn.right
     assert (drawn.full != drawn.empty).any()
 
 
 def test_a_cell_has_the_colour_of_its_number() -> None:
     values = np.array([[0.0, 0.25], [0.5, 1.0]])
     drawn = Chart((300, 200), [Section("", [Heat(values, 0.0, 1.0, "sea", ["a", "b"], 1.0)])], np.array([True, False]))
-    (top, bottom), middle = drawn._plot_ys[0], (drawn.left + drawn.right) // 2
+    (_, top, bottom), middle = drawn._plots[0], (drawn.left + drawn.right) // 2
     for t, x in enumerate((middle - 20, middle + 20)):
         for row, y in enumerate((top + 5, bottom - 5)):
-            np.testing.assert_array_equal(drawn.full[y, x], paint(values[t, row], 0.0, 1.0, "sea"))
+            np.testing.assert_array_equal(drawn.full[y, x], paint(values[t, row : row + 1], 0.0, 1.0, "sea")[0])
 
 
 def test_episode_starts_are_marked_in_every_plot() -> None:
     plain, marked = chart(50), chart(50, (0, 20))
-    x = marked.edge(20)
-    for top, bottom in marked._plot_ys:
+    x = marked.edges[20]
+    for _, top, bottom in marked._plots:
         assert (marked.full[top:bottom, x] == INK).all()
     assert (plain.full[:, : x - 12] == marked.full[:, : x - 12]).all()
 
@@ -118,17 +123,18 @@ def test_more_steps_than_pixels_are_averaged() -> None:
     for shown, means in ((values, [1, 4, 7, 10]), (values[:2], [0, 0, 1, 1])):
         heat = Heat(shown, 0.0, 11.0, "sea", ["a"], 1.0)
         drawn = Chart((4 + 64 + 52, 200), [Section("", [heat])], np.arange(len(shown)) == 0)
-        middle = sum(drawn._plot_ys[0]) // 2
+        middle = sum(drawn._plots[0][1:]) // 2
         expected = paint(np.array(means), 0.0, 11.0, "sea")
         np.testing.assert_array_equal(drawn.full[middle, drawn.left : drawn.right], expected)
 
 
 def test_nothing_is_cut_off() -> None:
     """The chart's outermost pixels stay empty: no label reaches the edge."""
-    for n_steps in (1, 9, 101, 3000):
-        shown = chart(n_steps).full
-        background = shown[0, 0]
-        for edge in (shown[:, :2], shown[:, -2:], shown[-1:]):
+    small = Heat(np.zeros((9, 1)), -0.01623, 1.234e-5, "poles", ["0"], 1.0)
+    with_long_numbers = Chart((300, 200), [Section("", [small])], np.arange(9) == 0)
+    for drawn in (*map(chart, (1, 9, 101, 3000)), with_long_numbers):
+        background = drawn.full[0, 0]
+        for edge in (drawn.full[:, :2], drawn.full[:, -2:], drawn.full[-1:]):
             assert (edge == background).all()
 
 
