@@ -56,14 +56,16 @@ class ActingStep(nn.Module):
         super().__init__()
         self.policy = float32_copy(policy)
         state_shape = (policy.core.state_layers, "B", policy.core.state_size)
-        names = _input_names(policy)
         self.inputs = (
-            *(Port(names[key], _dtype(space), ("B", *(space.shape or ()))) for key, space in policy.obs_spaces.items()),
+            *_observation_ports(policy),
             Port(STATE, "float32", state_shape),
             Port(EPISODE_START, "bool", ("B",)),
         )
+        space = policy.action_space
+        choices = (MEAN, STD) if isinstance(space, spaces.Box) else (PROBABILITIES,)
+        shape = space.shape if isinstance(space, spaces.Box) else (policy.action_net.out_features,)
         self.outputs = (
-            *(Port(name, "float32", ("B", *shape)) for name, shape in _choices(policy.action_space).items()),
+            *(Port(name, "float32", ("B", *shape)) for name in choices),
             Port(VALUE, "float32", ("B",)),
             Port(NEW_STATE, "float32", state_shape),
         )
@@ -98,27 +100,14 @@ def float32_copy(policy: SRWMPolicy) -> SRWMPolicy:
     return copy
 
 
-def _input_names(policy: SRWMPolicy) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for key in policy.obs_spaces:
-        name = key
-        while name in _RESERVED or name in names.values() or (name != key and name in policy.obs_spaces):
+def _observation_ports(policy: SRWMPolicy) -> list[Port]:
+    ports: dict[str, Port] = {}
+    for key, space in policy.obs_spaces.items():
+        name, dtype = key, str(np.dtype(space.dtype))
+        while name in _RESERVED or name in ports or (name != key and name in policy.obs_spaces):
             name = f"observation_{name}"
-        names[key] = name
-    return names
-
-
-def _choices(space: spaces.Space[Any]) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes, without batch, of what describes an action's distribution."""
-    if isinstance(space, spaces.Box):
-        return {MEAN: space.shape, STD: space.shape}
-    n = space.nvec.sum() if isinstance(space, spaces.MultiDiscrete) else space.n  # type: ignore[attr-defined]
-    return {PROBABILITIES: (int(n),)}
-
-
-def _dtype(space: spaces.Space[Any]) -> str:
-    name = str(np.dtype(space.dtype))
-    return "int64" if name in _UNSIGNED else name
+        ports[name] = Port(name, "int64" if dtype in _UNSIGNED else dtype, ("B", *(space.shape or ())))
+    return [*ports.values()]
 
 
 def to_onnx(step: ActingStep, metadata: dict[str, str]) -> bytes:
@@ -141,8 +130,7 @@ def to_onnx(step: ActingStep, metadata: dict[str, str]) -> bytes:
     model.producer_name, model.producer_version = "srwm-rl", metadata.get("srwm_rl_version", "")
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString()
-    return content
+    return bytes(model.SerializeToString())
 
 
 def _graph(step: ActingStep) -> Any:

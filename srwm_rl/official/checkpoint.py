@@ -51,7 +51,6 @@ Flags = dict[str, Any]  # short values of these types
 class OfficialCheckpoint:
     """A checkpoint of the published RL code."""
 
-    path: Path
     core: str  # its name in this package
     weights: dict[str, np.ndarray]  # float32, by the names in the file
     num_timesteps: int  # environment steps it was trained for, 0 if the file does not tell
@@ -75,7 +74,7 @@ def read_checkpoint(path: Path) -> OfficialCheckpoint:
     notes: list[str] = []
     core, steps = _choose_core(path, weights, flags, notes), _steps(stats.get("step"))
     training = _read_training(path, flags, steps, notes)
-    return OfficialCheckpoint(path, core, weights, steps, training, tuple(notes))
+    return OfficialCheckpoint(core, weights, steps, training, tuple(notes))
 
 
 def _plain(entries: Any) -> Flags:
@@ -121,12 +120,10 @@ def _choose_core(path: Path, weights: dict[str, np.ndarray], flags: Flags, notes
     if by_flags is None:
         known = ", ".join(option for option, core in OPTIONS.items() if core)
         raise UserError(f"{path} is an agent of --{option}, which srwm-rl does not have; it has those of {known}")
-    if by_flags == "srwm_no_carry" and by_weights == "srwm":
-        return by_flags
-    if by_flags != by_weights:
+    if by_flags != by_weights and (by_flags, by_weights) != ("srwm_no_carry", "srwm"):
         chosen = f"--{option}" if option else "no core at all"
         raise UserError(f"{path} contradicts itself: its options say {chosen}, its weights are those of {by_weights}")
-    return by_weights
+    return by_flags
 
 
 def _core_by_weights(path: Path, weights: dict[str, np.ndarray]) -> str:
@@ -154,15 +151,18 @@ def _read_training(path: Path, flags: Flags, steps: int, notes: list[str]) -> di
     mode = flags.get("distribution_mode", "hard")
     if mode not in MODES:
         raise UserError(f"{path} is damaged: ProcGen has no distribution mode {mode!r}")
-    start, stop = _levels(path, flags)
-    held_out = HELD_OUT_START if stop is None else max(HELD_OUT_START, stop)
+    start, count = flags.get("start_level", 0), flags.get("num_levels", 0)  # no level: all
+    fits = type(start) is int and type(count) is int and min(start, count) >= 0
+    if not fits or start + count > MAX_LEVELS - HELD_OUT_LEVELS:
+        raise UserError(f"{path} is damaged: it cannot have been trained on {count!r} levels from {start!r} on")
+    held_out = max(HELD_OUT_START, start + count if count else 0)
     games = _games(path, flags, mode)
     gamma, n_actors = flags.get("discounting"), flags.get("num_actors")
     actors_fit = type(n_actors) is int and 0 < n_actors <= 4096 and n_actors % len(games) == 0
     return {
         "env": ",".join(games),
         "mode": mode,
-        "levels": "all" if stop is None else f"{start}:{stop}",
+        "levels": f"{start}:{start + count}" if count else "all",
         "eval_levels": f"{held_out}:{held_out + HELD_OUT_LEVELS}",
         "n_timesteps": max(1, steps, _steps(flags.get("total_steps"))),
         "n_envs": n_actors if actors_fit else 8 * len(games),
@@ -179,12 +179,3 @@ def _games(path: Path, flags: Flags, mode: str) -> tuple[str, ...]:
     if n_games != 1 or game is None or game[1] not in GAMES:
         raise UserError(f"{path} was trained on {flags.get('env')!r}; only agents of ProcGen games can be imported")
     return (game[1],)
-
-
-def _levels(path: Path, flags: Flags) -> tuple[int, int | None]:
-    """Return the first training level and the one after the last, None without limit."""
-    start, count = flags.get("start_level", 0), flags.get("num_levels", 0)
-    fits = type(start) is int and type(count) is int and min(start, count) >= 0
-    if not fits or start + count > MAX_LEVELS - HELD_OUT_LEVELS:
-        raise UserError(f"{path} is damaged: it cannot have been trained on {count!r} levels from {start!r} on")
-    return start, start + count if count else None

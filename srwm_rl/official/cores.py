@@ -69,12 +69,10 @@ def core_settings(name: str, weights: Mapping[str, np.ndarray | Tensor]) -> dict
         gates, input_size = get_weight(weights, "weight_ih_l0", (-1, -1)).shape
         return {"input_size": input_size, "hidden_size": gates // 4, "n_layers": n_layers}
     hidden, input_size = get_weight(weights, "input_proj.weight", (-1, -1)).shape
-    layers = "ff_layers" if name == "feedforward" else "fwm_layers"
-    numbers = {key.split(".")[1] for key in weights if re.match(rf"{layers}\.[0-9]+\.", key)}
     sizes = {
         "input_size": input_size,
         "hidden_size": hidden,
-        "n_layers": len(numbers),
+        "n_layers": len({key.split(".")[1] for key in weights if key.startswith("ff_layers.")}),
         "ff_size": len(get_weight(weights, "ff_layers.0.ff_layers.0.weight", (-1, -1))),
     }
     if name == "feedforward":

@@ -23,18 +23,11 @@ KEYS = (str, int, float, bool, bytes, type(None))
 
 
 @dataclass(frozen=True, eq=False)
-class Global:
-    """A class or function, named "module.name"."""
+class Named:
+    """The class or function "module.name", or what it would make of `arguments`; its later state is dropped."""
 
     name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """An object that the class or function `name` would make of `arguments`; its later state is dropped."""
-
-    name: str
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] | None = None  # None: it is not called
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +65,11 @@ def _dict(items: list[Any]) -> dict[Any, Any]:
 
 def _call(pair: list[Any]) -> Any:
     function, arguments = pair
-    if not isinstance(function, Global | Call) or not isinstance(arguments, tuple):
+    if not isinstance(function, Named) or not isinstance(arguments, tuple):
         raise TypeError("call")
     if function.name == "collections.OrderedDict" and not arguments:
         return {}  # torch adds the items later
-    return Call(function.name, arguments)
+    return Named(function.name, arguments)
 
 
 LITERALS = (
@@ -93,15 +86,15 @@ MAKE: dict[str, Callable[[list[Any]], Any]] = {
     **dict.fromkeys(("EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"), tuple),
     **dict.fromkeys(("EMPTY_LIST", "LIST"), list),
     **dict.fromkeys(("EMPTY_DICT", "DICT"), _dict),
-    **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda _: Call("set")),
-    **dict.fromkeys(("OBJ", "INST", "NEWOBJ", "NEWOBJ_EX"), lambda _: Call("object")),
-    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), lambda names: Global(" ".join(names).replace(" ", ".", 1))),
+    **dict.fromkeys(("EMPTY_SET", "FROZENSET"), lambda _: Named("set")),
+    **dict.fromkeys(("OBJ", "INST", "NEWOBJ", "NEWOBJ_EX"), lambda _: Named("object")),
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), lambda names: Named(" ".join(names).replace(" ", ".", 1))),
     "REDUCE": _call,
     "BUILD": lambda pair: pair[0],  # an object and its state
     "BINPERSID": lambda items: PersistentId(items[0]),
 }
 # What an operation adds items to.
-UPDATES = {"APPEND": list, "APPENDS": list, "SETITEM": dict, "SETITEMS": dict, "ADDITEMS": Call}
+UPDATES = {"APPEND": list, "APPENDS": list, "SETITEM": dict, "SETITEMS": dict, "ADDITEMS": Named}
 
 
 class _Machine:
@@ -148,5 +141,5 @@ def _update(kind: type, items: list[Any], target: Any) -> None:
         target.extend(new)
     elif isinstance(target, dict) and kind is dict:
         target.update(new)
-    elif not isinstance(target, Call):
+    elif not isinstance(target, Named):
         raise TypeError(kind)

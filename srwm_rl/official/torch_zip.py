@@ -18,21 +18,11 @@ import numpy as np
 from msgspec import Meta
 
 from srwm_rl.errors import UserError, named
-from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
+from srwm_rl.official.data_unpickler import Named, PersistentId, read_pickle
 from srwm_rl.storage.safe_file import read_small
 from srwm_rl.storage.strict_json import convert
 
-DTYPES = {
-    "FloatStorage": "f4",
-    "DoubleStorage": "f8",
-    "HalfStorage": "f2",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
+DTYPES = dict(Float="f4", Double="f8", Half="f2", Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="?")
 BYTE_ORDERS = {b"little": "<", b"big": ">"}
 MAX_BYTES = 2**31  # of a file; stored members are no longer than their file
 OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickled number
@@ -48,7 +38,7 @@ class _Storage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The persistent id of a storage: numbers of one type in one member of the archive."""
 
     kind: Literal["storage"]
-    type: Global
+    type: Named
     key: str
     device: Any
     numel: Count
@@ -104,13 +94,13 @@ class TorchArchive:
                 that numpy does not have.
         """
         what = f"{self.path} is damaged: weight {name!r}"
-        if isinstance(value, Call) and value.name == "torch._utils._rebuild_parameter" and value.arguments:
+        if isinstance(value, Named) and value.name == "torch._utils._rebuild_parameter" and value.arguments:
             value = value.arguments[0]
-        if not isinstance(value, Call) or value.name != "torch._utils._rebuild_tensor_v2":
+        if not isinstance(value, Named) or value.name != "torch._utils._rebuild_tensor_v2":
             raise UserError(f"{what} is no tensor")
         view = convert(value.arguments, _View, f"{what} has a description that does not fit")
         storage = convert(view.storage.value, _Storage, f"{what} has a description that does not fit")
-        kind = DTYPES.get(storage.type.name.removeprefix("torch."))
+        kind = DTYPES.get(storage.type.name.removeprefix("torch.").removesuffix("Storage"))
         if kind is None:
             raise UserError(
                 f"{self.path}: weight {name!r} is of type {storage.type.name!r:.60}, which is not supported"

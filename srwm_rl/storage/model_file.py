@@ -10,18 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, named
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.storage.model_schema import (
-    build_policy,
-    check_finite,
-    check_meta,
-    check_shapes,
-    shapes_of,
-    take_levels_played,
-)
+from srwm_rl.storage.model_schema import build_policy, check_finite, check_meta, check_shapes, shapes_of
 from srwm_rl.storage.run_folder import model_files
-from srwm_rl.storage.safe_file import pack, read_file, write_file
+from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_to_json
 
@@ -136,7 +129,12 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     else:
         file, (arrays, meta) = oldest, read_file(oldest)
     check_meta(meta, str(file), FORMAT)
-    levels_played, weights = take_levels_played(meta, arrays, str(file))
-    policy = build_policy(meta, weights, str(file))
-    load_policy_arrays(policy, weights, str(file))
+    levels_played = None
+    if "levels_played" in meta:
+        with named(str(file)):
+            levels_played = SeenLevels.from_tree(unpack(arrays, meta["levels_played"]), str(file))
+        recorded, _ = pack({"levels_played": levels_played.to_tree()})
+        arrays = {name: array for name, array in arrays.items() if name not in recorded}
+    policy = build_policy(meta, arrays, str(file))
+    load_policy_arrays(policy, arrays, str(file))
     return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))

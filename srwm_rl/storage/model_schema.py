@@ -11,10 +11,8 @@ import torch
 from msgspec import UNSET, Meta, Struct, UnsetType
 from torch.overrides import TorchFunctionMode
 
-from srwm_rl.errors import UserError, named
+from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.storage.safe_file import pack, unpack
-from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_from_json
 from srwm_rl.storage.strict_json import convert
 
@@ -32,11 +30,7 @@ class Score(Struct, forbid_unknown_fields=True):
     """The score with which a model was kept as the run's best, and what it is a score of."""
 
     score: Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
-    of: Annotated[str, Meta(max_length=200)]
-
-    def __post_init__(self) -> None:
-        if not self.of.isprintable():
-            raise ValueError("`of` is not printable")
+    of: Annotated[str, Meta(pattern=r"\A[ -~]{0,200}\Z")]
 
 
 class PolicySettings(Struct, forbid_unknown_fields=True):
@@ -70,27 +64,11 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
     Raises:
         UserError: it does not; the message names the file and the entry.
     """
-    kind: Any = meta.get("kind")
-    number: Any = meta.get("format")
-    if kind != "model":
+    if (kind := meta.get("kind")) != "model":
         raise UserError(f"{source} is a {kind!s:.40} file, not a model; give the run folder or a model file")
-    if type(number) is int and number > newest:
+    if type(number := meta.get("format")) is int and number > newest:
         raise UserError(f"{source} has format {number}; upgrade srwm-rl, which reads up to {newest}")
     convert(meta, ModelMeta, f"{source} is damaged")
-
-
-def take_levels_played(meta: dict[str, Any], arrays: Arrays, source: str) -> tuple[SeenLevels | None, Arrays]:
-    """Return the record of the levels that a model was trained on (None: the file has none), and all other arrays.
-
-    Raises:
-        UserError: the record is damaged; the message names the file.
-    """
-    if "levels_played" not in meta:
-        return None, arrays
-    with named(source):
-        played = SeenLevels.from_tree(unpack(arrays, meta["levels_played"]), source)
-    recorded, _ = pack({"levels_played": played.to_tree()})
-    return played, {name: array for name, array in arrays.items() if name not in recorded}
 
 
 class TensorBudget(TorchFunctionMode):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,21 +48,17 @@ class Run:
         Raises:
             UserError: the folder cannot be made.
         """
-        number = 1
-        while True:
-            path = base.with_name(f"{base.name}_{number}")
-            try:
-                path.mkdir(parents=True)
-                break
-            except FileExistsError:
-                number += 1
-            except OSError as error:
-                raise UserError(
-                    f"cannot make the run folder {path}: {error.strerror}; choose another with -f"
-                ) from error
-        (path / CHECKPOINTS).mkdir()
-        run = cls(path, config)
-        run.write_config()
+        try:
+            for number in itertools.count(1):
+                path = base.with_name(f"{base.name}_{number}")
+                with suppress(FileExistsError):
+                    path.mkdir(parents=True)
+                    break
+            (path / CHECKPOINTS).mkdir()
+            run = cls(path, config)
+            run.write_config()
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {error.strerror}; choose another with -f") from error
         return run
 
     @classmethod
@@ -136,8 +133,7 @@ class Run:
     def files(self, kind: str) -> list[Path]:
         """Return the files of a kind, oldest first."""
         paths = (self.path / CHECKPOINTS).glob(f"{kind}-*.safetensors")
-        pattern = re.compile(rf"{kind}-[0-9]{{12,15}}")
-        return sorted((path for path in paths if pattern.fullmatch(path.stem)), key=steps_of)
+        return sorted((path for path in paths if re.fullmatch(rf"{kind}-[0-9]{{12,15}}", path.stem)), key=steps_of)
 
     def models(self, best: bool = False) -> list[Path]:
         """Return the model files, newest first, or the best ones, best first: each later one had a better score.

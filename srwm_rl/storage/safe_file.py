@@ -26,7 +26,7 @@ MAX_BYTES = 2**32
 MAX_ARRAYS = 2**16
 # The types that numpy has.
 DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
-_ONLY_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_ONLY_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 _CHUNK = 2**20
 
 
@@ -51,25 +51,21 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process with the same id
-        with os.fdopen(os.open(temporary, _ONLY_NEW, 0o666), "wb") as file:
+        with os.fdopen(os.open(temporary, _ONLY_NEW, 0o666), "w+b") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _verify(temporary, content)
+            if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the disk is read
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            same = all(file.read(_CHUNK) == content[i : i + _CHUNK] for i in range(0, len(content), _CHUNK))
+            if not same or file.read(1):
+                raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path))
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
-
-
-def _verify(path: Path, content: bytes) -> None:
-    with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the disk is read
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        same = all(file.read(_CHUNK) == content[i : i + _CHUNK] for i in range(0, len(content), _CHUNK))
-        if not same or file.read(1):
-            raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path))
 
 
 def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:

@@ -63,7 +63,7 @@ class _GameLevels:
 
     def add(self, level: int) -> None:
         """Add a level; what is no level's seed only makes the record incomplete."""
-        if not _is_level(level):
+        if type(level) is not int or not 0 <= level < MAX_LEVELS:
             self.complete = False
         elif level not in self:
             if 0 <= level - self.start < len(self.map):
@@ -159,11 +159,7 @@ def _restore_game(tree: _GameTree, start: int, stop: int, what: str) -> _GameLev
         raise UserError(f"{what}: a level is listed twice, or is outside the range")
     low, high = (levels[0], levels[-1]) if levels else (-1, -1)
     exact = (tree.low, tree.high) == (low, high)
-    beyond = bool(levels) and not tree.complete and 0 <= tree.low <= low and tree.high >= high  # levels not remembered
-    if not (exact or beyond) or (not levels and tree.complete) or (levels and not (_is_level(low) and _is_level(high))):
+    beyond = 0 <= tree.low <= low and high <= tree.high  # levels that are not stored may lie outside
+    if not (exact if tree.complete or not levels else beyond) or (low < 0 and tree.complete):
         raise UserError(f"{what}: low and high do not fit its levels")
     return game
-
-
-def _is_level(value: Any) -> bool:
-    return type(value) is int and 0 <= value < MAX_LEVELS

@@ -30,15 +30,15 @@ class _Box(Struct, tag="Box", forbid_unknown_fields=True):
 
     def build(self) -> spaces.Box:
         dtype: Any = np.dtype(self.dtype)
-        low, high = (self._bounds(bounds, dtype) for bounds in (self.low, self.high))
+        low, high = (
+            np.array([_bound(bound, dtype) for bound in bounds], dtype).reshape(self.shape)
+            if isinstance(bounds, list)
+            else np.full(self.shape, _bound(bounds, dtype), dtype)
+            for bounds in (self.low, self.high)
+        )
         if (low > high).any():
             raise ValueError("low exceeds high")
         return spaces.Box(low, high, tuple(self.shape), dtype.type)
-
-    def _bounds(self, bounds: Bound | list[Bound], dtype: np.dtype[Any]) -> np.ndarray:
-        if not isinstance(bounds, list):
-            return np.full(self.shape, _bound(bounds, dtype), dtype)
-        return np.array([_bound(bound, dtype) for bound in bounds], dtype).reshape(self.shape)
 
 
 class _Discrete(Struct, tag="Discrete", forbid_unknown_fields=True):

@@ -24,14 +24,13 @@ def convert(value: Any, kind: type[Declared], what: str) -> Declared:
         UserError: the value is of another type, or out of range; the message names the entry.
     """
     try:
-        converted: Declared = msgspec.convert(value, kind)
+        return msgspec.convert(value, kind)
     except AttributeError as error:  # msgspec calls `keys` of a numpy array in the place of an object
         raise UserError(f"{what}: an array in the place of an object") from error
     except (msgspec.ValidationError, ValueError) as error:
         reason, _, path = str(error).partition(" - at `$")
         entry = path.strip(".`")
         raise UserError(f"{what}: {entry}{': ' if entry else ''}{reason}") from error
-    return converted
 
 
 def parse_json(text: bytes, most_bytes: int = MAX_BYTES) -> Any:

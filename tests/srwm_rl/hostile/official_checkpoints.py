@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from srwm_rl import SRWMPolicy
-from srwm_rl.official.policy import observation_space
+from srwm_rl.official.importer import observation_space
 
 OPTIONS = {
     "srwm": "use_sr",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from srwm_rl import SRWMPolicy, UserError, load
 from srwm_rl.official import import_checkpoint
 from srwm_rl.official.checkpoint import read_checkpoint
-from srwm_rl.official.policy import build_policy
+from srwm_rl.official.importer import build_policy
 from srwm_rl.storage.model_file import policy_arrays
 
 GOLDEN = Path(__file__).parents[2] / "golden"

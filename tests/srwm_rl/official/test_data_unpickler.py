@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srwm_rl import UserError
-from srwm_rl.official.data_unpickler import Call, Global, PersistentId, read_pickle
+from srwm_rl.official.data_unpickler import Named, PersistentId, read_pickle
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 TREES = st.recursive(
@@ -63,7 +63,7 @@ def test_objects_become_placeholders(protocol: int) -> None:
     items = read_pickle(pickle.dumps(content, protocol))
     assert items[6] == 9
     assert items[3].name == ("builtins.len" if protocol > 2 else "__builtin__.len")
-    assert {type(item) for item in items} == {Call, Global, int}
+    assert {type(item) for item in items} == {Named, int}
 
 
 def test_an_ordered_dict_is_a_dict() -> None:
@@ -102,7 +102,7 @@ def test_a_hostile_pickle_runs_nothing(protocol: int, tmp_path: Path) -> None:
     calls = [(os.system, f"touch {victim}"), (exec, f"open({str(victim)!r}, 'w')"), (os.mkdir, str(victim))]
     content = [Hostile(*call) for call in calls]
     try:
-        assert all(isinstance(item, Call) for item in read_pickle(pickle.dumps(content, protocol)))
+        assert all(isinstance(item, Named) for item in read_pickle(pickle.dumps(content, protocol)))
     except UserError:
         assert protocol < 2  # the oldest have operations that no checkpoint needs
     assert not victim.exists()
@@ -116,7 +116,7 @@ def test_a_hostile_pickle_runs_nothing(protocol: int, tmp_path: Path) -> None:
 )
 def test_old_call_opcodes_run_nothing(text: bytes, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    assert isinstance(read_pickle(text.replace(b"{}", str(victim).encode())), Call)
+    assert isinstance(read_pickle(text.replace(b"{}", str(victim).encode())), Named)
     assert not victim.exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srwm_rl import UserError
-from srwm_rl.official.data_unpickler import Call, Global, PersistentId
+from srwm_rl.official.data_unpickler import Named, PersistentId
 from srwm_rl.official.torch_zip import TorchArchive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "full_srwm_model.tar"
@@ -93,9 +93,9 @@ def test_damage_is_named(change: Callable[[dict[str, bytes]], None], message: st
     assert str(path) in str(error.value)
 
 
-def tensor(offset: Any, size: Any, stride: Any) -> Call:
-    storage = PersistentId(("storage", Global("torch.FloatStorage"), "0", "cpu", 3))
-    return Call("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, False, {}))
+def tensor(offset: Any, size: Any, stride: Any) -> Named:
+    storage = PersistentId(("storage", Named("torch.FloatStorage"), "0", "cpu", 3))
+    return Named("torch._utils._rebuild_tensor_v2", (storage, offset, size, stride, False, {}))
 
 
 def test_a_view_is_described_by_offset_size_and_stride(tmp_path: Path) -> None:
@@ -110,19 +110,19 @@ def test_a_view_is_described_by_offset_size_and_stride(tmp_path: Path) -> None:
         None,
         3,
         [],
-        Global("torch.Tensor"),
-        Call("torch._utils._rebuild_tensor_v2"),
-        Call("torch._utils._rebuild_parameter"),
+        Named("torch.Tensor"),
+        Named("torch._utils._rebuild_tensor_v2"),
+        Named("torch._utils._rebuild_parameter"),
     ]
-    + [tensor(0, (3,), (1,)).arguments, Call("torch._utils._rebuild_tensor_v2", (1, 0, (3,), (1,)))]
+    + [tensor(0, (3,), (1,)).arguments, Named("torch._utils._rebuild_tensor_v2", (1, 0, (3,), (1,)))]
     + [
-        Call("torch._utils._rebuild_tensor_v2", (PersistentId(value), 0, (3,), (1,)))
+        Named("torch._utils._rebuild_tensor_v2", (PersistentId(value), 0, (3,), (1,)))
         for value in (
             None,
             3,
             ("storage",),
             ("storage", "torch.FloatStorage", "0", "cpu", 3),
-            ("x", Global("a"), "0", 0, 3),
+            ("x", Named("a"), "0", 0, 3),
         )
     ],
 )
