@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch import Tensor
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
-from srwm_rl.agents.engine.transfer import to_device, to_host
+from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import flatten_obs_space
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
@@ -28,15 +32,7 @@ SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
 # By device type. With the published CNN a frame's activations take about a megabyte. More frames at once are not
 # faster on a CPU; on a GPU they are fewer launches.
 FRAMES_AT_ONCE = {"cpu": 256, "cuda": 4096}
-NOT_SAVED = (
-    "_core_state",
-    "engine",
-    "nan_guard",
-    "processes",
-    "rollout_buffer_class",
-    "_finished_episodes",
-    "_progress",
-)
+NOT_SAVED = ("_core_state", "engine", "nan_guard", "processes", "rollout_buffer_class", "_ended_episodes", "_progress")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -59,19 +55,37 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     buffer_class: ClassVar[type[Any]]
     frames_at_once: int | None
     on_nan: OnNan
-    vf_coef: float
-    ent_coef: float
     bptt: int | None
     processes: ProcessGroup = SINGLE
     weights_lock: AbstractContextManager[Any] = nullcontext()
+    _actor: SRWMPolicy | None = None  # a copy of the policy that acts while the policy learns
     _core_state: Tensor | None = None  # [L, B, S], with which the next step begins
-    _finished_episodes: list[dict[str, Any]]  # of this rollout and process, while there are other processes
+    # Number of steps, info and whether it is done; of this rollout and process, while there are other processes.
+    _ended_episodes: list[tuple[int, dict[str, Any], bool]]
     _progress: float | Tensor  # fraction of the run left at the last update, 1 to 0: the same in all processes
+
+    def __init__(self, arguments: dict[str, Any], **others: Any) -> None:
+        """Initialise SB3's class; the subclass keeps its own settings and calls `_setup_model`.
+
+        Args:
+            arguments: of the subclass's constructor by name, of which SB3 gets those that it takes.
+            others: arguments for SB3.
+        """
+        names = inspect.signature(OnPolicyAlgorithm).parameters.keys() - {"_init_setup_model"}
+        super().__init__(
+            **{name: value for name, value in arguments.items() if name in names},
+            **others,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=self.buffer_class,
+            _init_setup_model=False,
+            supported_action_spaces=ACTION_SPACES,
+        )
 
     @property
     def acting_policy(self) -> SRWMPolicy:
         """The policy that acts: `policy`, or the copy of it that IMPALA's actors use while the learner runs."""
-        return self.policy
+        return self._actor or self.policy
 
     @property
     def loss_settings(self) -> Hashable:
@@ -90,7 +104,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         each rollout and each update waits for all of them.
         """
         self.processes = processes
-        self._finished_episodes = []
+        self._ended_episodes = []
         processes.copy_from_first([*self.policy.parameters()])
 
     def extra_state(self) -> dict[str, Any]:
@@ -107,14 +121,14 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         self.nan_guard = NanGuard(self.on_nan)
         self.engine = Engine(self)  # type: ignore[arg-type]  # a subclass defines the loss
 
-    def _check_settings(self, counts: Iterable[str], fractions: Iterable[str]) -> None:
+    def _check_settings(self, counts: Iterable[str], fractions: dict[str, float]) -> None:
         for name in counts:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in fractions:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
+        for name, value in fractions.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {value!r}")
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -124,55 +138,34 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return env
         return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
 
-    def _start_state(self, env: VecEnv) -> Tensor:
-        """Return the core state `[L, B, S]` with which the next step begins, checked."""
-        if self._core_state is None or self._core_state.shape[1] != env.num_envs:
-            self._core_state = self.policy.initial_state(env.num_envs)
-        return self.nan_guard.check_state(self._core_state, self.num_timesteps, range(env.num_envs))
-
     def obs_tensor(self, obs: Any) -> Obs:
         """Return observations `[B, ...]` as tensors on the device, dtypes unchanged; on a CPU without a copy."""
-        if isinstance(obs, dict):
-            return {key: to_device(array, self.device) for key, array in obs.items()}
-        return to_device(obs, self.device)
-
-    def _env_actions(self, actions: np.ndarray) -> np.ndarray:
-        if isinstance(self.action_space, spaces.Box):
-            # A Gaussian is unbounded: the buffer keeps the sample, the environment gets it clipped.
-            return np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions
+        return map_obs(partial(to_device, device=self.device), obs)  # type: ignore[no-any-return]
 
     def _bootstrap_truncated(
         self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]], acted: ActStep, envs: Sequence[int]
     ) -> np.ndarray:
-        """Add the discounted value of its last observation to the reward of every truncated episode.
+        """Add the discounted value of its last observation to the reward of every episode truncated in step t.
 
         The core state for that value is the one after step t, not yet reset. Where an environment does not give its
         last observation (ProcGen), the value of the observation before stands in for it.
-
-        Args:
-            rewards, dones, infos: of step t, each `[B]`.
-            acted: the policy's step t.
-            envs: indices of the environments, `[B]`.
         """
         truncated = [i for i in dones.nonzero()[0] if infos[i].get("TimeLimit.truncated", False)]
         if not truncated:
             return rewards
         rewards = rewards.astype(np.float32, copy=True)
         known = [i for i in truncated if infos[i].get("terminal_observation") is not None]
-        unknown = sorted(set(truncated) - set(known))
-        if unknown:
-            (values,) = to_host(acted.values)
-            rewards[unknown] += self.gamma * values[unknown]
+        values = to_host(acted.values)[0].copy()
         if known:
-            obs = stack_obs([infos[i]["terminal_observation"] for i in known])
+            obs = map_obs(lambda *parts: np.stack(parts), *[infos[i]["terminal_observation"] for i in known])
             obs = self.nan_guard.check_arrays("last observation", obs, self.num_timesteps, [envs[i] for i in known])
             with torch.no_grad():
                 no_starts = torch.zeros(len(known), device=self.device)
                 step = self.acting_policy.act(
                     self.obs_tensor(obs), acted.core_state[:, known], no_starts, deterministic=True
                 )
-            rewards[known] += self.gamma * step.values.cpu().numpy()
+            values[known] = step.values.cpu().numpy()
+        rewards[truncated] += self.gamma * values[truncated]
         return rewards
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
@@ -180,28 +173,22 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             if not info:  # as most are
                 continue
             done = dones is not None and bool(dones[i])
-            episode, success = info.get("episode"), info.get("is_success") if done else None
-            if episode is not None and "game" in info and (done or dones is None):
-                episode["game"] = info["game"]
+            if not done and "episode" not in info:
+                continue
+            if "episode" in info and "game" in info and (done or dones is None):
+                info["episode"]["game"] = info["game"]
             if self.processes.size == 1:
-                self._count_episode(episode, success)
-            elif done or episode is not None:
-                self._finished_episodes.append({"at": self.num_timesteps, "episode": episode, "success": success})
-
-    def _count_episode(self, episode: dict[str, Any] | None, success: Any) -> None:
-        if episode is not None:
-            self.ep_info_buffer.append(episode)  # type: ignore[union-attr]
-        if success is not None:
-            self.ep_success_buffer.append(success)  # type: ignore[union-attr]
+                super()._update_info_buffer([info], np.array([done]))
+            else:
+                ended = {key: info.get(key) for key in ("episode", "is_success")}
+                self._ended_episodes.append((self.num_timesteps, ended, done))
 
     def _gather_episodes(self) -> None:
         """Let process 0 count the episodes of all processes, in the order in which they ended."""
-        if self.processes.size == 1:
-            return
-        gathered, self._finished_episodes = self.processes.gather(self._finished_episodes), []
-        episodes = [episode for part in gathered for episode in part]
-        for finished in sorted(episodes, key=lambda finished: int(finished["at"])):
-            self._count_episode(finished["episode"], finished["success"])
+        if self.processes.size > 1:
+            gathered, self._ended_episodes = self.processes.gather(self._ended_episodes), []
+            for _, info, done in sorted(chain(*gathered), key=itemgetter(0)):
+                super()._update_info_buffer([info], np.array([done]))
 
     def sequences_at_once(self, sequence_length: int) -> int | None:
         """Return how many sequences go through the network at once; None: all, where there are no images."""
@@ -235,15 +222,19 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             self.logger.record(f"rollout/{game}/ep_rew_mean", float(np.mean(returns)))
         super().dump_logs(iteration)
 
-    def _record(self, values: dict[str, float | None]) -> None:
-        """Log a training step's means under `train/`, with what SB3 logs beside them."""
+    def _record(self, updates: list[dict[str, float]], others: dict[str, float | None]) -> None:
+        """Log the means of updates, the loss's terms by SB3's tags, other values, and what SB3 logs beside them."""
+        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
+        policy_loss, entropy = means.pop("policy_loss"), means.pop("entropy")
+        loss = policy_loss + self.vf_coef * means["value_loss"] - self.ent_coef * entropy
+        values = {**means, "policy_gradient_loss": policy_loss, "entropy_loss": -entropy, "loss": loss, **others}
         if hasattr(self.policy, "log_std"):
-            values = {**values, "std": self.policy.log_std.exp().mean().item()}
+            values["std"] = self.policy.log_std.exp().mean().item()
         if self.nan_guard.skipped:
-            values = {**values, "skipped": float(self.nan_guard.skipped)}
+            values["skipped"] = float(self.nan_guard.skipped)
         for name, value in values.items():
             if value is not None:
-                self.logger.record(f"train/{name}", value)
+                self.logger.record(name if "/" in name else f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(
@@ -255,9 +246,18 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfRecurrent:
-        """Train for `total_timesteps` environment steps; arguments as in SB3."""
+        """Train for `total_timesteps` environment steps; arguments as in SB3.
+
+        Raises:
+            Exception: whatever went wrong, in the learner's or an environment's thread too.
+        """
         name = tb_log_name or type(self).__name__
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+        with self._learner():
+            return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _learner(self) -> AbstractContextManager[None]:
+        """Return the context of `learn`: there is no other thread."""
+        return nullcontext()
 
     @classmethod
     def load(
@@ -277,10 +277,3 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *NOT_SAVED]
-
-
-def stack_obs(observations: list[Any]) -> Any:
-    """Stack single observations to a batch `[B, ...]`; dicts key by key."""
-    if isinstance(observations[0], dict):
-        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
-    return np.stack(observations)

@@ -1,14 +1,12 @@
 """Data-parallel training: the processes that `torchrun` started, and their collective operations.
 
-Every process has its own environments; gradients, statistics and checkpoints go through a `ProcessGroup`. The base
-class is a single process, for which every operation is trivial; `TorchProcessGroup` uses `torch.distributed`.
+Every process has its own environments; gradients, statistics and checkpoints go through a `ProcessGroup`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from threading import Event
@@ -65,50 +63,7 @@ class RankInfo(NamedTuple):
 
 
 class ProcessGroup:
-    """A single process: no operation communicates.
-
-    Attributes:
-        rank: of this process; process 0 writes the run's files and its log.
-        size: number of processes.
-    """
-
-    rank, size = 0, 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this is process 0."""
-        return self.rank == 0
-
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of any shapes by their sums over all processes, in one message."""
-
-    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by those of process 0."""
-
-    def means_and_stds(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Return mean and standard deviation (n - 1) of each batch over all processes, in one message."""
-        return [torch.std_mean(batch)[::-1] for batch in batches]
-
-    def gather(self, tree: Any) -> list[Any]:
-        """Return every process's tree (see `safe_file.pack`) by rank to process 0, and to others their own."""
-        return [tree]
-
-    def all_gather(self, tree: Any) -> list[Any]:
-        """Return every process's tree by rank, to all of them."""
-        return [tree]
-
-    def abandon(self) -> None:
-        """Raise `LostProcessError` in every thread that waits for other processes: this one is about to end."""
-
-    def close(self) -> None:
-        """Leave the group once all processes have finished their operations."""
-
-
-SINGLE = ProcessGroup()
-
-
-class TorchProcessGroup(ProcessGroup):
-    """This process among those of torchrun.
+    """The processes that train together; a single one, the default, does not communicate.
 
     There are two `torch.distributed` groups, because a learner's thread and the main thread may each be in an
     operation at the same time: NCCL (on GPUs, else Gloo) for gradients and what else the learner sums, Gloo for the
@@ -118,6 +73,10 @@ class TorchProcessGroup(ProcessGroup):
         info: this process's rank.
         device: of its network.
 
+    Attributes:
+        rank: of this process; process 0 writes the run's files and its log.
+        size: number of processes.
+
     Raises:
         UserError: the other processes could not be reached.
     """
@@ -125,6 +84,8 @@ class TorchProcessGroup(ProcessGroup):
     def __init__(self, info: RankInfo, device: torch.device | str) -> None:
         self.rank, self.size = info.rank, info.size
         self._abandoned = Event()
+        if self.size == 1:
+            return
         device = torch.device(device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -136,29 +97,38 @@ class TorchProcessGroup(ProcessGroup):
                 f"process {info.rank} of {info.size} could not reach the others at {os.environ['MASTER_ADDR']}: {error}"
             ) from error
 
+    @property
+    def first(self) -> bool:
+        """Whether this is process 0."""
+        return self.rank == 0
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """See `ProcessGroup`."""
+        """Replace tensors of any shapes by their sums over all processes, in one message."""
         self._flattened(tensors, lambda flat: dist.all_reduce(flat, async_op=True))
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """See `ProcessGroup`."""
+        """Replace tensors by those of process 0."""
         self._flattened(tensors, lambda flat: dist.broadcast(flat, 0, async_op=True))
 
     def _flattened(self, tensors: Sequence[Tensor], start: Callable[[Tensor], Any]) -> None:
         """Run an operation in place on the concatenation of tensors."""
+        if self.size == 1:
+            return
         with torch.no_grad():
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             self._run(lambda: start(flat))
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def means_and_stds(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """See `ProcessGroup`.
+    def means_and_stds(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
+        """Return mean and standard deviation (n - 1) of each batch over all processes; None for a batch of one number.
 
-        Every process sends the number of its values, their mean and the sum of their squared distances from it, in
-        float64, so that no large numbers are subtracted (Chan, Golub and LeVeque, 1983,
+        In one message every process sends the number of its values, their mean and the sum of their squared distances
+        from it, in float64, so that no large numbers are subtracted (Chan, Golub and LeVeque, 1983,
         https://doi.org/10.1080/00031305.1983.10483115).
         """
+        if self.size == 1:
+            return [torch.std_mean(batch)[::-1] if batch.numel() > 1 else None for batch in batches]
         own = []
         for batch in batches:
             values = batch.detach().double()
@@ -174,15 +144,16 @@ class TorchProcessGroup(ProcessGroup):
         return [(mean[i].to(batch.dtype), std[i].to(batch.dtype)) for i, batch in enumerate(batches)]
 
     def gather(self, tree: Any) -> list[Any]:
-        """See `ProcessGroup`."""
+        """Return every process's tree (see `safe_file.pack`) by rank to process 0, and to others their own."""
         return self._exchange(tree, to_all=False)
 
     def all_gather(self, tree: Any) -> list[Any]:
-        """See `ProcessGroup`."""
+        """Return every process's tree by rank, to all of them."""
         return self._exchange(tree, to_all=True)
 
     def _exchange(self, tree: Any, to_all: bool) -> list[Any]:
-        """Send a tree; return all processes' trees, or only this one's where no others are received."""
+        if self.size == 1:
+            return [tree]
         data, group = to_bytes(tree), self._tree_group
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(data)
@@ -207,30 +178,27 @@ class TorchProcessGroup(ProcessGroup):
         Raises:
             LostProcessError: another process has ended, or `abandon` was called.
         """
-        seconds = 1e-5
+        work, seconds = None, 0.0
         try:
-            self._check_connected()
-            work = start()
-            while not work.is_completed():
-                self._check_connected()
-                time.sleep(seconds)
-                seconds = min(2 * seconds, MAX_POLL_SECONDS)
+            while work is None or not work.is_completed():
+                if self._abandoned.wait(seconds):
+                    raise LostProcessError("this process has left the others")
+                work = start() if work is None else work
+                seconds = min(2 * seconds + 1e-5, MAX_POLL_SECONDS)
             work.wait()
         except LostProcessError:
             raise
         except RuntimeError as error:
             raise LostProcessError("another process of this run has ended or cannot be reached") from error
 
-    def _check_connected(self) -> None:
-        if self._abandoned.is_set():
-            raise LostProcessError("this process has left the others")
-
     def abandon(self) -> None:
-        """See `ProcessGroup`."""
+        """Raise `LostProcessError` in every thread that waits for other processes: this one is about to end."""
         self._abandoned.set()
 
     def close(self) -> None:
-        """See `ProcessGroup`."""
+        """Leave the group once all processes have finished their operations."""
+        if self.size == 1:
+            return
         self._run(lambda: dist.barrier(group=self._tree_group, async_op=True))
         # Without a reference to it, the group joins its threads: one that still releases a tensor while the interpreter
         # is being finalized aborts the process.
@@ -251,10 +219,13 @@ def from_bytes(data: bytes) -> Any:
     return unpack(arrays, json.loads(arrays.pop("json").tobytes()))
 
 
+SINGLE = ProcessGroup(RankInfo(), "cpu")
+
+
 def init_processes(info: RankInfo, device: torch.device | str) -> ProcessGroup:
     """Return the group of processes that torchrun started, once all of them are connected.
 
     Raises:
         UserError: the other processes could not be reached.
     """
-    return SINGLE if info.size == 1 else TorchProcessGroup(info, device)
+    return SINGLE if info.size == 1 else ProcessGroup(info, device)

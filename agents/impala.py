@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.base import ACTION_SPACES
-from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, groups_of
+from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup
+from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.streams import StreamContext, StreamLock
-from srwm_rl.agents.engine.updates import make_updates
+from srwm_rl.agents.engine.updates import CheckedUpdates
 from srwm_rl.agents.losses.impala_loss import IMPALALossSums, impala_loss
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
-
-
-class _ClosedError(Exception):
-    """The run was stopped; the learner's present batch is not needed."""
 
 
 class IMPALA(CollectingAlgorithm):
@@ -50,11 +44,7 @@ class IMPALA(CollectingAlgorithm):
         rms_prop_alpha, rms_prop_eps: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
         synchronous: collect, then learn, in one thread: the same seed gives the same run.
         waiting_batches: the actors begin no unroll while so many batches wait for the learner.
-        bptt: cut the gradient through the core's state every so many steps; None: never.
-        frames_at_once: image frames whose activations are held at once; changes memory and nothing else. None: about
-            256 on a CPU, 4,096 on a GPU.
-        on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" skips the
-            step or the update and logs how many (`train/skipped`).
+        bptt, frames_at_once, on_nan: as of `PPO`.
 
     The others are SB3's. Logged beside SB3's tags: `impala/policy_lag` (updates between the start of an unroll and its
     use, mean and max), `impala/rho_mean`, `impala/rho_clip_fraction`, `impala/waiting` (unrolls in the queue).
@@ -97,31 +87,11 @@ class IMPALA(CollectingAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}
-        optimizer = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": rms_prop}
-        policy_kwargs = policy_kwargs or {}
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=vtrace_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            rollout_buffer_class=UnrollQueue,  # type: ignore[arg-type]
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs if "optimizer_class" in policy_kwargs else {**optimizer, **policy_kwargs},
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=ACTION_SPACES,
-        )
+        if "optimizer_class" not in (policy_kwargs or {}):
+            rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}
+            optimizer = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": rms_prop}
+            policy_kwargs = {**optimizer, **(policy_kwargs or {})}
+        super().__init__(locals(), gae_lambda=vtrace_lambda)
         self.batch_size, self.synchronous, self.waiting_batches = batch_size, synchronous, waiting_batches
         self.rho_clip, self.pg_rho_clip, self.c_clip = rho_clip, pg_rho_clip, c_clip
         self.bptt, self.frames_at_once, self.on_nan = bptt, frames_at_once, on_nan
@@ -129,11 +99,9 @@ class IMPALA(CollectingAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_settings(("n_steps", "batch_size", "waiting_batches", "bptt", "frames_at_once"), ("gamma",))
-        if not 0 <= self.gae_lambda <= 1:
-            raise UserError(f"vtrace_lambda must lie in [0, 1], not {self.gae_lambda!r}")
-        for name in ("rho_clip", "pg_rho_clip", "c_clip"):
-            value = getattr(self, name)
+        counts = ("n_steps", "batch_size", "waiting_batches", "bptt", "frames_at_once")
+        self._check_settings(counts, {"gamma": self.gamma, "vtrace_lambda": self.gae_lambda})
+        for name, value in self._clips.items():
             if value is not None and not value > 0:
                 raise UserError(f"{name} must be above 0, or None for no clipping, not {value!r}")
         if self.batch_size is not None and self.batch_size % self.n_steps:
@@ -170,44 +138,19 @@ class IMPALA(CollectingAlgorithm):
         """Take up the unrolls that waited."""
         self.rollout_buffer.from_tree(state["unrolls"], self.device)
 
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: UnrollQueue, n_rollout_steps: int
-    ) -> bool:
-        """Collect one unroll of `n_rollout_steps` steps in every environment and queue them for the learner.
-
-        Returns:
-            False if a callback asked to stop.
-        """
-        assert self._last_obs is not None, "no observation to start from; call learn()"
-        assert self._last_episode_starts is not None
-        self.acting_policy.set_training_mode(False)
-        core_state = self._start_state(env)
-        with self.weights_lock:
-            callback.on_rollout_start()
-        groups, collected = groups_of(env), []
+    def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
         for group in groups:
-            rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
-            unrolls = Unrolls.empty(
-                n_rollout_steps,
-                group.env.num_envs,
-                self.observation_space,
-                self.action_space,
-                core_state[:, group.rows],
-                version=self._update_actor(),
-            )
-            group.begin(self._last_obs, self._last_episode_starts, core_state, unrolls.writer())
-            collected.append(unrolls)
-        if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
-            return False
-        self._gather_episodes()
-        for unrolls in collected:
-            rollout_buffer.put(unrolls)
-        with self.weights_lock:
-            callback.on_rollout_end()
-        return True
+            self.rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
+            version, spaces = self._update_actor(), (self.observation_space, self.action_space)
+            unrolls = Unrolls.empty(n_steps, group.env.num_envs, *spaces, core_state[:, group.rows], version)
+            yield RolloutWriter(unrolls, unrolls.core_state)
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
         group.writer.observe(t, group.obs, group.starts)  # for the value that the unroll is bootstrapped with
+
+    def _store(self, groups: list[EnvGroup]) -> None:
+        for group in groups:
+            self.rollout_buffer.put(group.writer.stored)
 
     def _update_actor(self) -> int:
         """Give the actors the newest weights; return the number of updates behind these."""
@@ -223,13 +166,10 @@ class IMPALA(CollectingAlgorithm):
             while (batch := self.rollout_buffer.take(self.unrolls_per_batch)) is not None:
                 self._update(batch)
         updates, self._updates = self._updates, []
-        if not updates:
-            return
-        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
-        means["impala/policy_lag_max"] = max(update["impala/policy_lag_max"] for update in updates)
-        for name in [name for name in means if name.startswith("impala/")]:
-            self.logger.record(name, means.pop(name))
-        self._record({"learning_rate": self.lr_schedule(self._current_progress_remaining), **means})
+        if updates:
+            rate = self.lr_schedule(self._current_progress_remaining)
+            max_lag = max(update["impala/policy_lag_max"] for update in updates)
+            self._record(updates, {"learning_rate": rate, "impala/policy_lag_max": max_lag})
 
     def _update(self, batch: Unrolls) -> None:
         """Make one optimizer step with the gradient of a batch of whole unrolls."""
@@ -239,7 +179,7 @@ class IMPALA(CollectingAlgorithm):
         sums = IMPALALossSums(*self.engine.backward(self._parts(batch)))
         grad_norm = self._all_reduce(sums)
         # The check waits for the gradient before the lock is taken: actors wait for the optimizer step alone.
-        updates = make_updates(self.nan_guard, self.policy, self.max_grad_norm, defer=False)
+        updates = CheckedUpdates(self.nan_guard, self.policy, self.engine.parameters, self.max_grad_norm)
         if not updates.check(sums, grad_norm, n_steps, version):
             return  # not finite: skipped
         with self.weights_lock:
@@ -248,31 +188,25 @@ class IMPALA(CollectingAlgorithm):
             self._n_updates += 1
         (means,) = updates.flush()
         lag = (version - batch.versions).float()
-        self._updates.append(
-            {
-                "policy_gradient_loss": means["policy_loss"],
-                "value_loss": means["value_loss"],
-                "entropy_loss": -means["entropy"],
-                "loss": means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"],
-                "grad_norm": means["grad_norm"],
-                "impala/policy_lag": lag.mean().item(),
-                "impala/policy_lag_max": lag.max().item(),
-                "impala/rho_mean": means["rho"],
-                "impala/rho_clip_fraction": means["rho_clipped"],
-                "impala/waiting": float(len(self.rollout_buffer)),
-            }
-        )
+        means |= {
+            "impala/policy_lag": lag.mean().item(),
+            "impala/policy_lag_max": lag.max().item(),
+            "impala/rho_mean": means.pop("rho"),
+            "impala/rho_clip_fraction": means.pop("rho_clipped"),
+            "impala/waiting": float(len(self.rollout_buffer)),
+        }
+        self._updates.append(means)
 
     def _parts(self, batch: Unrolls) -> Iterator[Unrolls]:
         """Yield the parts of a batch that go through the network one after the other.
 
         Raises:
-            _ClosedError: the run was stopped, and does not wait for the rest of the batch.
+            CancelledError: the run was stopped, and does not wait for the rest of the batch.
         """
         at_once = self.sequences_at_once(len(batch.episode_starts)) or batch.n
         for start in range(0, batch.n, at_once):
             if self.rollout_buffer.closed:
-                raise _ClosedError
+                raise CancelledError
             yield batch.part(start, min(start + at_once, batch.n))
 
     def loss(self, batch: Unrolls) -> tuple[Tensor, IMPALALossSums]:
@@ -284,49 +218,27 @@ class IMPALA(CollectingAlgorithm):
         )
         sums = impala_loss(
             new.values, new.log_probs, new.entropy, batch.log_probs, batch.rewards, batch.episode_starts,
-            self.gamma, self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip,
+            self.gamma, self.gae_lambda, **self._clips,
         )  # fmt: skip
         return sums.policy_loss + self.vf_coef * sums.value_loss - self.ent_coef * sums.entropy, sums
 
     @property
+    def _clips(self) -> dict[str, float | None]:
+        return {"rho_clip": self.rho_clip, "pg_rho_clip": self.pg_rho_clip, "c_clip": self.c_clip}
+
+    @property
     def loss_settings(self) -> Hashable:
         """What `loss` depends on beside the weights and its arguments."""
-        clips = (self.gamma, self.gae_lambda, self.rho_clip, self.pg_rho_clip, self.c_clip)
-        return self.vf_coef, self.ent_coef, self.bptt, clips
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> IMPALA:
-        """Train for `total_timesteps` environment steps; arguments as in SB3.
-
-        Raises:
-            Exception: whatever went wrong in the learner's or an environment's thread.
-        """
-        self._equalize_queues()
-        with self._learner():
-            return super().learn(
-                total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-            )
-
-    def _equalize_queues(self) -> None:
-        """Drop surplus unrolls, so that equally many wait in every process (a run may stop between their updates).
-
-        Every batch takes part in an update of all processes: a surplus one would wait for the others for ever.
-        """
-        waiting = len(self.rollout_buffer)
-        surplus = waiting - min(self.processes.all_gather(waiting))
-        if surplus:
-            self.rollout_buffer.take(surplus)
+        return super().loss_settings, self.gamma, self.gae_lambda, *self._clips.values()
 
     @contextmanager
     def _learner(self) -> Iterator[None]:
         """Run the learner in a thread beside the actors, unless synchronous."""
+        # Every batch takes part in an update of all processes. A run may stop between their updates: drop the surplus,
+        # which would wait for the others for ever.
+        waiting = len(self.rollout_buffer)
+        if surplus := waiting - min(self.processes.all_gather(waiting)):
+            self.rollout_buffer.take(surplus)
         self.rollout_buffer.open()
         if self.synchronous:
             yield
@@ -335,7 +247,7 @@ class IMPALA(CollectingAlgorithm):
         for module in self._actor.modules():
             if isinstance(module, torch.nn.RNNBase):  # deepcopy scatters its weights; cuDNN would gather them each step
                 module.flatten_parameters()
-        self._learner_stream.begin()
+        self._learner_stream.record()
         thread = Thread(target=self._run_learner, name="srwm-learner", daemon=True)
         thread.start()
         try:
@@ -354,14 +266,12 @@ class IMPALA(CollectingAlgorithm):
 
     def _run_learner(self) -> None:
         try:
-            with self._learner_stream.entered():
+            with suppress(CancelledError), self._learner_stream.entered():
                 while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
                     self._update(batch)
                     self._learner_stream.finish()
-        except _ClosedError:
-            pass
         except BaseException as error:
-            self.rollout_buffer.fail(error)
+            self.rollout_buffer.close(error)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "weights_lock", "_learner_stream", "_actor", "_updates"]

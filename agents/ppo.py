@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.base import ACTION_SPACES
-from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, groups_of
-from srwm_rl.agents.collecting.rollout_buffer import Minibatch, SequenceBatch, SequenceRolloutBuffer
+from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup
+from srwm_rl.agents.collecting.rollout_buffer import Minibatch, RolloutWriter, SequenceBatch, SequenceRolloutBuffer
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.updates import make_updates
-from srwm_rl.agents.losses.ppo_loss import PPOLossSums, ppo_loss
+from srwm_rl.agents.losses.ppo_loss import PPOLossSums, Scalar, ppo_loss
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.nn.policy import SRWMPolicy
 
@@ -83,29 +80,7 @@ class PPO(CollectingAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            rollout_buffer_class=SequenceRolloutBuffer,  # type: ignore[arg-type]
-            rollout_buffer_kwargs={"sequence_length": sequence_length},
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=ACTION_SPACES,
-        )
+        super().__init__(locals(), rollout_buffer_kwargs={"sequence_length": sequence_length})
         self.batch_size, self.n_epochs, self.target_kl = batch_size, n_epochs, target_kl
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.normalize_advantage = normalize_advantage
@@ -116,7 +91,7 @@ class PPO(CollectingAlgorithm):
 
     def _setup_model(self) -> None:
         counts = ("n_steps", "n_epochs", "batch_size", "sequence_length", "bptt", "frames_at_once")
-        self._check_settings(counts, ("gamma", "gae_lambda"))
+        self._check_settings(counts, {"gamma": self.gamma, "gae_lambda": self.gae_lambda})
         length = self.sequence_length or self.n_steps
         if self.batch_size is not None and self.batch_size < length:
             raise UserError(
@@ -128,51 +103,36 @@ class PPO(CollectingAlgorithm):
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
-    def collect_rollouts(  # type: ignore[override]
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: SequenceRolloutBuffer,
-        n_rollout_steps: int,
-    ) -> bool:
-        """Collect `n_rollout_steps` steps in every environment and fill the buffer.
-
-        Returns:
-            False if a callback asked to stop.
-        """
-        assert self._last_obs is not None, "no observation to start from; call learn()"
-        assert self._last_episode_starts is not None
-        self.policy.set_training_mode(False)
-        core_state = self._start_state(env)
-        rollout_buffer.reset(core_state)
-        callback.on_rollout_start()
-        groups = groups_of(env)
-        for group in groups:
-            group.begin(self._last_obs, self._last_episode_starts, core_state, rollout_buffer.writer(group.rows))
-        if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
-            return False
-        last_values = torch.cat([group.acted.values for group in groups])
-        rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
-        self._gather_episodes()
-        callback.on_rollout_end()
-        return True
+    def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
+        buffer = self.rollout_buffer
+        buffer.reset(core_state)
+        yield from (RolloutWriter(buffer, buffer.core_states, group.rows) for group in groups)
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
         self._act(group)  # for the values that the rollout is bootstrapped with
+
+    def _store(self, groups: list[EnvGroup]) -> None:
+        last_values = torch.cat([group.acted.values for group in groups])
+        assert self._last_episode_starts is not None
+        self.rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
 
     def train(self) -> None:
         """Update the policy with the current rollout: `n_epochs` passes over minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range, clip_range_vf = self._clip_ranges()
+        left = self._current_progress_remaining
+        clip_range: float = self.clip_range(left)  # type: ignore[operator]
+        clip_range_vf: float | None = self.clip_range_vf and self.clip_range_vf(left)  # type: ignore[operator]
         # On a GPU the numbers of all updates are read at the end, unless target_kl needs them before each step.
-        updates = make_updates(self.nan_guard, self.policy, self.max_grad_norm, defer=self.target_kl is None)
+        updates = make_updates(
+            self.nan_guard, self.policy, self.engine.parameters, self.max_grad_norm, defer=self.target_kl is None
+        )
         continue_training = True
         for _ in range(self.n_epochs):
-            for batch in self._minibatches():
-                n_steps = batch.n_steps * self.processes.size
+            for parts, n_steps in self._minibatches():
+                n_steps *= self.processes.size
                 # By autograd, in C or as a CUDA graph: one interface, the same numbers.
-                sums = PPOLossSums(*self.engine.backward(batch.parts, float(n_steps), clip_range, clip_range_vf))
+                sums = PPOLossSums(*self.engine.backward(parts, float(n_steps), clip_range, clip_range_vf))
                 grad_norm = self._all_reduce(sums)
                 if not updates.check(sums, grad_norm, n_steps, self._n_updates):
                     continue  # not finite: skipped
@@ -189,14 +149,12 @@ class PPO(CollectingAlgorithm):
             self._n_updates = updates.number  # as if training had stopped there
             raise
         if means:
-            self._log_training(means, clip_range, clip_range_vf)
+            explained = explained_variance(*self._gather_values_and_returns())
+            scalars = {"explained_variance": explained, "clip_range": clip_range, "clip_range_vf": clip_range_vf}
+            self._record(means, scalars)
 
     def loss(
-        self,
-        batch: SequenceBatch,
-        n_steps: float | Tensor,
-        clip_range: float | Tensor,
-        clip_range_vf: float | Tensor | None,
+        self, batch: SequenceBatch, n_steps: Scalar, clip_range: Scalar, clip_range_vf: Scalar | None
     ) -> tuple[Tensor, PPOLossSums]:
         """Return a micro-batch's part of the minibatch's loss, `[]`, and its terms summed over steps.
 
@@ -215,11 +173,10 @@ class PPO(CollectingAlgorithm):
         loss = sums.policy_loss + self.vf_coef * sums.value_loss - self.ent_coef * sums.entropy
         return loss / n_steps, sums
 
-    def native_gradient(self, batch: SequenceBatch, *scalars: float | None) -> Tensor | None:
+    def native_gradient(  # type: ignore[override]
+        self, batch: SequenceBatch, n_steps: float, clip_range: float, clip_range_vf: float | None
+    ) -> Tensor | None:
         """Add the gradient of `loss` in C; None: not possible, and nothing was done. Arguments as for `loss`."""
-        n_steps, clip_range, clip_range_vf = scalars
-        assert n_steps is not None
-        assert clip_range is not None
         return self.engine.fused(self.policy).add_ppo_gradient(
             batch.observations,
             batch.actions,
@@ -234,43 +191,14 @@ class PPO(CollectingAlgorithm):
             bptt=self.bptt,
         )
 
-    def _clip_ranges(self) -> tuple[float, float | None]:
-        left = self._current_progress_remaining
-        return self.clip_range(left), self.clip_range_vf and self.clip_range_vf(left)  # type: ignore[operator]
-
     def _minibatches(self) -> Iterator[Minibatch]:
         length = self.rollout_buffer.sequence_length
         batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
-        stats = self._advantage_stats if self.normalize_advantage else None
+        stats = self.processes.means_and_stds if self.normalize_advantage else None
         return self.rollout_buffer.get(batch_size, self.sequences_at_once(length), stats)
 
-    def _advantage_stats(self, advantages: list[Tensor]) -> list[tuple[Tensor, Tensor] | None]:
-        """Return mean and standard deviation of each minibatch over all processes; None for a single step.
-
-        Args:
-            advantages: `[T, N]` for each minibatch, the smallest ones last.
-        """
-        several = [values for values in advantages if values.numel() * self.processes.size > 1]
-        stats = self.processes.means_and_stds(several) if several else []
-        return [*stats, *[None] * (len(advantages) - len(stats))]
-
-    def _log_training(self, updates: list[dict[str, float]], clip_range: float, clip_range_vf: float | None) -> None:
-        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
-        loss = means["policy_loss"] + self.vf_coef * means["value_loss"] - self.ent_coef * means["entropy"]
-        buffer = self.rollout_buffer
-        parts = self.processes.gather([array.flatten().cpu().numpy() for array in (buffer.values, buffer.returns)])
-        values, returns = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        self._record(
-            {
-                "entropy_loss": -means["entropy"],
-                "policy_gradient_loss": means["policy_loss"],
-                "value_loss": means["value_loss"],
-                "approx_kl": means["approx_kl"],
-                "clip_fraction": means["clip_fraction"],
-                "loss": loss,
-                "grad_norm": means["grad_norm"],
-                "explained_variance": explained_variance(values, returns),
-                "clip_range": clip_range,
-                "clip_range_vf": clip_range_vf,
-            }
-        )
+    def _gather_values_and_returns(self) -> list[np.ndarray]:
+        """Return those of all processes to process 0, and their own to the others."""
+        tensors = (self.rollout_buffer.values, self.rollout_buffer.returns)
+        parts = self.processes.gather([tensor.flatten().cpu().numpy() for tensor in tensors])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
-from srwm_rl.nn.policy import ActStep, SRWMPolicy
+from srwm_rl.agents.engine.transfer import map_obs
+from srwm_rl.nn.policy import ActStep
 
 EnvStep = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
 StartStep = Callable[[VecEnv, np.ndarray], Callable[[], EnvStep]]  # starts a step, returns a function that awaits it
@@ -50,7 +52,7 @@ class EnvGroup:
 
     def begin(self, obs: Any, starts: np.ndarray, core_state: Tensor, writer: RolloutWriter) -> None:
         """Begin a rollout with this group's rows of `obs` `[B, ...]`, `starts` `[B]` and `core_state` `[L, B, S]`."""
-        self.obs = {key: part[self.rows] for key, part in obs.items()} if isinstance(obs, dict) else obs[self.rows]
+        self.obs = map_obs(lambda part: part[self.rows], obs)
         self.starts, self.core_state = starts[self.rows], core_state[:, self.rows].contiguous()
         self.writer = writer
 
@@ -76,12 +78,42 @@ def step_starter(n_groups: int) -> Iterator[StartStep]:
 class CollectingAlgorithm(RecurrentAlgorithm):
     """A recurrent algorithm that collects T steps in groups of environments; a subclass learns from them."""
 
-    _actor: SRWMPolicy | None = None  # a copy of the policy that acts while the policy learns
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """Collect `n_rollout_steps` steps in every environment and store them for the learner.
 
-    @property
-    def acting_policy(self) -> SRWMPolicy:
-        """The policy that acts: `policy`, or the copy of it that IMPALA's actors use while the learner runs."""
-        return self._actor or self.policy
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert self._last_obs is not None, "no observation to start from; call learn()"
+        assert self._last_episode_starts is not None
+        self.acting_policy.set_training_mode(False)
+        if self._core_state is None or self._core_state.shape[1] != env.num_envs:
+            self._core_state = self.policy.initial_state(env.num_envs)
+        core_state = self.nan_guard.check_state(self._core_state, self.num_timesteps, range(env.num_envs))
+        with self.weights_lock:
+            callback.on_rollout_start()
+        groups = groups_of(env)
+        for group, writer in zip(groups, self._writers(groups, core_state, n_rollout_steps), strict=True):
+            group.begin(self._last_obs, self._last_episode_starts, core_state, writer)
+        if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
+            return False
+        self._gather_episodes()
+        self._store(groups)
+        with self.weights_lock:
+            callback.on_rollout_end()
+        return True
+
+    def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
+        """Yield the writer of each group's rollout, which begins with `core_state` `[L, B, S]`."""
+        raise NotImplementedError
+
+    def _finish_group(self, group: EnvGroup, t: int) -> None:
+        """Complete the rollout of a group that has made all `t` steps."""
+        raise NotImplementedError
+
+    def _store(self, groups: list[EnvGroup]) -> None:
+        """Give complete rollouts to the learner."""
+        raise NotImplementedError
 
     def _collect(
         self, env: VecEnv, groups: list[EnvGroup], callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
@@ -89,18 +121,8 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         """Collect T steps in every environment; act for one group while the others step.
 
         Callbacks are called after a step of all groups. Beside this method's arguments their `locals` hold `rewards`,
-        `dones` and `infos` of all environments, and `new_obs` where there is one group.
-
-        Args:
-            env: the environments.
-            groups: of `env`, each at the beginning of a rollout.
-            callback: SB3's.
-            rollout_buffer: for the callback's `locals`.
-            n_rollout_steps: T.
-
-        Returns:
-            False if a callback asked to stop. However this ends, the next rollout goes on from the environments'
-            present state; if a step raised, `learn` resets them all.
+        `dones` and `infos` of all environments, and `new_obs` where there is one group. However this ends, the next
+        rollout goes on from the environments' present state; if a step raised, `learn` resets them all.
         """
         constant = {"self": self, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
         callback.update_locals({**constant, "n_rollout_steps": n_rollout_steps})
@@ -124,15 +146,11 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         finally:
             known = self._finish_started_steps(groups)
             vars(env).pop("settle", None)
-            self._last_obs = join_obs([group.obs for group in groups]) if known else None
-            self._last_episode_starts = join_arrays([group.starts for group in groups])
+            self._last_obs = map_obs(join_arrays, *[group.obs for group in groups]) if known else None
+            self._last_episode_starts = join_arrays(*[group.starts for group in groups])
             states = [group.core_state for group in groups]
             self._core_state = states[0] if len(states) == 1 else torch.cat(states, dim=1)
         return True
-
-    def _finish_group(self, group: EnvGroup, t: int) -> None:
-        """Complete the rollout of a group that has made all `t` steps."""
-        raise NotImplementedError
 
     def _act(self, group: EnvGroup) -> tuple[Any, Any]:
         """Act for a group; return its observations and episode starts as `RolloutWriter.observe` takes them."""
@@ -147,7 +165,11 @@ class CollectingAlgorithm(RecurrentAlgorithm):
     def _start_step(self, group: EnvGroup, t: int, start_step: StartStep) -> None:
         group.writer.observe(t, *self._act(group))
         group.writer.act(t, group.acted, group.core_state)
-        group.wait = start_step(group.env, self._env_actions(group.actions))
+        actions = group.actions
+        if isinstance(self.action_space, spaces.Box):
+            # A Gaussian is unbounded: the buffer keeps the sample, the environment gets it clipped.
+            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        group.wait = start_step(group.env, actions)
 
     def _finish_step(self, group: EnvGroup) -> StepResult:
         assert group.wait is not None
@@ -164,8 +186,8 @@ class CollectingAlgorithm(RecurrentAlgorithm):
 
     def _after_step(self, t: int, groups: list[EnvGroup], results: list[StepResult], callback: BaseCallback) -> bool:
         """Count step t of all groups, call the callbacks, and store its rewards."""
-        rewards = join_arrays([result.rewards for result in results])
-        dones = join_arrays([result.dones for result in results])
+        rewards = join_arrays(*[result.rewards for result in results])
+        dones = join_arrays(*[result.dones for result in results])
         infos = results[0].infos if len(results) == 1 else [info for result in results for info in result.infos]
         self.num_timesteps += len(dones) * self.processes.size
         # Joining the observations of several groups would take as long as some environments' steps.
@@ -202,13 +224,6 @@ def settle(groups: list[EnvGroup]) -> None:
                 group.wait()
 
 
-def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
+def join_arrays(*parts: np.ndarray) -> np.ndarray:
     """Concatenate the groups' arrays `[B_i, ...]` to `[B, ...]`; a single one is returned as it is."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def join_obs(parts: list[Any]) -> Any:
-    """Concatenate the groups' observations `[B_i, ...]` to `[B, ...]`; dicts key by key."""
-    if isinstance(parts[0], dict):
-        return {key: join_arrays([part[key] for part in parts]) for key in parts[0]}
-    return join_arrays(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -12,12 +12,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from srwm_rl.agents.engine.transfer import to_device
+from srwm_rl.agents.engine.transfer import map_obs, to_device
 from srwm_rl.agents.losses.gae import generalized_advantages
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import ActStep, Obs
 
-AdvantageStats = Callable[[list[Tensor]], Sequence["tuple[Tensor, Tensor] | None"]]
+MeanAndStd = tuple[Tensor, Tensor] | None
+Minibatch = tuple[Iterator["SequenceBatch"], int]  # parts that go through the network one by one; steps in all
 
 
 class SequenceBatch(NamedTuple):
@@ -31,13 +32,6 @@ class SequenceBatch(NamedTuple):
     advantages: Tensor  # [T, N]
     returns: Tensor  # [T, N]
     core_state: Tensor  # [L, N, S], with which each sequence began
-
-
-class Minibatch(NamedTuple):
-    """A minibatch of whole sequences."""
-
-    parts: Iterable[SequenceBatch]  # each goes through the network at once
-    n_steps: int
 
 
 class SequenceRolloutBuffer:
@@ -76,26 +70,19 @@ class SequenceRolloutBuffer:
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         shape = (buffer_size, n_envs)
-        self.observations = obs_storage(shape, observation_space, self.device)
-        self.actions = storage(shape, action_space, self.device)
+        self.observations: Obs = storage(shape, observation_space, self.device)
+        self.actions: Tensor = storage(shape, action_space, self.device)
         # One number per step each, in one tensor, so that a minibatch gathers them all at once.
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
-        self.core_states: list[Tensor] = []  # [L, B, S] at the start of each sequence
+        self.core_states = torch.empty(0)  # [L, n_sequences, S] at the start of each
         chunks, envs = np.divmod(np.arange(self.n_sequences), n_envs)
         self._first = chunks * (self.sequence_length * n_envs) + envs  # first step of each sequence, among all T * B
         self._steps = np.arange(self.sequence_length)[:, None] * n_envs  # offsets of a sequence's steps
 
     def reset(self, core_state: Tensor) -> None:
         """Begin a new rollout with core states like `core_state` `[L, B, S]`; all other storage is reused."""
-        self.core_states = [torch.empty_like(core_state) for _ in range(self.buffer_size // self.sequence_length)]
-
-    def writer(self, rows: slice = slice(None)) -> RolloutWriter:
-        """Return the writer of some environments' steps."""
-        return RolloutWriter(
-            self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
-            self.core_states, self.sequence_length, self.values, rows,
-        )  # fmt: skip
+        self.core_states = core_state.new_empty(len(core_state), self.n_sequences, core_state.shape[2])
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill `advantages` and `returns`.
@@ -118,7 +105,10 @@ class SequenceRolloutBuffer:
         return self.n_envs * (self.buffer_size // self.sequence_length)
 
     def get(
-        self, batch_size: int, max_sequences: int | None = None, advantage_stats: AdvantageStats | None = None
+        self,
+        batch_size: int,
+        max_sequences: int | None = None,
+        advantage_stats: Callable[[list[Tensor]], Iterable[MeanAndStd]] | None = None,
     ) -> Iterator[Minibatch]:
         """Shuffle the sequences and yield minibatches of (nearly) equal size, each sequence once.
 
@@ -132,77 +122,55 @@ class SequenceRolloutBuffer:
         minibatches = np.array_split(order, -(-self.n_sequences // (batch_size // self.sequence_length)))
         stats = advantage_stats(list(map(self.advantages_of, minibatches))) if advantage_stats else repeat(None)
         for indices, mean_and_std in zip(minibatches, stats, strict=False):
-            parts = self.gather(indices, max_sequences)
-            normalized = map(partial(normalize_advantages, mean_and_std=mean_and_std), parts)
-            yield Minibatch(normalized, len(indices) * self.sequence_length)
+            parts = self.gather(indices, max_sequences, mean_and_std)
+            yield parts, len(indices) * self.sequence_length
 
-    def gather(self, indices: np.ndarray, max_sequences: int | None = None) -> Iterator[SequenceBatch]:
+    def gather(
+        self, indices: np.ndarray, max_sequences: int | None = None, mean_and_std: MeanAndStd = None
+    ) -> Iterator[SequenceBatch]:
         """Yield whole sequences, at most `max_sequences` at once, gathered when they are asked for.
 
         Args:
             indices: `[N]`; index i is environment `i % B`, chunk `i // B`.
             max_sequences: None: all of them.
+            mean_and_std: `[]` each, by which advantages are normalised.
         """
         n_parts = 1 if max_sequences is None else -(-len(indices) // max_sequences)
         for part in np.array_split(indices, n_parts):
-            yield self._gather_sequences(part)
+            batch = self._gather_sequences(part)
+            if mean_and_std is not None:
+                mean, std = mean_and_std
+                batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
+            yield batch
 
     def _gather_sequences(self, indices: np.ndarray) -> SequenceBatch:
-        rows, obs = self._rows(indices), self.observations
-        starts, values, log_probs, advantages, returns, _ = self._gather(self._numbers.flatten(1), rows)
-        return SequenceBatch(
-            observations={key: self._gather(stored.flatten(0, 1)[None], rows)[0] for key, stored in obs.items()}
-            if isinstance(obs, dict)
-            else self._gather(obs.flatten(0, 1)[None], rows)[0],
-            actions=self._gather(self.actions.flatten(0, 1)[None], rows)[0],
-            episode_starts=starts,
-            old_values=values,
-            old_log_probs=log_probs,
-            advantages=advantages,
-            returns=returns,
-            core_state=self._states(indices),
-        )
+        rows = self._rows(indices)
+        starts, *others, _ = self._gather(self._numbers, rows, dim=1)
+        observations = map_obs(partial(self._gather, rows=rows), self.observations)
+        core_states = self.core_states.index_select(1, to_device(indices, self.device))
+        return SequenceBatch._make((observations, self._gather(self.actions, rows), starts, *others, core_states))
 
     def advantages_of(self, indices: np.ndarray) -> Tensor:
         """Return the advantages of sequences, `[T, N]`."""
-        return self._gather(self.advantages.flatten()[None], self._rows(indices))[0]
+        return self._gather(self.advantages, self._rows(indices))
 
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return the positions of the sequences' steps among all `T * B`, time-major."""
         return to_device((self._steps + self._first[indices]).ravel(), self.device)
 
-    def _gather(self, stored: Tensor, rows: Tensor) -> Tensor:
-        """Gather rows of `[k, T * B, ...]` into `[k, T, N, ...]`."""
-        # Not `stored[:, rows]`: for uint8 frames that is twenty times slower on a CPU.
-        gathered: Tensor = stored.index_select(1, rows).unflatten(1, (self.sequence_length, -1))
-        return gathered
-
-    def _states(self, indices: np.ndarray) -> Tensor:
-        if len(self.core_states) == 1:
-            return self.core_states[0].index_select(1, to_device(indices, self.device))
-        pairs = zip(*np.divmod(indices, self.n_envs), strict=True)
-        return torch.stack([self.core_states[chunk][:, env] for chunk, env in pairs], dim=1)
+    def _gather(self, stored: Tensor, rows: Tensor, dim: int = 0) -> Tensor:
+        """Gather rows of dimensions `[T, B]`, of which the first is `dim`, into `[T, N]`."""
+        # Not `stored[rows]`: for uint8 frames that is twenty times slower on a CPU.
+        gathered = stored.flatten(dim, dim + 1).index_select(dim, rows)
+        return gathered.unflatten(dim, (self.sequence_length, -1))  # type: ignore[no-any-return]
 
 
-def normalize_advantages(batch: SequenceBatch, mean_and_std: tuple[Tensor, Tensor] | None) -> SequenceBatch:
-    """Return a batch whose advantages have the mean `[]` subtracted and are divided by the standard deviation `[]`."""
-    if mean_and_std is None:
-        return batch
-    mean, std = mean_and_std
-    return batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
-
-
-def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Tensor:
-    """Return zeros `[T, B, *space.shape]` of the space's dtype."""
-    dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
-    return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=device)
-
-
-def obs_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Obs:
-    """Return zeros for the observations of a rollout; a dict for a Dict space."""
+def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Any:
+    """Return zeros `[T, B, *space.shape]` of the space's dtype; a dict of them for a Dict space."""
     if isinstance(space, spaces.Dict):
         return {key: storage(shape, part, device) for key, part in space.spaces.items()}
-    return storage(shape, space, device)
+    dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
+    return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=device)
 
 
 class RolloutWriter:
@@ -211,47 +179,28 @@ class RolloutWriter:
     On a CPU through NumPy views: torch's `copy_` takes several times as long for a row of this size.
 
     Args:
-        observations, episode_starts, actions, log_probs, rewards: the storage.
-        core_states: `[L, B, S]`, of each sequence's first step.
-        sequence_length: steps per sequence.
-        values: the storage of values; None: they are not kept.
+        stored: a `SequenceRolloutBuffer` or `Unrolls`, with `values` or without.
+        core_states: `[L, sequences, S]`, of each one's first step, to be written.
         rows: which of the B environments.
     """
 
-    def __init__(
-        self,
-        observations: Obs,
-        episode_starts: Tensor,
-        actions: Tensor,
-        log_probs: Tensor,
-        rewards: Tensor,
-        core_states: list[Tensor],
-        sequence_length: int,
-        values: Tensor | None = None,
-        rows: slice = slice(None),
-    ) -> None:
-        def columns(stored: Tensor) -> Any:
-            own = stored[:, rows]
+    def __init__(self, stored: Any, core_states: Tensor, rows: slice = slice(None)) -> None:
+        def columns(tensor: Tensor) -> Any:
+            own = tensor[:, rows]
             return own.numpy() if own.device.type == "cpu" else own
 
-        self._observations = (
-            {key: columns(stored) for key, stored in observations.items()}
-            if isinstance(observations, dict)
-            else columns(observations)
-        )
-        self._episode_starts, self._actions = columns(episode_starts), columns(actions)
-        self._log_probs, self._rewards = columns(log_probs), columns(rewards)
-        self._values = None if values is None else columns(values)
-        self._core_states = [states[:, rows] for states in core_states]
-        self._sequence_length = sequence_length
+        self.stored = stored
+        self._observations = map_obs(columns, stored.observations)
+        self._episode_starts, self._actions = columns(stored.episode_starts), columns(stored.actions)
+        self._log_probs, self._rewards = columns(stored.log_probs), columns(stored.rewards)
+        self._values = columns(stored.values) if hasattr(stored, "values") else None
+        chunks = core_states.unflatten(1, (-1, stored.actions.shape[1])).unbind(1)
+        self._core_states = [states[:, rows] for states in chunks]
+        self._sequence_length = len(stored.actions) // len(chunks)
 
     def observe(self, t: int, obs: Any, episode_starts: np.ndarray) -> None:
         """Store the observations `[n, ...]` (arrays or tensors) and `episode_starts` `[n]` of step t."""
-        if isinstance(self._observations, dict):
-            for key, column in self._observations.items():
-                _write(column, t, obs[key])
-        else:
-            _write(self._observations, t, obs)
+        _write(self._observations, t, obs)
         _write(self._episode_starts, t, episode_starts)
 
     def act(self, t: int, acted: ActStep, core_state: Tensor) -> None:
@@ -271,5 +220,8 @@ class RolloutWriter:
 def _write(columns: Any, t: int, values: Any) -> None:
     if isinstance(columns, np.ndarray):
         columns[t] = values.numpy() if isinstance(values, Tensor) else values
+    elif isinstance(columns, dict):
+        for key, column in columns.items():
+            _write(column, t, values[key])
     else:
         columns[t].copy_(values if isinstance(values, Tensor) else to_device(values, columns.device))

@@ -12,8 +12,9 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter, obs_storage, storage
+from srwm_rl.agents.collecting.rollout_buffer import storage
 from srwm_rl.agents.engine.streams import StreamEvent
+from srwm_rl.agents.engine.transfer import map_obs
 from srwm_rl.nn.policy import Obs
 
 
@@ -47,7 +48,7 @@ class Unrolls(NamedTuple):
         device = core_state.device
         shape = (n_steps, n_envs)
         return cls(
-            observations=obs_storage((n_steps + 1, n_envs), observation_space, device),
+            observations=storage((n_steps + 1, n_envs), observation_space, device),
             episode_starts=torch.zeros(n_steps + 1, n_envs, device=device),
             actions=storage(shape, action_space, device),
             rewards=torch.zeros(shape, device=device),
@@ -56,21 +57,12 @@ class Unrolls(NamedTuple):
             versions=torch.full((n_envs,), version),
         )
 
-    def writer(self) -> RolloutWriter:
-        """Return the writer of the unrolls' steps."""
-        return RolloutWriter(
-            self.observations, self.episode_starts, self.actions, self.log_probs, self.rewards,
-            [self.core_state], sequence_length=len(self.actions),
-        )  # fmt: skip
-
     def part(self, start: int, stop: int) -> Unrolls:
         """Return unrolls `start` to `stop`, as views."""
-        obs = self.observations  # not by pytree, which takes twice as long: this runs at every update
-        return Unrolls(
-            {key: part[:, start:stop] for key, part in obs.items()} if isinstance(obs, dict) else obs[:, start:stop],
-            *(field[:, start:stop] for field in self[1:-1]),
-            self.versions[start:stop],  # type: ignore[call-arg]
-        )
+        # Not by pytree, which takes twice as long: this runs at every update.
+        obs, *others, versions = self
+        parts = (map_obs(lambda x: x[:, start:stop], obs), *(field[:, start:stop] for field in others))
+        return Unrolls._make((*parts, versions[start:stop]))
 
     def to_tree(self) -> dict[str, Any]:
         """Return copies of the unrolls as arrays by name, for a checkpoint."""
@@ -103,19 +95,14 @@ class UnrollQueue:
         self._blocks: deque[Unrolls] = deque()
         self._filled = StreamEvent(settings.get("device", "cpu"))
         self._taken: list[Unrolls] = []  # blocks of the last batch, kept alive
-        self._error: BaseException | None = None
-        self._finishing = self.closed = False
+        self.open()
 
     def __len__(self) -> int:
         """Return the number of unrolls that wait."""
         return sum(block.n for block in self._blocks)
 
     def put(self, unrolls: Unrolls) -> None:
-        """Add finished unrolls.
-
-        Raises:
-            BaseException: the learner's, if it has failed.
-        """
+        """Add finished unrolls."""
         with self._changed:
             self.check()
             self._filled.record()
@@ -123,11 +110,7 @@ class UnrollQueue:
             self._changed.notify_all()
 
     def wait_for_room(self, limit: int) -> None:
-        """Wait until fewer than `limit` unrolls wait.
-
-        Raises:
-            BaseException: the learner's, if it has failed.
-        """
+        """Wait until fewer than `limit` unrolls wait."""
         with self._changed:
             self._changed.wait_for(lambda: self._error is not None or self.closed or len(self) < limit)
             self.check()
@@ -161,7 +144,7 @@ class UnrollQueue:
     def open(self) -> None:
         """Let a learner wait for unrolls (again)."""
         self._finishing = self.closed = False
-        self._error = None
+        self._error: BaseException | None = None
 
     def finish(self) -> None:
         """Announce that no unrolls follow: the learner takes the remaining whole batches, then ends."""
@@ -169,16 +152,10 @@ class UnrollQueue:
             self._finishing = True
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """End the learner's work; queued unrolls stay."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the learner's work, or say by which error it ended; queued unrolls stay."""
         with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Record the learner's error, for the next call that puts or waits."""
-        with self._changed:
-            self._error = error
+            self.closed, self._error = True, error or self._error
             self._changed.notify_all()
 
     def check(self) -> None:

@@ -1,13 +1,13 @@
-"""CUDA graphs: many kernel launches as one; and acting by a captured graph."""
+"""CUDA graphs: many kernel launches as one; graphs that are checked when captured; and acting by a captured graph."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from copy import deepcopy
+from functools import partial
 from threading import RLock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,18 +17,10 @@ from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 
 Result = TypeVar("Result")
-ActWork = Callable[[], ActStep]
 logger = logging.getLogger(__name__)
 # Held while capturing and while actions are sampled: a capture swaps the random generator's state, and sampling from it
 # in another thread meanwhile fails.
 CAPTURING = RLock()
-
-
-class _Captured(NamedTuple):
-    """A graph and the tensors that it reads."""
-
-    inputs: tuple[Obs, Tensor, Tensor]
-    replay: ActWork
 
 
 def capture(work: Callable[[], Result], stream: Any, pool: Any = None, draws: bool = True) -> Callable[[], Result]:
@@ -48,25 +40,21 @@ def capture(work: Callable[[], Result], stream: Any, pool: Any = None, draws: bo
         RuntimeError: it cannot be captured; the state of torch is as before.
     """
     with torch.cuda.device(stream.device):
-        return _capture(work, stream, pool, draws)
-
-
-def _capture(work: Callable[[], Result], stream: Any, pool: Any, draws: bool) -> Callable[[], Result]:
-    outer_stream = torch.cuda.current_stream()
-    stream.wait_stream(outer_stream)
-    try:
-        with torch.cuda.stream(stream):  # libraries and the allocator settle before the capture
-            for _ in range(3):
-                work()
-    finally:  # also on errors such as out of memory: kernels already launched still read and write
-        outer_stream.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    pool = torch.cuda.graph_pool_handle() if pool is None else pool
-    # `stream(outer_stream)`: a failed capture leaves its own stream current. "thread_local": another thread may be
-    # learning meanwhile, and its launches are no part of the capture.
-    capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-    with CAPTURING, _restored_after_failure(pool, draws), torch.cuda.stream(outer_stream), capturing:
-        result = work()
+        outer_stream = torch.cuda.current_stream()
+        stream.wait_stream(outer_stream)
+        try:
+            with torch.cuda.stream(stream):  # libraries and the allocator settle before the capture
+                for _ in range(3):
+                    work()
+        finally:  # also on errors such as out of memory: kernels already launched still read and write
+            outer_stream.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        # `stream(outer_stream)`: a failed capture leaves its own stream current. "thread_local": another thread may be
+        # learning meanwhile, and its launches are no part of the capture.
+        capturing = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with CAPTURING, _restored_after_failure(pool, draws), torch.cuda.stream(outer_stream), capturing:
+            result = work()
 
     def replay() -> Result:
         graph.replay()
@@ -98,28 +86,70 @@ def _restored_after_failure(pool: Any, draws: bool) -> Iterator[None]:
         generator.graphsafe_set_state(before)
 
 
-class GraphedActing:
+class CheckedGraphs:
+    """A function's CUDA graphs, one for each shape of its arguments.
+
+    If a capture fails or a graph's first results differ from the function's, a warning is logged and all goes on
+    without graphs.
+
+    Attributes:
+        disabled: whether graphs are no longer used.
+    """
+
+    what: ClassVar[str]  # goes on without graphs
+    priority: ClassVar[int] = 0  # of the stream on which graphs are captured, which their kernels keep
+    draws: ClassVar[bool]  # whether the function draws random numbers
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._pool: Any = None
+        self._graphs: dict[Hashable, tuple[Any, Callable[[], Any]]] = {}  # the tensors that it reads, and its launch
+        self.disabled = False
+
+    def _try_to_capture(
+        self, key: Hashable, args: Any, function: Callable[[Any], Any], difference: Callable[[Callable[[], Any]], str]
+    ) -> None:
+        """Capture `function` of arguments like `args`; `difference` names what is wrong with the graph, if anything."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
+        inputs = empty_like_args(args, device)
+        copy_into(inputs, args)
+        try:
+            replay = self._make_graph(lambda: function(inputs), device)
+            problem = difference(replay)
+        except RuntimeError as error:
+            problem = first_line(error)
+        if problem:
+            self.disabled, self._graphs = True, {}
+            logger.warning("%s goes on without CUDA graphs: %s", self.what, problem)
+            return
+        self._graphs[key] = inputs, replay
+
+    def _make_graph(self, work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+        if self._stream is None or self._stream.device != device:
+            self._stream = torch.cuda.Stream(device, priority=self.priority)
+            # One pool: graphs are replayed one at a time and may share the memory of what is not their result.
+            self._pool = torch.cuda.graph_pool_handle()
+        return capture(work, self._stream, self._pool, self.draws)
+
+
+class GraphedActing(CheckedGraphs):
     """`policy.act` as a CUDA graph, captured at the first call for a batch size; the results are the same.
 
     Weights are read in place, so the policy may learn between calls. Graphs are captured anew when weights or modules
-    were replaced, moved or frozen (`ModuleFingerprint`). If a capture fails or its first results differ from the
-    policy's, a warning is logged and the policy acts without graphs.
+    were replaced, moved or frozen (`ModuleFingerprint`).
 
     Args:
         policy: that acts, sampling its actions.
-        capture: captures a graph; tests replace it.
     """
 
-    def __init__(self, policy: SRWMPolicy, capture: Callable[[ActWork], ActWork] | None = None) -> None:
-        self.policy, self.capture = policy, capture
-        self._stream: Any = None
-        self._captured: dict[tuple[int, ...], _Captured] = {}  # by the core state's shape
-        self._fingerprint: ModuleFingerprint | None = None
-        self.disabled = False
+    what = "acting"
+    priority = -1  # acting goes before a learner's kernels, each of which takes as long as a whole acting step
+    draws = True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GraphedActing:
-        """Copy the policy; graphs are bound to memory, and are captured anew."""
-        return GraphedActing(deepcopy(self.policy, memo), self.capture)
+    def __init__(self, policy: SRWMPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self._fingerprint: ModuleFingerprint | None = None
 
     @torch.no_grad()
     def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
@@ -127,46 +157,25 @@ class GraphedActing:
         args = (obs, core_state, episode_starts)
         with CAPTURING:
             if self._fingerprint is None or not self._fingerprint.matches():
-                self._fingerprint, self._captured, self.disabled = ModuleFingerprint(self.policy), {}, False
-            if not self.disabled and core_state.shape not in self._captured:
+                self._fingerprint, self._graphs, self.disabled = ModuleFingerprint(self.policy), {}, False
+            if not self.disabled and core_state.shape not in self._graphs:
                 # A resumed run captures again, and must draw the same numbers as the run before.
                 with torch.random.fork_rng([core_state.device] if core_state.is_cuda else []):
-                    self._capture_and_compare(args)
+                    self._try_to_capture(
+                        core_state.shape, args, lambda inputs: self.policy.act(*inputs), partial(self._difference, args)
+                    )
             if self.disabled:
                 return self.policy.act(*args)
-            captured = self._captured[core_state.shape]
-            copy_into(captured.inputs, args)
+            inputs, replay = self._graphs[core_state.shape]
+            copy_into(inputs, args)
             # Cloned: the next replay writes over these tensors, while a rollout may still hold them.
-            return ActStep(*(tensor.clone() for tensor in captured.replay()))
+            return ActStep(*(tensor.clone() for tensor in replay()))
 
-    def _capture_and_compare(self, args: tuple[Obs, Tensor, Tensor]) -> None:
-        inputs = empty_like_args(args, args[1].device)
-        copy_into(inputs, args)
-        try:
-            replay = self._make_graph(lambda: self.policy.act(*inputs))
-            for result in replay()[1:]:  # so that a graph that writes nothing is noticed
-                result.fill_(torch.nan)
-            problem = self._difference(replay(), args)
-        except RuntimeError as error:
-            problem = first_line(error)
-        if problem:
-            self.disabled, self._captured = True, {}
-            logger.warning("acting goes on without a CUDA graph: %s", problem)
-            return
-        self._captured[args[1].shape] = _Captured(inputs, replay)
-
-    def _make_graph(self, work: ActWork) -> ActWork:
-        if self.capture is not None:
-            return self.capture(work)
-        if self._stream is None or self._stream.device != self.policy.device:
-            # A graph's kernels keep the priority of the stream it was captured on: acting goes before a learner's
-            # kernels, each of which takes as long as a whole acting step.
-            self._stream = torch.cuda.Stream(self.policy.device, priority=-1)
-        return capture(work, self._stream)
-
-    def _difference(self, step: ActStep, args: tuple[Obs, Tensor, Tensor]) -> str:
+    def _difference(self, args: tuple[Obs, Tensor, Tensor], replay: Callable[[], ActStep]) -> str:
         """Name what differs between a graph's result and the policy's own, apart from sampled actions."""
-        expected = self.policy.act(*args)
+        for result in replay()[1:]:  # so that a graph that writes nothing is noticed
+            result.fill_(torch.nan)
+        step, expected = replay(), self.policy.act(*args)
         for name in ("values", "core_state"):
             if not torch.allclose(getattr(step, name), getattr(expected, name), rtol=1e-3, atol=1e-3, equal_nan=True):
                 return f"its {name} differ from those of the policy"
@@ -185,7 +194,7 @@ def empty_like_args(args: Any, device: torch.device) -> Any:
 
     def empty(leaf: Any) -> Any:
         if isinstance(leaf, float):
-            return torch.full((), leaf, dtype=torch.float64, device=device)
+            return torch.empty((), dtype=torch.float64, device=device)
         return None if leaf is None else torch.empty_like(leaf)
 
     return pytree.tree_map(empty, args)

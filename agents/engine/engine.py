@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,15 +22,9 @@ class Trainer(Protocol):
     """What the engine asks of a trainer."""
 
     policy: SRWMPolicy
+    device: torch.device
     weights_lock: AbstractContextManager[Any]  # held while weights change, and while a CUDA graph is captured
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the policy."""
-
-    @property
-    def loss_settings(self) -> Hashable:
-        """What the loss depends on beside the weights and its arguments."""
+    loss_settings: Hashable  # what the loss depends on beside the weights and its arguments
 
     def loss(self, batch: Any, *scalars: float | Tensor | None) -> tuple[Tensor, NamedTuple]:
         """Return the loss of a micro-batch, `[]`, and its terms summed over steps, a NamedTuple of scalars `[]`."""
@@ -46,37 +41,28 @@ class Engine:
 
     Args:
         trainer: whose policy and loss they are. Both may be replaced at any time.
+
+    Attributes:
+        fused: returns the form of a policy that runs in C where it can (CPU only).
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._fused: tuple[FusedPolicy, ...] = ()
-        self._graphed_acting: GraphedActing | None = None
+        self.fused = lru_cache(maxsize=2)(FusedPolicy)  # two: IMPALA's actors use a copy of the policy
+        self._graphed_acting = lru_cache(maxsize=1)(GraphedActing)
         self._graphed_gradient: GraphedGradient | None = None
 
     def release(self) -> None:
         """Forget compiled forms of policies, which keep the policies alive; they are made again when needed."""
-        self._graphed_acting, self._fused = None, ()
+        self.fused.cache_clear()
+        self._graphed_acting.cache_clear()
 
     def act_fn(self, policy: SRWMPolicy) -> ActFn:
         """Return the function that computes `policy.act`, sampling actions, in the fastest way."""
         device = self._trainer.device.type
         if device == "cpu":
             return self.fused(policy).act
-        if device != "cuda":
-            return policy.act
-        if self._graphed_acting is None or self._graphed_acting.policy is not policy:
-            self._graphed_acting = GraphedActing(policy)
-        return self._graphed_acting
-
-    def fused(self, policy: SRWMPolicy) -> FusedPolicy:
-        """Return the form of a policy that runs in C where it can (CPU only)."""
-        for fused in self._fused:
-            if fused.policy is policy:
-                return fused
-        fused = FusedPolicy(policy)
-        self._fused = (*self._fused[-1:], fused)  # two at most: IMPALA's actors use a copy of the policy
-        return fused
+        return self._graphed_acting(policy) if device == "cuda" else policy.act
 
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
@@ -132,11 +118,10 @@ class Engine:
 
     def _graphed(self) -> GraphedGradient | None:
         """Return the captured form of `add_gradient`, on a GPU."""
-        if self._trainer.device.type != "cuda":
+        trainer, parameters = self._trainer, self.parameters
+        if trainer.device.type != "cuda":
             return None
-        graphed, parameters = self._graphed_gradient, self.parameters
-        if graphed is None or not graphed.fits(parameters):  # a new policy, or replaced weights
-            policy, lock = self._trainer.policy, self._trainer.weights_lock
-            graphed = GraphedGradient(self.add_gradient, parameters, lock=lock, network=policy)
-            self._graphed_gradient = graphed
-        return graphed
+        if self._graphed_gradient is None or not self._graphed_gradient.fits(parameters):  # a new policy or weights
+            gradient = GraphedGradient(self.add_gradient, parameters, trainer.policy, trainer.weights_lock)
+            self._graphed_gradient = gradient
+        return self._graphed_gradient

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srwm_rl.agents.engine.transfer import to_host
+from srwm_rl.agents.engine.transfer import map_obs, to_host
 from srwm_rl.errors import FaultError
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
 
@@ -22,12 +24,7 @@ MAX_WARNINGS = 10
 logger = logging.getLogger(__name__)
 
 
-class CheckedStep(NamedTuple):
-    """An acting step of B environments whose numbers are finite."""
-
-    step: ActStep
-    core_state: Tensor  # [L, B, S], with which the step began
-    actions: np.ndarray  # [B, ...], the step's, on the host
+CheckedStep = tuple[ActStep, Tensor, np.ndarray]  # a finite step, its core state before, its actions on the host
 
 
 class NanGuard:
@@ -73,9 +70,7 @@ class NanGuard:
         if isinstance(values, dict):
             if all(map(_finite, values.values())):
                 return values
-            return {
-                key: self.check_arrays(f"{name} {key!r}", array, step, env_indices) for key, array in values.items()
-            }
+            return {key: self.check_arrays(f"{name} {key!r}", x, step, env_indices) for key, x in values.items()}
         if _finite(values):
             return values
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
@@ -95,16 +90,13 @@ class NanGuard:
         """Act, and check that values and log-probabilities are finite.
 
         Args:
-            policy: that acts.
-            obs: `[B, ...]` or a dict of such.
-            core_state: `[L, B, S]`.
-            episode_starts: `[B]`.
+            policy, obs, core_state, episode_starts: see `SRWMPolicy.act`.
             step: environment steps so far.
             act: `policy.act` or a faster equivalent.
             env_indices: of the environments, `[B]`.
 
         Returns:
-            The step; with "skip", core states that are not finite were reset before it.
+            The step, the core state with which it began (those that are not finite are reset), its actions as an array.
 
         Raises:
             FaultError: `on_nan` is "stop"; or the weights themselves are not finite.
@@ -113,7 +105,8 @@ class NanGuard:
             checked = _try_to_act(act, obs, core_state, episode_starts)
             if checked is not None:
                 return checked
-            obs = self._check_obs(obs, step, env_indices)
+            arrays = self.check_arrays("observation", map_obs(lambda x: x.cpu().numpy(), obs), step, env_indices)
+            obs = map_obs(partial(torch.as_tensor, device=core_state.device), arrays)
             core_state = self.check_state(core_state, step, env_indices)
             checked = _try_to_act(policy.act, obs, core_state, episode_starts)
             if checked is None:
@@ -135,21 +128,12 @@ class NanGuard:
         self.fault(f"the fast weights are not finite at step {step:,} ({origin})", "that core state is reset")
         return core_state.masked_fill(non_finite.any(dim=0)[None, :, None], 0.0)
 
-    def _check_obs(self, obs: Any, step: int, env_indices: Sequence[int]) -> Any:
-        if isinstance(obs, dict):
-            return {key: self._check_obs(part, step, env_indices) for key, part in obs.items()}
-        return torch.as_tensor(
-            self.check_arrays("observation", obs.cpu().numpy(), step, env_indices), device=obs.device
-        )
-
-    def check_update(
-        self, numbers: dict[str, float], non_finite_gradient: Callable[[], str | None], number: int
-    ) -> bool:
+    def check_update(self, numbers: dict[str, float], non_finite: Iterable[str], number: int) -> bool:
         """Return whether an update may be made.
 
         Args:
             numbers: the loss's terms by name, and `grad_norm`, the norm of the whole gradient before clipping.
-            non_finite_gradient: returns the name of the first parameter whose gradient is not finite, or None.
+            non_finite: names of the parameters whose gradient is not finite.
             number: of the update.
 
         Raises:
@@ -157,24 +141,22 @@ class NanGuard:
         """
         if all(map(math.isfinite, numbers.values())):
             return True
-        loss = [name.replace("_", " ") for name, value in numbers.items() if not math.isfinite(value)]
-        loss = [name for name in loss if name != "grad norm"]
+        loss = [name.replace("_", " ") for name, x in numbers.items() if name != "grad_norm" and not math.isfinite(x)]
         if {"policy loss", "entropy"} <= set(loss):  # only the logits enter both
-            self.fault(f"the policy's logits are not finite in update {number:,}", "the update is skipped")
-            return False
-        gradient = non_finite_gradient()
-        origins = [f"the {name}" for name in loss[:1]] + [f"the gradient of {gradient}"] * (gradient is not None)
-        origin = " and ".join(origins) or "the gradient's norm"
-        self.fault(f"{origin} is not finite in update {number:,}", "the update is skipped")
+            origin, are = "the policy's logits", "are"
+        else:
+            gradients = [f"the gradient of {name}" for name in islice(non_finite, 1)]
+            origin = " and ".join([*(f"the {name}" for name in loss[:1]), *gradients]) or "the gradient's norm"
+            are = "is"
+        self.fault(f"{origin} {are} not finite in update {number:,}", "the update is skipped")
         return False
 
 
-def first_non_finite_gradient(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
-    """Return the name of the first parameter whose gradient is not finite."""
+def non_finite_gradients(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[str]:
+    """Yield the names of the parameters whose gradient is not finite."""
     for name, parameter in parameters:
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return name
-    return None
+            yield name
 
 
 def _try_to_act(
@@ -183,7 +165,7 @@ def _try_to_act(
     step = act(obs, core_state, episode_starts)
     # In one transfer: the only wait for a GPU in a step.
     actions, values, log_probs = to_host(step.actions, step.values, step.log_probs)
-    return CheckedStep(step, core_state, actions) if _finite(values) and _finite(log_probs) else None
+    return (step, core_state, actions) if _finite(values) and _finite(log_probs) else None
 
 
 def _finite(values: np.ndarray) -> bool:
@@ -197,27 +179,16 @@ def _first_non_finite_module(policy: SRWMPolicy, obs: Any, core_state: Tensor, e
     for name, parameter in policy.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"weight {name} is not finite"
-    with _non_finite_outputs(policy) as names:
-        policy.act(obs, core_state, episode_starts)
-    return f"first in the output of {names[0]}" if names else "in the action distribution"
-
-
-@contextmanager
-def _non_finite_outputs(module: nn.Module) -> Iterator[list[str]]:
-    """Collect the names of modules whose output is not finite, in the order of their computation."""
     names: list[str] = []
 
-    def make_hook(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if any(isinstance(tensor, Tensor) and not torch.isfinite(tensor).all() for tensor in tensors):
-                names.append(name)
+    def check(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if any(isinstance(tensor, Tensor) and not torch.isfinite(tensor).all() for tensor in tensors):
+            names.append(name)
 
-        return hook
-
-    handles = [submodule.register_forward_hook(make_hook(name)) for name, submodule in module.named_modules() if name]
-    try:
-        yield names
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, module in policy.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(partial(check, name)))
+        policy.act(obs, core_state, episode_starts)
+    return f"first in the output of {names[0]}" if names else "in the action distribution"

@@ -18,76 +18,55 @@ class StreamEvent:
     Args:
         device: on a CPU nothing happens.
         cuda: `torch.cuda`; tests replace it.
+
+    Attributes:
+        on_device: whether work may still be running on the device when its call has returned.
     """
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
-        self._device = torch.device(device)
-        self._cuda = cuda if self._device.type == "cuda" else None
+        self._device, self._cuda = torch.device(device), cuda
+        self.on_device = self._device.type == "cuda"
         self._event: Any = None
-
-    @property
-    def on_device(self) -> bool:
-        """Whether work may still be running on the device when its call has returned."""
-        return self._cuda is not None
 
     def record(self) -> None:
         """Record the work that this thread has launched so far."""
-        if self._cuda is not None:
+        if self.on_device:
             self._event = self._cuda.current_stream(self._device).record_event()
 
     def wait(self) -> None:
         """Let the work that this thread launches from now on wait for what was recorded last."""
-        if self._cuda is not None and self._event is not None:
+        if self._event is not None:
             self._cuda.current_stream(self._device).wait_event(self._event)
 
 
-class StreamLock:
-    """A reentrant lock that also orders its holders' work on the device, one after the other.
-
-    Args:
-        device: on a CPU this is a lock and nothing else.
-        cuda: `torch.cuda`; tests replace it.
-    """
+class StreamLock(StreamEvent):
+    """A reentrant lock that also orders its holders' work on the device, one after the other."""
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
+        super().__init__(device, cuda)
         self._lock = RLock()
-        self._event = StreamEvent(device, cuda)
 
     def __enter__(self) -> None:
-        """Acquire the lock."""
         self._lock.acquire()
         try:
-            self._event.wait()
+            self.wait()
         except BaseException:
             self._lock.release()
             raise
 
     def __exit__(self, *_: object) -> None:
-        """Release the lock."""
         try:
-            self._event.record()
+            self.record()
         finally:
             self._lock.release()
 
 
-class StreamContext:
-    """A stream for one thread's work.
-
-    Args:
-        device: on a CPU there is none.
-        cuda: `torch.cuda`; tests replace it.
-    """
+class StreamContext(StreamEvent):
+    """A stream for one thread's work, which waits for the work of other threads that was recorded."""
 
     def __init__(self, device: torch.device | str, cuda: Any = torch.cuda) -> None:
-        self._device = torch.device(device)
-        self._cuda = cuda if self._device.type == "cuda" else None
-        if self._cuda is not None:
-            self._stream = self._cuda.Stream(self._device)
-
-    def begin(self) -> None:
-        """Let the stream's work wait for what the calling thread has launched so far."""
-        if self._cuda is not None:
-            self._stream.wait_stream(self._cuda.current_stream(self._device))
+        super().__init__(device, cuda)
+        self._stream = cuda.Stream(self._device) if self.on_device else None
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -95,10 +74,11 @@ class StreamContext:
 
         A `LostProcessError` leaves at once: collective work that a lost process takes no part in is never done.
         """
-        if self._cuda is None:
+        if self._stream is None:
             yield
             return
         with self._cuda.stream(self._stream):
+            self.wait()
             try:
                 yield
             except LostProcessError:
@@ -110,5 +90,5 @@ class StreamContext:
 
     def finish(self) -> None:
         """Wait until all work on this stream is done, so that the memory it reads may be freed."""
-        if self._cuda is not None:
+        if self._stream is not None:
             self._stream.synchronize()

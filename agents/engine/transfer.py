@@ -1,10 +1,20 @@
-"""Copies between host and device through pinned memory."""
+"""Copies between host and device through pinned memory; functions of observations, which may be dicts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def map_obs(function: Callable[..., Any], *obs: Any) -> Any:
+    """Return a function of observations; of dicts key by key."""
+    if isinstance(obs[0], dict):
+        return {key: function(*[part[key] for part in obs]) for key in obs[0]}
+    return function(*obs)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

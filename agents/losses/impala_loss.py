@@ -28,9 +28,7 @@ def impala_loss(
     episode_starts: Tensor,
     gamma: float,
     vtrace_lambda: float = 1.0,
-    rho_clip: float | None = 1.0,
-    pg_rho_clip: float | None = 1.0,
-    c_clip: float | None = 1.0,
+    **clips: float | None,
 ) -> IMPALALossSums:
     """Sum IMPALA's loss terms (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561) over unrolls of T steps.
 
@@ -40,23 +38,16 @@ def impala_loss(
         rewards: `[T, B]`.
         episode_starts: `[T + 1, B]`; step t ended an episode where step t + 1 starts one.
         gamma: discount per step.
-        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
+        vtrace_lambda, clips: see `srwm_rl.agents.losses.vtrace.vtrace`.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     log_probs = log_probs[:-1]
     log_rhos = (log_probs - actor_log_probs).detach()
+    discounts, old_values = gamma * (episode_starts[1:] == 0), values.detach()
     targets = vtrace(
-        log_rhos,
-        gamma * (episode_starts[1:] == 0),
-        rewards,
-        values[:-1].detach(),
-        values[-1].detach(),
-        vtrace_lambda=vtrace_lambda,
-        rho_clip=rho_clip,
-        pg_rho_clip=pg_rho_clip,
-        c_clip=c_clip,
+        log_rhos, discounts, rewards, old_values[:-1], old_values[-1], vtrace_lambda=vtrace_lambda, **clips
     )
     return IMPALALossSums(
         policy_loss=-(log_probs * targets.pg_advantages).sum(),

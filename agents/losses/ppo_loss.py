@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+Scalar = float | Tensor
+
 
 class PPOLossSums(NamedTuple):
     """PPO's loss terms and diagnostics, scalars `[]` summed over steps; divided by the steps they are SB3's means."""
@@ -26,8 +28,8 @@ def ppo_loss(
     old_log_probs: Tensor,
     advantages: Tensor,
     returns: Tensor,
-    clip_range: float | Tensor,
-    clip_range_vf: float | Tensor | None = None,
+    clip_range: Scalar,
+    clip_range_vf: Scalar | None = None,
 ) -> PPOLossSums:
     """Sum PPO's clipped surrogate (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347) and its other terms.
 

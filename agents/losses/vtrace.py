@@ -52,13 +52,12 @@ def vtrace(
     Raises:
         ValueError: shapes that do not fit.
     """
-    if not log_rhos.shape == discounts.shape == rewards.shape == values.shape:
+    same = log_rhos.shape == discounts.shape == rewards.shape == values.shape
+    if not same or bootstrap_value.shape != values.shape[1:]:
         raise ValueError(
             f"log_rhos {list(log_rhos.shape)}, discounts {list(discounts.shape)}, rewards {list(rewards.shape)} and "
-            f"values {list(values.shape)} must all be [T, B]"
+            f"values {list(values.shape)} must be [T, B], bootstrap_value {list(bootstrap_value.shape)} must be [B]"
         )
-    if bootstrap_value.shape != values.shape[1:]:
-        raise ValueError(f"bootstrap_value {list(bootstrap_value.shape)} must be [B] = {list(values.shape[1:])}")
     with torch.no_grad():
         rhos = log_rhos.exp()  # [T, B]
         cs = vtrace_lambda * _clipped(rhos, c_clip)

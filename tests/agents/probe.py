@@ -18,14 +18,14 @@ from torch.utils import _pytree as pytree
 
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.collecting.rollout_buffer import normalize_advantages
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.engine.cuda_graphs import copy_into
+from srwm_rl.agents.engine.cuda_graphs import CheckedGraphs, copy_into
 from srwm_rl.agents.losses.impala_loss import IMPALALossSums
 from srwm_rl.agents.losses.ppo_loss import PPOLossSums
 from srwm_rl.envs import GroupedVecEnv
 
 Result = TypeVar("Result")
+Graphs = TypeVar("Graphs", bound=CheckedGraphs)
 PROBE_SETTINGS = ("observation_space", "action_space", "length", "cut")
 
 
@@ -156,12 +156,19 @@ def eager_graph(work: Callable[[], Result]) -> Callable[[], Result]:
     return replay
 
 
+def capturing(graphs: Graphs, capture: Callable[[Callable[[], Any]], Callable[[], Any]] | None) -> Graphs:
+    """Replace what captures a graph; None: keep it."""
+    if capture is not None:
+        graphs._make_graph = lambda work, device: capture(work)  # type: ignore[method-assign]
+    return graphs
+
+
 def gradient_of(model: PPO, sequences: np.ndarray) -> tuple[PPOLossSums, Tensor]:
     """Set the weights' `.grad` to the gradient of a minibatch of the rollout; return the loss sums and the norm."""
     buffer = model.rollout_buffer
-    (stats,) = model._advantage_stats([buffer.advantages_of(sequences)]) if model.normalize_advantage else [None]
-    parts = buffer.gather(sequences, model.sequences_at_once(buffer.sequence_length))
-    batches = [normalize_advantages(part, stats) for part in parts]
+    (stats,) = model.processes.means_and_stds([buffer.advantages_of(sequences)])
+    stats = stats if model.normalize_advantage else None
+    batches = buffer.gather(sequences, model.sequences_at_once(buffer.sequence_length), stats)
     n_steps = len(sequences) * buffer.sequence_length * model.processes.size
     sums = PPOLossSums(*model.engine.backward(batches, float(n_steps), 0.2, None))
     return sums, model._all_reduce(sums)

@@ -82,7 +82,7 @@ def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(by_rank: Any) ->
     buffer = play(model)  # for its shape; the data are replaced
     for name in FIELDS:
         getattr(buffer, name).copy_(torch.from_numpy(np.concatenate([process[name] for process in parts], axis=1)))
-    buffer.core_states = [torch.from_numpy(np.concatenate([process["core_state"] for process in parts], axis=1))]
+    buffer.core_states = torch.from_numpy(np.concatenate([process["core_state"] for process in parts], axis=1))
     terms, norm = gradient_of(model, np.arange(2 * B))
     check_same_update(by_rank, "ppo", gradient(model), terms, norm)
     # Normalisation by each process's own mean would give something else.
@@ -158,6 +158,7 @@ def test_a_single_process_needs_no_communication() -> None:
     assert SINGLE.all_gather(tree)[0] is tree
     values = torch.randn(5, 7)
     moments = SINGLE.means_and_stds([values, values[:2]])
+    assert SINGLE.means_and_stds([values[:1, :1]]) == [None]
     torch.testing.assert_close(moments, [(part.mean(), part.std()) for part in (values, values[:2])])
     SINGLE.sum_([values])
     SINGLE.close()

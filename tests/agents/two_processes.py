@@ -81,7 +81,7 @@ def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
         rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
         terms, norm = gradient_of(model, np.arange(B))
         data = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
-        data["core_state"] = rollout.core_states[0].numpy().copy()
+        data["core_state"] = rollout.core_states.numpy().copy()
     terms = {name: term.item() for name, term in terms._asdict().items()}
     return {
         "rollout": data, "gradient": gradient(model), "norm": norm.item(), "terms": terms, "weights": weights(model),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srwm_rl.agents.engine import graphed_gradient, streams
+from srwm_rl.agents.engine import cuda_graphs, streams
 from srwm_rl.scripts.main import main
 from tests.simulated_cuda.plugin import GPU
 
@@ -210,14 +210,14 @@ def test_frames_of_procgen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_bench_times_what_the_trainer_captures(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients: list[Any] = []
-    capture = graphed_gradient.capture_graph
+    capture = cuda_graphs.capture
 
-    def counted(work: Any, *args: Any, draws: bool = True, **settings: Any) -> Any:
-        result = capture(work, *args, draws=draws, **settings)
+    def counted(work: Any, stream: Any, pool: Any, draws: bool) -> Any:
+        result = capture(work, stream, pool, draws)
         gradients.extend([] if draws else [result])
         return result
 
-    monkeypatch.setattr(graphed_gradient, "capture_graph", counted)
+    monkeypatch.setattr(cuda_graphs, "capture", counted)
     small = ["--n-envs", "8", "--n-steps", "8", "--batch-size", "32", "--rounds", "1", "--algo", algo]
     GPU.take_counts()
     assert main(["bench", "train", "--env", "recall", "--device", "cuda", *small]) == 0

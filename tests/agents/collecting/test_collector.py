@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from srwm_rl.agents import PPO
 from srwm_rl.agents.collecting import collector
 from srwm_rl.agents.collecting.collector import groups_of
-from srwm_rl.agents.collecting.rollout_buffer import SequenceRolloutBuffer
+from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter, SequenceRolloutBuffer
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
 from srwm_rl.nn.policy import ActStep
 from tests.agents.probe import FailingProbe, Probe, collect_rollout, small_model, weight_vector
@@ -123,7 +123,7 @@ def test_evaluating_rollouts_of_groups_repeats_the_acting_steps_and_carries_the_
             new = model.policy.evaluate_sequence(buffer.observations, buffer.actions, state, buffer.episode_starts)
         torch.testing.assert_close(new.values, buffer.values, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(new.log_probs, buffer.log_probs, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(buffer.core_states[0], state)
+        torch.testing.assert_close(buffer.core_states[:, :4], state)
         assert model._core_state is not None
         torch.testing.assert_close(model._core_state, state := new.core_state, rtol=1e-4, atol=1e-5)
     assert not buffer.episode_starts[0].any(), "the second rollout must begin in the middle of episodes"
@@ -245,10 +245,9 @@ def test_a_writer_writes_its_environments_rows_only(kind: str) -> None:
     space = spaces.Dict(a=spaces.Box(0, 255, (2,), np.uint8), b=spaces.Discrete(9))
     buffer = SequenceRolloutBuffer(4, space, spaces.MultiBinary(3), n_envs=5, sequence_length=2)
     buffer.reset(torch.zeros(1, 5, 7))
-    assert [state.shape for state in buffer.core_states] == [(1, 5, 7)] * 2
-    for state in buffer.core_states:
-        state.zero_()
-    writer = buffer.writer(slice(1, 3))
+    assert buffer.core_states.shape == (1, 2 * 5, 7)
+    buffer.core_states.zero_()
+    writer = RolloutWriter(buffer, buffer.core_states, slice(1, 3))
     if kind == "tensor":  # as if the storage was not on a CPU
         for name in ("_episode_starts", "_actions", "_log_probs", "_rewards", "_values"):
             setattr(writer, name, torch.from_numpy(getattr(writer, name)))
@@ -268,8 +267,10 @@ def test_a_writer_writes_its_environments_rows_only(kind: str) -> None:
     assert buffer.values[2].tolist() == [0, 1.5, 2.5, 0, 0]
     assert buffer.log_probs[2].tolist() == [0, -1, -2, 0, 0]
     assert buffer.episode_starts[1].tolist() == [0, 1, 0, 0, 0]
-    for chunk, first in enumerate((0.0, 2.0)):  # the state at the start of the sequence
-        assert buffer.core_states[chunk][:, own].eq(first).all()
+    states = buffer.core_states.view(1, 2, 5, 7)
+    assert states[:, 1, own].eq(2).all()  # the state at the start of the sequence
+    states[:, 1, own] = 0
+    assert not states.any()
     assert not buffer._numbers[:, :, others].any()
 
 

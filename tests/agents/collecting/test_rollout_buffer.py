@@ -20,7 +20,7 @@ def random_buffer(space: Any) -> SequenceRolloutBuffer:
     buffer = SequenceRolloutBuffer(T, space, spaces.MultiDiscrete([9, 9]), n_envs=B, sequence_length=LENGTH)
     buffer.reset(torch.zeros(2, B, 5))
     fields = buffer.observations.values() if isinstance(buffer.observations, dict) else [buffer.observations]
-    for tensor in (*fields, buffer.actions, buffer._numbers, *buffer.core_states):
+    for tensor in (*fields, buffer.actions, buffer._numbers, buffer.core_states):
         tensor.copy_(torch.randint(0, 100, tensor.shape))
     return buffer
 
@@ -48,7 +48,7 @@ def test_gathered_sequences_equal_the_stored_steps(space: Any) -> None:
                 assert gathered.shape == (LENGTH, len(indices), *stored.shape[2:])
                 assert gathered.dtype == stored.dtype
                 torch.testing.assert_close(gathered[:, i], stored[steps, env], rtol=0, atol=0)
-            torch.testing.assert_close(batch.core_state[:, i], buffer.core_states[chunk][:, env], rtol=0, atol=0)
+            torch.testing.assert_close(batch.core_state[:, i], buffer.core_states[:, chunk * B + env], rtol=0, atol=0)
 
 
 def test_micro_batches_hold_whole_sequences() -> None:
@@ -79,7 +79,7 @@ def test_minibatches_hold_each_sequence_once(n_sequences: int, sizes: list[int])
     np.random.seed(0)
     buffer = random_buffer(VECTORS)
     buffer.values.copy_(torch.arange(T * B).view(T, B))
-    batches = [next(iter(batch.parts)) for batch in buffer.get(n_sequences * LENGTH)]
+    batches = [next(parts) for parts, _ in buffer.get(n_sequences * LENGTH)]
     assert [batch.actions.shape[1] for batch in batches] == sizes
     steps = torch.cat([batch.old_values.flatten() for batch in batches])
     assert sorted(steps.tolist()) == list(range(T * B))

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from srwm_rl.agents.engine import cuda_graphs
 from srwm_rl.agents.engine.cuda_graphs import GraphedActing, copy_into
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
-from tests.agents.probe import eager_graph
+from tests.agents.probe import capturing, eager_graph
 
 SPACE = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "vector": spaces.Box(-1, 1, (3,), np.float32)})
 
@@ -49,7 +49,7 @@ devices = pytest.mark.parametrize(
 @devices
 def test_a_graph_gives_the_policys_results_after_the_weights_have_changed_too(device: str, capture: Any) -> None:
     policy = policy_on(device)
-    act = GraphedActing(policy, capture)
+    act = capturing(GraphedActing(policy), capture)
     steps = []
     for seed in range(4):
         args = inputs(policy, 6, seed)
@@ -82,7 +82,7 @@ def test_the_capture_lock_is_held_while_actions_are_sampled() -> None:
 
         return eager_graph(try_the_lock_and_work)
 
-    act = GraphedActing(policy, capture)
+    act = capturing(GraphedActing(policy), capture)
     for seed in range(3):
         act(*inputs(policy, 4, seed))
     assert acquired
@@ -92,7 +92,7 @@ def test_the_capture_lock_is_held_while_actions_are_sampled() -> None:
 @devices
 def test_every_replay_samples_new_actions(device: str, capture: Any) -> None:
     policy = policy_on(device)
-    act = GraphedActing(policy, capture)
+    act = capturing(GraphedActing(policy), capture)
     args = inputs(policy, 64, 0)
     actions = {tuple(act(*args).actions.tolist()) for _ in range(5)}
     assert len(actions) == 5
@@ -105,10 +105,10 @@ def test_a_resumed_run_that_captures_again_samples_the_same_actions(device: str,
     runs = []
     for resumed in (False, True):
         torch.manual_seed(3)
-        act = GraphedActing(policy, capture)
+        act = capturing(GraphedActing(policy), capture)
         steps = [act(*args)]
         if resumed:
-            act = GraphedActing(policy, capture)
+            act = capturing(GraphedActing(policy), capture)
         steps += [act(*args) for _ in range(3)]
         assert not act.disabled
         runs.append(torch.stack([step.actions for step in steps]))
@@ -122,7 +122,7 @@ def test_every_number_of_environments_gets_its_own_graph() -> None:
         captured.append(work)
         return eager_graph(work)
 
-    act = GraphedActing(policy, capture)
+    act = capturing(GraphedActing(policy), capture)
     for batch in (4, 2, 4, 2):  # two groups of environments, of different sizes
         assert act(*inputs(policy, batch, 0)).values.shape == (batch,)
     assert len(captured) == 2
@@ -142,7 +142,7 @@ def test_replaced_weights_are_captured_again() -> None:
 
         return replay
 
-    act, args = GraphedActing(policy, capture), inputs(policy, 4, 0)
+    act, args = capturing(GraphedActing(policy), capture), inputs(policy, 4, 0)
     act(*args)
     for parameter in policy.parameters():
         parameter.data = 0.5 * parameter.data
@@ -172,12 +172,12 @@ def test_graphs_are_disabled_if_the_capture_fails_or_its_results_differ(
     capture: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = policy_on("cpu")
-    act, args = GraphedActing(policy, capture), inputs(policy, 4, 0)
+    act, args = capturing(GraphedActing(policy), capture), inputs(policy, 4, 0)
     with caplog.at_level(logging.WARNING), torch.no_grad():
         for _ in range(3):
             torch.testing.assert_close(act(*args).values, policy.act(*args).values)
     assert act.disabled
-    assert caplog.text.count("acting goes on without a CUDA graph") == 1
+    assert caplog.text.count("acting goes on without CUDA graphs") == 1
     assert reason in caplog.text
     assert "and much more" not in caplog.text
 

@@ -14,7 +14,7 @@ from srwm_rl.agents.engine import engine as engine_module
 from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import prefer
-from tests.agents.probe import collect_rollout, eager_graph, gradient_of, small_model, unroll_gradient
+from tests.agents.probe import capturing, collect_rollout, eager_graph, gradient_of, small_model, unroll_gradient
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 FRAMES = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "vector": VECTOR})
@@ -57,7 +57,9 @@ def use_c(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def use_graphs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute as on a GPU, with a stand-in for the graph."""
     monkeypatch.setattr(type(model), "native_gradient", lambda *_: None)
-    graphed = GraphedGradient(model.engine.add_gradient, model.engine.parameters, eager_graph)
+    engine = model.engine
+    graphed = GraphedGradient(engine.add_gradient, engine.parameters, model.policy, model.weights_lock)
+    capturing(graphed, eager_graph)
     monkeypatch.setattr(model.engine, "_graphed", lambda: graphed)
 
 

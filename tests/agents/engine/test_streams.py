@@ -167,7 +167,7 @@ def test_a_stream_context_begins_after_earlier_work_and_leaves_its_own_finished(
         device = SimulatedCuda(seed)
         context = StreamContext("cuda", device)
         device.launch("weights")
-        context.begin()
+        context.record()
         device.launch("acting")
         with context.entered():
             device.launch("learned")
@@ -214,7 +214,7 @@ def test_on_a_cpu_cuda_is_not_used() -> None:
     with context.entered(), lock, lock:
         event.record()
         event.wait()
-        context.begin()
+        context.record()
         context.finish()
     assert not event.on_device
 
