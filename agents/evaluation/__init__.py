@@ -1,1 +1,1 @@
-"""Evaluation: playing levels, statistics, comparisons, interventions, recordings, controls."""
+"""Evaluation: playing levels, statistics, interventions, recordings, supervised parity."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from srwm_rl.agents.evaluation.play_levels import Predictor, State, batch_size
+from srwm_rl.agents.evaluation.play_levels import Predictor, State
 from srwm_rl.errors import UserError
 from srwm_rl.nn.diagnostics import count_heads, state_heads
 from srwm_rl.nn.policy import SRWMPolicy
@@ -31,14 +31,13 @@ class FrozenStateAgent:
         self, observation: Any, state: State = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, State]:
         """Act on `[B, ...]` observations as SB3's `predict` does; the state is the agent's and a clock `[1, B]`."""
-        n_envs = batch_size(observation)
-        starts = np.zeros(n_envs, bool) if episode_start is None else np.asarray(episode_start, bool)
-        actions, new = self.agent.predict(observation, state and state[:1], starts, deterministic)
+        actions, new = self.agent.predict(observation, state and state[:1], episode_start, deterministic)
         if new is None:  # no memory
             return actions, None
+        starts = np.zeros(len(actions), bool) if episode_start is None else np.asarray(episode_start, bool)
         after = new[0]  # [L, B, S]
         before = np.zeros_like(after) if state is None else np.where(starts[:, None], 0, state[0])
-        clock = np.zeros((1, n_envs), np.int64) if state is None else np.where(starts, 0, state[1])
+        clock = np.zeros((1, len(actions)), np.int64) if state is None else np.where(starts, 0, state[1])
         frozen = (clock >= self.after)[..., None]  # [1, B, 1]
         if self.part is not None:
             frozen = frozen & self.part[:, None]

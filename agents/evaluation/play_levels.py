@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress, groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,16 +32,10 @@ class RandomAgent:
         self.action_space = action_space
         action_space.seed(seed)
 
-    def predict(
-        self, observation: Any, state: State = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, State]:
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, State]:
         """Return a random action for every environment."""
-        return np.stack([self.action_space.sample() for _ in range(batch_size(observation))]), None
-
-
-def batch_size(observation: Any) -> int:
-    """Return B of observations `[B, ...]` or of a dict of such."""
-    return len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
+        part = next(iter(observation.values())) if isinstance(observation, dict) else observation
+        return np.stack([self.action_space.sample() for _ in part]), None
 
 
 class Episode(NamedTuple):
@@ -55,30 +51,35 @@ class Episode(NamedTuple):
 class Episodes(list[Episode]):
     """The episodes of one split."""
 
-    def games(self) -> list[str]:
-        """Return the games, in order of their names."""
-        return sorted({episode.game for episode in self})
+    def games(self) -> dict[str, Episodes]:
+        """Return the episodes of each game, in order of the names."""
+        games: dict[str, Episodes] = {}
+        for episode in sorted(self, key=attrgetter("game")):
+            games.setdefault(episode.game, Episodes()).append(episode)
+        return games
 
-    def of(self, game: str) -> Episodes:
-        """Return one game's episodes."""
-        return Episodes(episode for episode in self if episode.game == game)
+    def by_game(self) -> dict[str, Episodes]:
+        """Return the episodes of each game and, if there are several, before them those of all."""
+        games = self.games()
+        return games if len(games) == 1 else {"all games": self, **games}
 
-    def level_means(self, value: Callable[[Episode], float] = lambda episode: episode.episode_return) -> FloatArray:
-        """Return one number per game and level, `[n_levels]`: the mean of `value` over its repeats."""
-        by_level: dict[tuple[str, int], list[float]] = {}
-        for episode in self:
-            by_level.setdefault((episode.game, episode.level), []).append(value(episode))
-        return np.array([np.mean(by_level[key]) for key in sorted(by_level)], np.float64)
+    def levels(self) -> list[int]:
+        """Return the levels, in order."""
+        return sorted({episode.level for episode in self})
+
+    def level_means(self, field: str = "episode_return") -> FloatArray:
+        """Return one number per game and level, `[n_levels]`: the mean of `field` over its repeats."""
+        level = attrgetter("game", "level")
+        groups = groupby(sorted(self, key=level), level)
+        return np.array([np.mean([getattr(episode, field) for episode in group]) for _, group in groups], np.float64)
 
     def solved(self) -> FloatArray | None:
         """Return the solved fraction per game and level, `[n_levels]`, or None where some game cannot be solved."""
-        if any(episode.solved is None for episode in self):
-            return None
-        return self.level_means(lambda episode: float(bool(episode.solved)))
+        return None if any(episode.solved is None for episode in self) else self.level_means("solved")
 
 
 def play_levels(
-    agent: Predictor, env: VecEnv, deterministic: bool = False, on_progress: Callable[[int], None] = lambda _: None
+    agent: Predictor, env: VecEnv, deterministic: bool = False, on_progress: Callable[[int], object] = lambda _: None
 ) -> Episodes:
     """Play a `srwm_rl.envs.LevelsVecEnv` (with or without memory inputs) until its `remaining` is 0.
 
@@ -94,15 +95,14 @@ def play_levels(
         if len(busy) < len(rows) and state is not None:
             state = tuple(array[:, np.isin(rows, busy)] for array in state)
         rows = busy
-        actions[rows], state = agent.predict(_rows(obs, rows), state, starts[rows], deterministic)
+        seen = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
+        actions[rows], state = agent.predict(seen, state, starts[rows], deterministic)
         obs, _, starts, infos = env.step(actions)
-        finished = [infos[i] for i in np.flatnonzero(starts) if "level" in infos[i]]
-        for info in finished:
-            episode = info["episode"]
-            episodes.append(Episode(info["game"], info["level"], episode["r"], episode["l"], info.get("is_success")))
+        finished = [
+            Episode(info["game"], info["level"], info["episode"]["r"], info["episode"]["l"], info.get("is_success"))
+            for info in compress(infos, starts)
+            if "level" in info
+        ]
+        episodes += finished
         on_progress(len(finished))
     return episodes
-
-
-def _rows(obs: Any, rows: np.ndarray) -> Any:
-    return {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]

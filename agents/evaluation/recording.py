@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,46 +12,56 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.nn.diagnostics import StepDiagnostics, introspect
+from srwm_rl.nn.diagnostics import introspect
 from srwm_rl.nn.policy import SRWMPolicy
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-Choose = Callable[[Any, bool], tuple[Array, StepDiagnostics | None]]
-"""Maps an observation `[1, ...]` and "an episode starts here" to an action `[1, ...]`."""
-
-
-class Played(NamedTuple):
-    """One step."""
-
-    obs: Any  # [1, ...]
-    start: bool  # the first step of an episode
-    level: int
-    action: Array  # [*action_shape]
-    reward: float
-    done: bool  # the last step of an episode
-    solved: bool | None  # None: the episode continues, or the game cannot be solved
-    diagnostics: StepDiagnostics | None
+Choose = Callable[[Any, bool], tuple[Array, Arrays]]
+"""Maps an observation `[1, ...]` and "an episode starts here" to an action `[1, ...]` and diagnostics of the step."""
+Digest = Any
+"""What `hashlib.sha256()` returns."""
+DIAGNOSTICS = {"values": 0, "entropy": 0, "choices": 0, "std": 0, "edit": 1, "drift": 1, "rates": 1}
+"""Those that are recorded, with the axis of their batch."""
 
 
 def play(
-    env: VecEnv, choose: Choose, levels: Iterable[int], see: Callable[[Any], None] | None = None
-) -> Iterator[Played]:
+    env: VecEnv, choose: Choose, levels: Iterable[int], digest: Digest, see: Callable[[Any], None] | None = None
+) -> Iterator[Arrays]:
     """Step a `srwm_rl.envs.LevelsVecEnv` of one environment, which has these `levels`, until no episode is left.
 
-    `see` is called with each observation, before the step.
+    Yields each step's entries of the arrays of `collect`. Each observation is added to the running `digest` and passed
+    to `see` before the step.
     """
     upcoming = iter(levels)
     obs, start, level = env.reset(), True, next(upcoming)
     while env.remaining:  # type: ignore[attr-defined]
+        update(digest, obs)
         if see is not None:
             see(obs)
         action, diagnostics = choose(obs, start)
-        new_obs, rewards, dones, infos = env.step(action)
+        obs, rewards, dones, infos = env.step(action)
         done = bool(dones[0])
         solved = infos[0].get("is_success") if done else None
-        yield Played(obs, start, level, np.asarray(action[0]), float(rewards[0]), done, solved, diagnostics)
-        obs, start, level = new_obs, done, next(upcoming, level) if done else level
+        yield {
+            "links": np.asarray(int.from_bytes(digest.digest()[:8], "little"), np.uint64),
+            "actions": np.asarray(action[0]),
+            "rewards": np.asarray(rewards[0], np.float32),
+            "starts": np.asarray(start),
+            "dones": np.asarray(done),
+            "solved": np.asarray(-1 if solved is None else solved, np.int8),
+            "levels": np.asarray(level, np.int64),
+            **diagnostics,
+        }
+        start, level = done, next(upcoming, level) if done else level
+
+
+def update(digest: Digest, obs: Any) -> None:
+    """Add an observation `[1, ...]` or a dict of such to a digest, by which a replay finds the first that differs."""
+    for key, value in sorted(obs.items()) if isinstance(obs, dict) else [("", obs)]:
+        array = np.ascontiguousarray(value)
+        digest.update(f"{key}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
 
 
 class Introspector:
@@ -63,59 +72,27 @@ class Introspector:
         policy.set_training_mode(False)
         self._state: Tensor = policy.initial_state(1)
 
-    def __call__(self, obs: Any, start: bool) -> tuple[Array, StepDiagnostics]:
+    def __call__(self, obs: Any, start: bool) -> tuple[Array, Arrays]:
         """See `Choose`."""
         tensors, _ = self.policy.obs_to_tensor(obs)
         starts = torch.tensor([start], device=self.policy.device)
-        diagnostics = introspect(self.policy, tensors, self._state, starts, self.deterministic)
-        self._state = diagnostics.core_state
-        action = diagnostics.actions.cpu().numpy()
+        step = introspect(self.policy, tensors, self._state, starts, self.deterministic)
+        self._state = step.core_state
+        action = step.actions.cpu().numpy()
         if isinstance(self.policy.action_space, spaces.Box):
             action = np.clip(action, self.policy.action_space.low, self.policy.action_space.high)
-        return action, diagnostics
+        recorded = {name: (getattr(step, name), axis) for name, axis in DIAGNOSTICS.items()}
+        arrays = {name: tensor.select(axis, 0) for name, (tensor, axis) in recorded.items() if tensor is not None}
+        return action, {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
 
 
-class Observer:
-    """Keeps a running sha256 of the observations, by which a replay finds the first step that differs."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self.links: list[int] = []  # the first 64 bits of the digest, step by step
-
-    def see(self, obs: Any) -> None:
-        """Add an observation `[1, ...]` or a dict of such."""
-        for key, value in sorted(obs.items()) if isinstance(obs, dict) else [("", obs)]:
-            array = np.ascontiguousarray(value)
-            self._hash.update(f"{key}\0{array.dtype.str}\0{array.shape}\0".encode())
-            self._hash.update(array.tobytes())
-        self.links.append(int.from_bytes(self._hash.digest()[:8], "little"))
-
-    def digest(self) -> str:
-        """Return the sha256 over all observations so far."""
-        return self._hash.hexdigest()
-
-
-def collect(steps: Iterable[Played]) -> Arrays:
-    """Stack T steps and the diagnostics that they have.
+def collect(steps: Iterable[Arrays]) -> Arrays:
+    """Stack T steps.
 
     Returns:
-        `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`, `dones` `[T]`, `solved` `[T]` (-1: unknown),
-        `levels` `[T]`; with diagnostics also `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`,
-        `edit` `[T, L, H]`, `drift` `[T, L, H]`, `rates` `[T, L, H, 4]`.
+        `links` `[T]`, the digest's first 64 bits; `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`,
+        `dones` `[T]`, `solved` `[T]` (-1: unknown), `levels` `[T]`; with diagnostics also `values` `[T]`, `entropy`
+        `[T]`, `choices` `[T, N]`, `std` `[T, N]`, `edit` `[T, L, H]`, `drift` `[T, L, H]`, `rates` `[T, L, H, 4]`.
     """
     played = list(steps)
-    arrays: Arrays = {
-        "actions": np.stack([step.action for step in played]),
-        "rewards": np.array([step.reward for step in played], np.float32),
-        "starts": np.array([step.start for step in played]),
-        "dones": np.array([step.done for step in played]),
-        "solved": np.array([-1 if step.solved is None else int(step.solved) for step in played], np.int8),
-        "levels": np.array([step.level for step in played], np.int64),
-    }
-    diagnostics = [step.diagnostics for step in played if step.diagnostics is not None]
-    for name in ("values", "entropy", "choices", "std", "edit", "drift", "rates"):
-        tensors = [getattr(step, name) for step in diagnostics]
-        if tensors and tensors[0] is not None:
-            batch_axis = 1 if name in ("edit", "drift", "rates") else 0
-            arrays[name] = np.stack([tensor.select(batch_axis, 0).cpu().numpy() for tensor in tensors])
-    return arrays
+    return {name: np.stack([step[name] for step in played]) for name in played[0]}

@@ -26,22 +26,14 @@ TEST_SEED = 10**9  # far from every training seed
 class ParitySettings:
     """How a core is trained on parity."""
 
-    core: str = "srwm"
-    """A core's name, see `srwm_rl.core_names()`."""
+    core: str = "srwm"  # a core's name, see `srwm_rl.core_names()`
     core_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Its settings."""
-    bptt: int | None = None
-    """Cut the gradient through the core's state every so many steps; None: never."""
-    learning_rate: float = 2e-2
-    """Adam's step size at first; it falls linearly to 0."""
-    n_updates: int = 1000
-    """Gradient steps."""
-    batch: int = 64
-    """Streams per gradient step."""
-    longest: int = 40
-    """Bits of the longest training stream; each batch has a length drawn evenly from 1 to this."""
-    seed: int = 0
-    """Of weights and streams."""
+    bptt: int | None = None  # cut the gradient through the core's state every so many steps; None: never
+    learning_rate: float = 2e-2  # Adam's step size at first; it falls linearly to 0
+    n_updates: int = 1000  # gradient steps
+    batch: int = 64  # streams per gradient step
+    longest: int = 40  # bits of the longest training stream; each batch has a length drawn evenly from 1 to this
+    seed: int = 0  # of weights and streams
 
     def __post_init__(self) -> None:
         for name in ("n_updates", "batch", "longest"):

@@ -14,8 +14,6 @@ from packaging.specifiers import SpecifierSet
 
 from srwm_rl.scripts.cli import parse
 
-PROG = "srwm-rl doctor"
-
 
 @dataclass(frozen=True)
 class DoctorConfig:
@@ -30,7 +28,7 @@ Result = tuple[bool, str]  # whether all is well; the version or state, or the f
 
 def main(argv: list[str]) -> int:
     """Print the report; return 0, or 1 if something required is missing."""
-    parse(DoctorConfig, argv, PROG)
+    parse(DoctorConfig, argv, "srwm-rl doctor")
     findings = [("python", True, *_python()), *_packages()]
     findings += [(name, name not in OPTIONAL, *_run_check(check)) for name, check in CHECKS.items()]
     width = max(len(name) for name, *_ in findings)
@@ -51,9 +49,8 @@ def _python() -> Result:
 
 def _packages() -> Iterator[tuple[str, bool, bool, str]]:
     for requirement in map(Requirement, requires("srwm-rl") or ()):
-        marker = requirement.marker
-        is_extra = marker is not None and "extra ==" in str(marker)
-        if marker is None or marker.evaluate({"extra": "procgen"} if is_extra else None):
+        is_extra = "extra ==" in str(requirement.marker)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": "procgen"}):
             yield requirement.name, not is_extra, *_package(requirement, "'srwm-rl[procgen]'" if is_extra else None)
 
 

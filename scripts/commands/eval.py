@@ -9,8 +9,6 @@ from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig
 from srwm_rl.scripts.evaluation.table import render_evaluation
 
-PROG = "srwm-rl eval"
-
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
@@ -30,4 +28,4 @@ def read(argv: list[str]) -> EvalConfig:
     """Parse the command line; tyro has no option whose value may be left out, such as that of --freeze-edits."""
     option = r"(^|\0)--freeze[-_]edits(?:[=\0](?:after=)?(\d+))?(?=\0|$)"
     words = re.sub(option, r"\1--freeze-edits=0\2", "\0".join(argv))  # 0, or a number with one more leading 0
-    return parse(EvalConfig, words.split("\0") if argv else [], PROG)
+    return parse(EvalConfig, words.split("\0") if argv else [], "srwm-rl eval")

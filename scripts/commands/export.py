@@ -11,9 +11,6 @@ import tyro
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_writable, parse, warn
 
-PROG = "srwm-rl export"
-OUTPUTS = {"onnx": "agent.onnx", "sb3": "model.zip"}
-
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -48,8 +45,8 @@ class ExportConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code: 1 if the graph differs from the policy."""
-    config = parse(ExportConfig, argv, PROG)
-    path = Path(config.output or OUTPUTS[config.format])
+    config = parse(ExportConfig, argv, "srwm-rl export")
+    path = Path(config.output or {"onnx": "agent.onnx", "sb3": "model.zip"}[config.format])
     check_writable(path, "-o")
     if path.exists() and not config.force:
         raise UserError(f"{path} exists already; give another name with -o, or --force to replace it")

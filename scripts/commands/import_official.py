@@ -14,7 +14,6 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse
 from srwm_rl.storage.run_folder import Run, steps_of
 
-PROG = "srwm-rl import-official"
 NAMES = {
     "srwm": "SRWM",
     "srwm_no_carry": "SRWM without carry-over",
@@ -48,7 +47,7 @@ class ImportConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(ImportConfig, argv, PROG)
+    config = parse(ImportConfig, argv, "srwm-rl import-official")
     from srwm_rl.official import import_checkpoint
 
     assert config.output is not None

@@ -11,12 +11,9 @@ from srwm_rl.scripts.cli import allow_core, parse, peek
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.launch import is_distributed, run_rank
+from srwm_rl.scripts.training.launch import is_distributed, run_rank, supervise
 from srwm_rl.scripts.training.resume import check_changes, stored_config
-from srwm_rl.scripts.training.supervise import supervise
 from srwm_rl.storage.run_folder import CONFIG, Run
-
-PROG = "srwm-rl train"
 
 
 def main(argv: list[str]) -> int:
@@ -34,11 +31,11 @@ def _main(argv: list[str]) -> int:
         stored = stored_config(run, path)
         allow_core(stored.core, peek(argv, "--core"))
         allow_env(stored.env, peek(argv, "--env"), str(run.path / CONFIG))
-        config = parse(TrainConfig, argv, PROG, stored)
+        config = parse(TrainConfig, argv, "srwm-rl train", stored)
         changes = check_changes(stored, config)
     else:
         default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
-        config = parse(TrainConfig, argv, PROG, default)
+        config = parse(TrainConfig, argv, "srwm-rl train", default)
         allow_core(config.core, config.core)
     if config.env_list:
         print("\n".join(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()))

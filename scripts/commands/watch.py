@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from msgspec import Meta
 
 from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
+from srwm_rl.scripts.config.settings import Seed, check_bounds
 from srwm_rl.storage.run_folder import title_of
 
 if TYPE_CHECKING:
     from srwm_rl.scripts.video.trace import Trace
 
 Arg = tyro.conf.arg
-PROG = "srwm-rl watch"
 MAX_STEPS = 100_000
 
 
@@ -29,7 +30,7 @@ class WatchConfig:
 
     run: tyro.conf.Positional[str]
     """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
-    level: int | None = None
+    level: Annotated[int, Meta(ge=0, le=MAX_LEVEL - 1)] | None = None
     """The level to play. Default: the first held-out one."""
     game: str | None = None
     """Which of the run's games. Default: its first."""
@@ -39,12 +40,12 @@ class WatchConfig:
     """Make a GIF instead of an MP4."""
     trace: str | None = None
     """Write a recording to this .npz file too, for srwm-rl replay."""
-    steps: int | None = None
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
     """Play exactly so many steps, over the levels that follow if an episode ends. Default: one episode, at most 3,000
     steps."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
-    seed: int = 0
+    seed: Seed = 0
     """For sampled actions."""
     core: str | None = None
     """The agent's core, if it is a class of your own: my_module:MyCore."""
@@ -58,12 +59,7 @@ class WatchConfig:
     """0: errors only, 1: what was written, 2: tracebacks too."""
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise UserError(f"--steps must lie in 1 .. {MAX_STEPS}, not {self.steps}")
-        if self.level is not None and not 0 <= self.level < MAX_LEVEL:
-            raise UserError(f"--level must lie in 0 .. {MAX_LEVEL - 1}, not {self.level}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must lie in [0, {2**31 - 1}], not {self.seed}")
+        check_bounds(self)
         if self.gif and self.output is not None and Path(self.output).suffix.lower() != ".gif":
             raise UserError(f"--gif makes a GIF, and -o names {self.output}: leave one of them out")
         if self.trace is not None and Path(self.trace).suffix.lower() != ".npz":
@@ -72,22 +68,18 @@ class WatchConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(WatchConfig, argv, PROG)
+    config = parse(WatchConfig, argv, "srwm-rl watch")
     from srwm_rl.scripts.evaluation.load_agent import open_model
     from srwm_rl.scripts.video.encoding import check_video
     from srwm_rl.scripts.video.record import choose_scene, record, render
 
-    if config.output is not None:
-        check_video(Path(config.output))
-        check_writable(Path(config.output), "-o")
-    if config.trace is not None:
-        check_writable(Path(config.trace), "--trace")
     agent, trained = open_model(config.run, config.core, config.env, check_device(config.device))
     scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.run)
     name = re.sub(r"[^\w+.-]", "-", f"{title}-{scene.env}-{scene.level}")
     output = Path(config.output or f"{name}.{'gif' if config.gif else 'mp4'}")
     check_video(output)
     check_writable(output, "-o")
+    check_writable(config.trace, "--trace")
     trace, album = record(
         agent.policy, trained, scene, title, agent.num_timesteps, config.steps, config.deterministic, config.progress
     )

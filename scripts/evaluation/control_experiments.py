@@ -1,4 +1,7 @@
-"""The experiments of `srwm-rl controls`: PPO on a built-in task, or supervised parity.
+"""The experiments of `srwm-rl controls`: agents that lack one part each, by PPO on a task or by supervised parity.
+
+Each row of `CONTROLS` removes a part or replaces the memory. An agent that is as good without a part does not owe its
+success to that part: on bandits, for example, even a modification that was never trained is a reservoir of the past.
 
 An experiment trains a control once and scores it; higher is better. Its `bounds` are the scores of random and of the
 best possible actions, `solved` is the fraction of the way between them from which a training counts as solved, and
@@ -8,37 +11,36 @@ best possible actions, `solved` is the fraction of the way between them from whi
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import nn
 
-from srwm_rl.agents.evaluation.controls import (
-    CONTROLS,
-    SELECTION_SEED,
-    Control,
-    Row,
-    Score,
-    best_rate,
-    choose_controls,
-    core_settings,
-    parameter_count,
-    trainings,
-)
 from srwm_rl.agents.evaluation.interventions import FrozenStateAgent
 from srwm_rl.agents.evaluation.play_levels import Predictor, RandomAgent, play_levels
-from srwm_rl.agents.evaluation.supervised_parity import EMBEDDING, ParitySettings, accuracy_by_step, train_parity
+from srwm_rl.agents.evaluation.statistics import mean_interval
+from srwm_rl.agents.evaluation.supervised_parity import (
+    EMBEDDING,
+    ParityModel,
+    ParitySettings,
+    accuracy_by_step,
+    train_parity,
+)
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, normalizer
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.nn.cores import make_core
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training.build import make_env, make_model
 
+SELECTION_SEED = 1_000_000  # learning rates are chosen on a seed that is never reported
 # The SRWM's sizes, and those of its relatives; the others get as many parameters.
 COMMON = {"hidden_size": 32, "n_layers": 1, "n_heads": 4}
 BY_CONTROL = {"core": "by control", "core_kwargs": COMMON, "learning_rate": "by control"}
@@ -49,6 +51,80 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {  # where they differ from those of 
     "repeat_previous": {"n_timesteps": 500_000},
 }
 TEST_KWARGS = {"parity": ("length:160",)}  # of the environment of the test; the training's are tested as well
+
+
+@dataclass(frozen=True)
+class Control:
+    """One row of the comparison."""
+
+    what: str  # short description for the table
+    core: str | None = "srwm"  # None: random actions
+    core_kwargs: dict[str, Any] = field(default_factory=dict)  # beside the common ones
+    bptt: int | None = None  # steps after which the gradient through time is cut
+    matched: bool = False  # choose `hidden_size` for as many parameters as the SRWM has, instead of the common sizes
+    trained_as: str | None = None  # use the weights of this row instead of training
+
+
+CONTROLS: dict[str, Control] = {
+    "srwm": Control("gradient through the whole unroll"),
+    "cut": Control("gradient cut at every step", bptt=1),
+    "frozen": Control("query, key and beta as drawn", core_kwargs={"frozen": "query,key,beta"}),
+    "no_shift": Control("srwm's weights, shift zeroed while acting", trained_as="srwm"),
+    "fake_sr": Control("the layers without modification", core="fake_sr"),
+    "delta": Control("Delta Net: writes, but not its own rule", core="delta"),
+    "lstm": Control("LSTM", core="lstm", matched=True),
+    "gru": Control("GRU", core="gru", matched=True),
+    "feedforward": Control("no memory", core="feedforward", matched=True),
+    "random": Control("random actions", core=None),
+}
+
+
+def choose_controls(names: Iterable[str]) -> list[str]:
+    """Return the named controls in the table's order; all of them if none is named."""
+    chosen = list(names) or list(CONTROLS)
+    for name in chosen:
+        if name not in CONTROLS:
+            raise UserError(f"there is no control {name!r}{did_you_mean(name, CONTROLS)}")
+    return [name for name in CONTROLS if name in chosen]
+
+
+def trainings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return for each control to train (or, without a network, to play) the rows that use its weights."""
+    rows: dict[str, list[str]] = {}
+    for name in names:
+        rows.setdefault(CONTROLS[name].trained_as or name, []).append(name)
+    return rows
+
+
+def core_settings(control: Control, common: dict[str, Any], input_size: int) -> dict[str, Any]:
+    """Return the core's settings: the SRWM's and its own, or the width with the number of parameters nearest to it."""
+    if control.core is None:
+        return {}
+    if not control.matched:
+        return {**common, **control.core_kwargs}
+    core, n_layers = control.core, common["n_layers"]
+    target = parameter_count(make_core("srwm", input_size, **common))
+
+    def count(width: int) -> int:
+        with torch.device("meta"):  # sizes without memory
+            return parameter_count(make_core(core, input_size, hidden_size=width, n_layers=n_layers))
+
+    above = 1 + bisect_left(range(1, 4096), target, key=count)
+    width = min((max(above - 1, 1), above), key=lambda width: abs(count(width) - target))
+    return {"hidden_size": width, "n_layers": n_layers}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+class Score(NamedTuple):
+    """The score of one training; higher is better."""
+
+    test: float
+    at_training_length: float | None  # with episodes as long as in training, where those of the test are longer
+    parameters: int
 
 
 class TaskExperiment:
@@ -67,10 +143,13 @@ class TaskExperiment:
         self.unit = f"mean return on {n_levels} held-out levels{changed}"
         train = self.config.to_json() | BY_CONTROL
         self.settings = {"train": train, "test_kwargs": self.test_kwargs, "n_levels": n_levels}
+        small = replace(self.config, core="feedforward", core_kwargs=("hidden_size:1",), n_envs=1)
+        with closing(make_env(small)) as env:
+            self.input_size: int = make_model(small, env).policy.core.input_size
 
-    def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """Train `control`, and score each of `rows`, which use its weights."""
-        kwargs = core_settings(control, COMMON, self._input_size)
+    def train(self, control: Control, seed: int, rate: float) -> Any:
+        """Return a trained model, or an agent with random actions."""
+        kwargs = core_settings(control, COMMON, self.input_size)
         config = replace(
             self.config,
             core=control.core or "feedforward",
@@ -81,29 +160,17 @@ class TaskExperiment:
         )
         with closing(make_env(config)) as env:
             if control.core is None:
-                return {rows[0]: self._test(RandomAgent(env.action_space, seed), config, 0)}
-            model = make_model(config, env)
-            model.learn(config.n_timesteps)
-        n_parameters = parameter_count(model.policy)
-        return {
-            row: self._test(FrozenStateAgent(model) if row == "no_shift" else model, config, n_parameters)
-            for row in rows
-        }
+                return RandomAgent(env.action_space, seed)
+            return make_model(config, env).learn(config.n_timesteps)
 
-    @cached_property
-    def _input_size(self) -> int:
-        """Width of the encoder's output, the core's input."""
-        config = replace(self.config, core="feedforward", core_kwargs=("hidden_size:1",), n_envs=1)
-        with closing(make_env(config)) as env:
-            size: int = make_model(config, env).policy.core.input_size
-            return size
-
-    def _test(self, agent: Predictor, config: TrainConfig, n_parameters: int) -> Score:
-        torch.manual_seed(config.seed)
-        if not self.test_kwargs:
-            return Score(self._mean_return(agent, config), None, n_parameters)
-        longer = replace(config, env_kwargs=self.test_kwargs)
-        return Score(self._mean_return(agent, longer), self._mean_return(agent, config), n_parameters)
+    def test(self, model: Any, row: str, seed: int) -> Score:
+        """Score a model, with a frozen state for the row "no_shift"."""
+        agent = FrozenStateAgent(model) if row == "no_shift" else model
+        torch.manual_seed(seed)
+        kwargs = [self.test_kwargs] * bool(self.test_kwargs) + [self.config.env_kwargs]
+        test, *shorter = (self._mean_return(agent, replace(self.config, seed=seed, env_kwargs=own)) for own in kwargs)
+        n_parameters = parameter_count(model.policy) if hasattr(model, "policy") else 0
+        return Score(test, shorter[0] if shorter else None, n_parameters)
 
     def _mean_return(self, agent: Predictor, config: TrainConfig) -> float:
         first = LevelRange.parse(config.eval_levels).start
@@ -120,24 +187,24 @@ class ParityExperiment:
     bounds = (0.5, 1.0)
 
     def __init__(self, n_updates: int | None, rates: tuple[float, ...], n_streams: int) -> None:
-        self.train = ParitySettings() if n_updates is None else ParitySettings(n_updates=n_updates)
+        self.config = ParitySettings() if n_updates is None else ParitySettings(n_updates=n_updates)
         self.rates = rates or (2e-3, 6e-3, 2e-2)
-        self.n_streams, self.n_steps = n_streams, 4 * self.train.longest
-        self.unit = f"accuracy over the last {self.train.longest} of {self.n_steps} steps, {n_streams} fresh streams"
-        self.settings = {"train": asdict(self.train) | BY_CONTROL, "n_streams": n_streams, "rates": self.rates}
+        longest = self.config.longest
+        self.n_streams, self.n_steps = n_streams, 4 * longest
+        self.unit = f"accuracy over the last {longest} of {self.n_steps} steps, {n_streams} fresh streams"
+        self.settings = {"train": asdict(self.config) | BY_CONTROL, "n_streams": n_streams, "rates": self.rates}
 
-    def score(self, control: Control, rows: list[str], seed: int, rate: float) -> dict[str, Score]:
-        """See `TaskExperiment.score`."""
-        assert control.core is not None, "random actions are not among the controls"
-        kwargs, n = core_settings(control, COMMON, EMBEDDING), self.train.longest
-        model = train_parity(
-            replace(self.train, core=control.core, core_kwargs=kwargs, bptt=control.bptt, learning_rate=rate, seed=seed)
-        )
-        scores = {}
-        for row in rows:
-            accuracy = accuracy_by_step(model, self.n_steps, self.n_streams, forget=row == "no_shift")  # [T]
-            scores[row] = Score(accuracy[-n:].mean().item(), accuracy[:n].mean().item(), parameter_count(model))
-        return scores
+    def train(self, control: Control, seed: int, rate: float) -> ParityModel:
+        """Return a trained model."""
+        kwargs = core_settings(control, COMMON, EMBEDDING)
+        settings: dict[str, Any] = {"core": control.core, "core_kwargs": kwargs, "bptt": control.bptt}
+        return train_parity(replace(self.config, **settings, learning_rate=rate, seed=seed))
+
+    def test(self, model: ParityModel, row: str, seed: int) -> Score:
+        """See `TaskExperiment.test`; the streams are the same for all seeds."""
+        accuracy = accuracy_by_step(model, self.n_steps, self.n_streams, forget=row == "no_shift")  # [T]
+        n = self.config.longest
+        return Score(accuracy[-n:].mean().item(), accuracy[:n].mean().item(), parameter_count(model))
 
 
 Experiment = TaskExperiment | ParityExperiment
@@ -145,38 +212,61 @@ Experiment = TaskExperiment | ParityExperiment
 
 def measure(experiment: Experiment, only: Iterable[str], seeds: int, verbose: bool) -> Iterator[dict[str, Any]]:
     """Train and test controls with every seed; yield the contents of the table and the file after each training."""
-    rows = {name: Row(name) for name in choose_controls(only) if name in experiment.controls}
-    if not rows:
+    names = [name for name in choose_controls(only) if name in experiment.controls]
+    if not names:
         raise UserError("--supervised has no control 'random': guesses are right half of the time; give others")
+    rates: dict[str, float | None] = {}
+    scores: dict[str, list[Score]] = {}
     random, best = experiment.bounds
+    solved_from = random + experiment.solved * (best - random)
     torch.set_num_threads(1)  # networks this small are slower on several
     for seed in range(seeds):
-        for training, names in trainings(rows).items():
+        for training, rows in trainings(names).items():
             start = time.perf_counter()
-            scores = _train(experiment, training, [rows[name] for name in names], seed)
+            if not rates.keys() & rows:
+                rates |= dict.fromkeys(rows, choose_rate(experiment, training))
+            model = experiment.train(CONTROLS[training], seed, rates[rows[0]] or 0.0)
+            for row in rows:
+                scores.setdefault(row, []).append(experiment.test(model, row, seed))
             if verbose:
-                results = ", ".join(f"{name} {score.test:.3f}" for name, score in scores.items())
+                results = ", ".join(f"{row} {scores[row][-1].test:.3f}" for row in rows)
                 warn(f"seed {seed}: {results} ({time.perf_counter() - start:.0f} s)")
             yield {
                 "unit": experiment.unit,
                 "random": random,
                 "best": best,
-                "solved_from": random + experiment.solved * (best - random),
+                "solved_from": solved_from,
                 "settings": experiment.settings,
-                "rows": [row.summary(random, best, experiment.solved) for row in rows.values() if row.scores],
+                "rows": [summary(row, rates[row], scores[row], solved_from) for row in names if row in scores],
             }
 
 
-def _train(experiment: Experiment, training: str, rows: list[Row], seed: int) -> dict[str, Score]:
-    """Train one control with one seed, and add the scores to the rows that use its weights."""
-    control = CONTROLS[training]
-    if rows[0].learning_rate is None and control.core is not None:
-        rate = best_rate(
-            experiment.rates, lambda rate: experiment.score(control, [training], SELECTION_SEED, rate)[training].test
-        )
-        for row in rows:
-            row.learning_rate = rate
-    scores = experiment.score(control, [row.name for row in rows], seed, rows[0].learning_rate or 0.0)
-    for row in rows:
-        row.scores.append(scores[row.name])
-    return scores
+def choose_rate(experiment: Experiment, training: str) -> float | None:
+    """Return the learning rate with the highest score, of equal ones the highest; a single one is not scored."""
+    control, rates = CONTROLS[training], sorted(experiment.rates, reverse=True)
+    if control.core is None:
+        return None
+
+    def score(rate: float) -> float:
+        return experiment.test(experiment.train(control, SELECTION_SEED, rate), training, SELECTION_SEED).test
+
+    return rates[0] if len(rates) == 1 else max(rates, key=score)
+
+
+def summary(name: str, learning_rate: float | None, scores: list[Score], solved_from: float) -> dict[str, Any]:
+    """Return a row of the table in JSON's types, of a control's scores by seed."""
+    tests = np.array([score.test for score in scores], np.float64)
+    shorter = [score.at_training_length for score in scores if score.at_training_length is not None]
+    return {
+        "control": name,
+        "what": CONTROLS[name].what,
+        "parameters": scores[-1].parameters,
+        "learning_rate": learning_rate,
+        **mean_interval(tests).to_json(),
+        "min": float(tests.min()),
+        "max": float(tests.max()),
+        "solved": int((tests >= solved_from).sum()),
+        "seeds": len(tests),
+        "scores": tests.tolist(),
+        "train_mean": float(np.mean(shorter)) if shorter else None,
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sb3_contrib import RecurrentPPO
 
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.evaluation.play_levels import Predictor
+from srwm_rl.envs.wrappers.memory_inputs import KEYS
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.cli import allow_core
@@ -20,43 +20,35 @@ from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.storage.model_file import Agent, load
 
 ZIP = b"PK\x03\x04"
-INPUTS: dict[str, Literal["action", "reward", "step"]] = {
-    "previous_action": "action",
-    "previous_reward": "reward",
-    "episode_step": "step",
-}
 
 
-def open_agent(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, int]:
-    """Return the agent that the command line names, its training settings and its environment steps of training.
+def open_agent(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
+    """Return the agent that the command line names, an `Agent` or a model of SB3, and its training settings.
 
     Raises:
         UserError: there is no agent, it is not trusted, or it does not fit its environment.
     """
     if config.core is not None:
         allow_core(config.core, config.core)
-    path = Path(config.run)
-    if _is_zip(path):
+    if _is_zip(Path(config.run)):
         return _open_zip(config, device)
     if config.trust:
-        raise UserError(f"--trust is for zips that model.save() wrote; {path} needs none, leave it out")
-    agent = load(path, device)
+        raise UserError(f"--trust is for zips that model.save() wrote; {config.run} needs none, leave it out")
+    agent = load(config.run, device)
     source = str(agent.path)
     trained = read_settings(agent.config, source)
     allow_env(trained.env, config.env, source)
     if config.env not in (None, trained.env):
-        raise UserError(f"--env {config.env}: {path} was trained on {trained.env}; leave it out")
+        raise UserError(f"--env {config.env}: {config.run} was trained on {trained.env}; leave it out")
     check_environment(trained, agent.policy.observation_space, agent.policy.action_space, source)
-    return agent, trained, agent.num_timesteps
+    return agent, trained
 
 
 def open_model(run: str, core: str | None, env: str | None, device: str) -> tuple[Agent, TrainConfig]:
     """Return the agent of a run folder or a model file, and its training settings."""
     if _is_zip(Path(run)):
         raise UserError(f"{run} is a zip; give a run folder, or a model file from its checkpoints folder")
-    agent, trained, _ = open_agent(EvalConfig(run=run, core=core, env=env), device)
-    assert isinstance(agent, Agent)  # only a zip holds another
-    return agent, trained
+    return open_agent(EvalConfig(run=run, core=core, env=env), device)
 
 
 def _is_zip(path: Path) -> bool:
@@ -69,7 +61,7 @@ def _is_zip(path: Path) -> bool:
         return False
 
 
-def _open_zip(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, int]:
+def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     path = config.run
     if not config.trust:
         raise UserError(
@@ -92,11 +84,11 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Predictor, TrainConfig, 
         core=model.policy.core_name,
         levels=str(config.train_levels),
         eval_levels=config.eval_levels[0],
-        inputs=tuple(name for key, name in INPUTS.items() if key in spaces),
+        inputs=tuple(name for name, key in KEYS.items() if key in spaces),  # type: ignore[misc]
         reward_clip=clip if clip < float("inf") else 0.0,
     )
     check_environment(trained, model.observation_space, model.action_space, path)
-    return model, trained, model.num_timesteps
+    return model, trained
 
 
 def _algorithm(path: str) -> Any:

@@ -4,80 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from srwm_rl.agents.evaluation.comparison import (
+from srwm_rl.agents.evaluation.play_levels import Episodes
+from srwm_rl.agents.evaluation.statistics import (
+    FloatArray,
     common_thresholds,
     interquartile_mean,
-    level_improvement,
+    mean_interval,
     outcomes,
     paired_difference,
     performance_profile,
     rliable_version,
     run_improvement,
 )
-from srwm_rl.agents.evaluation.statistics import FloatArray
 from srwm_rl.envs.make import normalizer, resolve
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.held_out import merged
 from srwm_rl.scripts.evaluation.load_agent import open_agent
-from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits
-from srwm_rl.scripts.evaluation.results import (
-    Evaluation,
-    held_out_splits,
-    level_returns,
-    normalise,
-    trained_on_of,
-)
+from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits, merged
+from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, normalise
 from srwm_rl.scripts.evaluation.runner import evaluate
-
-LevelReturns = dict[str, tuple[list[int], FloatArray]]
-"""`game -> (levels, returns [n_levels])`"""
 
 
 @dataclass(frozen=True)
 class ComparedRuns:
     """The runs of one side and their evaluations on the held-out levels."""
 
-    letter: str
     names: Sequence[str]
     trained: list[TrainConfig]
     evaluations: list[Evaluation]
 
-    @property
-    def title(self) -> str:
-        """The side's letter and core."""
-        return f"{self.letter}: {self.trained[0].core}"
+    def describe(self) -> dict[str, Any]:
+        """Return what the report says on the side itself."""
+        steps = [evaluation["num_timesteps"] for evaluation in self.evaluations]
+        trained = " to ".join(f"{n:,}" for n in dict.fromkeys((min(steps), max(steps))))
+        return {
+            "label": f"{self.trained[0].core}, {trained} steps, {', '.join(self.names)}",
+            "runs": list(self.names),
+            "core": self.trained[0].core,
+            "trained_on": merged(evaluation["trained_on"] for evaluation in self.evaluations),
+        }
 
-    @property
-    def label(self) -> str:
-        """One line on the side."""
-        steps = sorted({evaluation["num_timesteps"] for evaluation in self.evaluations})
-        trained = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
-        return f"{self.trained[0].core}, {trained} steps, {', '.join(self.names)}"
+    def episodes(self) -> list[dict[str, Episodes]]:
+        """Return each run's episodes on all held-out levels, by game."""
+        return [
+            Episodes(chain(*(evaluation["episodes"][split] for split in held_out_splits(evaluation)))).games()
+            for evaluation in self.evaluations
+        ]
 
-    def by_run(self) -> list[LevelReturns]:
-        """Return each run's returns per level."""
-        return [_all_levels(evaluation) for evaluation in self.evaluations]
-
-    def returns(self) -> LevelReturns:
-        """Return the mean over the runs of the returns per level."""
-        runs = self.by_run()
-        return {game: (levels, np.mean([run[game][1] for run in runs], 0)) for game, (levels, _) in runs[0].items()}
-
-
-def _all_levels(evaluation: Evaluation) -> LevelReturns:
-    """Join the held-out splits, which have no level in common."""
-    splits = [level_returns(evaluation, split) for split in held_out_splits(evaluation)]
-    joined: LevelReturns = {}
-    for game in splits[0]:
-        levels = [level for split in splits for level in split[game][0]]
-        joined[game] = levels, np.concatenate([split[game][1] for split in splits])
-    return joined
+    def returns(self) -> dict[str, FloatArray]:
+        """Return for each game the returns of every run and level, `[n_runs, n_levels]`."""
+        runs = self.episodes()
+        return {game: np.stack([run[game].level_means() for run in runs]) for game in runs[0]}
 
 
 def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list[ComparedRuns]:
@@ -89,13 +72,12 @@ def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list
     device = check_device(options.device)
     configs = {run: options.eval_config(run, train_levels="none") for runs in sides for run in runs}
     agents = {run: open_agent(config, device) for run, config in configs.items()}
-    trained = {run: settings for run, (_, settings, _) in agents.items()}
+    trained = {run: settings for run, (_, settings) in agents.items()}
     _check_comparable(trained, named_levels=bool(options.eval_levels))
-    for run, (agent, settings, _) in agents.items():
+    for run, (agent, settings) in agents.items():
         choose_splits(configs[run], settings, getattr(agent, "levels_played", None))
     return [
-        ComparedRuns(letter, runs, [trained[run] for run in runs], [evaluate(configs[run]) for run in runs])
-        for letter, runs in zip("AB", sides, strict=True)
+        ComparedRuns(runs, [trained[run] for run in runs], [evaluate(configs[run]) for run in runs]) for runs in sides
     ]
 
 
@@ -103,15 +85,12 @@ def _check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> No
     """Refuse runs of different environments or, unless levels are named, with different held-out levels."""
     (first_run, first), *others = trained.items()
     for run, other in others:
-        for what, (a, b) in {
-            "environment": (_environment(first), _environment(other)),
-            "mode": (first.mode, other.mode),
-            "settings of the environment": (sorted(first.env_kwargs), sorted(other.env_kwargs)),
-        }.items():
-            if a != b:
+        a, b = _environment(first), _environment(other)
+        for what in a:
+            if a[what] != b[what]:
                 raise UserError(
                     f"only agents of one environment can be compared, but {first_run} and {run} differ in {what}: "
-                    f"{a or 'none'} and {b or 'none'}"
+                    f"{a[what] or 'none'} and {b[what] or 'none'}"
                 )
         if not named_levels and first.eval_levels != other.eval_levels:
             raise UserError(
@@ -120,28 +99,25 @@ def _check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> No
             )
 
 
-def _environment(trained: TrainConfig) -> str:
-    return ",".join(sorted(resolve(trained.env).names))
+def _environment(trained: TrainConfig) -> dict[str, Any]:
+    names, settings = ",".join(sorted(resolve(trained.env).names)), sorted(trained.env_kwargs)
+    return {"environment": names, "mode": trained.mode, "settings of the environment": settings}
 
 
 def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
     """Return the contents of the table, the JSON file and the page on A and B, which played the same levels."""
-    first, second = sides
-    descriptions = {
-        side.letter: {
-            "label": side.label,
-            "runs": list(side.names),
-            "core": side.trained[0].core,
-            "trained_on": merged(map(trained_on_of, side.evaluations, side.trained)),
-        }
-        for side in sides
-    }
-    trained, evaluation = first.trained[0], first.evaluations[0]
+    descriptions = {letter: side.describe() for letter, side in zip("AB", sides, strict=True)}
+    trained, evaluation = sides[0].trained[0], sides[0].evaluations[0]
     bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
-    a, b = first.returns(), second.returns()
-    rows = [_row(game, [a[game][1]], [b[game][1]], seed) for game in a]
+    first, (a, b) = sides[0].episodes()[0], (side.returns() for side in sides)
+    rows = [_row(game, [a[game]], [b[game]], seed) for game in a]
+    normalized = a.keys() <= bounds.keys()
+    scaled = [[normalise(side[game], bounds[game]) if normalized else side[game] for game in a] for side in (a, b)]
     if len(rows) > 1:
-        rows.insert(0, _all_games(a, b, bounds, seed))
+        # Returns of different games have no common unit: their mean is not reported.
+        changes = {"normalized": True} if normalized else {"A": None, "B": None, "difference": None}
+        rows.insert(0, _row("all games", scaled[0], scaled[1], seed) | changes)
+    has_seeds = min(len(side.names) for side in sides) > 1 and (normalized or len(a) == 1)
     return {
         **descriptions,
         "valid": not any(side["trained_on"] for side in descriptions.values()),
@@ -152,61 +128,47 @@ def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
         "repeats": evaluation["repeats"],
         "seed": seed,
         "rows": rows,
-        "seeds": _over_seeds(first, second, bounds, seed),
+        "seeds": _over_seeds([*a], scaled, normalized, seed) if has_seeds else None,
         "returns": [
             [game, level, float(x), float(y)]
-            for game, (levels, values) in a.items()
-            for level, x, y in zip(levels, values, b[game][1], strict=True)
+            for game in a
+            for level, x, y in zip(first[game].levels(), a[game].mean(0), b[game].mean(0), strict=True)
         ],
         "return_fields": ["game", "level", "A", "B"],
     }
 
 
 def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict[str, Any]:
-    wins, ties, losses = np.sum([outcomes(x, y) for x, y in zip(a, b, strict=True)], axis=0).tolist()
+    """Compare returns per game, run and level, `[n_runs, n_levels]` each, as means over the runs."""
+    first, second = ([returns.mean(0) for returns in side] for side in (a, b))
+    results = outcomes(first, second)
+    wins, ties, losses = (sum(int((of == value).sum()) for of in results) for value in (1, 0.5, 0))
     return {
         "game": game,
         "levels": wins + ties + losses,
-        "A": float(np.mean([returns.mean() for returns in a])),
-        "B": float(np.mean([returns.mean() for returns in b])),
+        "A": float(np.mean([returns.mean() for returns in first])),
+        "B": float(np.mean([returns.mean() for returns in second])),
         "normalized": False,
-        "difference": paired_difference(a, b, seed).to_json(),
-        "improvement": level_improvement(a, b, seed).to_json(),
+        "difference": paired_difference(first, second, seed).to_json(),
+        "improvement": mean_interval(*results, seed=seed).to_json(),
         "wins": wins,
         "ties": ties,
         "losses": losses,
     }
 
 
-def _all_games(a: LevelReturns, b: LevelReturns, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
-    normalized = all(game in bounds for game in a)
-    scale = bounds if normalized else dict.fromkeys(a, (0.0, 1.0))
-    first, second = ([normalise(side[game][1], scale[game]) for game in a] for side in (a, b))
-    row = {**_row("all games", first, second, seed), "normalized": normalized}
-    # Returns of different games have no common unit: their mean is not reported.
-    return row if normalized else row | {"A": None, "B": None, "difference": None}
-
-
-def _over_seeds(
-    first: ComparedRuns, second: ComparedRuns, bounds: dict[str, tuple[float, float]], seed: int
-) -> dict[str, Any] | None:
-    """Return the statistics over training seeds, None with a single one on a side or without a common unit."""
-    runs = first.by_run(), second.by_run()
-    games = list(runs[0][0])
-    normalized = all(game in bounds for game in games)
-    if min(map(len, runs)) < 2 or (len(games) > 1 and not normalized):
-        return None
-    scale = {game: bounds[game] if normalized else (0.0, 1.0) for game in games}
-    a, b = (np.array([[normalise(run[g][1], scale[g]).mean() for g in games] for run in side]) for side in runs)
+def _over_seeds(games: list[str], returns: list[list[FloatArray]], normalized: bool, seed: int) -> dict[str, Any]:
+    """Return the statistics over training seeds of returns per side and game, `[n_runs, n_levels]` each."""
+    a, b = (np.stack([of_game.mean(1) for of_game in side], 1) for side in returns)  # [n_runs, n_games]
     thresholds = common_thresholds(a, b)
     version = rliable_version()
     sides = {}
     for letter, scores in (("A", a), ("B", b)):
-        profile = performance_profile(scores, thresholds, seed)
+        profile = zip(("fractions", "low", "high"), performance_profile(scores, thresholds, seed), strict=True)
         sides[letter] = {
             "scores": scores.tolist(),
             "interquartile_mean": interquartile_mean(scores, seed).to_json(),
-            "profile": {name: getattr(profile, name).tolist() for name in ("fractions", "low", "high")},
+            "profile": {name: values.tolist() for name, values in profile},
         }
     return {
         "games": games,

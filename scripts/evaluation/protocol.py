@@ -1,8 +1,10 @@
-"""The evaluation protocol: which levels are played, how often and how, for every command that evaluates."""
+"""The evaluation protocol: which levels are played, how often and how, and whether they were held out."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from typing import Annotated, Any, Literal
@@ -11,11 +13,15 @@ import tyro
 from msgspec import Meta
 
 from srwm_rl.envs.levels import LevelRange, check_levels
+from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, check_bounds, pairs
-from srwm_rl.scripts.evaluation.held_out import count, explain, levels_trained_on
 from srwm_rl.storage.seen_levels import SeenLevels
 
+TrainedOn = dict[str, dict[str, list[int]]]
+"""`split -> game -> levels` that were trained on, without empty entries."""
+
+MAX_LISTED = 10
 MAX_TRAINING_LEVELS = 1000
 # IDSIA/modern-srwm, reinforcement_learning/README.md and polybeast_learner.py, function test.
 PAPER: dict[str, Any] = {
@@ -118,45 +124,86 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | N
     Raises:
         UserError: ranges that cannot be read, or that overlap, or were trained on, without --allow-overlap.
     """
-    training = LevelRange.parse(trained.levels)
     held_out = [LevelRange.parse(text) for text in config.eval_levels or (trained.eval_levels,)]
-    if not config.allow_overlap:
-        for levels in held_out:
-            _check_held_out(levels, trained, seen)
+    names = ["held-out" if len(held_out) == 1 else f"held-out {levels}" for levels in held_out]
+    splits = [_split(name, levels) for name, levels in zip(names, held_out, strict=True)]
+    for split in () if config.allow_overlap else splits:
+        trained_on = levels_trained_on(trained, seen, {split.label: split.levels})
+        if trained_on:
+            raise UserError(
+                f"levels {split.label} were trained on ({trained.levels}): {count(trained_on)} of {len(split.levels)} "
+                f"({'; '.join(explain(trained_on))}); choose others with --eval-levels, or insist with --allow-overlap"
+            )
     for first, second in combinations(held_out, 2):
         n_shared = first.overlap(second)
         if first == second or (n_shared and not config.allow_overlap):
             raise UserError(f"--eval-levels {first} and {second} overlap in {n_shared} levels; separate them")
-    names = ["held-out"] if len(held_out) == 1 else [f"held-out {levels}" for levels in held_out]
-    splits = [Split(name, _listed(levels), str(levels)) for name, levels in zip(names, held_out, strict=True)]
-    if config.train_levels is None:
-        splits.insert(0, _training_split(training))
-    elif config.train_levels != "none":
-        chosen = LevelRange.parse(config.train_levels)
-        if training.overlap(chosen) < len(chosen):
-            raise UserError(
-                f"--train-levels {chosen} were not all trained on ({training}); use --eval-levels for others"
-            )
-        splits.insert(0, Split("train", _listed(chosen), str(chosen)))
-    return splits
+    return [*_training_splits(config, LevelRange.parse(trained.levels)), *splits]
 
 
-def _check_held_out(levels: LevelRange, trained: TrainConfig, seen: SeenLevels | None) -> None:
-    trained_on = levels_trained_on(trained, seen, {str(levels): _listed(levels)})
-    if trained_on:
-        raise UserError(
-            f"levels {levels} were trained on ({trained.levels}): {count(trained_on)} of {len(levels)} "
-            f"({'; '.join(explain(trained_on))}); choose others with --eval-levels, or insist with --allow-overlap"
-        )
+def _split(name: str, levels: LevelRange) -> Split:
+    return Split(name, tuple(check_levels(levels).tolist()), str(levels))
 
 
-def _listed(levels: LevelRange) -> tuple[int, ...]:
-    return tuple(check_levels(levels).tolist())
+def _training_splits(config: EvalConfig, training: LevelRange) -> list[Split]:
+    if config.train_levels == "none":
+        return []
+    if config.train_levels is None and len(training) > MAX_TRAINING_LEVELS:
+        step = len(training) // MAX_TRAINING_LEVELS
+        chosen = tuple(range(training.start, training.stop, step))[:MAX_TRAINING_LEVELS]
+        return [Split("train", chosen, f"{training}, every {step:,}th")]
+    levels = training if config.train_levels is None else LevelRange.parse(config.train_levels)
+    if training.overlap(levels) < len(levels):
+        raise UserError(f"--train-levels {levels} were not all trained on ({training}); use --eval-levels for others")
+    return [_split("train", levels)]
 
 
-def _training_split(levels: LevelRange) -> Split:
-    if len(levels) <= MAX_TRAINING_LEVELS:
-        return Split("train", tuple(levels), str(levels))
-    step = len(levels) // MAX_TRAINING_LEVELS
-    chosen = tuple(range(levels.start, levels.stop, step))[:MAX_TRAINING_LEVELS]
-    return Split("train", chosen, f"{levels}, every {step:,}th")
+def levels_trained_on(trained: TrainConfig, seen: SeenLevels | None, splits: Mapping[str, Sequence[int]]) -> TrainedOn:
+    """Return the levels of held-out splits that belong to the training set.
+
+    It consists of the range in the settings and of what the record holds beyond it, as of an environment that chooses
+    levels itself. If the range is "all", it is what was played or, without a complete record, every level.
+    """
+    training = LevelRange.parse(trained.levels)
+    trained_on: TrainedOn = {}
+    for game in resolve(trained.env).names:
+        by_record = str(training) == "all" and seen is not None and seen.is_complete(game)
+        for split, levels in splits.items():
+            recorded = set() if seen is None else set(seen.among(game, levels))
+            overlap = [level for level in levels if level in recorded or (not by_record and level in training)]
+            if overlap:
+                trained_on.setdefault(split, {})[game] = overlap
+    return trained_on
+
+
+def merged(parts: Iterable[TrainedOn]) -> TrainedOn:
+    """Return the levels that any of several runs was trained on."""
+    union: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for part in parts:
+        for split, games in part.items():
+            for game, levels in games.items():
+                union[split][game].update(levels)
+    return {split: {game: sorted(levels) for game, levels in games.items()} for split, games in union.items()}
+
+
+def count(trained_on: TrainedOn) -> int:
+    """Return the number of levels; a level of several games counts once in each split."""
+    return sum(len(set().union(*games.values())) for games in trained_on.values())
+
+
+def explain(trained_on: TrainedOn) -> list[str]:
+    """Return a line that lists the levels for each split and game."""
+    lines = []
+    for split, games in trained_on.items():
+        for game, levels in games.items():
+            more = f" and {len(levels) - MAX_LISTED:,} more" if len(levels) > MAX_LISTED else ""
+            lines.append(f"{game}, {split}: {', '.join(map(str, levels[:MAX_LISTED]))}{more}")
+    return lines
+
+
+def chosen_note(chosen: Mapping[str, Any]) -> str:
+    """Return by what score a best model was chosen, and what that means for its evaluation."""
+    note = f"the model is its run's best by {chosen['of']} ({chosen['score']:.4g})"
+    if "held-out" not in chosen["of"]:
+        return note
+    return f"{note}: on those levels it looks better than it is; evaluate it on others with --eval-levels"

@@ -2,109 +2,78 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from srwm_rl.agents.evaluation.comparison import paired_difference
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
-from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval, mean_interval
-from srwm_rl.envs.make import normalizer, resolve
+from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval, mean_interval, paired_difference
+from srwm_rl.envs.make import normalizer
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.held_out import TrainedOn, count, levels_trained_on, merged
-from srwm_rl.scripts.evaluation.protocol import EvalConfig
+from srwm_rl.scripts.evaluation.protocol import TrainedOn, count, levels_trained_on, merged
 from srwm_rl.storage.model_schema import Score
 
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes; see `EvaluationFile`."""
 Splits = dict[str, Episodes]
-Interventions = dict[str, Splits]
+Bounds = dict[str, tuple[float, float]]
 
 
-def summarise(
-    config: EvalConfig,
-    trained: TrainConfig,
-    n_timesteps: int,
-    labels: dict[str, str],
-    results: Splits,
-    trained_on: TrainedOn,
-    interventions: Interventions,
-) -> Evaluation:
-    """Return the contents of the table and of the JSON file.
-
-    `labels` holds each split's range of levels; `interventions` the splits played with each intervention, by its name.
-    With any held-out level in `trained_on` the result is marked invalid.
-    """
-
-    def gap(split: str) -> dict[str, Any]:
-        train, held_out = (results[name].level_means() for name in ("train", split))
-        return {"split": split, **difference_interval(train, held_out, config.seed).to_json()}
-
-    report = {
-        "run": config.run,
-        "env": trained.env,
-        "mode": trained.mode if resolve(trained.env).kind == "procgen" else None,
-        "core": trained.core,
-        "num_timesteps": n_timesteps,
-        "actions": "deterministic" if config.deterministic else "stochastic",
-        "repeats": config.repeats,
-        "levels": labels,
+def summarise(evaluation: Evaluation, trained: TrainConfig, seed: int) -> Evaluation:
+    """Return an evaluation with what follows from its episodes: the numbers of the table, and whether it is valid."""
+    splits, trained_on = evaluation["episodes"], evaluation["trained_on"]
+    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+    means = {split: episodes.level_means() for split, episodes in splits.items()}
+    report = evaluation | {
         "valid": not trained_on,
         "overlap": count(trained_on),
-        "trained_on": trained_on,
-        "rows": _rows(results, trained, config.seed),
-        "generalization_gap": [gap(split) for split in filter(_is_held_out, results) if "train" in results],
-        "episodes": _episodes_json(results),
-        "episode_fields": ["game", "level", "return", "length", "solved"],
+        "rows": _rows(splits, bounds, seed),
+        "generalization_gap": [
+            {"split": split, **difference_interval(means["train"], means[split], seed).to_json()}
+            for split in held_out_splits(evaluation)
+            if "train" in splits
+        ],
     }
-    if interventions:
+    if "interventions" in evaluation:
         report["interventions"] = [
             {
-                "name": name,
-                "rows": _rows(
-                    {f"{name}, {split}": episodes for split, episodes in splits.items()}, trained, config.seed
-                ),
+                **part,
+                "rows": _rows({f"{part['name']}, {split}": of for split, of in part["episodes"].items()}, bounds, seed),
                 "differences": [
                     row
-                    for split, episodes in splits.items()
-                    for row in _differences(split, results[split], episodes, config.seed)
+                    for split, of in part["episodes"].items()
+                    for row in _differences(split, splits[split], of, seed)
                 ],
-                "episodes": _episodes_json(splits),
             }
-            for name, splits in interventions.items()
+            for part in evaluation["interventions"]
         ]
     return report
 
 
-def _rows(splits: Splits, trained: TrainConfig, seed: int) -> list[dict[str, Any]]:
+def _rows(splits: Splits, bounds: Bounds, seed: int) -> list[dict[str, Any]]:
     """Return the table's rows: per split each game's and, of several games, before them that of all together."""
-    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
-    return [
-        {"split": split, "game": game, **_row(chosen, bounds, seed)}
-        for split, episodes in splits.items()
-        for game, chosen in _by_game(episodes).items()
-    ]
-
-
-def _row(episodes: Episodes, bounds: dict[str, tuple[float, float]], seed: int) -> dict[str, Any]:
-    returns, solved, games = episodes.level_means(), episodes.solved(), episodes.games()
-    normalized = None
-    if set(games) <= bounds.keys():
-        # The mean over games of normalised means, as the ProcGen paper aggregates.
-        scores = [normalise(episodes.of(game).level_means().mean(), bounds[game]) for game in games]
-        normalized = float(sum(scores) / len(scores))
-    return {
-        "levels": len(returns),
-        "return": mean_interval(returns, seed=seed).to_json(),
-        "length": sum(episode.length for episode in episodes) / len(episodes),
-        "solved": None if solved is None else mean_interval(solved, seed=seed).to_json(),
-        "normalized": normalized,
-    }
+    rows = []
+    for split, of_split in splits.items():
+        for game, episodes in of_split.by_game().items():
+            returns, solved, games = episodes.level_means(), episodes.solved(), episodes.games()
+            # The mean over games of normalised means, as the ProcGen paper aggregates.
+            known = games.keys() <= bounds.keys()
+            scores = [normalise(of.level_means().mean(), bounds[name]) for name, of in games.items() if known]
+            row = {
+                "split": split,
+                "game": game,
+                "levels": len(returns),
+                "return": mean_interval(returns, seed=seed).to_json(),
+                "length": sum(episode.length for episode in episodes) / len(episodes),
+                "solved": None if solved is None else mean_interval(solved, seed=seed).to_json(),
+                "normalized": float(sum(scores) / len(scores)) if known else None,
+            }
+            rows.append(row)
+    return rows
 
 
 def normalise(returns: Any, bounds: tuple[float, float]) -> Any:
@@ -114,44 +83,30 @@ def normalise(returns: Any, bounds: tuple[float, float]) -> Any:
 
 def _differences(split: str, unchanged: Episodes, changed: Episodes, seed: int) -> list[dict[str, Any]]:
     """Return, for all games and for each, the unchanged agent minus the changed one, paired by level."""
-    games = _by_game(unchanged)
+
+    def difference(episodes: Episodes, field: str) -> dict[str, float | None]:
+        games = [side.games() for side in (episodes, changed)]
+        a, b = ([side[game].level_means(field) for game in games[0]] for side in games)
+        return paired_difference(a, b, seed).to_json()
+
+    games = unchanged.by_game()
     return [
         {
             "split": split,
             "game": game,
             "several": len(games) > 1,
             "levels": len(episodes.level_means()),
-            "return": _difference(episodes, changed, Episodes.level_means, seed),
-            "solved": None if episodes.solved() is None else _difference(episodes, changed, Episodes.solved, seed),
+            "return": difference(episodes, "episode_return"),
+            "solved": None if episodes.solved() is None else difference(episodes, "solved"),
         }
         for game, episodes in games.items()
     ]
 
 
-def _difference(
-    first: Episodes, second: Episodes, values: Callable[[Episodes], Any], seed: int
-) -> dict[str, float | None]:
-    a, b = ([values(episodes.of(game)) for game in first.games()] for episodes in (first, second))
-    return paired_difference(a, b, seed).to_json()
-
-
-def _by_game(episodes: Episodes) -> Splits:
-    """Return the episodes of each game and, if there are several, before them those of all."""
-    games = {game: episodes.of(game) for game in episodes.games()}
-    return games if len(games) == 1 else {"all games": episodes, **games}
-
-
-def _episodes_json(splits: Splits) -> dict[str, list[list[Any]]]:
-    return {split: [list(episode) for episode in sorted(episodes)] for split, episodes in splits.items()}
-
-
-EpisodeRows = list[tuple[str, int, float, int, bool | None]]
-
-
-class EpisodesFile(msgspec.Struct):
+class EpisodesFile(TypedDict):
     """Episodes in an evaluation's file."""
 
-    episodes: dict[str, EpisodeRows]
+    episodes: Annotated[dict[str, Annotated[list[Episode], msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)]
 
 
 class InterventionFile(EpisodesFile):
@@ -160,9 +115,7 @@ class InterventionFile(EpisodesFile):
     name: str
 
 
-class EvaluationFile(EpisodesFile):
-    """An evaluation's file, as far as it is read."""
-
+class _RequiredEntries(EpisodesFile):
     run: str
     env: str
     mode: str | None
@@ -171,101 +124,91 @@ class EvaluationFile(EpisodesFile):
     repeats: int
     num_timesteps: int
     levels: dict[str, str]
-    trained_on: TrainedOn = {}
-    same_first_frame: TrainedOn = {}
-    chosen: Score | msgspec.UnsetType = msgspec.UNSET
-    interventions: list[InterventionFile] = []
 
 
-def read_evaluation(path: str) -> Evaluation:
-    """Read a file of `srwm-rl eval --json`.
+class EvaluationFile(_RequiredEntries, total=False):
+    """An evaluation's file, as far as it is read."""
+
+    trained_on: TrainedOn
+    same_first_frame: TrainedOn
+    chosen: Score
+    interventions: list[InterventionFile]
+
+
+def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:
+    """Read a file of `srwm-rl eval --json` on a run with the settings `trained`.
 
     Raises:
         UserError: no such file, or one of another program.
     """
     try:
-        evaluation: Evaluation = json.loads(Path(path).read_text())
-        consistent = _is_consistent(msgspec.convert(evaluation, EvaluationFile))
+        file: Any = msgspec.json.decode(Path(path).read_bytes(), type=EvaluationFile)
+        consistent = _is_consistent(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError):  # of JSON, of the schema
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         consistent = False
     if not consistent:
         raise UserError(f"{path} was not written by srwm-rl eval --json; give a file that was")
+    evaluation: Evaluation = file
+    for part in (evaluation, *evaluation.get("interventions", ())):
+        part["episodes"] = {split: Episodes(rows) for split, rows in part["episodes"].items()}
+    if "chosen" in evaluation:
+        evaluation["chosen"] = msgspec.to_builtins(evaluation["chosen"])
+    if "trained_on" not in evaluation:  # a file of an older version
+        levels = {name: evaluation["episodes"][name].levels() for name in held_out_splits(evaluation)}
+        evaluation["trained_on"] = levels_trained_on(trained, None, levels)
     return evaluation
 
 
 def _is_consistent(file: EvaluationFile) -> bool:
     """Whether all splits are labelled and have the same games, and interventions the same levels as the agent."""
-    parts: list[EpisodesFile] = [file, *file.interventions]
-    every_split = [rows for part in parts for rows in part.episodes.values()]
+
+    def levels(rows: Sequence[Episode]) -> set[tuple[str, int]]:
+        return {(episode.game, episode.level) for episode in rows}
+
+    splits = file["episodes"]
     return (
-        any(map(_is_held_out, file.episodes))
-        and all(name in file.levels or name.startswith("random, ") for name in file.episodes)
-        and all(part.episodes for part in file.interventions)
-        and all(every_split)
-        and len({frozenset(game for game, *_ in rows) for rows in every_split}) == 1
-        and all(math.isfinite(row[2]) for rows in every_split for row in rows)
+        any(map(_is_held_out, splits))
+        and all(name in file["levels"] or name.startswith("random, ") for name in splits)
+        and len({frozenset(episode.game for episode in rows) for rows in splits.values()}) == 1
         and all(
-            _levels_played(file.episodes.get(split, [])) == _levels_played(rows)
-            for part in file.interventions
-            for split, rows in part.episodes.items()
+            levels(splits.get(split, [])) == levels(rows)
+            for part in file.get("interventions", [])
+            for split, rows in part["episodes"].items()
         )
     )
 
 
-def _levels_played(rows: EpisodeRows) -> set[tuple[str, int]]:
-    return {(game, level) for game, level, *_ in rows}
-
-
-def pool(evaluations: list[Evaluation], trained: TrainConfig, seed: int) -> Evaluation:
+def pool(evaluations: Sequence[Evaluation], trained: TrainConfig, seed: int) -> Evaluation:
     """Summarise the episodes of one run, or of several that differ in their seed alone, as one agent's."""
     first = evaluations[0]
     for other in evaluations:
         same = all(other[name] == first[name] for name in ("env", "mode", "core", "actions", "repeats", "levels"))
-        if not same or set(other["episodes"]) != set(first["episodes"]):
+        if not same or other["episodes"].keys() != first["episodes"].keys():
             raise UserError("the evaluations of runs with the same settings differ in levels, repeats or actions")
-    interventions = [
-        {part["name"]: part["episodes"] for part in evaluation.get("interventions", [])} for evaluation in evaluations
-    ]
-    if any(list(other) != list(interventions[0]) for other in interventions):
+    interventions = list(zip_longest(*(evaluation.get("interventions", ()) for evaluation in evaluations)))
+    if any(None in parts or part["name"] != parts[0]["name"] for parts in interventions for part in parts):
         raise UserError("the evaluations of runs with the same settings differ in what was frozen")
-    config = EvalConfig(
-        run=first["run"], repeats=first["repeats"], deterministic=first["actions"] == "deterministic", seed=seed
-    )
-    return summarise(
-        config,
-        trained,
-        first["num_timesteps"],
-        first["levels"],
-        _pooled([evaluation["episodes"] for evaluation in evaluations]),
-        merged(trained_on_of(evaluation, trained) for evaluation in evaluations),
-        {name: _pooled([by_name[name] for by_name in interventions]) for name in interventions[0]},
-    )
+    pooled = {
+        "trained_on": merged(evaluation["trained_on"] for evaluation in evaluations),
+        "episodes": _pooled(evaluations),
+        "interventions": [{**parts[0], "episodes": _pooled(parts)} for parts in interventions],
+    }
+    return summarise(first | pooled, trained, seed)
 
 
-def _pooled(evaluations: list[dict[str, list[list[Any]]]]) -> Splits:
-    return {split: _episodes(*(splits.get(split, []) for splits in evaluations)) for split in evaluations[0]}
-
-
-def _episodes(*parts: list[list[Any]]) -> Episodes:
-    return Episodes(Episode(*row) for rows in parts for row in rows)
-
-
-def trained_on_of(evaluation: Evaluation, trained: TrainConfig) -> TrainedOn:
-    """Return the held-out levels that were trained on; in a file of an older version, by the run's settings."""
-    if "trained_on" in evaluation:
-        trained_on: TrainedOn = evaluation["trained_on"]
-        return trained_on
-    levels = {split: sorted({row[1] for row in evaluation["episodes"][split]}) for split in held_out_splits(evaluation)}
-    return levels_trained_on(trained, None, levels)
+def _pooled(parts: Sequence[dict[str, Any]]) -> Splits:
+    return {
+        split: Episodes(chain.from_iterable(part["episodes"].get(split, ()) for part in parts))
+        for split in parts[0]["episodes"]
+    }
 
 
 def level_returns(evaluation: Evaluation, split: str) -> dict[str, tuple[list[int], FloatArray]]:
     """Return `game -> (levels, mean returns [n_levels])` of a split, by level."""
-    episodes = _episodes(evaluation["episodes"][split])
-    games = {game: episodes.of(game) for game in episodes.games()}
-    return {game: (sorted({episode.level for episode in of}), of.level_means()) for game, of in games.items()}
+    games = evaluation["episodes"][split].games()
+    return {game: (of.levels(), of.level_means()) for game, of in games.items()}
 
 
 def held_out_splits(evaluation: Evaluation) -> list[str]:

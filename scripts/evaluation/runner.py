@@ -18,9 +18,8 @@ from srwm_rl.envs.procgen.leakage import same_first_frame
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.held_out import TrainedOn, levels_trained_on
 from srwm_rl.scripts.evaluation.load_agent import open_agent
-from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split, choose_splits
+from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split, TrainedOn, choose_splits, levels_trained_on
 from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise
 
 MAX_ENVS = 64
@@ -32,10 +31,9 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
 
     `freeze`: play with frozen edits too, if the agent's core carries anything from step to step.
     """
-    agent, trained, n_timesteps = open_agent(config, check_device(config.device))
+    agent, trained = open_agent(config, check_device(config.device))
     trained = replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
-    policy = agent.policy  # type: ignore[attr-defined]
-    if freeze and _has_state(policy.core):
+    if freeze and _has_state(agent.policy.core):
         config = replace(config, freeze_edits=config.freeze_edits or 0)
     seen = getattr(agent, "levels_played", None)  # an SB3 model has none
     splits = choose_splits(config, trained, seen)
@@ -45,23 +43,30 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
         return {split.name: _play(player, split, config, trained) for split in chosen}
 
     interventions = choose_interventions(config, agent)
-    results = play(agent)
+    episodes = play(agent)
     if config.random:
-        by_chance = play(RandomAgent(policy.action_space, config.seed), held_out)
-        results |= {f"random, {name}": episodes for name, episodes in by_chance.items()}
-    report = summarise(
-        config,
-        trained,
-        n_timesteps,
-        {split.name: split.label for split in splits},
-        results,
-        levels_trained_on(trained, seen, {split.name: split.levels for split in held_out}),
-        {name: play(player) for name, player in interventions.items()},
-    )
-    report["same_first_frame"] = _same_first_frames(trained, held_out)
+        by_chance = play(RandomAgent(agent.policy.action_space, config.seed), held_out)
+        episodes |= {f"random, {name}": of for name, of in by_chance.items()}
+    evaluation = {
+        "run": config.run,
+        "env": trained.env,
+        "mode": trained.mode if resolve(trained.env).kind == "procgen" else None,
+        "core": trained.core,
+        "num_timesteps": agent.num_timesteps,
+        "actions": "deterministic" if config.deterministic else "stochastic",
+        "repeats": config.repeats,
+        "levels": {split.name: split.label for split in splits},
+        "trained_on": levels_trained_on(trained, seen, {split.name: split.levels for split in held_out}),
+        "same_first_frame": _same_first_frames(trained, held_out),
+        "episode_fields": ["game", "level", "return", "length", "solved"],
+        "episodes": episodes,
+    }
+    if interventions:
+        played = {name: play(player) for name, player in interventions.items()}
+        evaluation["interventions"] = [{"name": name, "episodes": of} for name, of in played.items()]
     if (chosen := getattr(agent, "chosen", None)) is not None:
-        report["chosen"] = chosen
-    return report
+        evaluation["chosen"] = chosen
+    return summarise(evaluation, trained, config.seed)
 
 
 def _has_state(core: Any) -> bool:
@@ -77,7 +82,7 @@ def _play(player: Predictor, split: Split, config: EvalConfig, trained: TrainCon
         total = env.remaining  # type: ignore[attr-defined]
         disable = None if config.progress else True  # None: where stderr is no terminal
         with tqdm(total=total, desc=split.name, unit="episode", disable=disable, leave=False) as bar:
-            return play_levels(player, env, config.deterministic, bar.update)
+            return Episodes(sorted(play_levels(player, env, config.deterministic, bar.update)))
 
 
 def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]:

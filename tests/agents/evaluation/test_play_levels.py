@@ -68,9 +68,12 @@ def test_random_agent_is_uniform_and_repeatable() -> None:
 def test_level_means_average_repeats_first() -> None:
     first = [Episode("a", 0, 1.0, 5, True), Episode("a", 0, 3.0, 5, False)]
     episodes = Episodes([*first, Episode("a", 1, 8.0, 5, True), Episode("b", 0, 4.0, 5, True)])
-    assert episodes.games() == ["a", "b"]
+    assert list(episodes.games()) == ["a", "b"]
+    assert list(episodes.by_game()) == ["all games", "a", "b"]
+    assert list(episodes.games()["a"].by_game()) == ["a"]
+    assert episodes.levels() == [0, 1]
     assert episodes.level_means().tolist() == [2.0, 8.0, 4.0]
-    assert episodes.of("a").level_means().tolist() == [2.0, 8.0]
+    assert episodes.games()["a"].level_means().tolist() == [2.0, 8.0]
     solved = episodes.solved()
     assert solved is not None
     assert solved.tolist() == [0.5, 1.0, 1.0]

@@ -1,5 +1,6 @@
 """Recording: the steps in order, and a digest that detects every change."""
 
+from hashlib import sha256
 from itertools import islice
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from srwm_rl import SRWMPolicy
 from srwm_rl.agents.evaluation.play_levels import play_levels
-from srwm_rl.agents.evaluation.recording import Introspector, Observer, collect, play
+from srwm_rl.agents.evaluation.recording import Introspector, collect, play, update
 from srwm_rl.envs import make_levels_env
 
 
@@ -22,7 +23,8 @@ def test_a_recording_has_the_same_episodes_as_an_evaluation() -> None:
     torch.manual_seed(3)
     episodes = play_levels(agent, make_levels_env("recall", 1, "5:9", 1, 0))
     torch.manual_seed(3)
-    arrays = collect(play(make_levels_env("recall", 1, "5:9", 1, 0), Introspector(agent), range(5, 9)))
+    env = make_levels_env("recall", 1, "5:9", 1, 0)
+    arrays = collect(play(env, Introspector(agent), range(5, 9), sha256()))
     ends = np.flatnonzero(arrays["dones"])
     assert len(ends) == len(episodes) == 4
     np.testing.assert_array_equal(np.flatnonzero(arrays["starts"]), [0, *(ends[:-1] + 1)])
@@ -40,7 +42,7 @@ def test_a_recording_has_the_same_episodes_as_an_evaluation() -> None:
 
 def test_a_recording_can_be_truncated() -> None:
     env = make_levels_env("recall", 1, "5:9", 1, 0)
-    arrays = collect(islice(play(env, Introspector(policy()), range(5, 9)), 3))
+    arrays = collect(islice(play(env, Introspector(policy()), range(5, 9), sha256()), 3))
     assert {len(array) for array in arrays.values()} == {3}
     assert not arrays["dones"].any()
 
@@ -54,13 +56,21 @@ def test_the_digest_depends_on_values_types_shapes_and_names() -> None:
         {"a": base["a"], "c": base["b"]},
         {"b": base["a"], "a": base["b"]},
     )
-    digests, links = set(), set()
+    digests = set()
     for obs in (base, *variants):
-        observer = Observer()
-        observer.see(obs)
-        digests.add(observer.digest())
-        links.add(observer.links[0])
-    assert len(digests) == len(links) == 1 + len(variants)
-    again = Observer()
-    again.see({"b": base["b"], "a": base["a"]})
-    assert again.digest() in digests
+        update(digest := sha256(), obs)
+        digests.add(digest.hexdigest())
+    assert len(digests) == 1 + len(variants)
+    update(again := sha256(), {"b": base["b"], "a": base["a"]})
+    assert again.hexdigest() in digests
+
+
+def test_each_steps_link_is_the_digest_so_far() -> None:
+    digest, seen = sha256(), []
+    env = make_levels_env("recall", 1, "5:9", 1, 0)
+    links = collect(islice(play(env, Introspector(policy()), range(5, 9), digest, seen.append), 3))["links"]
+    expected = sha256()
+    for obs, link in zip(seen, links, strict=True):
+        update(expected, obs)
+        assert int(link) == int.from_bytes(expected.digest()[:8], "little")
+    assert expected.hexdigest() == digest.hexdigest()

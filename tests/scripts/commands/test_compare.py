@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srwm_rl.agents.evaluation.comparison import rliable_version
+from srwm_rl.agents.evaluation.statistics import rliable_version
 from srwm_rl.scripts.main import main
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from srwm_rl.agents.evaluation.controls import CONTROLS
 from srwm_rl.envs import TASKS
 from srwm_rl.scripts.evaluation import control_experiments
+from srwm_rl.scripts.evaluation.control_experiments import CONTROLS
 from srwm_rl.scripts.evaluation.table import render_controls
 
 TINY = ("--seeds", "1", "-n", "1", "--n-levels", "2", "--verbose", "0")

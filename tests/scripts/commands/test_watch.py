@@ -17,7 +17,7 @@ from srwm_rl.scripts.main import main
 from srwm_rl.scripts.video import encoding as video
 from srwm_rl.scripts.video import record
 from srwm_rl.scripts.video.film import GAME, HOLD, MARGIN, SIZE
-from srwm_rl.scripts.video.replay import first_difference
+from srwm_rl.scripts.video.record import first_difference
 from srwm_rl.scripts.video.trace import load_trace
 
 TOP = 92  # of the game
@@ -214,12 +214,12 @@ def test_the_default_name(call: Any, recall: Path, tmp_path: Path, monkeypatch: 
 
 
 REFUSED = [
-    (["--level", "-1"], "--level must lie in 0 .. 2147483646, not -1"),
-    (["--level", "2147483647"], "--level must lie in 0 .. 2147483646, not 2147483647"),
+    (["--level", "-1"], "--level must lie in [0, 2147483646], not -1"),
+    (["--level", "2147483647"], "--level must lie in [0, 2147483646], not 2147483647"),
     (["--level", "x"], "--level takes a whole number"),
     (["--game", "mazes"], "this run was not trained on 'mazes'; known: recall"),
-    (["--steps", "0"], "--steps must lie in 1 .. 100000, not 0"),
-    (["--steps", "1000000"], "--steps must lie in 1 .. 100000, not 1000000"),
+    (["--steps", "0"], "--steps must lie in [1, 100000], not 0"),
+    (["--steps", "1000000"], "--steps must lie in [1, 100000], not 1000000"),
     (["--seed", "-1"], "--seed must lie in"),
     (["-o", "film.avi"], "cannot write film.avi: a video's name ends in .mp4 or .gif"),
     (["-o", "film"], "cannot write film: a video's name ends in .mp4 or .gif"),

@@ -1,26 +1,30 @@
 """Controls: their choice, their matching in size, and the summary of their scores."""
 
+from typing import Any
+
 import pytest
 
 from srwm_rl import make_core
-from srwm_rl.agents.evaluation.controls import (
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.evaluation.control_experiments import (
     CONTROLS,
-    Row,
+    SELECTION_SEED,
+    Control,
     Score,
-    best_rate,
     choose_controls,
+    choose_rate,
     core_settings,
     parameter_count,
+    summary,
     trainings,
 )
-from srwm_rl.errors import UserError
 
 COMMON = {"hidden_size": 32, "n_layers": 1, "n_heads": 4}
 
 
 def test_controls_are_chosen_in_the_tables_order() -> None:
-    assert choose_controls(()) == tuple(CONTROLS)
-    assert choose_controls(["delta", "srwm"]) == ("srwm", "delta")
+    assert choose_controls(()) == list(CONTROLS)
+    assert choose_controls(["delta", "srwm"]) == ["srwm", "delta"]
     with pytest.raises(UserError, match="did you mean 'delta'"):
         choose_controls(["detla"])
 
@@ -48,17 +52,36 @@ def test_the_nearest_width_is_taken() -> None:
 
 
 def test_a_rows_summary_is_that_of_its_scores() -> None:
-    row = Row("srwm", scores=[Score(test, test / 2, 77) for test in (1.0, 0.9, 0.2)])
-    summary = row.summary(random=0.0, best=1.0, solved=0.9)
-    assert (summary["mean"], summary["min"], summary["max"]) == pytest.approx((0.7, 0.2, 1.0))
-    assert (summary["solved"], summary["seeds"], summary["parameters"]) == (2, 3, 77)
-    assert summary["low"] < 0.7 < summary["high"]
-    assert summary["train_mean"] == pytest.approx(0.35)
-    single = Row("cut", scores=[Score(0.5, None, 1)]).summary(0, 1, 0.5)
+    row = summary("srwm", 0.1, [Score(test, test / 2, 77) for test in (1.0, 0.9, 0.2)], solved_from=0.9)
+    assert (row["mean"], row["min"], row["max"]) == pytest.approx((0.7, 0.2, 1.0))
+    assert (row["solved"], row["seeds"], row["parameters"]) == (2, 3, 77)
+    assert row["low"] < 0.7 < row["high"]
+    assert row["train_mean"] == pytest.approx(0.35)
+    single = summary("cut", None, [Score(0.5, None, 1)], solved_from=0.5)
     assert (single["low"], single["train_mean"]) == (None, None)
 
 
+class Rates:
+    """An experiment whose model is the learning rate."""
+
+    def __init__(self, scores: dict[float, float], *rates: float) -> None:
+        self.scores, self.rates = scores, rates
+
+    def train(self, control: Control, seed: int, rate: float) -> float:
+        assert seed == SELECTION_SEED
+        return rate
+
+    def test(self, model: float, row: str, seed: int) -> Score:
+        assert seed == SELECTION_SEED
+        return Score(self.scores[model], None, 0)
+
+
 def test_the_best_rate_is_taken_and_a_single_one_is_not_scored() -> None:
-    assert best_rate((0.1, 0.3, 0.2), {0.1: 5.0, 0.2: 9.0, 0.3: 7.0}.__getitem__) == 0.2
-    assert best_rate((0.1, 0.2), lambda _: 1.0) == 0.2
-    assert best_rate((0.1,), {}.__getitem__) == 0.1
+    def choose(scores: dict[float, float], *rates: float, control: str = "srwm") -> float | None:
+        experiment: Any = Rates(scores, *rates)
+        return choose_rate(experiment, control)
+
+    assert choose({0.1: 5.0, 0.2: 9.0, 0.3: 7.0}, 0.1, 0.3, 0.2) == 0.2
+    assert choose({0.1: 1.0, 0.2: 1.0}, 0.1, 0.2) == 0.2
+    assert choose({}, 0.1) == 0.1
+    assert choose({}, 0.1, 0.2, control="random") is None

@@ -11,7 +11,7 @@ import pytest
 from srwm_rl import load
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.evaluation.held_out import count, explain, levels_trained_on, merged
+from srwm_rl.scripts.evaluation.protocol import count, explain, levels_trained_on, merged
 from srwm_rl.scripts.main import main
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
