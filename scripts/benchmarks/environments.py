@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,14 +42,9 @@ def run(config: EnvBench) -> dict[str, Any]:
     inputs.reset()
     actions = np.random.default_rng(0).integers(0, 15, (config.n_steps, config.n_envs)).astype(np.int32)
     _check_equal(raw, vec, actions[:50])
-    steps: dict[str, Callable[[np.ndarray], Any]] = {
-        BASELINE: partial(_step_raw, raw),
-        "ProcgenVecEnv": vec.step,
-        "with memory inputs": inputs.step,
-    }
-    sides = {
-        name: partial(speeds, {"steps": partial(_play, step, actions)}, actions.size) for name, step in steps.items()
-    }
+    steps = {BASELINE: partial(_step_raw, raw), "ProcgenVecEnv": vec.step, "with memory inputs": inputs.step}
+    plays = {name: {"steps": partial(_play, step, actions)} for name, step in steps.items()}
+    sides = {name: partial(speeds, parts, actions.size) for name, parts in plays.items()}
     rates = alternate(sides, config.rounds)
     print(f"{config.env}, {config.n_envs} environments, {config.n_steps} steps a round, {config.rounds} rounds in turn")
     rows = []
@@ -71,7 +65,7 @@ def _step_raw(env: Any, actions: np.ndarray) -> Any:
     return observed
 
 
-def _play(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> None:
+def _play(step: Any, actions: np.ndarray) -> None:
     for row in actions:
         step(row)
 

@@ -88,11 +88,10 @@ def ratio(mine: list[float], theirs: list[float]) -> Rate:
 
 def device_clock(device: torch.device) -> Clock:
     """Return a clock, in seconds, that waits for the device first."""
-    if device.type != "cuda":
-        return time.perf_counter
 
-    def synchronized() -> float:
-        torch.cuda.synchronize(device)
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    return synchronized
+    return clock

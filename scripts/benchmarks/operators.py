@@ -12,8 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from srwm_rl.ops import cpu
-from srwm_rl.ops.backends import FUSED
+from srwm_rl.ops.backends import choose
 from srwm_rl.ops.delta import delta_scan
 from srwm_rl.ops.scan import srwm_scan
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, speeds
@@ -54,7 +53,7 @@ def run(config: OperatorBench) -> dict[str, Any]:
         f"{'work':<17} {'T,B,H,D':<14} {'backend':<10} {'ns':>9} {'bound':>7} {'x ref':>7} {'x loop':>7} {'error':>8}"
     )
     rows = []
-    for row in measure(_backends(config.device), config.device, config.rounds):
+    for row in measure(config.device, config.rounds):
         rows.append(row)
         print(_line(**row), flush=True)
     print(
@@ -62,15 +61,6 @@ def run(config: OperatorBench) -> dict[str, Any]:
     )
     wrong = any(row["ns"] is None for row in rows)
     return {"bench": "op", "threads": config.threads, "rows": rows, "wrong": wrong}
-
-
-def _backends(device: str) -> tuple[str, ...]:
-    if device == "cuda":
-        return ("triton",)
-    reason = cpu.why_not(device, torch.float32, 16)
-    if reason:
-        print(f"no cpu backend: {reason}")
-    return () if reason else ("cpu",)
 
 
 def _line(
@@ -82,16 +72,16 @@ def _line(
     return f"{head} {ns:>9.1f} {bound_ns:>7.1f} {' '.join(f'{x:>7.1f}' for x in ratios.values())} {error:>8.0e}"
 
 
-def measure(backends: tuple[str, ...], device: str, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of each work and size: the loop, the reference and the backends, timed in alternation."""
+def measure(device: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of each work and size: the loop, the reference and the fused kernel, timed in alternation."""
     srwm_works, delta_works = ("forward", "forward+backward"), ("delta forward", "delta fw+backward")
     for op, function, loop, sizes, works, acting in (
         ("srwm_scan", srwm_scan, step_loop, SIZES, srwm_works, "acting step"),
         ("delta_scan", delta_scan, delta_loop, DELTA_SIZES, delta_works, "delta acting step"),
     ):
-        available = [name for name in backends if name in FUSED[op]]
-        runs = {"loop": loop, "reference": function, **dict.fromkeys(available, function)}
         for size, work in [(size, work) for size in sizes for work in works] + [(size, acting) for size in ACTING]:
+            fused = choose(op, "auto", device, torch.float32, size[-1])
+            runs = {"loop": loop, "reference": function, fused: function}
             yield from _compare(runs, work, size, make_inputs(op, size, device), device, rounds)
 
 

@@ -11,8 +11,7 @@ from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.storage.strict_json import convert
 
-MAX_OF_ENVIRONMENTS = {"n_threads": 256}
-MAX_OTHER = 10**6  # of a number among an environment's settings
+MAX_THREADS, MAX_NUMBER = 256, 10**6  # of an environment's settings
 
 
 def read_settings(data: Any, source: str) -> TrainConfig:
@@ -50,7 +49,7 @@ def check_environment(trained: TrainConfig, observation_space: Any, action_space
         UserError: a setting is out of range, the settings make no environment, or one with other spaces.
     """
     for name, value in pairs(trained.env_kwargs, "env_kwargs").items():
-        if isinstance(value, int | float) and not abs(value) <= MAX_OF_ENVIRONMENTS.get(name, MAX_OTHER):
+        if isinstance(value, int | float) and not abs(value) <= (MAX_THREADS if name == "n_threads" else MAX_NUMBER):
             raise UserError(f"{source} cannot be used: its environment's {name:.60} is out of range")
         if name == "render_mode" and value == "human":
             raise UserError(f"{source} cannot be used: its environment would open a window")

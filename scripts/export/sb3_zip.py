@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from srwm_rl.errors import UserError
@@ -28,17 +25,21 @@ def write_zip(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
         UserError: the run's settings build another policy, or the zip read back holds another one.
     """
     policy = agent.policy
-    make_env = partial(_spaces_only, policy.observation_space, policy.action_space)
-    env = DummyVecEnv([make_env] * trained.n_envs)
+
+    class Spaces(gymnasium.Env):  # all that a trainer's constructor uses
+        observation_space, action_space = policy.observation_space, policy.action_space
+
     precision: Any = policy.encoder_kwargs.get("precision", "float32")  # "auto" depends on the machine
-    model = make_model(replace(trained, device="cpu", precision=precision), env)
+    model = make_model(replace(trained, device="cpu", precision=precision), DummyVecEnv([Spaces] * trained.n_envs))
     if _description(model.policy) != _description(policy):
         raise UserError(f"{agent.path} contradicts itself: the settings of its run build another policy than it holds")
     load_policy_arrays(model.policy, policy_arrays(policy), str(agent.path))
     model.num_timesteps = agent.num_timesteps
     file = BytesIO()
     model.save(file)
-    _check(type(model).load(BytesIO(file.getvalue()), device="cpu").policy, agent)
+    read_back = type(model).load(BytesIO(file.getvalue()), device="cpu").policy
+    if _description(read_back) != _description(policy) or _weights(read_back) != _weights(policy):
+        raise UserError(f"{agent.path} cannot be written as a zip: it is read back as another policy")
     write_whole(path, file.getvalue())
     return [
         f"  load it   srwm_rl.agents.{type(model).__name__}.load({str(path)!r})",
@@ -53,15 +54,5 @@ def _description(policy: SRWMPolicy) -> tuple[Any, ...]:
     return {**settings, "encoder_kwargs": encoder_kwargs}, policy.observation_space, policy.action_space
 
 
-def _spaces_only(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> gymnasium.Env:
-    """Return an environment with nothing but its spaces, which is all that a trainer's constructor uses."""
-    env: gymnasium.Env = gymnasium.Env()
-    env.observation_space, env.action_space = observation_space, action_space
-    return env
-
-
-def _check(policy: SRWMPolicy, agent: Agent) -> None:
-    expected, arrays = policy_arrays(agent.policy), policy_arrays(policy)
-    equal = expected.keys() == arrays.keys() and all(np.array_equal(expected[name], arrays[name]) for name in expected)
-    if not equal or _description(policy) != _description(agent.policy):
-        raise UserError(f"{agent.path} cannot be written as a zip: it is read back as another policy")
+def _weights(policy: SRWMPolicy) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in policy_arrays(policy).items()}
