@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, IntArray, LevelRange, LevelSampler, check_levels
+from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, IntArray, LevelRange, check_levels
 from srwm_rl.errors import UserError
 
 Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
 Observation = Array | dict[str, Array]
+Space = spaces.Space[Any]
+Acted = tuple[FloatArray, BoolArray, BoolArray, BoolArray | None]
+"""Rewards, terminated, truncated and, where the game defines it, solved, each `[n]`."""
 State = dict[str, Any]
 """A simulator's state: numpy arrays, bytes, lists, ints, strings and dicts of these; never a pickle."""
 
@@ -27,7 +32,7 @@ class BatchStep(NamedTuple):
     """
 
     obs: Observation
-    rewards: npt.NDArray[np.float32]
+    rewards: FloatArray
     terminated: BoolArray
     truncated: BoolArray
     info: dict[str, Array]
@@ -38,8 +43,8 @@ class BatchStep(NamedTuple):
 class BatchEnv(ABC):
     """Step `n_envs` environments together.
 
-    A subclass implements `_reset`, `step`, `observe` and `level_seed`, and `_get_state` and `_set_state` if it sets
-    `supports_state`.
+    A subclass implements `_start`, `_restart`, `step`, `observe` and `level_seed`, and sets `games` and what `_start`
+    needs before it calls this constructor.
 
     Args:
         n_envs: How many environments.
@@ -52,6 +57,8 @@ class BatchEnv(ABC):
         UserError: If `n_envs` or `seed` is out of range, or a space is of a kind that agents cannot use.
     """
 
+    games: tuple[str, ...]
+    """Environment i plays game `i % len(games)`."""
     supports_state: bool = False
     """Whether `get_state` and `set_state` work."""
     solvable: bool = False
@@ -59,25 +66,26 @@ class BatchEnv(ABC):
     render_mode: str | None = None
 
     def __init__(
-        self,
-        n_envs: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        levels: str | LevelRange,
-        seed: int,
+        self, n_envs: int, observation_space: Space, action_space: Space, levels: str | LevelRange, seed: int
     ) -> None:
-        check_count("n_envs", n_envs)
         check_spaces(observation_space, action_space)
-        self.n_envs = int(n_envs)
+        self.n_envs = check_count("n_envs", n_envs)
         self.observation_space = observation_space
-        self.action_space = action_space
+        self.action_space: Any = action_space
         self.levels = LevelRange.parse(levels)
-        self.seed = check_seed(seed)
+        self.game_names = [self.games[i % len(self.games)] for i in range(self.n_envs)]
+        self.reseed(seed)
 
-    @property
+    def reseed(self, seed: int) -> None:
+        """Start over exactly as a new instance with this seed would; call `reset` next."""
+        self.seed = check_seed(seed)
+        self._clock: IntArray = np.zeros(self.n_envs, np.int64)  # steps within the episode
+        self._fresh = True  # the first episodes have begun and have not been stepped
+        self._start()
+
     @abstractmethod
-    def game_names(self) -> list[str]:
-        """Name the game that each environment plays, `[n]`."""
+    def _start(self) -> None:
+        """Begin the first episodes of `seed`."""
 
     def reset(self, mask: BoolArray | None = None, levels: Any = None) -> Observation:
         """Start new episodes in the masked environments (all if None), and leave the others as they are.
@@ -96,16 +104,19 @@ class BatchEnv(ABC):
         Raises:
             UserError: If a shape, type or level is wrong.
         """
-        if mask is None:
-            mask = np.ones(self.n_envs, np.bool_)
-        mask = np.asarray(mask)
+        mask = np.ones(self.n_envs, np.bool_) if mask is None else np.asarray(mask)
         if mask.shape != (self.n_envs,) or mask.dtype != np.bool_:
             raise UserError(f"the reset mask must be {self.n_envs} booleans, not {mask.dtype} of shape {mask.shape}")
-        return self._reset(mask, None if levels is None else check_levels(levels, self.n_envs))
+        # The first reset returns the episodes that have begun already, instead of skipping them.
+        if not (self._fresh and mask.all() and levels is None):
+            self._restart(mask, None if levels is None else check_levels(levels, self.n_envs))
+        self._clock[mask] = 0
+        self._fresh = False
+        return self.observe()
 
     @abstractmethod
-    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Observation:
-        """Do what `reset` promises; the arguments are checked."""
+    def _restart(self, mask: BoolArray, levels: IntArray | None) -> None:
+        """Begin new episodes, on these levels or the next ones; the arguments are checked."""
 
     @abstractmethod
     def step(self, actions: Array) -> BatchStep:
@@ -132,10 +143,6 @@ class BatchEnv(ABC):
         shown = [f"{game} level {level}" for game, level in zip(games, levels, strict=True)][:8]
         return f"the environments are in {', '.join(shown)}{', ...' if self.n_envs > 8 else ''}"
 
-    @abstractmethod
-    def reseed(self, seed: int) -> None:
-        """Start over exactly as a new instance with this seed would; call `reset` next."""
-
     def render(self) -> npt.NDArray[np.uint8]:
         """Return a picture `[n, height, width, 3]` of every environment.
 
@@ -151,13 +158,9 @@ class BatchEnv(ABC):
             UserError: If this simulator cannot save its state.
         """
         if not self.supports_state:
-            raise UserError(f"{self.game_names[0]} cannot save its state; resume at an episode's start instead")
-        return {
-            "n_envs": self.n_envs,
-            "games": list(dict.fromkeys(self.game_names)),
-            "levels": str(self.levels),
-            **self._get_state(),
-        }
+            raise UserError(f"{self.games[0]} cannot save or restore a state; resume at an episode's start instead")
+        arrays = {key: array.copy() for key, array in self._arrays().items()}
+        return {**self._settings(), "seed": self.seed, "fresh": int(self._fresh), **arrays}
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `get_state` was called, in whichever instance.
@@ -165,30 +168,22 @@ class BatchEnv(ABC):
         Raises:
             UserError: If the state is not one of environments with these games, levels and settings.
         """
-        if not self.supports_state:
-            raise UserError(f"{self.game_names[0]} cannot restore a state; resume at an episode's start instead")
-        self._check_state(state, self.get_state())
-        self._set_state(state)
+        self._check_state(state)
+        self.seed = check_seed(state["seed"])
+        self._fresh = bool(state["fresh"])
+        for key, array in self._arrays().items():
+            array[:] = state[key]
 
-    def _check_state(self, state: State, own: State) -> None:
-        if not isinstance(state, dict) or set(state) != set(own):
-            raise UserError(f"this is not a saved state of {type(self).__name__}; give what its get_state returned")
-        for key in ("n_envs", "games", "levels", *self._settings()):
-            if state[key] != own[key]:
-                raise UserError(f"the saved state has {key} {state[key]}, this environment {own[key]}; make them equal")
-        for key, value in own.items():
-            if isinstance(value, np.ndarray):
-                check_array(key, state[key], value)
+    def _check_state(self, state: State) -> None:
+        check_state(state, self.get_state(), self._arrays(), self._settings())
 
-    def _settings(self) -> tuple[str, ...]:
-        """Name the entries of the state that must equal this instance's before it is restored."""
-        return ()
+    def _settings(self) -> State:
+        """Return the entries of the state that must equal this instance's before it is restored."""
+        return {"n_envs": self.n_envs, "games": list(self.games), "levels": str(self.levels)}
 
-    def _get_state(self) -> State:
-        raise NotImplementedError
-
-    def _set_state(self, state: State) -> None:
-        raise NotImplementedError
+    def _arrays(self) -> dict[str, Array]:
+        """Return the arrays of the state, not copied."""
+        return {"clock": self._clock}
 
     def close(self) -> None:  # noqa: B027 (most simulators hold nothing)
         """Free what the simulator holds; it cannot be used afterwards."""
@@ -199,103 +194,51 @@ class BatchEnv(ABC):
         Raises:
             UserError: If the shape, the type or a value is wrong.
         """
-        array = np.asarray(actions)
-        shape = (self.n_envs, *(self.action_space.shape or ()))
+        array, space = np.asarray(actions), self.action_space
+        shape = (self.n_envs, *(space.shape or ()))
         if array.shape != shape:
             raise UserError(f"actions must have shape {shape}, not {array.shape}")
-        if isinstance(self.action_space, spaces.Box):
+        if isinstance(space, spaces.Box):
             if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
                 raise UserError(f"actions must be finite numbers, not {array.dtype} {array.ravel()[:3].tolist()}")
             return array
-        if array.dtype.kind not in "iu" and not (
-            array.dtype.kind == "b" and isinstance(self.action_space, spaces.MultiBinary)
-        ):
+        bits = isinstance(space, spaces.MultiBinary)
+        if array.dtype.kind not in ("iub" if bits else "iu"):
             raise UserError(f"actions must be whole numbers, not {array.dtype}")
-        low, high = action_bounds(self.action_space)
+        low = 0 if bits else space.start
+        high = 1 if bits else low + (space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n) - 1
         if (array < low).any() or (array > high).any():
             raise UserError(f"actions must lie in {low} .. {high}, these reach from {array.min()} to {array.max()}")
         return array
 
 
-class SampledLevelsEnv(BatchEnv):
-    """A `BatchEnv` whose episodes are drawn by a `LevelSampler`; a subclass implements `_begin_episodes`."""
-
-    def __init__(
-        self,
-        n_envs: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        levels: str | LevelRange,
-        seed: int,
-    ) -> None:
-        super().__init__(n_envs, observation_space, action_space, levels, seed)
-        self._level: IntArray = np.zeros(self.n_envs, np.int64)
-        self._clock: IntArray = np.zeros(self.n_envs, np.int64)  # steps within the episode
-        self.reseed(self.seed)
-
-    @abstractmethod
-    def _begin_episodes(self, mask: BoolArray) -> None:
-        """Start the masked environments on their levels, `_level`."""
-
-    def reseed(self, seed: int) -> None:
-        """Start over exactly as a new instance with this seed would."""
-        self.seed = check_seed(seed)
-        self._sampler = LevelSampler(self.levels, self.n_envs, self.seed)
-        self._begin(np.ones(self.n_envs, np.bool_))
-        self._fresh = True
-
-    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Observation:
-        # A new instance has begun its first episodes already: the first reset returns them instead of skipping them.
-        if not (self._fresh and mask.all() and levels is None):
-            self._sampler.pin(mask, levels)
-            self._begin(mask)
-        self._fresh = False
-        return self.observe()
-
-    def _begin(self, mask: BoolArray) -> None:
-        self._level[mask] = self._sampler.draw(mask)
-        self._clock[mask] = 0
-        self._begin_episodes(mask)
-
-    def level_seed(self) -> IntArray:
-        """Return the levels being played, `[n]`."""
-        return self._level.copy()
-
-
-def check_array(key: str, value: Any, like: Array) -> None:
-    """Raise a UserError unless the entry `key` of a saved state has the shape and dtype of `like`."""
-    array = np.asarray(value)
-    if (array.shape, array.dtype) != (like.shape, like.dtype):
-        raise UserError(
-            f"the saved state's {key!r} is {array.dtype} of shape {array.shape}, not {like.dtype} of shape "
-            f"{like.shape}; use the same environments and n_envs"
-        )
-
-
-def action_bounds(space: spaces.Space[Any]) -> tuple[Any, Any]:
-    """Return the lowest and the highest whole-number action of a Discrete, MultiDiscrete or MultiBinary space."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n - 1)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start, space.start + space.nvec - 1
-    return 0, 1
-
-
-def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raise a UserError unless agents can read the observations and give the actions of these spaces."""
-    flat = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    parts = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
-    for part in parts:
-        if not isinstance(part, flat):
+def check_state(
+    state: Any, keys: Iterable[str], arrays: dict[str, Array] | None = None, settings: State | None = None
+) -> None:
+    """Raise a UserError unless `state` has these keys alone, equal settings, and arrays of equal shape and dtype."""
+    if not isinstance(state, dict) or set(state) != set(keys):
+        raise UserError("this is not a saved state of these environments; give what their get_state returned")
+    for key, value in (settings or {}).items():
+        if state[key] != value:
+            raise UserError(f"the saved state has {key} {state[key]}, this environment {value}; make them equal")
+    for key, like in (arrays or {}).items():
+        array = np.asarray(state[key])
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
             raise UserError(
-                f"observations of type {type(part).__name__} are not supported; "
-                "use Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of these"
+                f"the saved state's {key!r} is {array.dtype} of shape {array.shape}, not {like.dtype} of shape "
+                f"{like.shape}; use the same environments and n_envs"
             )
-    if not isinstance(action_space, flat):
-        raise UserError(
-            f"actions of type {type(action_space).__name__} are not supported; "
-            "use Discrete, MultiDiscrete, MultiBinary or Box"
-        )
+
+
+def check_spaces(observation_space: Space, action_space: Space) -> None:
+    """Raise a UserError unless agents can read the observations and give the actions of these spaces."""
+    parts = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    for what, space in [*(("observations", part) for part in parts), ("actions", action_space)]:
+        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise UserError(
+                f"{what} of type {type(space).__name__} are not supported; use Box, Discrete, MultiDiscrete, "
+                f"MultiBinary{' or a flat Dict of these' if what == 'observations' else ''}"
+            )
 
 
 def check_count(name: str, value: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import gymnasium
@@ -11,13 +11,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from srwm_rl.envs.batch import Array, BatchEnv, Observation
+from srwm_rl.envs.episodes import EpisodeStats, obs_row
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import make_batch_env
-from srwm_rl.envs.procgen.batch import ProcgenBatch
+from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
-
-FRAMES_PER_SECOND = 15
-"""ProcGen's own speed."""
 
 
 class BatchGymEnv(gymnasium.Env[Any, Any]):
@@ -31,7 +29,7 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
     first one. After the end, `step` does nothing but return the same again, without reward.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "render_fps": FRAMES_PER_SECOND}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "render_fps": 15}  # type: ignore[misc]  # as ProcGen
 
     def __init__(self, batch_env: BatchEnv) -> None:
         if batch_env.n_envs != 1:
@@ -55,23 +53,21 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
             obs = self.batch_env.reset(levels=None if level is None else [level])
         self._pinned = level is not None
         self._ended = None
-        return _row(obs, 0), {"level_seed": int(self.batch_env.level_seed()[0])}
+        return obs_row(obs, 0), {"level_seed": int(self.batch_env.level_seed()[0])}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Act once."""
         if self._ended is not None:
-            obs, terminated, truncated, info = self._ended
-            return _copy(obs), 0.0, terminated, truncated, dict(info)
+            obs, terminated, truncated, info = deepcopy(self._ended)
+            return obs, 0.0, terminated, truncated, info
         step = self.batch_env.step(np.asarray(action)[None])
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         info = {key: int(step.info[key][0]) for key in ("level_seed", "prev_level_seed")}
-        obs = _row(step.obs, 0)
+        obs = obs_row(step.obs if step.final_obs is None else step.final_obs, 0)
         if terminated or truncated:
             if "is_success" in step.info:
                 info["is_success"] = bool(step.info["is_success"][0])
-            if step.final_obs is not None:
-                obs = _row(step.final_obs, 0)
-            self._ended = (_copy(obs), terminated, truncated, dict(info))
+            self._ended = deepcopy((obs, terminated, truncated, info))
         return obs, float(step.rewards[0]), terminated, truncated, info
 
     def render(self) -> Any:
@@ -92,11 +88,7 @@ class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
     ProcGen has not; `_episode`, `_final_info` and `_final_obs` tell where.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "render_modes": [],
-        "render_fps": FRAMES_PER_SECOND,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    metadata: ClassVar[dict[str, Any]] = {**BatchGymEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
 
     def __init__(self, batch_env: BatchEnv) -> None:
         self.batch_env = batch_env
@@ -106,9 +98,7 @@ class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = batch_env.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._returns = np.zeros(self.num_envs, np.float64)
-        self._lengths = np.zeros(self.num_envs, np.int64)
-        self._started = time.perf_counter()
+        self._stats = EpisodeStats(self.num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start episodes; see the class for `options`."""
@@ -121,44 +111,24 @@ class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
             self.batch_env.reseed(int(seed) % MAX_LEVEL)
         obs = self.batch_env.reset(mask, options.get("levels"))
         masked = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
-        self._returns[masked] = 0.0
-        self._lengths[masked] = 0
+        self._stats.restart(masked)
         return obs, {"level_seed": self.batch_env.level_seed(), "_level_seed": masked}
 
     def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Act in every environment."""
         step = self.batch_env.step(actions)
-        self._returns += step.rewards
-        self._lengths += 1
-        everywhere = np.ones(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
         for key in ("level_seed", "prev_level_seed"):
-            infos |= {key: step.info[key], f"_{key}": everywhere.copy()}
-        done = step.terminated | step.truncated
-        if done.any():
-            infos |= self._end(done, step.info, step.final_obs)
+            infos |= {key: step.info[key], f"_{key}": np.ones(self.num_envs, np.bool_)}
+        for i, episode in self._stats.add(step.rewards, step.terminated | step.truncated).items():
+            final: dict[str, Any] = {"level_seed": step.info["prev_level_seed"][i]}
+            if "is_success" in step.info:
+                final["is_success"] = bool(step.info["is_success"][i])
+            ended = {"episode": episode, "final_info": final}
+            if step.final_obs is not None:
+                ended["final_obs"] = obs_row(step.final_obs, i)
+            infos = self._add_info(infos, ended, i)
         return step.obs, step.rewards, step.terminated, step.truncated, infos
-
-    def _end(self, done: Array, info: dict[str, Array], final_obs: Observation | None) -> dict[str, Any]:
-        seconds = np.full(self.num_envs, round(time.perf_counter() - self._started, 6))
-        stats = {"r": self._returns * done, "l": self._lengths * done, "t": seconds * done}
-        final = {"level_seed": info["prev_level_seed"], "_level_seed": done.copy()}
-        if "is_success" in info:
-            final |= {"is_success": info["is_success"] & done, "_is_success": done.copy()}
-        infos: dict[str, Any] = {
-            "episode": stats | {f"_{key}": done.copy() for key in stats},
-            "_episode": done.copy(),
-            "final_info": final,
-            "_final_info": done.copy(),
-        }
-        if final_obs is not None:
-            rows = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(done):
-                rows[i] = _row(final_obs, i)
-            infos |= {"final_obs": rows, "_final_obs": done.copy()}
-        self._returns[done] = 0.0
-        self._lengths[done] = 0
-        return infos
 
     def render(self) -> Any:
         """Return the environments' pictures, or None without a render mode."""
@@ -177,10 +147,10 @@ class ProcgenGymEnv(BatchGymEnv):
     `render_mode="rgb_array"` draws 512x512 frames.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": FRAMES_PER_SECOND}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {**BatchGymEnv.metadata, "render_modes": ["rgb_array"]}  # type: ignore[misc]
 
     def __init__(self, game: str, **settings: Any) -> None:
-        super().__init__(_procgen(game, 1, **settings))
+        super().__init__(_make(game, 1, **settings))
 
 
 class ProcgenGymVectorEnv(BatchGymVectorEnv):
@@ -189,25 +159,25 @@ class ProcgenGymVectorEnv(BatchGymVectorEnv):
     metadata: ClassVar[dict[str, Any]] = {**BatchGymVectorEnv.metadata, "render_modes": ["rgb_array"]}  # type: ignore[misc]
 
     def __init__(self, game: str, num_envs: int = 1, **settings: Any) -> None:
-        super().__init__(_procgen(game, num_envs, **settings))
+        super().__init__(_make(game, num_envs, **settings))
 
 
 class TaskGymEnv(BatchGymEnv):
     """Play one of the built-in memory tasks: `gymnasium.make("srwm_rl:srwm_rl/Recall-v0", levels="0:1000")`."""
 
     def __init__(self, task: str, **settings: Any) -> None:
-        super().__init__(_task(task, 1, **settings))
+        super().__init__(_make(task, 1, **settings))
 
 
 class TaskGymVectorEnv(BatchGymVectorEnv):
     """Play `num_envs` copies of a built-in memory task."""
 
     def __init__(self, task: str, num_envs: int = 1, **settings: Any) -> None:
-        super().__init__(_task(task, num_envs, **settings))
+        super().__init__(_make(task, num_envs, **settings))
 
 
-def _procgen(
-    game: str,
+def _make(
+    name: str,
     n_envs: int,
     levels: str | LevelRange | None = None,
     mode: str | None = None,
@@ -216,34 +186,19 @@ def _procgen(
     distribution_mode: str | None = None,
     seed: int | None = None,
     **settings: Any,
-) -> ProcgenBatch:
-    seed = _random_seed() if seed is None else seed
+) -> BatchEnv:
     if levels is not None and (num_levels is not None or start_level is not None):
         raise UserError("give either levels or num_levels and start_level, not both")
     if mode is not None and distribution_mode is not None:
         raise UserError("mode and distribution_mode are two names for one setting; give one of them")
+    if name in TASKS and settings.pop("render_mode", None) is not None:
+        raise UserError(f"{name} has no pictures; leave render_mode out")
     if levels is None:
         start = start_level or 0
         levels = f"{start}:{start + num_levels}" if num_levels else "all"
-    return ProcgenBatch(game, n_envs, levels, mode or distribution_mode or "easy", seed, **settings)
-
-
-def _task(
-    task: str,
-    n_envs: int,
-    levels: str | LevelRange = "all",
-    seed: int | None = None,
-    render_mode: str | None = None,
-    **settings: Any,
-) -> BatchEnv:
-    if render_mode is not None:
-        raise UserError(f"{task} has no pictures; leave render_mode out")
-    return make_batch_env(task, n_envs, levels, _random_seed() if seed is None else seed, env_kwargs=settings)
-
-
-def _random_seed() -> int:
-    """Draw the seed where none is given, as Gymnasium's environments do."""
-    return int(np.random.default_rng().integers(MAX_LEVEL))
+    if seed is None:  # drawn, as Gymnasium's environments do
+        seed = int(np.random.default_rng().integers(MAX_LEVEL))
+    return make_batch_env(name, n_envs, levels, seed, mode or distribution_mode or "easy", settings)
 
 
 def _checked_options(options: dict[str, Any] | None, known: set[str]) -> dict[str, Any]:
@@ -251,11 +206,3 @@ def _checked_options(options: dict[str, Any] | None, known: set[str]) -> dict[st
     if unknown:
         raise UserError(f"reset options {sorted(unknown)} are not known; there are {sorted(known)}")
     return dict(options or {})
-
-
-def _row(obs: Observation, i: int) -> Any:
-    return {key: value[i] for key, value in obs.items()} if isinstance(obs, dict) else obs[i]
-
-
-def _copy(obs: Any) -> Any:
-    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, dict) else obs.copy()

@@ -8,8 +8,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from srwm_rl.envs.batch import Array, BatchStep, Observation, SampledLevelsEnv, check_count
+from srwm_rl.envs.batch import Acted, Array, Observation, check_count
 from srwm_rl.envs.levels import BoolArray, LevelRange
+from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 from srwm_rl.errors import FaultError, UserError
 
 
@@ -39,7 +40,7 @@ class GymnasiumBatch(SampledLevelsEnv):
         env_kwargs: dict[str, Any] | None = None,
     ) -> None:
         check_count("n_envs", n_envs)
-        self.env_id = env_id
+        self.env_id, self.games = env_id, (env_id,)
         self.envs = [_make(env_id, env_kwargs or {}) for _ in range(n_envs)]
         self.render_mode = self.envs[0].render_mode
         self._latest: list[Any] = [None] * n_envs
@@ -47,53 +48,39 @@ class GymnasiumBatch(SampledLevelsEnv):
         super().__init__(n_envs, self.envs[0].observation_space, self.envs[0].action_space, levels, seed)
         self._batched_actions = batch_space(self.action_space, self.n_envs)
 
-    @property
-    def game_names(self) -> list[str]:
-        """Name the game that each environment plays, `[n]`."""
-        return [self.env_id] * self.n_envs
-
     def _begin_episodes(self, mask: BoolArray) -> None:
-        for i in np.flatnonzero(mask).tolist():
-            self._busy = i
-            try:
+        try:
+            for i in np.flatnonzero(mask).tolist():
+                self._busy = i
                 self._latest[i], _ = self.envs[i].reset(seed=int(self._level[i]))
-            except Exception as error:
-                raise self._failure(i, "reset", error) from error
+        except Exception as error:
+            raise self._failure("reset", error) from error
 
-    def step(self, actions: Array) -> BatchStep:
-        """Act in every environment; see `BatchEnv.step`."""
-        actions = self.check_actions(actions)
+    def _act(self, actions: Array) -> Acted:
         rewards = np.zeros(self.n_envs, np.float32)
         terminated, truncated = np.zeros((2, self.n_envs), np.bool_)
         infos: list[dict[str, Any]] = [{}] * self.n_envs
-        for i, action in enumerate(iterate(self._batched_actions, actions)):
-            self._busy = i
-            try:
+        try:
+            for i, action in enumerate(iterate(self._batched_actions, actions)):
+                self._busy = i
                 self._latest[i], rewards[i], terminated[i], truncated[i], infos[i] = self.envs[i].step(action)
-            except Exception as error:
-                raise self._failure(i, "step", error) from error
-        self._fresh = False
-        self._clock += 1
-        done = terminated | truncated
-        final_obs, info = None, {"prev_level_seed": self._level.copy()}
-        if done.any():
-            final_obs = self.observe()
-            if all("is_success" in infos[i] for i in np.flatnonzero(done)):
-                info["is_success"] = np.array([bool(env_info.get("is_success", False)) for env_info in infos])
-            self._begin(done)
-        info["level_seed"] = self._level.copy()
-        return BatchStep(self.observe(), rewards, terminated, truncated, info, final_obs)
+        except Exception as error:
+            raise self._failure("step", error) from error
+        ended = np.flatnonzero(terminated | truncated)
+        if not len(ended) or any("is_success" not in infos[i] for i in ended):
+            return rewards, terminated, truncated, None
+        return rewards, terminated, truncated, np.array([bool(info.get("is_success")) for info in infos])
+
+    def _failure(self, what: str, error: Exception) -> FaultError:
+        reason = " ".join(str(error).split())
+        return FaultError(f"{self.env_id} failed in {what} ({self._place()}): {type(error).__name__}: {reason}")
 
     def places(self) -> str:
         """Say which environment is stepping or being reset, with its level and step."""
-        return f"{self.env_id} is busy in {self._place(self._busy)}"
+        return f"{self.env_id} is busy in {self._place()}"
 
-    def _failure(self, i: int, what: str, error: Exception) -> FaultError:
-        reason = " ".join(str(error).split())
-        return FaultError(f"{self.env_id} failed in {what} ({self._place(i)}): {type(error).__name__}: {reason}")
-
-    def _place(self, i: int) -> str:
-        return f"environment {i}, level {self._level[i]}, step {self._clock[i]}"
+    def _place(self) -> str:
+        return f"environment {self._busy}, level {self._level[self._busy]}, step {self._clock[self._busy]}"
 
     def observe(self) -> Observation:
         """Return the current observations without stepping."""
@@ -105,8 +92,7 @@ class GymnasiumBatch(SampledLevelsEnv):
         """Return a picture `[n, height, width, 3]` of every environment."""
         if self.render_mode != "rgb_array":
             return super().render()
-        pictures: list[Any] = [env.render() for env in self.envs]
-        return np.stack(pictures)
+        return np.stack([np.asarray(env.render()) for env in self.envs])
 
     def close(self) -> None:
         """Close the environments."""

@@ -1,4 +1,4 @@
-"""Ranges of level seeds, and the sampler of the next level."""
+"""Ranges of level seeds, and random numbers as a function of integers: what a level fixes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from srwm_rl.envs.hashing import hash_integers
 from srwm_rl.errors import UserError
 
 MAX_LEVEL = 2**31 - 1
@@ -19,6 +18,11 @@ MAX_LISTED = 1_000_000
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+# NumPy's own integers: to make them anew for every call takes as long as the arithmetic.
+_SEED, _STEP, _ONE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1342543DE82EF95), np.uint64(1)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_LAST, _TO_53_BITS = np.uint64(31), np.uint64(11)
 
 
 @dataclass(frozen=True)
@@ -94,28 +98,27 @@ def check_levels(levels: Sequence[int] | IntArray | LevelRange, n: int | None = 
     return array.astype(np.int64)
 
 
-class LevelSampler:
-    """Choose each environment's next level: a pinned one, or the next of its own random sequence.
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Scramble 64-bit integers, in place, by SplitMix64's finaliser (https://prng.di.unimi.it/splitmix64.c)."""
+    for shift, factor in _MIX:
+        x ^= x >> shift
+        x *= factor
+    x ^= x >> _LAST
+    return x
 
-    The k-th level of environment i is a hash of (seed, i, k), so that resetting one environment never shifts what
-    the others play, and the state is three small arrays.
+
+def hash_integers(*keys: int | IntArray) -> npt.NDArray[np.uint64]:
+    """Hash the broadcast `keys` (non-negative integers or int64 arrays) to uniform 64-bit integers.
+
+    The order of the keys counts: `hash_integers(1, 2)` is unrelated to `hash_integers(2, 1)`.
     """
+    state = np.full((1,), _SEED)
+    for key in keys:
+        # One dimension at least: numpy warns of the wanted wrap-around when it multiplies scalars.
+        state = _mix(state + np.atleast_1d(key).astype(np.uint64) * _STEP + _ONE)
+    return state
 
-    def __init__(self, levels: LevelRange, n_envs: int, seed: int) -> None:
-        self.levels = levels
-        self.n_envs = n_envs
-        self.seed = seed
-        self.counts: IntArray = np.zeros(n_envs, np.int64)
-        self.pins: IntArray = np.full(n_envs, -1, np.int64)
 
-    def pin(self, mask: BoolArray, levels: IntArray | None) -> None:
-        """Fix the levels `[n]` of the masked environments, or free them (None)."""
-        self.pins[mask] = -1 if levels is None else levels[mask]
-
-    def draw(self, mask: BoolArray) -> IntArray:
-        """Return the next level `[mask.sum()]` of each masked environment."""
-        indices = np.flatnonzero(mask)
-        drawn = hash_integers(self.seed, indices, self.counts[indices]) % np.uint64(len(self.levels))
-        pins = self.pins[indices]
-        self.counts[indices] += pins < 0
-        return np.where(pins < 0, drawn.astype(np.int64) + self.levels.start, pins)
+def hash_uniform(*keys: int | IntArray) -> npt.NDArray[np.float64]:
+    """Hash the broadcast `keys` to numbers uniform in [0, 1)."""
+    return (hash_integers(*keys) >> _TO_53_BITS).astype(np.float64) * 2.0**-53

@@ -5,28 +5,25 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium
 
 from srwm_rl.envs.batch import BatchEnv
-from srwm_rl.envs.ids import PROCGEN_IDS, TASK_IDS
+from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 from srwm_rl.envs.levels import LevelRange
-from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, SETTINGS, parse_games, require_procgen
-from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
-from srwm_rl.envs.tasks import TASKS
+from srwm_rl.envs.procgen.batch import ProcgenBatch
+from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SETTINGS, parse_games, require_procgen
+from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
+from srwm_rl.envs.tasks import TASK_IDS, TASKS
 from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-MemoryInputs = Sequence[str]
 
-
-@dataclass(frozen=True)
-class EnvSpec:
+class EnvSpec(NamedTuple):
     """What an `env` names: its kind, and its games, task or Gymnasium id."""
 
     kind: Literal["procgen", "task", "gymnasium"]
@@ -60,10 +57,10 @@ def _gymnasium_id(name: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of ids that have newer versions: the user chose
             gymnasium.spec(env_id)
-    except (gymnasium.error.Error, ImportError, ValueError) as error:
-        if isinstance(error, ImportError):
-            reason = " ".join(str(error).split())
-            raise UserError(f"env {name!r}: module {module!r} cannot be imported: {reason}") from error
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"env {name!r}: module {module!r} cannot be imported: {reason}") from error
+    except (gymnasium.error.Error, ValueError) as error:
         known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
         hint = did_you_mean(name, known)
         if "known:" in hint:  # Gymnasium's whole list would not be one clear line
@@ -107,8 +104,6 @@ def make_batch_env(
     spec = resolve(env)
     kwargs = dict(env_kwargs or {})
     if spec.kind == "procgen":
-        from srwm_rl.envs.procgen.batch import ProcgenBatch
-
         check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
     if mode != "easy":
@@ -118,8 +113,6 @@ def make_batch_env(
         check_settings(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
         batch_env: BatchEnv = task(n_envs, levels, seed, **kwargs)
         return batch_env
-    from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
-
     return GymnasiumBatch(spec.names[0], n_envs, levels, seed, env_kwargs=kwargs)
 
 
@@ -130,7 +123,7 @@ def make_vec_env(
     seed: int,
     mode: str = "easy",
     env_kwargs: dict[str, Any] | None = None,
-    inputs: MemoryInputs = ("action", "reward", "step"),
+    inputs: Sequence[str] = ("action", "reward", "step"),
     reward_clip: float | None = 1.0,
     on_nan: Literal["stop", "skip"] = "stop",
 ) -> VecEnv:
@@ -152,7 +145,7 @@ def make_levels_env(
     seed: int,
     mode: str = "easy",
     env_kwargs: dict[str, Any] | None = None,
-    inputs: MemoryInputs = ("action", "reward", "step"),
+    inputs: Sequence[str] = ("action", "reward", "step"),
     reward_clip: float | None = 1.0,
 ) -> VecEnv:
     """Make environments that play every level (of every game) exactly `repeats` times; see `LevelsVecEnv`.
@@ -166,7 +159,7 @@ def make_levels_env(
     return _with_inputs(venv, inputs, reward_clip)
 
 
-def _with_inputs(venv: VecEnv, inputs: MemoryInputs, reward_clip: float | None) -> VecEnv:
+def _with_inputs(venv: VecEnv, inputs: Sequence[str], reward_clip: float | None) -> VecEnv:
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs
 
     return VecMemoryInputs(venv, inputs, reward_clip) if inputs else venv

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,16 +14,59 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, State, check_array
-from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
+from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, FloatArray, Observation, State, check_state
+from srwm_rl.envs.episodes import EpisodeStats, obs_row
+from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, LevelRange
 from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.errors import FaultError, UserError
 
 OnNan = Literal["stop", "skip"]
-Step = tuple[Observation, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]
+Step = tuple[Observation, FloatArray, BoolArray, list[dict[str, Any]]]
 
 
-class BatchVecEnv(VecEnv):
+class StatefulVecEnv(VecEnv):
+    """A `VecEnv` with an exact state: its own arrays, and the state of the environments that it holds."""
+
+    _held = "venv"
+    """The attribute with these environments, and their key in the state."""
+
+    @property
+    def supports_state(self) -> bool:
+        """Whether `get_state` and `set_state` work with the environments inside."""
+        return bool(getattr(getattr(self, self._held), "supports_state", False))
+
+    def get_state(self) -> State:
+        """Return everything that decides what happens next, without pickles."""
+        arrays = {key: array.copy() for key, array in self._arrays().items()}
+        return {self._held: getattr(self, self._held).get_state(), **arrays}
+
+    def set_state(self, state: State) -> None:
+        """Continue exactly where `get_state` was called.
+
+        Raises:
+            UserError: If the state is not one of such environments.
+        """
+        arrays = self._arrays()
+        check_state(state, {self._held, *arrays}, arrays)
+        getattr(self, self._held).set_state(state[self._held])
+        self._set_arrays({key: state[key].copy() for key in arrays})
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, Array]:
+        """Return the arrays of the state, not copied."""
+
+    @abstractmethod
+    def _set_arrays(self, arrays: dict[str, Array]) -> None:
+        """Take over arrays that `_arrays` returned, in this or another instance."""
+
+    def getattr_depth_check(self, name: str, already_found: bool) -> str | None:
+        """Let outer wrappers find what hides the inner environments' own on purpose."""
+        if name in ("supports_state", "get_state", "set_state", "observe") and not already_found:
+            return None
+        return super().getattr_depth_check(name, already_found)
+
+
+class BatchVecEnv(StatefulVecEnv):
     """Give a `BatchEnv` the interface that Stable-Baselines3 trains on.
 
     The info of an environment whose episode just ended holds `episode` (`r` return, `l` length in steps, `t` seconds
@@ -42,15 +85,13 @@ class BatchVecEnv(VecEnv):
     """
 
     reset_infos: list[dict[str, Any]]
+    _held = "batch_env"
 
     def __init__(self, batch_env: BatchEnv, on_nan: OnNan = "stop") -> None:
         self.batch_env = batch_env
         self.on_nan = on_nan
-        self.level_range = batch_env.levels
         self._games = batch_env.game_names
-        self._returns = np.zeros(batch_env.n_envs, np.float64)
-        self._lengths = np.zeros(batch_env.n_envs, np.int64)
-        self._started = time.perf_counter()
+        self._stats = EpisodeStats(batch_env.n_envs)
         self._actions: Any = None
         self._warned: set[tuple[str, str]] = set()  # quantity and game
         super().__init__(batch_env.n_envs, batch_env.observation_space, batch_env.action_space)
@@ -59,13 +100,12 @@ class BatchVecEnv(VecEnv):
         """Start new episodes everywhere and return their first observations."""
         if self._seeds[0] is not None:
             self.batch_env.reseed(int(self._seeds[0]) % MAX_LEVEL)
-        obs = self._begin(self._options[0])
+        begun = self._begin(self._options[0])
         self._reset_seeds()
         self._reset_options()
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
-        obs = self._finite("observation", obs)
+        self._stats.restart(slice(None))
         self.reset_infos = [{"level_seed": level} for level in self.batch_env.level_seed().tolist()]
+        obs: Observation = self._finite("observation", begun)
         return obs
 
     def _begin(self, options: dict[str, Any]) -> Observation:
@@ -79,40 +119,29 @@ class BatchVecEnv(VecEnv):
 
     def step_wait(self) -> Step:
         """Act, and return observations, rewards, dones and infos."""
-        step = self._checked(self.batch_env.step(self._actions))
-        self._returns += step.rewards
-        self._lengths += 1
-        dones = step.terminated | step.truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        ended = dones.nonzero()[0]
-        if len(ended):
-            now = round(time.perf_counter() - self._started, 6)
-            for i in ended.tolist():
-                infos[i] = self._episode_info(step, i, now)
-            self._returns[ended] = 0.0
-            self._lengths[ended] = 0
-        return step.obs, step.rewards, dones, infos
-
-    def _checked(self, step: BatchStep) -> BatchStep:
+        step = self.batch_env.step(self._actions)
         played = step.info["prev_level_seed"]  # where an episode ended, the level is the next one's already
         rewards = self._finite("reward", step.rewards, played)
         obs = self._finite("observation", step.obs)
-        last = None if step.final_obs is None else self._finite("last observation", step.final_obs, played)
-        if rewards is step.rewards and obs is step.obs and last is step.final_obs:
-            return step
-        return step._replace(rewards=rewards, obs=obs, final_obs=last)  # type: ignore[arg-type]
+        final_obs = self._finite("last observation", step.final_obs, played)
+        step = BatchStep(obs, rewards, step.terminated, step.truncated, step.info, final_obs)
+        dones = step.terminated | step.truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i, episode in self._stats.add(rewards, dones).items():
+            infos[i] = self._episode_info(step, i, episode)
+        return obs, rewards, dones, infos
 
-    def _finite(self, what: str, values: Observation, levels: Array | None = None) -> Observation:
+    def _finite(self, what: str, values: Any, levels: Array | None = None) -> Any:
         """Return arrays `[n, ...]` as they are where they are finite; else do what `on_nan` says."""
         if isinstance(values, dict):
             if all(map(all_finite, values.values())):
                 return values
-            return {key: self._finite(f"{what} {key!r}", part, levels) for key, part in values.items()}  # type: ignore[misc]
-        if all_finite(values):
+            return {key: self._finite(f"{what} {key!r}", part, levels) for key, part in values.items()}
+        if values is None or all_finite(values):
             return values
         bad = int(np.flatnonzero(~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1))[0])
         level = int((self.batch_env.level_seed() if levels is None else levels)[bad])
-        place = f"{self._games[bad]}, environment {bad}, level {level}, step {self._lengths[bad]}"
+        place = f"{self._games[bad]}, environment {bad}, level {level}, step {self._stats.lengths[bad]}"
         if self.on_nan == "stop":
             raise FaultError(f"the {what} is not finite ({place})")
         if (what, self._games[bad]) not in self._warned:
@@ -122,9 +151,9 @@ class BatchVecEnv(VecEnv):
             )
         return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def _episode_info(self, step: BatchStep, i: int, now: float) -> dict[str, Any]:
+    def _episode_info(self, step: BatchStep, i: int, episode: dict[str, Any]) -> dict[str, Any]:
         info: dict[str, Any] = {
-            "episode": {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": now},
+            "episode": episode,
             "level_seed": int(step.info["level_seed"][i]),
             "prev_level_seed": int(step.info["prev_level_seed"][i]),
             "game": self._games[i],
@@ -132,39 +161,19 @@ class BatchVecEnv(VecEnv):
         }
         if "is_success" in step.info:
             info["is_success"] = bool(step.info["is_success"][i])
-        if isinstance(step.final_obs, dict):
-            info["terminal_observation"] = {key: value[i] for key, value in step.final_obs.items()}
-        elif step.final_obs is not None:
-            info["terminal_observation"] = step.final_obs[i]
+        if step.final_obs is not None:
+            info["terminal_observation"] = obs_row(step.final_obs, i)
         return info
-
-    @property
-    def supports_state(self) -> bool:
-        """Whether `get_state` and `set_state` work with this simulator."""
-        return self.batch_env.supports_state
 
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
         return self.batch_env.observe()
 
-    def get_state(self) -> State:
-        """Return everything that decides what happens next, running returns and lengths included, without pickles."""
-        return {
-            "batch_env": self.batch_env.get_state(),
-            "returns": self._returns.copy(),
-            "lengths": self._lengths.copy(),
-        }
+    def _arrays(self) -> dict[str, Array]:
+        return {"returns": self._stats.returns, "lengths": self._stats.lengths}
 
-    def set_state(self, state: State) -> None:
-        """Continue exactly where `get_state` was called.
-
-        Raises:
-            UserError: If the state is not one of such environments.
-        """
-        check_arrays(state, {"returns": self._returns, "lengths": self._lengths}, "batch_env")
-        self.batch_env.set_state(state["batch_env"])
-        self._returns = state["returns"].copy()
-        self._lengths = state["lengths"].copy()
+    def _set_arrays(self, arrays: dict[str, Array]) -> None:
+        self._stats.returns, self._stats.lengths = arrays["returns"], arrays["lengths"]
 
     def close(self) -> None:
         """Free what the simulator holds."""
@@ -221,11 +230,3 @@ def all_finite(values: Array) -> bool:
     """Return whether all numbers of an array are finite."""
     # The sum of squares takes a third of the time of isfinite; it may overflow, though.
     return values.dtype.kind != "f" or math.isfinite(np.vdot(values, values)) or bool(np.isfinite(values).all())
-
-
-def check_arrays(state: Any, arrays: dict[str, Array], inner: str) -> None:
-    """Raise a UserError unless `state` holds these arrays, in type and shape, and the key `inner`, and no more."""
-    if not isinstance(state, dict) or set(state) != {inner, *arrays}:
-        raise UserError("this is not a saved state of these environments; give what their get_state returned")
-    for key, array in arrays.items():
-        check_array(key, state[key], array)

@@ -8,28 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 
-from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count, check_seed
+from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.procgen.games import (
-    MODE_NUMBERS,
-    check_mode,
-    check_options,
-    level_range,
-    parse_games,
-    require_procgen,
-    timeout,
-)
+from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, level_range, parse_games, require_procgen, timeout
 from srwm_rl.envs.procgen.state import check_state, digest
 from srwm_rl.errors import UserError
 
-Frames = npt.NDArray[np.uint8]
-
-_N_ACTIONS = 15
 _RESET = -1  # ProcGen's action that ends the episode at once (Game::step in procgen/src/game.cpp)
-_MAX_THREADS = 8
 
 
 class ProcgenBatch(BatchEnv):
@@ -71,11 +58,8 @@ class ProcgenBatch(BatchEnv):
         **options: bool,
     ) -> None:
         self.games = parse_games(games)
-        check_mode(self.games, mode)
         levels = level_range(self.games, mode, levels)
-        frame = spaces.Box(0, 255, (64, 64, 3), np.uint8)
-        super().__init__(n_envs, frame, spaces.Discrete(_N_ACTIONS), levels, seed)
-        if self.n_envs % len(self.games):
+        if check_count("n_envs", n_envs) % len(self.games):
             raise UserError(f"n_envs={n_envs} must be a multiple of the {len(self.games)} games")
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"ProcGen has no render_mode {render_mode!r}; use 'rgb_array' or None")
@@ -84,30 +68,20 @@ class ProcgenBatch(BatchEnv):
         self.options = check_options(options)
         self.solvable = not self.options["use_sequential_levels"]
         self.timeout_as_truncation = timeout_as_truncation
-        self.n_threads = _thread_count(n_threads, self.n_envs)
-        self._names = [self.games[i % len(self.games)] for i in range(self.n_envs)]
-        self._timeouts = np.array([timeout(name, mode) for name in self._names])
-        self._one_env: dict[str, Any] = {}
+        self.n_threads = _thread_count(n_threads, n_envs)
         require_procgen()
         self._env: Any = None
-        self.reseed(self.seed)
+        frame = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        super().__init__(n_envs, frame, spaces.Discrete(15), levels, seed)
+        self._timeouts = np.array([timeout(game, mode) for game in self.game_names])
 
-    @property
-    def game_names(self) -> list[str]:
-        """Name the game that each environment plays, `[n]`."""
-        return list(self._names)
-
-    def reseed(self, seed: int) -> None:
-        """Start over exactly as a new instance with this seed would."""
-        self.seed = check_seed(seed)
+    def _start(self) -> None:
         if self._env is not None:
             self._env.close()
         self._env = self._make(",".join(self.games), self.n_envs, self.levels, self.n_threads, self.render_mode)
-        self._clock: IntArray = np.zeros(self.n_envs, np.int64)
         self._pins: IntArray = np.full(self.n_envs, -1, np.int64)
         # States of the environments before they were pinned, with their level range and random sequence.
         self._own_states: list[bytes] = [b""] * self.n_envs
-        self._fresh = True
 
     def _make(self, games: str, n: int, levels: LevelRange, n_threads: int, render_mode: str | None = None) -> Any:
         env = _procgen_class()(
@@ -148,9 +122,9 @@ class ProcgenBatch(BatchEnv):
         values: Array = self._env._info[key]
         return values.copy()
 
-    def observe(self) -> Frames:
+    def observe(self) -> Array:
         """Return the current frames without stepping."""
-        frames: Frames = self._env.observe()[1]["rgb"]
+        frames: Array = self._env.observe()[1]["rgb"]
         return frames
 
     def level_seed(self) -> IntArray:
@@ -158,7 +132,7 @@ class ProcgenBatch(BatchEnv):
         self._env.observe()
         return self._info("level_seed").astype(np.int64)
 
-    def render(self) -> Frames:
+    def render(self) -> Array:
         """Return a picture `[n, 512, 512, 3]` of every environment."""
         if self.render_mode is None:
             return super().render()
@@ -167,54 +141,39 @@ class ProcgenBatch(BatchEnv):
 
     def close(self) -> None:
         """Free the C++ environments."""
-        for env in (self._env, *self._one_env.values()):
-            env.close()
+        self._env.close()
 
-    def _reset(self, mask: BoolArray, levels: IntArray | None) -> Frames:
-        if levels is not None:
-            if self.options["use_sequential_levels"]:
-                raise UserError(
-                    "levels cannot be chosen with use_sequential_levels, which moves on from level to level"
-                )
-            for i in np.flatnonzero(mask):
-                self._pin(int(i), int(levels[i]))
-        elif not (self._fresh and mask.all()):
-            # A new instance has its first episodes already; otherwise -1 ends the running ones.
-            self._unpin(mask)
-            if mask.all():
-                self._env.act(np.full(self.n_envs, _RESET))
+    def _restart(self, mask: BoolArray, levels: IntArray | None) -> None:
+        if levels is not None and self.options["use_sequential_levels"]:
+            raise UserError("levels cannot be chosen with use_sequential_levels, which moves on from level to level")
+        for i in np.flatnonzero(mask).tolist():
+            if levels is not None:
+                if self._pins[i] < 0:
+                    self._own_states[i] = self._read(self._env, i)
+                level = int(levels[i])
+                self._write(self._env, i, self._begin_alone(i, LevelRange(level, level + 1)))
             else:
-                for i in np.flatnonzero(mask):
-                    self._restart_alone(int(i))
-        self._clock[mask] = 0
-        self._fresh = False
-        return self.observe()
+                if self._pins[i] >= 0:
+                    self._write(self._env, i, self._own_states[i])
+                    self._own_states[i] = b""
+                if not mask.all():  # an action in the common instance would step all environments
+                    self._write(self._env, i, self._begin_alone(i, self.levels, after=self._read(self._env, i)))
+        self._pins[mask] = -1 if levels is None else levels[mask]
+        if levels is None and mask.all():
+            self._env.act(np.full(self.n_envs, _RESET))
 
-    def _pin(self, i: int, level: int) -> None:
-        """Put environment i at the start of `level`, as an instance with that level alone would begin."""
-        if self._pins[i] < 0:
-            self._own_states[i] = self._read(self._env, i)
-        # Half a millisecond; a cache would take 40 kB per level.
-        source = self._make(self._names[i], 1, LevelRange(level, level + 1), n_threads=0)
-        self._write(self._env, i, self._read(source, 0))
-        source.close()
-        self._pins[i] = level
+    def _begin_alone(self, i: int, levels: LevelRange, after: bytes | None = None) -> bytes:
+        """Return environment i's state at an episode's start in a new instance with these levels.
 
-    def _unpin(self, mask: BoolArray) -> None:
-        for i in np.flatnonzero(mask & (self._pins >= 0)):
-            self._write(self._env, int(i), self._own_states[i])
-            self._own_states[i] = b""
-        self._pins[mask] = -1
-
-    def _restart_alone(self, i: int) -> None:
-        """End the episode of environment i in another instance: an action here would step all environments."""
-        name = self._names[i]
-        if name not in self._one_env:
-            self._one_env[name] = self._make(name, 1, self.levels, n_threads=0)
-        alone = self._one_env[name]
-        self._write(alone, 0, self._read(self._env, i))
-        alone.act(np.array([_RESET]))
-        self._write(self._env, i, self._read(alone, 0))
+        It is the first episode, or the one that comes after the state `after`.
+        """
+        env = self._make(self.game_names[i], 1, levels, n_threads=0)  # half a millisecond
+        if after is not None:
+            self._write(env, 0, after)
+            env.act(np.array([_RESET]))
+        state = self._read(env, 0)
+        env.close()
+        return state
 
     def _read(self, env: Any, i: int) -> bytes:
         buffer = env._ffi.new("char[]", 2**20)  # procgen.env.MAX_STATE_SIZE
@@ -224,43 +183,37 @@ class ProcgenBatch(BatchEnv):
     def _write(self, env: Any, i: int, state: bytes) -> None:
         env.call_c_func("set_state", i, state, len(state))
 
-    def _settings(self) -> tuple[str, ...]:
-        return ("mode", "options")
+    def _settings(self) -> State:
+        return {**super()._settings(), "mode": self.mode, "options": repr(sorted(self.options.items()))}
 
-    def _get_state(self) -> State:
-        states = [self._read(self._env, i) for i in range(self.n_envs)]
-        return {
-            "mode": self.mode,
-            "options": repr(sorted(self.options.items())),
-            "seed": self.seed,
-            "fresh": int(self._fresh),
-            "clock": self._clock.copy(),
-            "pins": self._pins.copy(),
-            "states": states,
-            "own_states": list(self._own_states),
-            "digest": digest([*states, *self._own_states]),
-        }
+    def _arrays(self) -> dict[str, Array]:
+        return {**super()._arrays(), "pins": self._pins}
 
-    def _set_state(self, state: State) -> None:
-        own = (self.levels.start, self.levels.stop)
+    def get_state(self) -> State:
+        """Return everything that decides what happens next, without pickles."""
+        states, own = [self._read(self._env, i) for i in range(self.n_envs)], list(self._own_states)
+        return {**super().get_state(), "states": states, "own_states": own, "digest": digest([*states, *own])}
+
+    def set_state(self, state: State) -> None:
+        """Continue exactly where `get_state` was called, in whichever instance; see `BatchEnv.set_state`."""
+        super().set_state(state)
+        for i, data in enumerate(state["states"]):
+            self._write(self._env, i, data)
+        self._own_states = list(state["own_states"])
+
+    def _check_state(self, state: State) -> None:
+        super()._check_state(state)
         for key in ("states", "own_states"):
             blobs = state[key]
             if not isinstance(blobs, list) or [type(blob) for blob in blobs] != [bytes] * self.n_envs:
                 raise UserError(f"the saved state's {key!r} must be a list of {self.n_envs} bytes objects")
-        for i, (name, pin) in enumerate(zip(self._names, state["pins"].tolist(), strict=True)):
-            number = MODE_NUMBERS[self.mode]
+        own, number = (self.levels.start, self.levels.stop), MODE_NUMBERS[self.mode]
+        for i, (name, pin) in enumerate(zip(self.game_names, state["pins"].tolist(), strict=True)):
             check_state(state["states"][i], name, number, own if pin < 0 else (pin, pin + 1))
             if pin >= 0:
                 check_state(state["own_states"][i], name, number, own)
         if state["digest"] != digest([*state["states"], *state["own_states"]]):
             raise UserError("the saved state's bytes have changed since it was saved; use an undamaged checkpoint")
-        for i in range(self.n_envs):
-            self._write(self._env, i, state["states"][i])
-        self.seed = check_seed(state["seed"])
-        self._fresh = bool(state["fresh"])
-        self._clock = state["clock"].copy()
-        self._pins = state["pins"].copy()
-        self._own_states = list(state["own_states"])
 
 
 def _procgen_class() -> Any:
@@ -273,6 +226,5 @@ def _procgen_class() -> Any:
 
 def _thread_count(n_threads: int | None, n_envs: int) -> int:
     if n_threads is None:
-        # A single environment is faster without threads.
-        return 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, _MAX_THREADS)
+        n_threads = 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, 8)  # one is faster without
     return 0 if n_threads == 0 else check_count("n_threads", n_threads)

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from srwm_rl.envs.levels import LevelRange
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 GAMES = (
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
     "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 )  # fmt: skip
+
+PROCGEN_IDS = {f"procgen-{game}-v0": game for game in GAMES}
+"""The games' Gymnasium ids, the same as in the original package."""
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "paper6": ("bigfish", "fruitbot", "maze", "leaper", "plunder", "starpilot"),
@@ -54,7 +57,6 @@ OPTIONS: dict[str, bool] = {
 }
 """ProcGen's switches and their defaults."""
 
-
 SETTINGS = ("n_threads", "timeout_as_truncation", "render_mode")
 """What else `ProcgenBatch` takes beyond games, levels, mode and seed."""
 
@@ -83,31 +85,26 @@ def parse_games(games: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_mode(games: Sequence[str], mode: str) -> None:
-    """Raise a UserError unless every game knows the mode."""
+def level_range(games: Sequence[str], mode: str, levels: str | LevelRange) -> LevelRange:
+    """Return the range to play: exploration mode has one level of its own, others take what is asked for.
+
+    Raises:
+        UserError: If a game has no such mode, or exploration mode is asked for other levels or several games.
+    """
+    asked = LevelRange.parse(levels)
     if mode not in MODE_GAMES:
         raise UserError(f"there is no ProcGen mode {mode!r}{did_you_mean(str(mode), MODE_GAMES)}")
     for game in games:
         if game not in MODE_GAMES[mode]:
             raise UserError(f"{game} has no {mode} mode; games with one: {', '.join(MODE_GAMES[mode])}")
-    if mode == "exploration" and len(games) > 1:
-        raise UserError("exploration mode plays one level of one game; give a single game")
-
-
-def level_range(games: Sequence[str], mode: str, levels: str | LevelRange) -> LevelRange:
-    """Return the range to play: exploration mode has one level of its own, others take what is asked for.
-
-    Raises:
-        UserError: If levels are asked for that exploration mode does not play.
-    """
-    asked = LevelRange.parse(levels)
     if mode != "exploration":
         return asked
+    if len(games) > 1:
+        raise UserError("exploration mode plays one level of one game; give a single game")
     level = EXPLORATION_LEVELS[games[0]]
-    only = LevelRange(level, level + 1)
-    if asked != only and str(asked) != "all":
+    if asked != LevelRange(level, level + 1) and str(asked) != "all":
         raise UserError(f"exploration mode of {games[0]} plays level {level} only; give levels 'all'")
-    return only
+    return LevelRange(level, level + 1)
 
 
 def check_options(options: dict[str, bool]) -> dict[str, bool]:
@@ -116,9 +113,8 @@ def check_options(options: dict[str, bool]) -> dict[str, bool]:
     Raises:
         UserError: If a name is not known or a value is not a boolean.
     """
+    check_settings("ProcGen", options, OPTIONS)
     for name, value in options.items():
-        if name not in OPTIONS:
-            raise UserError(f"ProcGen has no option {name!r}{did_you_mean(name, [*OPTIONS, *SETTINGS])}")
         if not isinstance(value, bool):
             raise UserError(f"ProcGen option {name} must be True or False, not {value!r}")
     return {**OPTIONS, **options}

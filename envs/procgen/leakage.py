@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,18 @@ from srwm_rl.envs.procgen.batch import ProcgenBatch
 
 
 def first_frames(game: str, mode: str, levels: Sequence[int], **options: Any) -> list[bytes]:
-    """Return a digest of the first frame of each level of a ProcGen game, in order.
-
-    Args:
-        game: the game.
-        mode: its distribution mode.
-        levels: level seeds.
-        options: ProcGen's own switches.
+    """Return a digest of the first frame of each level of a ProcGen game, in order; `options` are ProcGen's switches.
 
     Raises:
         UserError: an argument is wrong or ProcGen is not installed.
     """
     n_envs = min(64, len(levels))
-    env = ProcgenBatch(game, n_envs, "all", mode, n_threads=None, **options)
     digests: list[bytes] = []
-    try:
+    with closing(ProcgenBatch(game, n_envs, "all", mode, **options)) as env:
         for start in range(0, len(levels), n_envs):
-            some = list(levels[start : start + n_envs])
-            padded = np.array(some + some[:1] * (n_envs - len(some)))
-            frames = np.asarray(env.reset(levels=padded))
+            some = levels[start : start + n_envs]
+            frames = np.asarray(env.reset(levels=np.resize(some, n_envs)))  # repeated to one per environment
             digests += [hashlib.sha256(frame.tobytes()).digest() for frame in frames[: len(some)]]
-    finally:
-        env.close()
     return digests
 
 

@@ -1,27 +1,18 @@
-"""Published ProcGen scores: easy mode, 200 training levels, one agent per game."""
+"""Published ProcGen numbers: ranges of returns, and scores in easy mode (200 training levels, one agent per game)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Published:
-    """Scores of one method at one budget.
-
-    Attributes:
-        method: its name.
-        steps: environment steps per game.
-        source: where the numbers stand.
-        note: what the numbers are.
-        scores: `game -> mean return on the full distribution of levels`.
-    """
+class Published(NamedTuple):
+    """Scores of one method at one budget, and where and what they are."""
 
     method: str
-    steps: int
+    steps: int  # per game
     source: str
     note: str
-    scores: dict[str, float]
+    scores: dict[str, float]  # game -> mean return on the full distribution of levels
 
 
 CURVES = "https://github.com/openai/train-procgen/tree/master/train_procgen/results"
@@ -29,29 +20,39 @@ CLOP = "https://arxiv.org/abs/2204.06355"
 _FROM_CURVES = "computed from the published learning curves: mean over 3 runs and the last 0.5M steps, sampled actions"
 _FROM_TABLE = "as tabled in the CLOP paper (ICLR 2022), 25M steps"
 
-# By game: PPO at 1M and at 25M steps from the curves; PPO and IDAAC at 25M steps from the table.
-_SCORES: dict[str, tuple[float | None, float | None, float, float]] = {
-    "bigfish": (1.4, 4.8, 4.3, 18.5),
-    "bossfight": (None, None, 9.1, 9.8),
-    "caveflyer": (None, None, 5.5, 5.0),
-    "chaser": (None, None, 6.9, 6.8),
-    "climber": (None, None, 6.3, 8.3),
-    "coinrun": (None, None, 9.0, 9.4),
-    "dodgeball": (None, None, 3.3, 3.2),
-    "fruitbot": (2.3, 26.3, 28.5, 27.9),
-    "heist": (None, None, 2.7, 3.5),
-    "jumper": (None, None, 5.4, 6.3),
-    "leaper": (3.0, 5.9, 6.5, 7.7),
-    "maze": (5.2, 5.6, 5.1, 5.6),
-    "miner": (None, None, 8.4, 9.5),
-    "ninja": (None, None, 6.5, 6.8),
-    "plunder": (3.9, 4.6, 6.1, 23.3),
-    "starpilot": (5.3, 23.8, 36.1, 37.0),
+# By game: the ranges of returns in easy and in hard mode; scores of PPO at 1M and at 25M steps from the curves, of PPO
+# and of IDAAC at 25M steps from the table.
+_Range = tuple[float, float]
+_TABLE: dict[str, tuple[tuple[_Range, _Range], tuple[float | None, ...]]] = {
+    "bigfish": (((1.0, 40.0), (0.0, 40.0)), (1.4, 4.8, 4.3, 18.5)),
+    "bossfight": (((0.5, 13.0), (0.5, 13.0)), (None, None, 9.1, 9.8)),
+    "caveflyer": (((3.5, 12.0), (2.0, 13.4)), (None, None, 5.5, 5.0)),
+    "chaser": (((0.5, 13.0), (0.5, 14.2)), (None, None, 6.9, 6.8)),
+    "climber": (((2.0, 12.6), (1.0, 12.6)), (None, None, 6.3, 8.3)),
+    "coinrun": (((5.0, 10.0), (5.0, 10.0)), (None, None, 9.0, 9.4)),
+    "dodgeball": (((1.5, 19.0), (1.5, 19.0)), (None, None, 3.3, 3.2)),
+    "fruitbot": (((-1.5, 32.4), (-0.5, 27.2)), (2.3, 26.3, 28.5, 27.9)),
+    "heist": (((3.5, 10.0), (2.0, 10.0)), (None, None, 2.7, 3.5)),
+    "jumper": (((1.0, 10.0), (1.0, 10.0)), (None, None, 5.4, 6.3)),
+    "leaper": (((1.5, 10.0), (1.5, 10.0)), (3.0, 5.9, 6.5, 7.7)),
+    "maze": (((5.0, 10.0), (4.0, 10.0)), (5.2, 5.6, 5.1, 5.6)),
+    "miner": (((1.5, 13.0), (1.5, 20.0)), (None, None, 8.4, 9.5)),
+    "ninja": (((3.5, 10.0), (2.0, 10.0)), (None, None, 6.5, 6.8)),
+    "plunder": (((4.5, 30.0), (3.0, 30.0)), (3.9, 4.6, 6.1, 23.3)),
+    "starpilot": (((2.5, 64.0), (1.5, 35.0)), (5.3, 23.8, 36.1, 37.0)),
 }
+
+PROCGEN_NORMALIZATION = {
+    mode: {game: ranges[i] for game, (ranges, _) in _TABLE.items()} for i, mode in enumerate(("easy", "hard"))
+}
+"""`mode -> game -> (return without skill, highest return)`, published for two modes only.
+
+Source: https://github.com/openai/train-procgen/blob/master/train_procgen/constants.py
+"""
 
 
 def _column(i: int) -> dict[str, float]:
-    return {game: score for game, row in _SCORES.items() if (score := row[i]) is not None}
+    return {game: score for game, (_, scores) in _TABLE.items() if (score := scores[i]) is not None}
 
 
 PROCGEN_EASY: tuple[Published, ...] = (

@@ -25,24 +25,18 @@ def digest(states: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def check_state(data: object, game: str, mode_number: int, levels: tuple[int, int]) -> bytes:
-    """Return `data` if it looks like a saved state of this game, mode and level range (start, stop).
-
-    Raises:
-        UserError: If it is something else, cut off, or of another game, mode or range.
-    """
-    if not isinstance(data, bytes) or len(data) < 8 or data[-4:] != _END:
+def check_state(data: bytes, game: str, mode_number: int, levels: tuple[int, int]) -> None:
+    """Raise a UserError unless `data` looks like a saved state of this game, mode and level range (start, stop)."""
+    if len(data) < 8 or data[-4:] != _END:
         raise UserError(f"the saved state of {game} is damaged or cut off; use an undamaged checkpoint")
     version, length = struct.unpack_from("<ii", data)
     head = 8 + length + 4 * (_INTEGERS_BEFORE_LEVELS + 2)
     if version != 0 or not 0 < length < 32 or len(data) < head:
         raise UserError(f"the saved state of {game} is damaged or of another ProcGen version")
-    name = data[8 : 8 + length].decode("ascii", "replace")
     numbers = struct.unpack_from(f"<{_INTEGERS_BEFORE_LEVELS + 2}i", data, 8 + length)
-    header = (name, numbers[_MODE_INDEX], numbers[-2], numbers[-1])
+    header = (data[8 : 8 + length].decode("ascii", "replace"), numbers[_MODE_INDEX], *numbers[-2:])
     if header != (game, mode_number, *levels):
         raise UserError(
             f"the saved state is of {header[0]} (mode {header[1]}, levels {header[2]}:{header[3]}), "
             f"but {game} (mode {mode_number}, levels {levels[0]}:{levels[1]}) is needed"
         )
-    return data

@@ -15,4 +15,7 @@ TASKS: dict[str, type[TaskBatch]] = {
     "repeat_previous": RepeatPreviousBatch,
 }
 
-__all__ = ["TASKS", "BanditBatch", "ParityBatch", "RecallBatch", "RepeatPreviousBatch", "TaskBatch"]
+TASK_IDS = {f"srwm_rl/{task.__name__.removesuffix('Batch')}-v0": name for name, task in TASKS.items()}
+"""The tasks' Gymnasium ids, as `srwm_rl/Recall-v0`."""
+
+__all__ = ["TASKS", "TASK_IDS", "BanditBatch", "ParityBatch", "RecallBatch", "RepeatPreviousBatch", "TaskBatch"]

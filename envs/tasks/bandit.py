@@ -5,17 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from gymnasium import spaces
 
-from srwm_rl.envs.batch import check_count
-from srwm_rl.envs.hashing import hash_uniform
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.tasks.base import FloatArray, TaskBatch
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange, hash_uniform
+from srwm_rl.envs.tasks.base import TaskBatch
 
 LONGEST_EXACT = 20
 """Pulls up to which the Bayes-optimal return is a matter of seconds."""
-
-Arms = tuple[tuple[int, int], ...]
 
 
 class BanditBatch(TaskBatch):
@@ -33,14 +29,14 @@ class BanditBatch(TaskBatch):
         n_pulls: Steps per episode.
     """
 
-    name = "bandit"
+    games = ("bandit",)
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange = "all", seed: int = 0, n_arms: int = 5, n_pulls: int = 10
     ) -> None:
         self.n_arms = check_count("n_arms", n_arms)
         self.n_pulls = check_count("n_pulls", n_pulls)
-        super().__init__(n_envs, spaces.Box(0.0, 1.0, (1,), np.float32), spaces.Discrete(self.n_arms), levels, seed)
+        super().__init__(n_envs, levels, seed, 1, self.n_arms, self.n_pulls)
 
     @classmethod
     def score_range(cls, **settings: int) -> tuple[float, float] | None:
@@ -48,27 +44,19 @@ class BanditBatch(TaskBatch):
         n_pulls = settings.get("n_pulls", 10)
         if n_pulls > LONGEST_EXACT:
             return None
-        return random_return(n_pulls), bayes_optimal_return(settings.get("n_arms", 5), n_pulls)
+        return n_pulls / 2, bayes_optimal_return(settings.get("n_arms", 5), n_pulls)  # the arms are uniform
 
-    def _task_settings(self) -> tuple[int, ...]:
-        return (self.n_pulls,)
+    def _begin_episodes(self, mask: BoolArray) -> None:
+        self._chances = hash_uniform(self._level[:, None], 0, np.arange(self.n_arms))  # [n, n_arms]
 
-    def _read_levels(self) -> None:
-        arms = np.arange(self.n_arms)
-        self._chances = hash_uniform(self._level[:, None], 0, arms)  # [n, n_arms]
-
-    def _observe(self) -> FloatArray:
+    def observe(self) -> FloatArray:
+        """Return observations that say nothing, `[n, 1]`."""
         return np.ones((self.n_envs, 1), np.float32)
 
-    def _play(self, actions: IntArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+    def _act(self, actions: Array) -> Acted:
         chances = self._chances[np.arange(self.n_envs), actions]
         paid = hash_uniform(self._level, 1 + self._clock, actions) < chances
-        return paid.astype(np.float32), self._clock == self.n_pulls - 1, paid
-
-
-def random_return(n_pulls: int) -> float:
-    """Return the mean return of random pulls: arms are uniform, so each pull pays 1/2."""
-    return n_pulls / 2
+        return paid.astype(np.float32), self._clock == self.n_pulls - 1, np.zeros(self.n_envs, np.bool_), None
 
 
 @cache
@@ -80,13 +68,12 @@ def bayes_optimal_return(n_arms: int, n_pulls: int) -> float:
     """
 
     @cache
-    def value(arms: Arms, pulls: int) -> float:
+    def value(arms: tuple[tuple[int, int], ...], pulls: int) -> float:
         if pulls == 0:
             return 0.0
         best = 0.0
-        for i, (wins, tries) in enumerate(arms):
-            if i and arms[i - 1] == arms[i]:
-                continue
+        for wins, tries in set(arms):
+            i = arms.index((wins, tries))
             rest, p = arms[:i] + arms[i + 1 :], (wins + 1) / (tries + 2)
             paid = 1.0 + value(tuple(sorted((*rest, (wins + 1, tries + 1)))), pulls - 1)
             best = max(best, p * paid + (1 - p) * value(tuple(sorted((*rest, (wins, tries + 1)))), pulls - 1))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from gymnasium import spaces
 
-from srwm_rl.envs.batch import check_count
-from srwm_rl.envs.hashing import hash_integers
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.tasks.base import FloatArray, TaskBatch
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.tasks.base import TaskBatch
 
 
 class ParityBatch(TaskBatch):
@@ -30,34 +28,33 @@ class ParityBatch(TaskBatch):
         length: Bits and steps per episode.
     """
 
-    name = "parity"
+    games = ("parity",)
     # The previous answer with its reward is the parity so far, and the step says how far a stream goes on: an agent
     # without memory solves the task with the first two, and one with memory is lost beyond its training with the last.
     memory_inputs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, n_envs: int, levels: str | LevelRange = "all", seed: int = 0, length: int = 40) -> None:
         self.length = check_count("length", length)
-        super().__init__(n_envs, spaces.Box(0.0, 1.0, (2,), np.float32), spaces.Discrete(2), levels, seed)
+        super().__init__(n_envs, levels, seed, 2, 2, self.length)
 
     @classmethod
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return 0.0, float(settings.get("length", 40))
 
-    def _task_settings(self) -> tuple[int, ...]:
-        return (self.length,)
-
-    def _read_levels(self) -> None:
+    def _begin_episodes(self, mask: BoolArray) -> None:
         bits = hash_integers(self._level[:, None], np.arange(self.length)) & np.uint64(1)
         self._bits = bits.astype(np.int64)  # [n, length]
         self._parity = self._bits.cumsum(axis=1) % 2  # [n, length]
 
-    def _observe(self) -> FloatArray:
+    def observe(self) -> FloatArray:
+        """Return the present bits, `[n, 2]`."""
         obs = np.zeros((self.n_envs, 2), np.float32)
         running = np.flatnonzero(self._clock < self.length)
         obs[running, self._bits[running, self._clock[running]]] = 1.0
         return obs
 
-    def _play(self, actions: IntArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+    def _act(self, actions: Array) -> Acted:
         right = actions == self._parity[np.arange(self.n_envs), self._clock]
-        return np.where(right, 1.0, -1.0).astype(np.float32), self._clock == self.length - 1, right
+        rewards = np.where(right, 1.0, -1.0).astype(np.float32)
+        return rewards, self._clock == self.length - 1, np.zeros(self.n_envs, np.bool_), None

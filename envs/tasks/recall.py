@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from gymnasium import spaces
 
-from srwm_rl.envs.batch import check_count
-from srwm_rl.envs.hashing import hash_integers
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.tasks.base import FloatArray, TaskBatch
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError
 
 
@@ -30,34 +28,30 @@ class RecallBatch(TaskBatch):
         delay: The longest number of distractor steps.
     """
 
-    name = "recall"
+    games = ("recall",)
     solvable = True
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange = "all", seed: int = 0, n_symbols: int = 4, delay: int = 10
     ) -> None:
-        if check_count("n_symbols", n_symbols) < 2:
+        self.n_symbols, self.delay = check_count("n_symbols", n_symbols), check_count("delay", delay)
+        if self.n_symbols < 2:
             raise UserError("n_symbols must be 2 or more: with one symbol there is nothing to recall")
-        self.n_symbols = int(n_symbols)
-        self.delay = check_count("delay", delay)
-        box = spaces.Box(0.0, 1.0, (2 * self.n_symbols + 1,), np.float32)
-        super().__init__(n_envs, box, spaces.Discrete(self.n_symbols), levels, seed)
+        super().__init__(n_envs, levels, seed, 2 * self.n_symbols + 1, self.n_symbols, self.delay)
 
     @classmethod
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return 1.0 / settings.get("n_symbols", 4), 1.0
 
-    def _task_settings(self) -> tuple[int, ...]:
-        return (self.delay,)
-
-    def _read_levels(self) -> None:
+    def _begin_episodes(self, mask: BoolArray) -> None:
         shortest = self.delay // 2
         delay = shortest + (hash_integers(self._level, 1) % np.uint64(self.delay - shortest + 1)).astype(np.int64)
         self._cue = (hash_integers(self._level, 0) % np.uint64(self.n_symbols)).astype(np.int64)
         self._query_clock = delay + 1
 
-    def _observe(self) -> FloatArray:
+    def observe(self) -> FloatArray:
+        """Return the cues, distractors or queries of this step, `[n, 2 * n_symbols + 1]`."""
         obs = np.zeros((self.n_envs, 2 * self.n_symbols + 1), np.float32)
         cued = np.flatnonzero(self._clock == 0)
         obs[cued, self._cue[cued]] = 1.0
@@ -67,7 +61,7 @@ class RecallBatch(TaskBatch):
         obs[:, -1] = self._clock == self._query_clock
         return obs
 
-    def _play(self, actions: IntArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+    def _act(self, actions: Array) -> Acted:
         done = self._clock == self._query_clock
         right = done & (actions == self._cue)
-        return right.astype(np.float32), done, right
+        return right.astype(np.float32), done, np.zeros(self.n_envs, np.bool_), right

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from gymnasium import spaces
 
-from srwm_rl.envs.batch import check_count
-from srwm_rl.envs.hashing import hash_integers
-from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.tasks.base import FloatArray, TaskBatch
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError
 
 SUITS, CARDS = 4, 52
@@ -40,7 +38,7 @@ class RepeatPreviousBatch(TaskBatch):
         UserError: There are not more cards than `k`.
     """
 
-    name = "repeat_previous"
+    games = ("repeat_previous",)
     # An agent without memory can carry a card from step to step as an action that it is then shown; the control
     # without memory should not be able to.
     memory_inputs: ClassVar[tuple[str, ...]] = ("step",)
@@ -51,29 +49,27 @@ class RepeatPreviousBatch(TaskBatch):
         self.k, self.n_cards = check_count("k", k), CARDS * check_count("n_decks", n_decks)
         if self.k >= self.n_cards:
             raise UserError(f"k must be below the {self.n_cards} cards of n_decks {n_decks}, not {k}")
-        super().__init__(n_envs, spaces.Box(0.0, 1.0, (SUITS,), np.float32), spaces.Discrete(SUITS), levels, seed)
+        super().__init__(n_envs, levels, seed, SUITS, SUITS, self.k, self.n_cards)
 
     @classmethod
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return -0.5, 1.0
 
-    def _task_settings(self) -> tuple[int, ...]:
-        return (self.k, self.n_cards)
-
-    def _read_levels(self) -> None:
+    def _begin_episodes(self, mask: BoolArray) -> None:
         order = hash_integers(self._level[:, None], np.arange(self.n_cards)).argsort(axis=1)
         self._suits = order % SUITS  # [n, n_cards]
 
-    def _observe(self) -> FloatArray:
+    def observe(self) -> FloatArray:
+        """Return the suits of the present cards, `[n, 4]`."""
         obs = np.zeros((self.n_envs, SUITS), np.float32)
         rows = np.arange(self.n_envs)
         obs[rows, self._suits[rows, self._clock]] = 1.0
         return obs
 
-    def _play(self, actions: IntArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+    def _act(self, actions: Array) -> Acted:
         asked = self._clock - self.k + 1
         right = actions == self._suits[np.arange(self.n_envs), np.maximum(asked, 0)]
         worth = (asked >= 0) / (self.n_cards - self.k)
         rewards = np.where(right, worth, -worth).astype(np.float32)
-        return rewards, self._clock == self.n_cards - 2, right & (asked >= 0)
+        return rewards, self._clock == self.n_cards - 2, np.zeros(self.n_envs, np.bool_), None

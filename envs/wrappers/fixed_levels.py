@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from srwm_rl.envs.batch import BatchEnv, BatchStep, Observation, State, check_count
-from srwm_rl.envs.levels import LevelRange, check_levels
+from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, check_count
+from srwm_rl.envs.levels import BoolArray, LevelRange, check_levels
 from srwm_rl.envs.vec_env import BatchVecEnv, Step
 from srwm_rl.errors import UserError
 
@@ -30,6 +30,8 @@ class LevelsVecEnv(BatchVecEnv):
         UserError: If levels or repeats are not valid, or (in `reset`) other levels are asked for.
     """
 
+    supports_state = False  # an evaluation is run again, not resumed
+
     def __init__(self, batch_env: BatchEnv, levels: Sequence[int] | LevelRange, repeats: int = 1) -> None:
         self._todo = np.tile(check_levels(levels), check_count("repeats", repeats)).tolist()
         self._total = len(self._todo) * len(set(batch_env.game_names))
@@ -44,7 +46,7 @@ class LevelsVecEnv(BatchVecEnv):
         return self._total - self._finished
 
     @property
-    def busy(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def busy(self) -> BoolArray:
         """Environments that play a level of the evaluation, `[n]`."""
         return self._playing >= 0
 
@@ -53,10 +55,9 @@ class LevelsVecEnv(BatchVecEnv):
             raise UserError("the levels of this evaluation are set by its constructor; reset takes no options")
         self._finished = 0
         self._queues = {game: deque(self._todo) for game in self._games}
-        obs = self.batch_env.reset()
-        return self._assign_levels(np.ones(self.num_envs, np.bool_), obs)
+        return self._assign_levels(np.ones(self.num_envs, np.bool_), self.batch_env.reset())
 
-    def _assign_levels(self, free: np.ndarray[Any, np.dtype[np.bool_]], obs: Observation) -> Observation:
+    def _assign_levels(self, free: BoolArray, obs: Observation) -> Observation:
         """Start the free environments on their next levels; return the observations."""
         for i in np.flatnonzero(free):
             queue = self._queues[self._games[i]]
@@ -76,21 +77,11 @@ class LevelsVecEnv(BatchVecEnv):
                     infos[i]["level_seed"] = level
         return obs, rewards, dones, infos
 
-    def _episode_info(self, step: BatchStep, i: int, now: float) -> dict[str, Any]:
+    def _episode_info(self, step: BatchStep, i: int, episode: dict[str, Any]) -> dict[str, Any]:
         if self._playing[i] < 0:
             return {}
         self._finished += 1
-        return {**super()._episode_info(step, i, now), "level": int(self._playing[i])}
+        return {**super()._episode_info(step, i, episode), "level": int(self._playing[i])}
 
-    @property
-    def supports_state(self) -> bool:
-        """False: an evaluation is run again, not resumed."""
-        return False
-
-    def get_state(self) -> State:
-        """Raise a UserError: an evaluation is run again, not resumed."""
-        raise UserError("an evaluation on chosen levels cannot be saved half-way; start it again")
-
-    def set_state(self, state: State) -> None:
-        """Raise a UserError: an evaluation is run again, not resumed."""
-        raise UserError("an evaluation on chosen levels cannot be restored half-way; start it again")
+    def _arrays(self) -> dict[str, Array]:
+        raise UserError("an evaluation on chosen levels cannot be saved or restored half-way; start it again")

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from srwm_rl.envs.batch import Array, Observation, State
+from srwm_rl.envs.batch import Array, Observation, State, check_state
 from srwm_rl.envs.vec_env import Step
 from srwm_rl.errors import UserError
 
@@ -41,15 +41,15 @@ class GroupedVecEnv(VecEnv):
             if group.observation_space != first.observation_space or group.action_space != first.action_space:
                 raise UserError("all groups of a GroupedVecEnv must have the same observation and action spaces")
         self.groups = list(groups)
-        self._starts = [0, *np.cumsum([group.num_envs for group in groups]).tolist()]
-        n_envs = self._starts.pop()
-        super().__init__(n_envs, first.observation_space, first.action_space)
+        stops = np.cumsum([group.num_envs for group in groups]).tolist()
+        self._rows = [range(stop - group.num_envs, stop) for group, stop in zip(groups, stops, strict=True)]
+        super().__init__(stops[-1], first.observation_space, first.action_space)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed every group at its next reset, each with the number its first environment would get."""
         seeds = super().seed(seed)
-        for group, start in zip(self.groups, self._starts, strict=True):
-            group.seed(seeds[start])
+        for group, rows in zip(self.groups, self._rows, strict=True):
+            group.seed(seeds[rows.start])
         return seeds
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
@@ -61,9 +61,8 @@ class GroupedVecEnv(VecEnv):
         options = options or {}
         if not isinstance(options, dict) or set(options) - {"levels"}:
             raise UserError("the one reset option is 'levels', for all environments")
-        for group, start in zip(self.groups, self._starts, strict=True):
-            levels = {"levels": options["levels"][start : start + group.num_envs]} if options else {}
-            group.set_options(levels)
+        for group, rows in zip(self.groups, self._rows, strict=True):
+            group.set_options({key: levels[rows.start : rows.stop] for key, levels in options.items()})
 
     def reset(self) -> Observation:
         """Start new episodes everywhere and return their first observations."""
@@ -75,8 +74,8 @@ class GroupedVecEnv(VecEnv):
 
     def step_async(self, actions: Array) -> None:
         """Pass its actions to every group."""
-        for group, part in zip(self.groups, np.split(actions, self._starts[1:]), strict=True):
-            group.step_async(part)
+        for group, rows in zip(self.groups, self._rows, strict=True):
+            group.step_async(actions[rows.start : rows.stop])
 
     def step_wait(self) -> Step:
         """Step every group, one after the other."""
@@ -105,8 +104,7 @@ class GroupedVecEnv(VecEnv):
         Raises:
             UserError: the state is not one of such environments.
         """
-        if not isinstance(state, dict) or set(state) != {str(i) for i in range(len(self.groups))}:
-            raise UserError("this is not a saved state of these environments; give what their get_state returned")
+        check_state(state, map(str, range(len(self.groups))))
         for i, group in enumerate(self.groups):
             group.set_state(state[str(i)])  # type: ignore[attr-defined]
 
@@ -122,7 +120,7 @@ class GroupedVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of every environment asked for."""
-        return [value for group, local in self._parts(indices) for value in group.get_attr(attr_name, local)]
+        return self._gather("get_attr", indices, attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of every environment asked for."""
@@ -133,27 +131,22 @@ class GroupedVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of every environment asked for."""
-        return [
-            result
-            for group, local in self._parts(indices)
-            for result in group.env_method(method_name, *method_args, indices=local, **method_kwargs)
-        ]
+        return self._gather("env_method", indices, method_name, *method_args, **method_kwargs)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """Return for every environment asked for whether it is wrapped in a class."""
+        return self._gather("env_is_wrapped", indices, wrapper_class)
+
+    def _gather(self, method: str, indices: VecEnvIndices, *args: Any, **kwargs: Any) -> list[Any]:
         parts = self._parts(indices)
-        return [wrapped for group, local in parts for wrapped in group.env_is_wrapped(wrapper_class, local)]
+        return [value for group, local in parts for value in getattr(group, method)(*args, indices=local, **kwargs)]
 
     def _parts(self, indices: VecEnvIndices) -> list[tuple[VecEnv, list[int]]]:
         """Wait for steps under way; return the groups of the environments asked for and their indices within."""
         self.settle()
-        wanted = np.asarray(list(self._get_indices(indices)))
-        parts = []
-        for group, start in zip(self.groups, self._starts, strict=True):
-            local = wanted[(wanted >= start) & (wanted < start + group.num_envs)] - start
-            if len(local):
-                parts.append((group, local.tolist()))
-        return parts
+        wanted = list(self._get_indices(indices))
+        local = [[i - rows.start for i in wanted if i in rows] for rows in self._rows]
+        return [(group, indices) for group, indices in zip(self.groups, local, strict=True) if indices]
 
 
 def join(parts: Sequence[Observation]) -> Observation:

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from srwm_rl.envs.batch import Array, Observation, State
-from srwm_rl.envs.vec_env import Step, check_arrays
+from srwm_rl.envs.batch import Array, FloatArray, Observation
+from srwm_rl.envs.vec_env import StatefulVecEnv, Step
 from srwm_rl.errors import UserError, did_you_mean
 
 KEYS = {"action": "previous_action", "reward": "previous_reward", "step": "episode_step"}
 """Name of an input -> its key in the observation."""
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class ActionEncoder:
@@ -27,39 +24,31 @@ class ActionEncoder:
     """
 
     def __init__(self, action_space: spaces.Space[Any]) -> None:
-        self._space = action_space
-        low: Array | float = 0.0
-        high: Array | float = 1.0
         if isinstance(action_space, spaces.Discrete):
-            sizes, starts = np.array([action_space.n]), np.array([action_space.start])
-        elif isinstance(action_space, spaces.MultiDiscrete):
-            sizes, starts = action_space.nvec.ravel(), action_space.start.ravel()
-        elif isinstance(action_space, spaces.Box):
-            low, high = action_space.low.ravel(), action_space.high.ravel()
-        elif not isinstance(action_space, spaces.MultiBinary):
+            action_space = spaces.MultiDiscrete([action_space.n], start=[action_space.start])
+        self._choices: Array | None = None  # the number of each column's choice, for one-hots
+        if isinstance(action_space, spaces.MultiDiscrete):
+            self._sizes, starts = action_space.nvec.ravel(), action_space.start.ravel()
+            self._choices = np.concatenate([start + np.arange(n) for start, n in zip(starts, self._sizes, strict=True)])
+        elif not isinstance(action_space, (spaces.Box, spaces.MultiBinary)):
             raise UserError(f"actions of type {type(action_space).__name__} cannot be an input; leave out 'action'")
-        self._one_hot = isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete))
-        if self._one_hot:
-            self._sizes = sizes
-            self._choices = np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes, strict=True)])
-        width = len(self._choices) if self._one_hot else int(np.prod(action_space.shape or (1,)))
-        low, high = np.broadcast_to(low, (width,)), np.broadcast_to(high, (width,))
-        self.space = spaces.Box(np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32))
+        flat: Any = spaces.flatten_space(action_space)
+        self._low, self._high = flat.low, flat.high
+        low, high = np.minimum(flat.low, 0), np.maximum(flat.high, 0)
+        self.space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
     def encode(self, actions: Array) -> FloatArray:
         """Return `actions` `[n, ...]` as `[n, k]`."""
         flat = np.asarray(actions).reshape(len(actions), -1)
-        if not self._one_hot:
-            if isinstance(self._space, spaces.Box):
-                flat = np.clip(flat, self._space.low.ravel(), self._space.high.ravel())
-            return flat.astype(np.float32)
+        if self._choices is None:
+            return np.clip(flat, self._low, self._high).astype(np.float32)
         if len(self._sizes) > 1:
             flat = np.repeat(flat, self._sizes, axis=1)
         one_hot: FloatArray = (flat == self._choices).astype(np.float32)
         return one_hot
 
 
-class VecMemoryInputs(VecEnvWrapper):
+class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
     """Observations as a Dict, with the agent's previous action, previous reward and step.
 
     The observation itself stands under "observation" (the same array, not a copy; the entries of a Dict observation
@@ -75,8 +64,6 @@ class VecMemoryInputs(VecEnvWrapper):
         UserError: If an input is not known or its key is taken, or `reward_clip` is not positive.
     """
 
-    venv: VecEnv
-
     def __init__(
         self, venv: VecEnv, inputs: Sequence[str] = ("action", "reward", "step"), reward_clip: float | None = 1.0
     ) -> None:
@@ -89,23 +76,18 @@ class VecMemoryInputs(VecEnvWrapper):
         self.reward_clip = reward_clip
         self._encoder = ActionEncoder(venv.action_space) if "action" in self.inputs else None
         super().__init__(venv, observation_space=self._space(venv.observation_space))
-        self._extra: dict[str, FloatArray] = {}
-        self._last_actions: Array = np.zeros(0)
         self._clear()
 
     def _space(self, base: spaces.Space[Any]) -> spaces.Dict:
         clip = np.inf if self.reward_clip is None else self.reward_clip
-        added: dict[str, spaces.Space[Any]] = {
-            "previous_reward": spaces.Box(-clip, clip, (1,), np.float32),
-            "episode_step": spaces.Box(0.0, np.inf, (1,), np.float32),
-        }
+        added = {"reward": spaces.Box(-clip, clip, (1,), np.float32), "step": spaces.Box(0.0, np.inf, (1,), np.float32)}
         if self._encoder is not None:
-            added["previous_action"] = self._encoder.space
+            added["action"] = self._encoder.space
         parts = dict(base.spaces) if isinstance(base, spaces.Dict) else {"observation": base}
         for name in self.inputs:
             if KEYS[name] in parts:
                 raise UserError(f"the observation has a key {KEYS[name]!r} already; leave {name!r} out of the inputs")
-            parts[KEYS[name]] = added[KEYS[name]]
+            parts[KEYS[name]] = added[name]
         return spaces.Dict(parts)
 
     def _clear(self) -> None:
@@ -161,24 +143,9 @@ class VecMemoryInputs(VecEnvWrapper):
         """Return the current observations without stepping, as after `set_state`."""
         return self._join(self.venv.observe(), self._extra)  # type: ignore[attr-defined]
 
-    def get_state(self) -> State:
-        """Return everything that decides what happens next, without pickles."""
-        extra = {key: value.copy() for key, value in self._extra.items()}
-        return {"venv": self.venv.get_state(), "steps": self._steps.copy(), **extra}  # type: ignore[attr-defined]
+    def _arrays(self) -> dict[str, Array]:
+        return {"steps": self._steps, **self._extra}
 
-    def set_state(self, state: State) -> None:
-        """Continue exactly where `get_state` was called.
-
-        Raises:
-            UserError: If the state is not one of such environments.
-        """
-        check_arrays(state, {"steps": self._steps, **self._extra}, "venv")
-        self.venv.set_state(state["venv"])  # type: ignore[attr-defined]
-        self._steps = state["steps"].copy()
-        self._extra = {key: state[key].copy() for key in self._extra}
-
-    def getattr_depth_check(self, name: str, already_found: bool) -> str | None:
-        """Let outer wrappers find `get_state`, `set_state` and `observe`, which hide the inner ones on purpose."""
-        if name in ("get_state", "set_state", "observe") and not already_found:
-            return None
-        return super().getattr_depth_check(name, already_found)
+    def _set_arrays(self, arrays: dict[str, Array]) -> None:
+        self._steps = arrays.pop("steps")
+        self._extra = arrays

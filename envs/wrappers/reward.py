@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from srwm_rl.envs.batch import Observation, State
-from srwm_rl.envs.vec_env import Step, check_arrays
+from srwm_rl.envs.batch import Array, Observation
+from srwm_rl.envs.vec_env import StatefulVecEnv, Step
 from srwm_rl.errors import UserError
 
 
-class VecNormalizeReward(VecNormalize):
+class VecNormalizeReward(StatefulVecEnv, VecNormalize):
     """Divide rewards by the running standard deviation of the discounted return, as SB3's `VecNormalize` does.
 
     Observations pass through uncopied (`VecNormalize` would deep-copy every frame), and the statistics can be saved
@@ -25,8 +22,6 @@ class VecNormalizeReward(VecNormalize):
         clip_reward: Normalised rewards are clipped to +- this.
     """
 
-    venv: VecEnv
-
     def __init__(self, venv: VecEnv, gamma: float = 0.99, clip_reward: float = 10.0) -> None:
         super().__init__(venv, norm_obs=False, norm_reward=True, gamma=gamma, clip_reward=clip_reward)
 
@@ -34,38 +29,14 @@ class VecNormalizeReward(VecNormalize):
         """Return the observations as they are."""
         return obs
 
-    def reset(self) -> Observation:
-        """Start new episodes everywhere and return their first observations; the statistics stay."""
-        obs = self.venv.reset()
-        self.old_obs = obs  # type: ignore[assignment]
-        self.returns = np.zeros(self.num_envs)
-        return obs  # type: ignore[return-value]
+    def _arrays(self) -> dict[str, Array]:
+        moments = np.array([self.ret_rms.mean, self.ret_rms.var, self.ret_rms.count], np.float64)
+        return {"returns": self.returns, "moments": moments}
 
-    @property
-    def supports_state(self) -> bool:
-        """Whether the environments inside can be saved."""
-        return bool(getattr(self.venv, "supports_state", False))
-
-    def get_state(self) -> State:
-        """Return the environments' state and the statistics."""
-        inner: Any = self.venv
-        return {"venv": inner.get_state(), "returns": self.returns.copy(), "moments": self._moments()}
-
-    def set_state(self, state: State) -> None:
-        """Continue exactly where `get_state` was called.
-
-        Raises:
-            UserError: If the state is not one of such environments.
-        """
-        check_arrays(state, {"returns": self.returns, "moments": self._moments()}, "venv")
-        inner: Any = self.venv
-        inner.set_state(state["venv"])
-        self.returns = state["returns"].copy()
-        mean, var, count = state["moments"].tolist()
-        self.ret_rms.mean, self.ret_rms.var, self.ret_rms.count = np.array(mean), np.array(var), count
-
-    def _moments(self) -> npt.NDArray[np.float64]:
-        return np.array([self.ret_rms.mean, self.ret_rms.var, self.ret_rms.count], np.float64)
+    def _set_arrays(self, arrays: dict[str, Array]) -> None:
+        self.returns = arrays["returns"]
+        mean, var, self.ret_rms.count = arrays["moments"].tolist()
+        self.ret_rms.mean, self.ret_rms.var = np.array(mean), np.array(var)
 
 
 class VecClipReward(VecEnvWrapper):
@@ -80,8 +51,6 @@ class VecClipReward(VecEnvWrapper):
     Raises:
         UserError: If the bound is not above 0.
     """
-
-    venv: VecEnv
 
     def __init__(self, venv: VecEnv, bound: float = 1.0) -> None:
         if not bound > 0:

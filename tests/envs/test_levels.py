@@ -1,10 +1,9 @@
-"""Level ranges, level sampling and the hash that levels are made of."""
+"""Level ranges, and the hash that levels are made of."""
 
 import numpy as np
 import pytest
 
-from srwm_rl.envs.hashing import hash_integers, hash_uniform
-from srwm_rl.envs.levels import MAX_LEVEL, LevelRange, LevelSampler, check_levels
+from srwm_rl.envs.levels import MAX_LEVEL, LevelRange, check_levels, hash_integers, hash_uniform
 from srwm_rl.errors import UserError
 
 
@@ -63,23 +62,6 @@ def test_overlap_is_the_number_of_common_levels():
 def test_invalid_level_lists_are_refused(levels):
     with pytest.raises(UserError):
         check_levels(levels)
-
-
-def test_sampled_levels_are_uniform_within_the_range():
-    sampler = LevelSampler(LevelRange(10, 15), 1000, seed=3)
-    levels = np.concatenate([sampler.draw(np.ones(1000, np.bool_)) for _ in range(20)])
-    counts = np.bincount(levels, minlength=15)
-    assert counts[:10].sum() == 0
-    assert len(counts) == 15
-    assert np.all(np.abs(counts[10:] / len(levels) - 0.2) < 0.02)  # 7 standard errors
-
-
-def test_sampling_for_one_environment_does_not_advance_the_others():
-    sampler, masked = (LevelSampler(LevelRange(0, 10**6), 3, 1) for _ in range(2))
-    all_envs = np.ones(3, np.bool_)
-    masked.draw(np.array([False, True, False]))
-    first, second = sampler.draw(all_envs), sampler.draw(all_envs)
-    assert masked.draw(all_envs).tolist() == [first[0], second[1], first[2]]
 
 
 def test_hash_is_uniform_and_depends_on_every_key_and_their_order():

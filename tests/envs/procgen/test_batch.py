@@ -12,7 +12,7 @@ from procgen.env import ENV_NAMES, EXPLORATION_LEVEL_SEEDS
 
 from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.envs.procgen.games import EXPLORATION_LEVELS, GAMES, MODE_GAMES
-from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
+from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
 from srwm_rl.errors import UserError
 from tests.envs.steps import steps_equal
 

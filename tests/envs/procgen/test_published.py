@@ -3,8 +3,14 @@
 import pytest
 
 from srwm_rl.envs.procgen.games import GAMES
-from srwm_rl.envs.procgen.published import CLOP, CURVES, PROCGEN_EASY, SRWM_PAPER_GAMES, Published
-from srwm_rl.envs.procgen.scores import PROCGEN_NORMALIZATION
+from srwm_rl.envs.procgen.published import (
+    CLOP,
+    CURVES,
+    PROCGEN_EASY,
+    PROCGEN_NORMALIZATION,
+    SRWM_PAPER_GAMES,
+    Published,
+)
 
 
 def normalized_mean(published: Published, games: tuple[str, ...]) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from srwm_rl.envs.tasks import TASKS, BanditBatch, ParityBatch, RecallBatch, RepeatPreviousBatch
-from srwm_rl.envs.tasks.bandit import bayes_optimal_return, random_return
+from srwm_rl.envs.tasks.bandit import bayes_optimal_return
 from srwm_rl.errors import UserError
 from tests.envs.steps import steps_equal
 
@@ -223,7 +223,7 @@ def test_bandit_random_play_returns_half_of_the_pulls():
     env.reset()
     steps = play(env, 50)
     mean = sum(step.rewards.sum() for step in steps) / 5000
-    assert abs(mean - random_return(10)) < 0.2
+    assert abs(mean - BanditBatch.score_range()[0]) < 0.2
 
 
 def test_bandit_bayes_optimal_returns_are_exact():
