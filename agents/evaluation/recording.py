@@ -19,19 +19,17 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Choose = Callable[[Any, bool], tuple[Array, Arrays]]
 """Maps an observation `[1, ...]` and "an episode starts here" to an action `[1, ...]` and diagnostics of the step."""
-Digest = Any
-"""What `hashlib.sha256()` returns."""
 DIAGNOSTICS = {"values": 0, "entropy": 0, "choices": 0, "std": 0, "edit": 1, "drift": 1, "rates": 1}
 """Those that are recorded, with the axis of their batch."""
 
 
 def play(
-    env: VecEnv, choose: Choose, levels: Iterable[int], digest: Digest, see: Callable[[Any], None] | None = None
+    env: VecEnv, choose: Choose, levels: Iterable[int], digest: Any, see: Callable[[Any], None] | None = None
 ) -> Iterator[Arrays]:
     """Step a `srwm_rl.envs.LevelsVecEnv` of one environment, which has these `levels`, until no episode is left.
 
-    Yields each step's entries of the arrays of `collect`. Each observation is added to the running `digest` and passed
-    to `see` before the step.
+    Yields each step's entries of the arrays of `collect`. Each observation is added to the running `digest`, a
+    `hashlib.sha256()`, and passed to `see` before the step.
     """
     upcoming = iter(levels)
     obs, start, level = env.reset(), True, next(upcoming)
@@ -56,7 +54,7 @@ def play(
         start, level = done, next(upcoming, level) if done else level
 
 
-def update(digest: Digest, obs: Any) -> None:
+def update(digest: Any, obs: Any) -> None:
     """Add an observation `[1, ...]` or a dict of such to a digest, by which a replay finds the first that differs."""
     for key, value in sorted(obs.items()) if isinstance(obs, dict) else [("", obs)]:
         array = np.ascontiguousarray(value)

@@ -14,8 +14,6 @@ from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.scripts.evaluation.table import render_comparison
 
-PROG = "srwm-rl compare"
-
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(PlayOptions):
@@ -46,7 +44,7 @@ class CompareConfig(PlayOptions):
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(CompareConfig, argv, PROG)
+    config = parse(CompareConfig, argv, "srwm-rl compare")
     check_writable(config.output, "-o")
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
@@ -57,6 +55,6 @@ def main(argv: list[str]) -> int:
     print(render_comparison(report))
     write_json(config.json, report)
     if config.output is not None:
-        page = comparison_page(sides, report, shlex.join([*PROG.split(), *argv]))
+        page = comparison_page(sides, report, shlex.join(["srwm-rl", "compare", *argv]))
         Path(config.output).write_text(page, encoding="utf-8")
     return 0

@@ -14,8 +14,6 @@ from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.config.settings import Count, check_bounds
 from srwm_rl.scripts.evaluation.table import render_controls
 
-PROG = "srwm-rl controls"
-
 
 @dataclass(frozen=True)
 class ControlsConfig:
@@ -53,13 +51,13 @@ class ControlsConfig:
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(ControlsConfig, argv, PROG)
+    config = parse(ControlsConfig, argv, "srwm-rl controls")
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.control_experiments import ParityExperiment, TaskExperiment, measure
 
     settings = (config.n_timesteps, config.learning_rates, config.n_levels)
     experiment = ParityExperiment(*settings) if config.supervised else TaskExperiment(config.task, *settings)
-    report = {"command": shlex.join([*PROG.split(), *argv]), "task": config.task}
+    report = {"command": shlex.join(["srwm-rl", "controls", *argv]), "task": config.task}
     for results in measure(experiment, config.only, config.seeds, verbose=config.verbose > 0):
         report |= results
         write_json(config.json, report)

@@ -13,7 +13,6 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 
-PROG = "srwm-rl report"
 PLAYING = ("eval_levels", "train_levels", "allow_overlap", "repeats", "deterministic", "core", "n_envs")
 
 
@@ -55,13 +54,13 @@ class ReportConfig(PlayOptions):
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
-    config = parse(ReportConfig, argv, PROG)
+    config = parse(ReportConfig, argv, "srwm-rl report")
     check_writable(Path(config.output), "-o")
     check_device(config.device)
     from srwm_rl.scripts.reports.pages import make_report
 
     configs = [config.eval_config(run, train_levels=config.train_levels, random=config.random) for run in config.runs]
-    page = make_report(configs, config.eval, config.freeze, config.video, shlex.join([*PROG.split(), *argv]))
+    page = make_report(configs, config.eval, config.freeze, config.video, shlex.join(["srwm-rl", "report", *argv]))
     Path(config.output).write_text(page, encoding="utf-8")
     if config.verbose:
         print(f"{config.output}: {len(page.encode()) / 1000:,.0f} kB")

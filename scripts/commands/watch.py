@@ -6,7 +6,7 @@ import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from msgspec import Meta
@@ -16,9 +16,6 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.scripts.config.settings import Seed, check_bounds
 from srwm_rl.storage.run_folder import title_of
-
-if TYPE_CHECKING:
-    from srwm_rl.scripts.video.trace import Trace
 
 Arg = tyro.conf.arg
 MAX_STEPS = 100_000
@@ -88,17 +85,7 @@ def main(argv: list[str]) -> int:
             trace.save(Path(config.trace))
         n_frames = render(trace, album, output, config.progress)
     if config.verbose:
-        print(f"{output}: {n_frames} frames, {output.stat().st_size / 1e6:.1f} MB; {_summary(trace)}")
+        print(f"{output}: {n_frames} frames, {output.stat().st_size / 1e6:.1f} MB; {trace.describe()}")
         if config.trace is not None:
             print(f"{config.trace}: {Path(config.trace).stat().st_size / 1000:.0f} kB, for srwm-rl replay")
     return 0
-
-
-def _summary(trace: Trace) -> str:
-    arrays, solved = trace.arrays, trace.arrays["solved"]
-    known = solved[arrays["dones"] & (solved >= 0)]
-    played = f"{len(solved)} steps, {arrays['starts'].sum()} episode(s)"
-    played += "" if arrays["dones"][-1] else ", the last one cut short"
-    played += f", {known.sum()} of {len(known)} solved" if len(known) else ""
-    level = trace.about.describe_level(trace.scene.level)
-    return f"{trace.about.game}, {level}, {played}, reward {arrays['rewards'].sum():g} in all"

@@ -72,7 +72,17 @@ class Trace(msgspec.Struct, frozen=True, tag_field="kind", tag="trace", omit_def
     """By name, of the distribution that the environment came from."""
     about: About
     arrays: dict[str, Any] = {}
-    """From `recording.collect`; and `links` `[T]`, the running digest of the observations."""
+    """From `recording.collect`."""
+
+    def describe(self) -> str:
+        """Return what was played, and how it ended."""
+        arrays, solved = self.arrays, self.arrays["solved"]
+        known = solved[arrays["dones"] & (solved >= 0)]
+        played = f"{len(solved)} steps, {arrays['starts'].sum()} episode(s)"
+        played += "" if arrays["dones"][-1] else ", the last one cut short"
+        played += f", {known.sum()} of {len(known)} solved" if len(known) else ""
+        level = self.about.describe_level(self.scene.level)
+        return f"{self.about.game}, {level}, {played}, reward {arrays['rewards'].sum():g} in all"
 
     def save(self, path: Path) -> None:
         """Write the trace, whole or not at all.
