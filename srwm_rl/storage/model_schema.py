@@ -19,7 +19,7 @@ from srwm_rl.storage.strict_json import convert
 Arrays = dict[str, np.ndarray]
 LARGEST = 1e12  # of a weight or a score; a product of a few such weights overflows
 Steps = Annotated[int, Meta(ge=0, le=10**15)]
-SMALLEST = 256  # what a smaller tensor counts as, since making one takes time
+SMALLEST = 1024  # what a smaller tensor counts as, since making one takes time
 _SIZED = ("empty", "empty_strided", "eye", "full", "ones", "rand", "randint", "randn", "zeros")
 _RANGES = ("arange", "linspace", "logspace", "randperm")
 _METHODS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")

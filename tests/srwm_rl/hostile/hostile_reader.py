@@ -56,8 +56,9 @@ FORBIDDEN = (
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 CHANGES = (*CHANGES, "os.chown", "os.utime", "shutil.")
 SPARE = 256 * 2**20
-# Parts that a reader ignores and so accepts: the run's settings in a model, the rest of an official checkpoint.
-UNREAD = {"load": ("-meta-config.",), "import": ("-torch-unread-",)}
+# Parts that a reader ignores and so accepts: the run's settings in a model, those of a CNN without images, the rest of
+# an official checkpoint.
+UNREAD = {"load": ("-meta-config.", "-unused-cnn"), "eval": ("-unused-cnn",), "import": ("-torch-unread-",)}
 own: Path | None = None  # the folder that the running command may write in; None: no command is running
 seen: list[str] = []
 

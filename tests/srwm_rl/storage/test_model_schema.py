@@ -48,6 +48,15 @@ def test_absurd_sizes_are_refused_at_once(core: str, setting: str, saved: Path) 
     refused(saved, lambda m: m["policy"].update(core=core, core_kwargs={setting: BILLION}))
 
 
+@pytest.mark.parametrize("cnn", [{"channels": [BILLION]}, {"features": BILLION}, {"channels": [1] * 10**5}])
+def test_absurd_sizes_of_a_cnn_are_refused_at_once(cnn: dict[str, Any], tmp_path: Path) -> None:
+    image = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    small = {"cnn": {"channels": [1], "features": 1}}
+    save_model(tmp_path / "model", SRWMPolicy(image, spaces.Discrete(3), lambda _: 0.0, encoder_kwargs=small), {}, 1)
+    message = refused(tmp_path / "model", lambda m: m["policy"]["encoder_kwargs"].update(cnn=cnn))
+    assert "a much larger network than it has weights for" in message
+
+
 @pytest.mark.parametrize("core", ["lstm", "gru", "srwm", "sr_delta", "delta", "feedforward", "fake_sr"])
 def test_a_width_whose_square_exceeds_the_weights_is_refused_before_allocation(core: str, saved: Path) -> None:
     n_weights = sum(array.size for array in read_file(saved)[0].values())
