@@ -1,1 +1,1 @@
-"""A training run: callbacks, metrics, best model, exact state, profiling."""
+"""A training run: callbacks, metrics, best model, exact state."""

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import to_builtins
 
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.model_file import policy_arrays
+from srwm_rl.storage.model_schema import Score, Steps
 from srwm_rl.storage.seen_levels import SeenLevels
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best score so far.
+class Best(Score):
+    """The best score so far, a return; scores `of` different metrics are not compared."""
 
-    Attributes:
-        score: a return; higher is better.
-        metric: what the score measures; scores of different metrics are not compared.
-        steps: environment steps when it was measured, as in the log.
-    """
-
-    score: float
-    metric: str
-    steps: int
+    steps: Steps  # environment steps when it was measured, as in the log
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.score:.4g}, at {self.steps:,} steps"
+        return f"{self.of} {self.score:.4g}, at {self.steps:,} steps"
 
 
 class Scored(NamedTuple):
@@ -56,7 +48,7 @@ class BestModelTracker:
         """
         if not math.isfinite(score):
             return
-        if self.best is not None and self.best.metric == metric and score <= self.best.score:
+        if self.best is not None and self.best.of == metric and score <= self.best.score:
             return
         self._newest = Scored(steps, policy_arrays(policy), self.levels.to_tree())
         self.best = Best(score, metric, steps)  # last: after an interruption, a best score still has its weights
@@ -72,13 +64,12 @@ class BestModelTracker:
     def to_tree(self) -> dict[str, Any]:
         """Return the part of a checkpoint that holds it."""
         self._last_saved = self._newest
-        best = self.best and {"score": self.best.score, "of": self.best.metric, "steps": self.best.steps}
-        return {"best": best, "levels_played": self.levels.to_tree()}
+        return {"best": to_builtins(self.best), "levels_played": self.levels.to_tree()}
 
     def from_tree(self, tree: dict[str, Any], source: str) -> None:
         """Restore what `to_tree` returned; a checkpoint of an older version leaves the levels before it unknown."""
         best, levels = tree.get("best"), tree.get("levels_played")
-        self.best = None if best is None else Best(best["score"], best["of"], best["steps"])
+        self.best = best and Best(**best)
         self._newest = self._last_saved = None
         if levels is None:
             self.levels = SeenLevels(self.levels.start, self.levels.stop, complete=False)

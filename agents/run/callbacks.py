@@ -1,17 +1,20 @@
-"""Callbacks of the command line: progress bar, checkpoints, record of the levels played, training score."""
+"""Callbacks of the command line; those that observe the agent do not change what it learns."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.distributed import SINGLE, ProcessGroup
+from srwm_rl.agents.evaluation.play_levels import Episodes
+from srwm_rl.agents.run.checkpoint_state import undisturbed
+from srwm_rl.nn.diagnostics import count_heads, introspect
 
 # Time that capturing states may take: a share of the run's time, and at its start so many seconds.
 SHARE, GRACE = 0.05, 10.0
@@ -29,12 +32,9 @@ class RolloutCallback(BaseCallback):
 class ProgressBar(BaseCallback):
     """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self.total = total
-
     def _on_training_start(self) -> None:
-        self.bar = tqdm(total=self.total, initial=self.num_timesteps, unit="step", unit_scale=True, smoothing=0.05)
+        total, initial = self.model._total_timesteps, self.num_timesteps
+        self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05)
         if not self.bar.fp.isatty():
             self.bar.mininterval = 10.0  # seconds between lines of a log file
 
@@ -43,17 +43,15 @@ class ProgressBar(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        episodes = self.model.ep_info_buffer or ()
-        if episodes:
+        if episodes := self.model.ep_info_buffer:
             self.bar.set_postfix({"return": f"{np.mean([e['r'] for e in episodes]):.3g}"}, refresh=False)
-
-    def _on_training_end(self) -> None:
-        self.bar.close()
 
     def close(self) -> None:
         """Close the bar, also when training was interrupted."""
         if hasattr(self, "bar"):
             self.bar.close()
+
+    _on_training_end = close
 
 
 class Checkpoints(RolloutCallback):
@@ -61,15 +59,13 @@ class Checkpoints(RolloutCallback):
 
     The latest state is kept in memory, so that a run interrupted anywhere can be saved at once and resumed exactly. It
     is the state before the present update or, where updates are so fast that capturing each would cost more than
-    `SHARE`, an older one: from about 20 times as long ago as capturing takes.
+    `SHARE`, an older one: from about 20 times as long ago as capturing takes. Several processes capture together.
 
     Args:
         capture: returns the state tree of the model as it is now.
         save: writes a state tree.
         every_steps: environment steps between saves.
         every_seconds: save also when so much time has passed.
-        processes: those that capture together; each of them must have such a callback.
-        clock: returns the time in seconds; replaced in tests.
     """
 
     def __init__(
@@ -78,28 +74,25 @@ class Checkpoints(RolloutCallback):
         save: Callable[[dict[str, Any]], None],
         every_steps: int,
         every_seconds: float = 600.0,
-        processes: ProcessGroup = SINGLE,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.capture, self.save = capture, save
         self.every_steps, self.every_seconds = every_steps, every_seconds
-        self.processes, self.clock = processes, clock
         self.latest: dict[str, Any] | None = None
 
     def _on_training_start(self) -> None:
-        self.started = self.saved_time = self.clock()
+        self.started = self.saved_time = monotonic()
         self.saved_at, self.spent = self.num_timesteps, 0.0
 
     def _on_rollout_start(self) -> None:
-        now = self.clock()
+        now = monotonic()
         due = self.num_timesteps - self.saved_at >= self.every_steps or now - self.saved_time >= self.every_seconds
         affordable = self.spent <= GRACE + SHARE * (now - self.started)
-        if not self.processes.all_gather(due or affordable)[0]:  # clocks differ: process 0 decides for all
+        if not self.model.processes.all_gather(due or affordable)[0]:  # clocks differ: process 0 decides for all
             return
-        start = self.clock()  # not `now`: waiting for the slowest process is no cost of capturing
+        start = monotonic()  # not `now`: waiting for the slowest process is no cost of capturing
         self.latest = self.capture()
-        self.spent += self.clock() - start
+        self.spent += monotonic() - start
         if due:
             self.save_latest()
 
@@ -107,34 +100,19 @@ class Checkpoints(RolloutCallback):
         """Save the state that was captured last."""
         if self.latest is not None:
             self.save(self.latest)
-            self.saved_at, self.saved_time = self.num_timesteps, self.clock()
+            self.saved_at, self.saved_time = self.num_timesteps, monotonic()
 
 
-class LevelRecorder(BaseCallback):
-    """Record every level that the training environments begin; steps that end no episode cost nothing.
+class LevelRecorder(RolloutCallback):
+    """Record every level that the training environments begin, at the end of each rollout.
 
-    Of several processes, process 0 records the levels of all, at the end of each rollout.
+    Steps that end no episode cost nothing. Of several processes, process 0 records the levels of all.
     """
-
-    model: RecurrentAlgorithm
 
     def __init__(self, add: Callable[[str, int], None]) -> None:
         super().__init__()
         self.add = add
-        self.pending: set[tuple[str, int]] = set()  # of several processes, since the last rollout
-
-    def _record(self, game: str, level: int) -> None:
-        if self.model.processes.size == 1:
-            self.add(game, level)
-        else:
-            self.pending.add((game, level))
-
-    def _on_rollout_end(self) -> None:
-        if self.model.processes.size > 1:
-            for part in self.model.processes.gather(sorted(self.pending)):
-                for game, level in part:
-                    self.add(game, level)
-            self.pending.clear()
+        self.begun: set[tuple[str, int]] = set()  # since the last rollout
 
     def _on_training_start(self) -> None:
         try:
@@ -143,8 +121,8 @@ class LevelRecorder(BaseCallback):
         except AttributeError:  # environments without levels
             return
         # Environments that are simulated together return the same lists, once for each of them.
-        for game, level in {pair for group in zip(games, levels, strict=True) for pair in zip(*group, strict=True)}:
-            self._record(game, int(level))
+        for group in zip(games, levels, strict=True):
+            self.begun |= {(game, int(level)) for game, level in zip(*group, strict=True)}
 
     def _on_step(self) -> bool:
         for i in np.flatnonzero(self.locals["dones"]):
@@ -152,8 +130,14 @@ class LevelRecorder(BaseCallback):
             # The level that ended, too: an environment may have changed it after it reported its beginning.
             for name in ("prev_level_seed", "level_seed"):
                 if name in info and "game" in info:
-                    self._record(info["game"], int(info[name]))
+                    self.begun.add((info["game"], int(info[name])))
         return True
+
+    def _on_rollout_end(self) -> None:
+        for part in self.model.processes.gather(sorted(self.begun)):
+            for game, level in part:
+                self.add(game, level)
+        self.begun.clear()
 
 
 class TrainingReturn(RolloutCallback):
@@ -171,3 +155,91 @@ class TrainingReturn(RolloutCallback):
         episodes = self.model.ep_info_buffer or ()
         if len(episodes) >= self.model._stats_window_size:
             self.on_score(float(np.mean([episode["r"] for episode in episodes])))
+
+
+class EditStatsCallback(RolloutCallback):
+    """Log statistics of the network's edits of itself, once per rollout, from one further acting step at its end.
+
+    Logged per layer, as means over environments and heads: `srwm/l0/edit`, |W_{t+1} - W_t|; `srwm/l0/drift`,
+    |W_t - W_0|; `srwm/l0/rate_y`, `rate_query`, `rate_key`, `rate_beta`, the self-chosen learning rates; and
+    `srwm/l0/drift_max`, the largest drift, which first shows a head that diverges. Every `histogram_every` rollouts
+    TensorBoard gets all drifts, `srwm/l0/drifts`. Nothing is logged for a core without state.
+    """
+
+    def __init__(self, histogram_every: int = 20) -> None:
+        super().__init__()
+        self.histogram_every = histogram_every
+        self.rollouts = 0
+
+    def _on_rollout_end(self) -> None:
+        # Not `model.policy`, with which a learner may compute at the same time: `introspect` patches its methods.
+        policy = self.model.acting_policy
+        core_state = self.model._core_state
+        if core_state is None or not count_heads(policy.core):
+            return
+        obs = self.model.obs_tensor(self.model._last_obs)
+        starts = torch.as_tensor(self.model._last_episode_starts, device=self.model.device)
+        with undisturbed(self.model.device):
+            step = introspect(policy, obs, core_state, starts, deterministic=True)
+        self.rollouts += 1
+        for layer, (edit, drift) in enumerate(zip(step.edit, step.drift, strict=True)):
+            stats = {"edit": edit.mean(), "drift": drift.mean(), "drift_max": drift.max()}
+            if step.rates is not None:
+                rates = step.rates[layer].mean((0, 1))
+                stats |= {f"rate_{name}": rates[i] for i, name in enumerate(("y", "query", "key", "beta"))}
+            for name, value in stats.items():
+                self.logger.record(f"srwm/l{layer}/{name}", value.item())
+            if self.rollouts % self.histogram_every == 0:
+                drifts = drift.flatten().cpu()
+                self.logger.record(f"srwm/l{layer}/drifts", drifts, exclude=("stdout", "log", "json", "csv"))
+
+
+class PeriodicCallback(RolloutCallback):
+    """Call `act` after each rollout that passes a multiple of `every` environment steps.
+
+    So a resumed run acts where an uninterrupted one does. The random generators are left as they were.
+    """
+
+    def __init__(self, every: int, act: Callable[[], None]) -> None:
+        super().__init__()
+        self.every, self.act = every, act
+
+    def _on_rollout_start(self) -> None:
+        self.before = self.num_timesteps
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps // self.every > self.before // self.every:
+            with undisturbed(self.model.device):
+                self.act()
+
+
+class HeldOutEvalCallback(PeriodicCallback):
+    """Evaluate on training and held-out levels at intervals.
+
+    Logged: `eval_train/mean_reward`, `eval_train/mean_ep_length` and, where games can be solved,
+    `eval_train/success_rate`; the same under `eval_test/`; and `eval/gap`, the difference of the mean returns.
+
+    Args:
+        play: plays a split ("train" or "test") with the present policy.
+        every: environment steps between evaluations.
+        on_score: called with the held-out (or else the training) mean return.
+    """
+
+    def __init__(
+        self, play: Mapping[str, Callable[[], Episodes]], every: int, on_score: Callable[[float], None] = lambda _: None
+    ) -> None:
+        super().__init__(every, self._evaluate)
+        self.play, self.on_score = play, on_score
+
+    def _evaluate(self) -> None:
+        means: dict[str, float] = {}
+        for split, play in self.play.items():
+            _, _, returns, lengths, solved = zip(*play(), strict=True)
+            means[split] = float(np.mean(returns))
+            self.logger.record(f"eval_{split}/mean_reward", means[split])
+            self.logger.record(f"eval_{split}/mean_ep_length", float(np.mean(lengths)))
+            if None not in solved:
+                self.logger.record(f"eval_{split}/success_rate", float(np.mean(solved)))
+        if {"train", "test"} <= means.keys():
+            self.logger.record("eval/gap", means["train"] - means["test"])
+        self.on_score(means.get("test", means.get("train", -np.inf)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,16 @@ def capture_state(model: RecurrentAlgorithm) -> dict[str, Any]:
     Several processes capture together; only what process 0 gets is complete. `"environments"` is None where the
     environments cannot be saved; a run resumed from there is not exact.
     """
-    own = _own_part(model)
+    env: Any = model.env
+    obs = model._last_obs
+    own = {
+        "generators": generator_states(model.device),
+        "environments": env.get_state() if getattr(env, "supports_state", False) else None,
+        "core_state": None if model._core_state is None else model._core_state.cpu().numpy(),
+        "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
+        "episode_starts": np.copy(model._last_episode_starts),  # type: ignore[arg-type]
+        "extra": model.extra_state(),
+    }
     others = model.processes.gather(own)[1:]
     return {
         "policy": policy_arrays(model.policy),
@@ -35,29 +46,9 @@ def capture_state(model: RecurrentAlgorithm) -> dict[str, Any]:
     }
 
 
-def _own_part(model: RecurrentAlgorithm) -> dict[str, Any]:
-    """Return the part of the state that differs between processes."""
-    env: Any = model.env
-    obs = model._last_obs
-    return {
-        "generators": generator_states(model.device),
-        "environments": env.get_state() if getattr(env, "supports_state", False) else None,
-        "core_state": None if model._core_state is None else model._core_state.cpu().numpy(),
-        "last_obs": {k: v.copy() for k, v in obs.items()} if isinstance(obs, dict) else np.copy(obs),  # type: ignore[arg-type]
-        "episode_starts": np.copy(model._last_episode_starts),  # type: ignore[arg-type]
-        "extra": model.extra_state(),
-    }
-
-
 def parts_of_state(state: dict[str, Any]) -> list[dict[str, Any]]:
     """Return each process's own part of a captured state, by rank."""
     return [state, *state.get(OTHERS, ())]
-
-
-def without_environments(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a captured state without the environments' own state, in which numbers need not be finite."""
-    others = [{**part, "environments": None} for part in state.get(OTHERS, ())]
-    return {**state, "environments": None, **({OTHERS: others} if others else {})}
 
 
 def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str) -> bool:
@@ -79,25 +70,23 @@ def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str)
     window = model._stats_window_size
     model.ep_info_buffer, model.ep_success_buffer = deque(state["episodes"], window), deque(state["successes"], window)
     parts = parts_of_state(state)
-    if len(parts) != model.processes.size:
-        model._last_obs = model._core_state = None  # learn() resets the environments
-        # not the run's own seed, which would repeat its first levels and actions
-        model.set_random_seed(fresh_seed(model.seed or 0, model.num_timesteps))
-        return False
-    return _restore_part(model, parts[model.processes.rank])
+    if len(parts) == model.processes.size:
+        return _restore_part(model, parts[model.processes.rank])
+    model._last_obs = model._core_state = None  # learn() resets the environments
+    # not the run's own seed, which would repeat its first levels and actions
+    model.set_random_seed(fresh_seed(model.seed or 0, model.num_timesteps))
+    return False
 
 
 def _restore_part(model: RecurrentAlgorithm, part: dict[str, Any]) -> bool:
     model.restore_extra_state(part.get("extra", {}))
+    model._last_obs = model._core_state = None  # learn() resets the environments
     exact = part["environments"] is not None and hasattr(model.env, "set_state")
     if exact:
         model.env.set_state(part["environments"])  # type: ignore[union-attr]
-        model._last_obs = part["last_obs"]
-        model._last_episode_starts = part["episode_starts"]
-        core_state = part["core_state"]
-        model._core_state = None if core_state is None else torch.as_tensor(core_state, device=model.device)
-    else:
-        model._last_obs = model._core_state = None  # learn() resets the environments
+        model._last_obs, model._last_episode_starts = part["last_obs"], part["episode_starts"]
+        if part["core_state"] is not None:
+            model._core_state = torch.as_tensor(part["core_state"], device=model.device)
     restore_generators(part["generators"], model.device)  # last: the calls above may draw from them
     return exact
 
@@ -155,3 +144,13 @@ def restore_generators(states: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(tuple(states["numpy"]))
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Restore the states of all random generators, a GPU's too, after the block."""
+    states = generator_states(device)
+    try:
+        yield
+    finally:
+        restore_generators(states, device)

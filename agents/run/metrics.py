@@ -27,13 +27,8 @@ class MetricsFile(KVWriter):
         self.file.write(json.dumps({"step": step, **numbers}).encode() + b"\n")
         self.file.flush()
 
-    @property
-    def position(self) -> int:
-        """Length in bytes, to be stored with a checkpoint."""
-        return self.file.tell()
-
     def cut(self, position: int) -> None:
-        """Remove what was written after the checkpoint that is resumed."""
+        """Remove what was written after a `file.tell()` that a checkpoint holds."""
         if position < self.file.tell():
             self.file.truncate(position)
             self.file.seek(position)

@@ -1,7 +1,8 @@
-"""Build the environments and the trainer of a run from its settings."""
+"""Build the environments and the trainer of a run, or of one of its processes, from the run's settings."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,24 +12,28 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.base import FRAMES_AT_ONCE, RecurrentAlgorithm
+from srwm_rl.agents.distributed import ProcessGroup, RankInfo
+from srwm_rl.agents.run.checkpoint_state import fresh_seed
 from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.envs.wrappers.grouped import GroupedVecEnv
 from srwm_rl.envs.wrappers.reward import VecClipReward, VecNormalizeReward
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import MIN_FRAMES_PER_THREAD, fastest_precision, flatten_obs_space, is_image
 from srwm_rl.ops import cpu
+from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, Precision, TrainConfig, pairs
 
 # Settings with the same meaning for every trainer.
 SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_norm", "bptt", "on_nan", "seed", "device")
+# Settings that may differ between the processes.
+LOCAL_SETTINGS = {"n_threads", "progress", "verbose", "log_folder", "resume"}
 
 
 def make_env(config: TrainConfig) -> VecEnv:
     """Make the training environments, in groups: memory inputs inside, reward scaling outside."""
-    n_groups = config.n_groups
-    if n_groups is None:  # a run from before this was one of its settings
-        n_groups = 2 if config.algo == "impala" and _is_divisible(config, 2) else 1
-    elif n_groups > 1 and not _is_divisible(config, n_groups):
+    # None: a run from before this was one of its settings
+    n_groups = config.n_groups or (2 if config.algo == "impala" and _is_divisible(config, 2) else 1)
+    if n_groups > 1 and not _is_divisible(config, n_groups):
         games = len(resolve(config.env).names)
         raise UserError(
             f"--n-envs {config.n_envs} cannot be divided evenly into {n_groups} groups"
@@ -48,9 +53,7 @@ def groups_of_new_run(config: TrainConfig) -> int:
 
     Two on a GPU, which acts for one group while the CPU steps the other. On a CPU both would compete for the cores.
     """
-    if config.n_groups is not None:
-        return config.n_groups
-    return 2 if on_gpu(config) and _is_divisible(config, 2) else 1
+    return config.n_groups or (2 if on_gpu(config) and _is_divisible(config, 2) else 1)
 
 
 def on_gpu(config: TrainConfig) -> bool:
@@ -100,29 +103,84 @@ def resolved_precision(config: TrainConfig) -> Precision:
 
 def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     """Build the trainer and its policy."""
-    rate = config.learning_rate
     policy_kwargs: dict[str, Any] = {
         "core": config.core,
         "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
-        "encoder_kwargs": {
-            "precision": resolved_precision(config),
-            **pairs(config.encoder_kwargs, "encoder_kwargs"),
-        },
+        "encoder_kwargs": {"precision": resolved_precision(config), **pairs(config.encoder_kwargs, "encoder_kwargs")},
     }
     if config.optimizer == "rmsprop":
         policy_kwargs |= {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": {"eps": config.rms_prop_eps}}
     elif config.algo == "impala":
         policy_kwargs["optimizer_class"] = torch.optim.Adam
-    settings = {name: getattr(config, name) for name in (*SHARED, *ALGO_SETTINGS[config.algo])}
-    settings |= {
+    rate = config.learning_rate
+    settings = {name: getattr(config, name) for name in (*SHARED, *ALGO_SETTINGS[config.algo])} | {
         "learning_rate": (lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
         "policy_kwargs": policy_kwargs,
     }
     if config.algo == "ppo":
         return PPO("SRWMPolicy", env, **settings)
     rho_clip = config.rho_clip or None
-    return IMPALA(
-        "SRWMPolicy",
-        env,
-        **{**settings, "rho_clip": rho_clip, "pg_rho_clip": rho_clip, "c_clip": config.c_clip or None},
+    settings |= {"rho_clip": rho_clip, "pg_rho_clip": rho_clip, "c_clip": config.c_clip or None}
+    return IMPALA("SRWMPolicy", env, **settings)
+
+
+def shard_config(config: TrainConfig, rank_info: RankInfo) -> TrainConfig:
+    """Return the settings of one process: its environments, its share of each batch, its seed and its device.
+
+    Raises:
+        UserError: environments or batch cannot be divided evenly, or there is no device for each process.
+    """
+    if rank_info.size == 1:
+        check_device(config.device)
+        return config
+    size, games = rank_info.size, len(resolve(config.env).names)
+    divisor = size * games * (config.n_groups or 1)
+    if config.n_envs % divisor:
+        of_games = f", {games} games" if games > 1 else ""
+        of_groups = f" and {config.n_groups} groups each" if divisor > size * games else ""
+        raise UserError(
+            f"--n-envs {config.n_envs} cannot be divided evenly among {size} processes{of_games}{of_groups}; "
+            f"use a multiple of {divisor}"
+        )
+    length = config.sequence_length or config.n_steps
+    n_sequences, batch_size = config.batch_size // length, config.batch_size
+    if n_sequences % size:
+        raise UserError(
+            f"--batch-size {config.batch_size} holds {n_sequences} sequence(s) of {length} steps, which cannot be "
+            f"divided evenly among {size} processes; use a multiple of {size * length}"
+        )
+    if n_sequences:  # else the trainer raises an error
+        batch_size = batch_size // size if config.algo == "impala" else n_sequences // size * length
+    return replace(
+        config,
+        n_envs=config.n_envs // size,
+        batch_size=batch_size,
+        seed=config.seed if rank_info.rank == 0 else fresh_seed(config.seed, rank_info.rank),
+        device=_own_device(config.device, rank_info),
     )
+
+
+def _own_device(device: str, rank_info: RankInfo) -> str:
+    if device.startswith("cuda:"):
+        raise UserError(f"--device {device} is one device for {rank_info.size} processes: use cuda, one for each")
+    if check_device(device) == "cpu":
+        return "cpu"
+    if rank_info.local_size > torch.cuda.device_count():
+        raise UserError(
+            f"{rank_info.local_size} processes were started where torch finds {torch.cuda.device_count()} GPU(s): give "
+            "torchrun --nproc-per-node as many as there are, or --device cpu"
+        )
+    return f"cuda:{rank_info.local_rank}"
+
+
+def check_same(config: TrainConfig, own: TrainConfig, processes: ProcessGroup) -> None:
+    """Check that all processes were started with the same settings, and on the same kind of device."""
+    settings: dict[str, Any] = {**config.to_json(), "device": own.device.partition(":")[0]}
+    by_rank = processes.all_gather({name: repr(settings[name]) for name in settings.keys() - LOCAL_SETTINGS})
+    for rank, theirs in enumerate(by_rank):
+        for name, value in sorted(by_rank[0].items()):
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"process {rank} has --{name.replace('_', '-')} {theirs.get(name)}, process 0 has {value}: start "
+                    "all of them with the same options"
+                )

@@ -1,67 +1,67 @@
-"""Callbacks of a training run: statistics of the edits, evaluations, the best model and videos."""
+"""Callbacks of a training run: statistics of the edits, evaluations, the best model, videos and the watchdog."""
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, play_levels
-from srwm_rl.agents.run.best_model import BestModelTracker
-from srwm_rl.agents.run.callbacks import LevelRecorder, TrainingReturn
-from srwm_rl.agents.run.monitoring import EditStatsCallback, HeldOutEvalCallback, PeriodicCallback
+from srwm_rl.agents.run.callbacks import (
+    EditStatsCallback,
+    HeldOutEvalCallback,
+    LevelRecorder,
+    PeriodicCallback,
+    TrainingReturn,
+)
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.scripts.cli import warn
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.training.checkpoints import Session
+from srwm_rl.scripts.training.launch import HUNG, STATUS
 from srwm_rl.scripts.video.encoding import check_video
 from srwm_rl.scripts.video.record import choose_scene, record, render
-from srwm_rl.storage.seen_levels import SeenLevels
 
 VIDEO_STEPS = 150  # ten seconds of ProcGen
 MAX_EVAL_ENVS = 64
 
 
-def make_best_model_tracker(config: TrainConfig) -> BestModelTracker:
-    """Return the tracker of a new run."""
-    levels = LevelRange.parse(config.levels)
-    return BestModelTracker(SeenLevels(levels.start, levels.stop))
-
-
-def make_callbacks(
-    config: TrainConfig, model: RecurrentAlgorithm, best_model: BestModelTracker, heartbeat: Callable[[], None]
-) -> list[BaseCallback]:
+def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[BaseCallback]:
     """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
 
-    They also update `best_model`, at the end of a rollout and before the next update: by the return on held-out levels
-    with --eval-freq, else by the last training episodes. Both are independent of when checkpoints are written, so that
-    a resumed run ends with the same best model. `heartbeat` is called at the end of every episode of an evaluation.
+    They also update the session's best model, at the end of a rollout and before the next update: by the return on
+    held-out levels with --eval-freq, else by the last training episodes. Both are independent of when checkpoints are
+    written, so that a resumed run ends with the same best model. `heartbeat` is called at the end of every episode of
+    an evaluation.
     """
-
-    def update_held_out(score: float) -> None:
-        n_levels = len(_spread(config.eval_levels, config.eval_episodes))
-        # `play` evaluates the learner's weights, which do not change during a callback.
-        of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
-        best_model.update(score, of, model.num_timesteps, model.policy)
-
-    def update_training(score: float) -> None:
-        of = f"mean return of the last {model._stats_window_size} training episodes"
-        best_model.update(score, of, model.num_timesteps, model.acting_policy)
-
-    # Not `best_model.levels.add` itself: restoring a run replaces `levels`.
-    callbacks: list[BaseCallback] = [LevelRecorder(lambda game, level: best_model.levels.add(game, level))]
-    if model.processes.first:
-        callbacks.append(EditStatsCallback())
-    if not config.eval_freq:
-        return [*callbacks, TrainingReturn(update_training)]
+    config, model, best_model = session.config, session.model, session.best_model
     plays = {
-        split: _make_play(config, model, _spread(levels, config.eval_episodes), heartbeat)
+        split: partial(_play, session, _spread(levels, config.eval_episodes), heartbeat)
         for split, levels in (("train", config.levels), ("test", config.eval_levels))
     }
-    return [*callbacks, HeldOutEvalCallback(plays, config.eval_freq, update_held_out)]
+    of = f"mean return of the last {model._stats_window_size} training episodes"
+    if config.eval_freq:
+        n_levels = len(_spread(config.eval_levels, config.eval_episodes))
+        of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
+
+    def update(score: float) -> None:
+        # Evaluations play the learner's weights, which do not change during a callback.
+        policy = model.policy if config.eval_freq else model.acting_policy
+        best_model.update(score, of, model.num_timesteps, policy)
+
+    return [
+        # Not `best_model.levels.add` itself: restoring a run replaces `levels`.
+        LevelRecorder(lambda game, level: best_model.levels.add(game, level)),
+        *([EditStatsCallback()] if model.processes.first else []),
+        HeldOutEvalCallback(plays, config.eval_freq, update) if config.eval_freq else TrainingReturn(update),
+    ]
 
 
 def _spread(text: str, n: int) -> list[int]:
@@ -70,44 +70,92 @@ def _spread(text: str, n: int) -> list[int]:
     return list(range(levels.start, levels.stop, max(1, len(levels) // n)))[:n]
 
 
-def _make_play(
-    config: TrainConfig, model: RecurrentAlgorithm, levels: list[int], heartbeat: Callable[[], None]
-) -> Callable[[], Episodes]:
-    """Return a function that plays levels with the current policy, divided among the processes."""
-    processes = model.processes
-    own_levels = levels[processes.rank :: processes.size]
+def _play(session: Session, levels: list[int], heartbeat: Callable[[], None]) -> Episodes:
+    """Play levels with the current policy, divided among the processes."""
+    config, model, processes = session.config, session.model, session.model.processes
     games = len(resolve(config.env).names)
     n_envs = games * max(1, min(config.n_envs // processes.size, MAX_EVAL_ENVS) // games)
-
-    def play_own() -> Episodes:
-        with closing(make_levels_env(config.env, n_envs, own_levels, 1, config.seed, **config.env_settings())) as env:
-            return play_levels(model.policy, env, on_progress=lambda _: heartbeat())
-
-    def play() -> Episodes:
-        by_rank = processes.all_gather([tuple(episode) for episode in (play_own() if own_levels else ())])
-        return Episodes(Episode(*episode) for episodes in by_rank for episode in episodes)
-
-    return play
+    episodes = Episodes()
+    if own := levels[processes.rank :: processes.size]:
+        with closing(make_levels_env(config.env, n_envs, own, 1, config.seed, **config.env_settings())) as env:
+            episodes = play_levels(model.policy, env, on_progress=lambda _: heartbeat())
+    by_rank = processes.all_gather([tuple(episode) for episode in episodes])
+    return Episodes(Episode(*episode) for part in by_rank for episode in part)
 
 
-class VideoCallback(PeriodicCallback):
-    """Write a video of a held-out level to the run's folder every `video_freq` steps."""
+def make_video_callback(session: Session, heartbeat: Callable[[], None]) -> PeriodicCallback:
+    """Return the callback that writes a video of a held-out level to the run's folder every `video_freq` steps."""
+    check_video(Path("film.mp4"))
+    config, model, folder = session.config, session.model, session.run.path
 
-    def __init__(self, config: TrainConfig, run: Path, heartbeat: Callable[[], None]) -> None:
-        check_video(Path("film.mp4"))
-        super().__init__(config.video_freq)
-        self.config, self.run, self.heartbeat = config, run, heartbeat
-
-    def act(self) -> None:
-        """Play and write the video."""
-        config, steps = self.config, self.num_timesteps
-        output = self.run / "videos" / f"{steps:012d}.mp4"
+    def write() -> None:
+        steps = model.num_timesteps
+        output = folder / "videos" / f"{steps:012d}.mp4"
         scene = choose_scene(config, n_steps=VIDEO_STEPS, seed=config.seed)
         try:
             output.parent.mkdir(exist_ok=True)
-            trace, album = record(self.model.acting_policy, config, scene, self.run.name, steps, VIDEO_STEPS)
+            trace, album = record(model.acting_policy, config, scene, folder.name, steps, VIDEO_STEPS)
             with closing(album):
                 render(trace, album, output)
         except OSError as error:  # such as a full disk
             warn(f"no video at {steps} steps ({error.strerror}); training continues")
+        heartbeat()
+
+    return PeriodicCallback(config.video_freq, write)
+
+
+class Watchdog(BaseCallback):
+    """A callback that notes the time of every step, and a thread that checks it.
+
+    After `seconds` without a step, the thread prints a warning once, with what every environment reports of itself.
+    Under --supervise it also prints the stack of every thread and ends the process, which the supervisor restarts.
+    """
+
+    def __init__(self, run: Path, seconds: int) -> None:
+        super().__init__()
+        self.run, self.seconds = run, seconds
+        self.status = Path(os.environ[STATUS]) if STATUS in os.environ else None
+        self._stopped = Event()
+
+    def _on_training_start(self) -> None:
+        self._last_beat = time.monotonic()
+        if self.status is not None:
+            self.status.write_text(str(self.run.resolve()))
+        if self.seconds:
+            Thread(target=self._watch, name="srwm-watchdog", daemon=True).start()
+
+    def heartbeat(self) -> None:
+        """Note that the run makes progress."""
+        self._last_beat = time.monotonic()
+        if self.status is not None:
+            os.utime(self.status)
+
+    def _on_step(self) -> bool:
         self.heartbeat()
+        return True
+
+    def close(self) -> None:
+        """Stop the thread, also after an interrupted training."""
+        self._stopped.set()
+
+    _on_training_end = close
+
+    def _watch(self) -> None:
+        reported = 0.0
+        while not self._stopped.wait(min(1.0, self.seconds / 4)):
+            elapsed = time.monotonic() - self._last_beat
+            if elapsed < self.seconds or self._last_beat == reported:
+                continue
+            reported = self._last_beat
+            warn(f"no step has ended for {elapsed:.0f} seconds{self._places()}")
+            if self.status is not None:
+                faulthandler.dump_traceback(file=2)  # sys.stderr may be redirected
+                os._exit(HUNG)
+
+    def _places(self) -> str:
+        try:
+            places = self.training_env.env_method("places")
+        except Exception:  # any environment, in any state: the warning must be printed
+            return ""
+        # Each group of environments repeats its report for every environment.
+        return "".join(f"; {place}" for place in dict.fromkeys(places) if place)

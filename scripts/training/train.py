@@ -1,52 +1,44 @@
-"""Train a run: build it, learn, save it, and report how it ended."""
+"""Train a run: build it, describe it, learn, save it, and report how it ended."""
 
 from __future__ import annotations
 
+import os
+import platform
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import time
+from contextlib import closing
 from dataclasses import replace
+from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from srwm_rl import check_core, make_core
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, init_processes
-from srwm_rl.agents.run.best_model import BestModelTracker
+from srwm_rl.agents.distributed import LostProcessError, RankInfo, init_processes
 from srwm_rl.agents.run.callbacks import Checkpoints, ProgressBar
-from srwm_rl.agents.run.checkpoint_state import capture_state
-from srwm_rl.agents.run.metrics import MetricsFile
+from srwm_rl.envs.make import resolve
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import INTERRUPTED, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.training.build import (
-    groups_of_new_run,
-    make_env,
-    make_model,
-    on_gpu,
-    resolved_precision,
-    use_threads,
+from srwm_rl.scripts.training import build
+from srwm_rl.scripts.training.checkpoints import Session, check_resumable
+from srwm_rl.scripts.training.launch import (
+    StopSignal,
+    command_to_resume,
+    hold_signals,
+    is_distributed,
+    raise_on_signals,
 )
-from srwm_rl.scripts.training.checkpoints import (
-    capture,
-    check_resumable,
-    log_pending,
-    restore,
-    save,
-)
-from srwm_rl.scripts.training.launch import command_to_resume, is_distributed
-from srwm_rl.scripts.training.monitoring import VideoCallback, make_best_model_tracker, make_callbacks
+from srwm_rl.scripts.training.monitoring import Watchdog, make_callbacks, make_video_callback
 from srwm_rl.scripts.training.profiling import Profile
 from srwm_rl.scripts.training.resume import keep_settings
-from srwm_rl.scripts.training.sharding import check_same, shard_config
-from srwm_rl.scripts.training.signals import StopSignal, raise_on_signals
-from srwm_rl.scripts.training.summary import describe, run_base, run_record
 from srwm_rl.scripts.training.verify import verify
-from srwm_rl.scripts.training.watchdog import Watchdog
 from srwm_rl.storage.run_folder import BEST, METRICS, TENSORBOARD, Run, steps_of
 
 FAULT = 3  # exit code
@@ -60,163 +52,155 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
     if run is not None:
         check_resumable(run, config)
     rank_info = RankInfo.of()
-    own = shard_config(config, rank_info)
+    own = build.shard_config(config, rank_info)
     if run is None:  # fixed here, so that the run is the same on every machine that resumes it
-        fixed: dict[str, Any] = {"precision": resolved_precision(own), "n_groups": groups_of_new_run(own)}
+        fixed: dict[str, Any] = {"precision": build.resolved_precision(own), "n_groups": build.groups_of_new_run(own)}
         config, own = replace(config, **fixed), replace(own, **fixed)
     processes = init_processes(rank_info, own.device)
-    check_same(config, own, processes)
-    env = make_env(own)
-    try:
+    build.check_same(config, own, processes)
+    with closing(build.make_env(own)) as env:
         overlapping = own.n_envs if config.algo == "impala" and not config.synchronous else 0
-        use_threads(config.n_threads, env.observation_space, overlapping, on_gpu(own))
-        model = make_model(own, env)
+        build.use_threads(config.n_threads, env.observation_space, overlapping, build.on_gpu(own))
+        model = build.make_model(own, env)
         model.join(processes)
         if ":" in config.core:  # a user's core might mix up environments
             check_core(make_core(config.core, model.policy.features_dim, **pairs(config.core_kwargs, "core_kwargs")))
-        code = _run(config, model, run, processes, changes)
-    finally:
-        env.close()
+        code = _run(config, model, run, changes)
     if code == 0:  # else the other processes may have ended, or still be training
         processes.close()
     return code
 
 
-def _run(
-    config: TrainConfig,
-    model: RecurrentAlgorithm,
-    run: Run | None,
-    processes: ProcessGroup,
-    changes: dict[str, list[Any]],
-) -> int:
-    plan = describe(config, model, run)
+def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, changes: dict[str, list[Any]]) -> int:
+    """Train in the run's folder, under its lock; a new one is deleted if the run ends before its first update."""
+    plan = _describe(config, model, run)
     if config.dry_run:
         print(plan)
         return 0
-    if not processes.first:
-        return _learn_worker(config, model, run)
-    if run is not None:
+    if not model.processes.first:  # which writes nothing, and does not know a new run's folder
+        return _learn(Session(config, model, run or Run(Path(), {}), Path(os.devnull)), plan, changes)
+    is_new = run is None
+    core, env = ("".join(c if c.isalnum() or c in "-_." else "+" for c in name) for name in (config.core, config.env))
+    base = Path(config.log_folder) / f"{config.algo}_{core}" / env  # to which `create` adds a number
+    run = run or Run.create(base, _run_record(config, model.processes.size))
+    metrics = run.path / METRICS
+    try:
         with run.lock():
             if config.verify:
                 print(verify(run, config, model))
                 return 0
-            return _learn(config, model, run, plan, changes)
-    new_run = Run.create(run_base(config), run_record(config, processes.size))
-    with _removed_if_empty(new_run), new_run.lock():
-        return _learn(config, model, new_run, plan, {})
-
-
-@contextmanager
-def _removed_if_empty(run: Run) -> Iterator[None]:
-    """Delete the folder of a run that ends before its first update."""
-    try:
-        yield
+            return _learn(Session(config, model, run, metrics), plan, changes)
     finally:
-        metrics = run.path / METRICS
-        if not run.files("checkpoint") and not (metrics.exists() and metrics.stat().st_size):
+        if is_new and not run.files("checkpoint") and not (metrics.exists() and metrics.stat().st_size):
             shutil.rmtree(run.path, ignore_errors=True)
 
 
-def _learn(config: TrainConfig, model: RecurrentAlgorithm, run: Run, plan: str, changes: dict[str, list[Any]]) -> int:
-    """Train as the only process, or as process 0, which writes the run's files."""
-    metrics = MetricsFile(run.path / METRICS)
-    best_model = make_best_model_tracker(config)
-    checkpoints = Checkpoints(
-        lambda: capture(model, metrics, best_model),
-        lambda state: save(run, model, config, state, best_model),
-        config.save_freq,
-        processes=model.processes,
-    )
-    bar = ProgressBar(config.n_timesteps)
+def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
+    """Train as process 0, or as another one, which takes part in its collective operations."""
+    config, model, run, first = session.config, session.model, session.run, session.model.processes.first
+    checkpoints = Checkpoints(session.capture, session.save, config.save_freq)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    callbacks: list[BaseCallback] = [
-        checkpoints,
-        watchdog,
-        *make_callbacks(config, model, best_model, watchdog.heartbeat),
-        *([VideoCallback(config, run.path, watchdog.heartbeat)] if config.video_freq else []),
-        *([bar] if config.progress else []),
-        *([Profile(run.path, lambda table: print(table, flush=True))] if config.profile else []),
-    ]
+    callbacks: list[BaseCallback] = [checkpoints, watchdog, *make_callbacks(session, watchdog.heartbeat)]
+    bar = ProgressBar()
+    if first:
+        callbacks += [make_video_callback(session, watchdog.heartbeat)] if config.video_freq else []
+        callbacks += [bar] if config.progress else []
+        callbacks += [Profile(run.path)] if config.profile else []
     try:
-        with raise_on_signals(ignore_signals_after=is_distributed()):
-            _prepare(config, model, run, metrics, best_model, changes)
+        with raise_on_signals(ignore_signals_after=first and is_distributed()):
+            _prepare(session, changes)
             if config.verbose:
                 print(f"{plan}\n  folder    {run.path}", flush=True)
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
-            checkpoints.latest = capture(model, metrics, best_model)
+            checkpoints.latest = session.capture()
             checkpoints.save_latest()
-    except (StopSignal, FaultError) as stop:
+    except (StopSignal, FaultError, BrokenPipeError) as stop:
         bar.close()
         checkpoints.save_latest()
-        is_signal = isinstance(stop, StopSignal)
-        reason = f" by {stop}" if is_signal else f": {stop}. The weights from before it are kept"
-        warn(f"stopped{reason}; {_saved(run)}")
-        return INTERRUPTED if is_signal else FAULT
-    except BrokenPipeError:
-        checkpoints.save_latest()
-        raise
+        if isinstance(stop, BrokenPipeError):
+            raise
+        return _explain(stop, run if first else None)
     finally:
         watchdog.close()
-        metrics.close()
-        if hasattr(model, "_logger"):  # not if stopped before `_prepare`
-            model.logger.close()  # TensorBoard writes in the background
+        model.logger.close()  # TensorBoard writes in the background
     if config.verbose:
-        if best_model.best is not None:
-            print(f"best model: {best_model.best}: {run.path / BEST}")
+        if session.best_model.best is not None:
+            print(f"best model: {session.best_model.best}: {run.path / BEST}")
         print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
     return 0
 
 
-def _prepare(
-    config: TrainConfig,
-    model: RecurrentAlgorithm,
-    run: Run,
-    metrics: MetricsFile,
-    best_model: BestModelTracker,
-    changes: dict[str, list[Any]],
-) -> None:
-    """Restore a resumed run, and open the logs."""
-    pending: dict[str, Any] = {}
+def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
+    """Restore a resumed run, and open TensorBoard's log."""
+    config, model, run = session.config, session.model, session.run
     if config.resume is not None:
-        pending = restore(model, run, metrics, best_model)
-        _check_remaining(config, model, run)
+        session.resume()
+        if model.num_timesteps >= config.n_timesteps:
+            raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to continue")
+    if model.processes.first:
         keep_settings(run, config, model.num_timesteps, changes)
-    model.set_logger(Logger(str(run.path), [TensorBoardOutputFormat(str(run.path / TENSORBOARD)), metrics]))
-    log_pending(model, pending)
+        model.logger.output_formats.insert(0, TensorBoardOutputFormat(str(run.path / TENSORBOARD)))
+        # An exception within TensorBoard's queue could make `close` wait two minutes for its thread.
+        model.logger.dump = hold_signals()(model.logger.dump)  # type: ignore[method-assign]
 
 
-def _learn_worker(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> int:
-    """Train as a process other than 0, which takes part in process 0's collective operations and writes nothing."""
-    checkpoints = Checkpoints(lambda: capture_state(model), lambda _: None, config.save_freq, processes=model.processes)
-    watchdog = Watchdog(Path(), config.hang_seconds)
-    best_model = make_best_model_tracker(config)
-    callbacks = [checkpoints, watchdog, *make_callbacks(config, model, best_model, watchdog.heartbeat)]
-    try:
-        with raise_on_signals():
-            if run is not None:
-                restore(model, run)
-                _check_remaining(config, model, run)
-            model.set_logger(Logger(None, []))
-            model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
-            capture_state(model)
-    except StopSignal:
-        return INTERRUPTED
-    except FaultError as fault:
-        if not isinstance(fault, LostProcessError):  # the process that ended first has printed the reason
-            warn(f"stopped: {fault}")
-        return FAULT
-    finally:
-        watchdog.close()
-    return 0
+def _explain(stop: StopSignal | FaultError, run: Run | None) -> int:
+    """Print why a run has stopped, and how to resume it; return the exit code. Only process 0 gives the run."""
+    is_signal = isinstance(stop, StopSignal)
+    if run is not None:
+        reason = f" by {stop}" if is_signal else f": {stop}. The weights from before it are kept"
+        saved = "nothing was learned yet, and nothing is kept"
+        if checkpoints := run.files("checkpoint"):
+            saved = f"saved at {steps_of(checkpoints[-1])} steps. Resume with: {command_to_resume(run)}"
+        warn(f"stopped{reason}; {saved}")
+    elif not isinstance(stop, StopSignal | LostProcessError):  # the process that ended first has printed the reason
+        warn(f"stopped: {stop}")
+    return INTERRUPTED if is_signal else FAULT
 
 
-def _check_remaining(config: TrainConfig, model: RecurrentAlgorithm, run: Run) -> None:
-    if model.num_timesteps >= config.n_timesteps:
-        raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to continue")
+def _run_record(config: TrainConfig, processes: int) -> dict[str, Any]:
+    """Return the content of `config.json`: the settings, the versions, the command and the time."""
+    packages = ("srwm-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+    return {
+        "train": config.to_json(),
+        "command": shlex.join(["srwm-rl", *sys.argv[1:]]),
+        **({"processes": processes} if processes > 1 else {}),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
-def _saved(run: Run) -> str:
-    checkpoints = run.files("checkpoint")
-    if not checkpoints:
-        return "nothing was learned yet, and nothing is kept"
-    return f"saved at {steps_of(checkpoints[-1])} steps. Resume with: {command_to_resume(run)}"
+def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> str:
+    """Return a few lines that describe what will be trained."""
+    memory = model.policy.core
+    n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
+    core = " ".join((config.core, *config.core_kwargs))
+    mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
+    size = model.processes.size
+    processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
+    threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""
+    verb = "resuming" if run else "training"
+    return "\n".join(
+        (
+            f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
+            f"  network   {model.policy.features_extractor.describe()}",
+            f"            {n_parameters:,} parameters; memory {memory.state_layers * memory.state_size:,} floats per "
+            "environment",
+            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
+            f"  updates   {_updates(config)}{processes}",
+            f"  device    {model.device}{threads}",
+        )
+    )
+
+
+def _updates(config: TrainConfig) -> str:
+    per_rollout = config.n_envs * config.n_steps
+    rollouts = f"{config.n_envs} environments x {config.n_steps} steps"
+    if config.algo == "ppo":
+        return (
+            f"{ceil(config.n_timesteps / per_rollout):,} of {rollouts}, "
+            f"{config.n_epochs} epochs of {ceil(per_rollout / config.batch_size)} minibatches"
+        )
+    order = "in turn with playing" if config.synchronous else "while the actors play on"
+    n_unrolls = config.batch_size // config.n_steps
+    return f"{config.n_timesteps // config.batch_size:,} of {n_unrolls} unrolls, {order}; {rollouts} at a time"

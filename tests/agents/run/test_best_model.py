@@ -11,7 +11,7 @@ import torch
 from srwm_rl.agents import IMPALA
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
 from srwm_rl.agents.run.best_model import Best, BestModelTracker
-from srwm_rl.agents.run.monitoring import HeldOutEvalCallback
+from srwm_rl.agents.run.callbacks import HeldOutEvalCallback
 from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.seen_levels import SeenLevels

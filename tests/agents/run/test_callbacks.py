@@ -1,17 +1,27 @@
-"""Callbacks of the command line: levels are recorded, states captured and saved."""
+"""Callbacks: levels recorded, states captured and saved, correct values in the log, no influence on training."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from srwm_rl import core_names
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.distributed import ProcessGroup
+from srwm_rl.agents.distributed import SINGLE
+from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.agents.run import callbacks
-from srwm_rl.agents.run.callbacks import Checkpoints, LevelRecorder, TrainingReturn
-from srwm_rl.envs import GroupedVecEnv, make_vec_env
+from srwm_rl.agents.run.callbacks import (
+    Checkpoints,
+    EditStatsCallback,
+    HeldOutEvalCallback,
+    LevelRecorder,
+    TrainingReturn,
+)
+from srwm_rl.envs import GroupedVecEnv, make_levels_env, make_vec_env
 from srwm_rl.envs.wrappers.reward import VecNormalizeReward
 from tests.agents.probe import LogRecorder
 
@@ -111,8 +121,16 @@ class Clock:
         return {"taken": self.now}
 
 
-def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "monotonic", clock)
+    return clock
+
+
+def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float], processes: Any = SINGLE) -> None:
     """Start a rollout of 10 steps after each of the waits, in seconds, as a trainer would."""
+    checkpoints.model = SimpleNamespace(processes=processes)  # type: ignore[assignment]
     checkpoints.num_timesteps = 0
     checkpoints._on_training_start()
     for wait in seconds:
@@ -130,11 +148,11 @@ def rollouts(checkpoints: Checkpoints, clock: Clock, seconds: list[float]) -> No
     ],
 )
 def test_capturing_states_costs_a_share_of_the_time(
-    grace: float, update: float, n: int, taken: list[float], monkeypatch: pytest.MonkeyPatch
+    grace: float, update: float, n: int, taken: list[float], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "GRACE", grace)
-    clock, saved = Clock(), list[dict[str, Any]]()
-    checkpoints = Checkpoints(clock.capture, saved.append, 10**9, 10**9, clock=clock)
+    saved = list[dict[str, Any]]()
+    checkpoints = Checkpoints(clock.capture, saved.append, 10**9, 10**9)
     rollouts(checkpoints, clock, [update] * n)
     assert clock.taken == taken
     assert saved == []
@@ -142,29 +160,111 @@ def test_capturing_states_costs_a_share_of_the_time(
     assert saved == [{"taken": taken[-1]}]
 
 
-def test_a_due_state_is_captured_and_saved_even_if_updates_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_due_state_is_captured_and_saved_even_if_updates_are_fast(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(callbacks, "GRACE", 0.0)
-    clock, saved = Clock(), list[dict[str, Any]]()
-    by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9, clock=clock)
+    saved = list[dict[str, Any]]()
+    by_steps = Checkpoints(clock.capture, saved.append, 30, 10**9)
     rollouts(by_steps, clock, [0.5] * 7)
     assert clock.taken == [1.5, 4.0, 6.5]  # at 0, 30 and 60 steps
     assert [state["taken"] for state in saved] == [4.0, 6.5]
-    clock, saved = Clock(), list[dict[str, Any]]()
-    by_seconds = Checkpoints(clock.capture, saved.append, 10**9, 2.0, clock=clock)
+    clock.now, saved = 0.0, []
+    by_seconds = Checkpoints(clock.capture, saved.append, 10**9, 2.0)
     rollouts(by_seconds, clock, [0.5] * 9)
     assert saved == [{"taken": time} for time in (3.0, 6.0)]
 
 
-def test_all_processes_capture_when_process_0_does() -> None:
-    class Slow(ProcessGroup):
-        def all_gather(self, tree: Any) -> list[Any]:
-            asked.append(tree)
-            clock.now += 50  # until all are there
-            return [len(asked) == 3, tree]
+def test_all_processes_capture_when_process_0_does(clock: Clock) -> None:
+    def all_gather(tree: Any) -> list[Any]:
+        asked.append(tree)
+        clock.now += 50  # until all are there
+        return [len(asked) == 3, tree]
 
-    clock, asked = Clock(), list[bool]()
-    checkpoints = Checkpoints(clock.capture, lambda _: None, 10**9, processes=Slow(), clock=clock)
-    rollouts(checkpoints, clock, [99.0] * 4)
+    asked = list[bool]()
+    checkpoints = Checkpoints(clock.capture, lambda _: None, 10**9)
+    rollouts(checkpoints, clock, [99.0] * 4, SimpleNamespace(all_gather=all_gather))
     assert asked == [True] * 4
     assert clock.taken == [4.0 * 99 - 99 + 3 * 50 + 1]
     assert checkpoints.spent == 1
+
+
+def model(core: str = "srwm") -> tuple[PPO, LogRecorder]:
+    env = make_vec_env("recall", 8, "0:50", 0)
+    kwargs = {"core": core, "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
+    agent = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, policy_kwargs=kwargs, seed=0, device="cpu")
+    log = LogRecorder()
+    agent.set_logger(Logger(None, [log]))
+    return agent, log
+
+
+def held_out(model: PPO, every: int) -> HeldOutEvalCallback:
+    def play(levels: str) -> Any:
+        return play_levels(model.policy, make_levels_env("recall", 4, levels, 1, 0))
+
+    return HeldOutEvalCallback({"train": lambda: play("0:6"), "test": lambda: play("100:106")}, every)
+
+
+@pytest.mark.parametrize("core", core_names())
+def test_edits_and_drifts_are_logged_for_cores_with_state(core: str) -> None:
+    agent, log = model(core)
+    agent.learn(3 * 128, EditStatsCallback())
+    names = {name for line in log.rows for name in line if name.startswith("srwm/")}
+    if not agent.policy.core.state_size:
+        assert names == set()
+        return
+    rates = {"rate_y", "rate_query", "rate_key", "rate_beta"} if "sr" in core else set()
+    assert names == {
+        f"srwm/l{layer}/{name}" for layer in (0, 1) for name in {"edit", "drift", "drift_max"} | rates
+    } or (core in ("lstm", "gru") and names)
+    assert all(np.isfinite(line[name]) for line in log.rows for name in names if name in line)
+
+
+def test_the_logged_drift_is_the_norm_of_the_states_shift() -> None:
+    agent, log = model()
+    agent.learn(128, EditStatsCallback(histogram_every=1))
+    assert agent._core_state is not None
+    fresh = torch.as_tensor(agent._last_episode_starts)
+    core: Any = agent.policy.core
+    state = agent._core_state.masked_fill(fresh[:, None], 0)
+    norms = state.unflatten(-1, core.layers[0].shift_shape).flatten(3).norm(dim=-1)
+    for layer in (0, 1):
+        assert log.rows[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
+        assert log.rows[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
+        assert log.rows[0][f"srwm/l{layer}/drifts"].shape == (8 * 8,)
+        for rate in ("y", "query", "key", "beta"):
+            assert 0 < log.rows[0][f"srwm/l{layer}/rate_{rate}"] < 1
+
+
+def test_callbacks_do_not_change_training() -> None:
+    plain, _ = model()
+    plain.learn(4 * 128)
+    watched, _ = model()
+    watched.learn(4 * 128, [EditStatsCallback(), held_out(watched, 128)])
+    for mine, theirs in zip(plain.policy.parameters(), watched.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_evaluations_fall_on_multiples_and_are_scored() -> None:
+    agent, log = model()
+    scores: list[float] = []
+    callback = held_out(agent, 300)
+    callback.on_score = scores.append
+    agent.learn(8 * 128, callback)
+    lines = [line for line in log.rows if "eval/gap" in line]
+    assert [line["step"] for line in lines] == [384, 640, 1024]  # the first updates beyond 300, 600 and 900
+    assert scores == [line["eval_test/mean_reward"] for line in lines]
+    for line in lines:
+        assert line["eval/gap"] == pytest.approx(line["eval_train/mean_reward"] - line["eval_test/mean_reward"])
+        assert 0 <= line["eval_test/success_rate"] <= 1
+        assert 6 <= line["eval_test/mean_ep_length"] <= 13
+
+
+def test_edit_stats_do_not_disturb_a_concurrent_learner() -> None:
+    env = make_vec_env("recall", 8, "0:50", 0)
+    kwargs = {"core": "srwm", "core_kwargs": {"hidden_size": 16, "n_layers": 2}}
+    agent = IMPALA("SRWMPolicy", env, n_steps=8, policy_kwargs=kwargs, seed=0, device="cpu")
+    log = LogRecorder()
+    agent.set_logger(Logger(None, [log]))
+    agent.learn(60 * 64, EditStatsCallback())  # raised from the learner's thread when the two shared a network
+    assert sum("srwm/l0/edit" in line for line in log.rows) == 60

@@ -52,8 +52,7 @@ def state_arrays(model: RecurrentAlgorithm) -> dict[str, np.ndarray]:
 def train(model: RecurrentAlgorithm, until: int, total: int) -> list[dict[str, Any]]:
     """Train towards `total` steps but stop after `until`, at a boundary between updates; return the states there."""
     states: list[dict[str, Any]] = []
-    # By this clock capturing a state costs nothing, so that every boundary has one.
-    keeper = Checkpoints(lambda: capture_state(model), states.append, 10**9, clock=lambda: 0.0)
+    keeper = Checkpoints(lambda: capture_state(model), states.append, 10**9)
 
     def stop(local: dict[str, Any], _: Any) -> bool:
         return bool(local["self"].num_timesteps <= until)

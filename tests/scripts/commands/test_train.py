@@ -13,6 +13,7 @@ import pytest
 
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training import train
+from srwm_rl.scripts.training.checkpoints import Session
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
 
@@ -208,14 +209,14 @@ def test_an_interrupted_extension_resumes_without_flags(
 ) -> None:
     run = shutil.copytree(recall, tmp_path / "run")
     signals = iter([True])
-    save = train.save
+    save = Session.save
 
     def save_and_stop(*args: Any) -> None:
         save(*args)
         if next(signals, False):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train, "save", save_and_stop)
+    monkeypatch.setattr(Session, "save", save_and_stop)
     result = call("train", "--resume", run, "-n", 512)
     assert result.code == 130
     assert int(Run.open(run).files("checkpoint")[-1].stem[-12:]) < 512

@@ -10,7 +10,9 @@ import pytest
 
 from srwm_rl import UserError, load
 from srwm_rl.scripts.main import main
-from srwm_rl.scripts.training import checkpoints, train
+from srwm_rl.scripts.training import checkpoints
+from srwm_rl.scripts.training.checkpoints import Session
+from srwm_rl.scripts.training.launch import StopSignal
 from srwm_rl.storage.run_folder import Run, steps_of
 from srwm_rl.storage.safe_file import read_file, write_file
 
@@ -103,15 +105,15 @@ def test_a_run_stopped_and_resumed_has_the_same_best(
     best = best_of(whole)
     assert best is not None
     stops = iter([best["steps"] - STEPS, best["steps"], best["steps"] + STEPS])
-    due, save = [next(stops)], train.save
+    due, save = [next(stops)], Session.save
 
-    def save_and_stop(run: Run, model: Any, config: Any, state: Any, best_model: Any) -> None:
-        save(run, model, config, state, best_model)
-        if state["counters"]["num_timesteps"] >= due[0] and not getattr(model, "stopping", False):
-            model.stopping = True  # it saves once more when it stops
-            raise train.StopSignal("a test")
+    def save_and_stop(self: Any, state: Any) -> None:
+        save(self, state)
+        if state["counters"]["num_timesteps"] >= due[0] and not hasattr(self, "stopping"):
+            self.stopping = True  # it saves once more when it stops
+            raise StopSignal("a test")
 
-    monkeypatch.setattr(train, "save", save_and_stop)
+    monkeypatch.setattr(Session, "save", save_and_stop)
     assert call(*argv, "-f", tmp_path / "cut").code == 130
     for due[0] in stops:
         output = call("train", "--resume", cut)

@@ -1,14 +1,15 @@
 """Faults while training from the command line: one line, the last good checkpoint kept, exit code 3."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from srwm_rl.agents.distributed import SINGLE
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training import checkpoints
-from srwm_rl.scripts.training.monitoring import make_best_model_tracker
+from srwm_rl.scripts.training.checkpoints import Session
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file
 
@@ -77,8 +78,9 @@ def test_a_reward_that_is_not_finite_can_be_skipped(argv: list[str], call: Any, 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run.create(tmp_path / "run", {"train": {}})
-    state = {"counters": {"num_timesteps": 7}, "policy": {"w": np.array([1.0, np.nan], np.float32)}, "environments": {}}
-    config = TrainConfig()
-    checkpoints.save(run, None, config, state, make_best_model_tracker(config))  # type: ignore[arg-type]
+    nan = np.array([1.0, np.nan], np.float32)
+    state = {"environments": {"may be": nan}, "counters": {"num_timesteps": 7}, "policy": {"w": nan}}
+    model: Any = SimpleNamespace(processes=SINGLE, policy=None, set_logger=lambda logger: None)
+    Session(TrainConfig(), model, run, tmp_path / "log").save(state)
     assert run.files("checkpoint") == run.files("model") == []
     assert "not saved at 7 steps: policy/w is not finite" in capsys.readouterr().err

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from srwm_rl import UserError
 from srwm_rl.agents.distributed import RankInfo
 from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.build import make_env, make_model
-from srwm_rl.scripts.training.sharding import shard_config
+from srwm_rl.scripts.training.build import make_env, make_model, shard_config
+from srwm_rl.scripts.training.launch import StopSignal, hold_signals, raise_on_signals
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
@@ -302,3 +303,37 @@ def test_a_process_ends_without_the_interpreters_teardown(code: int, output: str
     command = [sys.executable, "-c", RANK.replace("CODE", str(code))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, "")
+
+
+def test_a_held_signal_stops_after_the_block() -> None:
+    handler, done = signal.getsignal(signal.SIGTERM), []
+
+    @raise_on_signals()
+    def work() -> None:
+        with hold_signals():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("inside")
+        done.append("after")
+
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        work()
+    assert done == ["inside"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_log_is_written_whole_before_a_signal_stops_the_run(
+    call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An exception within TensorBoard's queue lost the wake-up of its thread, for which `close` then waited.
+    write, whole = TensorBoardOutputFormat.write, []
+
+    def interrupted(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        write(*args)
+        whole.append(args)
+
+    monkeypatch.setattr(TensorBoardOutputFormat, "write", interrupted)
+    result = call("train", *recall_argv, "-n", 640, "-f", tmp_path)
+    assert result.code == 130
+    assert "stopped by SIGTERM; saved at 0 steps" in result.err
+    assert len(whole) == len(metrics(tmp_path / "ppo_srwm" / "recall_1")) == 1

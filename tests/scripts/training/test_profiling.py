@@ -1,15 +1,28 @@
-"""`srwm-rl train --profile`: the table's sums, and a trace that a browser can show."""
+"""`srwm-rl train --profile`: nested parts, threads, no influence on training, the table's sums, a browser's trace."""
 
 import gzip
 import json
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from srwm_rl.agents.run.profiling import Spent
-from srwm_rl.scripts.training.profiling import table
+from srwm_rl.agents import IMPALA as ImpalaTrainer
+from srwm_rl.agents import PPO
+from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.ops import cpu
+from srwm_rl.scripts.training.profiling import Spent, Stopwatch, table, time_parts
+from tests.agents.probe import Probe
 from tests.scripts.conftest import IMPALA, RECALL
+
+IN_C = not isinstance(cpu.load_kernel(), str)
 
 
 @pytest.mark.parametrize("argv", [RECALL, IMPALA, (*IMPALA, "--synchronous")])
@@ -85,3 +98,181 @@ def test_the_table_accounts_for_everything() -> None:
     ]
     remainders = [row[-2:] for row in cells if row[0] in ("other", "between")]
     assert remainders == [["1,000.0", "20.0%"], ["500.0", "10.0%"], ["500.0", "10.0%"]]
+
+
+class Clock:
+    """A clock that advances only by `now`."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Work:
+    """A function that takes time and calls its own parts."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def outer(self) -> str:
+        self.clock.now += 1.0
+        self.inner(2.0)
+        self.inner(3.0)
+        return "done"
+
+    def inner(self, seconds: float) -> None:
+        self.clock.now += seconds
+        if seconds == 3.0:
+            raise_if_asked()
+
+
+def raise_if_asked() -> None:
+    pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def test_parts_are_counted_below_the_part_that_called_them(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    assert work.outer() == "done"
+    work.inner(4.0)
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2), ("in",): (4.0, 1)}
+    watch.reset()
+    work.inner(1.0)
+    assert watch.spent == {("in",): (1.0, 1)}
+
+
+def test_a_part_that_raises_is_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(globals(), "raise_if_asked", fail)
+    with pytest.raises(ZeroDivisionError):
+        work.outer()
+    assert watch.spent == {("out",): (6.0, 1), ("out", "in"): (5.0, 2)}
+    with watch.part("after"):
+        clock.now += 1.0
+    assert watch.spent[("after",)] == (1.0, 1)
+
+
+def test_another_threads_parts_are_at_the_top_level(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    watch.wrap(work, "inner", "in")
+    with watch.part("main"):
+        thread = Thread(target=work.inner, args=(1.0,))
+        thread.start()
+        thread.join()
+        work.inner(2.0)
+    assert watch.spent == {("main",): (3.0, 1), ("main", "in"): (2.0, 1), ("in",): (1.0, 1)}
+
+
+def test_unwrap_restores_the_methods(clock: Clock) -> None:
+    work, watch = Work(clock), Stopwatch()
+    work.outer = Work(clock).outer  # type: ignore[method-assign]
+    own = work.outer
+    watch.wrap(work, "outer", "out")
+    watch.wrap(work, "inner", "in")
+    watch.unwrap()
+    assert work.outer is own
+    assert "inner" not in vars(work)
+    work.outer()
+    assert watch.spent == {}
+
+
+class Timed(BaseCallback):
+    """Time a training from start to end."""
+
+    model: RecurrentAlgorithm
+
+    def _on_training_start(self) -> None:
+        self.watch = time_parts(self.model)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.watch.unwrap()
+
+
+def trained(algo: str, callback: BaseCallback | None) -> tuple[RecurrentAlgorithm, torch.Tensor]:
+    shared: dict[str, Any] = {"n_steps": 8, "seed": 0, "device": "cpu"}
+    shared["policy_kwargs"] = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
+    env = DummyVecEnv([Probe, Probe])
+    model: RecurrentAlgorithm
+    if algo == "ppo":
+        model = PPO("SRWMPolicy", env, n_epochs=2, **shared)
+    else:
+        model = ImpalaTrainer("SRWMPolicy", env, synchronous=algo == "impala", **shared)
+    model.learn(4 * 16, callback)
+    return model, torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_timed_training_is_bit_identical(algo: str) -> None:
+    backward = torch.autograd.backward
+    model, weights = trained(algo, timed := Timed())
+    assert torch.equal(weights, trained(algo, None)[1])
+    assert torch.autograd.backward is backward
+    for owner in (
+        model,
+        model.nan_guard,
+        model.policy.features_extractor,
+        model.policy.core,
+        model.policy.optimizer,
+        model.env,
+    ):
+        assert not {"act", "forward", "train"} & vars(owner).keys()
+    assert not {"step"} & (vars(model.policy.optimizer).keys() | vars(model.env).keys())
+    spent = timed.watch.spent
+    assert spent[("collect", "act")].calls == 4 * (8 + (algo == "ppo"))
+    updates = 4 * 2 * 2 if algo == "ppo" else 4  # iterations, epochs, minibatches
+    below = ("learn",) if algo == "ppo" else ("learn", "update")
+    steps = [(*below, "optimizer"), (*below, "gradient")]
+    # With the C kernel, PPO's gradient of vectors is a single call.
+    steps += [(*below, "gradient", part) for part in ("forward", "backward") if algo == "impala" or not IN_C]
+    assert {path: spent[path].calls for path in steps} == dict.fromkeys(steps, updates)
+    for path, time_spent in spent.items():
+        inside = sum(time.seconds for below, time in spent.items() if below[:-1] == path)
+        assert 0 <= inside <= time_spent.seconds
+
+
+@pytest.mark.skipif(not IN_C, reason="without C the encoder runs as a whole")
+def test_an_image_network_is_timed_apart_from_the_c_code_around_it() -> None:
+    frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    kwargs = {"core_kwargs": {"hidden_size": 16}, "encoder_kwargs": {"cnn": {"channels": [4], "features": 8}}}
+    timed = Timed()
+    PPO(
+        "SRWMPolicy",
+        DummyVecEnv([lambda: Probe(frames)] * 2),
+        n_steps=8,
+        n_epochs=2,
+        batch_size=8,
+        device="cpu",
+        policy_kwargs=kwargs,
+    ).learn(2 * 16, timed)
+    spent = timed.watch.spent
+    assert (
+        spent[("collect", "act", "images")].calls == 2 * 9 + 3
+    )  # and when the three kinds of C were compared with the policy
+    for part in ("images", "backward"):
+        assert spent[("learn", "gradient", part)].calls == 2 * 2 * 2
+    assert not {"forward"} & vars(timed.model.policy.features_extractor.images["observation"]).keys()  # type: ignore[union-attr]
+
+
+def test_a_learner_beside_the_actors_is_timed_by_itself() -> None:
+    _, _ = trained("overlapped", timed := Timed())
+    # The last batches may be learned from after the training's end.
+    assert 1 <= timed.watch.spent[("update", "gradient", "forward")].calls <= 4
+    assert timed.watch.spent[("collect", "act")].calls == 4 * 8

@@ -50,7 +50,7 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
 def test_a_run_in_groups_is_verified_and_resumes_in_them(
     call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srwm_rl.scripts.training.train.groups_of_new_run", lambda config: 2)  # as on a GPU
+    monkeypatch.setattr("srwm_rl.scripts.training.build.groups_of_new_run", lambda config: 2)  # as on a GPU
     assert call("train", *recall_argv, "--save-freq", 1, "-n", 256, "-f", tmp_path).code == 0
     monkeypatch.undo()
     run = tmp_path / "ppo_srwm" / "recall_1"
