@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
 from srwm_rl.envs import make_vec_env
 from srwm_rl.envs.wrappers.reward import VecClipReward, VecNormalizeReward
@@ -61,6 +61,17 @@ def test_a_state_of_other_environments_is_refused() -> None:
 def test_states_are_supported_where_the_wrapped_environments_support_them() -> None:
     assert bandits().supports_state
     assert not VecNormalizeReward(make_vec_env("CartPole-v1", 2, "0:10", 0)).supports_state
+
+
+def test_states_can_be_saved_and_restored_through_outer_wrappers() -> None:
+    env = VecTransposeImage(VecNormalizeReward(make_vec_env("maze", 2, "0:10", 0)))
+    env.reset()
+    env.step(np.zeros(2, int))
+    assert env.supports_state
+    state = env.get_state()
+    assert set(state) == {"venv", "returns", "moments"}
+    env.set_state(state)
+    env.close()
 
 
 def test_rewards_are_clipped_and_infos_keep_the_unclipped_return() -> None:
