@@ -6,12 +6,10 @@ import base64
 import json
 import time
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 import srwm_rl
 from srwm_rl.envs.procgen import published
@@ -122,19 +120,13 @@ def comparison_page(sides: Sequence[ComparedRuns], report: dict[str, Any], comma
 
 def render_page(template: str, **data: Any) -> str:
     """Fill one of the templates; text in `data` is escaped, `Markup` is not."""
-    env = Environment(
-        loader=PackageLoader("srwm_rl.scripts.reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("srwm_rl.scripts.reports", "templates")
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"short": short_number, "number": _number, "signed": _signed, "percent": "{:.1%}".format}
     env.filters |= {"explain": explain, "chosen_note": chosen_note}
     env.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
-    style = Markup(files("srwm_rl.scripts.reports").joinpath("templates/style.css").read_text())
     written = time.strftime("%Y-%m-%d", time.gmtime())
-    return env.get_template(template).render(style=style, version=srwm_rl.__version__, written=written, **data)
+    return env.get_template(template).render(version=srwm_rl.__version__, written=written, **data)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

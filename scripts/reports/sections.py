@@ -57,11 +57,6 @@ class SeedRun:
     bootstrap_seed: int
     name: str
 
-    @property
-    def steps(self) -> int:
-        """Return the environment steps that the evaluated agent was trained for."""
-        return int(self.evaluation["num_timesteps"])
-
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """Return the logged values by key."""
@@ -125,7 +120,7 @@ class Section:
         for game in self.games:
             cells = next((row for row in self.rows if row.game == game), self.rows[0]).cells
             more = {
-                "held_out": (self.runs[0].steps, cells[self.held_out[0]]["return"]),
+                "held_out": (self.evaluation["num_timesteps"], cells[self.held_out[0]]["return"]),
                 "random": cells[self.random[0]]["return"]["mean"] if self.random else None,
                 "test": combine(tests).mean if tests else None,
             }
