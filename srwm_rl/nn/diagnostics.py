@@ -116,23 +116,21 @@ def record_rates(core: Core) -> Iterator[list[Tensor]]:
     recorded: list[Tensor] = []
     stack = core.layers if isinstance(core, StackCore) else ()
     layers = [layer for layer in stack if isinstance(layer, SRWMLayer)]
+
+    def recur(layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        if len(heads) != 1:
+            raise ValueError(f"record_rates needs one step at a time, not {len(heads)} in one call")
+        recorded.append(rates(layer, heads[0], state.masked_fill(episode_starts[0, :, None] != 0, 0)))
+        return type(layer).recur(layer, heads, state, episode_starts)
+
     for layer in layers:
         # A wrapped method, because the heads' inputs are its argument; a hook would see the layer's input only.
-        object.__setattr__(layer, "recur", partial(_recur, layer, recorded))
+        object.__setattr__(layer, "recur", partial(recur, layer))
     try:
         yield recorded
     finally:
         for layer in layers:
             object.__delattr__(layer, "recur")
-
-
-def _recur(
-    layer: SRWMLayer, recorded: list[Tensor], heads: Tensor, state: Tensor, episode_starts: Tensor
-) -> tuple[Tensor, Tensor]:
-    if len(heads) != 1:
-        raise ValueError(f"record_rates needs one step at a time, not {len(heads)} in one call")
-    recorded.append(rates(layer, heads[0], state.masked_fill(episode_starts[0, :, None] != 0, 0)))
-    return type(layer).recur(layer, heads, state, episode_starts)
 
 
 def rates(layer: SRWMLayer, heads: Tensor, state: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class ModuleFingerprint:
             for m in modules
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
-        self._registries = [registry for registry in registries if registry]
+        self._registries: list[dict[str, Any]] = [registry for registry in registries if registry]
         self._empty = [registry for registry in registries if not registry]
         self._members = self._current_members()
         self.weights = [*network.parameters(), *network.buffers()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
@@ -43,10 +43,10 @@ def check_core(core: Core) -> None:
     """
     if not isinstance(core, Core):
         raise UserError(f"check_core takes an instance of srwm_rl.Core, not {core!r:.80}")
-    for name, check in _CHECKS.items():
-        title = f"core {type(core).__name__} fails the check {name!r}"
+    for method in [name for name in vars(_Probe) if name.startswith("check_")]:
+        title = f"core {type(core).__name__} fails the check {method.removeprefix('check_')!r}"
         try:
-            check(_Probe(title, deepcopy(core)))
+            getattr(_Probe(title, deepcopy(core)), method)()
         except UserError:
             raise
         except Exception as error:
@@ -65,7 +65,7 @@ class _Run(NamedTuple):
 
 
 class _Probe:
-    """A copy of the core for one check, with an unroll to run it on."""
+    """A copy of the core for one check, with an unroll to run it on; the methods `check_*` are the checks, in order."""
 
     def __init__(self, title: str, core: Core) -> None:
         self.title, self.core = title, core
@@ -107,173 +107,148 @@ class _Probe:
                     f"environment {int(env)}"
                 )
 
+    def check_shapes(self) -> None:
+        core = self.core
+        initial = core.initial_state(_BATCH)
+        if initial.count_nonzero():
+            self.fail("initial_state must be zeros: trainers and buffers begin an episode with zeros")
+        shape = (core.state_layers, _BATCH, core.state_size)
+        self._check_tensor(f"initial_state({_BATCH})", initial, shape)
+        result = core(self.x, initial, self.starts)
+        if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(item, Tensor) for item in result)):
+            self.fail(f"forward must return a tuple of two tensors, y and the new state, not {type(result).__name__}")
+        self._check_tensor("y", result[0], (_STEPS, _BATCH, core.output_size))
+        self._check_tensor("the new state", result[1], shape)
 
-def _check_shapes(probe: _Probe) -> None:
-    core = probe.core
-    initial = core.initial_state(_BATCH)
-    if initial.count_nonzero():
-        probe.fail("initial_state must be zeros: trainers and buffers begin an episode with zeros")
-    shape = (core.state_layers, _BATCH, core.state_size)
-    _check_tensor(probe, f"initial_state({_BATCH})", initial, shape)
-    result = core(probe.x, initial, probe.starts)
-    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(item, Tensor) for item in result)):
-        probe.fail(f"forward must return a tuple of two tensors, y and the new state, not {type(result).__name__}")
-    _check_tensor(probe, "y", result[0], (_STEPS, _BATCH, core.output_size))
-    _check_tensor(probe, "the new state", result[1], shape)
+    def _check_tensor(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if tensor.shape != shape:
+            letters = "[T, B, output_size]" if name == "y" else "[state_layers, B, state_size]"
+            self.fail(f"{name} must be {letters} = {list(shape)}, not {list(tensor.shape)}")
+        if tensor.dtype != self.dtype:
+            self.fail(f"{name} is {tensor.dtype}, the core's parameters and input are {self.dtype}")
+        if tensor.device != self.device:
+            self.fail(f"{name} is on {tensor.device}, the core's parameters and input on {self.device}")
+        if not tensor.isfinite().all():
+            self.fail(f"{name} is not finite")
 
+    def check_deterministic(self) -> None:
+        problem = "two equal calls give different numbers"
+        hint = "(does it draw at random, or keep something outside the state?)"
+        self.same(self.run(), self.run(), f"{problem} {hint}")
 
-def _check_tensor(probe: _Probe, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        letters = "[T, B, output_size]" if name == "y" else "[state_layers, B, state_size]"
-        probe.fail(f"{name} must be {letters} = {list(shape)}, not {list(tensor.shape)}")
-    if tensor.dtype != probe.dtype:
-        probe.fail(f"{name} is {tensor.dtype}, the core's parameters and input are {probe.dtype}")
-    if tensor.device != probe.device:
-        probe.fail(f"{name} is on {tensor.device}, the core's parameters and input on {probe.device}")
-    if not tensor.isfinite().all():
-        probe.fail(f"{name} is not finite")
+    def check_state(self) -> None:
+        copied = torch.from_numpy(self.state.detach().cpu().numpy().copy()).to(self.device)
+        original = self.run()
+        problem = "a copy of the state does not continue like the state (is something remembered beside its numbers?)"
+        self.same(self.run(state=copied), original, problem)
 
+    def check_inputs(self) -> None:
+        self.starts[[0, _RESET_STEP], [0, _RESET_ENV]] = 1
+        arguments = {"x": self.x, "state": self.state, "episode_starts": self.starts}
+        before = {name: tensor.clone() for name, tensor in arguments.items()}
+        run = self.run()
+        for name, tensor in arguments.items():
+            if not torch.equal(tensor, before[name]):
+                self.fail(f"forward writes into its argument {name}; it must not change it")
+        self.same(self.run(starts=self.starts.bool()), run, "bool episode_starts act otherwise")
 
-def _check_deterministic(probe: _Probe) -> None:
-    problem = "two equal calls give different numbers (does it draw at random, or keep something outside the state?)"
-    first = probe.run()
-    probe.same(probe.run(), first, problem)
+    def check_small(self) -> None:
+        batch = self.run(self.x[:1], self.state, self.starts[:1])
+        alone = self.run(self.x[:1, :1], self.state[:, :1], self.starts[:1, :1])
+        self.same(alone, batch.of(slice(1)), "one step of one environment alone differs from that step in a batch")
 
+    def check_batch(self) -> None:
+        x, state = self.x.clone(), self.state.clone()
+        x[:, 1:] += 1
+        state[:, 1:] = 0
+        problem = "environment 0 changes with the inputs of the other environments"
+        self.same(self.run(x, state).of(slice(1)), self.run().of(slice(1)), problem)
 
-def _check_state(probe: _Probe) -> None:
-    copied = torch.from_numpy(probe.state.detach().cpu().numpy().copy()).to(probe.device)
-    original = probe.run()
-    problem = "a copy of the state does not continue like the state (is something remembered beside its numbers?)"
-    probe.same(probe.run(state=copied), original, problem)
+    def check_stepwise(self) -> None:
+        if not self.core.carries_over:
+            zeros = self.run(state=self.core.initial_state(_BATCH))
+            ones = self.run(state=self.core.initial_state(_BATCH) + 1)
+            self.same(
+                _Run(ones.y, zeros.state), zeros, "carries_over is False, yet a call does not start as from zeros"
+            )
+            return
+        state, ys = self.state, []
+        for x, starts in zip(self.x.split(1), self.starts.split(1), strict=True):
+            y, state = self.run(x, state, starts)
+            ys.append(y)
+        problem = "one step at a time is not the whole unroll (set carries_over = False if that is meant)"
+        self.same(_Run(torch.cat(ys), state), self.run(), problem)
 
+    def check_reset(self) -> None:
+        plain, zeros = self.run(), self.core.initial_state(_BATCH)
+        env, others = slice(_RESET_ENV, _RESET_ENV + 1), slice(None, None, 2)
+        for step in (0, _RESET_STEP):
+            starts = self.starts.clone()
+            starts[step, _RESET_ENV] = 1
+            run = self.run(starts=starts)
+            fresh = self.run(self.x[step:], zeros, self.starts[step:])
+            problem = f"an episode start at step {step} of environment {_RESET_ENV} is not a new episode"
+            self.same(run.of(env, slice(step, None)), fresh.of(env), problem)
+            problem = f"an episode start in environment {_RESET_ENV} changes another environment"
+            self.same(run.of(others), plain.of(others), problem)
 
-def _check_inputs(probe: _Probe) -> None:
-    probe.starts[[0, _RESET_STEP], [0, _RESET_ENV]] = 1
-    arguments = {"x": probe.x, "state": probe.state, "episode_starts": probe.starts}
-    before = {name: tensor.clone() for name, tensor in arguments.items()}
-    run = probe.run()
-    for name, tensor in arguments.items():
-        if not torch.equal(tensor, before[name]):
-            probe.fail(f"forward writes into its argument {name}; it must not change it")
-    probe.same(probe.run(starts=probe.starts.bool()), run, "bool episode_starts act otherwise")
+    def check_saving(self) -> None:
+        core = self.core
+        saved_or_moved = {id(item) for kind in (core.parameters, core.buffers, core.modules) for item in kind()}
+        for path, module in core.named_modules():
+            for name, value in vars(module).items():
+                if name not in _MODULE_ATTRIBUTES and any(id(item) not in saved_or_moved for item in _tensors(value)):
+                    self.fail(
+                        f"{f'{path}.{name}'.lstrip('.')} holds a tensor or module that is neither saved nor moved with "
+                        "the core; use nn.Parameter, register_buffer, nn.ModuleList or nn.ParameterList"
+                    )
+        before = self.run()
+        saved = {name: value.clone() for name, value in core.state_dict().items()}
+        with torch.no_grad():
+            for value in (*core.parameters(), *core.state_dict().values()):
+                value.zero_()
+        core.load_state_dict(saved)
+        self.same(self.run(), before, "state_dict and load_state_dict do not restore it")
 
+    def check_gradients(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # a weight that starts at zero may hide another from its gradient
+            for parameter in self.core.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.02)
+        x, state = self.x.clone().requires_grad_(), self.state.clone().requires_grad_()
+        y, _ = self.core(x, state, self.starts)
+        weights = torch.randn(y.shape, generator=generator).to(y)
+        leaves = {"the input x": x} | {
+            f"the parameter {name}": parameter
+            for name, parameter in self.core.named_parameters()
+            if parameter.requires_grad
+        }
+        grads = torch.autograd.grad((y * weights).sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+        for name, grad in zip(leaves, grads, strict=True):
+            if grad is None or not grad.count_nonzero():
+                self.fail(f"no gradient of y reaches {name}")
+            if not grad.isfinite().all():
+                self.fail(f"the gradient of y is not finite at {name}")
+        fresh = self.run(state=self.core.initial_state(_BATCH)).y[-1]
+        (grad_state,) = torch.autograd.grad((y[-1] * weights[-1]).sum(), state, allow_unused=True)
+        if not torch.equal(fresh, y[-1].detach()) and (grad_state is None or not grad_state.count_nonzero()):
+            self.fail(
+                "the last output depends on the first state, yet no gradient flows back through time (a detach?); to "
+                "cut it on purpose, train with the setting bptt"
+            )
 
-def _check_small(probe: _Probe) -> None:
-    batch = probe.run(probe.x[:1], probe.state, probe.starts[:1])
-    alone = probe.run(probe.x[:1, :1], probe.state[:, :1], probe.starts[:1, :1])
-    probe.same(alone, batch.of(slice(1)), "one step of one environment alone differs from that step in a batch")
-
-
-def _check_batch(probe: _Probe) -> None:
-    x, state = probe.x.clone(), probe.state.clone()
-    x[:, 1:] += 1
-    state[:, 1:] = 0
-    problem = "environment 0 changes with the inputs of the other environments"
-    probe.same(probe.run(x, state).of(slice(1)), probe.run().of(slice(1)), problem)
-
-
-def _check_stepwise(probe: _Probe) -> None:
-    if not probe.core.carries_over:
-        zeros = probe.run(state=probe.core.initial_state(_BATCH))
-        ones = probe.run(state=probe.core.initial_state(_BATCH) + 1)
-        probe.same(_Run(ones.y, zeros.state), zeros, "carries_over is False, yet a call does not start as from zeros")
-        return
-    state, ys = probe.state, []
-    for x, starts in zip(probe.x.split(1), probe.starts.split(1), strict=True):
-        y, state = probe.run(x, state, starts)
-        ys.append(y)
-    problem = "one step at a time is not the whole unroll (set carries_over = False if that is meant)"
-    probe.same(_Run(torch.cat(ys), state), probe.run(), problem)
-
-
-def _check_reset(probe: _Probe) -> None:
-    plain, zeros = probe.run(), probe.core.initial_state(_BATCH)
-    env, others = slice(_RESET_ENV, _RESET_ENV + 1), slice(None, None, 2)
-    for step in (0, _RESET_STEP):
-        starts = probe.starts.clone()
-        starts[step, _RESET_ENV] = 1
-        run = probe.run(starts=starts)
-        fresh = probe.run(probe.x[step:], zeros, probe.starts[step:])
-        problem = f"an episode start at step {step} of environment {_RESET_ENV} is not a new episode"
-        probe.same(run.of(env, slice(step, None)), fresh.of(env), problem)
-        problem = f"an episode start in environment {_RESET_ENV} changes another environment"
-        probe.same(run.of(others), plain.of(others), problem)
-
-
-def _check_saving(probe: _Probe) -> None:
-    core = probe.core
-    saved_or_moved = {id(item) for kind in (core.parameters, core.buffers, core.modules) for item in kind()}
-    for path, module in core.named_modules():
-        for name, value in vars(module).items():
-            if name not in _MODULE_ATTRIBUTES and any(id(item) not in saved_or_moved for item in _tensors(value)):
-                probe.fail(
-                    f"{f'{path}.{name}'.lstrip('.')} holds a tensor or module that is neither saved nor moved with the "
-                    "core; use nn.Parameter, register_buffer, nn.ModuleList or nn.ParameterList"
-                )
-    before = probe.run()
-    saved = {name: value.clone() for name, value in core.state_dict().items()}
-    with torch.no_grad():
-        for value in (*core.parameters(), *core.state_dict().values()):
-            value.zero_()
-    core.load_state_dict(saved)
-    probe.same(probe.run(), before, "state_dict and load_state_dict do not restore it")
+    def check_float64(self) -> None:
+        before = self.run()
+        self.core.double()
+        run = self.run(self.x.double(), self.state.double())
+        tensors = {"initial_state": self.core.initial_state(1), "y": run.y, "the new state": run.state}
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64:
+                self.fail(f"after core.double(), {name} is {tensor.dtype}")
+        self.core.to(self.dtype)
+        self.same(self.run(), before, f"after core.double() and back to {self.dtype}")
 
 
 def _tensors(value: Any) -> Iterator[Tensor | nn.Module]:
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else (value,)
     return (item for item in items if isinstance(item, (Tensor, nn.Module)))
-
-
-def _check_gradients(probe: _Probe) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # a weight that starts at zero may hide another from its gradient
-        for parameter in probe.core.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.02)
-    x, state = probe.x.clone().requires_grad_(), probe.state.clone().requires_grad_()
-    y, _ = probe.core(x, state, probe.starts)
-    weights = torch.randn(y.shape, generator=generator).to(y)
-    leaves = {"the input x": x} | {
-        f"the parameter {name}": parameter
-        for name, parameter in probe.core.named_parameters()
-        if parameter.requires_grad
-    }
-    grads = torch.autograd.grad((y * weights).sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
-    for name, grad in zip(leaves, grads, strict=True):
-        if grad is None or not grad.count_nonzero():
-            probe.fail(f"no gradient of y reaches {name}")
-        if not grad.isfinite().all():
-            probe.fail(f"the gradient of y is not finite at {name}")
-    fresh = probe.run(state=probe.core.initial_state(_BATCH)).y[-1]
-    (grad_state,) = torch.autograd.grad((y[-1] * weights[-1]).sum(), state, allow_unused=True)
-    if not torch.equal(fresh, y[-1].detach()) and (grad_state is None or not grad_state.count_nonzero()):
-        probe.fail(
-            "the last output depends on the first state, yet no gradient flows back through time (a detach?); to cut "
-            "it on purpose, train with the setting bptt"
-        )
-
-
-def _check_float64(probe: _Probe) -> None:
-    before = probe.run()
-    probe.core.double()
-    run = probe.run(probe.x.double(), probe.state.double())
-    tensors = {"initial_state": probe.core.initial_state(1), "y": run.y, "the new state": run.state}
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float64:
-            probe.fail(f"after core.double(), {name} is {tensor.dtype}")
-    probe.core.to(probe.dtype)
-    probe.same(probe.run(), before, f"after core.double() and back to {probe.dtype}")
-
-
-_CHECKS: dict[str, Callable[[_Probe], None]] = {
-    "shapes": _check_shapes,
-    "deterministic": _check_deterministic,
-    "state": _check_state,
-    "inputs": _check_inputs,
-    "small": _check_small,
-    "batch": _check_batch,
-    "stepwise": _check_stepwise,
-    "reset": _check_reset,
-    "saving": _check_saving,
-    "gradients": _check_gradients,
-    "float64": _check_float64,
-}
