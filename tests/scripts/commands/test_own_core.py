@@ -61,7 +61,7 @@ def test_a_run_folder_does_not_choose_imported_code(
     run = tmp_path / "logs" / f"ppo_{module}+Decay" / "recall_1"
     monkeypatch.delitem(_CORES, f"{module}:Decay")  # as in a new process
     assert f"add --core {module}:Decay" in call("train", "--resume", run, "-n", 128).error()
-    assert f"add --core {module}:Decay" in call("eval", run).error()
+    assert f"give --core {module}:Decay on the command line" in call("eval", run).error()
     assert f"{module}:Decay" not in _CORES
 
 
