@@ -40,7 +40,7 @@ def test_a_wrong_backend_gets_no_speed(
     monkeypatch.setattr(operators, "SIZES", ((3, 2, 1, 4),))
     monkeypatch.setattr(operators, "DELTA_SIZES", ((3, 2, 1, 4),))
     monkeypatch.setattr(operators, "ACTING", ())
-    monkeypatch.setattr(operators, "choose", lambda *_: "cpu")
+    monkeypatch.setattr(operators, "choose", lambda *_, **__: "cpu")
     threads = torch.get_num_threads()
     try:
         assert main(["bench", "op", "--rounds", "1", "--json", str(tmp_path / "bench.json")]) == 1
