@@ -115,7 +115,7 @@ def build_policy(core_name: str, weights: Weights, source: str) -> SRWMPolicy:
     # A damaged file may name a width of a million.
     with named(f"{source} is no ProcGen agent of the published RL code"), TensorBudget(weights, copies=8):
         channels: list[int] = []
-        while (name := f"feat_convs.{len(channels)}.0.weight") in weights:
+        while (name := f"feat_convs.{len(channels)}.0.weight") in weights or not channels:
             channels.append(len(get_weight(weights, name, (-1, -1, -1, -1))))
         features = len(get_weight(weights, "fc.weight", (-1, -1)))
         names = _names_around_the_core(len(channels))
