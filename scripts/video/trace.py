@@ -105,7 +105,7 @@ def load_trace(path: Path) -> Trace:
     try:
         arrays = _read(path)
         meta = msgspec.json.decode(arrays.pop(_META).tobytes())
-        if meta["format"] > FORMAT:
+        if meta["kind"] == "trace" and meta["format"] > FORMAT:
             raise UserError(f"{path} has format {meta['format']}; upgrade srwm-rl, which reads up to {FORMAT}")
         trace = msgspec.convert(meta | {"arrays": arrays}, Trace, dec_hook=lambda _, space: space_from_json(space))
         _check_arrays(trace)

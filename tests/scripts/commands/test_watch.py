@@ -330,6 +330,7 @@ def test_an_environment_of_another_version_is_refused(call: Any, trace: Path, tm
 DAMAGES: dict[str, Any] = {
     "format": lambda meta: meta.update(format=2),
     "kind": lambda meta: meta.update(kind="model"),
+    "no kind": lambda meta: meta.pop("kind"),
     "scene": lambda meta: meta.pop("scene"),
     "level type": lambda meta: meta["scene"].update(level="1"),
     "level": lambda meta: meta["scene"].update(level=-5),
