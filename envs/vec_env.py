@@ -84,7 +84,6 @@ class BatchVecEnv(StatefulVecEnv):
         FaultError: With "stop", from `step_wait` and `reset`; the quantity, game, level and step are named.
     """
 
-    reset_infos: list[dict[str, Any]]
     _held = "batch_env"
 
     def __init__(self, batch_env: BatchEnv, on_nan: OnNan = "stop") -> None:
