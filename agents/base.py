@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
+from math import ceil
 from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
@@ -212,6 +213,15 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             self.processes.sum_([progress, *sums, *grads])
             self._progress = progress
         return torch.nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+
+    def planned_steps(self, total_timesteps: int) -> int:
+        """Return the steps that training to `total_timesteps` ends with: the last rollout of all processes is whole."""
+        rollout = self.n_steps * self.n_envs * self.processes.size
+        return self.num_timesteps + ceil((total_timesteps - self.num_timesteps) / rollout) * rollout
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # Not below 0 after a last rollout that goes beyond the total: a rate that decays to 0 would become negative.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write the log: SB3's tags, and with several games the mean return of each."""

@@ -33,7 +33,7 @@ class ProgressBar(BaseCallback):
     """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
 
     def _on_training_start(self) -> None:
-        total, initial = self.model._total_timesteps, self.num_timesteps
+        total, initial = self.model.planned_steps(self.model._total_timesteps), self.num_timesteps
         self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05)
         if not self.bar.fp.isatty():
             self.bar.mininterval = 10.0  # seconds between lines of a log file

@@ -67,6 +67,8 @@ def restore_state(model: RecurrentAlgorithm, state: dict[str, Any], source: str)
     _restore_optimizer(model.policy.optimizer, state["optimizer"])
     for name in COUNTERS:
         setattr(model, name, state["counters"][name])
+    # Earlier versions wrote numbers below 0, with which IMPALA's learner would begin.
+    model._current_progress_remaining = max(0.0, model._current_progress_remaining)
     window = model._stats_window_size
     model.ep_info_buffer, model.ep_success_buffer = deque(state["episodes"], window), deque(state["successes"], window)
     parts = parts_of_state(state)

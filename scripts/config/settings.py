@@ -31,15 +31,15 @@ class TrainConfig:
     """Train an agent, or resume a run."""
 
     env: str = "coinrun"
-    """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit, parity, repeat_previous); any
-    Gymnasium id. See --env-list."""
+    """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit, parity, repeat_previous,
+    associative_recall, hidden_controls, mdp); any Gymnasium id. See --env-list."""
     core: str = "srwm"
     """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; or a class of your
     own, my_module:MyCore."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer: ppo, or impala, whose actors play on while it learns (V-trace corrects for the lag)."""
     n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
-    """Environment steps in all."""
+    """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
     resume: str | None = None
@@ -67,8 +67,13 @@ class TrainConfig:
     """ProcGen's distribution mode: easy, hard, extreme, memory, exploration."""
     env_kwargs: tuple[str, ...] = ()
     """Further settings of the environment, as name:value."""
-    inputs: tuple[Literal["action", "reward", "step"], ...] = ("action", "reward", "step")
-    """Inputs of the core beside the observation: previous action, previous reward, step within the episode."""
+    attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """Episodes of one level in a row that form a trial, one episode for the agent, whose memory is kept over them."""
+    shuffle_actions: bool = False
+    """Draw for every level which action does what (Discrete actions)."""
+    inputs: tuple[Literal["action", "reward", "step", "observation"], ...] = ("action", "reward", "step")
+    """Inputs of the core beside the observation: previous action, previous reward, step within the episode, previous
+    observation (of vectors)."""
     reward_clip: Limit = 1.0
     """Clip the previous reward, as an input, to +- this; 0: no clipping."""
     normalize_reward: bool = True
@@ -181,6 +186,8 @@ class TrainConfig:
             "env_kwargs": env_kwargs,
             "inputs": self.inputs,
             "reward_clip": self.reward_clip or None,
+            "attempts": self.attempts,
+            "shuffle_actions": self.shuffle_actions,
         }
 
 

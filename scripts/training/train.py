@@ -176,31 +176,35 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
     n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
     core = " ".join((config.core, *config.core_kwargs))
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
+    trials = f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
+    trials += "; actions shuffled by level" if config.shuffle_actions else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
     threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""
     verb = "resuming" if run else "training"
+    steps = model.planned_steps(config.n_timesteps)
+    rounded = f" (-n {config.n_timesteps:,} in whole rollouts)" if steps != config.n_timesteps else ""
     return "\n".join(
         (
-            f"{verb} {config.env} for {config.n_timesteps:,} steps: {config.algo}, core {core}",
+            f"{verb} {config.env} for {steps:,} steps{rounded}: {config.algo}, core {core}",
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {memory.state_layers * memory.state_size:,} floats per "
             "environment",
-            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
-            f"  updates   {_updates(config)}{processes}",
+            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}{trials}",
+            f"  updates   {_updates(config, steps)}{processes}",
             f"  device    {model.device}{threads}",
         )
     )
 
 
-def _updates(config: TrainConfig) -> str:
+def _updates(config: TrainConfig, steps: int) -> str:
     per_rollout = config.n_envs * config.n_steps
     rollouts = f"{config.n_envs} environments x {config.n_steps} steps"
     if config.algo == "ppo":
         return (
-            f"{ceil(config.n_timesteps / per_rollout):,} of {rollouts}, "
+            f"{steps // per_rollout:,} of {rollouts}, "
             f"{config.n_epochs} epochs of {ceil(per_rollout / config.batch_size)} minibatches"
         )
     order = "in turn with playing" if config.synchronous else "while the actors play on"
     n_unrolls = config.batch_size // config.n_steps
-    return f"{config.n_timesteps // config.batch_size:,} of {n_unrolls} unrolls, {order}; {rollouts} at a time"
+    return f"{steps // config.batch_size:,} of {n_unrolls} unrolls, {order}; {rollouts} at a time"

@@ -52,6 +52,9 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
             model.logger.close()
         replayed = _lines(log, first["metrics"], state["metrics"])
     written = _lines(run.path / METRICS, first["metrics"], last["metrics"])
+    # Earlier versions wrote numbers below 0 at the end of a run.
+    counters = last["counters"]
+    counters["_current_progress_remaining"] = max(0.0, counters["_current_progress_remaining"])
     differences = [*_differences(newest, state), *(["metrics.jsonl"] if replayed != written else [])]
     if differences:
         raise UserError(

@@ -140,7 +140,10 @@ def test_a_non_finite_number_in_one_process_stops_both(algo: str, how: str, by_r
 
 def test_learners_beside_the_actors_make_the_same_updates(by_rank: Any) -> None:
     results = [process["overlapped"] for process in by_rank]
-    assert [process["timesteps"] for process in results] == [2 * B * T * 6] * 2
+    for name in ("timesteps", "planned"):
+        assert [process[name] for process in results] == [2 * B * T * 6] * 2
+    for process in results:
+        assert 0 == min(process["remaining"]) < max(process["remaining"])
     assert [process["updates"] for process in results] == [B * 6 // 2] * 2
     np.testing.assert_array_equal(results[0]["weights"], results[1]["weights"])
     assert not np.array_equal(results[0]["weights"], by_rank[0]["own_weights"])

@@ -157,7 +157,13 @@ def messages(processes: ProcessGroup) -> dict[str, int]:
 def overlapped(processes: ProcessGroup) -> dict[str, Any]:
     """Learn while collecting; process 1 is slow, and process 0 has a batch queued more, as after a resume."""
     model = build("impala", seed=processes.rank, slow=processes.rank == 1, synchronous=False, batch_size=2 * T)
-    model.learning_rate = lambda left: 1e-3 * left
+    remaining = []
+
+    def decay(left: float) -> float:
+        remaining.append(left)
+        return 1e-3 * left
+
+    model.learning_rate = decay
     model._setup_lr_schedule()
     model.join(processes)
     if processes.first:
@@ -165,9 +171,11 @@ def overlapped(processes: ProcessGroup) -> dict[str, Any]:
             T, 2, model.observation_space, model.action_space, model.policy.initial_state(2), version=0
         )
         model.rollout_buffer.put(unrolls)
-    steps = 2 * B * T * 6
-    model.learn(steps)
-    return {"weights": weights(model), "updates": model._n_updates, "timesteps": model.num_timesteps}
+    total = 2 * B * T * 6 - 5  # no multiple of a rollout
+    planned = model.planned_steps(total)
+    model.learn(total)
+    counts = {"updates": model._n_updates, "timesteps": model.num_timesteps, "planned": planned}
+    return {"weights": weights(model), "remaining": remaining, **counts}
 
 
 def abandoned(processes: ProcessGroup, done: Path) -> dict[str, Any]:

@@ -151,6 +151,24 @@ def test_progress_goes_to_stderr(call: Any, recall_argv: list[str], tmp_path: Pa
     assert "step/s" in result.err
 
 
+def test_n_is_rounded_up_to_whole_rollouts_in_the_plan_and_the_progress_bar(
+    call: Any, recall_argv: list[str], tmp_path: Path
+) -> None:
+    argv = [word for word in recall_argv if word != "--no-progress"]
+    result = call("train", *argv, "-n", 100, "-f", tmp_path)
+    assert result.code == 0
+    assert "training recall for 128 steps (-n 100 in whole rollouts): ppo" in result.out
+    assert "updates   2 of 4 environments x 16 steps" in result.out
+    assert "done: 128 steps" in result.out
+    assert "128/128" in result.err
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    assert "has its 128 steps already" in call("train", "--resume", run).error()
+    result = call("train", "--resume", run, "-n", 192)
+    assert "resuming recall for 192 steps: ppo" in result.out
+    assert "192/192" in result.err
+    assert "done: 192 steps" in result.out
+
+
 def test_a_run_folder_is_never_reused(call: Any, recall_argv: list[str], tmp_path: Path, snapshot: Any) -> None:
     argv = ["train", *recall_argv, "-n", 64, "-f", tmp_path]
     assert call(*argv).code == 0

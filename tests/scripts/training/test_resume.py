@@ -69,6 +69,17 @@ def test_a_run_from_before_ppo_had_groups_is_exact(call: Any, copied: Path) -> N
     assert "exact: from 192 to 256 steps" in result.out
 
 
+def test_a_run_from_before_the_remaining_progress_ended_at_0_is_exact(call: Any, copied: Path) -> None:
+    newest = Run.open(copied).files("checkpoint")[-1]
+    arrays, meta = read_file(newest)
+    assert meta["state"]["counters"]["_current_progress_remaining"] == 0.0
+    meta["state"]["counters"]["_current_progress_remaining"] = -0.25
+    write_file(newest, arrays, meta)
+    assert "exact: from 192 to 256 steps" in call("train", "--resume", copied, "--verify").out
+    assert call("train", "--resume", copied, "-n", 257).code == 0
+    assert "exact: from 256 to 320 steps" in call("train", "--resume", copied, "--verify").out
+
+
 @pytest.mark.parametrize("what", ["weight", "log"])
 def test_verify_detects_a_run_that_is_not_exact(what: str, call: Any, copied: Path) -> None:
     newest = Run.open(copied).files("checkpoint")[-1]
