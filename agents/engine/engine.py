@@ -30,7 +30,7 @@ class Trainer(Protocol):
         """Return the loss of a micro-batch, `[]`, and its terms summed over steps, a NamedTuple of scalars `[]`."""
 
     def native_gradient(self, batch: Any, *scalars: float | None) -> Tensor | None:
-        """Add the gradient of `loss` in C and return its terms `[n]`; None: not possible, nothing done."""
+        """Add the gradient of `loss` without autograd and return its terms `[n]`; None: not possible, nothing done."""
 
 
 class Engine:
