@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, lower
+from srwm_rl.native.ppo_gradient import PPOGradient
 from srwm_rl.nn.layers import MemoryLayer
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, run_in_segments
@@ -37,6 +38,7 @@ class FusedPolicy:
     def __init__(self, policy: SRWMPolicy) -> None:
         self.policy = policy
         self._lowered: LoweredPolicy | None = None
+        self._ppo_gradient: PPOGradient | None = None
         self._lowered_from: ModuleFingerprint | None = None  # also where lowering failed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
@@ -55,9 +57,8 @@ class FusedPolicy:
             if lowered is None:
                 return self.policy.act(obs, core_state, episode_starts)
             if lowered.step is None:
-                inputs, core_state = self._run(lowered, obs, core_state, episode_starts[None])
-                action_params, values = lowered.heads.run(inputs)
-                return self.policy.sample(self.policy.distribution(action_params), values.view(-1), core_state)
+                action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts[None])
+                return self.policy.sample(self.policy.distribution(action_params), values, core_state)
             n_actions = int(self.policy.action_space.n)  # type: ignore[attr-defined]
             exp_noise = torch.empty(len(episode_starts), n_actions).exponential_()
             return self._step(lowered, obs, core_state, episode_starts, exp_noise)
@@ -66,17 +67,15 @@ class FusedPolicy:
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
     ) -> SequenceEvaluation:
         """Evaluate an unroll; arguments and result as in `SRWMPolicy.evaluate_sequence`."""
-        lowered, shape = self._ready(_first(obs), core_state, episode_starts[0]), episode_starts.shape
-        if lowered is None:
+        lowered = self._ready(_first(obs), core_state, episode_starts[0])
+        if lowered is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
-        inputs, core_state = self._run(lowered, obs, core_state, episode_starts, bptt)
         if lowered.log_prob_and_entropy is None:
-            action_params, values = lowered.heads.run(inputs)
-            distribution = self.policy.distribution(action_params)
-            return self.policy.evaluation(distribution, values.view(-1), actions, core_state)
-        action_stats, values = lowered.log_prob_and_entropy.run([*inputs, _column(actions)])
-        log_probs, entropy = action_stats.unflatten(0, shape).unbind(-1)
-        return SequenceEvaluation(values.view(shape), log_probs, entropy, core_state)
+            action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt)
+            return self.policy.evaluation(self.policy.distribution(action_params), values, actions, core_state)
+        action_stats, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt, actions)
+        log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
+        return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
 
     def add_ppo_gradient(
         self,
@@ -93,7 +92,7 @@ class FusedPolicy:
         scale: float,
         bptt: int | None = None,
     ) -> Tensor | None:
-        """Add the gradient of PPO's loss over an unroll to the weights' `.grad`.
+        """Add the gradient of PPO's loss over an unroll to the weights' `.grad`, without autograd.
 
         The loss is `(policy loss + vf_coef * value loss - ent_coef * entropy) * scale`, each term summed over steps.
         `old` are log-probabilities of the policy that acted, advantages, returns and its values, `[T, B]` each; the
@@ -101,27 +100,38 @@ class FusedPolicy:
 
         Returns:
             The loss's terms `[5]`, summed over steps: policy loss, value loss, entropy, approximate KL divergence, clip
-            fraction. None, and nothing is done, where `evaluate_sequence` must do it.
+            fraction. None, and nothing is done, where `evaluate_sequence` and autograd must do it.
         """
         lowered = self._ready(_first(obs), core_state, episode_starts[0])
-        if lowered is None or lowered.ppo_loss is None:
+        if lowered is None or lowered.ppo_loss is None or any(tensor.requires_grad for tensor in _tensors(obs)):
             return None
-        bound = -1.0 if clip_range_vf is None else clip_range_vf
-        params = PPOLossParams(clip_range, bound, vf_coef, ent_coef, scale)
-        inputs, _ = self._run(lowered, obs, core_state, episode_starts, bptt)
-        loss, terms = lowered.ppo_loss.loss([*inputs, _column(actions), *map(_column, old)], params)
-        loss.backward()
-        return terms
+        assert self._lowered_from is not None
+        weights = self._lowered_from.weights
+        if any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in weights):
+            return None  # only autograd calls them
+        bptt = None if bptt is None or bptt >= len(episode_starts) else bptt
+        if self._ppo_gradient is None or self._ppo_gradient.bptt != bptt:
+            self._ppo_gradient = PPOGradient(self.policy, lowered, bptt)
+        if self._ppo_gradient.shared:
+            return None
+        params = PPOLossParams(
+            clip_range=clip_range,
+            clip_range_vf=-1.0 if clip_range_vf is None else clip_range_vf,
+            vf_coef=vf_coef,
+            ent_coef=ent_coef,
+            scale=scale,
+        )
+        inputs = [tensor.reshape(-1, 1).float() for tensor in (actions, *old)]
+        return self._ppo_gradient.add_gradient(obs, core_state, episode_starts, inputs, params)
 
     def _ready(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
         """Return the present policy's programs; lower it, and compare them on these inputs, where it is new."""
         own = all(getattr(getattr(self.policy, name), "__func__", None) is method for name, method in _METHODS.items())
-        learned = any(x.requires_grad for x in (obs.values() if isinstance(obs, dict) else [obs]))
-        if preferred() not in ("auto", "cpu") or not own or learned:
+        if preferred() not in ("auto", "cpu") or not own:
             return None
         if self._lowered_from is None or not self._lowered_from.matches():
             self._lowered_from = ModuleFingerprint(self.policy)
-            self._lowered = self._lower(obs, core_state, episode_starts)
+            self._lowered, self._ppo_gradient = self._lower(obs, core_state, episode_starts), None
         return self._lowered
 
     def _lower(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> LoweredPolicy | None:
@@ -141,20 +151,19 @@ class FusedPolicy:
         """Return which of one step's results differ from the policy's, without random numbers; "" if none."""
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
-        inputs, new_state = self._run(lowered, obs, core_state, episode_starts[None])
-        action_params, new_values = lowered.heads.run(inputs)
-        results = [(self.policy.distribution(action_params).log_prob(actions), new_values, new_state)]
+        action_params, *values_and_state = self._run(lowered, obs, core_state, episode_starts[None])
+        results = [(self.policy.distribution(action_params).log_prob(actions), *values_and_state)]
         if lowered.step is not None:  # equal noise for all actions: the most probable one is sampled
             exp_noise = torch.ones(len(episode_starts), action_params.shape[-1])
             step = self._step(lowered, obs, core_state, episode_starts, exp_noise)
             results.append((step.log_probs, step.values, step.core_state))
         if lowered.log_prob_and_entropy is not None:
-            action_stats, new_values = lowered.log_prob_and_entropy.run([*inputs, _column(actions)])
-            results.append((action_stats[:, 0], new_values, new_state))
+            action_stats, *values_and_state = self._run(lowered, obs, core_state, episode_starts[None], None, actions)
+            results.append((action_stats[:, 0], *values_and_state))
         expected = {"log-probabilities": distribution.log_prob(actions), "values": values, "core states": state}
         for result in results:
             for (name, theirs), ours in zip(expected.items(), result, strict=True):
-                if not torch.allclose(ours.view(theirs.shape), theirs, rtol=1e-3, atol=1e-4, equal_nan=True):
+                if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4, equal_nan=True):
                     return name
         return ""
 
@@ -168,26 +177,43 @@ class FusedPolicy:
         return ActStep(actions, values.view(batch), log_probs.view(batch), core_state)
 
     def _run(
-        self, lowered: LoweredPolicy, obs: Obs, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Run over an unroll up to the heads; return the inputs of `lowered.heads` and the new core state.
+        self,
+        lowered: LoweredPolicy,
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        bptt: int | None = None,
+        actions: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run over an unroll; arguments as of `SRWMPolicy.evaluate_sequence`.
 
-        Arguments as of `SRWMPolicy.evaluate_sequence`.
+        Returns:
+            Log-probabilities and entropy of the actions, or without actions the action head's output, `[T * B, k]`; the
+            values `[T * B]`; and the new core state.
         """
+        shape, programs = episode_starts.shape, lowered.programs
+        if actions is not None:
+            assert lowered.log_prob_and_entropy is not None
+            programs = [*programs[:-1], lowered.log_prob_and_entropy]
         layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
-        inputs, finals = lowered.inputs.of(obs, episode_starts.numel()), []
-        for layer, state, program in zip(layers, core_state.unbind(0), lowered.programs, strict=True):
-            stream, x = program.run(inputs)
-            heads = x.view(*episode_starts.shape, layer.n_heads, layer.head_size)
-            y, final = run_in_segments(layer.recur, heads, state, episode_starts, bptt)
+        outputs: Sequence[Tensor] = programs[0].run(lowered.inputs.of(obs, shape.numel()))
+        finals = []
+        for layer, layer_state, program in zip(layers, core_state.unbind(0), programs[1:], strict=True):
+            stream, x = outputs
+            heads = x.view(*shape, layer.n_heads, layer.head_size)
+            y, final = run_in_segments(layer.recur, heads, layer_state, episode_starts, bptt)
             inputs = [stream, y.reshape(stream.shape)]
+            if program is programs[-1] and actions is not None:
+                inputs.append(actions.reshape(-1, 1).float())
+            outputs = program.run(inputs)
             finals.append(final)
-        return inputs, finals[0][None] if len(finals) == 1 else torch.stack(finals)
+        action_outputs, values = outputs
+        return action_outputs, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
+
+
+def _tensors(obs: Obs) -> list[Tensor]:
+    return list(obs.values()) if isinstance(obs, dict) else [obs]
 
 
 def _first(obs: Obs) -> Obs:
     return {key: tensor[0] for key, tensor in obs.items()} if isinstance(obs, dict) else obs[0]
-
-
-def _column(numbers: Tensor) -> Tensor:
-    return numbers.reshape(-1, 1).float()

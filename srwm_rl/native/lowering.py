@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -19,7 +18,7 @@ from srwm_rl.nn.distributions import UncheckedCategorical
 from srwm_rl.nn.encoders import EPISODE_STEP, MAIN_KEY, Encoder, ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy, as_floats
-from srwm_rl.ops.cpu import load_kernel
+from srwm_rl.ops.cpu import Kernel, load_kernel
 from srwm_rl.ops.program import Features, Program
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
@@ -57,10 +56,9 @@ class LoweredPolicy(NamedTuple):
     """The programs of a policy; the last three are None where the kernel cannot run them."""
 
     inputs: Inputs  # of the first program and of the step
-    programs: list[Program]  # one up to the first memory, one from each to the next
-    heads: Program  # from the last memory to the heads' outputs, logits and value
-    log_prob_and_entropy: Program | None  # the same, ending in log-probability and entropy of an action instead
-    ppo_loss: Program | None  # the same, ending in PPO's loss
+    programs: list[Program]  # before, between and after the core's memories; the last ends in logits and value
+    log_prob_and_entropy: Program | None  # the last one, ending in log-probability and entropy of an action instead
+    ppo_loss: Program | None  # the last one, ending in PPO's loss
     step: Program | None  # a whole acting step, with memories and sampling
 
 
@@ -70,7 +68,7 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
     Raises:
         UnsupportedModuleError: a module that the kernel has no operations for.
     """
-    core = policy.core
+    kernel, core = load_kernel(), policy.core
     supported = (
         policy.device.type == "cpu"
         and isinstance(core, StackCore)
@@ -82,40 +80,40 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
         and type(policy.features_extractor) is Encoder
         and type(policy.mlp_extractor) is MlpExtractor
     )
-    if isinstance(load_kernel(), str) or not supported:
+    if isinstance(kernel, str) or not supported:
         raise UnsupportedModuleError
     # torch runs the CNNs.
     modules = (policy.features_extractor.mlp, core, policy.mlp_extractor, policy.action_net, policy.value_net)
     if not all(w.dtype == torch.float32 and w.is_contiguous() for module in modules for w in module.parameters()):
         raise UnsupportedModuleError
-    lowered = LoweredPolicy(Inputs(policy), _programs(policy), _heads(policy, "logits"), None, None, None)
+    programs = _programs(policy, kernel)
     if type(policy.action_dist) is not UncheckedCategorical:
-        return lowered
-    return lowered._replace(
-        log_prob_and_entropy=_heads(policy, "log_prob_and_entropy"),
-        ppo_loss=_heads(policy, "ppo_loss"),
-        step=_step(policy),
-    )
+        return LoweredPolicy(Inputs(policy), programs, None, None, None)
+    log_prob_and_entropy = _last_program(policy, kernel, "log_prob_and_entropy")
+    ppo_loss = _last_program(policy, kernel, "ppo_loss")
+    return LoweredPolicy(Inputs(policy), programs, log_prob_and_entropy, ppo_loss, _step(policy, kernel))
 
 
-def _programs(policy: SRWMPolicy) -> list[Program]:
-    """Return one program up to the first memory, and one from each to the next."""
+def _programs(policy: SRWMPolicy, kernel: Kernel) -> list[Program]:
+    """Return one program up to the first memory, one from each to the next, and one to the heads' outputs."""
     core: Any = policy.core
-    program = Program()
+    program = Program(kernel)
     programs, x = [program], _linear(program, _encoder(program, policy), core.project)
     for i, (layer, block) in enumerate(zip(core.layers, core.blocks, strict=True), start=1):
         for features in _before_memory(program, layer, x):
             program.output(features)
         if i < len(core.layers):
-            programs.append(program := Program())
+            programs.append(program := Program(kernel))
             x = _after_memory(program, layer, block, *_memory_inputs(program, core))
-    return programs
+    return [*programs, _last_program(policy, kernel)]
 
 
-def _heads(policy: SRWMPolicy, end: Literal["logits", "log_prob_and_entropy", "ppo_loss"]) -> Program:
+def _last_program(
+    policy: SRWMPolicy, kernel: Kernel, end: Literal["logits", "log_prob_and_entropy", "ppo_loss"] = "logits"
+) -> Program:
     """Return the program after the last memory; its outputs are `end` and the value, or PPO's loss."""
     core: Any = policy.core
-    program = Program()
+    program = Program(kernel)
     x = _after_memory(program, core.layers[-1], core.blocks[-1], *_memory_inputs(program, core))
     action_head, value = _actor_and_critic(program, policy, x)
     if end != "logits":
@@ -133,7 +131,7 @@ def _memory_inputs(program: Program, core: StackCore) -> tuple[Features, Feature
     return program.input(core.output_size, needs_grad=True), program.input(core.output_size, needs_grad=True)
 
 
-def _step(policy: SRWMPolicy) -> Program | None:
+def _step(policy: SRWMPolicy, kernel: Kernel) -> Program | None:
     """Return the program of one acting step, or None where the kernel does not support the memories.
 
     The value is its first output.
@@ -142,7 +140,7 @@ def _step(policy: SRWMPolicy) -> Program | None:
     supported = type(core) is SRWMCore and all(type(layer) is SRWMLayer for layer in core.layers)
     if not supported or any(layer.frozen_weight is not None for layer in core.layers):
         return None
-    program = Program()
+    program = Program(kernel)
     x = _linear(program, _encoder(program, policy), core.project)
     for layer, block in zip(core.layers, core.blocks, strict=True):
         stream, heads = _before_memory(program, layer, x)
@@ -172,18 +170,21 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
         raise UnsupportedModuleError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
     widths |= {key: cnn.head.out_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]
-
-    def take(keys: Iterable[str]) -> list[Features]:
-        return [program.input(widths[key], needs_grad=key in encoder.images) for key in keys]
-
-    step = [] if encoder.step is None else take([EPISODE_STEP])
-    layers = list(encoder.mlp.children())
+    step = program.input(1) if encoder.step is not None else None
+    layers, vectors = list(encoder.mlp.children()), None
     last = max((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), default=0)
-    hidden = [_sequence(program, layers[:last], _concatenated(take(encoder.vectors)))] if layers else []
-    features = take(encoder.images)
-    features += [_sequence(program, layers[last:], x) for x in hidden] or take(encoder.vectors)
-    features += take(encoder.plain)
-    features += [program.sines(x, encoder.step.periods) for x in step]  # type: ignore[union-attr]
+    if layers:
+        vectors = _sequence(
+            program, layers[:last], _concatenated([program.input(widths[key]) for key in encoder.vectors])
+        )
+    features = [program.input(widths[key], needs_grad=True) for key in encoder.images]
+    if vectors is not None:
+        features.append(_sequence(program, layers[last:], vectors))
+    else:
+        features += [program.input(widths[key]) for key in encoder.vectors]
+    features += [program.input(widths[key]) for key in encoder.plain]
+    if step is not None and encoder.step is not None:
+        features.append(program.sines(step, encoder.step.periods))
     return _concatenated(features)
 
 

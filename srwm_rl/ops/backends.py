@@ -37,19 +37,19 @@ def preferred() -> str:
     return _preferred[-1] if _preferred else "auto"
 
 
-def choose(
-    function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, width: int, empty: bool
-) -> str:
-    """Return the name of the backend that will run; `width`: of the output; `empty`: there is nothing to compute.
-
-    Raises:
-        ValueError: there is no such backend, or the requested one cannot run; the message says why.
-    """
+def check_backend(function: str, backend: str) -> None:
+    """Raise a `ValueError` unless `function` has a backend of that name."""
     names = ("auto", "reference", *FUSED[function])
     if backend not in names:
         raise ValueError(f"backend must be one of {', '.join(names)}, not {backend!r}")
-    if empty:
-        return "reference"
+
+
+def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str:
+    """Return the name of the backend that will run; `width`: of the output if it is not the head size.
+
+    Raises:
+        ValueError: the requested backend cannot run; the message says why.
+    """
     if backend == "auto":
         # Only the reference is made of operations that an exported graph can hold.
         backend = "reference" if torch.compiler.is_exporting() else preferred()

@@ -8,33 +8,30 @@ from torch import Tensor
 from srwm_rl.errors import UserError
 
 
-def check_first(name: str, tensor: Tensor) -> torch.Size:
-    """Return the shape of an unroll's first argument; raise a `ValueError` unless it is `[T, B, H, D]`."""
+def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    """Raise a `ValueError` unless `tensor` has this shape and the dtype and device of the first argument, `like`."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)} for {like_name} {list(like.shape)}, not {list(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, {like_name} is {like.dtype} on {like.device}")
+
+
+def check_input(name: str, tensor: Tensor) -> None:
+    """Raise a `ValueError` unless `tensor` can be an unroll's first argument, `[T, B, H, D]`."""
     if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.shape[0] < 1:
         raise ValueError(
             f"{name} must be floating point [T, B, H, D] with T >= 1, not {tensor.dtype} {list(tensor.shape)}"
         )
-    return tensor.shape
 
 
-def check_others(
-    first: str, like: Tensor, starts: Tensor | None, **others: tuple[Tensor | None, tuple[int, ...]]
-) -> None:
-    """Raise a `ValueError` unless the other arguments fit the first, `like`, whose name is `first`.
-
-    `others` are tensors, each with its shape, of the dtype and device of `like`; `starts` are the episode starts.
-    """
-    for name, (tensor, shape) in others.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(f"{name} must be {list(shape)} for {first} {list(like.shape)}, not {list(tensor.shape)}")
-        if tensor.dtype != like.dtype or tensor.device != like.device:
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, {first} is {like.dtype} on {like.device}")
-    if starts is not None and starts.shape != like.shape[:2]:
-        raise ValueError(f"episode_starts must be [T, B] = {list(like.shape[:2])}, not {list(starts.shape)}")
-    if starts is not None and starts.device != like.device:
-        raise ValueError(f"episode_starts is on {starts.device}, {first} on {like.device}")
+def check_starts(episode_starts: Tensor | None, like_name: str, like: Tensor) -> None:
+    """Raise a `ValueError` unless `episode_starts` is None or `[T, B]` on the device of `like` `[T, B, ...]`."""
+    if episode_starts is None:
+        return
+    if episode_starts.shape != like.shape[:2]:
+        raise ValueError(f"episode_starts must be [T, B] = {list(like.shape[:2])}, not {list(episode_starts.shape)}")
+    if episode_starts.device != like.device:
+        raise ValueError(f"episode_starts is on {episode_starts.device}, {like_name} on {like.device}")
 
 
 # Beyond these, the bound's square or its inverse leaves the range of float32.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 from srwm_rl.ops.registration import (
     DELTA_INPUTS,
     SRWM_INPUTS,
+    Inputs,
     Outputs,
     delta_widths,
     new_gradients,
@@ -24,32 +24,28 @@ from srwm_rl.ops.registration import (
     srwm_widths,
 )
 
-VERSION = 10  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 9  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
-LEVELS = ("portable", "AVX2", "AVX-512")
 REBUILD = "with a C compiler at hand, install the package again"
+_COUNTS = ("T", "B", "H", "D", "E", "grain", "next")
+_OUTPUTS = ("y", "final", "checkpoints", "grad_y", "grad_final", "grad_x", "grad_weight", "grad_shift")
+_RETENTION = ("retention", "grad_retention")
+_DELTA = ("value", "query", "rate", "grad_value", "grad_query", "grad_rate")
+# The fields of the differentiable inputs, by recurrence.
+_SRWM_FIELDS, _DELTA_FIELDS = ("x", "weight", "retention", "shift"), ("x", "value", "query", "rate", "shift")
+_POINTERS = ("x", "weight", "shift", "starts", *_OUTPUTS, *_RETENTION, *_DELTA)
 # The approximate time of one weight in one step, and the shortest job for which a second thread pays.
 _NS_PER_WEIGHT, _NS_WORTH_THREADS = 0.15, 50_000
-_threads: int | None = None
-Scan = Callable[..., tuple[Tensor, Tensor]]
-ForwardFn = Callable[..., Outputs]
-BackwardFn = Callable[..., tuple[Tensor, ...]]
-
-
-def c_fields(**names: str) -> tuple[tuple[str, Any], ...]:
-    """Return the fields of a C structure in order, from their names by type."""
-    return tuple((name, getattr(ctypes, f"c_{kind}")) for kind, group in names.items() for name in group.split())
 
 
 class _Job(ctypes.Structure):
     """`Job` of csrc/srwm_cpu.c."""
 
-    _fields_ = c_fields(
-        int64="T B H D E grain next",
-        double="bound",
-        void_p="x weight shift starts y final checkpoints grad_y grad_final grad_x grad_weight grad_shift "
-        "retention grad_retention value query rate grad_value grad_query grad_rate",
-        int="is_double failed",
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        ("bound", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("failed", ctypes.c_int),
     )
 
 
@@ -59,6 +55,10 @@ class Kernel(NamedTuple):
     library: ctypes.CDLL
     level: int
     parallel: int
+
+
+LEVELS = ("portable", "AVX2", "AVX-512")
+_threads: int | None = None
 
 
 def set_threads(n: int | None) -> None:
@@ -83,10 +83,15 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
             library = ctypes.CDLL(str(path))
             if library.srwm_cpu_version() != VERSION:
                 return f"the C kernel {path.name} is of another version of the package; {REBUILD}"
-            for name in ("scan", "program_forward", "program_backward", "max_pool"):
-                # The job, the level, the number of threads, OpenMP's entry.
-                arguments = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-                getattr(library, f"srwm_cpu_{name}").argtypes = arguments
+            threading = (ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)  # level, threads, OpenMP's entry
+            library.srwm_cpu_scan.argtypes = (ctypes.POINTER(_Job), ctypes.c_int, *threading)
+            for function in (
+                library.srwm_cpu_program_forward,
+                library.srwm_cpu_program_backward,
+                library.srwm_cpu_max_pool,
+            ):
+                function.argtypes = (ctypes.c_void_p, *threading)
+            library.srwm_cpu_can_max_pool.argtypes = (ctypes.c_int64, ctypes.c_int)
         except (OSError, AttributeError) as error:
             return f"the C kernel cannot be loaded ({error}); {REBUILD}"
         return Kernel(library, library.srwm_cpu_level(), _torch_parallel())
@@ -114,54 +119,54 @@ def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1
     return kernel if isinstance(kernel, str) else None
 
 
-def call(function: str, job: ctypes.Structure, threads: int) -> None:
-    """Run a function of the library on its structure, with at most so many threads.
-
-    Raises:
-        RuntimeError: the library is not available.
-        MemoryError: no memory for its work space.
-    """
-    kernel = load_kernel()
+def _run(
+    fields: tuple[str, ...], inputs: Inputs, width: int, columns: int, bound: float | None, **more: Tensor | None
+) -> None:
+    """Run the C kernel on `inputs`, which are the `fields` of `Job`, and on `more`, contiguous outputs among them."""
+    kernel, x = load_kernel(), inputs[0]
     if isinstance(kernel, str):
         raise RuntimeError(kernel)
-    if getattr(kernel.library, f"srwm_cpu_{function}")(ctypes.byref(job), kernel.level, threads, kernel.parallel):
-        raise MemoryError("no memory for the C kernel's work space")
+    assert x is not None
+    job = _Job(*x.shape, width, bound=bound or 0.0)
+    tensors = dict(zip(fields, inputs, strict=True), **more)
+    packed = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in packed.items():
+        setattr(job, name, tensor.data_ptr())
+    cost = x.numel() * columns * _NS_PER_WEIGHT
+    threads = n_threads() if cost > _NS_WORTH_THREADS else 1
+    is_double = int(x.dtype == torch.float64)
+    if kernel.library.srwm_cpu_scan(ctypes.byref(job), is_double, kernel.level, threads, kernel.parallel):
+        raise MemoryError(f"no memory for the C kernel's work space of head size {x.shape[-1]}")
 
 
-def _register(name: str, inputs: str, widths: Callable[..., tuple[int, int]]) -> tuple[Scan, ForwardFn, BackwardFn]:
-    """Register a recurrence; return its function, its forward and its backward pass, as of `register_scan`."""
-    fields = [argument.split()[-1] for argument in inputs.split(",")]  # of `Job`
-
-    def run(inputs: Sequence[Tensor | None], bound: float | None, **more: Tensor | None) -> None:
-        x = inputs[0]
-        assert x is not None
-        width, columns = widths(*inputs)
-        job = _Job(*x.shape, width, bound=bound or 0.0, is_double=x.dtype == torch.float64)
-        tensors = dict(zip(fields, inputs, strict=True), **more)
-        packed = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        for name, tensor in packed.items():
-            setattr(job, name, tensor.data_ptr())  # of an empty tensor NULL
-        call("scan", job, n_threads() if x.numel() * columns * _NS_PER_WEIGHT > _NS_WORTH_THREADS else 1)
-
-    def forward(*arguments: Any) -> Outputs:
-        *inputs, starts, bound, keep = arguments
-        y, final, checkpoints = outputs = new_outputs(inputs[0], *widths(*inputs), keep)
-        run(inputs, bound, starts=starts, y=y, final=final, checkpoints=checkpoints)
-        return outputs
-
-    def backward(*arguments: Any) -> tuple[Tensor, ...]:
-        *inputs, starts, bound, checkpoints, grad_y, grad_final = arguments
-        grads = {f"grad_{name}": grad for name, grad in zip(fields, new_gradients(inputs), strict=True)}
-        if "weight" in fields:  # per batch entry: the order of the sum is then fixed
-            grads["grad_weight"] = inputs[0].new_empty(inputs[0].shape[1], *inputs[1].shape)
-        upstream = {"starts": starts, "checkpoints": checkpoints, "grad_y": grad_y, "grad_final": grad_final}
-        run(inputs, bound, **upstream, **grads)
-        if "weight" in fields:
-            grads["grad_weight"] = grads["grad_weight"].sum(0)
-        return tuple(grads.values())
-
-    return register_scan(name, inputs, widths, forward, backward), forward, backward
+def _forward(fields: tuple[str, ...], widths: Any, *arguments: Any) -> Outputs:
+    """Return `y`, the final state and, with `keep`, the state at every `CHUNK`-th step."""
+    *inputs, starts, bound, keep = arguments
+    width, columns = widths(*inputs)
+    y, final, checkpoints = new_outputs(inputs[0], width, columns, keep)
+    stored = checkpoints if len(checkpoints) else None
+    _run(fields, inputs, width, columns, bound, starts=starts, y=y, final=final, checkpoints=stored)
+    return y, final, checkpoints
 
 
-scan, forward, backward = _register("scan_cpu", SRWM_INPUTS, srwm_widths)
-delta_scan, *_ = _register("delta_cpu", DELTA_INPUTS, delta_widths)
+def _backward(fields: tuple[str, ...], widths: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of the inputs, empty for those that are None."""
+    *inputs, starts, bound, checkpoints, grad_y, grad_final = arguments
+    gradients = dict(zip(fields, new_gradients(inputs), strict=True))
+    if "weight" in fields:  # per batch entry: the order of the sum is then fixed
+        gradients["weight"] = inputs[0].new_empty(inputs[0].shape[1], *inputs[1].shape)
+    outputs = {f"grad_{name}": grad for (name, grad), x in zip(gradients.items(), inputs, strict=True) if x is not None}
+    upstream: dict[str, Any] = {"starts": starts, "grad_y": grad_y, "grad_final": grad_final}
+    width, columns = widths(*inputs)
+    _run(fields, inputs, width, columns, bound, checkpoints=checkpoints, **upstream, **outputs)
+    if "weight" in fields:
+        gradients["weight"] = gradients["weight"].sum(0)
+    return tuple(gradients.values())
+
+
+# Arguments and results as in `register_scan`.
+forward, backward = partial(_forward, _SRWM_FIELDS, srwm_widths), partial(_backward, _SRWM_FIELDS, srwm_widths)
+scan = register_scan("scan_cpu", SRWM_INPUTS, srwm_widths, forward, backward)
+delta_forward = partial(_forward, _DELTA_FIELDS, delta_widths)
+delta_backward = partial(_backward, _DELTA_FIELDS, delta_widths)
+delta_scan = register_scan("delta_cpu", DELTA_INPUTS, delta_widths, delta_forward, delta_backward)

@@ -7,8 +7,8 @@ from operator import index
 from torch import Tensor
 
 from srwm_rl.ops import cpu
-from srwm_rl.ops.backends import choose
-from srwm_rl.ops.checks import as_uint8, check_first, check_others
+from srwm_rl.ops.backends import check_backend, choose
+from srwm_rl.ops.checks import as_uint8, check_input, check_starts, check_tensor
 from srwm_rl.ops.reference import delta_scan_reference
 
 
@@ -49,17 +49,21 @@ def delta_scan(
     Raises:
         ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
-    _, batch, heads, size = check_first("key", key)
-    check_others(
-        "key",
-        key,
-        episode_starts,
-        value=(value, key.shape),
-        query=(query, key.shape),
-        rate=(rate, key.shape[:3]),
-        weight=(weight, (batch, heads, size, size)),
-    )
-    chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, index(size), index(size), key.numel() == 0)
+    check_backend("delta_scan", backend)
+    check_input("key", key)
+    n_steps, batch, heads, size = key.shape
+    for name, tensor, shape in (
+        ("value", value, (n_steps, batch, heads, size)),
+        ("query", query, (n_steps, batch, heads, size)),
+        ("rate", rate, (n_steps, batch, heads)),
+        ("weight", weight, (batch, heads, size, size)),
+    ):
+        if tensor is not None:
+            check_tensor(name, tensor, shape, "key", key)
+    check_starts(episode_starts, "key", key)
+    if key.numel() == 0:
+        backend = "reference"
+    chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, index(size))
     if chosen == "reference":
         return delta_scan_reference(key, value, query, rate, weight, episode_starts)
     return cpu.delta_scan(key, value, query, rate, weight, as_uint8(episode_starts), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from typing import Any
 
 import torch
@@ -12,16 +11,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from srwm_rl.ops.checks import has_memory
-from srwm_rl.ops.cpu import c_fields, call, load_kernel
+from srwm_rl.ops.cpu import load_kernel
 
 DTYPES = (torch.float32, torch.bfloat16)
+_COUNTS = ("n", "h", "w", "c", "grain", "next")
 _PIXELS_WORTH_THREADS = 2**19  # some 50 us
 
 
 class _Pool(ctypes.Structure):
     """`Pool` of csrc/srwm_cpu.c."""
 
-    _fields_ = c_fields(int64="n h w c grain next", void_p="x y which", int="is_half back")
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_void_p) for name in ("x", "y", "which")),
+        *((name, ctypes.c_int) for name in ("is_half", "back")),
+    )
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -30,8 +34,8 @@ def max_pool(x: Tensor) -> Tensor:
     The bits are the same; gradients in bfloat16 are summed in float32 and rounded once.
 
     Args:
-        x: `[N, C, h, w]`. Pooled in C if on the CPU, channels-last, float32 or bfloat16 and C is a multiple
-            of 4; else by torch.
+        x: `[N, C, h, w]`. Pooled in C if on the CPU, channels-last, float32 or bfloat16 and C is a multiple of the
+            vector width; else by torch.
 
     Returns:
         `[N, C, ceil(h / 2), ceil(w / 2)]`.
@@ -44,9 +48,12 @@ def max_pool(x: Tensor) -> Tensor:
 def _in_c(x: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype not in DTYPES or not has_memory(x) or x.numel() == 0:
         return False
-    if x.shape[1] % 4 or sys.platform == "win32":  # no vectors
-        return False
-    return not isinstance(load_kernel(), str) and x.is_contiguous(memory_format=torch.channels_last)
+    kernel = load_kernel()
+    return (
+        not isinstance(kernel, str)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and bool(kernel.library.srwm_cpu_can_max_pool(x.shape[1], kernel.level))
+    )
 
 
 class _MaxPool(torch.autograd.Function):
@@ -76,8 +83,11 @@ def _forward(x: Tensor, which: Tensor | None) -> Tensor:
 
 
 def _run(x: Tensor, y: Tensor, which: Tensor | None, back: bool = False) -> None:
+    kernel = load_kernel()
+    assert not isinstance(kernel, str)
     n, c, h, w = x.shape
     pool = _Pool(n, h, w, c, x=x.data_ptr(), y=y.data_ptr(), is_half=x.dtype == torch.bfloat16, back=back)
     if which is not None:
         pool.which = which.data_ptr()
-    call("max_pool", pool, torch.get_num_threads() if x.numel() > _PIXELS_WORTH_THREADS else 1)
+    threads = torch.get_num_threads() if x.numel() > _PIXELS_WORTH_THREADS else 1
+    kernel.library.srwm_cpu_max_pool(ctypes.byref(pool), kernel.level, threads, kernel.parallel)

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srwm_rl.ops.cpu import c_fields, call, n_threads
+from srwm_rl.ops.cpu import Kernel, n_threads
 
 INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE = range(10)
 TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
+_NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index")
+_INDICES = ("is_leaf", "weight_index", "bias_index")
+_COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain")
+_POINTERS = ("ops", "inputs", "outputs", "actions", "state", "final", "starts")
+_PPO_LOSS = ("clip_range", "clip_range_vf", "vf_coef", "ent_coef", "scale")
+_BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "loss_params", "terms")
 
 
 class Features(NamedTuple):
@@ -32,11 +38,12 @@ class Features(NamedTuple):
 class _Op(ctypes.Structure):
     """`Op` of csrc/srwm_cpu.c."""
 
-    _fields_ = c_fields(
-        int32="kind activation first to add n_in n_out index is_leaf weight_index bias_index",
-        float="number",
-        int64="sums",
-        void_p="weight bias",
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (*_NUMBERS, *_INDICES)),
+        ("number", ctypes.c_float),
+        ("sums", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
     )
 
 
@@ -50,17 +57,17 @@ class PPOLossParams(ctypes.Structure):
         clip_range_vf: bounds the change of a value; below 0: unbounded.
     """
 
-    _fields_ = c_fields(float="clip_range clip_range_vf vf_coef ent_coef scale")
+    _fields_ = tuple((name, ctypes.c_float) for name in _PPO_LOSS)
 
 
 class _Program(ctypes.Structure):
     """`Program` of csrc/srwm_cpu.c."""
 
-    _fields_ = c_fields(
-        int64="B n_ops n_features n_scratch n_sums n_shares next grain",
-        void_p="ops inputs outputs actions state final starts "
-        "grad_outputs grad_inputs grad_weights sums loss_params terms",
-        int="level failed",
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_BACK)),
+        ("level", ctypes.c_int),
+        ("failed", ctypes.c_int),
     )
 
 
@@ -73,12 +80,15 @@ class Program:
     Attributes:
         weights: all tensors that the program reads.
         trainable: those of them that get a gradient, in the order of the operations.
+        input_needs_grad: for each input, whether it gets a gradient.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
         self.weights: list[Tensor] = []
         self.trainable: list[Tensor] = []
         self._ops: ctypes.Array[_Op] = (_Op * 0)()
+        self.input_needs_grad: list[bool] = []
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
         self._needs_grad: list[bool] = []
@@ -87,6 +97,7 @@ class Program:
     def input(self, width: int, needs_grad: bool = False) -> Features:
         """Append the next input, `[B, width]`; `needs_grad`: with a gradient."""
         self._inputs.append(width)
+        self.input_needs_grad.append(needs_grad)
         new = self._new(width, needs_grad)
         return self._append(INPUT, new, n_out=width, index=len(self._inputs) - 1)
 
@@ -140,7 +151,7 @@ class Program:
         return self._append(LOG_PROB_AND_ENTROPY, new, first=logits.first, add=action.first, n_in=logits.n)
 
     def ppo_loss(self, action_stats: Features, value: Features) -> None:
-        """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `loss`.
+        """End with PPO's loss (Schulman et al., 2017, eq. 7, https://arxiv.org/abs/1707.06347); see `loss_and_grad`.
 
         Appends four inputs of width 1: the log-probability, advantage, return and value of the rollout.
         """
@@ -189,14 +200,6 @@ class Program:
         outputs: tuple[Tensor, ...] = _Run.apply(self, len(inputs), *inputs, *self.trainable)
         return outputs
 
-    def loss(self, inputs: Sequence[Tensor], params: PPOLossParams) -> tuple[Tensor, Tensor]:
-        """Run a program that ends with PPO's loss; return the loss `[]` and its terms, sums over rows, `[TERMS]`.
-
-        The gradient is computed at once; of the loss only `backward()` may be called.
-        """
-        loss, terms = _Loss.apply(self, params, len(inputs), *inputs, *self.trainable)
-        return loss, terms
-
     def step(
         self, inputs: Sequence[Tensor], state: Tensor, episode_starts: Tensor
     ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -217,35 +220,56 @@ class Program:
     def forward(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
         """Run the kernel forward; return the outputs, `[B, n]` each."""
         outputs = [torch.empty(inputs[0].shape[0], width) for width in self._outputs]
-        self._call("program_forward", inputs, pointers, outputs=outputs)
+        output_pointers = _pointers(outputs)
+        self._call("srwm_cpu_program_forward", inputs, outputs=ctypes.addressof(output_pointers), **pointers)
         return outputs
+
+    def loss_and_grad(
+        self, inputs: Sequence[Tensor], params: PPOLossParams, grad_weights: Sequence[Tensor]
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Run a program that ends with PPO's loss, forward and backward; see `backward`.
+
+        Returns the gradients of the inputs by `input_needs_grad`, and the loss's terms, sums over rows, `[TERMS]`.
+        """
+        assert not self._outputs, "a program with a loss has no outputs"
+        terms = torch.zeros(TERMS)
+        pointers = {"loss_params": ctypes.addressof(params), "terms": terms.data_ptr()}
+        return self.backward(inputs, (), self.input_needs_grad, grad_weights, **pointers), terms
 
     def backward(
         self,
         inputs: Sequence[Tensor],
         grad_outputs: Sequence[Tensor | None],
         needs_grad: Sequence[bool],
+        grad_weights: Sequence[Tensor],
         **pointers: int,
-    ) -> tuple[Tensor | None, ...]:
-        """Run the kernel forward and backward; return the gradients of inputs that need one, and of `trainable`."""
-        grads = [None if grad is None else grad.contiguous() for grad in grad_outputs]
-        grad_inputs = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, needs_grad, strict=False)]
-        grad_weights = [torch.empty_like(weight) for weight in self.trainable]
-        lists: dict[str, Sequence[Tensor | None]] = {"grad_outputs": grads, "grad_inputs": grad_inputs}
-        self._call("program_backward", inputs, pointers, **lists, grad_weights=grad_weights)
-        return *grad_inputs, *grad_weights
+    ) -> list[Tensor | None]:
+        """Run the kernel forward and backward; return the gradients of the inputs that need one.
 
-    def _call(
-        self, function: str, inputs: Sequence[Tensor], pointers: dict[str, int], **lists: Sequence[Tensor | None]
-    ) -> None:
+        The gradients of the weights are written to `grad_weights`, contiguous, in the order of `trainable`.
+        """
+        grads = [None if grad is None else grad.contiguous() for grad in grad_outputs]
+        grad_inputs = [x.new_empty(x.shape) if want else None for x, want in zip(inputs, needs_grad, strict=True)]
+        lists = {"grad_outputs": grads, "grad_inputs": grad_inputs, "grad_weights": grad_weights}
+        arrays = {name: _pointers(tensors) for name, tensors in lists.items()}
+        addresses = {name: ctypes.addressof(array) for name, array in arrays.items()}
+        self._call("srwm_cpu_program_backward", inputs, **addresses, **pointers)
+        return grad_inputs
+
+    def _call(self, function: str, inputs: Sequence[Tensor], **pointers: int) -> None:
         batch = inputs[0].shape[0]
         assert [x.shape for x in inputs] == [(batch, width) for width in self._inputs], "not the program's inputs"
         assert all(x.dtype == torch.float32 for x in inputs), "the program reads float32"
-        lists["inputs"] = [x.contiguous() for x in inputs]
-        arrays = {name: _pointers(tensors) for name, tensors in lists.items()} | {"ops": self._ops}
-        pointers |= {name: ctypes.addressof(array) for name, array in arrays.items()}
+        packed = [x.contiguous() for x in inputs]
+        input_pointers = _pointers(packed)
         numbers = (batch, len(self._ops), len(self._needs_grad), self._n_scratch, self._n_sums)
-        call(function, _Program(*numbers, **pointers), n_threads())
+        program = _Program(
+            *numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(input_pointers), **pointers
+        )
+        kernel = self.kernel
+        call = getattr(kernel.library, function)
+        if call(ctypes.byref(program), kernel.level, n_threads(), kernel.parallel):
+            raise MemoryError("no memory for the C kernel's work space")
 
     def _new(self, n: int, needs_grad: bool) -> Features:
         new = Features(len(self._needs_grad), n)
@@ -288,26 +312,10 @@ class _Run(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors[: ctx.n_inputs]
-        return None, None, *ctx.program.backward(inputs, grad_outputs, ctx.needs_input_grad[2:])
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, program: Program, params: PPOLossParams, n_inputs: int, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        terms = torch.zeros(TERMS)
-        pointers = {"loss_params": ctypes.addressof(params), "terms": terms.data_ptr()}
-        ctx.grads = program.backward(tensors[:n_inputs], (), ctx.needs_input_grad[3:], **pointers)
-        ctx.mark_non_differentiable(terms)
-        policy_loss, value_loss, entropy, *_ = terms
-        return (policy_loss + params.vf_coef * value_loss - params.ent_coef * entropy) * params.scale, terms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None  # autograd keeps what nobody else refers to, and copies the rest
-        return None, None, None, *grads
+        needs_grad = ctx.needs_input_grad[2 : 2 + ctx.n_inputs]
+        grad_weights = [torch.empty_like(weight) for weight in ctx.program.trainable]
+        grad_inputs = ctx.program.backward(inputs, grad_outputs, needs_grad, grad_weights)
+        return None, None, *grad_inputs, *grad_weights
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

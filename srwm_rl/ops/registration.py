@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from srwm_rl.ops.checks import has_memory
 
 CHUNK = 16  # steps between checkpoints, in csrc/srwm_cpu.c too
 
-# The differentiable inputs, by recurrence, named as in csrc. The first is [T, B, H, D], the last the carried state.
+# The differentiable inputs, by recurrence. The first is [T, B, H, D], the last the carried state.
 SRWM_INPUTS = "Tensor x, Tensor weight, Tensor? retention, Tensor? shift"
-DELTA_INPUTS = "Tensor x, Tensor value, Tensor query, Tensor rate, Tensor? shift"  # x: key; shift: fast weight
+DELTA_INPUTS = "Tensor key, Tensor value, Tensor query, Tensor rate, Tensor? weight"
 Inputs = Sequence[Tensor | None]
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -25,9 +22,9 @@ def srwm_widths(x: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[int, int]
     return weight.shape[-1] - 2 * x.shape[-1] - 4, weight.shape[-1]
 
 
-def delta_widths(x: Tensor, *_: Tensor | None) -> tuple[int, int]:
+def delta_widths(key: Tensor, *_: Tensor | None) -> tuple[int, int]:
     """Return D twice, the columns of the delta rule's output and of its fast weight."""
-    return x.shape[-1], x.shape[-1]
+    return key.shape[-1], key.shape[-1]
 
 
 def new_outputs(x: Tensor, width: int, columns: int, keep: bool) -> Outputs:
@@ -64,13 +61,12 @@ def register_scan(
     schema = f"({arguments}, bool keep) -> (Tensor, Tensor, Tensor)"
     operator = torch.library.custom_op(f"srwm_rl::{name}", forward, mutates_args=(), schema=schema)
     schema = f"({arguments}, Tensor checkpoints, Tensor? grad_y, Tensor? grad_final) -> ({grads})"
-    reverse_operator = torch.library.custom_op(f"srwm_rl::{name}_backward", backward, mutates_args=(), schema=schema)
+    reverse = torch.library.custom_op(f"srwm_rl::{name}_backward", backward, mutates_args=(), schema=schema)
 
     def differentiate(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         *saved, checkpoints = ctx.saved_tensors  # the inputs, then the starts
         if checkpoints.shape[0] < (saved[0].shape[0] - 1) // CHUNK:
             raise RuntimeError(f"srwm_rl::{name} was called with keep=False, so it has no backward pass")
-        reverse = backward if has_memory(checkpoints) else reverse_operator
         gradients = reverse(*saved, ctx.bound, checkpoints, grad_y, grad_final)
         return *(None if x is None else grad for x, grad in zip(saved[:-1], gradients, strict=True)), None, None, None
 
@@ -80,17 +76,14 @@ def register_scan(
         ctx.save_for_backward(*tensors, output[2])
 
     operator.register_fake(lambda *given: new_outputs(given[0], *widths(*given[:n]), given[-1]))
-    reverse_operator.register_fake(lambda *given: tuple(new_gradients(given[:n])))
+    reverse.register_fake(lambda *given: tuple(new_gradients(given[:n])))
     operator.register_autograd(differentiate, setup_context=save_inputs)
-    # Past the dispatcher, which takes as long as an acting step.
-    methods: dict[str, Any] = {"forward": forward, "setup_context": save_inputs}
-    methods["backward"] = once_differentiable(differentiate)
-    eager: Any = type(name, (torch.autograd.Function,), {key: staticmethod(each) for key, each in methods.items()})
 
     def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
         grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:n])
-        function = operator if not has_memory(arguments[0]) else eager.apply if grad else forward
-        y, final, _ = function(*arguments, grad)
+        # When acting, torch's dispatcher would take as long as the step.
+        direct = not (grad or torch.compiler.is_compiling() or type(arguments[0]) is not Tensor)
+        y, final, _ = (forward if direct else operator)(*arguments, grad)
         return y, final
 
     return scan

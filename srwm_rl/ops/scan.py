@@ -7,8 +7,8 @@ from operator import index
 from torch import Tensor
 
 from srwm_rl.ops import cpu
-from srwm_rl.ops.backends import choose
-from srwm_rl.ops.checks import as_uint8, check_bound, check_first, check_others
+from srwm_rl.ops.backends import check_backend, choose
+from srwm_rl.ops.checks import as_uint8, check_bound, check_input, check_starts, check_tensor
 from srwm_rl.ops.reference import srwm_scan_reference
 
 
@@ -51,26 +51,15 @@ def srwm_scan(
     Raises:
         ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
-    n_steps, batch, heads, size = check_first("x", x)
-    columns = weight.shape[-1] if weight.dim() else 0
-    width = columns - 2 * size - 4
-    if width <= 0:
-        raise ValueError(
-            f"weight must be [H, D, E+2D+4], {[heads, size, 3 * size + 4]} where y is as wide as x, for x "
-            f"{list(x.shape)}, not {list(weight.shape)}"
-        )
-    check_others(
-        "x",
-        x,
-        episode_starts,
-        weight=(weight, (heads, size, columns)),
-        shift=(shift, (batch, heads, size, columns)),
-        retention=(retention, (n_steps, batch, heads)),
-    )
+    check_backend("srwm_scan", backend)
+    _check(x, weight, shift, episode_starts, retention)
     if shift_bound is not None:
         check_bound(shift_bound)
+    if x.numel() == 0:
+        backend = "reference"
     # index() turns torch.compile's symbols into numbers: the backend is chosen when compiling.
-    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, index(size), index(width), x.numel() == 0)
+    size, columns = index(x.shape[-1]), index(weight.shape[-1])
+    chosen: str = choose("srwm_scan", backend, x.device.type, x.dtype, size, columns - 2 * size - 4)
     if chosen == "reference":
         return srwm_scan_reference(x, weight, shift, episode_starts, retention, shift_bound)
     starts = as_uint8(episode_starts)
@@ -79,3 +68,22 @@ def srwm_scan(
     from srwm_rl.ops import triton_scan  # here: triton is not installed everywhere
 
     return triton_scan.scan(x, weight, retention, shift, starts, shift_bound)
+
+
+def _check(
+    x: Tensor, weight: Tensor, shift: Tensor | None, episode_starts: Tensor | None, retention: Tensor | None
+) -> None:
+    check_input("x", x)
+    n_steps, batch, heads, size = x.shape
+    columns = weight.shape[-1] if weight.dim() else 0
+    if columns <= 2 * size + 4:
+        raise ValueError(
+            f"weight must be [H, D, E+2D+4], {[heads, size, 3 * size + 4]} where y is as wide as x, for x "
+            f"{list(x.shape)}, not {list(weight.shape)}"
+        )
+    check_tensor("weight", weight, (heads, size, columns), "x", x)
+    if shift is not None:
+        check_tensor("shift", shift, (batch, heads, size, columns), "x", x)
+    if retention is not None:
+        check_tensor("retention", retention, (n_steps, batch, heads), "x", x)
+    check_starts(episode_starts, "x", x)

@@ -8,24 +8,14 @@ instead); see README.md. If TRITON_INTERPRET=1 is set before the import, it runs
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from srwm_rl.ops.registration import (
-    CHUNK,
-    SRWM_INPUTS,
-    Outputs,
-    new_gradients,
-    new_outputs,
-    register_scan,
-    srwm_widths,
-)
+from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, new_gradients, new_outputs, register_scan, srwm_widths
 
 MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # registers hold a head's weight and its gradient up to here
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -177,8 +167,9 @@ def _backward_kernel(
     D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
     BOUND: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_FINAL: tl.constexpr,
 ):  # fmt: skip
-    # If constrained, the shifts are stored, and the slow weight's gradient is summed apart.
-    CONSTRAINED: tl.constexpr = RETENTION or BOUND
+    CONSTRAINED: tl.constexpr = (
+        RETENTION or BOUND
+    )  # then the shifts are stored, and the slow weight's gradient is summed apart
     SIZE: tl.constexpr = 4 * N + M + 12
     pair = tl.program_id(0).to(tl.int64)
     pairs = B.to(tl.int64) * H
@@ -308,42 +299,66 @@ def _backward_kernel(
         _store(grad_shift + pair * matrix, gy, gq, gk, gb, D, E, N, M)
 
 
-def forward(*arguments: Any) -> Outputs:
-    """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step; see `register_scan`."""
-    *inputs, keep = arguments
-    outputs = new_outputs(inputs[0], *srwm_widths(*inputs), keep)
-    _launch(_forward_kernel, inputs, outputs, KEEP=keep)
-    return outputs
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    retention: Tensor | None,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    bound: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `y`, the final shift and, with `keep`, the shift at every `CHUNK`-th step for `backward`."""
+    x, weight = x.contiguous(), weight.contiguous()
+    n_steps, batch, heads, size = x.shape
+    width, columns = srwm_widths(x, weight)
+    y, final, checkpoints = new_outputs(x, width, columns, keep)
+    with _on(x):
+        _forward_kernel[(batch * heads,)](
+            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), y, final, checkpoints, n_steps, batch, heads,
+            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
+            STARTS=starts is not None, KEEP=keep, **_sizes(size, width),
+        )  # fmt: skip
+    return y, final, checkpoints
 
 
-def backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """Return the gradients of `x`, `weight`, `retention` and `shift`, empty for those that are None."""
-    *inputs, checkpoints, grad_y, grad_final = arguments
-    x, weight, retention, shift, _, bound = inputs
-    pairs, size, (width, columns) = x.shape[1] * x.shape[2], x.shape[3], srwm_widths(x, weight)
+def backward(
+    x: Tensor,
+    weight: Tensor,
+    retention: Tensor | None,
+    shift: Tensor | None,
+    starts: Tensor | None,
+    bound: float | None,
+    checkpoints: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `x`, `weight`, `retention` and `shift` (empty where there was none)."""
+    x, weight = x.contiguous(), weight.contiguous()
+    n_steps, batch, heads, size = x.shape
+    width, columns = srwm_widths(x, weight)
+    sizes = _sizes(size, width)
     grad_x, _, grad_retention, grad_shift = new_gradients((x, weight, retention, shift))
-    grad_weight = x.new_empty(x.shape[1], *weight.shape)  # one for each batch entry: the sum's order is then fixed
-    records = x.new_empty(pairs, CHUNK * (4 * _padded(size) + _padded(width) + 12))
+    grad_weight = x.new_empty(batch, *weight.shape)  # one for each batch entry: the sum's order is then fixed
+    records = x.new_empty(batch * heads, CHUNK * (4 * sizes["N"] + sizes["M"] + 12))
     constrained = retention is not None or bound is not None
-    shifts = x.new_empty(pairs * (CHUNK + 1) if constrained else 0, size, columns)
-    more = (checkpoints, grad_y, grad_final, grad_x, grad_weight, grad_retention, grad_shift, records, shifts)
-    _launch(_backward_kernel, inputs, more, GRAD_Y=grad_y is not None, GRAD_FINAL=grad_final is not None)
+    shifts = x.new_empty(batch * heads * (CHUNK + 1) if constrained else 0, size, columns)
+    with _on(x):
+        _backward_kernel[(batch * heads,)](
+            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), checkpoints, _or(grad_y, x),
+            _or(grad_final, x), grad_x, grad_weight, grad_retention, grad_shift, records, shifts, n_steps, batch, heads,
+            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
+            STARTS=starts is not None, GRAD_Y=grad_y is not None, GRAD_FINAL=grad_final is not None, **sizes,
+        )  # fmt: skip
     return grad_x, grad_weight.sum(0), grad_retention, grad_shift
 
 
-def _launch(kernel: Any, inputs: Sequence[Any], more: Sequence[Tensor | None], **flags: bool) -> None:
-    """Run a kernel on `inputs`, those of `register_scan`'s functions, and on `more` tensors."""
-    *tensors, bound = inputs
-    x, weight, retention, shift, starts = tensors
-    n_steps, batch, heads, size = x.shape
-    flags |= {"RETENTION": retention is not None, "BOUND": bound is not None}
-    flags |= {"SHIFT": shift is not None, "STARTS": starts is not None}
-    # For what is None a pointer that is not read.
-    pointers = [x if tensor is None else tensor.contiguous() for tensor in (*tensors, *more)]
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        kernel[(batch * heads,)](
-            *pointers, n_steps, batch, heads, bound or 0.0, **flags, **_sizes(size, srwm_widths(x, weight)[0])
-        )
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
+    return unused if tensor is None else tensor.contiguous()
 
 
 def _sizes(size: int, width: int) -> dict[str, int]:

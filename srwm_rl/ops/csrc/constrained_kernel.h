@@ -63,19 +63,31 @@ static TARGET void NAME(constrained_span)(int D, int E, const Job *job, const NA
     }
 }
 
+/* to [DR][P] = from [D, C] (NULL: zeros), padded; an earlier pair may have left NaN in the padding, which norms include */
+INLINE void NAME(load_matrix)(int D, int E, REAL *to, const REAL *from) {
+    memset(to, 0, (size_t)DR_OF(D) * P_OF(D, E) * sizeof(REAL));
+    if (from) NAME(pad)(D, E, to, from, 0);
+}
+
+/* to [D, C] = from [DR][P] */
+INLINE void NAME(store_matrix)(int D, int E, REAL *to, const REAL *from) {
+    const int C = C_OF(D, E);
+    for (int i = 0; i < D; i++) memcpy(to + (size_t)i * C, from + (size_t)i * P_OF(D, E), C * sizeof(REAL));
+}
+
 static TARGET void NAME(constrained_forward_pair)(const Job *job, const NAME(work) *work, int64_t pair) {
-    const int D = (int)job->D, E = (int)job->E, C = C_OF(D, E);
-    const int64_t batch = pair / job->H, size = (int64_t)D * C;
-    NAME(load_matrix)(D, C, work->slow, (const REAL *)job->weight + pair % job->H * size);
-    NAME(load_matrix)(D, C, work->S, job->shift ? (const REAL *)job->shift + pair * size : 0);
+    const int D = (int)job->D, E = (int)job->E;
+    const int64_t batch = pair / job->H, size = (int64_t)D * C_OF(D, E);
+    NAME(load_matrix)(D, E, work->slow, (const REAL *)job->weight + pair % job->H * size);
+    NAME(load_matrix)(D, E, work->S, job->shift ? (const REAL *)job->shift + pair * size : 0);
     for (int64_t begin = 0, end; begin < job->T; begin = end) {
         end = span_end(job, begin, batch);
         if (begin && begin % CHUNK == 0 && job->checkpoints)
-            NAME(store_matrix)(D, C, NAME(checkpoint_at)(job, size, pair, begin), work->S);
-        if (starts_at(job, begin, batch)) NAME(load_matrix)(D, C, work->S, 0);
+            NAME(store_matrix)(D, E, NAME(checkpoint_at)(job, size, pair, begin), work->S);
+        if (starts_at(job, begin, batch)) NAME(load_matrix)(D, E, work->S, 0);
         NAME(constrained_span)(D, E, job, work, pair, begin, end, 0, (REAL *)job->y);
     }
-    NAME(store_matrix)(D, C, (REAL *)job->final + pair * size, work->S);
+    NAME(store_matrix)(D, E, (REAL *)job->final + pair * size, work->S);
 }
 
 /* ---- backward ---- */
@@ -166,17 +178,17 @@ static TARGET void NAME(constrained_span_backward)(int D, int E, const Job *job,
 }
 
 static TARGET void NAME(constrained_backward_pair)(const Job *job, const NAME(work) *work, int64_t pair) {
-    const int D = (int)job->D, E = (int)job->E, C = C_OF(D, E);
-    const int64_t size = (int64_t)D * C;
-    NAME(load_matrix)(D, C, work->slow, (const REAL *)job->weight + pair % job->H * size);
-    NAME(load_matrix)(D, C, work->G, job->grad_final ? (const REAL *)job->grad_final + pair * size : 0);
-    NAME(load_matrix)(D, C, work->A, 0);
+    const int D = (int)job->D, E = (int)job->E;
+    const int64_t size = (int64_t)D * C_OF(D, E);
+    NAME(load_matrix)(D, E, work->slow, (const REAL *)job->weight + pair % job->H * size);
+    NAME(load_matrix)(D, E, work->G, job->grad_final ? (const REAL *)job->grad_final + pair * size : 0);
+    NAME(load_matrix)(D, E, work->A, 0);
     for (int64_t end = job->T, begin; end > 0; end = begin) {
         begin = span_begin(job, end, pair / job->H);
-        NAME(load_matrix)(D, C, work->S, NAME(state_at)(job, size, pair, begin));
+        NAME(load_matrix)(D, E, work->S, NAME(state_at)(job, size, pair, begin));
         NAME(constrained_span_backward)(D, E, job, work, pair, begin, end);
-        if (starts_at(job, begin, pair / job->H)) NAME(load_matrix)(D, C, work->G, 0);
+        if (starts_at(job, begin, pair / job->H)) NAME(load_matrix)(D, E, work->G, 0);
     }
-    NAME(store_matrix)(D, C, (REAL *)job->grad_weight + pair * size, work->A);
-    if (job->grad_shift) NAME(store_matrix)(D, C, (REAL *)job->grad_shift + pair * size, work->G);
+    NAME(store_matrix)(D, E, (REAL *)job->grad_weight + pair * size, work->A);
+    if (job->grad_shift) NAME(store_matrix)(D, E, (REAL *)job->grad_shift + pair * size, work->G);
 }

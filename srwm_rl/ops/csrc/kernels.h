@@ -52,7 +52,9 @@ static TARGET void NAME(scan_worker)(void *data) {
         job->failed = 1;
         return;
     }
-    EACH_UNIT(pair, job, job->B * job->H) run(job, &work, pair);
+    for (int64_t from; (from = TAKE(job)) < job->B * job->H;) {
+        for (int64_t pair = from; pair < from + job->grain && pair < job->B * job->H; pair++) run(job, &work, pair);
+    }
     free(work.block);
 }
 

@@ -12,27 +12,39 @@
 #define ROWS (VLEN == 16 ? 4 : 2) /* rows and columns of a block whose sums fit the registers; COLUMNS divides D and C */
 #define COLUMNS 4
 
-#define LANES_ARRAYS(ARRAY)                                                                             \
-    ARRAY(slow, matrix) ARRAY(S, matrix) ARRAY(W, matrix) /* the slow weights, the shifts and their sums */ \
-    ARRAY(kept, back ? (CHUNK - 1) * matrix : 0) /* W before each episode start but at a chunk's first step */ \
-    ARRAY(edits, CHUNK * EDIT_SIZE(D) * VLEN)    /* for each step of a chunk: k [D], e [C] */           \
-    ARRAY(gates, (back ? CHUNK : 1) * GATES_SIZE(D) * VLEN) /* q, u, x [D], rates [4]; backward: by step */ \
-    ARRAY(r, vector)                             /* x W [C] */                                          \
-    ARRAY(G, back ? matrix : 0) ARRAY(A, back ? matrix : 0) /* the gradients of W and of the slow weight */ \
-    ARRAY(ge, vector) ARRAY(gd, vector) ARRAY(gr, vector)   /* gradients of e, d and r [C] */           \
-    ARRAY(gk, D * VLEN) ARRAY(gu, D * VLEN) ARRAY(gx, D * VLEN) /* gradients of k, u and x [D] */       \
-    ARRAY(scratch, matrix)                       /* matrices, pair by pair */
-
 typedef struct {
     int64_t first, batch, batches; /* the first pair, its batch entry, and the number of entries that the lanes cover */
     int n;                         /* lanes in use; the others compute zeros */
-    LANES_ARRAYS(FIELD)
+    REAL *slow, *S, *W;            /* the slow weights, the shifts and their sums */
+    REAL *kept;                    /* backward: the matrix before each episode start of a chunk but at its first step */
+    REAL *edits;                   /* for each step of a chunk: k [D], e [C] */
+    REAL *gates;                   /* q, u, x, k [D], rates [4]; backward: for each step of a chunk */
+    REAL *r;                       /* x W [C] */
+    REAL *G, *A;                   /* backward: the gradients of W and of the slow weight */
+    REAL *ge, *gd, *gr;            /* backward: gradients of e, d and r [C] */
+    REAL *gk, *gu, *gx;            /* backward: gradients of k, u and x [D] */
+    REAL *scratch;                 /* matrices, pair by pair */
     void *block;
 } NAME(lanes);
 
-static TARGET int NAME(lanes_new)(NAME(lanes) *work, int D, int back) {
+static TARGET int NAME(lanes_new)(NAME(lanes) *work, int D, int backward) {
     const size_t C = C_OF(D, D), vector = C * VLEN, matrix = D * vector;
-    const NAME(part) parts[] = {LANES_ARRAYS(PART)};
+    const NAME(part) parts[] = {{&work->slow, matrix},
+                                {&work->S, matrix},
+                                {&work->W, matrix},
+                                {&work->kept, backward ? (CHUNK - 1) * matrix : 0},
+                                {&work->edits, CHUNK * EDIT_SIZE(D) * VLEN},
+                                {&work->gates, (backward ? CHUNK : 1) * GATES_SIZE(D) * VLEN},
+                                {&work->r, vector},
+                                {&work->G, backward ? matrix : 0},
+                                {&work->A, backward ? matrix : 0},
+                                {&work->ge, vector},
+                                {&work->gd, vector},
+                                {&work->gr, vector},
+                                {&work->gk, D * VLEN},
+                                {&work->gu, D * VLEN},
+                                {&work->gx, D * VLEN},
+                                {&work->scratch, matrix}};
     work->block = NAME(allocate)(parts, sizeof(parts) / sizeof(parts[0]));
     return work->block != 0;
 }
@@ -346,6 +358,15 @@ INLINE void NAME(lanes_edit_backward)(int D, const NAME(lanes) *work, int edited
     }
 }
 
+/* A += G and G = 0 in the lanes in which an episode starts */
+INLINE void NAME(lanes_reset_gradient)(int D, const NAME(lanes) *work, ivec where) {
+    for (int i = 0; i < D * C_OF(D, D); i++) {
+        REAL *A = NTH(work->A, i), *G = NTH(work->G, i);
+        ST(A, SELECT(where, LD(A) + LD(G), LD(A)));
+        ST(G, SELECT(where, ZERO, LD(G)));
+    }
+}
+
 /* Backward through steps [begin, end), one chunk; work->S is its first shift. */
 INLINE void NAME(lanes_span_backward)(int D, const Job *job, const NAME(lanes) *work, int64_t begin, int64_t end) {
     const int64_t pairs = job->B * job->H;
@@ -369,11 +390,7 @@ INLINE void NAME(lanes_span_backward)(int D, const Job *job, const NAME(lanes) *
         const int starts = NAME(lanes_starting)(job, work, t, &where);
         if (starts || t == begin) {
             NAME(lanes_edit_backward)(D, work, 1, u, x, 0, 0);
-            for (int i = 0; starts && i < size; i++) {
-                REAL *A = NTH(work->A, i);
-                ST(A, LD(A) + WHERE(where, LD(NTH(work->G, i))));
-            }
-            if (starts) NAME(assign_where)(size, where, 0, work->G);
+            if (starts) NAME(lanes_reset_gradient)(D, work, where);
             if (starts && t > begin) {
                 kept -= (size_t)size * VLEN;
                 NAME(assign_where)(size, where, kept, work->W);
@@ -430,6 +447,9 @@ static TARGET void NAME(lanes_worker)(void *data) {
         job->failed = 1;
         return;
     }
-    EACH_UNIT(group, job, groups) run(job, &work, group * VLEN);
+    for (int64_t from; (from = TAKE(job)) < groups;) {
+        for (int64_t group = from; group < from + job->grain && group < groups; group++)
+            run(job, &work, group * VLEN);
+    }
     free(work.block);
 }

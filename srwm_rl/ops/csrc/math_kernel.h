@@ -26,9 +26,22 @@ INLINE void NAME(sum4)(vec a, vec b, vec c, vec d, REAL *out) {
 #if VLEN == 1
     out[0] = a, out[1] = b, out[2] = c, out[3] = d;
 #else
-    vec ab = PAIR(ADD, a, b), cd = PAIR(ADD, c, d), s = PAIR(ADD, ab, cd);
-    UNROLL for (int n = 4; n < VLEN; n *= 2) s = FOLD(ADD, s);
-    out[0] = s[0], out[1] = s[VLEN / 2], out[2] = s[VLEN / 4], out[3] = s[3 * VLEN / 4];
+    vec ab = FOLD_LO(a, b) + FOLD_HI(a, b), cd = FOLD_LO(c, d) + FOLD_HI(c, d);
+    vec s = QUARTER_LO(ab, cd) + QUARTER_HI(ab, cd);
+    REDUCE_REST(ADD, s);
+    out[0] = s[0], out[1] = s[VLEN / 4], out[2] = s[VLEN / 2], out[3] = s[3 * VLEN / 4];
+#endif
+}
+
+/* sum_a, sum_b = the sums of two vectors */
+INLINE void NAME(sum2)(vec a, vec b, REAL *sum_a, REAL *sum_b) {
+#if VLEN == 1
+    *sum_a = a, *sum_b = b;
+#else
+    vec s = FOLD_LO(a, b) + FOLD_HI(a, b);
+    s = QUARTER_LO(s, s) + QUARTER_HI(s, s);
+    REDUCE_REST(ADD, s);
+    *sum_a = s[0], *sum_b = s[VLEN / 4];
 #endif
 }
 
@@ -36,16 +49,17 @@ INLINE void NAME(max2)(vec a, vec b, REAL *max_a, REAL *max_b) {
 #if VLEN == 1
     *max_a = a, *max_b = b;
 #else
-    vec ab = PAIR(VMAX, a, b), m = PAIR(VMAX, ab, ab);
-    UNROLL for (int n = 4; n < VLEN; n *= 2) m = FOLD(VMAX, m);
-    *max_a = m[0], *max_b = m[VLEN / 2];
+    vec m = VMAX(FOLD_LO(a, b), FOLD_HI(a, b));
+    m = VMAX(QUARTER_LO(m, m), QUARTER_HI(m, m));
+    REDUCE_REST(VMAX, m);
+    *max_a = m[0], *max_b = m[VLEN / 4];
 #endif
 }
 
 INLINE REAL NAME(sum)(vec a) {
-    REAL sums[4];
-    NAME(sum4)(a, a, a, a, sums);
-    return sums[0];
+    REAL sum, same;
+    NAME(sum2)(a, a, &sum, &same);
+    return sum;
 }
 
 /* a . b; n is a multiple of VLEN */
@@ -60,9 +74,6 @@ typedef struct {
     REAL **at;
     size_t size;
 } NAME(part);
-
-#define FIELD(name, size) REAL *name;
-#define PART(name, size) {&work->name, size},
 
 /* Allocate arrays of zeros, each aligned to 64 bytes; return the block to free, or NULL without memory. */
 static void *NAME(allocate)(const NAME(part) *parts, size_t count) {
@@ -104,10 +115,17 @@ INLINE vec NAME(exp)(vec x) {
 #endif
 }
 
+/* Return sigmoid(x). */
 INLINE vec NAME(sigmoid)(vec x) {
-    const ivec negative = (ivec)(x < 0);
-    const vec e = NAME(exp)(SELECT(negative, x, -x));
-    return SELECT(negative, e, e * 0 + 1) / (1 + e);
+#if VLEN == 1
+    REAL e = EXP1(x < 0 ? x : -x);
+    return (x < 0 ? e : 1) / (1 + e);
+#else
+    ivec negative = (ivec)(x < 0);
+    vec e = NAME(exp)((vec)((negative & (ivec)x) | (~negative & (ivec)(-x))));
+    vec one = e * 0 + 1;
+    return (vec)((negative & (ivec)e) | (~negative & (ivec)one)) / (1 + e);
+#endif
 }
 
 #define BLOCKS(MAX, P, CALL)                \

@@ -119,13 +119,16 @@ INLINE void NAME(max_pool_row_backward)(const Pool *pool, int64_t image, int y, 
 static TARGET void NAME(max_pool_worker)(void *data) {
     Pool *pool = data;
     const int64_t rows = pool->back ? pool->h : (pool->h + 1) / 2, units = pool->n * rows;
-    EACH_UNIT(unit, pool, units) {
-        const int64_t image = unit / rows;
-        const int row = unit % rows;
-        if (pool->back && pool->is_half) NAME(max_pool_row_backward)(pool, image, row, 1);
-        else if (pool->back) NAME(max_pool_row_backward)(pool, image, row, 0);
-        else if (pool->is_half) NAME(max_pool_row)(pool, image, row, 1);
-        else NAME(max_pool_row)(pool, image, row, 0);
+    for (int64_t unit; (unit = TAKE(pool)) < units;) {
+        const int64_t end = unit + pool->grain < units ? unit + pool->grain : units;
+        for (; unit < end; unit++) {
+            const int64_t image = unit / rows;
+            const int row = unit % rows;
+            if (pool->back && pool->is_half) NAME(max_pool_row_backward)(pool, image, row, 1);
+            else if (pool->back) NAME(max_pool_row_backward)(pool, image, row, 0);
+            else if (pool->is_half) NAME(max_pool_row)(pool, image, row, 1);
+            else NAME(max_pool_row)(pool, image, row, 0);
+        }
     }
 }
 

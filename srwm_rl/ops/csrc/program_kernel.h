@@ -416,7 +416,7 @@ static TARGET void NAME(program_worker)(void *data) {
     REAL *features = (REAL *)ALIGN(block), *scratch = features + tile, *grads = scratch + scratch_size;
     if (program->sums) memset(scratch, 0, scratch_size * sizeof(REAL)); /* the padding of transposed matrices */
     const int64_t tiles = (program->B + TILE - 1) / TILE, per_share = (tiles + program->n_shares - 1) / program->n_shares;
-    EACH_UNIT(share, program, program->n_shares) {
+    for (int64_t share; (share = TAKE(program)) < program->n_shares;) {
         for (int64_t t = share * per_share; t < (share + 1) * per_share && t < tiles; t++) {
             const int64_t first = t * TILE, left = program->B - first;
             const int n = left < TILE ? (int)left : TILE;

@@ -26,7 +26,7 @@ typedef struct {
      * the fast weight, [B, H, D, D] */
     const void *value, *query, *rate;
     void *grad_value, *grad_query, *grad_rate;
-    int is_double, failed;
+    int failed;
 } Job;
 
 enum { TILE = 64, LANES = 16 }; /* rows that a program processes at once; numbers in the longest vector */
@@ -117,9 +117,6 @@ typedef struct {
 #define UNROLL
 #define PORTABLE_VLEN 1
 #endif
-#define EACH_UNIT(unit, job, n)                                \
-    for (int64_t from_; (from_ = TAKE(job)) < (n);)            \
-        for (int64_t unit = from_; unit < from_ + (job)->grain && unit < (n); unit++)
 #define ALIGN(block) (((uintptr_t)(block) + 63) / 64 * 64)
 #define SELECT(mask, x, y) NAME(select)((ivec)(mask), x, y)
 #define WHERE(mask, x) SELECT(mask, x, ZERO)
@@ -188,7 +185,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 10; }
+EXPORT int srwm_cpu_version(void) { return 9; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -231,21 +228,21 @@ static Worker scan_worker(int is_double, int level, int64_t D) {
 
 /* The number of pairs to run at once in lanes_kernel.h; 0: one by one. Whether depends on the sizes alone; how many
  * depends on the threads as well, and does not change the results' bits. */
-static int lanes_for(const Job *job, int level, unsigned threads) {
-    const int64_t pairs = job->B * job->H;
-    if (job->is_double || job->value || CONSTRAINED(job) || job->E != job->D || (job->D != 4 && job->D != 8)) return 0;
+static int lanes_for(const Job *job, int is_double, int level, unsigned threads) {
+    const int64_t pairs = job->B * job->H, n = threads;
+    if (is_double || job->value || CONSTRAINED(job) || job->E != job->D || (job->D != 4 && job->D != 8)) return 0;
     if (job->T < 4 || pairs < 8) return 0; /* transposes, and lanes without a pair, would cost too much */
     if (level < 1) return PORTABLE_VLEN > 1 ? PORTABLE_VLEN : 0;
     if (level < 2) return 8;
     /* 8 lanes take three quarters of the time of 16: faster where no thread has more groups to run then. */
-    return pairs > 8 * (int64_t)threads ? 16 : 8;
+    return ((pairs + 7) / 8 + n - 1) / n > ((pairs + 15) / 16 + n - 1) / n ? 16 : 8;
 }
 
 /* Run a recurrence, with torch's threads unless `parallel` is NULL. Return 1 without memory. */
-EXPORT int srwm_cpu_scan(Job *job, int level, unsigned threads, Parallel parallel) {
+EXPORT int srwm_cpu_scan(Job *job, int is_double, int level, unsigned threads, Parallel parallel) {
     if (!parallel || !threads) threads = 1;
-    const int lanes = lanes_for(job, level, threads);
-    Worker worker = scan_worker(job->is_double, level, job->D);
+    const int lanes = lanes_for(job, is_double, level, threads);
+    Worker worker = scan_worker(is_double, level, job->D);
     job->next = job->failed = 0;
     job->grain = grain_of(job->B * job->H, threads);
 #if PORTABLE_VLEN > 1
@@ -313,16 +310,25 @@ EXPORT int srwm_cpu_program_backward(Program *program, int level, unsigned threa
     return program->failed;
 }
 
-/* Pool images, or backward, where PORTABLE_VLEN divides the channels; arguments as of srwm_cpu_scan. */
-EXPORT int srwm_cpu_max_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
+/* The worker whose vectors divide the channels; NULL: none. */
+static Worker max_pool_worker(int64_t channels, int level) {
 #if PORTABLE_VLEN > 1
     static const Worker workers[] = BY_LEVEL(max_pool_worker);
-    while (pool->c % (PORTABLE_VLEN << level)) level--;
-    pool->next = 0;
-    pool->grain = grain_of(pool->n * (pool->back ? pool->h : (pool->h + 1) / 2), parallel ? threads : 1);
-    run_parallel(workers[level], pool, threads, parallel);
+    for (; level >= 0; level--) {
+        if (channels % (PORTABLE_VLEN << level) == 0) return workers[level];
+    }
 #endif
     return 0;
+}
+
+/* Whether images of so many channels can be pooled. */
+EXPORT int srwm_cpu_can_max_pool(int64_t channels, int level) { return max_pool_worker(channels, level) != 0; }
+
+/* Pool images, or backward; arguments as of srwm_cpu_scan. Requires srwm_cpu_can_max_pool. */
+EXPORT void srwm_cpu_max_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
+    pool->next = 0;
+    pool->grain = grain_of(pool->n * (pool->back ? pool->h : (pool->h + 1) / 2), parallel ? threads : 1);
+    run_parallel(max_pool_worker(pool->c, level), pool, threads, parallel);
 }
 
 /* setuptools tells Windows' linker to export a Python module's entry. */

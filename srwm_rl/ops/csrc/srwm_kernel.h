@@ -6,25 +6,19 @@
 
 /* ---- a thread's memory ---- */
 
-/* Arrays and their sizes; the last four are constrained_kernel.h's. */
-#define WORK_ARRAYS(ARRAY)                                                                        \
-    ARRAY(W, back && !constrained ? CHUNK * matrix : matrix) /* backward: one for each step */    \
-    ARRAY(G, back ? matrix : 0)               /* the gradient of W */                             \
-    ARRAY(steps, STEP_SIZE(D, E) * CHUNK + 32) /* by step: k, q, u [DQ], rates by column, e [P] */ \
-    ARRAY(r, p) ARRAY(z, p)                   /* x W of this step and x' W of the next */         \
-    ARRAY(x, dq)                              /* the next step's input, padded */                 \
-    ARRAY(q_pad, dq) ARRAY(k_pad, dq)         /* logits, padded with -inf */                      \
-    ARRAY(ge, p) ARRAY(gd, p) ARRAY(gr, p)    /* gradients of e, d and r */                       \
-    ARRAY(gk, dq) ARRAY(gu, dq) ARRAY(gx, dq) /* gradients of k, u and x */                       \
-    ARRAY(products, p)                        /* ge * e */                                        \
-    ARRAY(edits, 4 * p)                       /* four rows of the sum of a chunk's edits */       \
-    ARRAY(slow, constrained ? matrix : 0)                                                         \
-    ARRAY(S, !constrained ? 0 : back ? (CHUNK + 1) * matrix : matrix) /* the shift, by step */    \
-    ARRAY(A, constrained && back ? matrix : 0) /* the gradient of slow */                         \
-    ARRAY(scales, constrained ? CHUNK : 0)    /* by step, the bound's factor; 0: not scaled */
-
 typedef struct {
-    WORK_ARRAYS(FIELD)
+    REAL *W;             /* forward: one matrix; backward: one for each step of a chunk */
+    REAL *G;             /* backward: the gradient of W */
+    REAL *steps;         /* a record for each step of a chunk: k, q, u [DQ each], rates by column, e [P each] */
+    REAL *r, *z;         /* x W of this step and x' W of the next */
+    REAL *x;             /* the next step's input, padded */
+    REAL *q_pad, *k_pad; /* logits, padded with -inf */
+    REAL *ge, *gd, *gr;  /* backward: gradients of e, d and r */
+    REAL *gk, *gu, *gx;  /* backward: gradients of k, u and x */
+    REAL *products;      /* ge * e */
+    REAL *edits;         /* forward: four rows of the sum of a chunk's edits */
+    REAL *slow, *S, *A;  /* constrained_kernel.h: slow weight; shift (backward: one per step and the last); gradient of slow */
+    REAL *scales;        /* constrained_kernel.h: the factor by which the bound scaled each step's shift; 0: not scaled */
     void *block;
 } NAME(work);
 
@@ -34,10 +28,29 @@ typedef struct {
 #define P_OF(D, E) ROUND(C_OF(D, E), VLEN)
 #define STEP_SIZE(D, E) ((size_t)ROUND(3 * DQ_OF(D) + 2 * P_OF(D, E), 16))
 
-static TARGET int NAME(work_new)(NAME(work) *work, int D, int E, int back, int constrained) {
+static TARGET int NAME(work_new)(NAME(work) *work, int D, int E, int backward, int constrained) {
     /* 32 numbers of slack each: a whole vector may be read or written from the last number on. */
     const size_t dq = DQ_OF(D) + 32, p = P_OF(D, E) + 32, matrix = ROUND((size_t)DR_OF(D) * P_OF(D, E), 16);
-    const NAME(part) parts[] = {WORK_ARRAYS(PART)};
+    const NAME(part) parts[] = {{&work->W, backward && !constrained ? CHUNK * matrix : matrix},
+                                {&work->G, backward ? matrix : 0},
+                                {&work->steps, STEP_SIZE(D, E) * CHUNK + 32},
+                                {&work->r, p},
+                                {&work->z, p},
+                                {&work->x, dq},
+                                {&work->q_pad, dq},
+                                {&work->k_pad, dq},
+                                {&work->ge, p},
+                                {&work->gd, p},
+                                {&work->gr, p},
+                                {&work->gk, dq},
+                                {&work->gu, dq},
+                                {&work->gx, dq},
+                                {&work->products, p},
+                                {&work->edits, 4 * p},
+                                {&work->slow, constrained ? matrix : 0},
+                                {&work->S, !constrained ? 0 : backward ? (CHUNK + 1) * matrix : matrix},
+                                {&work->A, constrained && backward ? matrix : 0},
+                                {&work->scales, constrained ? CHUNK : 0}};
     work->block = NAME(allocate)(parts, sizeof(parts) / sizeof(parts[0]));
     if (!work->block) return 0;
     for (int i = D; i < DQ_OF(D); i++) work->q_pad[i] = work->k_pad[i] = -(REAL)INFINITY;
@@ -67,7 +80,7 @@ INLINE void NAME(gates)(int D, int E, const NAME(work) *work, REAL *step) {
     const REAL *q_in = D == DQ ? logits : work->q_pad, *k_in = D == DQ ? logits + D : work->k_pad;
     vec q_vec = LDU(q_in), k_vec = LDU(k_in);
     for (int c = VLEN; c < DQ; c += VLEN) q_vec = VMAX(q_vec, LDU(q_in + c)), k_vec = VMAX(k_vec, LDU(k_in + c));
-    REAL q_max, k_max, sums[4];
+    REAL q_max, k_max, q_sum, k_sum;
     NAME(max2)(q_vec, k_vec, &q_max, &k_max);
     q_vec = k_vec = ZERO;
     for (int c = 0; c < DQ; c += VLEN) {
@@ -75,8 +88,8 @@ INLINE void NAME(gates)(int D, int E, const NAME(work) *work, REAL *step) {
         ST(q + c, qe), ST(k + c, ke);
         q_vec += qe, k_vec += ke;
     }
-    NAME(sum4)(q_vec, k_vec, q_vec, k_vec, sums);
-    const REAL q_scale = 1 / sums[0], k_scale = 1 / sums[1];
+    NAME(sum2)(q_vec, k_vec, &q_sum, &k_sum);
+    REAL q_scale = 1 / q_sum, k_scale = 1 / k_sum;
     for (int c = 0; c < DQ; c += VLEN) {
         vec qv = LD(q + c) * q_scale, kv = LD(k + c) * k_scale;
         ST(q + c, qv), ST(k + c, kv), ST(u + c, qv - kv);
@@ -175,18 +188,6 @@ INLINE void NAME(pad)(int D, int E, REAL *W, const REAL *slow, const REAL *shift
     }
 }
 
-/* to [DR][P] = from [D, C] (NULL: zeros), padded; an earlier pair may have left NaN in the padding */
-INLINE void NAME(load_matrix)(int D, int C, REAL *to, const REAL *from) {
-    const size_t P = ROUND(C, VLEN);
-    memset(to, 0, DR_OF(D) * P * sizeof(REAL));
-    for (int i = 0; from && i < D; i++) memcpy(to + i * P, from + (size_t)i * C, C * sizeof(REAL));
-}
-
-/* to [D, C] = from [DR][P] */
-INLINE void NAME(store_matrix)(int D, int C, REAL *to, const REAL *from) {
-    for (int i = 0; i < D; i++) memcpy(to + (size_t)i * C, from + (size_t)i * ROUND(C, VLEN), C * sizeof(REAL));
-}
-
 /* Where step `t` begins a chunk, the checkpoint of its carried state; `size` numbers per pair */
 INLINE REAL *NAME(checkpoint_at)(const Job *job, int64_t size, int64_t pair, int64_t t) {
     return (REAL *)job->checkpoints + ((t / CHUNK - 1) * job->B * job->H + pair) * size;
@@ -224,10 +225,10 @@ INLINE void NAME(softmax_backward)(int DQ, const REAL *q, const REAL *gq, REAL *
                                    REAL *k_out) {
     vec q_sum = ZERO, k_sum = ZERO;
     for (int c = 0; c < DQ; c += VLEN) q_sum += LD(q + c) * LD(gq + c), k_sum += LD(k + c) * (LD(gk + c) - LD(gq + c));
-    REAL dots[4];
-    NAME(sum4)(q_sum, k_sum, q_sum, k_sum, dots);
-    for (int c = 0; c < DQ; c += VLEN) STU(q_out + c, LD(q + c) * (LD(gq + c) - dots[0]));
-    for (int c = 0; c < DQ; c += VLEN) STU(k_out + c, LD(k + c) * (LD(gk + c) - LD(gq + c) - dots[1]));
+    REAL q_dot, k_dot;
+    NAME(sum2)(q_sum, k_sum, &q_dot, &k_dot);
+    for (int c = 0; c < DQ; c += VLEN) STU(q_out + c, LD(q + c) * (LD(gq + c) - q_dot));
+    for (int c = 0; c < DQ; c += VLEN) STU(k_out + c, LD(k + c) * (LD(gk + c) - LD(gq + c) - k_dot));
 }
 
 /* The sum of n numbers, unaligned */
@@ -256,35 +257,36 @@ INLINE void NAME(gates_backward)(int D, int E, const NAME(work) *work, const REA
     for (int g = 0; g < 4; g++) gr[E + 2 * D + g] = sums[g] * (1 - rates[g ? E + (g - 1) * D : 0]);
 }
 
-/* G += a (outer) ga + b (outer) gb; unless W is NULL: gx = W gb; unless k is NULL: gk = G e, ge = k G. */
-INLINE void NAME(edit_backward)(int D, int P, const NAME(work) *work, const REAL *a, const REAL *ga, const REAL *b,
-                                const REAL *gb, const REAL *W, const REAL *k, const REAL *e) {
+/* G += u (outer) gd + x (outer) gr; gx = W gr. Then for the step `earlier`, unless NULL: gk = G e, ge = k G. */
+INLINE void NAME(edit_backward)(int D, int E, const NAME(work) *work, const REAL *W, const REAL *u,
+                                const REAL *earlier) {
+    const int DQ = DQ_OF(D), P = P_OF(D, E);
+    const REAL *k = earlier, *e = earlier ? earlier + 3 * DQ + P : 0, *gd = work->gd, *gr = work->gr, *x = work->x;
     REAL *ge = work->ge;
     for (int i = 0; i < DR_OF(D); i += 4) {
-        const size_t at = (size_t)i * P;
+        const REAL *Wi = W + (size_t)i * P;
+        REAL *Gi = work->G + (size_t)i * P;
         vec gx[4] = {ZERO, ZERO, ZERO, ZERO}, gk[4] = {ZERO, ZERO, ZERO, ZERO};
         for (int c = 0; c < P; c += VLEN) {
-            vec ga_c = LD(ga + c), gb_c = ZERO, e_c = ZERO, ge_c = ZERO;
-            if (b) gb_c = LD(gb + c);
-            if (k) {
+            vec gd_c = LD(gd + c), gr_c = LD(gr + c), e_c = ZERO, ge_c = ZERO;
+            if (earlier) {
                 e_c = LD(e + c);
                 if (i) ge_c = LD(ge + c);
             }
             UNROLL for (int r = 0; r < 4; r++) {
-                const size_t here = at + (size_t)r * P + c;
-                vec g = LD(work->G + here) + ga_c * a[i + r];
-                if (b) g += gb_c * b[i + r];
-                ST(work->G + here, g);
-                if (W) gx[r] += gb_c * LD(W + here);
-                if (k) {
+                vec g = LD(Gi + r * P + c) + gd_c * u[i + r];
+                g += gr_c * x[i + r];
+                ST(Gi + r * P + c, g);
+                gx[r] += gr_c * LD(Wi + r * P + c);
+                if (earlier) {
                     gk[r] += g * e_c;
                     ge_c += g * k[i + r];
                 }
             }
-            if (k) ST(ge + c, ge_c);
+            if (earlier) ST(ge + c, ge_c);
         }
-        if (W) NAME(sum4)(gx[0], gx[1], gx[2], gx[3], work->gx + i);
-        if (k) NAME(sum4)(gk[0], gk[1], gk[2], gk[3], work->gk + i);
+        NAME(sum4)(gx[0], gx[1], gx[2], gx[3], work->gx + i);
+        if (earlier) NAME(sum4)(gk[0], gk[1], gk[2], gk[3], work->gk + i);
     }
 }
 
@@ -311,11 +313,10 @@ INLINE void NAME(span_backward)(int D, int E, const Job *job, const NAME(work) *
         NAME(row_dots)(DR_OF(D), P, W, work->gd, work->gu);
         NAME(gates_backward)(D, E, work, step, NAME(grad_y_at)(E, job, t * pairs + pair));
         memcpy(work->x, (const REAL *)job->x + at, D * sizeof(REAL));
-        const REAL *u = step + 2 * DQ, *earlier = step - STEP_SIZE(D, E);
         if (t > begin)
-            NAME(edit_backward)(D, P, work, u, work->gd, work->x, work->gr, W, earlier, earlier + 3 * DQ + P);
+            NAME(edit_backward)(D, E, work, W, step + 2 * DQ, step - STEP_SIZE(D, E));
         else
-            NAME(edit_backward)(D, P, work, u, work->gd, work->x, work->gr, W, 0, 0);
+            NAME(edit_backward)(D, E, work, W, step + 2 * DQ, 0);
         memcpy((REAL *)job->grad_x + at, work->gx, D * sizeof(REAL));
     }
 }
@@ -331,15 +332,19 @@ INLINE void NAME(add_slow_gradient)(int D, int E, REAL *G, REAL *grad_weight, RE
 }
 
 INLINE void NAME(backward_pair)(int D, int E, const Job *job, const NAME(work) *work, int64_t pair) {
-    const int C = C_OF(D, E);
+    const int C = C_OF(D, E), P = P_OF(D, E);
     const int64_t size = (int64_t)D * C;
     const REAL *slow = (const REAL *)job->weight + pair % job->H * size;
     const REAL *grad_final = job->grad_final ? (const REAL *)job->grad_final + pair * size : 0;
     REAL *grad_weight = (REAL *)job->grad_weight + pair * size;
     REAL *grad_shift = job->grad_shift ? (REAL *)job->grad_shift + pair * size : 0;
 
-    NAME(load_matrix)(D, C, work->G, grad_final);
-    for (int64_t i = 0; i < size; i++) grad_weight[i] = grad_final ? -grad_final[i] : 0; /* final shift = W - slow */
+    memset(work->G, 0, (size_t)DR_OF(D) * P * sizeof(REAL));
+    memset(grad_weight, 0, size * sizeof(REAL));
+    if (grad_final) { /* final shift = W - slow */
+        NAME(pad)(D, E, work->G, grad_final, 0);
+        for (int64_t i = 0; i < size; i++) grad_weight[i] = -grad_final[i];
+    }
     for (int64_t end = job->T, begin; end > 0; end = begin) {
         begin = span_begin(job, end, pair / job->H);
         const int starts = starts_at(job, begin, pair / job->H);

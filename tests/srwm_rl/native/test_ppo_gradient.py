@@ -141,13 +141,11 @@ def test_several_groups_add_up() -> None:
     fused, old = FusedPolicy(policy), sequence_batch(policy, 7, 4)
     native_gradient(fused, old)
     once = gradients(policy)
-    for _ in range(2):
-        native_gradient(fused, old)
-    for single, summed in zip(once, gradients(policy), strict=True):
-        torch.testing.assert_close(2 * single, summed)
     native_gradient(fused, old)
     kept = [parameter.grad for parameter in policy.parameters()]
-    policy.zero_grad()
+    native_gradient(fused, old)
+    for single, summed in zip(once, gradients(policy), strict=True):
+        torch.testing.assert_close(2 * single, summed)
     # A kept reference to the first group's gradient is not overwritten by the next update.
     native_gradient(fused, old._replace(advantages=2 * old.advantages))
     for single, summed in zip(once, kept, strict=True):
@@ -197,10 +195,12 @@ def one_layer_twice(core: Any) -> None:
 
 
 @pytest.mark.parametrize("tie", [tied_linear, tied_memory, one_block_twice, one_layer_twice])
-def test_gradients_of_shared_weights_add_up(tie: Any) -> None:
+def test_shared_weights_are_left_to_autograd(tie: Any) -> None:
     policy = policy_of("two layers")
     tie(policy.core)
-    check(policy, 5, 3)
+    fused, old = FusedPolicy(policy), sequence_batch(policy, 5, 3)
+    assert native_gradient(fused, old) is None
+    assert not fused.disabled
 
 
 def test_a_recurrence_replaced_in_python_keeps_its_backward() -> None:
@@ -229,7 +229,7 @@ def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
     policy = policy_of()
     fused, old = FusedPolicy(policy), sequence_batch(policy, 3, 2)
     assert native_gradient(fused, old) is not None
-    with pytest.raises(ValueError, match="shift"):
+    with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
         native_gradient(fused, old._replace(core_state=wrong(old.core_state)))
 
 
@@ -242,15 +242,14 @@ def test_other_heads_are_left_to_autograd(action: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_hooks_of_weights_are_called(method: str) -> None:
-    policy, calls = policy_of(), []
+def test_hooks_of_weights_are_called_by_autograd(method: str) -> None:
+    policy = policy_of()
     fused, old = FusedPolicy(policy), sequence_batch(policy, 3, 2)
-    handle = getattr(policy.value_net.weight, method)(lambda _: calls.append(1))
     assert native_gradient(fused, old) is not None
-    assert len(calls) == 1
+    handle = getattr(policy.value_net.weight, method)(lambda _: None)
+    assert native_gradient(fused, old) is None
     handle.remove()
     assert native_gradient(fused, old) is not None
-    assert len(calls) == 1
 
 
 def test_observations_that_want_a_gradient_get_it_from_autograd() -> None:

@@ -46,15 +46,15 @@ static void run(int64_t T, int64_t B, int64_t H, int64_t D, int64_t E, int is_do
     void *retention = numbers(steps, is_double), *grad_retention = numbers(steps, is_double);
     unsigned char *starts = malloc(T * B);
     for (int64_t i = 0; i < T * B; i++) starts[i] = uniform() > 0.3f;
-    Job job = {.is_double = is_double, .T = T, .B = B, .H = H, .D = D, .E = E, .bound = bound, .x = x, .weight = weight, .y = y, .final = final};
+    Job job = {.T = T, .B = B, .H = H, .D = D, .E = E, .bound = bound, .x = x, .weight = weight, .y = y, .final = final};
     if (!sparse) job.shift = shift, job.starts = starts;
     if (retained) job.retention = retention;
     job.checkpoints = checkpoints;
-    if (srwm_cpu_scan(&job, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     job.grad_y = sparse ? 0 : y, job.grad_final = sparse ? 0 : final;
     job.grad_x = grad_x, job.grad_weight = grad_weight, job.grad_shift = sparse ? 0 : grad_shift;
     job.grad_retention = retained ? grad_retention : 0;
-    if (srwm_cpu_scan(&job, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     void *all[] = {x, weight, shift, y, final, checkpoints, grad_x, grad_weight, grad_shift, retention, grad_retention,
                    starts};
     for (unsigned i = 0; i < sizeof(all) / sizeof(all[0]); i++) free(all[i]);
@@ -69,14 +69,14 @@ static void run_delta(int64_t T, int64_t B, int64_t H, int64_t D, int is_double,
                      numbers(T * B * H, is_double), numbers(fast, is_double)};
     unsigned char *starts = malloc(T * B);
     for (int64_t i = 0; i < T * B; i++) starts[i] = uniform() > 0.3f;
-    Job job = {.is_double = is_double, .T = T, .B = B, .H = H, .D = D, .x = inputs[0], .value = inputs[1], .query = inputs[2], .rate = inputs[3]};
+    Job job = {.T = T, .B = B, .H = H, .D = D, .x = inputs[0], .value = inputs[1], .query = inputs[2], .rate = inputs[3]};
     if (!sparse) job.shift = inputs[4], job.starts = starts;
     job.y = outputs[0], job.final = outputs[1], job.checkpoints = outputs[2];
-    if (srwm_cpu_scan(&job, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     job.grad_y = sparse ? 0 : outputs[0], job.grad_final = sparse ? 0 : outputs[1];
     job.grad_x = grads[0], job.grad_value = grads[1], job.grad_query = grads[2], job.grad_rate = grads[3];
     job.grad_shift = sparse ? 0 : grads[4];
-    if (srwm_cpu_scan(&job, level, 3, sparse ? 0 : parallel)) abort();
+    if (srwm_cpu_scan(&job, is_double, level, 3, sparse ? 0 : parallel)) abort();
     for (int i = 0; i < 5; i++) free(inputs[i]), free(grads[i]);
     for (int i = 0; i < 3; i++) free(outputs[i]);
     free(starts);
@@ -158,9 +158,10 @@ static void run_pool(int64_t n, int64_t h, int64_t w, int64_t c, int is_half, in
     for (size_t i = 0; i < in * size; i++) x[i] = (char)(uniform() * 256);
     unsigned char *which = malloc(out);
     Pool pool = {.n = n, .h = h, .w = w, .c = c, .x = x, .y = y, .which = which, .is_half = is_half};
-    if (srwm_cpu_max_pool(&pool, level, 3, parallel)) abort();
+    if (!srwm_cpu_can_max_pool(c, level)) abort();
+    srwm_cpu_max_pool(&pool, level, 3, parallel);
     pool.back = 1;
-    if (srwm_cpu_max_pool(&pool, level, 3, parallel)) abort();
+    srwm_cpu_max_pool(&pool, level, 3, parallel);
     free(x), free(y), free(which);
 }
 

@@ -1,0 +1,149 @@
+"""The gradient of PPO's loss on the CPU without autograd, through a policy's programs and memories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from srwm_rl.native.lowering import LoweredPolicy
+from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
+from srwm_rl.nn.policy import Obs, SRWMPolicy, run_in_segments
+from srwm_rl.ops import cpu
+from srwm_rl.ops.checks import as_uint8
+from srwm_rl.ops.program import PPOLossParams
+
+BackwardFn = Callable[[Tensor], Tensor]
+
+
+class PPOGradient:
+    """The forward and backward pass of PPO's loss through a policy's programs and memories, in C.
+
+    The lowered policy must have a `ppo_loss`. The gradient through the core's state is cut every `bptt` steps.
+
+    Attributes:
+        shared: whether a weight is used in several places: their gradients would not be summed here.
+    """
+
+    def __init__(self, policy: SRWMPolicy, lowered: LoweredPolicy, bptt: int | None) -> None:
+        assert lowered.ppo_loss is not None
+        self.bptt, self._inputs = bptt, lowered.inputs
+        self._programs = [*lowered.programs[:-1], lowered.ppo_loss]
+        self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
+        plain = [layer for layer in self._layers if bptt is None and _is_plain(layer)]
+        self._weights = [weight for program in self._programs for weight in program.trainable]
+        self._plain = {layer: index for index, layer in enumerate(plain, len(self._weights))}
+        self._weights += [layer.weight for layer in plain]
+        self._size = sum(weight.numel() for weight in self._weights)
+        self.shared = len({id(weight) for weight in self._weights}) < len(self._weights)
+
+    def add_gradient(
+        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, inputs: Sequence[Tensor], params: PPOLossParams
+    ) -> Tensor:
+        """Add the gradient of PPO's loss over an unroll to the weights' `.grad`.
+
+        Weights without `.grad` get views of one tensor: its norm is then one operation. `inputs` are the actions, then
+        old log-probabilities, advantages, returns and old values, `[T * B, 1]`, float32. Returns the loss's terms
+        `[5]`, summed over steps.
+        """
+        n_layers, batch, size = len(self._layers), episode_starts.shape[1], self._layers[0].state_size
+        assert core_state.shape == (n_layers, batch, size), "not the core's state"
+        assert (core_state.dtype, core_state.device.type) == (torch.float32, "cpu"), "C reads float32 on the CPU"
+        with torch.no_grad():
+            # New memory each time: a caller may keep the gradients of the last update.
+            grads = torch._utils._unflatten_dense_tensors(torch.empty(self._size), self._weights)
+            sums = self._run(obs, core_state, episode_starts, inputs, params, grads)
+        for weight, grad in zip(self._weights, grads, strict=True):
+            if weight.requires_grad:
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        return sums
+
+    def _run(
+        self,
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        inputs: Sequence[Tensor],
+        params: PPOLossParams,
+        weight_grads: Sequence[Tensor],
+    ) -> Tensor:
+        """Run forward and backward; write the gradients of `_weights` into `weight_grads`.
+
+        Autograd adds those of the image encoders and of memories that are not plain.
+        """
+        programs, shape = self._programs, episode_starts.shape
+        remaining = iter(weight_grads)
+        grad_buffers = [list(islice(remaining, len(program.trainable))) for program in programs]
+        with torch.enable_grad():
+            features = self._inputs.of(obs, shape.numel())
+        values, program_inputs, memory_backward = features, [], []
+        for layer, state, program in zip(self._layers, core_state.unbind(0), programs, strict=False):
+            stream, x = program.forward(values)
+            heads = x.view(*shape, layer.n_heads, layer.head_size)
+            if layer in self._plain:
+                weight_grad = weight_grads[self._plain[layer]]
+                y, backward = _scan(layer, heads, state, episode_starts, weight_grad)
+            else:
+                y, backward = _recur_by_autograd(layer, heads, state, episode_starts, self.bptt)
+            program_inputs.append(values)
+            memory_backward.append(backward)
+            values = [stream, y.reshape(stream.shape)]
+        grads, sums = programs[-1].loss_and_grad([*values, *inputs], params, grad_buffers[-1])
+        for program, buffers, values, backward in zip(
+            programs[-2::-1], grad_buffers[-2::-1], program_inputs[::-1], memory_backward[::-1], strict=True
+        ):
+            grad_stream, grad_y = grads[:2]
+            assert grad_stream is not None
+            assert grad_y is not None
+            grad_x = backward(grad_y.view(heads.shape)).reshape(grad_stream.shape)
+            grads = program.backward(values, (grad_stream, grad_x), program.input_needs_grad, buffers)
+        for feature, grad in zip(features, grads, strict=True):
+            if feature.requires_grad:  # from an image encoder, which torch runs
+                feature.backward(grad)
+        return sums
+
+
+def _scan(
+    layer: SRWMLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, weight_grad: Tensor
+) -> tuple[Tensor, BackwardFn]:
+    """Run the memory of a plain layer over an unroll; return its output `[T, B, H, D]` and a function.
+
+    The function maps that output's gradient to the gradient of `heads` and writes the weight's into `weight_grad`.
+    """
+    shift, starts, bound = state.unflatten(-1, layer.shift_shape), as_uint8(episode_starts), layer.shift_bound
+    y, _, checkpoints = cpu.forward(heads, layer.weight, None, shift, starts, bound, True)
+
+    def backward(grad_y: Tensor) -> Tensor:
+        grad_x, grad_weight, *_ = cpu.backward(
+            heads, layer.weight, None, shift, starts, bound, checkpoints, grad_y, None
+        )
+        weight_grad.copy_(grad_weight)
+        return grad_x
+
+    return y, backward
+
+
+def _recur_by_autograd(
+    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+) -> tuple[Tensor, BackwardFn]:
+    """As `_scan` for any layer; the backward function uses autograd, which adds to its weights' `.grad`."""
+    with torch.enable_grad():
+        leaf = heads.detach().requires_grad_()
+        y, _ = run_in_segments(layer.recur, leaf, state, episode_starts, bptt)
+
+    def backward(grad_y: Tensor) -> Tensor:
+        if y.requires_grad:
+            y.backward(grad_y)
+        return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+    return y.detach(), backward
+
+
+def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
+    """Return whether a layer's memory is the SRWM's recurrence without gate or frozen slices."""
+    if type(layer) is not SRWMLayer or getattr(layer.recur, "__func__", None) is not SRWMLayer.recur:
+        return False
+    return layer.gate is None and layer.frozen_weight is None
