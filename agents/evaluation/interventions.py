@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from srwm_rl.agents.evaluation.play_levels import Predictor, State
-from srwm_rl.errors import UserError
-from srwm_rl.nn.diagnostics import count_heads, state_heads
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.nn.diagnostics import count_heads, state_columns, state_heads
+from srwm_rl.nn.layers import COLUMN_GROUPS
 from srwm_rl.nn.policy import SRWMPolicy
 
 
@@ -62,3 +64,47 @@ def head_part(policy: SRWMPolicy, layer: int, head: int) -> npt.NDArray[np.bool_
     part = np.zeros((core.state_layers, core.state_size), np.bool_)
     part[layer] = (state_heads(core)[layer] == head).cpu().numpy()
     return part
+
+
+def column_part(policy: SRWMPolicy, groups: str | Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return the mask `[L, S]` of groups of columns of every head's shift in the core's state.
+
+    With this mask `FrozenStateAgent` undoes the edits of these columns after every step: each step reads them as they
+    were learned, and edits of the other columns are kept.
+
+    Args:
+        policy: the agent's.
+        groups: of `srwm_rl.nn.layers.COLUMN_GROUPS`: "y", "query", "key", "beta"; a list, or one string with commas.
+
+    Raises:
+        UserError: the core has no such columns, or carries none from step to step, or a group is unknown.
+    """
+    names = parse_groups(groups)
+    columns = state_columns(policy.core).cpu().numpy()
+    if not (policy.core.carries_over and (columns >= 0).any()):
+        raise UserError(
+            f"core {policy.core_name!r} carries no edits of y, query, key and beta columns that could be undone; "
+            "cores that do are srwm and sr_delta"
+        )
+    return np.isin(columns, [COLUMN_GROUPS.index(name) for name in names])
+
+
+def parse_groups(groups: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the named groups in the columns' order, each once.
+
+    Raises:
+        UserError: a group is unknown, or none is named.
+    """
+    names = [name.strip() for name in (groups.split(",") if isinstance(groups, str) else groups)]
+    for name in names:
+        if name not in COLUMN_GROUPS:
+            hint = did_you_mean(name, COLUMN_GROUPS)
+            raise UserError(f"there is no group of columns {name!r}{hint}")
+    if not names:
+        raise UserError("no group of columns is named; give some of y, query, key, beta")
+    return tuple(name for name in COLUMN_GROUPS if name in names)
+
+
+def undo_edits(agent: Predictor, policy: SRWMPolicy, groups: str | Sequence[str]) -> FrozenStateAgent:
+    """Return `agent` with the edits of some columns undone after every step; arguments as of `column_part`."""
+    return FrozenStateAgent(agent, part=column_part(policy, groups))

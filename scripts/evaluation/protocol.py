@@ -88,8 +88,13 @@ class EvalConfig(PlayOptions):
     lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Play once more with the edits of one head left out, layer.head, counted from 0; repeat the option for others,
     each by itself."""
+    undo: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play once more with the edits of these columns of every head undone after every step: y, query, key, beta, or
+    several with commas, such as query,key,beta; repeat the option for others, each by itself."""
     env_kwargs: tuple[str, ...] = ()
     """Settings of the environment other than in training, as name:value, such as a longer task."""
+    attempts: Annotated[int, Meta(ge=2, le=1000)] | None = None
+    """Another number of attempts per trial than in training, of a run that was trained with several."""
     json: str | None = None
     """Write everything, returns per level included, to this file."""
     trust: bool = False

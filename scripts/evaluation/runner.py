@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part, parse_groups, undo_edits
 from srwm_rl.agents.evaluation.play_levels import Episodes, Predictor, RandomAgent, play_levels
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.envs.procgen.games import OPTIONS
 from srwm_rl.envs.procgen.leakage import same_first_frame
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split, TrainedOn, choose_splits, levels_trained_on
-from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise
+from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise, trials_of
 
 MAX_ENVS = 64
 MAX_COMPARED = 2_000  # training levels of which the first frames are compared
@@ -33,6 +33,8 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     """
     agent, trained = open_agent(config, check_device(config.device))
     trained = replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
+    if config.attempts is not None:
+        trained = _with_attempts(trained, config.attempts)
     if freeze and _has_state(agent.policy.core):
         config = replace(config, freeze_edits=config.freeze_edits or 0)
     seen = getattr(agent, "levels_played", None)  # an SB3 model has none
@@ -60,13 +62,23 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
         "same_first_frame": _same_first_frames(trained, held_out),
         "episode_fields": ["game", "level", "return", "length", "solved"],
         "episodes": episodes,
+        **trials_of(episodes),
     }
     if interventions:
         played = {name: play(player) for name, player in interventions.items()}
-        evaluation["interventions"] = [{"name": name, "episodes": of} for name, of in played.items()]
+        evaluation["interventions"] = [{"name": name, "episodes": of, **trials_of(of)} for name, of in played.items()]
     if (chosen := getattr(agent, "chosen", None)) is not None:
         evaluation["chosen"] = chosen
     return summarise(evaluation, trained, config.seed)
+
+
+def _with_attempts(trained: TrainConfig, attempts: int) -> TrainConfig:
+    if trained.attempts == 1:
+        raise UserError(
+            "--attempts changes the attempts per trial of a run that was trained with several, and this one was not: "
+            "leave it out, or train with --attempts"
+        )
+    return replace(trained, attempts=attempts)
 
 
 def _has_state(core: Any) -> bool:
@@ -82,14 +94,14 @@ def _play(player: Predictor, split: Split, config: EvalConfig, trained: TrainCon
         total = env.remaining  # type: ignore[attr-defined]
         disable = None if config.progress else True  # None: where stderr is no terminal
         with tqdm(total=total, desc=split.name, unit="episode", disable=disable, leave=False) as bar:
-            return Episodes(sorted(play_levels(player, env, config.deterministic, bar.update)))
+            return play_levels(player, env, config.deterministic, bar.update).in_order()
 
 
 def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]:
     """Return, by a name for the table, the `Agent` or SB3 model with each intervention that the options ask for.
 
     Raises:
-        UserError: the agent carries nothing from step to step, or has no such head.
+        UserError: the agent carries nothing from step to step, or has no such head or columns.
     """
     policy, interventions = agent.policy, dict[str, Predictor]()
     if config.freeze_edits is not None:
@@ -103,6 +115,10 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
     for lesion in config.lesion:
         layer, head = map(int, lesion.split("."))
         interventions[f"no edits in head {layer}.{head}"] = FrozenStateAgent(agent, part=head_part(policy, layer, head))
+    for groups in config.undo:
+        with named("--undo"):
+            name = f"edits of {', '.join(parse_groups(groups))} undone"
+            interventions[name] = undo_edits(agent, policy, groups)
     return interventions
 
 

@@ -89,6 +89,20 @@ def _layer_heads(layer: object, size: int) -> Tensor:
     return torch.cat([heads.repeat_interleave(block // layer.n_heads) for block in blocks])
 
 
+def state_columns(core: Core) -> Tensor:
+    """Return the index in `COLUMN_GROUPS` of the column that each float of the core's state shifts, `[L, S]`.
+
+    It is -1 for floats that belong to no shift of a self-referential weight.
+    """
+    layers = core.layers if isinstance(core, StackCore) else ()
+    columns = torch.full((core.state_layers, core.state_size), -1)
+    for row, layer in zip(columns, layers, strict=False):
+        if isinstance(layer, SRWMLayer):
+            groups = torch.repeat_interleave(torch.arange(len(COLUMN_GROUPS)), torch.tensor(layer.widths))
+            row[: layer.shift_size] = groups.repeat(layer.shift_size // len(groups))
+    return columns
+
+
 def count_heads(core: Core) -> int:
     """Return H, the heads per layer: 1 for a core without heads, 0 for one without state."""
     heads = state_heads(core)

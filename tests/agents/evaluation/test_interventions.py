@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from srwm_rl import SRWMPolicy, UserError
-from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, column_part, head_part, undo_edits
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.envs import make_levels_env
 from srwm_rl.nn.diagnostics import head_norms
@@ -135,3 +135,114 @@ def test_frozen_actions_do_not_depend_on_the_number_of_environments() -> None:
         env = make_levels_env("recall", n_envs, "0:9", 2, 0)
         results.append(sorted(play_levels(FrozenStateAgent(model, after=3), env, deterministic=True)))
     assert results[0] == results[1] == results[2]
+
+
+class SlowTwin:
+    """Steps an SRWM core's recurrence by hand, head by head, zeroing columns of the shift after every step."""
+
+    def __init__(self, model: SRWMPolicy, groups: tuple[str, ...]) -> None:
+        self.core: Any = model.core
+        self.groups = groups
+        self.shifts: dict[tuple[int, int, int], np.ndarray] = {}  # by layer, environment and head
+
+    def step(self, features: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Map features `[B, I]` to the core's output `[B, O]`."""
+        outputs = []
+        for env, row in enumerate(features):
+            x = row @ array(self.core.project.weight).T + array(self.core.project.bias)
+            for index, (layer, block) in enumerate(zip(self.core.layers, self.core.blocks, strict=True)):
+                heads = np.split(norm(layer.layer_norm, x), layer.n_heads)
+                read = [self.read(layer, index, env, h, heads[h], starts[env]) for h in range(layer.n_heads)]
+                x = x + np.concatenate(read) @ array(layer.out.weight).T
+                inner = norm(block.layer_norm, x) @ array(block.up.weight).T + array(block.up.bias)
+                x = x + np.maximum(inner, 0) @ array(block.down.weight).T + array(block.down.bias)
+            outputs.append(x)
+        return np.stack(outputs)
+
+    def read(self, layer: Any, index: int, env: int, head: int, x: np.ndarray, start: bool) -> np.ndarray:
+        """Read one head, edit its weight, and undo a part of the edit."""
+        size, slow = layer.head_size, array(layer.slow_weight())[head]
+        shift = self.shifts.get((index, env, head))
+        shift = np.zeros_like(slow) if shift is None or start else shift
+        fast = slow + shift  # [D, 3D+4]
+        y, query, key, beta = np.split(x @ fast, [size, 2 * size, 3 * size])
+        query, key, rates = softmax(query), softmax(key), 1 / (1 + np.exp(-beta))
+        shift = shift + np.outer(key, np.repeat(rates, [size, size, size, 4]) * ((query - key) @ fast))
+        for i, group in enumerate(("y", "query", "key", "beta")):
+            if group in self.groups:
+                shift[:, i * size : (i + 1) * size] = 0
+        self.shifts[index, env, head] = shift
+        return y
+
+
+def array(weight: torch.Tensor) -> np.ndarray:
+    return weight.detach().numpy().astype(np.float64)
+
+
+def norm(layer: Any, x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / np.sqrt(x.var() + layer.eps) * array(layer.weight) + array(layer.bias)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+@pytest.mark.parametrize(
+    "groups", [("y",), ("query",), ("key",), ("beta",), ("query", "key", "beta"), ("y", "query", "key", "beta")]
+)
+def test_undone_edits_equal_the_recurrence_by_hand(groups: tuple[str, ...]) -> None:
+    model = policy("srwm", query_init=1.0)
+    agent, twin = undo_edits(model, model, ",".join(groups)), SlowTwin(model, groups)
+    features: list[torch.Tensor] = []
+    model.core.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+    outputs: list[torch.Tensor] = []
+    model.core.register_forward_hook(lambda _, __, result: outputs.append(result[0].detach()))
+    state: Any = None
+    for obs, starts in zip(observations(model), STARTS, strict=True):
+        _, state = agent.predict(obs, state, starts)
+        expected = twin.step(features[-1].numpy().reshape(B, -1).astype(np.float64), starts)
+        np.testing.assert_allclose(outputs[-1].numpy().reshape(B, -1), expected, rtol=1e-4, atol=1e-5)
+        for (layer, env, head), shift in twin.shifts.items():
+            carried = state[0][layer, env].reshape(SIZES["n_heads"], *shift.shape)[head]
+            np.testing.assert_allclose(carried, shift, rtol=1e-4, atol=1e-6)
+    live = walk(model, observations(model))[1][-1]
+    assert np.abs(live - state[0]).max() > 1e-2, "nothing was undone"
+
+
+def test_all_columns_undone_is_frozen_and_other_state_is_kept() -> None:
+    model = policy("sr_delta")
+    seen = observations(model)
+    live, undone = walk(model, seen)[1], walk(undo_edits(model, model, ["beta", "y", "key", "query"]), seen)[1]
+    part = column_part(model, "y,query,key,beta")
+    shift = model.core.layers[0].shift_size  # type: ignore[index, union-attr]
+    assert part[:, :shift].all()
+    assert not part[:, shift:].any(), "the fast weight is no shift"
+    for before, after in zip(live, undone, strict=True):
+        assert before[..., :shift].any()
+        assert not after[..., :shift].any()
+        assert after[..., shift:].any()
+
+
+def test_parts_of_the_columns_are_disjoint_and_together_the_whole_shift() -> None:
+    model = policy("srwm")
+    parts = [column_part(model, group) for group in ("y", "query", "key", "beta")]
+    assert (np.sum(parts, 0) == 1).all()
+    size, heads = 4, SIZES["n_heads"]
+    assert [int(part[0].sum()) for part in parts] == [heads * size * width for width in (size, size, size, 4)]
+    one = parts[1][0].reshape(heads, size, -1)
+    assert one[..., size : 2 * size].all()
+
+
+@pytest.mark.parametrize("core", ["lstm", "delta", "feedforward", "fake_sr", "srwm_no_carry"])
+def test_cores_without_edited_columns_are_refused(core: str) -> None:
+    with pytest.raises(UserError, match=f"core '{core}' carries no edits of y, query, key and beta columns"):
+        column_part(policy(core), "query")
+
+
+@pytest.mark.parametrize(
+    ("groups", "part"),
+    [("qeury", "did you mean 'query'"), ("", "no group of columns ''"), ([], "no group of columns is named")],
+)
+def test_unknown_column_groups_are_refused(groups: Any, part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        column_part(policy("srwm"), groups)

@@ -227,11 +227,12 @@ def test_the_papers_protocol(call: Any, recall_argv: list[str], tmp_path: Path) 
 
 
 def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_path: Path) -> None:
-    argv = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "-k", 2)
+    argv = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "--undo", "key,y", "--undo", "beta", "-k", 2)
     result = report(call, tmp_path, recall, *argv)
     plain = report(call, tmp_path, recall, "-k", 2)
     assert {key: value for key, value in result.items() if key != "interventions"} == plain
     names = ["edits frozen", "no edits in head 0.1", "no edits in head 0.7"]
+    names += ["edits of y, key undone", "edits of beta undone"]
     assert [intervention["name"] for intervention in result["interventions"]] == names
     for intervention in result["interventions"]:
         assert [row["split"] for row in intervention["rows"]] == [
@@ -290,6 +291,9 @@ def test_several_games_have_a_difference_each(call: Any, two_games: Path, tmp_pa
         (["--lesion", "0.-1"], "--lesion takes layer.head"),
         (["--lesion", "1.0"], "there is no head 1.0: core 'srwm' has layers 0 to 0 with heads 0 to 7"),
         (["--lesion", "0.8"], "there is no head 0.8"),
+        (["--undo", "qery"], "--undo: there is no group of columns 'qery'; did you mean 'query'?"),
+        (["--undo", "query,"], "--undo: there is no group of columns ''"),
+        (["--undo"], "--undo needs a value"),
     ],
 )
 def test_wrong_interventions_are_refused_before_playing(argv: list[str], part: str, call: Any, recall: Path) -> None:
@@ -304,6 +308,7 @@ def test_a_core_without_memory_has_nothing_to_freeze(call: Any, recall_argv: lis
     run = tmp_path / "ppo_feedforward" / "recall_1"
     assert "core 'feedforward' carries nothing from step to step" in call("eval", run, "--freeze-edits").error()
     assert "core 'feedforward' carries nothing" in call("eval", run, "--lesion", "0.0").error()
+    assert "--undo: core 'feedforward' carries no edits of y" in call("eval", run, "--undo", "query").error()
 
 
 def test_env_kwargs_change_the_evaluations_environment(call: Any, recall: Path, tmp_path: Path) -> None:
