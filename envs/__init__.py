@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from srwm_rl.envs.tasks import RecallBatch as RecallBatch
     from srwm_rl.envs.vec_env import BatchVecEnv as BatchVecEnv
     from srwm_rl.envs.vec_env import ProcgenVecEnv as ProcgenVecEnv
+    from srwm_rl.envs.wrappers.attempts import AttemptsBatch as AttemptsBatch
     from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv as LevelsVecEnv
     from srwm_rl.envs.wrappers.grouped import GroupedVecEnv as GroupedVecEnv
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs as VecMemoryInputs
+    from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch as ShuffledActionsBatch
 else:
     # The adapters to SB3 import torch.
     __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -17,6 +17,8 @@ from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SETTINGS, parse_games, require_procgen
 from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
 from srwm_rl.envs.tasks import TASK_IDS, TASKS
+from srwm_rl.envs.wrappers.attempts import AttemptsBatch
+from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch
 from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def make_batch_env(
     seed: int,
     mode: str = "easy",
     env_kwargs: dict[str, Any] | None = None,
+    attempts: int = 1,
+    shuffle_actions: bool = False,
 ) -> BatchEnv:
     """Make `n_envs` environments.
 
@@ -97,12 +101,22 @@ def make_batch_env(
         seed: Start of the random level sequences.
         mode: ProcGen's distribution mode.
         env_kwargs: Further arguments of the environment.
+        attempts: Episodes of one level that form a trial, one episode for the agent; see `AttemptsBatch`.
+        shuffle_actions: Draw for every level which action does what; see `ShuffledActionsBatch`.
 
     Raises:
         UserError: If an argument is wrong.
     """
+    batch_env = _make_plain(env, n_envs, levels, seed, mode, dict(env_kwargs or {}))
+    if shuffle_actions:
+        batch_env = ShuffledActionsBatch(batch_env)
+    return batch_env if attempts == 1 else AttemptsBatch(batch_env, attempts)
+
+
+def _make_plain(
+    env: str, n_envs: int, levels: str | LevelRange, seed: int, mode: str, kwargs: dict[str, Any]
+) -> BatchEnv:
     spec = resolve(env)
-    kwargs = dict(env_kwargs or {})
     if spec.kind == "procgen":
         check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
@@ -125,6 +139,8 @@ def make_vec_env(
     env_kwargs: dict[str, Any] | None = None,
     inputs: Sequence[str] = ("action", "reward", "step"),
     reward_clip: float | None = 1.0,
+    attempts: int = 1,
+    shuffle_actions: bool = False,
     on_nan: Literal["stop", "skip"] = "stop",
 ) -> VecEnv:
     """Make `n_envs` environments for Stable-Baselines3, with memory inputs unless `inputs` is empty.
@@ -133,7 +149,8 @@ def make_vec_env(
     """
     from srwm_rl.envs.vec_env import BatchVecEnv
 
-    venv = BatchVecEnv(make_batch_env(env, n_envs, levels, seed, mode, env_kwargs), on_nan)
+    batch_env = make_batch_env(env, n_envs, levels, seed, mode, env_kwargs, attempts, shuffle_actions)
+    venv = BatchVecEnv(batch_env, on_nan)
     return _with_inputs(venv, inputs, reward_clip)
 
 
@@ -147,15 +164,19 @@ def make_levels_env(
     env_kwargs: dict[str, Any] | None = None,
     inputs: Sequence[str] = ("action", "reward", "step"),
     reward_clip: float | None = 1.0,
+    attempts: int = 1,
+    shuffle_actions: bool = False,
 ) -> VecEnv:
     """Make environments that play every level (of every game) exactly `repeats` times; see `LevelsVecEnv`.
 
-    The result has `remaining`, the number of episodes still to finish, with or without memory inputs.
+    With `attempts`, a level is played by one trial. The result has `remaining`, the number of episodes still to
+    finish, with or without memory inputs.
     """
     from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv
 
     wanted = LevelRange.parse(levels) if isinstance(levels, str) else levels
-    venv = LevelsVecEnv(make_batch_env(env, n_envs, "all", seed, mode, env_kwargs), wanted, repeats)
+    batch_env = make_batch_env(env, n_envs, "all", seed, mode, env_kwargs, attempts, shuffle_actions)
+    venv = LevelsVecEnv(batch_env, wanted, repeats)
     return _with_inputs(venv, inputs, reward_clip)
 
 
@@ -166,17 +187,23 @@ def _with_inputs(venv: VecEnv, inputs: Sequence[str], reward_clip: float | None)
 
 
 def normalizer(
-    env: str, mode: str = "easy", env_kwargs: dict[str, Any] | None = None
+    env: str, mode: str = "easy", env_kwargs: dict[str, Any] | None = None, attempts: int = 1
 ) -> dict[str, tuple[float, float]]:
     """Return `game -> (return worth 0, return worth 1)` for those games of `env` where it is known.
 
-    ProcGen's are published (`PROCGEN_NORMALIZATION`); a task's are its random and its best possible mean return.
+    ProcGen's are published (`PROCGEN_NORMALIZATION`); a task's are its random and its best possible mean return. Those
+    of a trial are `attempts` times as large.
     """
+    bounds = _normalizer_of_episodes(env, mode, env_kwargs or {})
+    return {game: (low * attempts, high * attempts) for game, (low, high) in bounds.items()}
+
+
+def _normalizer_of_episodes(env: str, mode: str, env_kwargs: dict[str, Any]) -> dict[str, tuple[float, float]]:
     spec = resolve(env)
     if spec.kind == "procgen":
         table = PROCGEN_NORMALIZATION.get(mode, {})
         return {game: table[game] for game in spec.names if game in table}
     if spec.kind == "task":
-        bounds = TASKS[spec.names[0]].score_range(**(env_kwargs or {}))
+        bounds = TASKS[spec.names[0]].score_range(**env_kwargs)
         return {} if bounds is None else {spec.names[0]: bounds}
     return {}

@@ -71,7 +71,9 @@ class BatchVecEnv(StatefulVecEnv):
 
     The info of an environment whose episode just ended holds `episode` (`r` return, `l` length in steps, `t` seconds
     since construction), `level_seed` (of the new episode), `prev_level_seed` (of the ended one), `game`,
-    `TimeLimit.truncated`, and where they exist `is_success` and `terminal_observation`. Other infos are empty.
+    `TimeLimit.truncated`, and where they exist `is_success` and `terminal_observation`. Where an attempt at a level
+    ended (`AttemptsBatch`, or a task with attempts), it holds `attempt` (the index) and `attempt_return`. Other infos
+    are empty.
 
     `set_options({"levels": [...]})` fixes the level of every environment at the next `reset`.
 
@@ -128,6 +130,9 @@ class BatchVecEnv(StatefulVecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i, episode in self._stats.add(rewards, dones).items():
             infos[i] = self._episode_info(step, i, episode)
+        if "attempt_ended" in step.info:
+            for i in step.info["attempt_ended"].nonzero()[0].tolist():
+                infos[i] |= self._attempt_info(step, i)
         return obs, rewards, dones, infos
 
     def _finite(self, what: str, values: Any, levels: Array | None = None) -> Any:
@@ -163,6 +168,10 @@ class BatchVecEnv(StatefulVecEnv):
         if step.final_obs is not None:
             info["terminal_observation"] = obs_row(step.final_obs, i)
         return info
+
+    def _attempt_info(self, step: BatchStep, i: int) -> dict[str, Any]:
+        info = step.info
+        return {"attempt": int(info["attempt"][i]), "attempt_return": float(info["attempt_return"][i])}
 
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import compress, groupby
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
@@ -48,8 +48,24 @@ class Episode(NamedTuple):
     solved: bool | None  # None where the game cannot be solved
 
 
+class Trial(NamedTuple):
+    """The returns of one finished episode's attempts at its level, in order."""
+
+    game: str
+    level: int
+    returns: tuple[float, ...]
+
+
 class Episodes(list[Episode]):
-    """The episodes of one split."""
+    """The episodes of one split; `trials` are those that consisted of attempts, whose returns they hold."""
+
+    def __init__(self, episodes: Iterable[Episode] = (), trials: Iterable[Trial] = ()) -> None:
+        super().__init__(episodes)
+        self.trials = list(trials)
+
+    def in_order(self) -> Episodes:
+        """Return the episodes sorted by game, level and result."""
+        return Episodes(sorted(self), sorted(self.trials))
 
     def games(self) -> dict[str, Episodes]:
         """Return the episodes of each game, in order of the names."""
@@ -86,6 +102,7 @@ def play_levels(
     `on_progress` is called at every step with the number of episodes that it finished.
     """
     obs, episodes = env.reset(), Episodes()
+    attempts: list[list[float]] = [[] for _ in range(env.num_envs)]  # returns within the running episodes
     state: State = None
     starts = np.ones(env.num_envs, bool)
     actions = np.stack([env.action_space.sample() for _ in starts])  # environments without a level act, too
@@ -98,6 +115,7 @@ def play_levels(
         seen = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
         actions[rows], state = agent.predict(seen, state, starts[rows], deterministic)
         obs, _, starts, infos = env.step(actions)
+        episodes.trials += _ended_trials(attempts, starts, infos)
         finished = [
             Episode(info["game"], info["level"], info["episode"]["r"], info["episode"]["l"], info.get("is_success"))
             for info in compress(infos, starts)
@@ -106,3 +124,15 @@ def play_levels(
         episodes += finished
         on_progress(len(finished))
     return episodes
+
+
+def _ended_trials(attempts: list[list[float]], dones: np.ndarray, infos: list[dict[str, Any]]) -> list[Trial]:
+    """Add the attempts that ended to the running ones' returns by environment; return the trials that ended."""
+    trials = []
+    for i, info in enumerate(infos):
+        if "attempt_return" in info:
+            attempts[i].append(info["attempt_return"])
+            if dones[i]:
+                trials.append(Trial(info["game"], info["level"], tuple(attempts[i])))
+                attempts[i] = []
+    return trials

@@ -83,5 +83,8 @@ class LevelsVecEnv(BatchVecEnv):
         self._finished += 1
         return {**super()._episode_info(step, i, episode), "level": int(self._playing[i])}
 
+    def _attempt_info(self, step: BatchStep, i: int) -> dict[str, Any]:
+        return {} if self._playing[i] < 0 else super()._attempt_info(step, i)
+
     def _arrays(self) -> dict[str, Array]:
         raise UserError("an evaluation on chosen levels cannot be saved or restored half-way; start it again")

@@ -86,6 +86,7 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
         eval_levels=config.eval_levels[0],
         inputs=tuple(name for name, key in KEYS.items() if key in spaces),  # type: ignore[misc]
         reward_clip=clip if clip < float("inf") else 0.0,
+        attempts=config.attempts or 1,
     )
     check_environment(trained, model.observation_space, model.action_space, path)
     return model, trained

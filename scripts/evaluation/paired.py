@@ -101,14 +101,20 @@ def _check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> No
 
 def _environment(trained: TrainConfig) -> dict[str, Any]:
     names, settings = ",".join(sorted(resolve(trained.env).names)), sorted(trained.env_kwargs)
-    return {"environment": names, "mode": trained.mode, "settings of the environment": settings}
+    return {
+        "environment": names,
+        "mode": trained.mode,
+        "settings of the environment": settings,
+        "attempts": trained.attempts,
+        "shuffled actions": trained.shuffle_actions,
+    }
 
 
 def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
     """Return the contents of the table, the JSON file and the page on A and B, which played the same levels."""
     descriptions = {letter: side.describe() for letter, side in zip("AB", sides, strict=True)}
     trained, evaluation = sides[0].trained[0], sides[0].evaluations[0]
-    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"), trained.attempts)
     first, (a, b) = sides[0].episodes()[0], (side.returns() for side in sides)
     rows = [_row(game, [a[game]], [b[game]], seed) for game in a]
     normalized = a.keys() <= bounds.keys()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import msgspec
+import numpy as np
 
-from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
+from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, Trial
 from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval, mean_interval, paired_difference
 from srwm_rl.envs.make import normalizer
 from srwm_rl.errors import UserError
@@ -23,35 +24,57 @@ Splits = dict[str, Episodes]
 Bounds = dict[str, tuple[float, float]]
 
 
+BEST_CONSTANT = "best constant action"
+
+
 def summarise(evaluation: Evaluation, trained: TrainConfig, seed: int) -> Evaluation:
     """Return an evaluation with what follows from its episodes: the numbers of the table, and whether it is valid."""
     splits, trained_on = evaluation["episodes"], evaluation["trained_on"]
-    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"))
+    bounds = normalizer(trained.env, trained.mode, pairs(trained.env_kwargs, "env_kwargs"), trained.attempts)
     means = {split: episodes.level_means() for split, episodes in splits.items()}
     report = evaluation | {
         "valid": not trained_on,
         "overlap": count(trained_on),
         "rows": _rows(splits, bounds, seed),
+        **_by_attempt(evaluation.get("trials", {}), seed),
         "generalization_gap": [
             {"split": split, **difference_interval(means["train"], means[split], seed).to_json()}
             for split in held_out_splits(evaluation)
             if "train" in splits
         ],
     }
-    if "interventions" in evaluation:
-        report["interventions"] = [
+    for key in ("interventions", "baselines"):
+        if key not in evaluation:
+            continue
+        report[key] = [
             {
                 **part,
                 "rows": _rows({f"{part['name']}, {split}": of for split, of in part["episodes"].items()}, bounds, seed),
+                **_by_attempt({f"{part['name']}, {split}": of for split, of in part.get("trials", {}).items()}, seed),
                 "differences": [
                     row
                     for split, of in part["episodes"].items()
                     for row in _differences(split, splits[split], of, seed)
                 ],
             }
-            for part in evaluation["interventions"]
+            for part in evaluation[key]
         ]
-    return report
+    return report | {"not_above": _not_above(report, seed)}
+
+
+def _not_above(report: Evaluation, seed: int) -> list[dict[str, Any]]:
+    """Return the paired differences of the agent from what it should exceed, where the interval is not above 0."""
+    splits = report["episodes"]
+    rows = [
+        {"baseline": "random play", **row}
+        for split in held_out_splits(report)
+        if _same_levels(splits[split], splits.get(f"random, {split}", ()))
+        for row in _differences(split, splits[split], splits[f"random, {split}"], seed)
+    ]
+    constant = [part for part in report.get("baselines", ()) if part["name"] == BEST_CONSTANT]
+    rows += [{"baseline": part["name"], **row} for part in constant for row in part["differences"]]
+    of_one_game = [row for row in rows if not (row["several"] and row["game"] == "all games")]
+    return [row for row in of_one_game if row["return"]["low"] is None or row["return"]["low"] <= 0]
 
 
 def _rows(splits: Splits, bounds: Bounds, seed: int) -> list[dict[str, Any]]:
@@ -76,6 +99,37 @@ def _rows(splits: Splits, bounds: Bounds, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def trials_of(splits: Splits) -> dict[str, Any]:
+    """Return the entry "trials" of an evaluation's file, `split -> trials`; none where no episode had attempts."""
+    trials = {split: episodes.trials for split, episodes in splits.items() if episodes.trials}
+    return {"trials": trials} if trials else {}
+
+
+def _by_attempt(splits: dict[str, list[Trial]], seed: int) -> dict[str, Any]:
+    """Return the entry "return_by_attempt": per split and game the return of each attempt, a mean over levels."""
+    rows = []
+    for split, trials in splits.items():
+        for game in sorted({trial.game for trial in trials}):
+            returns = attempt_returns([trial for trial in trials if trial.game == game])
+            means = [mean_interval(column[~np.isnan(column)], seed=seed).to_json() for column in returns.T]
+            rows.append({"split": split, "game": game, "levels": len(returns), "return": means})
+    return {"return_by_attempt": rows} if rows else {}
+
+
+def attempt_returns(trials: Sequence[Trial]) -> FloatArray:
+    """Return the returns per level and attempt, `[n_levels, n_attempts]`, each the mean over the level's trials.
+
+    Where no trial of a level has so many attempts, it is NaN.
+    """
+    levels = sorted({trial.level for trial in trials})
+    sums, counts = np.zeros((2, len(levels), max(len(trial.returns) for trial in trials)))
+    for trial in trials:
+        row, played = levels.index(trial.level), slice(len(trial.returns))
+        sums[row, played] += trial.returns
+        counts[row, played] += 1
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
 def normalise(returns: Any, bounds: tuple[float, float]) -> Any:
     """Return returns on the scale where the lower bound is 0 and the upper one 1."""
     return (returns - bounds[0]) / (bounds[1] - bounds[0])
@@ -89,7 +143,7 @@ def _differences(split: str, unchanged: Episodes, changed: Episodes, seed: int) 
         a, b = ([side[game].level_means(field) for game in games[0]] for side in games)
         return paired_difference(a, b, seed).to_json()
 
-    games = unchanged.by_game()
+    games, has_solved = unchanged.by_game(), unchanged.solved() is not None and changed.solved() is not None
     return [
         {
             "split": split,
@@ -97,13 +151,19 @@ def _differences(split: str, unchanged: Episodes, changed: Episodes, seed: int) 
             "several": len(games) > 1,
             "levels": len(episodes.level_means()),
             "return": difference(episodes, "episode_return"),
-            "solved": None if episodes.solved() is None else difference(episodes, "solved"),
+            "solved": difference(episodes, "solved") if has_solved else None,
         }
         for game, episodes in games.items()
     ]
 
 
-class EpisodesFile(TypedDict):
+class TrialsFile(TypedDict, total=False):
+    """Trials in an evaluation's file."""
+
+    trials: dict[str, Annotated[list[Trial], msgspec.Meta(min_length=1)]]
+
+
+class EpisodesFile(TrialsFile):
     """Episodes in an evaluation's file."""
 
     episodes: Annotated[dict[str, Annotated[list[Episode], msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)]
@@ -113,6 +173,16 @@ class InterventionFile(EpisodesFile):
     """An intervention in an evaluation's file, as far as it is read."""
 
     name: str
+
+
+class _BaselineDescription(TypedDict, total=False):
+    action: dict[str, str]
+    tried: str
+    chosen_on: str
+
+
+class BaselineFile(InterventionFile, _BaselineDescription):
+    """A baseline in an evaluation's file; only the best constant action is described further."""
 
 
 class _RequiredEntries(EpisodesFile):
@@ -133,6 +203,7 @@ class EvaluationFile(_RequiredEntries, total=False):
     same_first_frame: TrainedOn
     chosen: Score
     interventions: list[InterventionFile]
+    baselines: list[BaselineFile]
 
 
 def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:
@@ -151,7 +222,7 @@ def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:
     if not consistent:
         raise UserError(f"{path} was not written by srwm-rl eval --json; give a file that was")
     evaluation: Evaluation = file
-    for part in (evaluation, *evaluation.get("interventions", ())):
+    for part in (evaluation, *evaluation.get("interventions", ()), *evaluation.get("baselines", ())):
         part["episodes"] = {split: Episodes(rows) for split, rows in part["episodes"].items()}
     if "chosen" in evaluation:
         evaluation["chosen"] = msgspec.to_builtins(evaluation["chosen"])
@@ -162,22 +233,23 @@ def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:
 
 
 def _is_consistent(file: EvaluationFile) -> bool:
-    """Whether all splits are labelled and have the same games, and interventions the same levels as the agent."""
-
-    def levels(rows: Sequence[Episode]) -> set[tuple[str, int]]:
-        return {(episode.game, episode.level) for episode in rows}
-
+    """Whether all splits are labelled and have the same games, and what is compared the same levels as the agent."""
     splits = file["episodes"]
     return (
         any(map(_is_held_out, splits))
         and all(name in file["levels"] or name.startswith("random, ") for name in splits)
         and len({frozenset(episode.game for episode in rows) for rows in splits.values()}) == 1
         and all(
-            levels(splits.get(split, [])) == levels(rows)
-            for part in file.get("interventions", [])
+            _same_levels(splits.get(split, []), rows)
+            for part in (*file.get("interventions", []), *file.get("baselines", []))
             for split, rows in part["episodes"].items()
         )
     )
+
+
+def _same_levels(first: Sequence[Episode], second: Sequence[Episode]) -> bool:
+    a, b = ({(episode.game, episode.level) for episode in rows} for rows in (first, second))
+    return a == b
 
 
 def pool(evaluations: Sequence[Evaluation], trained: TrainConfig, seed: int) -> Evaluation:
@@ -187,15 +259,23 @@ def pool(evaluations: Sequence[Evaluation], trained: TrainConfig, seed: int) -> 
         same = all(other[name] == first[name] for name in ("env", "mode", "core", "actions", "repeats", "levels"))
         if not same or other["episodes"].keys() != first["episodes"].keys():
             raise UserError("the evaluations of runs with the same settings differ in levels, repeats or actions")
-    interventions = list(zip_longest(*(evaluation.get("interventions", ()) for evaluation in evaluations)))
-    if any(None in parts or part["name"] != parts[0]["name"] for parts in interventions for part in parts):
-        raise UserError("the evaluations of runs with the same settings differ in what was frozen")
+    interventions = _matching(evaluations, "interventions", "what was frozen")
+    baselines = _matching(evaluations, "baselines", "their baselines")
     pooled = {
         "trained_on": merged(evaluation["trained_on"] for evaluation in evaluations),
         "episodes": _pooled(evaluations),
         "interventions": [{**parts[0], "episodes": _pooled(parts)} for parts in interventions],
+        "baselines": [{**parts[0], "episodes": _pooled(parts)} for parts in baselines],
     }
     return summarise(first | pooled, trained, seed)
+
+
+def _matching(evaluations: Sequence[Evaluation], key: str, what: str) -> list[tuple[dict[str, Any], ...]]:
+    """Return for each intervention or baseline what every evaluation has of it."""
+    matching = list(zip_longest(*(evaluation.get(key, ()) for evaluation in evaluations)))
+    if any(None in parts or part["name"] != parts[0]["name"] for parts in matching for part in parts):
+        raise UserError(f"the evaluations of runs with the same settings differ in {what}")
+    return matching
 
 
 def _pooled(parts: Sequence[dict[str, Any]]) -> Splits:

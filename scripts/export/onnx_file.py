@@ -77,7 +77,9 @@ def metadata(agent: Agent, trained: TrainConfig, step: ActingStep) -> dict[str, 
         "action_space": json.dumps(space_to_json(policy.action_space)),
     }
     if resolve(trained.env).kind == "procgen":
-        texts |= {"mode": trained.mode, "actions": json.dumps(PROCGEN_ACTIONS)}
+        texts["mode"] = trained.mode
+        if not trained.shuffle_actions:  # else they depend on the level
+            texts["actions"] = json.dumps(PROCGEN_ACTIONS)
     return texts
 
 

@@ -176,8 +176,8 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
     n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
     core = " ".join((config.core, *config.core_kwargs))
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
-    trials = f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
-    trials += "; actions shuffled by level" if config.shuffle_actions else ""
+    mode += f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
+    mode += "; actions shuffled by level" if config.shuffle_actions else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
     threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""
@@ -190,7 +190,7 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {memory.state_layers * memory.state_size:,} floats per "
             "environment",
-            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}{trials}",
+            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
             f"  updates   {_updates(config, steps)}{processes}",
             f"  device    {model.device}{threads}",
         )

@@ -40,7 +40,7 @@ class Film:
     def __init__(self, trace: Trace, album: Album) -> None:
         self.arrays, self.about, self.space = trace.arrays, trace.about, trace.action_space
         self.n_steps = len(self.arrays["rewards"])
-        self.names = column_names(self.space, trace.scene.kind() == "procgen")
+        self.names = column_names(self.space, trace.scene.kind() == "procgen" and not trace.scene.shuffle_actions)
         self._is_box = isinstance(self.space, spaces.Box)
         self._taken = taken_columns(self.arrays, self.space)
         self._limits = self._policy_limits()

@@ -53,6 +53,8 @@ def choose_scene(
         tuple(pair for pair in trained.env_kwargs if not pair.startswith("render_mode:")),
         trained.inputs,
         float(trained.reward_clip),
+        trained.attempts,
+        trained.shuffle_actions,
     )
 
 
@@ -98,7 +100,7 @@ def check_origin(trace: Trace, path: str, env: str | None, any_version: bool) ->
     """
     scene = trace.scene
     allow_env(scene.env, env, path)
-    names = ("env", "mode", "env_kwargs", "inputs", "reward_clip")
+    names = ("env", "mode", "env_kwargs", "inputs", "reward_clip", "attempts", "shuffle_actions")
     settings = TrainConfig(**{name: getattr(scene, name) for name in names})
     check_environment(settings, trace.observation_space, trace.action_space, path)
     installed = scene.versions()

@@ -24,7 +24,7 @@ from srwm_rl.scripts.config.settings import pairs
 PROCGEN_FPS, SLOW_FPS = 15, 4  # ProcGen's own rate; slow enough to read numbers
 
 
-class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One environment and the levels that are played in it, one after the other."""
 
     env: str  # one game, task or Gymnasium id
@@ -35,6 +35,8 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     env_kwargs: tuple[str, ...] = ()  # as name:value, without a render_mode
     inputs: tuple[str, ...] = ()
     reward_clip: float = 1.0  # as in training; 0: no clipping
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    shuffle_actions: bool = False
 
     def levels(self) -> range:
         """Return the levels, in the order of play."""
@@ -51,8 +53,10 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             UserError: there is no such environment, level or picture.
         """
         kwargs = pairs(self.env_kwargs, "env_kwargs") | ({"render_mode": "rgb_array"} if render else {})
+        reward_clip, attempts = self.reward_clip or None, self.attempts
         return make_levels_env(
-            self.env, 1, self.levels(), 1, self.seed, self.mode, kwargs, self.inputs, self.reward_clip or None
+            *(self.env, 1, self.levels(), 1, self.seed, self.mode, kwargs, self.inputs, reward_clip, attempts),
+            shuffle_actions=self.shuffle_actions,
         )
 
     def make_with_album(self) -> tuple[VecEnv, Album]:

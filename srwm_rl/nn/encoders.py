@@ -18,8 +18,9 @@ from srwm_rl.errors import UserError, check_settings
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
-# Keys of the inputs that srwm_rl.envs.VecMemoryInputs adds; they bypass the MLP.
+# Keys of the inputs that srwm_rl.envs.VecMemoryInputs and AttemptsBatch add; they bypass the MLP.
 PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_reward", "episode_step"
+ATTEMPT_BEGINS = "attempt_begins"
 MAIN_KEY = "observation"  # the key of an observation space that is no Dict
 MIN_FRAMES_PER_THREAD = 24  # fewer are not worth a thread
 PRECISIONS = ("float32", "bfloat16")
@@ -232,7 +233,7 @@ class Encoder(BaseFeaturesExtractor):
                 width += network.head.out_features
             elif key == EPISODE_STEP:
                 width += 2 * step_periods
-            elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD):
+            elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD, ATTEMPT_BEGINS):
                 self.plain.append(key)
                 width += get_flattened_obs_dim(space)
             else:
