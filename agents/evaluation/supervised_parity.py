@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.cores import make_core
+from srwm_rl.nn.optimizer_hooks import scale_edit_columns
 from srwm_rl.nn.policy import run_core
 
 EMBEDDING = 16
@@ -75,6 +76,7 @@ def train_parity(settings: ParitySettings) -> ParityModel:
         model = ParityModel(settings.core, **settings.core_kwargs)
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    scale_edit_columns(optimizer, model)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.n_updates)
     for _ in range(settings.n_updates):
         n_steps = int(torch.randint(1, settings.longest + 1, (), generator=generator))

@@ -32,6 +32,8 @@ class RolloutCallback(BaseCallback):
 class ProgressBar(BaseCallback):
     """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
 
+    model: RecurrentAlgorithm
+
     def _on_training_start(self) -> None:
         total, initial = self.model.planned_steps(self.model._total_timesteps), self.num_timesteps
         self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05)

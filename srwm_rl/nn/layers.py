@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -78,6 +79,10 @@ class SRWMLayer(MemoryLayer):
             A small one makes the first queries uniform, and so the first edits small.
         beta_init: initial mean of the beta columns. Under `input_softmax` it is the mean of the rates' initial
             pre-activations as well: 0 makes the untrained rates 1/2 on average.
+        key_init: initial standard deviation of the key columns, as a multiple of `1/sqrt(head_size)`.
+        edit_lr_multiplier: factor on the optimizer's steps of the trained query, key and beta columns, as of a
+            parameter group with that multiple of the learning rate. `SRWMPolicy` applies it to its optimizer,
+            `srwm_rl.nn.optimizer_hooks.scale_edit_columns` to any other.
         frozen: column groups of the slow weight that are not trained, among "query", "key", "beta": a list, or one
             string with commas. A control: how much is learnt without learning the self-modification.
         retention: multiply the shift at each step by a gate in (0, 1) per head, computed from the layer's input,
@@ -88,7 +93,8 @@ class SRWMLayer(MemoryLayer):
             `sqrt(E+2D+4)`.
 
     Raises:
-        UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` is out of range.
+        UserError: as `MemoryLayer`, or `frozen` names an unknown group, or `shift_bound` or `edit_lr_multiplier` is
+            out of range.
     """
 
     frozen_weight: Tensor | None
@@ -103,12 +109,17 @@ class SRWMLayer(MemoryLayer):
         norm: Norm,
         query_init: float,
         beta_init: float,
+        key_init: float = 1.0,
+        edit_lr_multiplier: float = 1.0,
         frozen: str | Sequence[str] = (),
         retention: bool = False,
         shift_bound: float | None = None,
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
-        self.query_init, self.beta_init, self.shift_bound = query_init, beta_init, shift_bound
+        self.query_init, self.key_init, self.beta_init = query_init, key_init, beta_init
+        self.edit_lr_multiplier, self.shift_bound = edit_lr_multiplier, shift_bound
+        if not 0 <= edit_lr_multiplier < math.inf:
+            raise UserError(f"edit_lr_multiplier must be a finite number of at least 0, not {edit_lr_multiplier!r}")
         if shift_bound is not None:
             check_bound(shift_bound)
         size = self.head_size
@@ -141,8 +152,9 @@ class SRWMLayer(MemoryLayer):
     def reset_parameters(self) -> None:
         """Initialise the slow weight, its frozen columns too, and the retention gate."""
         weight = torch.empty(self.shift_shape).normal_(std=self.head_size**-0.5)
-        _, query, _, beta = weight.split(self.widths, -1)
+        _, query, key, beta = weight.split(self.widths, -1)
         query *= self.query_init
+        key *= self.key_init
         beta += self.beta_init
         trained, frozen = weight[..., self._columns.cpu().argsort()].tensor_split((self.weight.shape[-1],), dim=-1)
         with torch.no_grad():
@@ -158,6 +170,10 @@ class SRWMLayer(MemoryLayer):
         if self.frozen_weight is None:
             return self.weight
         return torch.cat((self.weight, self.frozen_weight), -1).index_select(-1, self._columns)
+
+    def edit_columns(self) -> Tensor:
+        """Return the trained query, key and beta columns `[H, D, n]`, a view of `weight`."""
+        return self.weight[..., self.widths[0] :]
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""
@@ -205,6 +221,7 @@ class DeltaLayer(MemoryLayer):
         hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
         query_init: factor on the slow net's initial query rows.
         beta_init: added to the pre-activation of every rate; 0 makes the untrained rates 1/2 on average.
+        key_init: factor on the slow net's initial key rows.
     """
 
     def __init__(
@@ -216,6 +233,7 @@ class DeltaLayer(MemoryLayer):
         norm: Norm,
         query_init: float,
         beta_init: float,
+        key_init: float = 1.0,
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         size = self.head_size
@@ -224,7 +242,9 @@ class DeltaLayer(MemoryLayer):
         self.state_size = n_heads * size * size
         self.slow_net = nn.Linear(hidden_size, n_heads * (3 * size + 1), bias=False)
         with torch.no_grad():
-            self.slow_net.weight.unflatten(0, (n_heads, -1))[:, :size] *= query_init
+            rows = self.slow_net.weight.unflatten(0, (n_heads, -1))
+            rows[:, :size] *= query_init
+            rows[:, size : 2 * size] *= key_init
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read the fast weights: `[T, B, H, D]` to the same shape."""

@@ -30,6 +30,7 @@ from srwm_rl.nn.distributions import (
     UncheckedMultiCategorical,
 )
 from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
+from srwm_rl.nn.optimizer_hooks import scale_edit_columns
 
 Obs = Tensor | dict[str, Tensor]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
@@ -143,6 +144,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         # with every block, and it cannot write into channels-last weights.
         ortho, self.ortho_init = self.ortho_init, False
         super()._build(lr_schedule)
+        scale_edit_columns(self.optimizer, self.core)
         self.ortho_init = ortho
         if ortho:
             gains = {
@@ -153,6 +155,11 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             }
             for module, gain in gains.items():
                 module.apply(partial(self.init_weights, gain=gain))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if getattr(self, "optimizer", None) is not None:
+            scale_edit_columns(self.optimizer, self.core)  # copies of an optimizer have no hooks
 
     def settings(self) -> dict[str, Any]:
         """Return the architecture's keyword arguments as JSON types."""

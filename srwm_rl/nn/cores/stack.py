@@ -78,7 +78,7 @@ def _check_types(settings: dict[str, Any]) -> None:
     """Raise a `UserError` for text where a flag or a number belongs: "False" would count as true."""
     for kind, expected, names in (
         (bool, "true or false", ("input_softmax", "retention")),
-        ((int, float), "a number", ("query_init", "beta_init", "shift_bound")),
+        ((int, float), "a number", ("query_init", "key_init", "beta_init", "edit_lr_multiplier", "shift_bound")),
     ):
         for name in names:
             if settings.get(name) is not None and not isinstance(settings[name], kind):

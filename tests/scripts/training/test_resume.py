@@ -47,6 +47,26 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
     assert "exact: from 256 to 320 steps" in result.out
 
 
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_scaled_steps_of_edit_columns_are_exact_across_a_resume(
+    algo: str, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
+) -> None:
+    argv = recall_argv if algo == "ppo" else [*impala_argv, "--synchronous"]
+    at = argv.index("n_layers:1")
+    for factor, n in ((1.0, 256), (3.0, 256), (3.0, 128)):
+        settings = [*argv[:at], f"edit_lr_multiplier:{factor}", "key_init:2.0", *argv[at:]]
+        assert call("train", *settings, "--save-freq", 1, "-f", tmp_path, "-n", n).code == 0
+    plain, whole, resumed = (tmp_path / f"{algo}_srwm" / f"recall_{i}" for i in (1, 2, 3))
+    assert call("train", "--resume", resumed, "-n", 256).code == 0
+    assert "exact: from 192 to 256 steps" in call("train", "--resume", resumed, "--verify").out
+    weights = [read_file(Run.open(run).files("model")[-1])[0] for run in (plain, whole, resumed)]
+    for name, array in weights[1].items():
+        np.testing.assert_array_equal(weights[2][name], array)
+    assert not np.array_equal(weights[0]["core.layers.0.weight"], weights[1]["core.layers.0.weight"])
+    error = call("train", "--resume", resumed, "-n", 512, "--core-kwargs", "edit_lr_multiplier:1.0").error()
+    assert "leave out --core-kwargs" in error
+
+
 def test_a_run_in_groups_is_verified_and_resumes_in_them(
     call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

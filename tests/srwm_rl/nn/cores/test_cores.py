@@ -249,6 +249,33 @@ def test_small_query_init_makes_the_first_queries_of_delta_uniform() -> None:
     assert rows[:, :8].std() < 0.02 * rows[:, 8:].std()
 
 
+@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize(("name", "n_read"), [("srwm", 8), ("sr_delta", 25), ("srwm_no_carry", 8)])
+def test_key_init_scales_the_initial_key_columns_alone(name: str, n_read: int, variant: str) -> None:
+    weights = []
+    for settings in ({}, {"key_init": 1.0}, {"key_init": 2.0}, {"key_init": 2.0, "frozen": "key"}):
+        torch.manual_seed(0)
+        core = make_core(name, 5, hidden_size=16, n_heads=2, variant=variant, **settings)  # type: ignore[arg-type]
+        weights.append(core.layers[1].slow_weight())  # type: ignore[index,union-attr]
+    plain, same, scaled, frozen = weights
+    factors = torch.ones(plain.shape[-1])
+    factors[n_read + 8 : n_read + 16] = 2  # behind the y and query columns
+    assert torch.equal(plain, same)
+    assert torch.equal(scaled, factors * plain)
+    assert torch.equal(frozen, scaled)
+
+
+def test_key_init_scales_the_initial_keys_of_delta() -> None:
+    rows = []
+    for key_init in (1.0, 2.0):
+        torch.manual_seed(0)
+        layer = make_core("delta", 5, hidden_size=16, n_heads=2, key_init=key_init).layers[0]  # type: ignore[index,union-attr]
+        rows.append(layer.slow_net.weight.unflatten(0, (2, 25)))
+    factors = torch.ones(25, 1)
+    factors[8:16] = 2
+    assert torch.equal(rows[1], factors * rows[0])
+
+
 def test_default_variant_starts_with_small_queries() -> None:
     default, paper = (SRWMCore(5, variant=v).layers[0].weight for v in ("default", "paper"))
     assert default[..., 16:32].std() < 0.02 * paper[..., 16:32].std()
@@ -271,6 +298,12 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("srwm_no_carry", {"shift_bound": "big"}, "shift_bound must be a number, not 'big'"),
         ("fake_sr", {"shift_bound": 1.0}, "has no setting 'shift_bound'"),
         ("delta", {"query_init": "small"}, "query_init must be a number"),
+        ("sr_delta", {"key_init": "2"}, "key_init must be a number, not '2'"),
+        ("srwm", {"edit_lr_multiplier": [3.0]}, r"edit_lr_multiplier must be a number, not \[3.0\]"),
+        ("srwm", {"edit_lr_multiplier": -1.0}, "edit_lr_multiplier must be a finite number of at least 0, not -1.0"),
+        ("srwm_no_carry", {"edit_lr_multiplier": float("nan")}, "edit_lr_multiplier must be a finite number"),
+        ("srwm", {"edit_lr_multiplyer": 3.0}, "did you mean 'edit_lr_multiplier'"),
+        ("delta", {"edit_lr_multiplier": 3.0}, "has no setting 'edit_lr_multiplier'"),
         ("srwm", {"frozen": "querry"}, "did you mean 'query'"),
         ("srwm", {"frozen": ["y"]}, "unknown column group 'y'"),
         ("fake_sr", {"query_init": 1.0}, "has no setting 'query_init'"),
