@@ -263,9 +263,9 @@ def pool(evaluations: Sequence[Evaluation], trained: TrainConfig, seed: int) -> 
     baselines = _matching(evaluations, "baselines", "their baselines")
     pooled = {
         "trained_on": merged(evaluation["trained_on"] for evaluation in evaluations),
-        "episodes": _pooled(evaluations),
-        "interventions": [{**parts[0], "episodes": _pooled(parts)} for parts in interventions],
-        "baselines": [{**parts[0], "episodes": _pooled(parts)} for parts in baselines],
+        **_pooled(evaluations),
+        "interventions": [{**parts[0], **_pooled(parts)} for parts in interventions],
+        "baselines": [{**parts[0], **_pooled(parts)} for parts in baselines],
     }
     return summarise(first | pooled, trained, seed)
 
@@ -278,11 +278,16 @@ def _matching(evaluations: Sequence[Evaluation], key: str, what: str) -> list[tu
     return matching
 
 
-def _pooled(parts: Sequence[dict[str, Any]]) -> Splits:
-    return {
-        split: Episodes(chain.from_iterable(part["episodes"].get(split, ()) for part in parts))
-        for split in parts[0]["episodes"]
-    }
+def _pooled(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the episodes of all parts by split, and the trials where there are any."""
+
+    def rows(key: str) -> dict[str, list[Any]]:
+        splits = parts[0].get(key, {})
+        return {split: list(chain.from_iterable(part[key].get(split, ()) for part in parts)) for split in splits}
+
+    trials = rows("trials")
+    episodes = {split: Episodes(of) for split, of in rows("episodes").items()}
+    return {"episodes": episodes, **({"trials": trials} if trials else {})}
 
 
 def level_returns(evaluation: Evaluation, split: str) -> dict[str, tuple[list[int], FloatArray]]:
