@@ -14,7 +14,7 @@ class SampledLevelsEnv(BatchEnv):
     """Play levels that are pinned, or the next of each environment's random sequence.
 
     The k-th level of environment i is a hash of (seed, i, k), so that resetting one environment never shifts what the
-    others play. A subclass implements `_begin_episodes`, `_act` and `observe`.
+    others play. A subclass implements `_begin_episodes`, `_act` and `observe`; what actions change goes into `_arrays`.
     """
 
     @abstractmethod
@@ -25,6 +25,10 @@ class SampledLevelsEnv(BatchEnv):
     def _act(self, actions: Array) -> Acted:
         """Act at the current clocks."""
 
+    def _step_info(self) -> dict[str, Array]:
+        """Return further entries of the last step's info, one array `[n]` per key."""
+        return {}
+
     def step(self, actions: Array) -> BatchStep:
         """Act in every environment; see `BatchEnv.step`."""
         rewards, terminated, truncated, solved = self._act(self.check_actions(actions))
@@ -33,6 +37,7 @@ class SampledLevelsEnv(BatchEnv):
         info: dict[str, Array] = {"prev_level_seed": self._level.copy()}
         if solved is not None:
             info["is_success"] = solved
+        info |= self._step_info()
         done, final_obs = terminated | truncated, None
         if done.any():
             final_obs = self.observe()
@@ -71,3 +76,5 @@ class SampledLevelsEnv(BatchEnv):
         """Continue exactly where `get_state` was called, in whichever instance; see `BatchEnv.set_state`."""
         super().set_state(state)
         self._begin_episodes(np.ones(self.n_envs, np.bool_))
+        for key, array in self._arrays().items():  # again: a beginning undoes what actions have changed since
+            array[:] = state[key]

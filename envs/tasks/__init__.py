@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from srwm_rl.envs.tasks.associative_recall import AssociativeRecallBatch
 from srwm_rl.envs.tasks.bandit import BanditBatch
 from srwm_rl.envs.tasks.base import TaskBatch
+from srwm_rl.envs.tasks.hidden_controls import HiddenControlsBatch
+from srwm_rl.envs.tasks.mdp import MDPBatch
 from srwm_rl.envs.tasks.parity import ParityBatch
 from srwm_rl.envs.tasks.recall import RecallBatch
 from srwm_rl.envs.tasks.repeat_previous import RepeatPreviousBatch
@@ -13,9 +16,23 @@ TASKS: dict[str, type[TaskBatch]] = {
     "bandit": BanditBatch,
     "parity": ParityBatch,
     "repeat_previous": RepeatPreviousBatch,
+    "associative_recall": AssociativeRecallBatch,
+    "hidden_controls": HiddenControlsBatch,
+    "mdp": MDPBatch,
 }
 
 TASK_IDS = {f"srwm_rl/{task.__name__.removesuffix('Batch')}-v0": name for name, task in TASKS.items()}
 """The tasks' Gymnasium ids, as `srwm_rl/Recall-v0`."""
 
-__all__ = ["TASKS", "TASK_IDS", "BanditBatch", "ParityBatch", "RecallBatch", "RepeatPreviousBatch", "TaskBatch"]
+__all__ = [
+    "TASKS",
+    "TASK_IDS",
+    "AssociativeRecallBatch",
+    "BanditBatch",
+    "HiddenControlsBatch",
+    "MDPBatch",
+    "ParityBatch",
+    "RecallBatch",
+    "RepeatPreviousBatch",
+    "TaskBatch",
+]

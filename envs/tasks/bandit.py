@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
-from srwm_rl.envs.levels import BoolArray, LevelRange, hash_uniform
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels, hash_uniform
+from srwm_rl.envs.tasks.bandit_policies import (
+    BayesOptimal,
+    Policy,
+    Results,
+    epsilon_greedy,
+    thompson_sampling,
+    ucb1,
+)
 from srwm_rl.envs.tasks.base import TaskBatch
 
 LONGEST_EXACT = 20
 """Pulls up to which the Bayes-optimal return is a matter of seconds."""
+
+LONGEST_PLAYED = 15
+"""Pulls up to which the Bayes-optimal policy can be played on hundreds of levels in a second."""
 
 
 class BanditBatch(TaskBatch):
@@ -46,6 +59,20 @@ class BanditBatch(TaskBatch):
             return None
         return n_pulls / 2, bayes_optimal_return(settings.get("n_arms", 5), n_pulls)  # the arms are uniform
 
+    @classmethod
+    def reference_returns(cls, levels: Sequence[int] | IntArray | LevelRange, **settings: Any) -> dict[str, FloatArray]:
+        """Return the returns of the classical policies, and up to `LONGEST_PLAYED` pulls of the Bayes-optimal one."""
+        levels = check_levels(levels)
+        env = cls(len(levels), **settings)
+        policies: dict[str, Policy] = {
+            "Thompson sampling": thompson_sampling(),
+            "UCB1": ucb1,
+            "epsilon-greedy": epsilon_greedy,
+        }
+        if env.n_pulls <= LONGEST_PLAYED:
+            policies["Bayes-optimal"] = BayesOptimal(env.n_pulls)
+        return {name: play_bandits(env, levels, policy) for name, policy in policies.items()}
+
     def _begin_episodes(self, mask: BoolArray) -> None:
         self._chances = hash_uniform(self._level[:, None], 0, np.arange(self.n_arms))  # [n, n_arms]
 
@@ -61,22 +88,19 @@ class BanditBatch(TaskBatch):
 
 @cache
 def bayes_optimal_return(n_arms: int, n_pulls: int) -> float:
-    """Return the highest mean return that any agent can have, by dynamic programming over the posterior.
+    """Return the highest mean return that any agent can have; see `BayesOptimal`."""
+    return BayesOptimal(n_pulls).value(((0, 0),) * n_arms, n_pulls)
 
-    An arm that paid `w` times in `m` pulls pays next with probability (w + 1) / (m + 2). Only the sorted (w, m) of the
-    arms matter, because arms are exchangeable.
-    """
 
-    @cache
-    def value(arms: tuple[tuple[int, int], ...], pulls: int) -> float:
-        if pulls == 0:
-            return 0.0
-        best = 0.0
-        for wins, tries in set(arms):
-            i = arms.index((wins, tries))
-            rest, p = arms[:i] + arms[i + 1 :], (wins + 1) / (tries + 2)
-            paid = 1.0 + value(tuple(sorted((*rest, (wins + 1, tries + 1)))), pulls - 1)
-            best = max(best, p * paid + (1 - p) * value(tuple(sorted((*rest, (wins, tries + 1)))), pulls - 1))
-        return best
-
-    return value(((0, 0),) * n_arms, n_pulls)
+def play_bandits(env: BanditBatch, levels: IntArray, policy: Policy) -> FloatArray:
+    """Return what a policy earns on each level, one level per environment, `[n]`."""
+    rows, total = np.arange(env.n_envs), np.zeros(env.n_envs, np.float32)
+    wins, tries = np.zeros((2, env.n_envs, env.n_arms))
+    env.reset(levels=levels)
+    for pull in range(env.n_pulls):
+        arms = policy(Results(levels, pull, wins, tries))
+        rewards = env.step(arms).rewards
+        wins[rows, arms] += rewards
+        tries[rows, arms] += 1
+        total += rewards
+    return total

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 
-from srwm_rl.envs.batch import State
-from srwm_rl.envs.levels import LevelRange
+from srwm_rl.envs.batch import FloatArray, State
+from srwm_rl.envs.levels import IntArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 
 
@@ -17,8 +18,8 @@ class TaskBatch(SampledLevelsEnv):
     """Run a task whose episodes are a function of (level, step, action), for all environments at once.
 
     A subclass gives `games`, `_begin_episodes`, `observe` and `_act`; everything that an episode contains is hashed
-    from its level, so the levels and the clocks are the whole state. Observations are vectors of `n_features` numbers
-    in [0, 1]; `settings` are what else decides what a level contains.
+    from its level, so the levels, the clocks and what actions change are the whole state. Observations are vectors of
+    `n_features` numbers in [0, 1]; `settings` are what else decides what a level contains.
     """
 
     supports_state = True
@@ -36,6 +37,29 @@ class TaskBatch(SampledLevelsEnv):
     @abstractmethod
     def score_range(cls, **settings: int) -> tuple[float, float] | None:
         """Return the mean returns of a random and of the best possible agent, or None where that is not known."""
+
+    @classmethod
+    def reference_returns(cls, levels: Sequence[int] | IntArray | LevelRange, **settings: Any) -> dict[str, FloatArray]:
+        """Return what reference policies earn, by name: the return of one episode of each level, `[len(levels)]`.
+
+        Luck is that of the level, so that the returns can be compared in pairs with an agent's on the same levels.
+
+        Args:
+            levels: The levels.
+            settings: The task's further arguments, as of the constructor.
+
+        Raises:
+            UserError: If a level or a setting is wrong.
+        """
+        return {}
+
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return a name for each number of an observation, for films; (): they have none.
+
+        `settings` are the task's further arguments, as of the constructor.
+        """
+        return ()
 
     def _settings(self) -> State:
         return {**super()._settings(), "settings": self._task_settings}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class ParityBatch(TaskBatch):
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return 0.0, float(settings.get("length", 40))
+
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        return ("bit 0", "bit 1")
 
     def _begin_episodes(self, mask: BoolArray) -> None:
         bits = hash_integers(self._level[:, None], np.arange(self.length)) & np.uint64(1)

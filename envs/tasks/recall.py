@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
@@ -43,6 +45,12 @@ class RecallBatch(TaskBatch):
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return 1.0 / settings.get("n_symbols", 4), 1.0
+
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        symbols = range(settings.get("n_symbols", 4))
+        return (*(f"cue {i}" for i in symbols), *(f"distractor {i}" for i in symbols), "query")
 
     def _begin_episodes(self, mask: BoolArray) -> None:
         shortest = self.delay // 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -55,6 +55,11 @@ class RepeatPreviousBatch(TaskBatch):
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return -0.5, 1.0
+
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        return tuple(f"suit {i}" for i in range(SUITS))
 
     def _begin_episodes(self, mask: BoolArray) -> None:
         order = hash_integers(self._level[:, None], np.arange(self.n_cards)).argsort(axis=1)

@@ -20,7 +20,7 @@ class ControlsConfig:
     """Train every control on a built-in task with the same settings, and print one table."""
 
     task: tyro.conf.Positional[str]
-    """recall, bandit, parity or repeat_previous."""
+    """A built-in task: recall, bandit, parity, repeat_previous, associative_recall, hidden_controls or mdp."""
     seeds: Count = 5
     """Trainings per control, with seeds 0, 1, ..."""
     n_timesteps: Annotated[Count | None, tyro.conf.arg(aliases=["-n"])] = None

@@ -49,6 +49,9 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {  # where they differ from those of 
     "bandit": {"n_timesteps": 500_000, "learning_rate": 3e-3},
     "parity": {"n_timesteps": 150_000},
     "repeat_previous": {"n_timesteps": 500_000},
+    "associative_recall": {"n_timesteps": 500_000},
+    "hidden_controls": {"n_timesteps": 600_000},
+    "mdp": {"n_timesteps": 1_500_000},
 }
 TEST_KWARGS = {"parity": ("length:160",)}  # of the environment of the test; the training's are tested as well
 

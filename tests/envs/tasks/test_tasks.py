@@ -6,7 +6,16 @@ import time
 import numpy as np
 import pytest
 
-from srwm_rl.envs.tasks import TASKS, BanditBatch, ParityBatch, RecallBatch, RepeatPreviousBatch
+from srwm_rl.envs.tasks import (
+    TASKS,
+    AssociativeRecallBatch,
+    BanditBatch,
+    HiddenControlsBatch,
+    MDPBatch,
+    ParityBatch,
+    RecallBatch,
+    RepeatPreviousBatch,
+)
 from srwm_rl.envs.tasks.bandit import bayes_optimal_return
 from srwm_rl.errors import UserError
 from tests.envs.steps import steps_equal
@@ -19,7 +28,15 @@ def play(env, steps, seed=0):
 
 tasks = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 # A setting of each task that changes what a level contains.
-OTHER = {RecallBatch: "delay", BanditBatch: "n_pulls", ParityBatch: "length", RepeatPreviousBatch: "k"}
+OTHER = {
+    RecallBatch: "delay",
+    BanditBatch: "n_pulls",
+    ParityBatch: "length",
+    RepeatPreviousBatch: "k",
+    AssociativeRecallBatch: "n_queries",
+    HiddenControlsBatch: "flash",
+    MDPBatch: "attempt_steps",
+}
 
 
 @tasks
