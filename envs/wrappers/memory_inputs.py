@@ -1,4 +1,4 @@
-"""The agent's previous action, previous reward and step within the episode as further observations."""
+"""The agent's previous action, reward and observation and the step within the episode as further observations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from srwm_rl.envs.batch import Array, FloatArray, Observation
 from srwm_rl.envs.vec_env import StatefulVecEnv, Step
 from srwm_rl.errors import UserError, did_you_mean
 
-KEYS = {"action": "previous_action", "reward": "previous_reward", "step": "episode_step"}
+KEYS = {
+    "action": "previous_action",
+    "reward": "previous_reward",
+    "step": "episode_step",
+    "observation": "previous_observation",
+}
 """Name of an input -> its key in the observation."""
 
 
@@ -48,20 +54,58 @@ class ActionEncoder:
         return one_hot
 
 
+class ObservationEncoder:
+    """Encodes observations other than images as one vector: discrete values as one-hots, all else flattened.
+
+    `space` is the Box of one encoded observation, wide enough for the zeros that stand for "none yet". The entries of
+    a Dict follow each other in the order of the space.
+
+    Raises:
+        UserError: If an observation is an image.
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+        single = not isinstance(observation_space, spaces.Dict)
+        parts = {None: observation_space} if single else observation_space.spaces  # type: ignore[attr-defined]
+        for part in parts.values():
+            if isinstance(part, spaces.Box) and len(part.shape) == 3 and is_image_space(part):
+                raise UserError(
+                    "the previous observation cannot be an input where it is an image; leave out 'observation'"
+                )
+        self._encoders = {
+            key: None if isinstance(part, spaces.Box) else ActionEncoder(part) for key, part in parts.items()
+        }
+        flat: list[Any] = [spaces.flatten_space(part) for part in parts.values()]
+        low = np.concatenate([np.minimum(part.low, 0) for part in flat])
+        high = np.concatenate([np.maximum(part.high, 0) for part in flat])
+        self.space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def encode(self, obs: Observation) -> FloatArray:
+        """Return observations `[n, ...]` as `[n, k]`, a copy."""
+        parts: Any = obs if isinstance(obs, dict) else {None: obs}
+        rows = []
+        for key, encoder in self._encoders.items():
+            part = np.asarray(parts[key])
+            rows.append(part.reshape(len(part), -1) if encoder is None else encoder.encode(part))
+        return np.concatenate(rows, axis=1, dtype=np.float32)
+
+
 class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
-    """Observations as a Dict, with the agent's previous action, previous reward and step.
+    """Observations as a Dict, with the agent's previous action, reward and observation, and the step.
 
     The observation itself stands under "observation" (the same array, not a copy; the entries of a Dict observation
-    keep their keys), beside `previous_action` float32 `[n, k]`, `previous_reward` float32 `[n, 1]` and `episode_step`
-    float32 `[n, 1]`. All three are 0 at an episode's first observation. A `terminal_observation` gets them too.
+    keep their keys), beside `previous_action` float32 `[n, k]`, `previous_reward` float32 `[n, 1]`, `episode_step`
+    float32 `[n, 1]` and `previous_observation` float32 `[n, k]`. All are 0 at an episode's first observation. A
+    `terminal_observation` gets them too.
 
     Args:
         venv: The environments.
-        inputs: Which of "action", "reward" and "step" to add.
+        inputs: Which of "action", "reward", "step" and "observation" to add.
         reward_clip: Rewards are clipped to +- this; None leaves them (the paper's RL code clips to 1).
 
     Raises:
-        UserError: If an input is not known or its key is taken, or `reward_clip` is not positive.
+        UserError: If an input is not known or its key is taken, `reward_clip` is not positive, or the previous
+            observation is asked for where observations are images.
     """
 
     def __init__(
@@ -75,6 +119,7 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
         self.inputs = tuple(inputs)
         self.reward_clip = reward_clip
         self._encoder = ActionEncoder(venv.action_space) if "action" in self.inputs else None
+        self._obs_encoder = ObservationEncoder(venv.observation_space) if "observation" in self.inputs else None
         super().__init__(venv, observation_space=self._space(venv.observation_space))
         self._clear()
 
@@ -83,6 +128,8 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
         added = {"reward": spaces.Box(-clip, clip, (1,), np.float32), "step": spaces.Box(0.0, np.inf, (1,), np.float32)}
         if self._encoder is not None:
             added["action"] = self._encoder.space
+        if self._obs_encoder is not None:
+            added["observation"] = self._obs_encoder.space
         parts = dict(base.spaces) if isinstance(base, spaces.Dict) else {"observation": base}
         for name in self.inputs:
             if KEYS[name] in parts:
@@ -94,11 +141,16 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
         widths = {KEYS[name]: self.observation_space[KEYS[name]].shape for name in self.inputs}  # type: ignore[index]
         self._extra = {key: np.zeros((self.num_envs, *shape), np.float32) for key, shape in widths.items()}
         self._steps = np.zeros(self.num_envs, np.int64)
+        # The encoded present observation, where it is the next step's input.
+        self._present: dict[str, FloatArray] = {}
+        if self._obs_encoder is not None:
+            self._present["present_observation"] = np.zeros_like(self._extra["previous_observation"])
 
     def reset(self) -> Observation:
         """Start new episodes everywhere and return their first observations."""
         obs = self.venv.reset()
         self._clear()
+        self._keep(obs)  # type: ignore[arg-type]
         return self._join(obs, self._extra)  # type: ignore[arg-type]
 
     def step_async(self, actions: Array) -> None:
@@ -121,7 +173,12 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
                 value[ended] = 0.0
             self._steps[ended] = 0
         self._extra = extra
+        self._keep(obs)  # type: ignore[arg-type]
         return self._join(obs, extra), rewards, dones, infos  # type: ignore[arg-type]
+
+    def _keep(self, obs: Observation) -> None:
+        if self._obs_encoder is not None:
+            self._present = {"present_observation": self._obs_encoder.encode(obs)}
 
     def _inputs(self, rewards: Array) -> dict[str, FloatArray]:
         extra: dict[str, FloatArray] = {}
@@ -133,6 +190,8 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
             extra["previous_reward"] = rewards.astype(np.float32)[:, None]  # a copy: zeroed where episodes end
         if "step" in self.inputs:
             extra["episode_step"] = self._steps.astype(np.float32)[:, None]
+        if self._obs_encoder is not None:
+            extra["previous_observation"] = self._present["present_observation"]  # replaced after each step
         return extra
 
     @staticmethod
@@ -144,8 +203,9 @@ class VecMemoryInputs(StatefulVecEnv, VecEnvWrapper):
         return self._join(self.venv.observe(), self._extra)  # type: ignore[attr-defined]
 
     def _arrays(self) -> dict[str, Array]:
-        return {"steps": self._steps, **self._extra}
+        return {"steps": self._steps, **self._extra, **self._present}
 
     def _set_arrays(self, arrays: dict[str, Array]) -> None:
         self._steps = arrays.pop("steps")
+        self._present = {key: arrays.pop(key) for key in self._present}
         self._extra = arrays

@@ -1,6 +1,7 @@
 """`VecMemoryInputs`: previous action, reward and episode step as observations."""
 
 import copy
+import itertools
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from srwm_rl.envs import BanditBatch, BatchVecEnv, GymnasiumBatch, ProcgenVecEnv, RecallBatch, VecMemoryInputs
+from srwm_rl.envs.tasks import MDPBatch
 from srwm_rl.envs.wrappers.memory_inputs import ActionEncoder
 from srwm_rl.errors import UserError
 
@@ -177,3 +179,66 @@ def test_sb3s_ppo_learns(make):
     model = PPO("MultiInputPolicy", VecMemoryInputs(make()), n_steps=16, batch_size=32, n_epochs=1, device="cpu")
     model.learn(64)
     assert model.num_timesteps == 64
+
+
+class VectorsEnv(StepCountEnv):
+    """Observes a discrete and a continuous value of the step number, in a Dict."""
+
+    def __init__(self):
+        super().__init__()
+        parts = {
+            "d": spaces.Discrete(5, start=1),
+            "v": spaces.Box(-1, 9, (2, 1), np.float64),
+            "b": spaces.MultiBinary(2),
+        }
+        self.observation_space = spaces.Dict(parts)
+
+    def _obs(self):
+        bits = np.array([self.clock % 2, 1], np.int8)
+        return {"d": self.clock + 1, "v": np.array([[self.clock], [-0.5]]), "b": bits}
+
+
+gymnasium.register("tests/Vectors-v0", entry_point=VectorsEnv, disable_env_checker=True)
+
+
+def test_the_previous_observation_is_one_vector_and_zero_at_an_episodes_start():
+    env = VecMemoryInputs(BatchVecEnv(GymnasiumBatch("tests/Vectors-v0", 2)), inputs=("observation",))
+    space = env.observation_space["previous_observation"]
+    assert (space.low[-1], space.high[-1], space.dtype) == (-1, 9, np.float32)
+    obs = env.reset()
+    assert obs["previous_observation"].tolist() == [[0] * 9] * 2
+    for k in range(4):
+        obs, _, dones, infos = env.step(np.array([2, 3]))
+        row = [k % 2, 1, *np.eye(5)[k], k, -0.5]
+        if k < 3:
+            assert obs["previous_observation"].tolist() == [row] * 2
+            assert all(space.contains(row) for row in obs["previous_observation"])
+    assert dones.all()
+    assert infos[1]["terminal_observation"]["previous_observation"].tolist() == row
+    assert (obs["previous_observation"] == 0).all()
+    assert env.step(np.array([2, 3]))[0]["previous_observation"][0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0, -0.5]
+
+
+def test_the_previous_observation_is_what_was_observed_and_its_state_is_restored_exactly():
+    rng, env = np.random.default_rng(0), VecMemoryInputs(BatchVecEnv(MDPBatch(3, "0:9")), ("observation", "step"))
+    env.reset()
+    observations = [env.observe()]
+    actions = rng.integers(0, 5, (130, 3))
+    for action in actions[:57]:
+        observations.append(env.step(action)[0])
+    before = copy.deepcopy(observations)
+    state = copy.deepcopy(env.get_state())
+    steps = [env.step(action)[:2] for action in actions[57:]]
+    restored = VecMemoryInputs(BatchVecEnv(MDPBatch(3, "0:9", 5)), ("observation", "step"))
+    restored.set_state(state)
+    np.testing.assert_equal(restored.observe(), before[-1])
+    np.testing.assert_equal([restored.step(action)[:2] for action in actions[57:]], steps)
+    np.testing.assert_equal(observations, before)
+    for last, present in itertools.pairwise(before):
+        np.testing.assert_equal(present["previous_observation"], last["observation"])
+
+
+def test_the_previous_observation_of_images_is_refused():
+    with pytest.raises(UserError, match="leave out 'observation'") as error:
+        VecMemoryInputs(ProcgenVecEnv("maze", 1), inputs=("observation",))
+    assert "\n" not in str(error.value)
