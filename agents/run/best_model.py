@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from msgspec import to_builtins
+from msgspec import Meta, to_builtins
 
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.model_file import policy_arrays
@@ -18,6 +18,7 @@ class Best(Score):
     """The best score so far, a return; scores `of` different metrics are not compared."""
 
     steps: Steps  # environment steps when it was measured, as in the log
+    error: Annotated[float, Meta(ge=0.0)] = 0.0  # standard error of the score; 0: of an older version, not known
 
     def __str__(self) -> str:
         return f"{self.of} {self.score:.4g}, at {self.steps:,} steps"
@@ -32,7 +33,11 @@ class Scored(NamedTuple):
 
 
 class BestModelTracker:
-    """The best score and the levels played; saved in every checkpoint and restored when the run is resumed."""
+    """The best score and the levels played; saved in every checkpoint and restored when the run is resumed.
+
+    A score, the mean of n returns, replaces the best one only if it is higher by more than the standard error of their
+    difference, sqrt(error^2 + best_error^2): of many equal models the one with the luckiest episodes is not the best.
+    """
 
     def __init__(self, levels: SeenLevels) -> None:
         self.levels = levels
@@ -41,17 +46,19 @@ class BestModelTracker:
         # The best at the last `to_tree`: an interrupted run is saved in that state, which can be older than `_newest`.
         self._last_saved: Scored | None = None
 
-    def update(self, score: float, metric: str, steps: int, policy: SRWMPolicy) -> None:
-        """Keep a score and a copy of the policy's weights if it is better than the best so far; NaN never is.
+    def update(self, score: float, metric: str, steps: int, policy: SRWMPolicy, error: float = 0.0) -> None:
+        """Keep a score and a copy of the policy's weights if it is better than the best so far.
 
-        Call it while the policy has the very weights that were scored.
+        Call it while the policy has the very weights that were scored. `error` is the score's standard error; a score
+        that is not finite, or whose error is not (that of one episode), is never kept.
         """
-        if not math.isfinite(score):
+        if not (math.isfinite(score) and math.isfinite(error)):
             return
-        if self.best is not None and self.best.of == metric and score <= self.best.score:
+        best = self.best
+        if best is not None and best.of == metric and score - best.score <= math.hypot(error, best.error):
             return
         self._newest = Scored(steps, policy_arrays(policy), self.levels.to_tree())
-        self.best = Best(score, metric, steps)  # last: after an interruption, a best score still has its weights
+        self.best = Best(score, metric, steps, error)  # last: after an interruption, a best score still has its weights
 
     def scored(self, steps: int) -> Scored | None:
         """Return the model that was scored at a step if it is the best one, or was at the last `to_tree`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -142,21 +142,27 @@ class LevelRecorder(RolloutCallback):
         self.begun.clear()
 
 
+def mean_and_error(returns: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, infinite for a single return."""
+    spread = np.std(returns, ddof=1) if len(returns) > 1 else np.inf
+    return float(np.mean(returns)), float(spread / np.sqrt(len(returns)))
+
+
 class TrainingReturn(RolloutCallback):
     """Score the acting weights by the mean return of the last training episodes (`rollout/ep_rew_mean`).
 
-    `on_score` is called with it at the end of each rollout, before the update, once as many episodes have ended as the
-    mean is taken over.
+    `on_score` is called with it and its standard error at the end of each rollout, before the update, once as many
+    episodes have ended as the mean is taken over.
     """
 
-    def __init__(self, on_score: Callable[[float], None]) -> None:
+    def __init__(self, on_score: Callable[[float, float], None]) -> None:
         super().__init__()
         self.on_score = on_score
 
     def _on_rollout_end(self) -> None:
         episodes = self.model.ep_info_buffer or ()
         if len(episodes) >= self.model._stats_window_size:
-            self.on_score(float(np.mean([episode["r"] for episode in episodes])))
+            self.on_score(*mean_and_error([episode["r"] for episode in episodes]))
 
 
 class EditStatsCallback(RolloutCallback):
@@ -224,24 +230,27 @@ class HeldOutEvalCallback(PeriodicCallback):
     Args:
         play: plays a split ("train" or "test") with the present policy.
         every: environment steps between evaluations.
-        on_score: called with the held-out (or else the training) mean return.
+        on_score: called with the held-out (or else the training) mean return and its standard error.
     """
 
     def __init__(
-        self, play: Mapping[str, Callable[[], Episodes]], every: int, on_score: Callable[[float], None] = lambda _: None
+        self,
+        play: Mapping[str, Callable[[], Episodes]],
+        every: int,
+        on_score: Callable[[float, float], None] = lambda *_: None,
     ) -> None:
         super().__init__(every, self._evaluate)
         self.play, self.on_score = play, on_score
 
     def _evaluate(self) -> None:
-        means: dict[str, float] = {}
+        scores: dict[str, tuple[float, float]] = {}
         for split, play in self.play.items():
             _, _, returns, lengths, solved = zip(*play(), strict=True)
-            means[split] = float(np.mean(returns))
-            self.logger.record(f"eval_{split}/mean_reward", means[split])
+            scores[split] = mean_and_error(returns)
+            self.logger.record(f"eval_{split}/mean_reward", scores[split][0])
             self.logger.record(f"eval_{split}/mean_ep_length", float(np.mean(lengths)))
             if None not in solved:
                 self.logger.record(f"eval_{split}/success_rate", float(np.mean(solved)))
-        if {"train", "test"} <= means.keys():
-            self.logger.record("eval/gap", means["train"] - means["test"])
-        self.on_score(means.get("test", means.get("train", -np.inf)))
+        if {"train", "test"} <= scores.keys():
+            self.logger.record("eval/gap", scores["train"][0] - scores["test"][0])
+        self.on_score(*scores.get("test", scores.get("train", (-np.inf, np.inf))))

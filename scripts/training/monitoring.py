@@ -37,7 +37,8 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
     """Return the callbacks that log `srwm/` and, with --eval-freq, `eval_train/`, `eval_test/` and `eval/gap`.
 
     They also update the session's best model, at the end of a rollout and before the next update: by the return on
-    held-out levels with --eval-freq, else by the last training episodes. Both are independent of when checkpoints are
+    held-out levels with --eval-freq, else by the last 100 training episodes. It must be higher than the best one by
+    more than the standard error of their difference (`BestModelTracker`). Both are independent of when checkpoints are
     written, so that a resumed run ends with the same best model. `heartbeat` is called at the end of every episode of
     an evaluation.
     """
@@ -51,10 +52,10 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
         n_levels = len(_spread(config.eval_levels, config.eval_episodes))
         of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
 
-    def update(score: float) -> None:
+    def update(score: float, error: float) -> None:
         # Evaluations play the learner's weights, which do not change during a callback.
         policy = model.policy if config.eval_freq else model.acting_policy
-        best_model.update(score, of, model.num_timesteps, policy)
+        best_model.update(score, of, model.num_timesteps, policy, error)
 
     return [
         # Not `best_model.levels.add` itself: restoring a run replaces `levels`.

@@ -11,7 +11,7 @@ import torch
 from srwm_rl.agents import IMPALA
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes
 from srwm_rl.agents.run.best_model import Best, BestModelTracker
-from srwm_rl.agents.run.callbacks import HeldOutEvalCallback
+from srwm_rl.agents.run.callbacks import HeldOutEvalCallback, mean_and_error
 from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.seen_levels import SeenLevels
@@ -56,6 +56,54 @@ def test_the_best_is_replaced_by_a_better_one_only(policy: SRWMPolicy) -> None:
     assert kept == [None, first, first, first, first, second, second, second, second]
     assert (weight(tracker, 1), weight(tracker, 5)) == (1, 5)  # the weights at that moment, not the current ones
     assert tracker.scored(4) is None
+
+
+def test_a_score_must_exceed_the_best_by_the_standard_error_of_the_difference(policy: SRWMPolicy) -> None:
+    tracker = best_model()
+    scores = [(1.0, 0.3), (1.49, 0.4), (1.51, 0.4), (2.0, 0.3), (2.02, 0.3), (3.0, float("inf")), (2.0, 0.0)]
+    kept = []
+    for steps, (score, error) in enumerate(scores):
+        tracker.update(score, "return", steps, policy, error)
+        assert tracker.best is not None
+        kept.append(tracker.best.steps)
+    # 0.5 is the error of the first two differences and of the two after them; one episode's score has no error.
+    assert kept == [0, 0, 2, 2, 4, 4, 4]
+    restored = best_model()
+    restored.from_tree(tracker.to_tree(), "file")
+    assert restored.best == tracker.best == Best(2.02, "return", 4, 0.3)
+
+
+def test_on_a_plateau_the_best_model_hardly_ever_changes(policy: SRWMPolicy) -> None:
+    """Of equal models a hundred episodes' mean picks no lucky one after another, and a better one is still found."""
+    rng, changes = np.random.default_rng(0), []
+    for _ in range(20):
+        tracker, steps = best_model(), []
+        for step in range(40):
+            returns = rng.choice([0.0, 10.0], 100, p=(0.4, 0.6) if step < 30 else (0.1, 0.9))
+            mean, error = mean_and_error(returns)
+            tracker.update(mean, "return", step, policy, error)
+            assert tracker.best is not None
+            steps.append(tracker.best.steps)
+        changes.append(len({*steps[:30]}) - 1)
+        assert steps[-1] >= 30
+    assert np.mean(changes) < 2
+
+
+def test_an_older_checkpoints_best_has_no_error(policy: SRWMPolicy) -> None:
+    tracker = best_model()
+    tracker.from_tree({"best": {"score": 1.0, "of": "return", "steps": 3}}, "file")
+    tracker.update(1.05, "return", 9, policy, 0.1)
+    assert tracker.best == Best(1.0, "return", 3)
+    tracker.update(1.15, "return", 9, policy, 0.1)
+    assert tracker.best == Best(1.15, "return", 9, 0.1)
+
+
+def test_the_error_is_the_standard_error_of_the_mean() -> None:
+    returns = [0.0, 1.0, 1.0, 4.0, 2.5]
+    deviations = [r - sum(returns) / 5 for r in returns]
+    expected = (sum(d * d for d in deviations) / 4 / 5) ** 0.5
+    assert mean_and_error(returns) == pytest.approx((1.7, expected))
+    assert mean_and_error([3.0]) == (3.0, float("inf"))
 
 
 def test_the_last_saved_best_is_kept_until_the_next_save(policy: SRWMPolicy) -> None:
@@ -128,7 +176,7 @@ def test_beside_a_learner_the_weights_are_those_that_were_scored() -> None:
         return Episodes([Episode("recall", 0, before, 1, None)])
 
     callback = HeldOutEvalCallback(
-        {"test": play}, 64, lambda score: tracker.update(score, "sum", model.num_timesteps, model.policy)
+        {"test": play}, 64, lambda score, _: tracker.update(score, "sum", model.num_timesteps, model.policy)
     )
     model.learn(64 * 40, callback)
     assert updates[0] > 10, "nothing was learned meanwhile"

@@ -61,12 +61,13 @@ def kept(
 
 
 def test_the_best_models_are_those_that_had_the_best_score_in_the_log(kind: str, kept: Path) -> None:
-    scores, expected, best = logged(kept, TAG[kind]), [], -np.inf
+    scores, expected, best, best_error = logged(kept, TAG[kind]), [], -np.inf, 0.0
     assert len(scores) >= 5
     for step, score in sorted(scores.items()):
         is_full = kind == "held-out" or step >= _full_at(kept)
-        if is_full and score > best:
-            best = score
+        error = _error(kind, kept, step, score)
+        if is_full and score - best > np.hypot(error, best_error):
+            best, best_error = score, error
             expected.append(step)
     files = Run.open(kept).files("best")
     assert [steps_of(file) for file in files] == expected
@@ -75,9 +76,17 @@ def test_the_best_models_are_those_that_had_the_best_score_in_the_log(kind: str,
         meta = read_file(file)[1]
         assert meta["chosen"]["score"] == scores[steps_of(file)]
         assert meta["num_timesteps"] == steps_of(file)
-    assert best_of(kept) == {**meta["chosen"], "steps": expected[-1]}
+    assert best_of(kept) == {**meta["chosen"], "steps": expected[-1], "error": pytest.approx(best_error)}
     output = "4 held-out levels of 100:108" if kind == "held-out" else "last 100 training episodes"
     assert output in meta["chosen"]["of"]
+
+
+def _error(kind: str, run: Path, step: int, score: float) -> float:
+    """Return the standard error of a score: of 4 returns of 0 or 1, or of the checkpoint's last training episodes."""
+    returns = np.arange(4) < round(4 * score)
+    if kind == "training":
+        returns = [of["r"] for of in read_file(Run.open(run).file("checkpoint", step))[1]["state"]["episodes"]]
+    return float(np.std(returns, ddof=1) / np.sqrt(len(returns)))
 
 
 def _full_at(run: Path) -> int:
@@ -237,7 +246,12 @@ def test_an_older_checkpoint_is_resumed_without_a_known_past(call: Any, run: Pat
         kept = {name: value for name, value in arrays.items() if not name.startswith("/levels_played")}
         write_file(file, kept, {**meta, "format": 1})
     assert call("train", "--resume", copied, "-n", 768).code == 0
-    assert best_of(copied) == {**load(copied / "best").chosen, "steps": 768}  # type: ignore[dict-item]
+    best = best_of(copied)
+    assert best is not None
+    assert {name: best[name] for name in ("score", "of", "steps")} == {
+        **load(copied / "best").chosen,  # type: ignore[dict-item]
+        "steps": 768,
+    }
     played = load(copied).levels_played
     assert played is not None
     assert not played.is_complete("recall")
