@@ -1,4 +1,4 @@
-# make demo: set up, train on ProcGen CoinRun for some minutes, evaluate on levels never seen.
+# make demo: set up, train on ProcGen StarPilot for some minutes, evaluate on levels never seen.
 # make test: set up, then lint, types and the fast tests; make test-all: every test.
 
 VENV ?= .venv
@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
 demo: install
 	$(BIN)/srwm-rl train --preset demo
-	$(BIN)/srwm-rl eval --random "$$(ls -dt logs/ppo_srwm/coinrun_* | head -1)"
+	$(BIN)/srwm-rl eval --baselines "$$(ls -dt logs/ppo_srwm/starpilot_* | head -1)"
 
 test: lint types
 	$(PYTEST) -m "not slow and not heavy"

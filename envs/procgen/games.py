@@ -13,6 +13,12 @@ GAMES = (
     "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 )  # fmt: skip
 
+ACTIONS = (
+    "left-down", "left", "left-up", "down", "nothing", "up", "right-down", "right", "right-up",
+    "D", "A", "W", "S", "Q", "E",
+)  # fmt: skip
+"""The 15 actions by number: nine movements, and six keys whose meaning depends on the game; D fires where one can."""
+
 PROCGEN_IDS = {f"procgen-{game}-v0": game for game in GAMES}
 """The games' Gymnasium ids, the same as in the original package."""
 

@@ -81,7 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
     "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
     "demo": {
-        "env": "coinrun",
+        "env": "starpilot",  # on CoinRun the same settings learn no more than one constant action earns
         "n_timesteps": 300_000,
         "n_envs": 32,
         "n_steps": 64,

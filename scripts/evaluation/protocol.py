@@ -42,6 +42,9 @@ class PlayOptions:
     """Episodes per level and run."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
+    baselines: bool = False
+    """Play the held-out levels also with random actions, with the best constant action (chosen on up to 100 training
+    levels) and by the task's reference policies, and say where the agent is not above them."""
     allow_overlap: bool = False
     """Accept held-out levels that were trained on; the result is marked invalid."""
     n_envs: Count | None = None
@@ -81,7 +84,7 @@ class EvalConfig(PlayOptions):
     """paper: as the SRWM's authors evaluate: the most probable action, 200 episodes per game on each of the levels
     0:200, 1000:1200, 1200:1400 and 1400:1600 (here every level once, where theirs are drawn)."""
     random: bool = False
-    """Play the held-out levels with random actions too, for comparison."""
+    """Play the held-out levels with random actions too, for comparison; --baselines plays them and more."""
     freeze_edits: Annotated[int, Meta(ge=0)] | None = None
     """Play once more with the network's edits of itself frozen: its weights stay as they were learnt. With a number,
     --freeze-edits=5: from that step of each episode on they stay as they are then."""
@@ -109,9 +112,14 @@ class EvalConfig(PlayOptions):
         if fixed:
             raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         pairs(self.env_kwargs, "env_kwargs")
-        for lesion in self.lesion:
-            if not re.fullmatch(r"\d{1,9}\.\d{1,9}", lesion, re.ASCII):
-                raise UserError(f"--lesion takes layer.head, such as 0.3, not {lesion!r}")
+        check_lesions(self.lesion)
+
+
+def check_lesions(lesions: Iterable[str]) -> None:
+    """Raise a `UserError` unless each is layer.head."""
+    for lesion in lesions:
+        if not re.fullmatch(r"\d{1,9}\.\d{1,9}", lesion, re.ASCII):
+            raise UserError(f"--lesion takes layer.head, such as 0.3, not {lesion!r}")
 
 
 @dataclass(frozen=True)

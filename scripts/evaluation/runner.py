@@ -18,11 +18,11 @@ from srwm_rl.envs.procgen.leakage import same_first_frame
 from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split, TrainedOn, choose_splits, levels_trained_on
 from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise, trials_of
 
-MAX_ENVS = 64
 MAX_COMPARED = 2_000  # training levels of which the first frames are compared
 
 
@@ -46,7 +46,7 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
 
     interventions = choose_interventions(config, agent)
     episodes = play(agent)
-    if config.random:
+    if config.random or config.baselines:
         by_chance = play(RandomAgent(agent.policy.action_space, config.seed), held_out)
         episodes |= {f"random, {name}": of for name, of in by_chance.items()}
     evaluation = {
@@ -67,6 +67,9 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     if interventions:
         played = {name: play(player) for name, player in interventions.items()}
         evaluation["interventions"] = [{"name": name, "episodes": of, **trials_of(of)} for name, of in played.items()]
+    if config.baselines:
+        space = agent.policy.action_space
+        evaluation["baselines"] = play_baselines(_play, config, trained, space, held_out)
     if (chosen := getattr(agent, "chosen", None)) is not None:
         evaluation["chosen"] = chosen
     return summarise(evaluation, trained, config.seed)

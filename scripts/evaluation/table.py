@@ -6,6 +6,7 @@ from typing import Any
 
 from srwm_rl.scripts.evaluation.protocol import chosen_note, count, explain
 
+MAX_ATTEMPTS = 6  # columns of a table
 Number = float | dict[str, float | None] | None
 """A number, or an interval in JSON's types."""
 
@@ -14,19 +15,24 @@ def render_evaluation(report: dict[str, Any]) -> str:
     """Return an evaluation as text."""
     interventions = report.get("interventions", [])
     rows = [["split", "game", "levels", "return [95% interval]", "solved", "normalised", "length"]]
-    for row in [*report["rows"], *(row for part in interventions for row in part["rows"])]:
+    compared = [*report.get("baselines", []), *interventions]
+    for row in [*report["rows"], *(row for part in compared for row in part["rows"])]:
         split = row["split"]
         label = "" if ":" in split else report["levels"].get(split.rpartition(", ")[2], "")
         solved = row["solved"] and row["solved"]["mean"]
         cells = [f"{split} {label}".rstrip(), row["game"], str(row["levels"]), text(row["return"])]
-        rows.append([*cells, text(solved, ".1%"), text(row["normalized"], ".3f"), text(row["length"], ".1f")])
+        rows.append([*cells, text(solved, ".1%"), text(row["normalized"], ".3f"), text(row["length"] or None, ".1f")])
     title = (
         f"{_environment(report)}, core {report['core']}, {report['num_timesteps']:,} steps, "
         f"{report['actions']} actions, {report['repeats']} episode(s) per level"
     )
     lines = [title, "", *_aligned(rows), ""]
+    by_attempt = attempt_rows(report)
+    lines += [*_aligned(by_attempt), ""] if by_attempt else []
     lines += [f"generalisation gap (train - {gap['split']}): {text(gap)}" for gap in report["generalization_gap"]]
-    lines += [_difference(part["name"], row) for part in interventions for row in part["differences"]]
+    lines += [_difference(part["name"], row) for part in compared for row in part["differences"]]
+    lines += [constant_note(part) for part in compared if "action" in part]
+    lines += [not_above_note(row) for row in report.get("not_above", ())]
     lines += [
         f"{len(levels)} level(s) of {game}, {split}, begin with a frame that begins a training level too"
         for split, games in report.get("same_first_frame", {}).items()
@@ -40,12 +46,46 @@ def render_evaluation(report: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _difference(name: str, row: dict[str, Any]) -> str:
-    """Return the line on what an intervention costs on one split of one game."""
+def attempt_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Return the table of returns by attempt, [] where there are none.
+
+    Of more than `MAX_ATTEMPTS` attempts, the first ones, one in the middle and the last are shown.
+    """
+    parts = report, *report.get("baselines", ()), *report.get("interventions", ())
+    by_attempt = [row for part in parts for row in part.get("return_by_attempt", ())]
+    if not by_attempt:
+        return []
+    n = max(len(row["return"]) for row in by_attempt)
+    shown = [*range(n)] if n <= MAX_ATTEMPTS else [*range(MAX_ATTEMPTS - 2), n // 2, n - 1]
+    head = ["return by attempt", "game", "levels", *(f"attempt {k + 1} of {n}" for k in shown)]
+    rows = [head]
+    for row in by_attempt:
+        returns = [text(row["return"][k]) if k < len(row["return"]) else "-" for k in shown]
+        rows.append([row["split"], row["game"], str(row["levels"]), *returns])
+    return rows
+
+
+def constant_note(part: dict[str, Any]) -> str:
+    """Return which constant action is the best one, and how it was found."""
+    several = len(part["action"]) > 1
+    actions = ", ".join(f"{game}: {action}" if several else action for game, action in part["action"].items())
+    return f"{part['name']}: {actions}; the best by mean return on {part['chosen_on']}, tried: {part['tried']}"
+
+
+def not_above_note(row: dict[str, Any]) -> str:
+    """Return the line that says where an agent is not better than a baseline."""
+    return f"NOT ABOVE {row['baseline']} {_levels(row)}: the difference is {text(row['return'], '+.2f')}"
+
+
+def _levels(row: dict[str, Any]) -> str:
     game = f", {row['game']}" if row["several"] else ""
+    return f"({row['split']}{game}; paired, {row['levels']} levels)"
+
+
+def _difference(name: str, row: dict[str, Any]) -> str:
+    """Return the line on the agent minus an intervention or a baseline on one split of one game."""
     solved = "" if row["solved"] is None else f", solved {text(row['solved'], '+.1%')}"
-    levels = f"({row['split']}{game}; paired, {row['levels']} levels)"
-    return f"as it is minus {name} {levels}: return {text(row['return'])}{solved}"
+    return f"as it is minus {name} {_levels(row)}: return {text(row['return'])}{solved}"
 
 
 def render_comparison(report: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.envs.procgen.games import GAMES
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training import train
 from srwm_rl.scripts.training.checkpoints import Session
@@ -189,6 +190,8 @@ def test_env_list(call: Any) -> None:
     out = call("train", "--env-list").out
     for name in ("coinrun", "paper6", "recall", "bandit", "CartPole-v1"):
         assert name in out
+    assert "  bigfish: up 7.91 (s.e. 0.75), random 0.90\n" in out
+    assert all(f"  {game}: " in out for game in GAMES)
 
 
 @pytest.mark.parametrize(
