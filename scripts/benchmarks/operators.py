@@ -80,7 +80,7 @@ def measure(device: str, rounds: int) -> Iterator[dict[str, Any]]:
         ("delta_scan", delta_scan, delta_loop, DELTA_SIZES, delta_works, "delta acting step"),
     ):
         for size, work in [(size, work) for size in sizes for work in works] + [(size, acting) for size in ACTING]:
-            fused = choose(op, "auto", device, torch.float32, size[-1], size[-1], empty=False)
+            fused = choose(op, "auto", device, torch.float32, size[-1], size[-1])
             runs = {"loop": loop, "reference": function, fused: function}
             yield from _compare(runs, work, size, make_inputs(op, size, device), device, rounds)
 
