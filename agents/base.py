@@ -28,6 +28,7 @@ from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import flatten_obs_space
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.storage.model_schema import weights_of
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
 # By device type. With the published CNN a frame's activations take about a megabyte. More frames at once are not
@@ -106,7 +107,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """
         self.processes = processes
         self._ended_episodes = []
-        processes.copy_from_first([*self.policy.parameters()])
+        processes.copy_from_first([*weights_of(self.policy).values()])
 
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold beyond weights, optimizer, counters, generators and environments."""

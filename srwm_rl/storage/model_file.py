@@ -12,7 +12,14 @@ import torch
 
 from srwm_rl.errors import UserError, named
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.storage.model_schema import build_policy, check_finite, check_meta, check_shapes, shapes_of
+from srwm_rl.storage.model_schema import (
+    build_policy,
+    check_finite,
+    check_meta,
+    check_shapes,
+    missing_buffers,
+    weights_of,
+)
 from srwm_rl.storage.run_folder import model_files
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from srwm_rl.storage.seen_levels import SeenLevels
@@ -53,20 +60,23 @@ class Agent:
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:
     """Return copies of the policy's weights by name, each once, as float32 arrays on the CPU."""
-    return {name: np.array(weight.detach().cpu().numpy(), order="C") for name, weight in policy.named_parameters()}
+    tensors = {name: weight.detach().cpu() for name, weight in weights_of(policy).items()}
+    floats = {name: tensor if tensor.is_floating_point() else tensor.float() for name, tensor in tensors.items()}
+    return {name: np.array(tensor.numpy(), order="C") for name, tensor in floats.items()}
 
 
 def load_policy_arrays(policy: SRWMPolicy, arrays: dict[str, np.ndarray], source: str) -> None:
-    """Copy weights into a policy.
+    """Copy weights into a policy; its buffers may be missing, and are kept then.
 
     Raises:
         UserError: a weight is missing, surplus, of another shape or type, or not finite; the message names it.
     """
-    check_shapes(shapes_of(policy), arrays, source)
+    check_shapes(policy, arrays, source)
     check_finite(arrays, source)
     with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            parameter.copy_(torch.from_numpy(arrays[name]))
+        for name, weight in weights_of(policy).items():
+            if name in arrays:
+                weight.copy_(torch.from_numpy(arrays[name]))
 
 
 def save_model(
@@ -136,5 +146,11 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
         recorded, _ = pack({"levels_played": levels_played.to_tree()})
         arrays = {name: array for name, array in arrays.items() if name not in recorded}
     policy = build_policy(meta, arrays, str(file))
+    if missing := missing_buffers(policy, arrays):
+        logger.warning(
+            "%s is of a version that did not save %s: the agent does not act as it was trained; train --resume of its "
+            "run draws the same again, and saves them",
+            *(file, ", ".join(missing)),
+        )
     load_policy_arrays(policy, arrays, str(file))
     return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))

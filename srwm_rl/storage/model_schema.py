@@ -105,21 +105,39 @@ def build_policy(meta: dict[str, Any], arrays: Arrays, source: str) -> SRWMPolic
         raise UserError(f"{source} is of another architecture, or damaged: {error}") from error
     except Exception as error:  # a setting of a wrong type can raise anything in torch or in a user's core
         raise UserError(f"{source} is damaged: its settings build no network ({type(error).__name__})") from error
-    check_shapes(shapes_of(policy), arrays, source)
+    check_shapes(policy, arrays, source)
     return policy
+
+
+def weights_of(policy: SRWMPolicy) -> dict[str, torch.Tensor]:
+    """Return what a file holds of a policy, by name and each tensor once: parameters and persistent buffers.
+
+    Frozen columns of an SRWM are buffers, and so may be weights of a user's core.
+    """
+    saved = policy.state_dict().keys()
+    buffers = {name: buffer for name, buffer in policy.named_buffers() if name in saved}
+    return {**dict(policy.named_parameters()), **buffers}
 
 
 def shapes_of(policy: SRWMPolicy) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a policy's weights by name."""
-    return {name: tuple(weight.shape) for name, weight in policy.named_parameters()}
+    return {name: tuple(weight.shape) for name, weight in weights_of(policy).items()}
 
 
-def check_shapes(expected: dict[str, tuple[int, ...]], arrays: Arrays, source: str) -> None:
-    """Check the names, shapes and types of weights.
+def missing_buffers(policy: SRWMPolicy, arrays: Arrays) -> list[str]:
+    """Return the names of buffers that a file lacks: earlier versions wrote parameters alone."""
+    parameters = dict(policy.named_parameters())
+    return [name for name in weights_of(policy) if name not in parameters and name not in arrays]
+
+
+def check_shapes(policy: SRWMPolicy, arrays: Arrays, source: str) -> None:
+    """Check that weights have the names, shapes and types of a policy's; buffers may be missing.
 
     Raises:
         UserError: a weight is missing, surplus, of another shape or type; the message names it.
     """
+    optional = missing_buffers(policy, arrays)
+    expected = {name: shape for name, shape in shapes_of(policy).items() if name not in optional}
     if expected.keys() != arrays.keys():
         odd = sorted(expected.keys() ^ arrays.keys())[0]
         how = "lacks" if odd in expected else "has a surplus"

@@ -74,7 +74,7 @@ def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     Raises:
         UserError: it is larger than `read_file` accepts.
     """
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = json.dumps({"meta": meta, "sha256": _digest(contiguous, meta)}, sort_keys=True, allow_nan=False)
     blob: bytes = make_safetensors(contiguous, metadata={_KEY: text})
     size = int.from_bytes(blob[:8], "little")

@@ -38,6 +38,10 @@ def test_weights_are_those_of_process_0(by_rank: Any) -> None:
     assert not np.array_equal(by_rank[0]["own_weights"], by_rank[1]["own_weights"])
     for process in by_rank:
         np.testing.assert_array_equal(process["joined_weights"], by_rank[0]["own_weights"])
+    first, second = (process["joined_frozen"] for process in by_rank)
+    assert "core.layers.0.frozen_weight" in first
+    for name, array in first.items():
+        np.testing.assert_array_equal(second[name], array)
 
 
 def test_mean_and_deviation_are_joint_and_exact_far_from_zero(by_rank: Any) -> None:

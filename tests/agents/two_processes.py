@@ -23,6 +23,7 @@ from srwm_rl.agents.collecting.unroll_queue import Unrolls
 from srwm_rl.agents.distributed import LostProcessError, ProcessGroup, RankInfo, init_processes
 from srwm_rl.agents.engine.updates import DeferredUpdates
 from srwm_rl.errors import FaultError
+from srwm_rl.storage.model_file import policy_arrays
 from srwm_rl.storage.safe_file import pack, write_file
 from tests.agents.probe import Probe, gradient_of, unroll_gradient
 
@@ -48,7 +49,7 @@ def build(algo: str, n_envs: int = B, seed: int = 0, slow: bool = False, **setti
     trainer: Any = {"ppo": PPO, "impala": IMPALA}[algo]
     env = DummyVecEnv([lambda: Monitor((Slow if slow else Probe)(length=5)) for _ in range(n_envs)])
     settings = {**SETTINGS[algo], **settings}
-    return trainer("SRWMPolicy", env, seed=seed, policy_kwargs=SMALL, device="cpu", **settings)
+    return trainer("SRWMPolicy", env, seed=seed, device="cpu", **{"policy_kwargs": SMALL, **settings})
 
 
 def play(model: Any) -> Any:
@@ -205,11 +206,14 @@ def main(folder: Path) -> None:
     first: RecurrentAlgorithm = build("ppo", seed=processes.rank)
     own = weights(first)
     first.join(processes)
+    frozen = build("ppo", seed=processes.rank, policy_kwargs={"core_kwargs": {**SMALL["core_kwargs"], "frozen": "key"}})
+    frozen.join(processes)
     mixed = [{"a": np.arange(3 + rank_info.rank), "b": [b"x" * rank_info.rank, None, 1.5, True]}, "text"]
     results: dict[str, Any] = {
         "moments": [[moment.item() for moment in pair] for pair in moments],
         "own_weights": own,
         "joined_weights": weights(first),
+        "joined_frozen": policy_arrays(frozen.policy),
         "gathered": processes.gather(mixed),
         "all_gathered": processes.all_gather(mixed),
         "messages": messages(processes),

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 import srwm_rl
 from srwm_rl import SRWMPolicy, UserError, load
+from srwm_rl.nn.cores import _CORES
 from srwm_rl.storage.model_file import load_policy_arrays, policy_arrays, save_model
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
@@ -22,9 +23,10 @@ SPACE = spaces.Dict(
 )
 
 
-def policy(core: str = "srwm", hidden_size: int = 16) -> SRWMPolicy:
+def policy(core: str = "srwm", hidden_size: int = 16, **settings: Any) -> SRWMPolicy:
     torch.manual_seed(0)
-    kwargs = {"core": core, "core_kwargs": {"hidden_size": hidden_size}, "encoder_kwargs": {"cnn": {"channels": [4]}}}
+    core_kwargs = {"hidden_size": hidden_size, **settings}
+    kwargs = {"core": core, "core_kwargs": core_kwargs, "encoder_kwargs": {"cnn": {"channels": [4]}}}
     return SRWMPolicy(SPACE, spaces.Discrete(3), lambda _: 1e-3, **kwargs)  # type: ignore[arg-type]
 
 
@@ -49,6 +51,55 @@ def test_a_loaded_agent_acts_as_the_saved_one(core: str, tmp_path: Path) -> None
         theirs, their_state = agent.predict(obs, their_state, deterministic=True)
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(state[0], their_state[0])
+
+
+@pytest.mark.parametrize("core", ["srwm", "sr_delta"])
+def test_frozen_columns_are_saved(core: str, tmp_path: Path) -> None:
+    original = policy(core, frozen="query,beta", query_init=1.0)
+    save_model(tmp_path / "m", original, {}, 0)
+    torch.manual_seed(1)
+    loaded = load(tmp_path / "m").policy
+    for mine, theirs in zip(original.core.layers, loaded.core.layers, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(mine.slow_weight(), theirs.slow_weight())
+
+
+def test_a_model_without_its_frozen_columns_is_loaded_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = policy(frozen="key")
+    arrays = policy_arrays(original)
+    for name in ("core.layers.0.frozen_weight", "core.layers.1.frozen_weight"):  # as earlier versions wrote it
+        del arrays[name]
+    save_model(tmp_path / "m", original, {}, 0, arrays)
+    loaded = load(tmp_path / "m").policy
+    assert torch.equal(original.core.layers[1].weight, loaded.core.layers[1].weight)  # type: ignore[index,union-attr]
+    assert "did not save core.layers.0.frozen_weight, core.layers.1.frozen_weight" in caplog.text
+
+
+def test_buffers_of_a_users_core_are_saved(tmp_path: Path) -> None:
+    class Counting(srwm_rl.Core):
+        def __init__(self, input_size: int) -> None:
+            super().__init__(input_size, input_size, 1, 1)
+            self.register_buffer("scale", torch.rand(input_size))
+            self.register_buffer("count", torch.randint(1000, ()))
+            self.register_buffer("scratch", torch.rand(2), persistent=False)
+            self.gain = torch.nn.Parameter(torch.rand(()))
+
+        def forward(self, x: Any, state: Any, episode_starts: Any) -> Any:
+            return x * self.scale * self.gain, state
+
+    try:
+        srwm_rl.register_core("counting")(Counting)
+        original = SRWMPolicy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), lambda _: 1e-3, core="counting")
+        save_model(tmp_path / "m", original, {}, 0)
+        loaded = load(tmp_path / "m").policy
+        for name, value in original.core.state_dict().items():
+            restored = loaded.core.state_dict()[name]
+            assert restored.dtype == value.dtype
+            assert torch.equal(restored, value)
+        assert not [name for name in policy_arrays(original) if "scratch" in name]
+    finally:
+        _CORES.pop("counting", None)
 
 
 def test_aliases_of_the_encoder_are_saved_once() -> None:

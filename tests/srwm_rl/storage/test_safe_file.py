@@ -16,6 +16,7 @@ from srwm_rl import UserError
 from srwm_rl.storage.safe_file import pack, read_file, serialise, unpack, write_file
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int64), "empty": np.zeros((0, 3))}
+ARRAYS["scalar"] = np.array(2.5)
 
 
 def test_round_trip_and_equal_bytes(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_round_trip_and_equal_bytes(tmp_path: Path) -> None:
     assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(arrays[name], array)
-        assert arrays[name].dtype == array.dtype
+        assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
     turned = dict(reversed(ARRAYS.items()))
     assert serialise(ARRAYS, {"x": 1, "y": 2}) == serialise(turned, {"y": 2, "x": 1})
 
