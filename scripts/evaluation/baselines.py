@@ -16,8 +16,8 @@ from srwm_rl.envs.make import resolve
 from srwm_rl.envs.procgen.games import ACTIONS
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split
-from srwm_rl.scripts.evaluation.results import BEST_CONSTANT, trials_of
+from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, EvalConfig, Split
+from srwm_rl.scripts.evaluation.results import trials_of
 
 N_LEVELS = 100  # training levels that a constant action is chosen on
 MAX_ENVS = 64

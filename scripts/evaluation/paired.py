@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -76,6 +76,8 @@ def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list
     _check_comparable(trained, named_levels=bool(options.eval_levels))
     for run, (agent, settings) in agents.items():
         choose_splits(configs[run], settings, getattr(agent, "levels_played", None))
+    first = sides[0][0]  # the baselines are the same for all
+    configs = {run: replace(config, baselines=config.baselines and run == first) for run, config in configs.items()}
     return [
         ComparedRuns(runs, [trained[run] for run in runs], [evaluate(configs[run]) for run in runs]) for runs in sides
     ]
@@ -134,6 +136,7 @@ def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
         "repeats": evaluation["repeats"],
         "seed": seed,
         "rows": rows,
+        "baselines": _baselines(evaluation, a, b, seed),
         "seeds": _over_seeds([*a], scaled, normalized, seed) if has_seeds else None,
         "returns": [
             [game, level, float(x), float(y)]
@@ -142,6 +145,28 @@ def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:
         ],
         "return_fields": ["game", "level", "A", "B"],
     }
+
+
+def _baselines(
+    evaluation: Evaluation, a: dict[str, FloatArray], b: dict[str, FloatArray], seed: int
+) -> list[dict[str, Any]]:
+    """Return, for each game and baseline, its return and by how much A and B are above it, paired by level."""
+    held_out = held_out_splits(evaluation)
+    by_name = {
+        part["name"]: [part["episodes"][split] for split in held_out] for part in evaluation.get("baselines", ())
+    }
+    if by_name:
+        by_name = {"random play": [evaluation["episodes"][f"random, {split}"] for split in held_out], **by_name}
+    rows = []
+    for name, splits in by_name.items():
+        for game, episodes in Episodes(chain(*splits)).games().items():
+            returns = episodes.level_means()
+            above = {
+                letter: paired_difference([side[game].mean(0)], [returns], seed).to_json()
+                for letter, side in (("A", a), ("B", b))
+            }
+            rows.append({"name": name, "game": game, "return": mean_interval(returns, seed=seed).to_json(), **above})
+    return rows
 
 
 def _row(game: str, a: list[FloatArray], b: list[FloatArray], seed: int) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from srwm_rl.storage.seen_levels import SeenLevels
 TrainedOn = dict[str, dict[str, list[int]]]
 """`split -> game -> levels` that were trained on, without empty entries."""
 
+BEST_CONSTANT = "best constant action"
+"""The name of this baseline in tables, files and pages."""
+
 MAX_LISTED = 10
 MAX_TRAINING_LEVELS = 1000
 # IDSIA/modern-srwm, reinforcement_learning/README.md and polybeast_learner.py, function test.

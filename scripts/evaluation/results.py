@@ -15,16 +15,13 @@ from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval
 from srwm_rl.envs.make import normalizer
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.evaluation.protocol import TrainedOn, count, levels_trained_on, merged
+from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, TrainedOn, count, levels_trained_on, merged
 from srwm_rl.storage.model_schema import Score
 
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes; see `EvaluationFile`."""
 Splits = dict[str, Episodes]
 Bounds = dict[str, tuple[float, float]]
-
-
-BEST_CONSTANT = "best constant action"
 
 
 def summarise(evaluation: Evaluation, trained: TrainConfig, seed: int) -> Evaluation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from srwm_rl.scripts.evaluation.protocol import chosen_note, count, explain
+from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, chosen_note, count, explain
 
 MAX_ATTEMPTS = 6  # columns of a table
 Number = float | dict[str, float | None] | None
@@ -100,8 +100,28 @@ def render_comparison(report: dict[str, Any]) -> str:
         numbers = [text(row[name]) for name in ("A", "B", "difference", "improvement")]
         rows.append([game, str(row["levels"]), *numbers, f"{row['wins']} / {row['ties']} / {row['losses']}"])
     sides = [f"{letter}: {report[letter]['label']}" for letter in "AB"]
-    lines = [title, *sides, "", *_aligned(rows), "", *_seed_lines(report["seeds"])]
+    lines = [title, *sides, "", *_aligned(rows), "", *_baseline_lines(report["baselines"])]
+    lines += _seed_lines(report["seeds"])
     return "\n".join([*lines, *(line for warning in warnings_of(report) for line in warning)]).rstrip()
+
+
+def _baseline_lines(baselines: list[dict[str, Any]]) -> list[str]:
+    """Return the table of the baselines beside A and B, and where these are not above one that they should exceed."""
+    if not baselines:
+        return []
+    rows = [["on the same levels", "game", "return", "A minus it [95% interval]", "B minus it"]]
+    rows += [[row["name"], row["game"], *(text(row[key]) for key in ("return", "A", "B"))] for row in baselines]
+    return [*_aligned(rows), "", *side_notes(baselines)]
+
+
+def side_notes(baselines: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each side, game and baseline that the side is not above, of those that any agent should be."""
+    return [
+        f"NOT ABOVE {row['name']}: {letter} on {row['game']}"
+        for row in baselines
+        for letter in "AB"
+        if row["name"] in ("random play", BEST_CONSTANT) and (row[letter]["low"] is None or row[letter]["low"] <= 0)
+    ]
 
 
 def _seed_lines(seeds: dict[str, Any] | None) -> list[str]:

@@ -206,3 +206,19 @@ def incomparable(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str
         "longer": train("longer", "--env-kwargs", "delay:12"),
         "elsewhere": train("elsewhere", "--eval-levels", "300:308"),
     }
+
+
+def test_baselines_stand_beside_both(call: Any, recall: Path, other_runs: list[Path], tmp_path: Path) -> None:
+    assert report(call, tmp_path, recall, other_runs[0])["baselines"] == []
+    page = tmp_path / "page.html"
+    comparison = report(call, tmp_path, recall, other_runs[0], "--baselines", "-o", page)
+    assert call("eval", recall, "--baselines", "--json", tmp_path / "eval.json").code == 0
+    evaluation = json.loads((tmp_path / "eval.json").read_text())
+    random, constant = comparison["baselines"]
+    assert (random["name"], constant["name"]) == ("random play", "best constant action")
+    assert constant["return"] == evaluation["baselines"][0]["rows"][0]["return"]
+    assert random["return"] == evaluation["rows"][2]["return"]
+    assert constant["A"] == evaluation["baselines"][0]["differences"][0]["return"]
+    assert constant["A"]["mean"] - constant["B"]["mean"] == pytest.approx(comparison["rows"][0]["difference"]["mean"])
+    assert "NOT ABOVE best constant action: A on recall" in call("compare", recall, other_runs[0], "--baselines").out
+    assert "NOT ABOVE best constant action: A on recall" in page.read_text()

@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.baselines import ConstantAgent
+from srwm_rl.agents.evaluation.play_levels import play_levels
+from srwm_rl.envs import make_levels_env
+from srwm_rl.envs.procgen.games import ACTIONS
+from srwm_rl.envs.tasks import TASKS
+from srwm_rl.scripts.config.foreign_settings import read_settings
+from srwm_rl.scripts.evaluation.results import pool, read_evaluation
 from srwm_rl.scripts.main import main
 from srwm_rl.storage.run_folder import Run
 
@@ -325,3 +332,87 @@ def test_levels_that_look_like_training_levels_are_counted(call: Any, procgen_ar
     assert result["same_first_frame"] == {"held-out": {"maze": [1008, 1010]}}
     output = call("eval", run, "--train-levels", "none")
     assert "2 level(s) of maze, held-out, begin with a frame that begins a training level too" in output.out
+
+
+def constant_returns(env: str, action: int, levels: range, **settings: Any) -> np.ndarray:
+    batch = make_levels_env(env, len(levels), levels, 1, 0, **settings)
+    try:
+        return play_levels(ConstantAgent(action), batch).level_means()
+    finally:
+        batch.close()
+
+
+def test_the_best_constant_action_is_chosen_on_training_levels_and_played_on_held_out_ones(
+    call: Any, recall: Path, tmp_path: Path
+) -> None:
+    result = report(call, tmp_path, recall, "--baselines", "-k", 2)
+    (constant,) = result["baselines"]
+    means = [constant_returns("recall", action, range(12)).mean() for action in range(4)]
+    best = int(np.argmax(means))
+    assert constant["name"] == "best constant action"
+    assert constant["action"] == {"recall": str(best)}
+    assert constant["tried"] == "each action (4)"
+    assert constant["chosen_on"] == "12 of the training levels 0:12"
+    assert played(constant, "held-out") == Counter({("recall", level): 2 for level in range(100, 108)})
+    expected = constant_returns("recall", best, range(100, 108))
+    (row,) = constant["rows"]
+    assert row["split"] == "best constant action, held-out"
+    assert row["return"]["mean"] == pytest.approx(expected.mean())
+    (difference,) = constant["differences"]
+    assert difference["return"]["mean"] == pytest.approx(result["rows"][1]["return"]["mean"] - expected.mean())
+    random = report(call, tmp_path, recall, "--random", "-k", 2)
+    assert {**result, "baselines": None, "not_above": None} == {**random, "baselines": None, "not_above": None}
+
+
+def test_an_agent_that_is_not_above_a_baseline_is_told_so(call: Any, recall: Path, tmp_path: Path) -> None:
+    """An agent of 256 steps is not above; the same episodes with a higher return are."""
+    result = report(call, tmp_path, recall, "--baselines")
+    assert [row["baseline"] for row in result["not_above"]] == ["random play", "best constant action"]
+    output = call("eval", recall, "--baselines").out
+    lines = [line for line in output.splitlines() if line.startswith("NOT ABOVE")]
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"NOT ABOVE {name} (held-out; paired, 8 levels)" for name in ("random play", "best constant action")
+    ]
+    trained = read_settings(json.loads((recall / "config.json").read_text())["train"], "config.json")
+    file = tmp_path / "better.json"
+    better = [[game, level, 3.0 + level % 2, *rest] for game, level, _, *rest in result["episodes"]["held-out"]]
+    file.write_text(json.dumps(result | {"episodes": result["episodes"] | {"held-out": better}}))
+    pooled = pool([read_evaluation(str(file), trained)], trained, seed=0)
+    assert pooled["not_above"] == []
+    assert pooled["baselines"][0]["differences"][0]["return"]["low"] > 1
+
+
+def test_reference_policies_have_a_row_each(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    argv = ["bandit" if word == "recall" else word for word in recall_argv]
+    assert call("train", *argv, "-n", 64, "-f", tmp_path, "--verbose", 0).code == 0
+    run = tmp_path / "ppo_srwm" / "bandit_1"
+    result = report(call, tmp_path, run, "--baselines", "--env-kwargs", "n_pulls:5")
+    references = TASKS["bandit"].reference_returns(range(100, 108), n_pulls=5)
+    assert references
+    assert [part["name"] for part in result["baselines"]] == ["best constant action", *references]
+    for part in result["baselines"][1:]:
+        assert part["rows"][0]["return"]["mean"] == pytest.approx(np.mean(references[part["name"]]))
+        (difference,) = part["differences"]
+        assert difference["return"]["mean"] == pytest.approx(
+            result["rows"][1]["return"]["mean"] - np.mean(references[part["name"]])
+        )
+    line = next(line for line in call("eval", run, "--baselines").out.splitlines() if line.startswith("Bayes-optimal"))
+    assert line.split()[-1] == "-"  # no length: nothing was played
+
+
+def test_every_game_has_a_constant_action_of_its_own(call: Any, two_games: Path, tmp_path: Path) -> None:
+    argv = ("--eval-levels", "1000:1002", "--train-levels", "none", "--n-envs", 4, "--baselines")
+    result = report(call, tmp_path, two_games, *argv)
+    (constant,) = result["baselines"]
+    assert [row["game"] for row in constant["rows"]] == ["all games", "fruitbot", "starpilot"]
+    for game, text in constant["action"].items():
+        number, _, name = text.partition(" ")
+        assert name == f"({ACTIONS[int(number)]})"
+        returns = [row[2] for row in constant["episodes"]["held-out"] if row[0] == game]
+        assert returns == pytest.approx(constant_returns(game, int(number), range(1000, 1002)).tolist())
+
+
+def test_a_choice_without_other_levels_uses_those_that_are_played(call: Any, recall: Path, tmp_path: Path) -> None:
+    argv = ("--baselines", "--allow-overlap", "--train-levels", "none", "--eval-levels")
+    assert report(call, tmp_path, recall, *argv, "0:8")["baselines"][0]["chosen_on"].startswith("4 of ")
+    assert report(call, tmp_path, recall, *argv, "0:12")["baselines"][0]["chosen_on"].startswith("12 of ")
