@@ -23,7 +23,8 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
 
     `reset(seed=s)` restarts the level sequence, `reset(options={"level": 1003})` plays that level. The info holds
     `level_seed` (the level of the episode that runs or comes next), `prev_level_seed` (the level that the step was
-    played in) and at an episode's end `is_success` where the game defines it.
+    played in) and at an episode's end `is_success` where the game defines it; where an attempt at a level ended,
+    `attempt` (the index) and `attempt_return`.
 
     ProcGen never draws an episode's last frame: the observation that comes with `terminated` is the next episode's
     first one. After the end, `step` does nothing but return the same again, without reward.
@@ -63,6 +64,8 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
         step = self.batch_env.step(np.asarray(action)[None])
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         info = {key: int(step.info[key][0]) for key in ("level_seed", "prev_level_seed")}
+        if "attempt_ended" in step.info and step.info["attempt_ended"][0]:
+            info["attempt"], info["attempt_return"] = int(step.info["attempt"][0]), float(step.info["attempt_return"][0])
         obs = obs_row(step.obs if step.final_obs is None else step.final_obs, 0)
         if terminated or truncated:
             if "is_success" in step.info:
@@ -85,7 +88,8 @@ class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
     `reset(options={"reset_mask": bool[n]})` resets some, `options={"levels": [...]}` chooses levels. Where an episode
     ended, the infos hold `episode` (`r` return, `l` length in steps, `t` seconds since construction), `final_info`
     with `is_success` where the game defines it, and `final_obs` where the simulator has the last observation, which
-    ProcGen has not; `_episode`, `_final_info` and `_final_obs` tell where.
+    ProcGen has not; `_episode`, `_final_info` and `_final_obs` tell where. Where an attempt at a level ended
+    (`_attempt`), `attempt` is its index and `attempt_return` its return.
     """
 
     metadata: ClassVar[dict[str, Any]] = {**BatchGymEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
@@ -120,6 +124,8 @@ class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
         infos: dict[str, Any] = {}
         for key in ("level_seed", "prev_level_seed"):
             infos |= {key: step.info[key], f"_{key}": np.ones(self.num_envs, np.bool_)}
+        for key in ("attempt", "attempt_return") if "attempt_ended" in step.info else ():
+            infos |= {key: step.info[key], f"_{key}": step.info["attempt_ended"]}
         for i, episode in self._stats.add(step.rewards, step.terminated | step.truncated).items():
             final: dict[str, Any] = {"level_seed": step.info["prev_level_seed"][i]}
             if "is_success" in step.info:

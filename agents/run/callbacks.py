@@ -142,6 +142,33 @@ class LevelRecorder(RolloutCallback):
         self.begun.clear()
 
 
+class AttemptReturns(RolloutCallback):
+    """Log how much more is earned in later attempts at a level, where episodes are trials of several attempts.
+
+    `rollout/first_attempt_rew_mean` and `rollout/last_attempt_rew_mean` are the mean returns of the first and the last
+    attempts of trials that ended within the rollout, in this process's environments.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returns: dict[str, list[float]] = {"first": [], "last": []}
+
+    def _on_step(self) -> bool:
+        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
+            if "attempt_return" in info:
+                if info["attempt"] == 0:
+                    self._returns["first"].append(info["attempt_return"])
+                if done:
+                    self._returns["last"].append(info["attempt_return"])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, returns in self._returns.items():
+            if returns:
+                self.logger.record(f"rollout/{name}_attempt_rew_mean", float(np.mean(returns)))
+            returns.clear()
+
+
 def mean_and_error(returns: Sequence[float]) -> tuple[float, float]:
     """Return the mean and its standard error, infinite for a single return."""
     spread = np.std(returns, ddof=1) if len(returns) > 1 else np.inf

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, play_levels
 from srwm_rl.agents.run.callbacks import (
+    AttemptReturns,
     EditStatsCallback,
     HeldOutEvalCallback,
     LevelRecorder,
@@ -60,7 +61,7 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
     return [
         # Not `best_model.levels.add` itself: restoring a run replaces `levels`.
         LevelRecorder(lambda game, level: best_model.levels.add(game, level)),
-        *([EditStatsCallback()] if model.processes.first else []),
+        *([EditStatsCallback(), AttemptReturns()] if model.processes.first else []),
         HeldOutEvalCallback(plays, config.eval_freq, update) if config.eval_freq else TrainingReturn(update),
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -15,6 +16,7 @@ from srwm_rl.agents.distributed import SINGLE
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.agents.run import callbacks
 from srwm_rl.agents.run.callbacks import (
+    AttemptReturns,
     Checkpoints,
     EditStatsCallback,
     HeldOutEvalCallback,
@@ -84,6 +86,24 @@ def test_environments_without_levels_record_nothing() -> None:
         128, LevelRecorder(lambda *levels: noted.append(levels))
     )
     assert noted == []
+
+
+def test_the_returns_of_first_and_last_attempts_are_logged() -> None:
+    model = trainer(make_vec_env("parity", 8, "0:40", 0, env_kwargs={"length": 4}, attempts=2), "ppo")
+    log, ended = LogRecorder(), dict[int, list[float]]({0: [], 1: []})
+    model.set_logger(Logger(None, [log]))
+
+    def note(local: dict[str, Any], _: Any) -> bool:
+        for info in local["infos"]:
+            if "attempt" in info:
+                ended[info["attempt"]].append(info["attempt_return"])
+        return True
+
+    model.learn(128, [AttemptReturns(), ConvertCallback(note)])  # one rollout, of two trials in each environment
+    assert len(ended[0]) == len(ended[1]) == 16
+    (row,) = (row for row in log.rows if "rollout/first_attempt_rew_mean" in row)
+    assert row["rollout/first_attempt_rew_mean"] == pytest.approx(np.mean(ended[0]))
+    assert row["rollout/last_attempt_rew_mean"] == pytest.approx(np.mean(ended[1]))
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])

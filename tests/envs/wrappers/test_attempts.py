@@ -7,7 +7,10 @@ from gymnasium import spaces
 from srwm_rl.envs import (
     GAMES,
     AttemptsBatch,
+    BanditBatch,
     BatchEnv,
+    BatchGymEnv,
+    BatchGymVectorEnv,
     BatchVecEnv,
     GymnasiumBatch,
     LevelsVecEnv,
@@ -234,6 +237,21 @@ def test_pictures_places_and_closing_are_those_inside():
     assert "level 5" in env.places()
     assert BatchVecEnv(env).get_images()[0].shape == (512, 512, 3)
     env.close()
+
+
+def test_gymnasium_infos_tell_of_the_attempts_that_ended():
+    env = BatchGymEnv(AttemptsBatch(BanditBatch(1, "0:9", n_pulls=3), 2))
+    vector = BatchGymVectorEnv(AttemptsBatch(BanditBatch(2, "0:9", n_pulls=3), 2))
+    env.reset()
+    vector.reset()
+    for t in range(6):
+        _, _, terminated, _, info = env.step(0)
+        assert terminated == (t == 5)
+        assert info.get("attempt") == {2: 0, 5: 1}.get(t)
+        assert ("attempt_return" in info) == (t in (2, 5))
+        *_, infos = vector.step(np.zeros(2, int))
+        assert infos["_attempt"].tolist() == [t in (2, 5)] * 2
+        assert infos["attempt"].tolist() == [t // 3] * 2
 
 
 def test_wrong_settings_are_refused():
