@@ -15,6 +15,7 @@ from srwm_rl.envs.tasks.bandit_policies import (
     Policy,
     Results,
     epsilon_greedy,
+    gittins_index,
     thompson_sampling,
     ucb1,
 )
@@ -22,6 +23,9 @@ from srwm_rl.envs.tasks.base import TaskBatch
 
 LONGEST_EXACT = 20
 """Pulls up to which the Bayes-optimal return is a matter of seconds."""
+
+LONGEST_GITTINS = 100
+"""Pulls up to which the table of Gittins indices takes a second."""
 
 LONGEST_PLAYED = 15
 """Pulls up to which the Bayes-optimal policy can be played on hundreds of levels in a second."""
@@ -61,7 +65,7 @@ class BanditBatch(TaskBatch):
 
     @classmethod
     def reference_returns(cls, levels: Sequence[int] | IntArray | LevelRange, **settings: Any) -> dict[str, FloatArray]:
-        """Return the returns of the classical policies, and up to `LONGEST_PLAYED` pulls of the Bayes-optimal one."""
+        """Return the returns of classical policies; the Gittins index and the Bayes-optimal one where affordable."""
         levels = check_levels(levels)
         env = cls(len(levels), **settings)
         policies: dict[str, Policy] = {
@@ -69,6 +73,8 @@ class BanditBatch(TaskBatch):
             "UCB1": ucb1,
             "epsilon-greedy": epsilon_greedy,
         }
+        if env.n_pulls <= LONGEST_GITTINS:
+            policies["Gittins index"] = gittins_index(env.n_pulls)
         if env.n_pulls <= LONGEST_PLAYED:
             policies["Bayes-optimal"] = BayesOptimal(env.n_pulls)
         return {name: play_bandits(env, levels, policy) for name, policy in policies.items()}

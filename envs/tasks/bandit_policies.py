@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srwm_rl.envs.batch import Array
+from srwm_rl.envs.batch import Array, FloatArray
 from srwm_rl.envs.levels import IntArray, hash_uniform
 
 EPSILON = 0.1
 """Share of random pulls of the epsilon-greedy policy."""
+RATES = 200
+"""Resolution of the Gittins indices."""
 _NOISE = 2**32  # second key of the hashes: no pull of an episode has this number
 
 
@@ -62,6 +64,41 @@ def thompson_sampling() -> Policy:
         return arms
 
     return pull
+
+
+def gittins_index(n_pulls: int) -> Policy:
+    """Return the policy that pulls the arm with the highest finite-horizon Gittins index; see `gittins_table`."""
+    table = gittins_table(n_pulls)
+
+    def pull(results: Results) -> Array:
+        wins, losses = results.wins.astype(int), (results.tries - results.wins).astype(int)
+        return _argmax(table[n_pulls - results.pull, wins, losses], results)
+
+    return pull
+
+
+@cache
+def gittins_table(n_pulls: int) -> FloatArray:
+    """Return the Gittins indices of an arm with a chance drawn from U[0, 1], `[pulls left, wins, losses]`.
+
+    The index is the highest mean reward per pull that the arm can earn until the best time to stop (Gittins 1979;
+    Niño-Mora 2011 for finite horizons), to within 1 / `RATES`: the rate at which pulling on, at that price, earns 0.
+
+    Args:
+        n_pulls: The longest horizon; time grows with its third power.
+    """
+    rates = (np.arange(RATES) + 0.5) / RATES
+    counts = np.arange(n_pulls)
+    p = ((counts[:, None] + 1) / (counts[:, None] + counts + 2))[..., None]  # chance that the next pull pays
+    gain = np.zeros((n_pulls + 1, n_pulls + 1, RATES))  # [wins, losses, rate]: of pulling on until the best time
+    table = np.zeros((n_pulls + 1, n_pulls, n_pulls), np.float32)
+    for left in range(1, n_pulls + 1):
+        n = n_pulls - left + 1
+        now = p[:n, :n]
+        pulling = now - rates + now * gain[1 : n + 1, :n] + (1 - now) * gain[:n, 1 : n + 1]
+        table[left, :n, :n] = (pulling > 0).mean(axis=-1)
+        gain[:n, :n] = np.maximum(pulling, 0.0)
+    return table
 
 
 Arms = tuple[tuple[int, int], ...]

@@ -9,10 +9,12 @@ from srwm_rl.envs.tasks import BanditBatch
 from srwm_rl.envs.tasks.bandit import LONGEST_PLAYED, bayes_optimal_return
 from srwm_rl.envs.tasks.bandit_policies import (
     EPSILON,
+    RATES,
     BayesOptimal,
     Policy,
     Results,
     epsilon_greedy,
+    gittins_table,
     thompson_sampling,
     ucb1,
 )
@@ -56,9 +58,30 @@ def test_the_bayes_optimal_policy_chooses_the_arm_of_the_highest_value() -> None
     assert policy(last)[0] == 0
 
 
+def gain(rate: float, left: int, wins: int, losses: int) -> float:
+    """Return what pulling an arm earns until the best time to stop, at a price of `rate` per pull."""
+    if left == 0:
+        return 0.0
+    p = (wins + 1) / (wins + losses + 2)
+    later = p * gain(rate, left - 1, wins + 1, losses) + (1 - p) * gain(rate, left - 1, wins, losses + 1)
+    return max(0.0, p - rate + later)
+
+
+def test_gittins_indices_are_the_rates_at_which_pulling_on_earns_nothing() -> None:
+    table = gittins_table(8)
+    for left, wins, losses in [(8, 0, 0), (5, 2, 1), (4, 0, 3), (1, 3, 4), (3, 0, 0)]:
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            rate = (low + high) / 2
+            low, high = (rate, high) if gain(rate, left, wins, losses) > 1e-12 else (low, rate)
+        assert table[left, wins, losses] == pytest.approx(low, abs=1 / RATES)
+    assert table[1, 3, 4] == pytest.approx(4 / 9, abs=1 / RATES)  # the mean, with one pull left
+    assert table[8, 0, 0] > table[3, 0, 0] > 0.5  # knowledge is worth more with more pulls left
+
+
 def test_reference_returns_depend_on_each_level_alone() -> None:
     returns = BanditBatch.reference_returns(range(60), n_pulls=12, n_arms=3)
-    assert set(returns) == {"Thompson sampling", "UCB1", "epsilon-greedy", "Bayes-optimal"}
+    assert set(returns) == {"Thompson sampling", "UCB1", "epsilon-greedy", "Gittins index", "Bayes-optimal"}
     some = BanditBatch.reference_returns([41, 7], n_pulls=12, n_arms=3)
     for name, values in returns.items():
         assert values.dtype == np.float32
@@ -68,7 +91,8 @@ def test_reference_returns_depend_on_each_level_alone() -> None:
 
 def test_reference_returns_are_near_the_published_ones() -> None:
     returns = {name: r.mean() for name, r in BanditBatch.reference_returns(range(3000)).items()}
-    # Duan et al. 2016, table 1 (5 arms, 10 pulls): Thompson sampling 5.7, optimistic and tuned policies up to 6.7.
+    # Duan et al. 2016, table 1 (5 arms, 10 pulls): Gittins index 6.6, Thompson sampling 5.7.
+    assert returns["Gittins index"] == pytest.approx(6.6, abs=0.12)
     assert returns["Bayes-optimal"] == pytest.approx(bayes_optimal_return(5, 10), abs=0.15)  # standard error 0.04
     assert returns["Thompson sampling"] == pytest.approx(5.75, abs=0.2)
     assert all(5.4 < value <= returns["Bayes-optimal"] for value in returns.values())
