@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, lower
 from srwm_rl.native.ppo_gradient import PPOGradient
-from srwm_rl.nn.layers import MemoryLayer
+from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, run_in_segments
 from srwm_rl.ops.backends import preferred
@@ -195,20 +195,20 @@ class FusedPolicy:
         if actions is not None:
             assert lowered.log_prob_and_entropy is not None
             programs = [*programs[:-1], lowered.log_prob_and_entropy]
-        layers: Sequence[MemoryLayer] = self.policy.core.layers  # type: ignore[assignment]
+        core: StackCore = self.policy.core  # type: ignore[assignment]
         outputs: Sequence[Tensor] = programs[0].run(lowered.inputs.of(obs, shape.numel()))
         finals = []
-        for layer, layer_state, program in zip(layers, core_state.unbind(0), programs[1:], strict=True):
-            stream, x = outputs
-            heads = x.view(*shape, layer.n_heads, layer.head_size)
-            y, final = run_in_segments(layer.recur, heads, layer_state, episode_starts, bptt)
-            inputs = [stream, y.reshape(stream.shape)]
+        for module, state, program in zip(core.recurrences(), core.split_state(core_state), programs[1:], strict=True):
+            *stream, x = outputs
+            steps = x.view(*shape, *module.input_shape)
+            y, final = run_in_segments(module.recur, steps, state, episode_starts, bptt)
+            inputs = [*stream, y.reshape(x.shape)]
             if program is programs[-1] and actions is not None:
                 inputs.append(actions.reshape(-1, 1).float())
             outputs = program.run(inputs)
             finals.append(final)
         action_outputs, values = outputs
-        return action_outputs, values.view(-1), finals[0][None] if len(finals) == 1 else torch.stack(finals)
+        return action_outputs, values.view(-1), core.join_state(finals)
 
 
 def _tensors(obs: Obs) -> list[Tensor]:

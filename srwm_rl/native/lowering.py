@@ -18,6 +18,7 @@ from srwm_rl.nn.distributions import UncheckedCategorical
 from srwm_rl.nn.encoders import EPISODE_STEP, MAIN_KEY, Encoder, ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy, as_floats
+from srwm_rl.nn.short_conv import ShortConv
 from srwm_rl.ops.cpu import Kernel, load_kernel
 from srwm_rl.ops.program import Features, Program
 
@@ -56,7 +57,7 @@ class LoweredPolicy(NamedTuple):
     """The programs of a policy; the last three are None where the kernel cannot run them."""
 
     inputs: Inputs  # of the first program and of the step
-    programs: list[Program]  # before, between and after the core's memories; the last ends in logits and value
+    programs: list[Program]  # before, between and after the core's recurrences; the last ends in logits and value
     log_prob_and_entropy: Program | None  # the last one, ending in log-probability and entropy of an action instead
     ppo_loss: Program | None  # the last one, ending in PPO's loss
     step: Program | None  # a whole acting step, with memories and sampling
@@ -75,6 +76,7 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
         and core.carries_over
         and len(policy.action_space.shape or (1,)) == 1
         and type(core).forward is StackCore.forward
+        and (core.short_conv is None or type(core.short_conv) is ShortConv)
         and all(type(block) is FeedForwardBlock for block in core.blocks)
         and all(type(layer).forward is MemoryLayer.forward for layer in core.layers)
         and type(policy.features_extractor) is Encoder
@@ -95,10 +97,14 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
 
 
 def _programs(policy: SRWMPolicy, kernel: Kernel) -> list[Program]:
-    """Return one program up to the first memory, one from each to the next, and one to the heads' outputs."""
+    """Return one program up to the first recurrence, one from each to the next, and one to the heads' outputs."""
     core: Any = policy.core
     program = Program(kernel)
     programs, x = [program], _linear(program, _encoder(program, policy), core.project)
+    if core.short_conv is not None:
+        program.output(x)
+        programs.append(program := Program(kernel))
+        x = program.input(core.output_size, needs_grad=True)
     for i, (layer, block) in enumerate(zip(core.layers, core.blocks, strict=True), start=1):
         for features in _before_memory(program, layer, x):
             program.output(features)
@@ -142,6 +148,8 @@ def _step(policy: SRWMPolicy, kernel: Kernel) -> Program | None:
         return None
     program = Program(kernel)
     x = _linear(program, _encoder(program, policy), core.project)
+    if core.short_conv is not None:
+        x = program.short_conv(x, core.short_conv.weight, core.layers[0].state_size)
     for layer, block in zip(core.layers, core.blocks, strict=True):
         stream, heads = _before_memory(program, layer, x)
         retention = None if layer.gate is None else _linear(program, heads, layer.gate, "sigmoid")

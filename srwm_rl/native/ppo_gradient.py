@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy
+from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy, run_in_segments
+from srwm_rl.nn.short_conv import ShortConv
 from srwm_rl.ops import cpu
 from srwm_rl.ops.checks import as_uint8
 from srwm_rl.ops.program import PPOLossParams
@@ -32,8 +34,8 @@ class PPOGradient:
         assert lowered.ppo_loss is not None
         self.bptt, self._inputs = bptt, lowered.inputs
         self._programs = [*lowered.programs[:-1], lowered.ppo_loss]
-        self._layers: Sequence[MemoryLayer] = policy.core.layers  # type: ignore[assignment]
-        plain = [layer for layer in self._layers if bptt is None and _is_plain(layer)]
+        self._core: StackCore = policy.core  # type: ignore[assignment]
+        plain = [layer for layer in self._core.recurrences() if bptt is None and _is_plain(layer)]
         self._weights = [weight for program in self._programs for weight in program.trainable]
         self._plain = {layer: index for index, layer in enumerate(plain, len(self._weights))}
         self._weights += [layer.weight for layer in plain]
@@ -49,8 +51,8 @@ class PPOGradient:
         old log-probabilities, advantages, returns and old values, `[T * B, 1]`, float32. Returns the loss's terms
         `[5]`, summed over steps.
         """
-        n_layers, batch, size = len(self._layers), episode_starts.shape[1], self._layers[0].state_size
-        assert core_state.shape == (n_layers, batch, size), "not the core's state"
+        core, batch = self._core, episode_starts.shape[1]
+        assert core_state.shape == (core.state_layers, batch, core.state_size), "not the core's state"
         assert (core_state.dtype, core_state.device.type) == (torch.float32, "cpu"), "C reads float32 on the CPU"
         with torch.no_grad():
             # New memory each time: a caller may keep the gradients of the last update.
@@ -80,26 +82,25 @@ class PPOGradient:
         with torch.enable_grad():
             features = self._inputs.of(obs, shape.numel())
         values, program_inputs, memory_backward = features, [], []
-        for layer, state, program in zip(self._layers, core_state.unbind(0), programs, strict=False):
-            stream, x = program.forward(values)
-            heads = x.view(*shape, layer.n_heads, layer.head_size)
-            if layer in self._plain:
-                weight_grad = weight_grads[self._plain[layer]]
-                y, backward = _scan(layer, heads, state, episode_starts, weight_grad)
+        recurrences, states = self._core.recurrences(), self._core.split_state(core_state)
+        for module, state, program in zip(recurrences, states, programs, strict=False):
+            *stream, x = program.forward(values)
+            steps = x.view(*shape, *module.input_shape)
+            if _is_plain(module) and module in self._plain:
+                weight_grad = weight_grads[self._plain[module]]
+                y, backward = _scan(module, steps, state, episode_starts, weight_grad)
             else:
-                y, backward = _recur_by_autograd(layer, heads, state, episode_starts, self.bptt)
+                y, backward = _recur_by_autograd(module, steps, state, episode_starts, self.bptt)
             program_inputs.append(values)
             memory_backward.append(backward)
-            values = [stream, y.reshape(stream.shape)]
+            values = [*stream, y.reshape(x.shape)]
         grads, sums = programs[-1].loss_and_grad([*values, *inputs], params, grad_buffers[-1])
         for program, buffers, values, backward in zip(
             programs[-2::-1], grad_buffers[-2::-1], program_inputs[::-1], memory_backward[::-1], strict=True
         ):
-            grad_stream, grad_y = grads[:2]
-            assert grad_stream is not None
-            assert grad_y is not None
-            grad_x = backward(grad_y.view(heads.shape)).reshape(grad_stream.shape)
-            grads = program.backward(values, (grad_stream, grad_x), program.input_needs_grad, buffers)
+            *grad_stream, grad_y = (grad for grad in grads if grad is not None)
+            grad_x = backward(grad_y).reshape(grad_y.shape)
+            grads = program.backward(values, (*grad_stream, grad_x), program.input_needs_grad, buffers)
         for feature, grad in zip(features, grads, strict=True):
             if feature.requires_grad:  # from an image encoder, which torch runs
                 feature.backward(grad)
@@ -127,23 +128,23 @@ def _scan(
 
 
 def _recur_by_autograd(
-    layer: MemoryLayer, heads: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
+    module: MemoryLayer | ShortConv, steps: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
 ) -> tuple[Tensor, BackwardFn]:
-    """As `_scan` for any layer; the backward function uses autograd, which adds to its weights' `.grad`."""
+    """As `_scan` for any recurrence; the backward function uses autograd, which adds to its weights' `.grad`."""
     with torch.enable_grad():
-        leaf = heads.detach().requires_grad_()
-        y, _ = run_in_segments(layer.recur, leaf, state, episode_starts, bptt)
+        leaf = steps.detach().requires_grad_()
+        y, _ = run_in_segments(module.recur, leaf, state, episode_starts, bptt)
 
     def backward(grad_y: Tensor) -> Tensor:
         if y.requires_grad:
-            y.backward(grad_y)
+            y.backward(grad_y.view_as(y))
         return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
     return y.detach(), backward
 
 
-def _is_plain(layer: MemoryLayer) -> TypeGuard[SRWMLayer]:
-    """Return whether a layer's memory is the SRWM's recurrence without gate or frozen slices."""
+def _is_plain(layer: MemoryLayer | ShortConv) -> TypeGuard[SRWMLayer]:
+    """Return whether a recurrence is that of the SRWM without gate or frozen slices."""
     if type(layer) is not SRWMLayer or getattr(layer.recur, "__func__", None) is not SRWMLayer.recur:
         return False
     return layer.gate is None and layer.frozen_weight is None

@@ -73,11 +73,16 @@ def describe_distribution(distribution: Distribution) -> tuple[Tensor, Tensor | 
 
 
 def state_heads(core: Core) -> Tensor:
-    """Return the head to which each float of the core's state belongs, `[L, S]`; 0 without heads."""
+    """Return the head to which each float of the core's state belongs, `[L, S]`.
+
+    It is 0 in a core without heads, -1 for floats of no head: the earlier inputs of a short convolution.
+    """
     # Only in a StackCore is layer l's state known to be row l; a user's core may use the same layers otherwise.
-    layers = core.layers if isinstance(core, StackCore) else [None] * core.state_layers
-    rows = [_layer_heads(layer, core.state_size) for layer in layers]
-    return torch.stack(rows).to(next(core.parameters()).device) if rows else torch.zeros(0, core.state_size)
+    heads = torch.full((core.state_layers, core.state_size), -1 if isinstance(core, StackCore) else 0)
+    layers = core.layers if isinstance(core, StackCore) else ()
+    for row, layer in zip(heads, layers, strict=False):
+        row[: layer.state_size] = _layer_heads(layer, layer.state_size)
+    return heads.to(next(core.parameters()).device)
 
 
 def _layer_heads(layer: object, size: int) -> Tensor:
@@ -111,10 +116,10 @@ def count_heads(core: Core) -> int:
 
 def head_norms(core: Core, state: Tensor) -> Tensor:
     """Return the Euclidean norm of each head's part of `state` `[L, B, S]`, `[L, B, H]`."""
-    heads = state_heads(core)
+    heads = state_heads(core)[:, None].expand(state.shape)
     norms = state.new_zeros(*state.shape[:2], count_heads(core))  # [L, B, H]
     if norms.numel():
-        norms.scatter_add_(-1, heads[:, None].expand(state.shape), state.square())
+        norms.scatter_add_(-1, heads.clamp(min=0), state.square().masked_fill(heads < 0, 0))
     return norms.sqrt()
 
 

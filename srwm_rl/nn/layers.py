@@ -36,6 +36,7 @@ class MemoryLayer(nn.Module, ABC):
     Attributes:
         head_size: D.
         state_size: floats of state per environment.
+        input_shape: of one step of `recur`, `(H, D)`.
 
     Raises:
         UserError: `hidden_size` is no multiple of `n_heads`, or `norm` is unknown.
@@ -50,6 +51,7 @@ class MemoryLayer(nn.Module, ABC):
         if norm not in NORMS:
             raise UserError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
         self.n_heads, self.head_size = n_heads, hidden_size // n_heads
+        self.input_shape = (n_heads, self.head_size)
         self.input_softmax, self.norm = input_softmax, norm
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.layer_norm = nn.LayerNorm(hidden_size) if norm != "none" else nn.Identity()
@@ -172,8 +174,8 @@ class SRWMLayer(MemoryLayer):
         return torch.cat((self.weight, self.frozen_weight), -1).index_select(-1, self._columns)
 
     def edit_columns(self) -> Tensor:
-        """Return the trained query, key and beta columns `[H, D, n]`, a view of `weight`."""
-        return self.weight[..., self.widths[0] :]
+        """Return the trained query, key and beta columns `[H, D, n]`, a detached view of `weight`."""
+        return self.weight.detach()[..., self.widths[0] :]
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run the self-modifying heads: `[T, B, H, D]` to `[T, B, H, E]`."""

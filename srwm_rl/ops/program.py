@@ -16,13 +16,13 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.cpu import Kernel, n_threads
 
-INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE = range(10)
+INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE, SHORT_CONV = range(11)
 TERMS = 5  # of PPO's loss: policy loss, value loss, entropy, approximate KL divergence, clipped ratios
 ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 _LANES = 16  # LANES in csrc/srwm_cpu.c
 _NUMBERS = ("kind", "activation", "first", "to", "add", "n_in", "n_out", "index")
 _INDICES = ("is_leaf", "weight_index", "bias_index")
-_COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain")
+_COUNTS = ("B", "n_ops", "n_features", "n_scratch", "n_sums", "n_shares", "next", "grain", "state_size")
 _POINTERS = ("ops", "inputs", "outputs", "actions", "state", "final", "starts")
 _PPO_LOSS = ("clip_range", "clip_range_vf", "vf_coef", "ent_coef", "scale")
 _BACK = ("grad_outputs", "grad_inputs", "grad_weights", "sums", "loss_params", "terms")
@@ -92,7 +92,7 @@ class Program:
         self._inputs: list[int] = []  # their widths
         self._outputs: list[int] = []
         self._needs_grad: list[bool] = []
-        self._n_states = self._state_size = self._n_scratch = self._n_sums = 0
+        self._n_states = self._state_size = self._n_conv_inputs = self._n_scratch = self._n_sums = 0
 
     def input(self, width: int, needs_grad: bool = False) -> Features:
         """Append the next input, `[B, width]`; `needs_grad`: with a gradient."""
@@ -189,6 +189,18 @@ class Program:
             weight=self._pointer(weight),
         )
 
+    def short_conv(self, x: Features, weight: Tensor, offset: int) -> Features:
+        """Append one step of `srwm_rl.ops.short_conv`; `weight` `[W, n]`, without gradient.
+
+        Its earlier inputs `[W - 1, n]` are numbers `offset` on of the first layer's state, behind that of the heads.
+        """
+        width, n = weight.shape
+        assert n == x.n, "the weight does not fit the features"
+        self._n_conv_inputs = (width - 1) * n
+        self._n_scratch = max(self._n_scratch, 2 * n)
+        fields = {"first": x.first, "n_in": n, "n_out": width, "index": offset, "weight": self._pointer(weight)}
+        return self._append(SHORT_CONV, self._new(n, False), **fields)
+
     def sample(self, logits: Features, exp_noise: Features) -> None:
         """Sample an action, `argmax(log p - log exp_noise)`; its log-probability is the next output."""
         self._outputs.append(1)
@@ -210,7 +222,8 @@ class Program:
         """
         state = state.contiguous()
         starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
-        assert state.shape == (self._n_states, len(starts), self._state_size), "not the program's state"
+        size = self._state_size + self._n_conv_inputs
+        assert state.shape == (self._n_states, len(starts), size), "not the program's state"
         assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
         actions, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
         memory = {"actions": actions, "state": state, "final": final, "starts": starts}
@@ -263,8 +276,13 @@ class Program:
         packed = [x.contiguous() for x in inputs]
         input_pointers = _pointers(packed)
         numbers = (batch, len(self._ops), len(self._needs_grad), self._n_scratch, self._n_sums)
+        state_size = self._state_size + self._n_conv_inputs
         program = _Program(
-            *numbers, ops=ctypes.addressof(self._ops), inputs=ctypes.addressof(input_pointers), **pointers
+            *numbers,
+            state_size=state_size,
+            ops=ctypes.addressof(self._ops),
+            inputs=ctypes.addressof(input_pointers),
+            **pointers,
         )
         kernel = self.kernel
         call = getattr(kernel.library, function)

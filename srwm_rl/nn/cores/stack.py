@@ -1,20 +1,25 @@
-"""`StackCore`: an input projection, then memory layers with feed-forward blocks."""
+"""`StackCore`: an input projection, perhaps a short convolution, then memory layers with feed-forward blocks."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings, did_you_mean
 from srwm_rl.nn.cores.base import Core
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
+from srwm_rl.nn.short_conv import ShortConv
 
 
 class StackCore(Core):
     """Input projection, then memory layers, each followed by a feed-forward block; the state stacks the layers' states.
+
+    A short convolution's earlier inputs are appended to the first layer's state, zeros to the others'.
 
     A subclass sets `layer_class` and `variants`.
 
@@ -24,6 +29,8 @@ class StackCore(Core):
         n_layers: L.
         n_heads: H; `D = hidden_size / H`.
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
+        short_conv: width of a causal depthwise convolution between the projection and the first layer, at least 2:
+            each channel weighs its last inputs of the episode; see `srwm_rl.nn.short_conv.ShortConv`. 0: none.
         variant: the layer's default settings: "default", or "paper" for the published layer exactly.
         settings: of the layer, see `layer_class`, by name; None: the variant's.
 
@@ -41,6 +48,7 @@ class StackCore(Core):
         n_layers: int = 2,
         n_heads: int = 8,
         ff_size: int | None = None,
+        short_conv: int = 0,
         variant: str = "default",
         **settings: Any,
     ) -> None:
@@ -48,11 +56,14 @@ class StackCore(Core):
         if variant not in self.variants:
             raise UserError(f"unknown variant {variant!r}{did_you_mean(variant, self.variants)}")
         _check_types(settings)
+        if not isinstance(short_conv, int) or isinstance(short_conv, bool) or short_conv < 0 or short_conv == 1:
+            raise UserError(f"short_conv must be a width of at least 2, or 0 for none, not {short_conv!r}")
         layer_settings = self.variants[variant] | {name: value for name, value in settings.items() if value is not None}
         project = nn.Linear(input_size, hidden_size)
         layers = [self.layer_class(hidden_size, n_heads, **layer_settings) for _ in range(n_layers)]
-        super().__init__(input_size, hidden_size, n_layers, layers[0].state_size)
-        self.project, self.layers = project, nn.ModuleList(layers)
+        conv = ShortConv(hidden_size, short_conv) if short_conv else None
+        super().__init__(input_size, hidden_size, n_layers, layers[0].state_size + (conv.state_size if conv else 0))
+        self.project, self.short_conv, self.layers = project, conv, nn.ModuleList(layers)
         self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
 
     @classmethod
@@ -65,13 +76,36 @@ class StackCore(Core):
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""
         x = self.project(x)  # [T, B, hidden]
-        finals = []
-        for layer, block, layer_state in zip(self.layers, self.blocks, state.unbind(0), strict=True):
+        states, finals = self.split_state(state), []
+        if self.short_conv is not None:
+            x, final = self.short_conv(x, states.pop(0), episode_starts)
+            finals.append(final)
+        for layer, block, layer_state in zip(self.layers, self.blocks, states, strict=True):
             x, final = layer(x, layer_state, episode_starts)
             x = block(x)
             finals.append(final)
+        return x, self.join_state(finals)
+
+    def recurrences(self) -> list[ShortConv | MemoryLayer]:
+        """Return the modules that carry a state, in the order in which they run."""
+        layers: list[Any] = [*self.layers]
+        return layers if self.short_conv is None else [self.short_conv, *layers]
+
+    def split_state(self, state: Tensor) -> list[Tensor]:
+        """Split a core state `[L, B, S]` into that of each of `recurrences`, `[B, state_size]`."""
+        rows = [*state.unbind(0)]
+        if self.short_conv is None:
+            return rows
+        size = self.state_size - self.short_conv.state_size
+        return [rows[0][:, size:], *(row[:, :size] for row in rows)]
+
+    def join_state(self, states: Sequence[Tensor]) -> Tensor:
+        """Invert `split_state`."""
+        if self.short_conv is not None:
+            inputs, first, *others = states
+            states = [torch.cat((first, inputs), -1), *(F.pad(other, (0, inputs.shape[-1])) for other in others)]
         # A single layer's state needs no copy.
-        return x, finals[0][None] if len(finals) == 1 else torch.stack(finals)  # [L, B, S]
+        return states[0][None] if len(states) == 1 else torch.stack([*states])  # [L, B, S]
 
 
 def _check_types(settings: dict[str, Any]) -> None:

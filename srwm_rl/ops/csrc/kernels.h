@@ -60,6 +60,7 @@ static TARGET void NAME(scan_worker)(void *data) {
 
 #if !IS_DOUBLE
 #include "transpose_kernel.h"
+#include "short_conv_kernel.h"
 #include "program_kernel.h"
 #if VLEN > 1
 #include "lanes_kernel.h"

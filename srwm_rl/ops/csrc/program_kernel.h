@@ -204,18 +204,41 @@ static TARGET void NAME(sample_categorical)(const Op *op, const REAL *logits, co
 static TARGET int NAME(heads)(const Program *program, const Op *op, REAL *features, REAL *scratch, int64_t first,
                               int n) {
     const int H = op->n_out, D = op->n_in / H;
-    const int64_t size = (int64_t)op->n_in * (3 * D + 4), at = (op->index * program->B + first) * size;
+    const int64_t size = (int64_t)op->n_in * (3 * D + 4), S = program->state_size;
+    const int per_job = S == size ? n : 1; /* environments whose shifts follow one another */
     REAL *x = scratch, *y = AT(x, op->n_in), *retention = AT(y, op->n_in);
     NAME(store_transposed)(AT(features, op->from), n, op->n_in, x);
     if (op->add >= 0) NAME(store_transposed)(AT(features, op->add), n, H, retention);
-    Job job = {.T = 1, .B = n, .H = H, .D = D, .E = D, .grain = (int64_t)n * H};
-    job.bound = op->number;
-    job.x = x, job.weight = op->weight, job.shift = program->state + at, job.starts = program->starts + first;
-    job.y = y, job.final = program->final + at;
-    job.retention = op->add >= 0 ? retention : 0;
-    scan_worker(0, program->level, D)(&job);
+    for (int i = 0; i < n; i += per_job) {
+        const int64_t at = (op->index * program->B + first + i) * S;
+        Job job = {.T = 1, .B = per_job, .H = H, .D = D, .E = D, .grain = (int64_t)per_job * H};
+        job.bound = op->number;
+        job.x = x + i * op->n_in, job.weight = op->weight, job.shift = program->state + at;
+        job.starts = program->starts + first + i;
+        job.y = y + i * op->n_in, job.final = program->final + at;
+        job.retention = op->add >= 0 ? retention + i * H : 0;
+        scan_worker(0, program->level, D)(&job);
+        if (job.failed) return 1;
+        if (op->index) memset(program->final + at + size, 0, (S - size) * sizeof(REAL));
+    }
     NAME(load_transposed)(y, n, op->n_in, AT(features, op->to));
-    return job.failed;
+    return 0;
+}
+
+/* One step of the short convolution. */
+static TARGET void NAME(short_conv)(const Program *program, const Op *op, const REAL *in, REAL *out, REAL *scratch,
+                                    int64_t first, int n) {
+    REAL *x = scratch, *y = AT(x, op->n_in);
+    NAME(store_transposed)(in, n, op->n_in, x);
+    for (int i = 0; i < n; i++) {
+        const int64_t at = (first + i) * program->state_size + op->index;
+        Conv conv = {.T = 1, .B = 1, .C = op->n_in, .W = op->n_out};
+        conv.x = x + i * op->n_in, conv.weight = op->weight, conv.state = program->state + at;
+        conv.starts = program->starts + first + i;
+        conv.y = y + i * op->n_in, conv.final = program->final + at;
+        NAME(short_conv_forward)(&conv);
+    }
+    NAME(load_transposed)(y, n, op->n_in, out);
 }
 
 /* Run all operations for the rows [first, first + n). Return 1 without memory. */
@@ -241,6 +264,7 @@ static TARGET int NAME(tile_forward)(const Program *program, REAL *features, REA
             case SAMPLE:
                 NAME(sample_categorical)(op, from, add, program->actions + first, program->outputs[op->index] + first, n);
                 break;
+            case SHORT_CONV: NAME(short_conv)(program, op, from, to, scratch, first, n); break;
         }
     }
     return 0;

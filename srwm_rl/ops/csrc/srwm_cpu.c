@@ -1,7 +1,7 @@
-/* The recurrences, the row-wise parts of a small network and max pooling on the CPU: plain C, without headers of Python or
- * torch, called through ctypes.
+/* The recurrences, the short convolution, the row-wise parts of a small network and max pooling on the CPU: plain C,
+ * without headers of Python or torch, called through ctypes.
  *
- * kernels.h includes the algorithms. They are compiled for float and (but for lanes, programs and max pooling) double, each
+ * kernels.h includes the algorithms. They are compiled for float and (but for lanes, programs, short convolutions and max pooling) double, each
  * portably and, on x86 with GCC or clang, for AVX2 and AVX-512; the caller passes the level to run, at most
  * srwm_cpu_level().
  */
@@ -30,7 +30,7 @@ typedef struct {
 } Job;
 
 enum { TILE = 64, LANES = 16 }; /* rows that a program processes at once; numbers in the longest vector */
-enum { INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE };
+enum { INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE, SHORT_CONV };
 enum { TERMS = 5 }; /* policy loss, value loss, entropy, approximate KL divergence, how often the ratio was clipped */
 enum { IDENTITY, RELU, SIGMOID, TANH };
 #define PADDED(n) (((size_t)(n) + LANES - 1) / LANES * LANES)
@@ -48,7 +48,9 @@ enum { IDENTITY, RELU, SIGMOID, TANH };
  *   HEADS     to = the output of the n_out heads of layer `index` for from, n_in; weight [H, D, 3D+4], number: the bound,
  *             add: retention
  *   SAMPLE    actions and outputs[index], their log-probabilities, from n_in logits and as many exp_noise, add
- * The last three have no backward pass.
+ *   SHORT_CONV  to = the short convolution of from, n_in, with n_out taps, weight [n_out, n_in]; earlier inputs are stored
+ *             from number `index` on in the first layer's state, behind that of its heads
+ * The last four have no backward pass.
  */
 typedef struct {
     int32_t kind, activation, from, to, add, n_in, n_out, index;
@@ -67,6 +69,7 @@ typedef struct {
 
 typedef struct {
     int64_t B, n_ops, n_features, n_scratch, n_sums, n_shares, next, grain; /* n_scratch: additional features */
+    int64_t state_size; /* S: the numbers of a layer's heads, then those of a short convolution, if there is one */
     const Op *ops;
     const float *const *inputs; /* [B, n] each */
     float *const *outputs;      /* [B, n] each; NULL in backward */
@@ -82,6 +85,16 @@ typedef struct {
     float *terms; /* [TERMS], summed over rows */
     int level, failed;
 } Program;
+
+/* A causal depthwise convolution with W taps; state and final [B, W - 1, C] are the last inputs, the newest first. */
+typedef struct {
+    int64_t T, B, C, W;
+    const float *x, *weight, *state;     /* [T, B, C], [W, C] */
+    const unsigned char *starts;         /* [T, B] */
+    float *y, *final;                    /* NULL in backward */
+    const float *grad_y, *grad_final;    /* either may be NULL: zeros */
+    float *grad_x, *grad_weight, *grad_state; /* added to */
+} Conv;
 
 /* Max pooling of n images [h, w, c] to [(h + 1) / 2, (w + 1) / 2, c]. */
 typedef struct {
@@ -185,7 +198,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 9; }
+EXPORT int srwm_cpu_version(void) { return 10; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -308,6 +321,20 @@ EXPORT int srwm_cpu_program_backward(Program *program, int level, unsigned threa
     }
     free(block);
     return program->failed;
+}
+
+typedef void (*Convolve)(const Conv *);
+
+/* Run a short convolution, one thread. */
+EXPORT void srwm_cpu_short_conv_forward(const Conv *conv, int level) {
+    static const Convolve functions[] = BY_LEVEL(short_conv_forward);
+    functions[level](conv);
+}
+
+/* Add the gradients of a short convolution, one thread. */
+EXPORT void srwm_cpu_short_conv_backward(const Conv *conv, int level) {
+    static const Convolve functions[] = BY_LEVEL(short_conv_backward);
+    functions[level](conv);
 }
 
 /* The worker whose vectors divide the channels; NULL: none. */

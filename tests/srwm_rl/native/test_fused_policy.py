@@ -49,6 +49,10 @@ CORES: dict[str, tuple[str, dict[str, Any]]] = {
     "sr_delta": ("sr_delta", {}),
     "delta": ("delta", {"n_layers": 2}),
     "fake_sr": ("fake_sr", {}),
+    "conv": ("srwm", {"short_conv": 4}),
+    "conv, two layers": ("srwm", {"short_conv": 3, "n_layers": 2, "retention": True}),
+    "conv of delta": ("delta", {"short_conv": 2, "n_layers": 2}),
+    "conv of fake_sr": ("fake_sr", {"short_conv": 4, "n_layers": 2}),
 }
 
 

@@ -18,10 +18,14 @@ def unroll(core: Core, n_steps: int = 11, batch: int = 3) -> tuple[torch.Tensor,
     return x, state, torch.rand(n_steps, batch, generator=generator) < 0.2
 
 
-@pytest.fixture(params=core_names())
+STACKS = ("srwm", "srwm_no_carry", "sr_delta", "delta", "fake_sr")
+
+
+@pytest.fixture(params=[*core_names(), *(f"{name} behind a convolution" for name in STACKS)])
 def core(request: pytest.FixtureRequest) -> Core:
     torch.manual_seed(0)
-    return make_core(request.param, 5, **SIZES)
+    name, *conv = request.param.split(" behind ")
+    return make_core(name, 5, **SIZES, **({"short_conv": 4} if conv else {}))
 
 
 def test_shapes_and_zero_initial_state(core: Core) -> None:
@@ -276,6 +280,38 @@ def test_key_init_scales_the_initial_keys_of_delta() -> None:
     assert torch.equal(rows[1], factors * rows[0])
 
 
+@pytest.mark.parametrize("name", STACKS)
+def test_short_conv_weighs_the_last_inputs_of_the_episode(name: str) -> None:
+    torch.manual_seed(0)
+    plain = make_core(name, 5, **SIZES)
+    core = make_core(name, 5, **SIZES, short_conv=3)
+    core.load_state_dict(plain.state_dict(), strict=False)
+    weight = core.short_conv.weight  # type: ignore[union-attr]
+    assert weight.shape == (3, 16)
+    assert weight[0].eq(1).all()
+    assert 0.15 < weight[1:].std() < 0.45
+    x, _, starts = unroll(core)
+    with torch.no_grad():
+        weight[1:] = 0
+    for run in (slice(0, 1), slice(None)):  # the present input alone: nothing changes
+        y, _ = core(x[run], core.initial_state(3), starts[run])
+        torch.testing.assert_close(y, plain(x[run], plain.initial_state(3), starts[run])[0])
+    assert core.state_size == plain.state_size + 32
+    _, state = core(x, core.initial_state(3), torch.zeros_like(starts))
+    inputs = state[0, :, plain.state_size :] if core.carries_over else core.project(x[[-1, -2]]).transpose(0, 1)
+    torch.testing.assert_close(inputs.reshape(3, 2, 16), core.project(x[[-1, -2]]).transpose(0, 1))  # type: ignore[operator]
+    assert not state[1, :, plain.state_size :].any()
+
+
+def test_no_short_conv_draws_no_random_numbers() -> None:
+    states = []
+    for settings in ({}, {"short_conv": 0}):
+        torch.manual_seed(0)
+        make_core("srwm", 5, **SIZES, **settings)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 def test_default_variant_starts_with_small_queries() -> None:
     default, paper = (SRWMCore(5, variant=v).layers[0].weight for v in ("default", "paper"))
     assert default[..., 16:32].std() < 0.02 * paper[..., 16:32].std()
@@ -304,6 +340,10 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("srwm_no_carry", {"edit_lr_multiplier": float("nan")}, "edit_lr_multiplier must be a finite number"),
         ("srwm", {"edit_lr_multiplyer": 3.0}, "did you mean 'edit_lr_multiplier'"),
         ("delta", {"edit_lr_multiplier": 3.0}, "has no setting 'edit_lr_multiplier'"),
+        ("srwm", {"short_conv": 1}, "short_conv must be a width of at least 2, or 0 for none, not 1"),
+        ("delta", {"short_conv": True}, "short_conv must be a width of at least 2, or 0 for none, not True"),
+        ("fake_sr", {"short_conv": "wide"}, "short_conv must be a width of at least 2, or 0 for none, not 'wide'"),
+        ("gru", {"short_conv": 4}, "has no setting 'short_conv'"),
         ("srwm", {"frozen": "querry"}, "did you mean 'query'"),
         ("srwm", {"frozen": ["y"]}, "unknown column group 'y'"),
         ("fake_sr", {"query_init": 1.0}, "has no setting 'query_init'"),
