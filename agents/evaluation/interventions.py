@@ -46,6 +46,11 @@ class FrozenStateAgent:
         return actions, (np.where(frozen, before, after), clock + 1)
 
 
+def memory_part(policy: SRWMPolicy) -> npt.NDArray[np.bool_]:
+    """Return the mask `[L, S]` of the memory in the core's state: all but the earlier inputs of a short convolution."""
+    return (state_heads(policy.core) >= 0).cpu().numpy()
+
+
 def head_part(policy: SRWMPolicy, layer: int, head: int) -> npt.NDArray[np.bool_]:
     """Return the mask `[L, S]` of one head's elements in the core's state, layers and heads counted from 0.
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from srwm_rl.agents.evaluation.interventions import FrozenStateAgent
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, memory_part
 from srwm_rl.agents.evaluation.play_levels import Predictor, RandomAgent, play_levels
 from srwm_rl.agents.evaluation.statistics import mean_interval
 from srwm_rl.agents.evaluation.supervised_parity import (
@@ -168,7 +168,7 @@ class TaskExperiment:
 
     def test(self, model: Any, row: str, seed: int) -> Score:
         """Score a model, with a frozen state for the row "no_shift"."""
-        agent = FrozenStateAgent(model) if row == "no_shift" else model
+        agent = FrozenStateAgent(model, part=memory_part(model.policy)) if row == "no_shift" else model
         torch.manual_seed(seed)
         kwargs = [self.test_kwargs] * bool(self.test_kwargs) + [self.config.env_kwargs]
         test, *shorter = (self._mean_return(agent, replace(self.config, seed=seed, env_kwargs=own)) for own in kwargs)

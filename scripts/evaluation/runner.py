@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, head_part, parse_groups, undo_edits
+from srwm_rl.agents.evaluation.interventions import (
+    FrozenStateAgent,
+    head_part,
+    memory_part,
+    parse_groups,
+    undo_edits,
+)
 from srwm_rl.agents.evaluation.play_levels import Episodes, Predictor, RandomAgent, play_levels
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.envs.procgen.games import OPTIONS
 from srwm_rl.envs.procgen.leakage import same_first_frame
 from srwm_rl.errors import UserError, named
+from srwm_rl.nn.diagnostics import count_heads
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
@@ -85,7 +92,7 @@ def _with_attempts(trained: TrainConfig, attempts: int) -> TrainConfig:
 
 
 def _has_state(core: Any) -> bool:
-    return bool(core.carries_over and core.state_layers * core.state_size)
+    return bool(core.carries_over and count_heads(core))
 
 
 def _play(player: Predictor, split: Split, config: EvalConfig, trained: TrainConfig) -> Episodes:
@@ -114,7 +121,7 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
                 "freeze"
             )
         name = f"edits frozen from step {config.freeze_edits} on" if config.freeze_edits else "edits frozen"
-        interventions[name] = FrozenStateAgent(agent, config.freeze_edits)
+        interventions[name] = FrozenStateAgent(agent, config.freeze_edits, memory_part(policy))
     for lesion in config.lesion:
         layer, head = map(int, lesion.split("."))
         interventions[f"no edits in head {layer}.{head}"] = FrozenStateAgent(agent, part=head_part(policy, layer, head))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from srwm_rl import SRWMPolicy, UserError
-from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, column_part, head_part, undo_edits
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, column_part, head_part, memory_part, undo_edits
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.envs import make_levels_env
 from srwm_rl.nn.diagnostics import head_norms
@@ -50,17 +50,18 @@ def walk(agent: Any, seen: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, lis
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"variant": "paper"}, {"shift_bound": 0.5}, {"norm": "residual", "input_softmax": True}]
+    "settings",
+    [{}, {"variant": "paper"}, {"shift_bound": 0.5}, {"norm": "residual", "input_softmax": True}, {"short_conv": 3}],
 )
 def test_frozen_from_the_start_equals_fake_sr(settings: dict[str, Any]) -> None:
     live = policy("srwm", **settings)
     plain = {"norm": live.core.layers[0].norm, "input_softmax": live.core.layers[0].input_softmax}  # type: ignore[index, union-attr]
-    fake = policy("fake_sr", **plain)
+    fake = policy("fake_sr", **plain, short_conv=settings.get("short_conv", 0))
     weights = {k: v[..., :4] if k.endswith("layers.0.weight") or k.endswith("layers.1.weight") else v
                for k, v in live.state_dict().items()}  # fmt: skip
     fake.load_state_dict(weights)
     seen = observations(live)
-    held: Any = FrozenStateAgent(live)
+    held: Any = FrozenStateAgent(live, part=memory_part(live))
     state: Any = None
     fake_state = fake.initial_state(B)
     for obs, starts in zip(seen, STARTS, strict=True):
@@ -73,7 +74,8 @@ def test_frozen_from_the_start_equals_fake_sr(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(mine.log_probs, unedited.log_probs)
         actions, state = held.predict(obs, state, starts, deterministic=True)
         np.testing.assert_array_equal(actions, unedited.actions.numpy())
-        assert not state[0].any()
+        assert not state[0][:, :, memory_part(live)[0]].any()
+        fake_state = unedited.core_state
     edited = torch.from_numpy(walk(live, seen)[1][-1])
     with torch.no_grad():  # the edits of this network do matter
         assert (live.act(tensors, edited, torch.zeros(B)).values != mine.values).all()
@@ -115,6 +117,23 @@ def test_a_lesion_freezes_one_head_only() -> None:
             live = walk(model, observations(model))[1][0]
             part = head_part(model, 1, 2)[:, None]
             np.testing.assert_array_equal(np.where(part, 0, live), state)
+
+
+def test_interventions_leave_the_inputs_of_a_short_convolution_alone() -> None:
+    model = policy("srwm", short_conv=3)
+    core, seen = model.core, observations(model)
+    inputs = np.zeros((core.state_layers, core.state_size), np.bool_)
+    inputs[:, core.state_size - core.short_conv.state_size :] = True  # type: ignore[union-attr,operator]
+    assert (memory_part(model) == ~inputs).all()
+    parts = [memory_part(model), head_part(model, 1, 2), column_part(model, "y,query,key,beta")]
+    live = walk(model, seen)[1]
+    for part in parts:
+        assert not (part & inputs).any()
+        states = walk(FrozenStateAgent(model, part=part), seen)[1]
+        for state, free in zip(states, live, strict=True):
+            np.testing.assert_array_equal(state[:, :, inputs[0]], free[:, :, inputs[0]])  # observations alone make them
+            assert not state[np.broadcast_to(part[:, None], state.shape)].any()
+    assert memory_part(policy("lstm")).all()
 
 
 @pytest.mark.parametrize(("layer", "head"), [(2, 0), (0, 4), (9, 9)])
