@@ -40,11 +40,9 @@ class _EditColumnSteps:
         self.layers = layers
         self.before: list[Tensor] = []
 
-    @torch.no_grad()
     def record(self, *_: Any) -> None:
         self.before = [layer.edit_columns().clone() for layer in self.layers]
 
-    @torch.no_grad()
     def scale(self, *_: Any) -> None:
         for layer, before in zip(self.layers, self.before, strict=True):
             # after - (before - after) * (multiplier - 1); where a step was skipped the columns stay bit for bit

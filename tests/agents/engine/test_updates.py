@@ -90,6 +90,23 @@ def test_deferred_updates_are_identical_and_flushed_once_per_rollout(
     assert flushed_counts == [4] * 4
 
 
+@pytest.mark.parametrize("at", [None, 6])
+def test_deferred_updates_scale_the_steps_of_edit_columns_identically(
+    at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for deferred, factor in ((False, 1.0), (False, 3.0), (True, 3.0)):
+        core_kwargs = {"hidden_size": 16, "n_layers": 2, "edit_lr_multiplier": factor}
+        with monkeypatch.context() as patch:
+            if at is not None:
+                make_non_finite(patch, "gradient", at)
+            runs.append(run(deferred, "skip", policy_kwargs={"core_kwargs": core_kwargs}))
+    plain, checked, deferred_run = runs
+    assert_same(checked, deferred_run)
+    assert not torch.equal(plain.weights, checked.weights)
+    assert checked.skipped == (at is not None)
+
+
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 @pytest.mark.parametrize("at", [1, 6, 8])
 @pytest.mark.parametrize("quantity", QUANTITIES)
