@@ -28,6 +28,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("sr_delta", {**HEADS, "retention": True, "shift_bound": 0.5}),
     ("srwm", {**HEADS, "frozen": "query,beta"}),
     ("srwm", {**HEADS, "norm": "residual", "n_layers": 2}),
+    ("srwm", {**HEADS, "n_layers": 2, "short_conv": 4}),
+    ("delta", {**HEADS, "short_conv": 2}),
     ("lstm", {"n_layers": 2}),
 ]
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)

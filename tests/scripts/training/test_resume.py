@@ -48,13 +48,13 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_scaled_steps_of_edit_columns_are_exact_across_a_resume(
+def test_scaled_steps_and_a_short_convolution_are_exact_across_a_resume(
     algo: str, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
 ) -> None:
     argv = recall_argv if algo == "ppo" else [*impala_argv, "--synchronous"]
     at = argv.index("n_layers:1")
     for factor, n in ((1.0, 256), (3.0, 256), (3.0, 128)):
-        settings = [*argv[:at], f"edit_lr_multiplier:{factor}", "key_init:2.0", *argv[at:]]
+        settings = [*argv[:at], f"edit_lr_multiplier:{factor}", "key_init:2.0", "short_conv:3", *argv[at:]]
         assert call("train", *settings, "--save-freq", 1, "-f", tmp_path, "-n", n).code == 0
     plain, whole, resumed = (tmp_path / f"{algo}_srwm" / f"recall_{i}" for i in (1, 2, 3))
     assert call("train", "--resume", resumed, "-n", 256).code == 0

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import Core, SRWMPolicy, core_names, make_core
-from srwm_rl.nn.diagnostics import count_heads, head_norms, introspect, record_rates, state_heads
+from srwm_rl.nn.diagnostics import count_heads, head_norms, introspect, record_rates, state_columns, state_heads
 
 B, STEPS, HIDDEN = 3, 6, 8
 
@@ -149,6 +149,20 @@ def test_choices_std_and_entropy_are_those_of_the_policy(space: Any, columns: in
             assert not deterministic or torch.equal(step.choices, plain.actions)
         elif isinstance(space, spaces.MultiDiscrete):
             torch.testing.assert_close(step.choices.sum(-1), torch.full((B,), 2.0))
+
+
+@pytest.mark.parametrize(("name", "n_heads"), [("srwm", 2), ("sr_delta", 2), ("delta", 2), ("fake_sr", 0)])
+def test_inputs_of_a_short_convolution_belong_to_no_head(name: str, n_heads: int) -> None:
+    torch.manual_seed(0)
+    plain, core = (make_core(name, 5, hidden_size=HIDDEN, n_layers=2, n_heads=2, short_conv=width) for width in (0, 3))
+    size = plain.state_size
+    assert torch.equal(state_heads(core)[:, :size], state_heads(plain))
+    assert torch.equal(state_columns(core)[:, :size], state_columns(plain))
+    for owners in (state_heads(core), state_columns(core)):
+        assert owners[:, size:].eq(-1).all()
+    assert count_heads(core) == n_heads
+    state = torch.randn(2, B, core.state_size)
+    torch.testing.assert_close(head_norms(core, state), head_norms(plain, state[:, :, :size]))
 
 
 def test_both_blocks_of_an_sr_delta_state_belong_to_their_heads() -> None:

@@ -37,9 +37,10 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("core", srwm_rl.core_names())
+@pytest.mark.parametrize("core", [*srwm_rl.core_names(), "srwm behind a convolution"])
 def test_a_loaded_agent_acts_as_the_saved_one(core: str, tmp_path: Path) -> None:
-    original = policy(core)
+    name, *conv = core.split(" behind ")
+    original = policy(name, **({"short_conv": 4} if conv else {}))
     save_model(tmp_path / "m", original, {"env": "coinrun"}, 123)
     agent = load(tmp_path / "m")
     assert (agent.num_timesteps, agent.config) == (123, {"env": "coinrun"})
