@@ -37,6 +37,17 @@ def gradient(bptt: int | None) -> torch.Tensor:
     return weight.grad
 
 
+def test_the_optimizer_scales_the_steps_of_edit_columns() -> None:
+    weights = []
+    for factor in (0.0, 1.0, 3.0):
+        settings = ParitySettings(core_kwargs={**SMALL, "edit_lr_multiplier": factor}, n_updates=1, batch=4)
+        weights.append(train_parity(settings).core.layers[0].weight.detach())  # type: ignore[index,union-attr]
+    still, plain, scaled = (weight[..., 4:] for weight in weights)
+    assert not torch.equal(plain, still)
+    torch.testing.assert_close(scaled - still, 3 * (plain - still), rtol=1e-3, atol=1e-6)
+    assert torch.equal(weights[1][..., :4], weights[2][..., :4])
+
+
 def test_truncation_at_every_step_leaves_the_self_modification_without_gradient() -> None:
     size = 4
     whole, cut = gradient(None), gradient(1)
