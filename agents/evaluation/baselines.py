@@ -98,7 +98,7 @@ def _with_single(
             action = ends[middle].astype(dtype)
             action.flat[i] = value.flat[i]
             if not any(np.array_equal(action, other) for other in actions.values()):
-                actions[f"component {i} {name}"] = action
+                actions[f"component {i} at {name}"] = action
     return actions
 
 

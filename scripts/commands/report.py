@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,10 @@ class ReportConfig(PlayOptions):
     train_levels: str | None = None
     """Training levels to play, as in srwm-rl eval."""
     random: bool = True
-    """Play the held-out levels with random actions too, for comparison."""
+    """Play the held-out levels with random actions too, for comparison; without it the other baselines are left out."""
+    baselines: bool = True
+    """Play them also with the best constant action, and show the task's reference policies, as in srwm-rl eval. For a
+    ProcGen game it takes up to a minute."""
     freeze: bool = True
     """Play once more with the network's edits of itself frozen, if it makes any, as in srwm-rl eval."""
 
@@ -59,7 +62,9 @@ def main(argv: list[str]) -> int:
     check_device(config.device)
     from srwm_rl.scripts.reports.pages import make_report
 
-    configs = [config.eval_config(run, train_levels=config.train_levels, random=config.random) for run in config.runs]
+    options = {name: getattr(config, name) for name in ("train_levels", "random")}
+    playing = replace(config, baselines=config.baselines and config.random)
+    configs = [playing.eval_config(run, **options) for run in config.runs]
     page = make_report(configs, config.eval, config.freeze, config.video, shlex.join(["srwm-rl", "report", *argv]))
     Path(config.output).write_text(page, encoding="utf-8")
     if config.verbose:

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from srwm_rl.scripts.evaluation.paired import ComparedRuns
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, chosen_note, explain
 from srwm_rl.scripts.evaluation.results import Evaluation, read_evaluation
 from srwm_rl.scripts.evaluation.runner import evaluate
-from srwm_rl.scripts.evaluation.table import warnings_of
+from srwm_rl.scripts.evaluation.table import side_notes, warnings_of
 from srwm_rl.scripts.reports.charts import Charts, short_number
 from srwm_rl.scripts.reports.sections import FREE, Section, SeedRun, difference_maps, settings_key
 from srwm_rl.storage.run_folder import CONFIG, Run, model_files, run_folder
 
+BASELINES_DEPEND_ON = ("env", "mode", "env_kwargs", "levels", "eval_levels", "attempts", "shuffle_actions")
 MAX_VIDEO_BYTES = 32 * 2**20
 
 
@@ -43,7 +45,7 @@ def make_report(
     if not evaluations:
         for config in configs:
             model_files(config.run)
-        evaluations = [evaluate(config, freeze) for config in configs]
+        evaluations = _evaluate_all(configs, trained, freeze)
     groups: dict[tuple[Any, ...], list[SeedRun]] = {}
     for run, settings, evaluation, config in zip(runs, trained, evaluations, configs, strict=True):
         seed_run = SeedRun(run, settings, evaluation, config.seed, config.run)
@@ -51,6 +53,18 @@ def make_report(
     charts, seed = Charts(), configs[0].seed
     sections = [Section(group, charts, seed, command) for group in groups.values()]
     return render_page("report.html", sections=sections, video=video_url, published=published)
+
+
+def _evaluate_all(configs: Sequence[EvalConfig], trained: Sequence[TrainConfig], freeze: bool) -> list[Evaluation]:
+    """Evaluate runs; the baselines of those with the same environment and levels are played once."""
+    evaluations, baselines = [], dict[tuple[Any, ...], list[Any]]()
+    for config, settings in zip(configs, trained, strict=True):
+        key = tuple(getattr(settings, name) for name in BASELINES_DEPEND_ON)
+        evaluation = evaluate(replace(config, baselines=config.baselines and key not in baselines), freeze)
+        if config.baselines:
+            evaluation["baselines"] = baselines.setdefault(key, evaluation.get("baselines", []))
+        evaluations.append(evaluation)
+    return evaluations
 
 
 def _settings(run: Run, env: str | None) -> TrainConfig:
@@ -115,6 +129,7 @@ def comparison_page(sides: Sequence[ComparedRuns], report: dict[str, Any], comma
         maps=difference_maps(differences),
         differences=[(name, a, b) for name, a, b in settings if a != b],
         warnings=warnings_of(report),
+        baseline_notes=side_notes(report["baselines"]),
     )
 
 

@@ -17,7 +17,9 @@ from srwm_rl.envs.procgen.published import PROCGEN_EASY
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns, pool
+from srwm_rl.scripts.evaluation.table import constant_note, not_above_note
 from srwm_rl.scripts.reports.charts import Charts
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
 from srwm_rl.storage.run_folder import METRICS, Run
@@ -89,6 +91,18 @@ class Section:
         # Each split's name on the page, and its levels.
         self.labels = {name: (name.partition(" ")[0], levels[name]) for name in self.played}
         self.labels |= {name: ("random play", levels[name.removeprefix("random, ")]) for name in self.random}
+        baselines = evaluation.get("baselines", [])
+        self.labels |= {
+            f"{each['name']}, {name}": (each["name"], levels[name]) for each in baselines for name in each["episodes"]
+        }
+        self.constant = [
+            f"{each['name']}, {name}"
+            for each in baselines
+            if each["name"] == BEST_CONSTANT
+            for name in each["episodes"]
+        ]
+        self.baseline_notes = [constant_note(each) for each in baselines if "action" in each]
+        self.baseline_notes += [not_above_note(row) for row in evaluation["not_above"]]
         self.curves, self.scalars = self._learning_curves(charts), self._scalars(charts)
         self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
         self.maps = level_maps(evaluation)
@@ -166,13 +180,15 @@ def eval_command(run: SeedRun) -> str:
         undone = re.fullmatch(r"edits of (.+) undone", name)
         argv += [f"--freeze-edits={step[1] or 0}"] if step else [f"--lesion={head[0]}"] if head else []
         argv += [f"--undo={undone[1].replace(', ', ',')}"] if undone else []
+    if evaluation.get("baselines"):
+        return shlex.join([*argv, "--baselines"])
     return shlex.join([*argv, *["--random"] * any(split.startswith("random") for split in evaluation["episodes"])])
 
 
 def returns_by_game(evaluation: Evaluation, seed: int) -> list[GameRow]:
     """Return a row per game, the one for all games first; `seed` is the bootstrap's."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in evaluation["rows"]:
+    for row in [*evaluation["rows"], *(row for each in evaluation.get("baselines", ()) for row in each["rows"])]:
         rows.setdefault(row["game"], {})[row["split"]] = row
     first, overall = next(iter(rows)), {gap["split"]: gap for gap in evaluation["generalization_gap"]}
     return [

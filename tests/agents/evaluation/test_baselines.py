@@ -48,7 +48,7 @@ def test_the_actions_that_are_tried() -> None:
     tried = constant_actions(spaces.Box(0.0, 2.0, (2,)))
     expected = [[1, 1], [0, 0], [2, 2], [0, 1], [2, 1], [1, 0], [1, 2]]
     assert [action.tolist() for action in tried.actions.values()] == expected
-    assert list(tried.actions)[:4] == ["centre", "lowest", "highest", "component 0 lowest"]
+    assert list(tried.actions)[:4] == ["centre", "lowest", "highest", "component 0 at lowest"]
     assert constant_actions(spaces.Discrete(500)).which == "64 of 500: each action"
     with pytest.raises(TypeError, match="no constant actions"):
         constant_actions(spaces.Text(3))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from srwm_rl.scripts.evaluation import runner
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.reports import pages
 
@@ -56,10 +57,14 @@ def other_seed(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str])
 
 def test_the_page_says_what_the_evaluation_says(call: Any, recall: Path, tmp_path: Path) -> None:
     file = tmp_path / "eval.json"
-    assert call("eval", recall, "--random", "--freeze-edits", "-k", 2, "--json", file).code == 0
+    assert call("eval", recall, "--baselines", "--freeze-edits", "-k", 2, "--json", file).code == 0
     report = json.loads(file.read_text())
     text = Text(page(call, tmp_path, recall, "--eval", file)).text
-    for row in report["rows"]:
+    (constant,) = report["baselines"]
+    assert f"best constant action: {constant['action']['recall']}; the best by mean return on 12 of the" in text
+    for row in report["not_above"]:
+        assert f"NOT ABOVE {row['baseline']} (held-out; paired, 8 levels): " in text
+    for row in [*report["rows"], *constant["rows"]]:
         assert f"{number(row['return']['mean'])} {interval(row['return'])}" in text
         assert f"normalised {number(row['normalized'], 3)} solved {row['solved']['mean']:.1%}" in text
     (gap,) = report["generalization_gap"]
@@ -91,9 +96,9 @@ def test_every_level_has_its_cell(call: Any, recall: Path, tmp_path: Path) -> No
 
 def test_playing_gives_what_reading_gives(call: Any, recall: Path, tmp_path: Path) -> None:
     file = tmp_path / "eval.json"
-    assert call("eval", recall, "--random", "--freeze-edits", "--seed", 3, "--json", file).code == 0
-    read = page(call, tmp_path, recall, "--eval", file, "--seed", 3)
+    assert call("eval", recall, "--baselines", "--freeze-edits", "--seed", 3, "--json", file).code == 0
     played = page(call, tmp_path, recall, "--seed", 3, "--no-progress")
+    read = page(call, tmp_path, recall, "--eval", file, "--seed", 3)  # the heads' costs are stored in the run by now
     assert read.partition("<h3>Commands</h3>")[0] == played.partition("<h3>Commands</h3>")[0]
 
 
@@ -159,7 +164,7 @@ def test_settings_versions_and_commands_are_there(call: Any, recall: Path, tmp_p
     for name, value in config["versions"].items():
         assert f"{name} {value}" in text
     assert config["command"] in text
-    evaluate = f"srwm-rl eval {recall} --repeats 1 --eval-levels 200:204 --deterministic --freeze-edits=0 --random"
+    evaluate = f"srwm-rl eval {recall} --repeats 1 --eval-levels 200:204 --deterministic --freeze-edits=0 --baselines"
     assert evaluate in text
     assert f"srwm-rl report {recall} --deterministic" in text
 
@@ -253,6 +258,8 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_played(
         {"interventions": {}},
         {"interventions": [{"name": "x"}]},
         {"interventions": [{"name": "x", "episodes": {"held-out": [["recall", 2, 1.0, 5, True]]}}]},
+        {"baselines": [{"name": "x", "episodes": {"held-out": [["recall", 2, 1.0, 5, True]]}}]},
+        {"baselines": [{"name": "x", "episodes": {"held-out": [["recall", 1, 1.0, 5, True]]}, "action": "8"}]},
     ],
 )
 def test_damaged_evaluations_are_refused(change: dict[str, Any], call: Any, recall: Path, tmp_path: Path) -> None:
@@ -273,3 +280,28 @@ def test_a_runs_settings_import_nothing(call: Any, recall: Path, tmp_path: Path)
     (run / "config.json").write_text(json.dumps(config))
     result = call("report", run, "-o", tmp_path / "page.html")
     assert "add --env antigravity:Thing-v0" in result.error()
+
+
+def test_baselines_are_played_once_for_runs_of_one_environment(
+    call: Any, recall: Path, other_seed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, play = [0], runner.play_baselines
+
+    def counted(*args: Any) -> Any:
+        played[0] += 1
+        return play(*args)
+
+    monkeypatch.setattr(runner, "play_baselines", counted)
+    together = page(call, tmp_path, recall, other_seed, "--no-freeze")
+    assert played == [1]
+    files = []
+    for i, run in enumerate((recall, other_seed)):
+        files += ["--eval", tmp_path / f"{i}.json"]
+        assert call("eval", run, "--baselines", "--json", files[-1]).code == 0
+    apart = page(call, tmp_path, recall, other_seed, *files)
+    assert played == [3]
+    assert apart.partition("<h3>Commands</h3>")[0] == together.partition("<h3>Commands</h3>")[0]
+    without = Text(page(call, tmp_path, recall, "--no-baselines")).text
+    assert "random play" in without
+    assert "constant" not in without
+    assert "random play on held-out" not in Text(page(call, tmp_path, recall, "--no-random")).text
