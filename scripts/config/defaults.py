@@ -65,6 +65,7 @@ _PAPER: dict[str, Any] = {
 # Actions affect only their own reward: a discount of 0 removes the noise of later rewards. Five times the usual rate
 # then learns within minutes; with ten times some seeds fail. A rollout holds whole episodes, so that no gradient is cut
 # inside one. repeat_previous: a larger entropy bonus prevents early convergence to some of the four suits.
+# associative_recall: 1.00 after 1 M steps with normalised rewards (2 seeds), 0.79 without (1 seed).
 _PER_STEP: dict[str, Any] = {"gamma": 0.0, "gae_lambda": 0.0, "learning_rate": 5e-3}
 # Trials of several attempts: a rollout holds a whole trial. With a lambda near 1 the luck of later attempts is noise in
 # the advantages of the earlier ones.
@@ -72,7 +73,7 @@ _TRIAL: dict[str, Any] = {"gae_lambda": 0.3, "ent_coef": 0.02, "normalize_reward
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "parity": {**_PER_STEP, "n_steps": 40, "batch_size": 400},
     "repeat_previous": {**_PER_STEP, "ent_coef": 0.05, "n_steps": 51, "batch_size": 510},
-    "associative_recall": {**_PER_STEP, "n_steps": 40, "batch_size": 640},
+    "associative_recall": {**_PER_STEP, "n_steps": 40, "batch_size": 640, "normalize_reward": True},
     "hidden_controls": {**_TRIAL, "gamma": 0.9, "learning_rate": 5e-3, "n_steps": 72, "batch_size": 16 * 72},
     "mdp": {**_TRIAL, "gamma": 0.95, "learning_rate": 3e-3, "n_steps": 100, "batch_size": 16 * 100},
 }

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from srwm_rl import core_names, make_core
+from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
 from srwm_rl.scripts.config.defaults import KINDS, PRESETS, defaults
@@ -191,6 +192,16 @@ def test_presets_set_all_their_settings(preset: str) -> None:
 def test_unknown_preset() -> None:
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         defaults(None, "quikstart")
+
+
+@pytest.mark.parametrize(
+    ("task", "longest"), [("associative_recall", 20), ("hidden_controls", 6 * 12), ("mdp", 10 * 10)]
+)
+def test_a_rollout_of_the_trial_tasks_holds_whole_episodes_in_whole_sequences(task: str, longest: int) -> None:
+    config = defaults(task, None)
+    assert config.n_steps % longest == config.batch_size % config.n_steps == 0
+    assert config.normalize_reward
+    assert config.inputs == TASKS[task].memory_inputs
 
 
 def test_defaults_fit_every_core() -> None:
