@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.nn.diagnostics import introspect
+from srwm_rl.nn.diagnostics import head_norms, introspect
 from srwm_rl.nn.policy import SRWMPolicy
 
 Array = npt.NDArray[Any]
@@ -32,7 +32,7 @@ def play(
     `hashlib.sha256()`, and passed to `see` before the step.
     """
     upcoming = iter(levels)
-    obs, start, level = env.reset(), True, next(upcoming)
+    obs, start, level, attempt = env.reset(), True, next(upcoming), 0
     while env.remaining:  # type: ignore[attr-defined]
         update(digest, obs)
         if see is not None:
@@ -49,9 +49,11 @@ def play(
             "dones": np.asarray(done),
             "solved": np.asarray(-1 if solved is None else solved, np.int8),
             "levels": np.asarray(level, np.int64),
+            "attempts": np.asarray(attempt, np.int64),
             **diagnostics,
         }
         start, level = done, next(upcoming, level) if done else level
+        attempt = 0 if done else infos[0].get("attempt", attempt - 1) + 1
 
 
 def update(digest: Any, obs: Any) -> None:
@@ -63,18 +65,29 @@ def update(digest: Any, obs: Any) -> None:
 
 
 class Introspector:
-    """Acts as the policy does and returns its diagnostics; equal torch seeds give equal actions."""
+    """Acts as the policy does and returns its diagnostics; equal torch seeds give equal actions.
 
-    def __init__(self, policy: SRWMPolicy, deterministic: bool = False) -> None:
+    `frozen` is a mask `[L, S]` of elements of the state that stay 0, as of `interventions.column_part`; recorded are
+    the edits that are kept.
+    """
+
+    def __init__(
+        self, policy: SRWMPolicy, deterministic: bool = False, frozen: npt.NDArray[np.bool_] | None = None
+    ) -> None:
         self.policy, self.deterministic = policy, deterministic
         policy.set_training_mode(False)
         self._state: Tensor = policy.initial_state(1)
+        self._frozen = None if frozen is None else torch.from_numpy(frozen).to(self._state.device)[:, None]  # [L, 1, S]
 
     def __call__(self, obs: Any, start: bool) -> tuple[Array, Arrays]:
         """See `Choose`."""
         tensors, _ = self.policy.obs_to_tensor(obs)
         starts = torch.tensor([start], device=self.policy.device)
         step = introspect(self.policy, tensors, self._state, starts, self.deterministic)
+        if self._frozen is not None:
+            kept = step.core_state.masked_fill(self._frozen, 0)
+            change = kept - self._state.masked_fill(starts[:, None] != 0, 0)
+            step = step._replace(core_state=kept, edit=head_norms(self.policy.core, change))
         self._state = step.core_state
         action = step.actions.cpu().numpy()
         if isinstance(self.policy.action_space, spaces.Box):
@@ -89,8 +102,9 @@ def collect(steps: Iterable[Arrays]) -> Arrays:
 
     Returns:
         `links` `[T]`, the digest's first 64 bits; `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`,
-        `dones` `[T]`, `solved` `[T]` (-1: unknown), `levels` `[T]`; with diagnostics also `values` `[T]`, `entropy`
-        `[T]`, `choices` `[T, N]`, `std` `[T, N]`, `edit` `[T, L, H]`, `drift` `[T, L, H]`, `rates` `[T, L, H, 4]`.
+        `dones` `[T]`, `solved` `[T]` (-1: unknown), `levels` `[T]`, `attempts` `[T]` (from 0); with diagnostics also
+        `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`, `edit` `[T, L, H]`, `drift` `[T, L, H]`,
+        `rates` `[T, L, H, 4]`.
     """
     played = list(steps)
     return {name: np.stack([step[name] for step in played]) for name in played[0]}

@@ -13,7 +13,17 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 
-PLAYING = ("eval_levels", "train_levels", "allow_overlap", "repeats", "deterministic", "core", "n_envs")
+PLAYING = (
+    "eval_levels",
+    "train_levels",
+    "allow_overlap",
+    "repeats",
+    "deterministic",
+    "core",
+    "n_envs",
+    "undo",
+    "lesion",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,13 @@ class ReportConfig(PlayOptions):
     ProcGen game it takes up to a minute."""
     freeze: bool = True
     """Play once more with the network's edits of itself frozen, if it makes any, as in srwm-rl eval."""
+    undo: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play once more with the edits of these columns undone, as in srwm-rl eval."""
+    lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play once more with the edits of one head left out, as in srwm-rl eval."""
+    rank_heads: bool = True
+    """Rank the heads by what lesioning each costs on held-out levels, and store it in the run folder. With --eval it is
+    shown if it is stored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +79,11 @@ def main(argv: list[str]) -> int:
     check_device(config.device)
     from srwm_rl.scripts.reports.pages import make_report
 
-    options = {name: getattr(config, name) for name in ("train_levels", "random")}
+    options = {name: getattr(config, name) for name in ("train_levels", "random", "undo", "lesion")}
     playing = replace(config, baselines=config.baselines and config.random)
     configs = [playing.eval_config(run, **options) for run in config.runs]
-    page = make_report(configs, config.eval, config.freeze, config.video, shlex.join(["srwm-rl", "report", *argv]))
+    command = shlex.join(["srwm-rl", "report", *argv])
+    page = make_report(configs, config.eval, config.freeze, config.video, command, config.rank_heads)
     Path(config.output).write_text(page, encoding="utf-8")
     if config.verbose:
         print(f"{config.output}: {len(page.encode()) / 1000:,.0f} kB")

@@ -6,16 +6,20 @@ import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from msgspec import Meta
 
 from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import check_device, check_writable, parse
+from srwm_rl.scripts.cli import check_device, check_writable, parse, warn
 from srwm_rl.scripts.config.settings import Seed, check_bounds
+from srwm_rl.scripts.evaluation.protocol import EvalConfig, check_lesions
 from srwm_rl.storage.run_folder import title_of
+
+if TYPE_CHECKING:
+    from srwm_rl.agents.evaluation.head_costs import HeadCost
 
 Arg = tyro.conf.arg
 MAX_STEPS = 100_000
@@ -42,6 +46,13 @@ class WatchConfig:
     steps."""
     deterministic: bool = False
     """Take the most probable action instead of sampling one."""
+    undo: str | None = None
+    """Undo the edits of these columns of every head after every step: of y, query, key, beta, with commas."""
+    lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Leave out the edits of one head, layer.head, counted from 0; repeat the option for further heads."""
+    rank_heads: bool = False
+    """Rank the heads by what lesioning each costs on held-out levels, unless the run folder holds that already
+    (srwm-rl report stores it). Those of a run on a built-in task are ranked anyway."""
     seed: Seed = 0
     """For sampled actions."""
     core: str | None = None
@@ -61,6 +72,20 @@ class WatchConfig:
             raise UserError(f"--gif makes a GIF, and -o names {self.output}: leave one of them out")
         if self.trace is not None and Path(self.trace).suffix.lower() != ".npz":
             raise UserError(f"cannot write {self.trace}: a trace's name ends in .npz")
+        check_lesions(self.lesion)
+
+
+def ranked_heads(config: WatchConfig, game: str, play: bool) -> tuple[HeadCost, ...]:
+    """Return what lesioning each head costs; () with a warning where the run has no held-out levels to play."""
+    from srwm_rl.scripts.evaluation.head_costs import head_costs
+
+    options = {name: getattr(config, name) for name in ("core", "env", "device", "progress", "deterministic")}
+    try:
+        costs = head_costs(EvalConfig(run=config.run, **options), play)
+    except UserError as error:
+        warn(f"the heads are not ranked: {error}")
+        return ()
+    return () if costs is None else tuple(costs.ranked(game))
 
 
 def main(argv: list[str]) -> int:
@@ -68,9 +93,10 @@ def main(argv: list[str]) -> int:
     config = parse(WatchConfig, argv, "srwm-rl watch")
     from srwm_rl.scripts.evaluation.load_agent import open_model
     from srwm_rl.scripts.video.encoding import check_video
-    from srwm_rl.scripts.video.record import choose_scene, record, render
+    from srwm_rl.scripts.video.record import choose_scene, record, render, suppress_edits
 
     agent, trained = open_model(config.run, config.core, config.env, check_device(config.device))
+    changed = suppress_edits(agent.policy, config.undo, config.lesion)
     scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.run)
     name = re.sub(r"[^\w+.-]", "-", f"{title}-{scene.env}-{scene.level}")
     output = Path(config.output or f"{name}.{'gif' if config.gif else 'mp4'}")
@@ -78,7 +104,10 @@ def main(argv: list[str]) -> int:
     check_writable(output, "-o")
     check_writable(config.trace, "--trace")
     trace, album = record(
-        agent.policy, trained, scene, title, agent.num_timesteps, config.steps, config.deterministic, config.progress
+        *(agent.policy, trained, scene, title, agent.num_timesteps, config.steps, config.deterministic),
+        progress=config.progress,
+        changed=changed,
+        head_costs=ranked_heads(config, scene.env, config.rank_heads or scene.kind() == "task"),
     )
     with closing(album):
         if config.trace is not None:

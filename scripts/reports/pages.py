@@ -13,10 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import srwm_rl
+from srwm_rl.agents.evaluation.head_costs import HeadCosts
 from srwm_rl.envs.procgen import published
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.foreign_settings import allow_env, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.head_costs import head_costs
 from srwm_rl.scripts.evaluation.paired import ComparedRuns
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, chosen_note, explain
 from srwm_rl.scripts.evaluation.results import Evaluation, read_evaluation
@@ -31,9 +33,16 @@ MAX_VIDEO_BYTES = 32 * 2**20
 
 
 def make_report(
-    configs: Sequence[EvalConfig], eval_files: Sequence[str], freeze: bool, video: str | None, command: str
+    configs: Sequence[EvalConfig],
+    eval_files: Sequence[str],
+    freeze: bool,
+    video: str | None,
+    command: str,
+    rank_heads: bool = True,
 ) -> str:
     """Return a page on runs, which are evaluated unless `eval_files` has the results of `srwm-rl eval --json` of each.
+
+    `rank_heads`: show what lesioning each head costs; with `eval_files` only where it is stored in the run.
 
     Raises:
         UserError: a run or a file cannot be read, or a file belongs to another run; nothing has been played then.
@@ -46,9 +55,10 @@ def make_report(
         for config in configs:
             model_files(config.run)
         evaluations = _evaluate_all(configs, trained, freeze)
+    heads = [_head_costs(config, play=not eval_files) if rank_heads else None for config in configs]
     groups: dict[tuple[Any, ...], list[SeedRun]] = {}
-    for run, settings, evaluation, config in zip(runs, trained, evaluations, configs, strict=True):
-        seed_run = SeedRun(run, settings, evaluation, config.seed, config.run)
+    for run, settings, evaluation, config, costs in zip(runs, trained, evaluations, configs, heads, strict=True):
+        seed_run = SeedRun(run, settings, evaluation, config.seed, config.run, costs)
         groups.setdefault(settings_key(settings), []).append(seed_run)
     charts, seed = Charts(), configs[0].seed
     sections = [Section(group, charts, seed, command) for group in groups.values()]
@@ -65,6 +75,15 @@ def _evaluate_all(configs: Sequence[EvalConfig], trained: Sequence[TrainConfig],
             evaluation["baselines"] = baselines.setdefault(key, evaluation.get("baselines", []))
         evaluations.append(evaluation)
     return evaluations
+
+
+def _head_costs(config: EvalConfig, play: bool) -> HeadCosts | None:
+    try:
+        return head_costs(config, play)
+    except UserError:  # without playing, a run needs no model that can be loaded
+        if play:
+            raise
+        return None
 
 
 def _settings(run: Run, env: str | None) -> TrainConfig:

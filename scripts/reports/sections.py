@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from srwm_rl.agents.evaluation.head_costs import HeadCosts
 from srwm_rl.agents.evaluation.statistics import difference_interval
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.procgen.published import PROCGEN_EASY
@@ -19,7 +20,7 @@ from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns, pool
-from srwm_rl.scripts.evaluation.table import constant_note, not_above_note
+from srwm_rl.scripts.evaluation.table import attempt_rows, constant_note, not_above_note
 from srwm_rl.scripts.reports.charts import Charts
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
 from srwm_rl.storage.run_folder import METRICS, Run
@@ -58,6 +59,7 @@ class SeedRun:
     evaluation: Evaluation
     bootstrap_seed: int
     name: str
+    heads: HeadCosts | None = None
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -105,6 +107,8 @@ class Section:
         self.baseline_notes += [not_above_note(row) for row in evaluation["not_above"]]
         self.curves, self.scalars = self._learning_curves(charts), self._scalars(charts)
         self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
+        self.heads = [(run, [run.heads.ranked(row.game) for row in self.rows]) for run in runs if run.heads]
+        self.by_attempt = attempt_rows(evaluation)
         self.maps = level_maps(evaluation)
         # The published scores are of ProcGen's games in easy mode.
         self.published = [of for of in PROCGEN_EASY if evaluation["mode"] == "easy" and {*self.games} & {*of.scores}]

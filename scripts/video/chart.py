@@ -17,6 +17,7 @@ from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, INK, ORANGE, PAPER, R
 Array = npt.NDArray
 # Heights in pixels: of a title, between plots, between sections, of the time axis.
 HEADER, GAP, SPACE, AXIS = 19, 3, 9, 20
+_DIMMED, _FAINT = 0.3, (95, 104, 113)  # contrast of a dimmed row, and its label's colour
 _SCALE = 19  # pixels from a heat map to the numbers of its scale, with the colour bar between
 
 
@@ -32,6 +33,7 @@ class Heat:
     height: float  # relative to the other plots
     bands: Sequence[int] = ()  # rows with a line above
     marks: Array | None = None  # [T, R] bool: cells with a dot
+    dimmed: Array | None = None  # [R] bool: rows that are drawn darker
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Chart(Canvas):
         for first, last in pairwise([0, *plot.bands, len(plot.labels)]):
             for row in range(first, min(last, len(plot.labels)), interval):
                 x, y = self.left - 8 - 15 * (row // interval % n_columns), top + (row + 0.5) * row_height
-                self.text(x, y, plot.labels[row], 13 if len(plot.labels) == 1 else SMALLEST, DIM, "r")
+                colour = _FAINT if plot.dimmed is not None and plot.dimmed[row] and len(plot.labels) > 1 else DIM
+                self.text(x, y, plot.labels[row], 13 if len(plot.labels) == 1 else SMALLEST, colour, "r")
 
     def _bands(self, plot: Heat, top: int, bottom: int) -> None:
         for row in plot.bands:
@@ -161,7 +164,12 @@ class Chart(Canvas):
                 cells = Image.fromarray(plot.values.T.astype(np.float32))
                 size = self.right - self.left, bottom - top
                 shown = np.asarray(cells.resize(size, Image.Resampling.BOX))  # means where it shrinks
-                self.paste(paint(shown, plot.low, plot.high, plot.colours), self.left, top)
+                colours = paint(shown, plot.low, plot.high, plot.colours)
+                if plot.dimmed is not None:
+                    rows = np.arange(size[1]) * len(plot.dimmed) // size[1]  # of each pixel
+                    darker = np.asarray(plot.dimmed)[rows]
+                    colours[darker] = PAPER + (colours[darker] - np.array(PAPER, float)) * _DIMMED
+                self.paste(colours, self.left, top)
                 self._dots(plot, top, bottom)
                 self._bands(plot, top, bottom)
             else:

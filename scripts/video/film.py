@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
 from gymnasium import spaces
 from PIL import Image, ImageOps
 
-from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Canvas, fit, font
+from srwm_rl.scripts.video.canvas import (
+    BLUE,
+    DIM,
+    EMPTY,
+    GREEN,
+    INK,
+    ORANGE,
+    PAPER,
+    RULE,
+    SMALLEST,
+    Bytes,
+    Canvas,
+    fit,
+    font,
+)
 from srwm_rl.scripts.video.chart import Chart, Heat, Section, format_number
 from srwm_rl.scripts.video.panel import (
     Array,
@@ -46,10 +60,16 @@ class Film:
         self._limits = self._policy_limits()
         self._returns = running_returns(self.arrays)
         self._episodes = np.cumsum(self.arrays["starts"])
+        self._attempts = self.arrays.get("attempts")
+        self._of_attempts = f" of {trace.scene.attempts}" if trace.scene.attempts > 1 else ""
         self._starts = np.flatnonzero(self.arrays["starts"])
-        self.panel = make_panel((SIZE[0] - MARGIN - _PANEL, SIZE[1] - 2 * 12), self.arrays, self.space, self.names)
+        size = SIZE[0] - MARGIN - _PANEL, SIZE[1] - 2 * 12
+        self.panel = make_panel(size, self.arrays, self.space, self.names, trace.head_costs)
         self._album = album
-        self._observed = None if album.has_pictures else observation_chart(album.observations(), self.arrays["starts"])
+        self._observed = None
+        if not album.has_pictures:
+            labels = {"observation": trace.scene.feature_names(), "previous_action": self.names}
+            self._observed = observation_chart(album.observations(), self.arrays["starts"], labels)
 
     def n_frames(self, fps: int) -> int:
         """Return the number of frames."""
@@ -79,10 +99,20 @@ class Film:
         canvas.text(MARGIN, 28, fit(self.about.game, 26, GAME - font(17).getlength(status) - 20), 26)
         level = self.about.describe_level(int(self.arrays["levels"][t]))
         episode = f"   episode {self._episodes[t]} of {n_episodes}" if n_episodes > 1 else ""
-        canvas.text(MARGIN, 56, level + episode, 14)
+        attempt = "" if self._attempts is None else f"   attempt {self._attempts[t] + 1}{self._of_attempts}"
+        canvas.text(MARGIN, 56, level + episode + attempt, 14)
         canvas.text(MARGIN, 77, fit(self.about.describe_agent(), 13, GAME), 13, DIM)
-        if start and not over:
+        if self._attempts is not None:
+            canvas.text(RIGHT, 56, self._attempt_returns(start, t, over), 13, DIM, "r")
+        elif start and not over:
             canvas.text(RIGHT, 56, f"previous episode: {self._result(start - 1)[0]}", 13, DIM, "r")
+
+    def _attempt_returns(self, start: int, t: int, over: bool) -> str:
+        """Return as text the latest returns of the attempts that have ended since step `start`."""
+        attempts, rewards = self.arrays["attempts"][start : t + 1], self.arrays["rewards"][start : t + 1]
+        n_ended = attempts[-1] + (over and bool(self.arrays["dones"][t]))
+        returns = [format_number(float(rewards[attempts == k].sum())) for k in range(n_ended)]
+        return f"by attempt: {'... ' if n_ended > 4 else ''}{', '.join(returns[-4:])}" if returns else ""
 
     def _result(self, t: int) -> tuple[str, tuple[int, int, int]]:
         """Return the result of the episode that ends with step t, and its colour."""
@@ -140,14 +170,20 @@ def into_square(picture: Bytes) -> Bytes:
     return np.asarray(ImageOps.pad(Image.fromarray(picture), (GAME, GAME), method, PAPER))
 
 
-def observation_chart(observations: Arrays, starts: Array) -> Chart:
-    """Return a chart with a section, on its own scale, per part of the observation."""
-    sections = []
+def observation_chart(observations: Arrays, starts: Array, names: Mapping[str, Sequence[str]] | None = None) -> Chart:
+    """Return a chart with a section, on its own scale, per part of the observation.
+
+    `names` are those of a part's elements, by part; they are numbered where there are not as many as elements.
+    """
+    sections, widest = [], 0.0
     for name, values in observations.items():
         low, high = min(0.0, float(values.min())), float(np.abs(values).max()) or 1.0
         n_rows = values.shape[1]
-        labels = [str(i) for i in range(n_rows)] if n_rows > 1 else [""]
+        labels = list((names or {}).get(name, ()))
+        if len(labels) != n_rows:
+            labels = [str(i) for i in range(n_rows)] if n_rows > 1 else [""]
+        widest = max(widest, *(font(SMALLEST if n_rows > 1 else 13).getlength(label) for label in labels))
         limits = (-high, high, "poles") if low < 0 else (0.0, high, "sea")
         heat = Heat(values, *limits, labels, float(min(n_rows, 64)) + 1)
         sections.append(Section(f"observed: {name.replace('_', ' ')}", [heat]))
-    return Chart((GAME, GAME), sections, starts, (34, 44))
+    return Chart((GAME, GAME), sections, starts, (max(34, round(widest) + 12), 44))

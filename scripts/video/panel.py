@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from srwm_rl.scripts.video.canvas import GREEN, ORANGE
+from srwm_rl.agents.evaluation.head_costs import HeadCost
+from srwm_rl.scripts.video.canvas import GREEN, ORANGE, SMALLEST, font
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
 
 Array = npt.NDArray[Any]
@@ -20,8 +21,40 @@ PROCGEN_ACTIONS = "↙←↖↓·↑↘→↗DAWSQE"
 RATE_LABELS = ("y", "q", "k", "beta")
 
 
-def make_panel(size: tuple[int, int], arrays: Arrays, space: spaces.Space[Any], names: list[str]) -> Chart:
-    """Return the panel of a recording; `names` are those of the policy's columns."""
+class Heads(NamedTuple):
+    """The rows of the heads in a panel."""
+
+    order: Array  # [L * H]: the number `layer * H + head` of each row
+    labels: list[str]
+    dimmed: Array | None  # [L * H] bool
+    bands: Sequence[int]  # rows with a line above
+
+
+def head_rows(n_layers: int, n_heads: int, costs: Sequence[HeadCost] = ()) -> Heads:
+    """Return the rows of the heads: by layer, or if the costs of all are known, ranked by them, the others dimmed.
+
+    Dimmed are those whose lesion costs nothing, so far as its interval says.
+    """
+    names = [f"{layer}.{head}" if n_heads > 1 else str(layer) for layer in range(n_layers) for head in range(n_heads)]
+    known = {cost.layer * n_heads + cost.head: cost for cost in costs if cost.head < n_heads}
+    if known.keys() != {*range(len(names))}:
+        return Heads(np.arange(len(names)), names, None, range(n_heads, len(names), n_heads))
+    order = sorted(known, key=lambda i: (not known[i].earns, -known[i].mean))
+    dimmed = np.array([not known[i].earns for i in order])
+    bands = [int(dimmed.argmax())] if dimmed.any() and not dimmed.all() else []
+    return Heads(np.array(order), [f"{names[i]}  {known[i].mean or 0:+.2g}" for i in order], dimmed, bands)
+
+
+def make_panel(
+    size: tuple[int, int],
+    arrays: Arrays,
+    space: spaces.Space[Any],
+    names: list[str],
+    costs: Sequence[HeadCost] = (),
+) -> Chart:
+    """Return the panel of a recording; `names` are those of the policy's columns, `costs` of lesioning its heads."""
+    n_layers, n_heads = arrays["edit"].shape[1:]
+    heads = head_rows(n_layers, n_heads, costs)
     values, entropy, rewards, returns = arrays["values"], arrays["entropy"], arrays["rewards"], running_returns(arrays)
     # Differential entropy is unbounded.
     limits = _limits(entropy) if isinstance(space, spaces.Box) else (0.0, float(np.log(_n_choices(space)).sum()) or 1.0)
@@ -29,14 +62,15 @@ def make_panel(size: tuple[int, int], arrays: Arrays, space: spaces.Space[Any], 
     earned = Curve(returns, low, high if high > low else 1.0, ORANGE, 45.0, bars=rewards)
     show_reward, show_return = _show("reward ", rewards), _show("   return ", returns)
     sections = [
-        *_changes(arrays),
-        *_rates(arrays),
+        *_changes(arrays, heads),
+        *_rates(arrays, heads),
         _policy(arrays, space, names),
         Section("value", [Curve(values, *_limits(values), GREEN, 30.0)], _show("", values)),
         Section("entropy of the policy, nats", [Curve(entropy, *limits, ORANGE, 30.0)], _show("", entropy)),
         Section("reward (bars) and return (line)", [earned], lambda t: show_reward(t) + show_return(t)),
     ]
-    return Chart(size, sections, arrays["starts"])
+    widest = max((font(SMALLEST).getlength(label) for label in heads.labels), default=0)
+    return Chart(size, sections, arrays["starts"], (max(64, round(widest) + 12), 52))
 
 
 def _n_choices(space: spaces.Space[Any]) -> Array:
@@ -68,21 +102,24 @@ def taken_columns(arrays: Arrays, space: spaces.Space[Any]) -> Array:
     return taken
 
 
-def _changes(arrays: Arrays) -> list[Section]:
+def _changes(arrays: Arrays, heads: Heads) -> list[Section]:
     if not arrays["edit"].size:  # a core without memory
         return []
-    n_layers, n_heads = arrays["edit"].shape[1:]
+    n_heads = arrays["edit"].shape[2]
     edit, drift = "change of the state, Euclidean norm", "state, Euclidean norm"
     if "rates" in arrays:
         edit, drift = "edit  |W(t+1) - W(t)|, Frobenius norm", "drift  |W(t) - W(0)|, Frobenius norm"
-    labels = [f"{layer}.{head}" if n_heads > 1 else str(layer) for layer in range(n_layers) for head in range(n_heads)]
-    height, bands = min(max(14.0 * len(labels), 24.0), 70.0), range(n_heads, len(labels), n_heads)
+    height = min(max(14.0 * len(heads.labels), 24.0), 70.0)
+    where = ", per layer.head" if n_heads > 1 else ", per layer"
+    if heads.dimmed is not None:
+        edit, drift = f"{edit.partition(',')[0]}, and what lesioning each head costs", drift.partition(",")[0]
+        where = "; dim: nothing" if heads.dimmed.any() else ""
     sections = []
     for name, title, colours in (("edit", edit, "ember"), ("drift", drift, "sea")):
         values = arrays[name].reshape(len(arrays[name]), -1)
-        heat = Heat(values, 0.0, float(values.max()) or 1.0, colours, labels, height, bands)
-        title += ", per layer.head" if n_heads > 1 else ", per layer"
-        sections.append(Section(title, [heat], _show("mean ", values.mean(1))))
+        high = float(values.max()) or 1.0
+        heat = Heat(values[:, heads.order], 0.0, high, colours, heads.labels, height, heads.bands, dimmed=heads.dimmed)
+        sections.append(Section(title + where, [heat], _show("mean ", values.mean(1))))
     return sections
 
 
@@ -90,13 +127,15 @@ def _show(label: str, values: Array) -> Callable[[int], str]:
     return lambda t: label + format_number(float(values[t]))
 
 
-def _rates(arrays: Arrays) -> list[Section]:
+def _rates(arrays: Arrays, heads: Heads) -> list[Section]:
     if "rates" not in arrays:
         return []
-    n_steps, n_layers, n_heads, _ = arrays["rates"].shape
-    rates = arrays["rates"].reshape(n_steps, -1, len(RATE_LABELS))
-    height, bands = min(8.0 * rates.shape[1], 24.0), range(n_heads, n_layers * n_heads, n_heads)
-    plots = [Heat(rates[..., i], 0.0, 1.0, "poles", [label], height, bands) for i, label in enumerate(RATE_LABELS)]
+    rates = arrays["rates"].reshape(len(arrays["rates"]), -1, len(RATE_LABELS))
+    height = min(8.0 * rates.shape[1], 24.0)
+    plots = [
+        Heat(rates[:, heads.order, i], 0.0, 1.0, "poles", [label], height, heads.bands, dimmed=heads.dimmed)
+        for i, label in enumerate(RATE_LABELS)
+    ]
 
     def current(t: int) -> str:
         means = zip(RATE_LABELS, rates[t].mean(0), strict=True)

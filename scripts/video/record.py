@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
+from srwm_rl.agents.evaluation.head_costs import HeadCost
+from srwm_rl.agents.evaluation.interventions import column_part, head_part, parse_groups
 from srwm_rl.agents.evaluation.recording import Array, Arrays, Choose, Introspector, collect, play
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import resolve
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import UserError, did_you_mean, named
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -67,18 +70,46 @@ def record(
     n_steps: int | None = None,
     deterministic: bool = False,
     progress: bool = False,
+    changed: Intervention | None = None,
+    head_costs: tuple[HeadCost, ...] = (),
 ) -> tuple[Trace, Album]:
     """Let a policy play a scene; return the trace, and the album with what the steps looked like.
 
     `run` is the run's title, and `num_timesteps` the steps of its training. Without `n_steps` the scene's episode is
-    played, at most `MAX_EPISODE` steps of it.
+    played, at most `MAX_EPISODE` steps of it. `head_costs` are those of the scene's game, for the film's panel.
     """
     env, album = scene.make_with_album()
     torch.manual_seed(scene.seed)
-    arrays, digest = _play(env, Introspector(policy, deterministic), scene, n_steps, album, progress)
-    about = About(run, trained.core, scene.env, trained.levels, trained.eval_levels, num_timesteps, deterministic)
+    name, frozen = changed or Intervention("", None)
+    arrays, digest = _play(env, Introspector(policy, deterministic, frozen), scene, n_steps, album, progress)
+    levels = trained.levels, trained.eval_levels
+    about = About(run, trained.core, scene.env, *levels, num_timesteps, deterministic, name)
     spaces = policy.action_space, policy.observation_space
-    return Trace(FORMAT, scene, digest, *spaces, scene.versions(), about, arrays), album
+    return Trace(FORMAT, scene, digest, *spaces, scene.versions(), about, head_costs, arrays), album
+
+
+class Intervention(NamedTuple):
+    """Edits that are suppressed in a recording."""
+
+    name: str  # for the film's title
+    frozen: npt.NDArray[np.bool_] | None  # [L, S]: elements of the state that stay 0
+
+
+def suppress_edits(policy: SRWMPolicy, undo: str | None, lesion: Sequence[str]) -> Intervention | None:
+    """Return the intervention of columns, as query,key,beta, and heads, as 0.3, whose edits are suppressed together.
+
+    Raises:
+        UserError: the core has no such columns or heads.
+    """
+    parts, names = [], []
+    if undo is not None:
+        with named("--undo"):
+            parts.append(column_part(policy, undo))
+            names.append(f"edits of {', '.join(parse_groups(undo))} undone")
+    for head in lesion:
+        parts.append(head_part(policy, *map(int, head.split("."))))
+        names.append(f"no edits in head {head}")
+    return Intervention(", ".join(names), np.logical_or.reduce(parts)) if parts else None
 
 
 def _play(
@@ -89,6 +120,8 @@ def _play(
     with closing(env):
         steps = islice(play(env, choose, scene.levels(), digest, see), n_steps or MAX_EPISODE)
         arrays = collect(_progress(steps, "playing", "step", n_steps, progress))
+    if not arrays["attempts"].any():  # the first one throughout
+        del arrays["attempts"]
     return arrays, digest.hexdigest()
 
 
@@ -137,6 +170,8 @@ def first_difference(trace: Trace, arrays: Arrays, digest: str) -> str | None:
     n_steps = min(len(arrays["rewards"]), len(trace.arrays["rewards"]))
     steps = {}
     for name, array in arrays.items():  # `links`, the observations, come first
+        if name not in trace.arrays:
+            continue
         differ = (trace.arrays[name][:n_steps] != array[:n_steps]).reshape(n_steps, -1).any(1)
         if differ.any():
             steps["observations" if name == "links" else name] = int(np.argmax(differ))

@@ -17,6 +17,7 @@ from gymnasium.envs.registration import load_env_creator
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.envs.make import make_levels_env, resolve
+from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import pairs
@@ -45,6 +46,12 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     def kind(self) -> str:
         """Return "procgen", "task" or "gymnasium"."""
         return resolve(self.env).kind
+
+    def feature_names(self) -> tuple[str, ...]:
+        """Return the names of the elements of a built-in task's observation; (): they have none."""
+        if self.kind() != "task":
+            return ()
+        return TASKS[self.env].feature_names(**pairs(self.env_kwargs, "env_kwargs"))
 
     def make(self, render: bool = False) -> VecEnv:
         """Make the environment; `render`: with pictures.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from srwm_rl.agents.evaluation.head_costs import HeadCost
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.video.panel import RATE_LABELS, column_names
@@ -29,7 +30,8 @@ KINDS = {
     **dict.fromkeys(("solved", "levels"), "i"),
     "links": "u",
 }
-"""Arrays `[T]`, and the kind of their dtype; the others have more axes."""
+OPTIONAL_KINDS = {"attempts": "i"}
+"""Arrays `[T]`, and the kind of their dtype, then those that only some traces have; the others have more axes."""
 _DAMAGES = (
     *(msgspec.MsgspecError, zipfile.BadZipFile, zlib.error),
     *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError),
@@ -46,6 +48,7 @@ class About(msgspec.Struct, frozen=True):
     eval_levels: str
     num_timesteps: int
     deterministic: bool
+    intervention: str = ""  # which edits were suppressed
 
     def describe_level(self, level: int) -> str:
         """Return, for example, "held-out level 1003"."""
@@ -56,7 +59,8 @@ class About(msgspec.Struct, frozen=True):
     def describe_agent(self) -> str:
         """Return the run, its core, its training steps and how actions are chosen."""
         actions = "most probable actions" if self.deterministic else "sampled actions"
-        return f"{self.run}, core {self.core}, {self.num_timesteps:,} steps of training, {actions}"
+        changed = f", {self.intervention}" if self.intervention else ""
+        return f"{self.run}, core {self.core}{changed}, {self.num_timesteps:,} steps of training, {actions}"
 
 
 class Trace(msgspec.Struct, frozen=True, tag_field="kind", tag="trace", omit_defaults=True):
@@ -71,6 +75,8 @@ class Trace(msgspec.Struct, frozen=True, tag_field="kind", tag="trace", omit_def
     versions: dict[str, str]
     """By name, of the distribution that the environment came from."""
     about: About
+    head_costs: tuple[HeadCost, ...] = ()
+    """What lesioning each head costs on the scene's game; (): not known."""
     arrays: dict[str, Any] = {}
     """From `recording.collect`."""
 
@@ -134,15 +140,17 @@ def _check_arrays(trace: Trace) -> None:
     shapes: dict[str, Any] = {**dict.fromkeys(KINDS, (n_steps,)), "choices": columns, "edit": heads, "drift": heads}
     if isinstance(space, spaces.Box):
         shapes["std"] = columns
+    shapes |= {name: (n_steps,) for name in OPTIONAL_KINDS if name in arrays}
     if arrays.keys() - {"rates"} != {*shapes, "actions"}:
         raise ValueError("names")
     if len(heads) != 3 or heads[0] != n_steps or trace.scene.n_levels > n_steps or not arrays["starts"][0]:
         raise ValueError("steps")
     if len(arrays["actions"]) != n_steps or not all(action in space for action in arrays["actions"]):
         raise ValueError("actions")
+    kinds = KINDS | OPTIONAL_KINDS
     for name, shape in (shapes | {"rates": (*heads, len(RATE_LABELS))}).items():
         array = arrays.get(name, np.zeros(shape))
-        if array.shape != shape or array.dtype.kind != KINDS.get(name, "f") or not np.isfinite(array).all():
+        if array.shape != shape or array.dtype.kind != kinds.get(name, "f") or not np.isfinite(array).all():
             raise ValueError(name)
     for levels in (trace.about.levels, trace.about.eval_levels):
         LevelRange.parse(levels)

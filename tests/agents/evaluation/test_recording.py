@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from srwm_rl import SRWMPolicy
+from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, column_part, head_part
 from srwm_rl.agents.evaluation.play_levels import play_levels
 from srwm_rl.agents.evaluation.recording import Introspector, collect, play, update
 from srwm_rl.envs import make_levels_env
+from srwm_rl.nn.diagnostics import head_norms
 
 
 def policy() -> SRWMPolicy:
@@ -74,3 +76,23 @@ def test_each_steps_link_is_the_digest_so_far() -> None:
         update(expected, obs)
         assert int(link) == int.from_bytes(expected.digest()[:8], "little")
     assert expected.hexdigest() == digest.hexdigest()
+
+
+def test_suppressed_edits_are_recorded_as_they_act() -> None:
+    """The recording of an intervention is what the intervened agent does, and shows the edits that are kept."""
+    model = policy()
+    part = column_part(model, "query,beta") | head_part(model, 0, 1)
+    twin, state = FrozenStateAgent(model, part=part), None
+    watched = Introspector(model, deterministic=True, frozen=part)
+    env = make_levels_env("recall", 1, range(5, 9), 1, 0)
+    obs, start = env.reset(), True
+    for _ in range(20):
+        before = np.zeros((1, 1)) if state is None or start else state[0]
+        actions, state = twin.predict(obs, state, np.array([start]), deterministic=True)
+        action, arrays = watched(obs, start)
+        np.testing.assert_array_equal(action, actions)
+        np.testing.assert_array_equal(watched._state.numpy(), state[0])
+        norms = head_norms(model.core, torch.from_numpy(state[0] - before))[:, 0]
+        np.testing.assert_allclose(arrays["edit"], norms, rtol=1e-5, atol=1e-7)
+        assert not arrays["edit"][0, 1].any()
+        obs, _, (start,), _ = env.step(action)

@@ -295,3 +295,11 @@ def test_score_ranges_depend_on_the_settings():
     assert RecallBatch.score_range(n_symbols=2, delay=3) == (0.5, 1.0)
     assert BanditBatch.score_range() == (5.0, bayes_optimal_return(5, 10))
     assert BanditBatch.score_range(n_pulls=100) is None
+
+
+@pytest.mark.parametrize(("task", "settings"), [*((name, {}) for name in TASKS), ("recall", {"n_symbols": 7})])
+def test_features_have_one_name_each(task: str, settings: dict[str, int]) -> None:
+    names = TASKS[task].feature_names(**settings)
+    assert len(set(names)) == len(names)
+    (n_features,) = TASKS[task](1, **settings).observation_space.shape or ()
+    assert len(names) in (0, n_features)

@@ -292,16 +292,16 @@ def test_baselines_are_played_once_for_runs_of_one_environment(
         return play(*args)
 
     monkeypatch.setattr(runner, "play_baselines", counted)
-    together = page(call, tmp_path, recall, other_seed, "--no-freeze")
+    together = page(call, tmp_path, recall, other_seed, "--no-rank-heads", "--no-freeze")
     assert played == [1]
     files = []
     for i, run in enumerate((recall, other_seed)):
         files += ["--eval", tmp_path / f"{i}.json"]
         assert call("eval", run, "--baselines", "--json", files[-1]).code == 0
-    apart = page(call, tmp_path, recall, other_seed, *files)
+    apart = page(call, tmp_path, recall, other_seed, "--no-rank-heads", *files)
     assert played == [3]
     assert apart.partition("<h3>Commands</h3>")[0] == together.partition("<h3>Commands</h3>")[0]
-    without = Text(page(call, tmp_path, recall, "--no-baselines")).text
+    without = Text(page(call, tmp_path, recall, "--no-rank-heads", "--no-baselines")).text
     assert "random play" in without
     assert "constant" not in without
-    assert "random play on held-out" not in Text(page(call, tmp_path, recall, "--no-random")).text
+    assert "random play on held-out" not in Text(page(call, tmp_path, recall, "--no-rank-heads", "--no-random")).text

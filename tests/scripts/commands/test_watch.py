@@ -395,3 +395,32 @@ def test_a_replay_that_ends_early_is_noticed(trace: Path) -> None:
     recording = load_trace(trace)
     short = {name: array[:3] for name, array in recording.arrays.items()}
     assert first_difference(recording, short, recording.digest) == "the episodes end after step 2"
+
+
+def test_suppressed_edits_and_ranked_heads_are_in_the_film(call: Any, recall: Path, tmp_path: Path) -> None:
+    run, film, recorded = Path(shutil.copytree(recall, tmp_path / "run")), tmp_path / "f.gif", tmp_path / "f.npz"
+    argv = ("watch", run, "--steps", 6, "-o", film, "--trace", recorded)
+    result = call(*argv, "--undo", "beta,query", "--lesion", "0.3")
+    assert result.code == 0, result
+    about, costs = load_trace(recorded).about, load_trace(recorded).head_costs
+    assert about.intervention == "edits of query, beta undone, no edits in head 0.3"
+    assert about.intervention in about.describe_agent()
+    assert not load_trace(recorded).arrays["edit"][:, 0, 3].any()
+    assert sorted(cost.name for cost in costs) == [f"0.{head}" for head in range(8)]
+    assert (run / "head_costs.json").is_file(), "a built-in task's heads are ranked and stored"
+    assert call("replay", recorded, "-o", tmp_path / "again.gif").code == 0
+    assert call(*argv).code == 0
+    assert load_trace(recorded).about.intervention == ""
+    assert load_trace(recorded).head_costs == costs
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--undo", "qery"], "--undo: there is no group of columns 'qery'; did you mean 'query'?"),
+        (["--lesion", "3"], "--lesion takes layer.head, such as 0.3, not '3'"),
+        (["--lesion", "1.0"], "there is no head 1.0"),
+    ],
+)
+def test_wrong_edits_to_suppress_are_refused(argv: list[str], part: str, call: Any, recall: Path) -> None:
+    assert part in call("watch", recall, *argv).error()

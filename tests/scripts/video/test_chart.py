@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.head_costs import HeadCost
 from srwm_rl.scripts.video import canvas
 from srwm_rl.scripts.video.canvas import COLOUR_MAPS, INK, paint
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
-from srwm_rl.scripts.video.panel import PROCGEN_ACTIONS, running_returns
+from srwm_rl.scripts.video.panel import PROCGEN_ACTIONS, head_rows, running_returns
 
 # To the lightness of OKLab, https://bottosson.github.io/posts/oklab.
 TO_LMS = np.array(
@@ -151,3 +152,33 @@ def test_every_sign_leaves_ink_within_its_place(name: str) -> None:
     assert len(xs) > 3
     assert min(xs.min(), ys.min()) >= 10
     assert max(xs.max(), ys.max()) <= 30
+
+
+def test_dimmed_rows_are_darker_and_others_unchanged() -> None:
+    values = np.linspace(0.5, 1, 40).reshape(10, 4)
+    pictures = []
+    for dimmed in (None, np.array([False, True, False, True])):
+        heat = Heat(values, 0, 1, "ember", ["a", "b", "c", "d"], 1.0, dimmed=dimmed)
+        chart = Chart((400, 200), [Section("", [heat])], np.zeros(10, bool))
+        ((_, top, bottom),) = chart._plots
+        rows = chart.full[top:bottom, chart.left : chart.right]
+        pictures.append(rows[np.arange(4) * len(rows) // 4 + len(rows) // 8])  # the middle of each row
+    plain, dim = pictures
+    np.testing.assert_array_equal(plain[::2], dim[::2])
+    assert (lightness_of(dim[1::2]) < lightness_of(plain[1::2]) - 0.1).all()
+
+
+def test_heads_are_ranked_by_what_they_cost() -> None:
+    names = ["0.0", "0.1", "1.0", "1.1"]
+    by_layer = head_rows(2, 2)
+    assert (by_layer.labels, [*by_layer.order], by_layer.dimmed, [*by_layer.bands]) == (names, [0, 1, 2, 3], None, [2])
+    means = {(0, 0): (0.1, -0.1), (0, 1): (0.05, 0.01), (1, 0): (0.7, 0.6), (1, 1): (-0.2, -0.3)}
+    costs = [HeadCost(layer, head, "a", mean, low, 1.0) for (layer, head), (mean, low) in means.items()]
+    ranked = head_rows(2, 2, costs)
+    assert ranked.labels == ["1.0  +0.7", "0.1  +0.05", "0.0  +0.1", "1.1  -0.2"]
+    assert [*ranked.order] == [2, 1, 0, 3]
+    assert ranked.dimmed is not None
+    assert [*ranked.dimmed] == [False, False, True, True]
+    assert [*ranked.bands] == [2]
+    assert head_rows(2, 2, costs[1:]).dimmed is None, "a head is missing"
+    assert head_rows(2, 3, costs).dimmed is None, "costs of another network"
