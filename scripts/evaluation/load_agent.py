@@ -10,6 +10,7 @@ from typing import Any
 from sb3_contrib import RecurrentPPO
 
 from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.envs.wrappers.attempts import ATTEMPT_BEGINS
 from srwm_rl.envs.wrappers.memory_inputs import KEYS
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
@@ -78,6 +79,8 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     if not isinstance(model.policy, SRWMPolicy):
         raise UserError(f"{path} holds a {type(model.policy).__name__}; only an SRWMPolicy can be evaluated here")
     spaces = dict(getattr(model.observation_space, "spaces", {}))
+    if ATTEMPT_BEGINS in spaces and config.attempts is None:
+        raise UserError(f"{path} was trained on trials of several attempts: give their number with --attempts")
     clip = float(spaces["previous_reward"].high.max()) if "previous_reward" in spaces else 0.0
     trained = TrainConfig(
         env=config.env,

@@ -158,3 +158,20 @@ def test_a_scene_of_single_attempts_is_written_as_before() -> None:
 )
 def test_wrong_options_are_refused(call: Any, options: tuple[str, ...], message: str, untouched: Path) -> None:
     assert message in call("train", *options, "-n", 64, "-f", untouched).error()
+
+
+def test_a_report_shows_the_return_by_attempt(call: Any, trials: Path, recall: Path, tmp_path: Path) -> None:
+    for run, shown in ((trials, True), (recall, False)):
+        page = tmp_path / f"{shown}.html"
+        result = call("report", run, "-o", page, "--train-levels", "none")
+        assert result.code == 0, result
+        html = page.read_text()
+        assert ("By attempt" in html) == shown
+        assert ("attempt 3 of 3" in html) == shown
+
+
+def test_a_zip_of_a_model_trained_on_trials_needs_their_number(call: Any, trials: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "model.zip"
+    assert call("export", trials, "--format", "sb3", "-o", exported).code == 0
+    argv = ("eval", exported, "--trust", "--env", "recall", "--train-levels", "0:2", "--eval-levels", "100:104")
+    assert "give their number with --attempts" in call(*argv).error()
