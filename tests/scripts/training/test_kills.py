@@ -40,7 +40,7 @@ def test_killed_at_random_moments_no_run_and_at_most_one_interval_is_lost(
     inside = 0
     for kill in range(kills):
         before = newest(run)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600  # a hang, not a loaded machine
         while newest(run) < before + 2 * STEPS:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
