@@ -56,7 +56,9 @@ def summarise(evaluation: Evaluation, trained: TrainConfig, seed: int) -> Evalua
             }
             for part in evaluation[key]
         ]
-    return report | {"not_above": _not_above(report, seed)}
+    if evaluation.get("baselines") or any(split.startswith("random, ") for split in splits):
+        report["not_above"] = _not_above(report, seed)
+    return report
 
 
 def _not_above(report: Evaluation, seed: int) -> list[dict[str, Any]]:
