@@ -104,7 +104,7 @@ class Section:
             for name in each["episodes"]
         ]
         self.baseline_notes = [constant_note(each) for each in baselines if "action" in each]
-        self.baseline_notes += [not_above_note(row) for row in evaluation["not_above"]]
+        self.baseline_notes += [not_above_note(row) for row in evaluation.get("not_above", ())]
         self.curves, self.scalars = self._learning_curves(charts), self._scalars(charts)
         self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
         self.heads = [(run, [run.heads.ranked(row.game) for row in self.rows]) for run in runs if run.heads]
