@@ -74,6 +74,14 @@ class HiddenControlsBatch(AttemptsTask):
         super().__init__(n_envs, levels, seed, n_features, self.n_moves, attempts, attempt_steps, *settings)
 
     @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        env = cls(1, **settings)
+        goal = [f"goal {axis} {i:+d}" for axis in ("row", "column") for i in range(1 - env.size, env.size)]
+        moved = [f"moved {axis} {i:+d}" for axis in ("row", "column") for i in (-1, 0, 1)]
+        return (*goal, "attempt begins", *moved * env.effect, *["flash"] * bool(env.flash))
+
+    @classmethod
     def score_range(cls, **settings: Any) -> tuple[float, float]:
         """Return the mean returns of a random agent and of one that knows the controls, both exact."""
         env = cls(1, **settings)
