@@ -10,7 +10,7 @@ from srwm_rl import core_names, make_core
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
-from srwm_rl.scripts.config.defaults import KINDS, PRESETS, defaults
+from srwm_rl.scripts.config.defaults import EDITING_HEADS, KINDS, PRESETS, defaults
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig, bounds_of, pairs
 
@@ -178,7 +178,28 @@ def test_pairs_refuses(text: str) -> None:
 def test_each_kind_of_environment_has_its_defaults(env: str, kind: str) -> None:
     config = defaults(env, None)
     expected = {**asdict(TrainConfig()), **KINDS[kind], "env": env}
+    if kind == "task":
+        expected["core_kwargs"] += EDITING_HEADS
     assert asdict(config) == expected
+
+
+@pytest.mark.parametrize("task", ["recall", "parity", "repeat_previous", "bandit"])
+def test_tasks_are_trained_as_their_ten_seeds_were(task: str) -> None:
+    config = defaults(task, None)
+    names = ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "learning_rate", "ent_coef")
+    assert [getattr(config, name) for name in names] == [64, 64, 512, 3, 0.95, 0.3, 5e-3, 0.02]
+    assert config.normalize_reward
+    assert config.lr_decay == "linear"
+    heads = ("hidden_size:32", "n_layers:1", "n_heads:2", "key_init:2", "edit_lr_multiplier:3")
+    assert config.core_kwargs == heads
+
+
+@pytest.mark.parametrize(("task", "gamma", "rate"), [("recall", 0.99, 4e-3), ("parity", 0.0, 5e-3)])
+def test_impala_keeps_its_settings_for_tasks(task: str, gamma: float, rate: float) -> None:
+    config = defaults(task, None, algo="impala")
+    assert (config.gamma, config.learning_rate, config.ent_coef) == (gamma, rate, 0.01)
+    assert config.core_kwargs == ("hidden_size:32", "n_layers:1", "n_heads:4")
+    assert not config.normalize_reward
 
 
 @pytest.mark.parametrize("preset", PRESETS)
