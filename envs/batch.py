@@ -203,6 +203,8 @@ class BatchEnv(ABC):
                 raise UserError(f"actions must be finite numbers, not {array.dtype} {array.ravel()[:3].tolist()}")
             return array
         bits = isinstance(space, spaces.MultiBinary)
+        if bits and array.dtype.kind == "f" and np.isin(array, (0, 1)).all():  # as SB3's Bernoulli distribution samples
+            array = array.astype(space.dtype)
         if array.dtype.kind not in ("iub" if bits else "iu"):
             raise UserError(f"actions must be whole numbers, not {array.dtype}")
         low = 0 if bits else space.start

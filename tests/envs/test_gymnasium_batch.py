@@ -109,6 +109,16 @@ def test_actions_of_every_space_are_checked_and_passed_on(space, valid, invalid)
         env.step(np.array([invalid, valid], np.float32 if isinstance(space, spaces.Box) else np.int64))
 
 
+def test_bits_may_be_floats_as_sb3_samples_them():
+    space = spaces.MultiBinary(2)
+    env = GymnasiumBatch("tests/Failing-v0", 2, env_kwargs={"action_space": space, "fail_at": -1})
+    env.reset()
+    env.step(np.array([[1, 0], [0, 0]], np.float32))
+    assert env.check_actions(np.ones((2, 2), np.float32)).dtype == space.dtype
+    with pytest.raises(UserError, match="whole numbers"):
+        env.step(np.array([[0.5, 0], [0, 0]], np.float32))
+
+
 def test_a_failing_environment_is_named():
     env = GymnasiumBatch("tests/Failing-v0", 2, "41:42")
     env.reset()
