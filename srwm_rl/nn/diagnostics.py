@@ -79,7 +79,7 @@ def state_heads(core: Core) -> Tensor:
     """
     # Only in a StackCore is layer l's state known to be row l; a user's core may use the same layers otherwise.
     heads = torch.full((core.state_layers, core.state_size), -1 if isinstance(core, StackCore) else 0)
-    layers = core.layers if isinstance(core, StackCore) else ()
+    layers: Any = core.layers if isinstance(core, StackCore) else ()
     for row, layer in zip(heads, layers, strict=False):
         row[: layer.state_size] = _layer_heads(layer, layer.state_size)
     return heads.to(next(core.parameters()).device)
