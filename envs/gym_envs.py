@@ -65,7 +65,10 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         info = {key: int(step.info[key][0]) for key in ("level_seed", "prev_level_seed")}
         if "attempt_ended" in step.info and step.info["attempt_ended"][0]:
-            info["attempt"], info["attempt_return"] = int(step.info["attempt"][0]), float(step.info["attempt_return"][0])
+            info["attempt"], info["attempt_return"] = (
+                int(step.info["attempt"][0]),
+                float(step.info["attempt_return"][0]),
+            )
         obs = obs_row(step.obs if step.final_obs is None else step.final_obs, 0)
         if terminated or truncated:
             if "is_success" in step.info:
