@@ -25,7 +25,7 @@ from srwm_rl.scripts.config.settings import pairs
 PROCGEN_FPS, SLOW_FPS = 15, 4  # ProcGen's own rate; slow enough to read numbers
 
 
-class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One environment and the levels that are played in it, one after the other."""
 
     env: str  # one game, task or Gymnasium id

@@ -114,9 +114,11 @@ def test_the_training_score_is_the_logged_mean_once_the_window_is_full(algo: str
     scores: list[tuple[int, float]] = []
     episodes: list[int] = []
 
-    def note(score: float) -> None:
+    def note(score: float, error: float) -> None:
+        returns = [episode["r"] for episode in model.ep_info_buffer or ()]
         scores.append((model.num_timesteps, score))
-        episodes.append(len(model.ep_info_buffer or ()))
+        episodes.append(len(returns))
+        assert error == pytest.approx(np.std(returns, ddof=1) / len(returns) ** 0.5)
 
     model.learn(128 * 14, TrainingReturn(note))
     assert set(episodes) == {100}
@@ -269,7 +271,7 @@ def test_evaluations_fall_on_multiples_and_are_scored() -> None:
     agent, log = model()
     scores: list[float] = []
     callback = held_out(agent, 300)
-    callback.on_score = scores.append
+    callback.on_score = lambda score, error: scores.append(score)
     agent.learn(8 * 128, callback)
     lines = [line for line in log.rows if "eval/gap" in line]
     assert [line["step"] for line in lines] == [384, 640, 1024]  # the first updates beyond 300, 600 and 900

@@ -137,11 +137,11 @@ def test_runs_that_cannot_be_verified_are_refused(
 
 def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied: Path) -> None:
     argv = ["train", "--resume", copied, "-n", 384, "--learning-rate", 0.0005]
-    assert "--learning-rate 0.001: leave it out, or insist with --override" in call(*argv).error()
+    assert "--learning-rate 0.005: leave it out, or insist with --override" in call(*argv).error()
     assert call(*argv, "--override").code == 0
     config = json.loads((copied / "config.json").read_text())
     assert config["train"]["learning_rate"] == 0.0005
-    assert config["history"] == [{"at": 256, "changed": {"learning_rate": [0.001, 0.0005]}}]
+    assert config["history"] == [{"at": 256, "changed": {"learning_rate": [0.005, 0.0005]}}]
     assert call("train", "--resume", copied, "-n", 448).code == 0  # the new rate is the run's own now
     last = json.loads((copied / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["train/learning_rate"] == 0.0005
