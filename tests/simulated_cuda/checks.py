@@ -169,9 +169,9 @@ def train(folder: Path, *arguments: str, device: str = "cuda") -> Path:
 @pytest.mark.parametrize("settings", [(), ("--algo", "impala"), ("--algo", "impala", "--synchronous")])
 def test_a_step_waits_for_the_gpu_once(settings: tuple[str, ...], tmp_path: Path) -> None:
     GPU.take_counts()
-    train(tmp_path, *settings, "-n", "6144")
+    train(tmp_path, *settings, "-n", "8192")
     counts = dict(GPU.take_counts())
-    n_acts = 6144 // 64 * 2  # two groups of environments
+    n_acts = 8192 // 64 * 2  # two groups of environments
     assert counts["replays"] > n_acts
     assert counts["waits for streams"] < 1.2 * n_acts  # once in a step for its actions, once in an update of IMPALA
 

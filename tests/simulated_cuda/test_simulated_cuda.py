@@ -44,12 +44,12 @@ def test_tests_marked_gpu_pass() -> None:
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_two_processes_with_a_gpu_each(algo: str, tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    train = ["train", "--env", "recall", "--algo", algo, "-n", "4096", "--no-progress", "-f", str(tmp_path)]
+    train = ["train", "--env", "recall", "--algo", algo, "-n", "8192", "--no-progress", "-f", str(tmp_path)]
     command = [*torchrun, "-m", "tests.simulated_cuda.run", *train, "--device", "cuda"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "2 processes, 32 environments each" in result.stdout
-    assert "done: 4096 steps" in result.stdout
+    assert "done: 8192 steps" in result.stdout
     assert "CUDA graph" not in result.stdout + result.stderr
     metrics = next(tmp_path.glob("*/recall_1/metrics.jsonl")).read_text().splitlines()
     assert "train/loss" in json.loads(metrics[-1])

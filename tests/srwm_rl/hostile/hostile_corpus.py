@@ -493,11 +493,13 @@ def run_folders(good: Good) -> Iterator[tuple[str, Callable[[Path], object]]]:
         whole + "}",
         "\0" * 99,
     ]
-    texts += [whole.replace('"gamma": 0.99', '"gamma": NaN'), whole.replace('"seed": 0', '"seed": ' + "9" * 5000)]
+    gamma = f'"gamma": {config["train"]["gamma"]}'
+    texts += [whole.replace(gamma, '"gamma": NaN'), whole.replace('"seed": 0', '"seed": ' + "9" * 5000)]
     texts += [
         whole.replace('"seed": 0', '"seed": 0, "seed": 1'),
         whole.replace("{", '{"a": "' + "x" * 2**21 + '", ', 1),
     ]
+    assert whole not in texts, "a fault was not put in"
     for i, text in enumerate(texts):
         yield f"config-{i}", lambda run, t=text: (run / "config.json").write_text(t)
     for name in ("config.json", "checkpoints"):
