@@ -82,7 +82,8 @@ class TrainConfig:
     """Train on rewards clipped to +- this, as the paper does with 1; 0: no clipping."""
 
     core_kwargs: tuple[str, ...] = ()
-    """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper."""
+    """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper. They replace all of the
+    environment's defaults: others than those given are the core's own."""
     encoder_kwargs: tuple[str, ...] = ()
     """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
 

@@ -194,6 +194,11 @@ def test_tasks_are_trained_as_their_ten_seeds_were(task: str) -> None:
     assert config.core_kwargs == heads
 
 
+def test_core_kwargs_replace_all_of_a_tasks_defaults() -> None:
+    config = parse(TrainConfig, ["--core-kwargs", "short_conv:4"], "srwm-rl train", default=defaults("recall", None))
+    assert config.core_kwargs == ("short_conv:4",)
+
+
 @pytest.mark.parametrize(("task", "gamma", "rate"), [("recall", 0.99, 4e-3), ("parity", 0.0, 5e-3)])
 def test_impala_keeps_its_settings_for_tasks(task: str, gamma: float, rate: float) -> None:
     config = defaults(task, None, algo="impala")
