@@ -57,10 +57,10 @@ class TrainBench(BenchOptions):
 def train_config(config: TrainBench) -> TrainConfig:
     """Return the settings of our trainer."""
     train = defaults(config.env, None, config.core, config.algo)
-    given = {name: value for name, value in vars(config).items() if value is not None and hasattr(TrainConfig, name)}
+    shared = {name: value for name, value in vars(config).items() if value is not None and hasattr(TrainConfig, name)}
     if config.algo == "impala":
-        given |= {"n_epochs": TrainConfig.n_epochs, "synchronous": not config.overlapping}
-    train = replace(train, **given)
+        shared |= {"n_epochs": TrainConfig.n_epochs, "synchronous": not config.overlapping}
+    train = replace(train, **shared)
     return replace(train, n_groups=groups_of_new_run(train))
 
 

@@ -95,15 +95,17 @@ class Section:
         self.labels |= {name: ("random play", levels[name.removeprefix("random, ")]) for name in self.random}
         baselines = evaluation.get("baselines", [])
         self.labels |= {
-            f"{each['name']}, {name}": (each["name"], levels[name]) for each in baselines for name in each["episodes"]
+            f"{baseline['name']}, {name}": (baseline["name"], levels[name])
+            for baseline in baselines
+            for name in baseline["episodes"]
         }
         self.constant = [
-            f"{each['name']}, {name}"
-            for each in baselines
-            if each["name"] == BEST_CONSTANT
-            for name in each["episodes"]
+            f"{baseline['name']}, {name}"
+            for baseline in baselines
+            if baseline["name"] == BEST_CONSTANT
+            for name in baseline["episodes"]
         ]
-        self.baseline_notes = [constant_note(each) for each in baselines if "action" in each]
+        self.baseline_notes = [constant_note(baseline) for baseline in baselines if "action" in baseline]
         self.baseline_notes += [not_above_note(row) for row in evaluation.get("not_above", ())]
         self.curves, self.scalars = self._learning_curves(charts), self._scalars(charts)
         self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
@@ -192,7 +194,10 @@ def eval_command(run: SeedRun) -> str:
 def returns_by_game(evaluation: Evaluation, seed: int) -> list[GameRow]:
     """Return a row per game, the one for all games first; `seed` is the bootstrap's."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in [*evaluation["rows"], *(row for each in evaluation.get("baselines", ()) for row in each["rows"])]:
+    for row in [
+        *evaluation["rows"],
+        *(row for baseline in evaluation.get("baselines", ()) for row in baseline["rows"]),
+    ]:
         rows.setdefault(row["game"], {})[row["split"]] = row
     first, overall = next(iter(rows)), {gap["split"]: gap for gap in evaluation["generalization_gap"]}
     return [

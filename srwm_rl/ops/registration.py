@@ -75,8 +75,8 @@ def register_scan(
         *tensors, ctx.bound, _ = inputs
         ctx.save_for_backward(*tensors, output[2])
 
-    operator.register_fake(lambda *given: new_outputs(given[0], *widths(*given[:n]), given[-1]))
-    reverse.register_fake(lambda *given: tuple(new_gradients(given[:n])))
+    operator.register_fake(lambda *arguments: new_outputs(arguments[0], *widths(*arguments[:n]), arguments[-1]))
+    reverse.register_fake(lambda *arguments: tuple(new_gradients(arguments[:n])))
     operator.register_autograd(differentiate, setup_context=save_inputs)
 
     def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
