@@ -143,8 +143,12 @@ def test_a_run_of_trials_is_compared_with_its_like_alone(call: Any, trials: Path
     assert result.code == 0, result
 
 
-def test_a_scene_of_single_attempts_is_written_as_before() -> None:
-    assert "attempts" not in msgspec.json.encode(Scene("recall", 3, inputs=("action",))).decode()
+def test_a_scene_from_before_there_were_attempts_is_one_of_single_attempts() -> None:
+    scene = Scene("recall", 3, inputs=("action",))
+    stored = msgspec.json.decode(msgspec.json.encode(scene))
+    before = {name: value for name, value in stored.items() if name not in ("attempts", "shuffle_actions")}
+    assert len(stored) - len(before) == 2
+    assert msgspec.convert(before, Scene) == scene
 
 
 @pytest.mark.parametrize(
