@@ -22,7 +22,7 @@ _OTHER: dict[str, Any] = {
 KINDS: dict[str, dict[str, Any]] = {
     "procgen": {},
     # All of 10 seeds solve recall, parity and repeat_previous (docs/results/README.md). With a lambda near 1, later
-    # steps' luck is noise in an advantage; without normalised rewards half the seeds do not learn repeat_previous.
+    # steps' luck is noise in an advantage.
     "task": {
         **_OTHER,
         "n_steps": 64,
