@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srwm_rl.nn.cores.srwm import SRWMCore
 from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.distributions import UncheckedCategorical
-from srwm_rl.nn.encoders import EPISODE_STEP, MAIN_KEY, Encoder, ImpalaCNN
+from srwm_rl.nn.encoders import CNNS, EPISODE_STEP, MAIN_KEY, Encoder
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy, as_floats
 from srwm_rl.nn.short_conv import ShortConv
@@ -174,7 +174,7 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     For that, the output of the MLP's last layer must directly follow the images' features.
     """
     encoder = policy.features_extractor
-    if any(type(cnn) is not ImpalaCNN for cnn in encoder.images.values()):
+    if any(type(cnn) not in CNNS.values() for cnn in encoder.images.values()):
         raise UnsupportedModuleError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
     widths |= {key: cnn.head.out_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]

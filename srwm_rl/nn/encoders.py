@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from srwm_rl.errors import UserError, check_settings
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
@@ -45,16 +45,16 @@ def micro_batch_for(precision: str) -> int:
 
 
 class Conv(nn.Conv2d):
-    """A 3 x 3 convolution that computes in its input's type; the weights stay float32, and so do their gradients."""
+    """A convolution that computes in its input's type; the weights stay float32, and so do their gradients."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1)
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride, padding)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """Map `[N, C_in, h, w]` to `[N, C_out, h, w]`, the input multiplied by `scale`."""
+        """Map `[N, C_in, h, w]` to `[N, C_out, h', w']`, the input multiplied by `scale`."""
         weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than scaling the frames
         assert self.bias is not None
-        return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), padding=1)
+        return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
 
 
 class MaxPool(nn.Module):
@@ -96,6 +96,8 @@ class ImpalaCNN(nn.Module):
         UserError: an unknown precision.
     """
 
+    title = "IMPALA CNN"
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -112,19 +114,26 @@ class ImpalaCNN(nn.Module):
         self.precision = precision
         self.channels_first, self.scale = channels_first, scale
         self.micro_batch = micro_batch or micro_batch_for(precision)
-        width, height, depth = (shape[2], shape[1], shape[0]) if channels_first else (shape[1], shape[0], shape[2])
+        size, depth = (shape[1:], shape[0]) if channels_first else (shape[:2], shape[2])
+        stages, n_outputs = self._make_stages(size[0], size[1], depth, channels)
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(n_outputs, features)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _make_stages(
+        self, height: int, width: int, depth: int, channels: tuple[int, ...]
+    ) -> tuple[list[nn.Module], int]:
+        """Return the layers before the linear one, and the number of their outputs for a frame."""
         stages: list[nn.Module] = []
         for out in channels:
             stages += [Conv(depth, out), MaxPool(), ResidualBlock(out), ResidualBlock(out)]
             depth, width, height = out, (width + 1) // 2, (height + 1) // 2
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(depth * width * height, features)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return stages, depth * width * height
 
     def describe(self) -> str:
-        """Return the stages' widths and the output's, such as "16/32/32-256 in bfloat16"."""
+        """Return the kind, the stages' widths and the output's, such as "IMPALA CNN 16/32/32-256 in bfloat16"."""
         widths = [str(stage.out_channels) for stage in self.stages if isinstance(stage, nn.Conv2d)]
-        return f"{'/'.join(widths)}-{self.head.out_features} in {self.precision}"
+        return f"{self.title} {'/'.join(widths)}-{self.head.out_features} in {self.precision}"
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
@@ -169,6 +178,49 @@ class ImpalaCNN(nn.Module):
         return converted
 
 
+class NatureCNN(ImpalaCNN):
+    """DQN's three convolutions (Mnih et al., 2015, https://doi.org/10.1038/nature14236), each followed by a ReLU.
+
+    On a CPU a frame takes a third to a seventh of the time of an `ImpalaCNN` of half the published widths.
+
+    Args:
+        channels: widths of the convolutions of 8 x 8 pixels with stride 4, 4 x 4 with stride 2, and 3 x 3.
+
+    The others are those of `ImpalaCNN`.
+
+    Raises:
+        UserError: an unknown precision, other than three widths, or frames of fewer than 36 pixels a side.
+    """
+
+    title = "Nature CNN"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels_first: bool,
+        channels: tuple[int, ...] = (32, 64, 64),
+        **settings: Any,
+    ) -> None:
+        super().__init__(shape, channels_first, channels, **settings)
+
+    def _make_stages(
+        self, height: int, width: int, depth: int, channels: tuple[int, ...]
+    ) -> tuple[list[nn.Module], int]:
+        if len(channels) != 3 or min(height, width) < 36:
+            raise UserError(
+                f"the nature CNN has three convolutions, for frames of at least 36 x 36 pixels: give three channels, "
+                f"not {len(channels)}, and frames that large, not {height} x {width}"
+            )
+        stages: list[nn.Module] = []
+        for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1), strict=True):
+            stages += [*([nn.ReLU()] if stages else []), Conv(depth, out, kernel, stride, padding=0)]
+            depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        return stages, depth * height * width
+
+
+CNNS: dict[str, type[ImpalaCNN]] = {"impala": ImpalaCNN, "nature": NatureCNN}
+
+
 class StepEmbedding(nn.Module):
     """Sines and cosines of the step within the episode, `[N, 1]` to `[N, 2 * n_periods]`.
 
@@ -191,13 +243,13 @@ class StepEmbedding(nn.Module):
 class Encoder(BaseFeaturesExtractor):
     """One feature vector per observation: of images, of vectors, the previous action and reward, the step.
 
-    Images pass through `ImpalaCNN`, the previous action and reward unchanged, the step within the episode through
+    Images pass through a CNN, the previous action and reward unchanged, the step within the episode through
     `StepEmbedding`; all else is flattened (discrete values as one-hots), concatenated and passed through an MLP.
 
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of them.
         mlp: widths of the MLP's layers; empty: no MLP.
-        cnn: settings of `ImpalaCNN`.
+        cnn: settings of `ImpalaCNN`, or with `"kind": "nature"` of `NatureCNN`.
         step_periods, step_longest: settings of `StepEmbedding`.
         normalize_images: multiply pixels by 1/255.
         precision: of the CNN, "float32" or "bfloat16"; see `fastest_precision`.
@@ -228,7 +280,8 @@ class Encoder(BaseFeaturesExtractor):
             if is_image(space):
                 scale = 1 / 255 if normalize_images else 1.0
                 settings: dict[str, Any] = {"scale": scale, "precision": precision, **(cnn or {})}
-                network = ImpalaCNN(space.shape, is_image_space_channels_first(space), **settings)
+                kind = CNNS[settings.pop("kind", "impala")]
+                network = kind(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
                 width += network.head.out_features
             elif key == EPISODE_STEP:
@@ -245,7 +298,7 @@ class Encoder(BaseFeaturesExtractor):
 
     def describe(self) -> str:
         """Return a short description, such as "IMPALA CNN 16/32/32-256 in float32 + previous_reward"."""
-        networks = [f"IMPALA CNN {network.describe()}" for network in self.images.values()]  # type: ignore[operator]
+        networks = [network.describe() for network in self.images.values()]  # type: ignore[operator]
         if self.vectors:
             sizes = [str(layer.out_features) for layer in self.mlp if isinstance(layer, nn.Linear)]  # type: ignore[union-attr]
             networks.append(f"MLP {'/'.join(sizes)}" if sizes else "vectors as they are")
@@ -284,10 +337,13 @@ def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
 
 
 def _check_cnn(settings: dict[str, Any]) -> None:
-    known = inspect.signature(ImpalaCNN).parameters.keys() - {"shape", "channels_first"}
+    known = inspect.signature(ImpalaCNN).parameters.keys() - {"shape", "channels_first"} | {"kind"}
     check_settings("the encoder's cnn", settings, known)
     for name, value in settings.items():
-        if name == "channels":
+        if name == "kind":
+            if str(value) not in CNNS:
+                raise UserError(f"the encoder's cnn has no kind {value!r}{did_you_mean(str(value), CNNS)}")
+        elif name == "channels":
             _check_widths("cnn channels", value)
         elif name not in ("scale", "precision"):
             _check_widths(f"cnn {name}", [value])

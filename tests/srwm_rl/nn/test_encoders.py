@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
-from srwm_rl.nn.encoders import Encoder, ImpalaCNN, StepEmbedding, fastest_precision, flatten_obs_space
+from srwm_rl.nn.encoders import Encoder, ImpalaCNN, NatureCNN, StepEmbedding, fastest_precision, flatten_obs_space
 
 
 def test_both_image_layouts_give_the_same_features() -> None:
@@ -145,6 +145,31 @@ def test_published_cnn_has_the_published_size() -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) + heads == 626_272
 
 
+def test_the_nature_cnn_is_three_convolutions_with_relus_between() -> None:
+    torch.manual_seed(0)
+    network = NatureCNN((64, 48, 3), False, (4, 6, 8), features=5)
+    frames = torch.randint(0, 256, (3, 64, 48, 3), dtype=torch.uint8)
+    first, second, third = (stage for stage in network.stages if isinstance(stage, torch.nn.Conv2d))
+    x = torch.relu(torch.conv2d(frames.permute(0, 3, 1, 2) / 255, first.weight, first.bias, stride=4))
+    x = torch.relu(torch.conv2d(x, second.weight, second.bias, stride=2))
+    x = torch.relu(torch.conv2d(x, third.weight, third.bias)).flatten(1)
+    torch.testing.assert_close(network(frames), torch.relu(network.head(x)), rtol=1e-4, atol=1e-5)
+    assert [conv.weight.shape[2] for conv in (first, second, third)] == [8, 4, 3]
+
+
+def test_wrong_settings_of_a_cnn_are_named() -> None:
+    frames = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    for cnn, message in (
+        ({"kind": "natur"}, "no kind 'natur'; did you mean 'nature'"),
+        ({"kind": ["nature"]}, "no kind"),
+        ({"kind": "nature", "channels": [8]}, "give three channels, not 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Encoder(frames, cnn=cnn)
+    with pytest.raises(UserError, match="not 35 x 64"):
+        NatureCNN((35, 64, 3), False)
+
+
 def test_every_key_counts_and_the_step_becomes_sines() -> None:
     space = spaces.Dict(
         observation=spaces.Box(0, 255, (16, 16, 3), np.uint8),
@@ -179,6 +204,8 @@ def test_unsupported_spaces_are_named() -> None:
 def test_describe_names_the_layers() -> None:
     frames = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256 in float32"
+    large = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    assert Encoder(large, cnn={"kind": "nature"}).describe() == "Nature CNN 32/64/64-256 in float32"
     space = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
     assert Encoder(space, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
     assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"
