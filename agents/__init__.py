@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from srwm_rl.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from srwm_rl.agents.action_masks import VecActionMasks as VecActionMasks
     from srwm_rl.agents.impala import IMPALA as IMPALA
     from srwm_rl.agents.ppo import PPO as PPO
+    from srwm_rl.agents.run.callbacks import EditStatsCallback as EditStatsCallback
 else:
     __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -14,19 +14,18 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
-from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import flatten_obs_space
+from srwm_rl.agents.environments import check_policy_name, warn_of_unused_masks, wrap_env
+from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 from srwm_rl.storage.model_schema import weights_of
 
@@ -36,6 +35,16 @@ SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
 FRAMES_AT_ONCE = {"cpu": 256, "cuda": 4096}
 NOT_SAVED = ("_core_state", "engine", "nan_guard", "processes", "rollout_buffer_class", "_ended_episodes", "_progress")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+# Settings of SB3's algorithms that these have not, with the only values they may have.
+UNSUPPORTED = {
+    "use_sde": (False, "there is no state-dependent exploration"),
+    "sde_sample_freq": (-1, "there is no state-dependent exploration"),
+    "rollout_buffer_class": (None, "the rollout buffer keeps whole sequences"),
+    "rollout_buffer_kwargs": (None, "the rollout buffer keeps whole sequences"),
+}
+
+
+SB3_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 
 
 class RecurrentAlgorithm(OnPolicyAlgorithm):
@@ -48,9 +57,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         weights_lock: held while weights change, and while a callback may read them.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(
-        ("SRWMPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy"), SRWMPolicy
-    )
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(("SRWMPolicy", *SB3_NAMES), SRWMPolicy)
     policy: SRWMPolicy
     engine: Engine
     nan_guard: NanGuard
@@ -73,9 +80,14 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             arguments: of the subclass's constructor by name, of which SB3 gets those that it takes.
             others: arguments for SB3.
         """
-        names = inspect.signature(OnPolicyAlgorithm).parameters.keys() - {"_init_setup_model"}
+        _refuse(type(self), arguments["unsupported"])
+        names = inspect.signature(OnPolicyAlgorithm).parameters.keys() - {"_init_setup_model", *UNSUPPORTED}
+        settings = {name: value for name, value in arguments.items() if name in names}
+        name = arguments["policy"]
+        if isinstance(name, str):
+            settings["policy"] = self.policy_aliases.get(name, name)
         super().__init__(
-            **{name: value for name, value in arguments.items() if name in names},
+            **settings,
             **others,
             use_sde=False,
             sde_sample_freq=-1,
@@ -83,6 +95,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=ACTION_SPACES,
         )
+        if name in SB3_NAMES and self.env is not None:
+            check_policy_name(name, self.observation_space, self.action_space, self.policy_kwargs)
 
     @property
     def acting_policy(self) -> SRWMPolicy:
@@ -134,11 +148,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
-        flatten_obs_space(env.observation_space)  # raises for spaces the policy cannot read
-        if isinstance(env, VecEnv):
-            return env
-        return DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
+        return wrap_env(env, monitor_wrapper)
 
     def obs_tensor(self, obs: Any) -> Obs:
         """Return observations `[B, ...]` as tensors on the device, dtypes unchanged; on a CPU without a copy."""
@@ -194,7 +204,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def sequences_at_once(self, sequence_length: int) -> int | None:
         """Return how many sequences go through the network at once; None: all, where there are no images."""
-        if not self.policy.features_extractor.images:
+        if not self.policy.has_images:
             return None
         if self.frames_at_once is None:  # rounded: IMPALA's sequences are one step longer than its unrolls
             return max(1, round(FRAMES_AT_ONCE.get(self.device.type, 256) / sequence_length))
@@ -266,6 +276,23 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         with self._learner():
             return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._setup_learn(*args, **kwargs)
+        assert self.env is not None
+        warn_of_unused_masks(self.env)
+        return result
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | bool | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Act as `SRWMPolicy.predict` does."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
     def _learner(self) -> AbstractContextManager[None]:
         """Return the context of `learn`: there is no other thread."""
         return nullcontext()
@@ -288,3 +315,12 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *NOT_SAVED]
+
+
+def _refuse(algorithm: type[Any], settings: dict[str, Any]) -> None:
+    """Raise a `UserError` for settings that an algorithm has not, unless they ask for what it does anyway."""
+    for name, value in settings.items():
+        check_settings(algorithm.__name__, [name], {*inspect.signature(algorithm).parameters, *UNSUPPORTED})
+        wanted, reason = UNSUPPORTED[name]
+        if value is not None and value != wanted:
+            raise UserError(f"{name}={value!r}: {reason}; leave it out")

@@ -39,12 +39,18 @@ class IMPALA(CollectingAlgorithm):
         env: a Gymnasium environment or id, or an SB3 `VecEnv`.
         n_steps: T, steps per unroll.
         batch_size: steps the learner takes at once, a multiple of `n_steps`; None: one unroll of every environment.
-        vtrace_lambda, rho_clip, pg_rho_clip, c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
+        vtrace_lambda: see `srwm_rl.agents.losses.vtrace.vtrace`.
+        rho_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
+        pg_rho_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
+        c_clip: see `srwm_rl.agents.losses.vtrace.vtrace`.
         vf_coef: weight of half the squared value error.
-        rms_prop_alpha, rms_prop_eps: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
+        rms_prop_alpha: of `torch.optim.RMSprop`, the optimizer unless `policy_kwargs` names another.
+        rms_prop_eps: of `torch.optim.RMSprop`.
         synchronous: collect, then learn, in one thread: the same seed gives the same run.
         waiting_batches: the actors begin no unroll while so many batches wait for the learner.
-        bptt, frames_at_once, on_nan: as of `PPO`.
+        bptt: as of `PPO`.
+        frames_at_once: as of `PPO`.
+        on_nan: as of `PPO`.
 
     The others are SB3's. Logged beside SB3's tags: `impala/policy_lag` (updates between the start of an unroll and its
     use, mean and max), `impala/rho_mean`, `impala/rho_clip_fraction`, `impala/waiting` (unrolls in the queue).
@@ -86,6 +92,7 @@ class IMPALA(CollectingAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unsupported: Any,
     ) -> None:
         if "optimizer_class" not in (policy_kwargs or {}):
             rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}

@@ -28,7 +28,8 @@ class PPO(CollectingAlgorithm):
     frames at once; images are not copied to channels-first.
 
     Args:
-        policy: `SRWMPolicy` or its name; "MlpPolicy", "CnnPolicy" and "MultiInputPolicy" mean the same.
+        policy: `SRWMPolicy` or its name, for any observations; or SB3's "MlpPolicy", "CnnPolicy" or
+            "MultiInputPolicy", which refuse observations of another kind.
         env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the
             core its previous action, previous reward and step within the episode. The groups of a
             `srwm_rl.envs.GroupedVecEnv` step while the policy acts for another group, which pays where a GPU acts.
@@ -79,6 +80,7 @@ class PPO(CollectingAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unsupported: Any,
     ) -> None:
         super().__init__(locals(), rollout_buffer_kwargs={"sequence_length": sequence_length})
         self.batch_size, self.n_epochs, self.target_kl = batch_size, n_epochs, target_kl
@@ -98,6 +100,13 @@ class PPO(CollectingAlgorithm):
                 f"batch_size {self.batch_size} holds no whole sequence of {length} steps; "
                 f"use a multiple of {length}, or a smaller sequence_length"
             )
+        if self.normalize_advantage and (self.batch_size or self.n_steps * self.n_envs) < 2:
+            raise UserError(
+                "one step's advantage cannot be normalised: collect more, or give normalize_advantage=False"
+            )
+        for name in ("clip_range", "clip_range_vf"):
+            if isinstance(value := getattr(self, name), float | int) and not value > 0:
+                raise UserError(f"{name} must be above 0, not {value!r}")
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
@@ -161,7 +170,8 @@ class PPO(CollectingAlgorithm):
         Args:
             batch: sequences that go through the network at once.
             n_steps: of the whole minibatch.
-            clip_range, clip_range_vf: see `ppo_loss`.
+            clip_range: see `ppo_loss`.
+            clip_range_vf: see `ppo_loss`.
         """
         new = self.engine.evaluate_sequence(
             batch.observations, batch.actions, batch.core_state, batch.episode_starts, self.bptt

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
@@ -19,6 +18,7 @@ from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.engine.transfer import map_obs
 from srwm_rl.nn.policy import ActStep
+from srwm_rl.nn.spaces import env_actions
 
 EnvStep = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
 StartStep = Callable[[VecEnv, np.ndarray], Callable[[], EnvStep]]  # starts a step, returns a function that awaits it
@@ -165,11 +165,8 @@ class CollectingAlgorithm(RecurrentAlgorithm):
     def _start_step(self, group: EnvGroup, t: int, start_step: StartStep) -> None:
         group.writer.observe(t, *self._act(group))
         group.writer.act(t, group.acted, group.core_state)
-        actions = group.actions
-        if isinstance(self.action_space, spaces.Box):
-            # A Gaussian is unbounded: the buffer keeps the sample, the environment gets it clipped.
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
-        group.wait = start_step(group.env, actions)
+        # The buffer keeps the sample.
+        group.wait = start_step(group.env, env_actions(group.actions, self.action_space))
 
     def _finish_step(self, group: EnvGroup) -> StepResult:
         assert group.wait is not None

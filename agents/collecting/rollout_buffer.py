@@ -71,7 +71,7 @@ class SequenceRolloutBuffer:
         self.device = torch.device(device)
         shape = (buffer_size, n_envs)
         self.observations: Obs = storage(shape, observation_space, self.device)
-        self.actions: Tensor = storage(shape, action_space, self.device)
+        self.actions: Tensor = action_storage(shape, action_space, self.device)
         # One number per step each, in one tensor, so that a minibatch gathers them all at once.
         self._numbers = torch.zeros(6, *shape, device=self.device)
         self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
@@ -171,6 +171,13 @@ def storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.devi
         return {key: storage(shape, part, device) for key, part in space.spaces.items()}
     dtype = torch.from_numpy(np.empty(0, space.dtype)).dtype
     return torch.zeros((*shape, *(space.shape or ())), dtype=dtype, device=device)
+
+
+def action_storage(shape: tuple[int, int], space: spaces.Space[Any], device: torch.device) -> Tensor:
+    """Return zeros `[T, B, *space.shape]` for actions: a Gaussian's samples as float32, whatever the dtype of a Box."""
+    if isinstance(space, spaces.Box):
+        return torch.zeros((*shape, *space.shape), device=device)
+    return storage(shape, space, device)  # type: ignore[no-any-return]
 
 
 class RolloutWriter:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from srwm_rl.agents.collecting.rollout_buffer import storage
+from srwm_rl.agents.collecting.rollout_buffer import action_storage, storage
 from srwm_rl.agents.engine.streams import StreamEvent
 from srwm_rl.agents.engine.transfer import map_obs
 from srwm_rl.nn.policy import Obs
@@ -50,7 +50,7 @@ class Unrolls(NamedTuple):
         return cls(
             observations=storage((n_steps + 1, n_envs), observation_space, device),
             episode_starts=torch.zeros(n_steps + 1, n_envs, device=device),
-            actions=storage(shape, action_space, device),
+            actions=action_storage(shape, action_space, device),
             rewards=torch.zeros(shape, device=device),
             log_probs=torch.zeros(shape, device=device),
             core_state=core_state.clone(),

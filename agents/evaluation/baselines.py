@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from srwm_rl.agents.evaluation.play_levels import Episodes, Predictor, State
+from srwm_rl.nn.spaces import ACTION_MASK
 
 Action = npt.NDArray[Any]
 
@@ -27,7 +28,10 @@ FINALISTS = 3  # actions that play all levels
 
 
 class ConstantAgent:
-    """Takes one action, `action_space.shape`, in every step of every environment."""
+    """Takes one action, `action_space.shape`, in every step of every environment.
+
+    Where a mask of Discrete actions forbids it, the first allowed action takes its place.
+    """
 
     def __init__(self, action: Any) -> None:
         self.action = np.asarray(action)
@@ -35,7 +39,11 @@ class ConstantAgent:
     def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, State]:
         """Return the action for every environment."""
         part = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        return np.repeat(self.action[None], len(part), axis=0), None
+        actions = np.repeat(self.action[None], len(part), axis=0)
+        masks = observation.get(ACTION_MASK) if isinstance(observation, dict) else None
+        if masks is not None and self.action.ndim == 0 and self.action < masks.shape[1]:
+            actions = np.where(masks[:, int(self.action)] != 0, actions, (masks != 0).argmax(axis=1))
+        return actions, None
 
 
 class ConstantChoice(NamedTuple):

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents.evaluation.statistics import FloatArray
+from srwm_rl.nn.spaces import ACTION_MASK, mask_size
 
 State = tuple[np.ndarray, ...] | None
 
@@ -26,7 +27,7 @@ class Predictor(Protocol):
 
 
 class RandomAgent:
-    """Uniformly random actions."""
+    """Uniformly random actions, of those that an action mask in the observation allows."""
 
     def __init__(self, action_space: spaces.Space[Any], seed: int = 0) -> None:
         self.action_space = action_space
@@ -35,7 +36,16 @@ class RandomAgent:
     def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[np.ndarray, State]:
         """Return a random action for every environment."""
         part = next(iter(observation.values())) if isinstance(observation, dict) else observation
-        return np.stack([self.action_space.sample() for _ in part]), None
+        masks = observation.get(ACTION_MASK) if isinstance(observation, dict) else None
+        if masks is None or mask_size(self.action_space) != masks.shape[-1]:
+            return np.stack([self.action_space.sample() for _ in part]), None
+        return np.stack([self.action_space.sample(self._split(mask.astype(np.int8))) for mask in masks]), None
+
+    def _split(self, mask: np.ndarray) -> Any:
+        """Return a mask `[k]` as Gymnasium's `sample` takes it."""
+        if isinstance(self.action_space, spaces.MultiDiscrete):
+            return tuple(np.split(mask, np.cumsum(self.action_space.nvec)[:-1]))
+        return mask
 
 
 class Episode(NamedTuple):

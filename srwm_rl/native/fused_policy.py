@@ -22,7 +22,17 @@ logger = logging.getLogger(__name__)
 # The methods that the programs replace; where a subclass or caller has replaced one, the policy runs in torch.
 _METHODS = {
     name: getattr(SRWMPolicy, name)
-    for name in ("act", "evaluate_sequence", "evaluation", "encode", "_step", "_heads", "distribution", "sample")
+    for name in (
+        "act",
+        "evaluate_sequence",
+        "evaluation",
+        "encode",
+        "_step",
+        "_heads",
+        "distribution",
+        "sample",
+        "action_masks",
+    )
 }
 
 
@@ -58,7 +68,8 @@ class FusedPolicy:
                 return self.policy.act(obs, core_state, episode_starts)
             if lowered.step is None:
                 action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts[None])
-                return self.policy.sample(self.policy.distribution(action_params), values, core_state)
+                distribution = self.policy.distribution(action_params, self.policy.action_masks(obs))
+                return self.policy.sample(distribution, values, core_state)
             n_actions = int(self.policy.action_space.n)  # type: ignore[attr-defined]
             exp_noise = torch.empty(len(episode_starts), n_actions).exponential_()
             return self._step(lowered, obs, core_state, episode_starts, exp_noise)
@@ -72,7 +83,8 @@ class FusedPolicy:
             return self.policy.evaluate_sequence(obs, actions, core_state, episode_starts, bptt)
         if lowered.log_prob_and_entropy is None:
             action_params, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt)
-            return self.policy.evaluation(self.policy.distribution(action_params), values, actions, core_state)
+            distribution = self.policy.distribution(action_params, self.policy.action_masks(obs))
+            return self.policy.evaluation(distribution, values, actions, core_state)
         action_stats, values, core_state = self._run(lowered, obs, core_state, episode_starts, bptt, actions)
         log_probs, entropy = action_stats.unflatten(0, episode_starts.shape).unbind(-1)
         return SequenceEvaluation(values.view(episode_starts.shape), log_probs, entropy, core_state)
@@ -152,7 +164,8 @@ class FusedPolicy:
         distribution, values, state = self.policy._step(obs, core_state, episode_starts)
         actions = distribution.mode()
         action_params, *values_and_state = self._run(lowered, obs, core_state, episode_starts[None])
-        results = [(self.policy.distribution(action_params).log_prob(actions), *values_and_state)]
+        fused_distribution = self.policy.distribution(action_params, self.policy.action_masks(obs))
+        results = [(fused_distribution.log_prob(actions), *values_and_state)]
         if lowered.step is not None:  # equal noise for all actions: the most probable one is sampled
             exp_noise = torch.ones(len(episode_starts), action_params.shape[-1])
             step = self._step(lowered, obs, core_state, episode_starts, exp_noise)

@@ -17,8 +17,9 @@ from srwm_rl.nn.cores.stack import StackCore
 from srwm_rl.nn.distributions import UncheckedCategorical
 from srwm_rl.nn.encoders import CNNS, EPISODE_STEP, MAIN_KEY, Encoder
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer, SRWMLayer
-from srwm_rl.nn.policy import Obs, SRWMPolicy, as_floats
+from srwm_rl.nn.policy import Obs, SRWMPolicy
 from srwm_rl.nn.short_conv import ShortConv
+from srwm_rl.nn.spaces import as_floats
 from srwm_rl.ops.cpu import Kernel, load_kernel
 from srwm_rl.ops.program import Features, Program
 
@@ -89,7 +90,7 @@ def lower(policy: SRWMPolicy) -> LoweredPolicy:
     if not all(w.dtype == torch.float32 and w.is_contiguous() for module in modules for w in module.parameters()):
         raise UnsupportedModuleError
     programs = _programs(policy, kernel)
-    if type(policy.action_dist) is not UncheckedCategorical:
+    if type(policy.action_dist) is not UncheckedCategorical or policy.masked:
         return LoweredPolicy(Inputs(policy), programs, None, None, None)
     log_prob_and_entropy = _last_program(policy, kernel, "log_prob_and_entropy")
     ppo_loss = _last_program(policy, kernel, "ppo_loss")

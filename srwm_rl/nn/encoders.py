@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
+from collections.abc import ItemsView, Iterator
 from typing import Any, TypeGuard
+from urllib.parse import unquote
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, is_image_space_channels_first
@@ -23,6 +27,7 @@ PREVIOUS_ACTION, PREVIOUS_REWARD, EPISODE_STEP = "previous_action", "previous_re
 ATTEMPT_BEGINS = "attempt_begins"
 MAIN_KEY = "observation"  # the key of an observation space that is no Dict
 MIN_FRAMES_PER_THREAD = 24  # fewer are not worth a thread
+MIN_FRAME_SIZE = 16  # pixels; a smaller Box of three dimensions need not be a frame
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -240,6 +245,33 @@ class StepEmbedding(nn.Module):
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
+class KeyedModules(nn.ModuleDict):
+    """A `ModuleDict` with any keys: the name of a module may have no dot and be no attribute of the class."""
+
+    def __getitem__(self, key: str) -> nn.Module:
+        return super().__getitem__(_module_name(key))
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        super().__setitem__(_module_name(key), module)
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(_module_name(key))
+
+    def __iter__(self) -> Iterator[str]:
+        return ("" if name == "%" else unquote(name) for name in super().__iter__())
+
+    def items(self) -> ItemsView[str, nn.Module]:
+        """Return the keys and modules."""
+        return dict(zip(self, self.values(), strict=True)).items()
+
+
+def _module_name(key: str) -> str:
+    name = key.replace("%", "%25").replace(".", "%2E") or "%"
+    if hasattr(nn.ModuleDict, name) or name == "training":
+        return f"%{ord(name[0]):02X}{name[1:]}"
+    return name
+
+
 class Encoder(BaseFeaturesExtractor):
     """One feature vector per observation: of images, of vectors, the previous action and reward, the step.
 
@@ -251,7 +283,8 @@ class Encoder(BaseFeaturesExtractor):
         mlp: widths of the MLP's layers; empty: no MLP.
         cnn: settings of `ImpalaCNN`, or with `"kind": "nature"` of `NatureCNN`.
         step_periods, step_longest: settings of `StepEmbedding`.
-        normalize_images: multiply pixels by 1/255.
+        normalize_images: multiply pixels by 1/255. False: as in SB3, every Box of three dimensions is an image, of
+            floats too.
         precision: of the CNN, "float32" or "bfloat16"; see `fastest_precision`.
 
     Raises:
@@ -272,27 +305,29 @@ class Encoder(BaseFeaturesExtractor):
         _check_widths("mlp", mlp, may_be_empty=True)
         _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
-        self.images = nn.ModuleDict()
+        self.images = KeyedModules()
         self.plain: list[str] = []
         self.vectors: list[str] = []
-        width = vector_width = 0
+        has_step, width, vector_width = False, 0, 0
         for key, space in obs_spaces.items():
-            if is_image(space):
+            if is_image(space, normalize_images):
                 scale = 1 / 255 if normalize_images else 1.0
                 settings: dict[str, Any] = {"scale": scale, "precision": precision, **(cnn or {})}
                 kind = CNNS[settings.pop("kind", "impala")]
                 network = kind(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
                 width += network.head.out_features
-            elif key == EPISODE_STEP:
+            elif is_episode_step(key, space):
+                has_step = True
                 width += 2 * step_periods
-            elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD, ATTEMPT_BEGINS):
+            elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD, ATTEMPT_BEGINS) and is_float_vector(space):
                 self.plain.append(key)
                 width += get_flattened_obs_dim(space)
             else:
+                _warn_of_frames(key, space)
                 self.vectors.append(key)
                 vector_width += get_flattened_obs_dim(space)
-        self.step = StepEmbedding(step_periods, step_longest) if EPISODE_STEP in obs_spaces else None
+        self.step = StepEmbedding(step_periods, step_longest) if has_step else None
         self.mlp = nn.Sequential(*create_mlp(vector_width, -1, list(mlp))) if self.vectors else nn.Identity()
         self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
 
@@ -331,9 +366,42 @@ def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     return obs_spaces
 
 
-def is_image(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
-    """Return whether a space is of uint8 images, `(h, w, C)` or `(C, h, w)`."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 3 and is_image_space(space)
+def is_image(space: spaces.Space[Any], normalize_images: bool = True) -> TypeGuard[spaces.Box]:
+    """Return whether a space is of images, `(h, w, C)` or `(C, h, w)`: uint8, or any Box if not `normalize_images`."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        return False
+    return not normalize_images or is_image_space(space)
+
+
+def is_float_vector(space: spaces.Space[Any]) -> TypeGuard[spaces.Box]:
+    """Return whether a space is of float vectors, as the inputs that `srwm_rl.envs.VecMemoryInputs` adds."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 1 and np.dtype(space.dtype).kind == "f"
+
+
+def is_episode_step(key: str, space: spaces.Space[Any]) -> bool:
+    """Return whether an observation's part is the step within the episode, by its key and its content.
+
+    Raises:
+        UserError: it is several steps, from a stack of frames.
+    """
+    if key != EPISODE_STEP or not is_float_vector(space):
+        return False
+    is_step = bool((space.low == 0).all() and np.isposinf(space.high).all())
+    if is_step and space.shape != (1,):
+        raise UserError(
+            f"{EPISODE_STEP} has shape {space.shape}, not (1,): wrap in the other order, "
+            "VecMemoryInputs(VecFrameStack(venv, n))"
+        )
+    return is_step
+
+
+def _warn_of_frames(key: str, space: spaces.Space[Any]) -> None:
+    if isinstance(space, spaces.Box) and len(space.shape) == 3 and sorted(space.shape)[1] >= MIN_FRAME_SIZE:
+        warnings.warn(
+            f"observation {key!r} of shape {space.shape} is flattened to {math.prod(space.shape):,} numbers: images "
+            "are uint8, Box(0, 255); for floats give policy_kwargs={'normalize_images': False}",
+            stacklevel=2,
+        )
 
 
 def _check_cnn(settings: dict[str, Any]) -> None:

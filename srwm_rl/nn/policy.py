@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,11 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from srwm_rl.errors import UserError, check_settings
+from srwm_rl.errors import UserError, check_settings, did_you_mean
 from srwm_rl.nn.cores import Core, make_core
 from srwm_rl.nn.distributions import (
     UncheckedBernoulli,
@@ -29,11 +29,36 @@ from srwm_rl.nn.distributions import (
     UncheckedDiagGaussian,
     UncheckedMultiCategorical,
 )
-from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space
+from srwm_rl.nn.extractors import ExtractorInputs
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
+from srwm_rl.nn.spaces import (
+    ACTION_MASK,
+    as_floats,
+    batched_observation,
+    check_action_space,
+    check_masks,
+    env_actions,
+    has_action_mask,
+    mask_size,
+    without_mask,
+)
 
 Obs = Tensor | dict[str, Tensor]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
+MASKED = -1e8  # logit of an action that is not allowed: finite, so that its probability of 0 has an entropy
+_NO_SDE = "SRWMPolicy has no state-dependent exploration; leave it out"
+_OWN_CORE = 'the memory is a core here: core="lstm", core_kwargs={"hidden_size": 64, "n_layers": 1}'
+_SHARED = "actor and critic share encoder and core; leave it out"
+# Settings of SB3's and sb3-contrib's policies that this one has not, and why.
+_UNSUPPORTED = {
+    "use_sde": _NO_SDE, "full_std": _NO_SDE, "use_expln": _NO_SDE, "squash_output": _NO_SDE,
+    "lstm_hidden_size": _OWN_CORE, "n_lstm_layers": _OWN_CORE, "lstm_kwargs": _OWN_CORE,
+    "shared_lstm": _SHARED, "enable_critic_lstm": _SHARED, "share_features_extractor": _SHARED,
+}  # fmt: skip
+_DEFAULTS = {"share_features_extractor": True, "full_std": True}  # of those that are not False
+# SB3's names of the width that its encoders of images have.
+_CNN_WIDTHS = ("features_dim", "cnn_output_dim")
 
 
 class ActStep(NamedTuple):
@@ -65,17 +90,23 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         core: a core's name, see `srwm_rl.core_names()`.
         core_kwargs: its settings.
         net_arch: extra layers between core and heads, SB3's spelling; none by default.
-        activation_fn: of those layers: "tanh", "relu", "elu", "gelu" or the class.
+        activation_fn: of those layers: "tanh", "relu", "elu", "gelu" or a class.
         encoder_kwargs: settings of `srwm_rl.nn.encoders.Encoder`.
+        features_extractor_class: an encoder of your own, a subclass of SB3's `BaseFeaturesExtractor`; as in SB3 it gets
+            images channels-first and multiplied by 1/255 unless `normalize_images` is False, discrete values as
+            one-hots.
+        features_extractor_kwargs: its settings, or those of `Encoder` (SB3's `features_dim` and `cnn_output_dim` mean
+            the width of a CNN's output).
 
-    The others are SB3's.
+    The others are SB3's. An entry "action_mask" of a Dict observation, one bit per Discrete action (per choice of a
+    MultiDiscrete one), is no input of the network: actions whose bit is 0 have the probability 0.
 
     Raises:
         UserError: an unknown core or setting, or an unsupported space.
     """
 
     core: Core
-    features_extractor: Encoder
+    features_extractor: Encoder  # or an instance of `features_extractor_class`
 
     def __init__(
         self,
@@ -92,19 +123,25 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         normalize_images: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
-        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        **unsupported: Any,
     ) -> None:
-        if use_sde:
-            raise UserError("SRWMPolicy has no state-dependent exploration; leave use_sde=False")
-        if isinstance(action_space, spaces.Discrete) and action_space.start:
-            raise UserError(f"actions must count from 0, not {action_space.start}: wrap the environment to shift them")
+        _refuse(unsupported)
+        check_action_space(action_space)
         self.core_name, self.core_kwargs = core, core_kwargs or {}
         if "input_size" in (core_kwargs or {}):
             raise UserError("input_size is no setting of the core: the encoder's width decides it; leave it out")
-        self.obs_spaces = flatten_obs_space(observation_space)
-        settings = encoder_kwargs or {}
+        self.masked = has_action_mask(observation_space, action_space)
+        self._input_space = without_mask(observation_space) if self.masked else observation_space
+        self.obs_spaces = flatten_obs_space(self._input_space)
+        own = features_extractor_class not in (None, Encoder)
+        settings = {**(encoder_kwargs or {}), **({} if own else _encoder_settings(features_extractor_kwargs or {}))}
         check_settings("the encoder", settings, inspect.signature(Encoder).parameters.keys() - {"observation_space"})
+        normalize_images = settings.pop("normalize_images", normalize_images)
         self.encoder_kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        if own and settings:
+            raise UserError("encoder_kwargs are of our own encoder: give yours features_extractor_kwargs")
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5, "fused": True}  # SB3's eps
         # Not super().__init__, which would build LSTMs.
@@ -117,19 +154,38 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             activation_fn=_activation(activation_fn),
             ortho_init=ortho_init,
             log_std_init=log_std_init,
-            features_extractor_class=Encoder,
-            features_extractor_kwargs={**self.encoder_kwargs, "normalize_images": normalize_images},
+            features_extractor_class=features_extractor_class or Encoder,
+            features_extractor_kwargs=(features_extractor_kwargs or {}) if own else self.encoder_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Build the encoder: ours, or the class that was given."""
+        if self.features_extractor_class is Encoder:
+            self._extractor_inputs = None
+            settings: dict[str, Any] = {**self.encoder_kwargs, "normalize_images": self.normalize_images}
+            return Encoder(self._input_space, **settings)
+        self._extractor_inputs = ExtractorInputs(self._input_space, self.normalize_images)
+        try:
+            return self.features_extractor_class(self._extractor_inputs.space, **self.features_extractor_kwargs)
+        except AssertionError as error:  # as SB3's encoders refuse a space
+            raise UserError(f"{self.features_extractor_class.__name__}: {error}") from error
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a CNN reads part of the observation; then memory limits how many frames are encoded at once."""
+        if self._extractor_inputs is None:
+            return len(self.features_extractor.images) > 0
+        return any(isinstance(module, nn.Conv2d) for module in self.features_extractor.modules())
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this after it builds the encoder and before heads and optimizer.
         if isinstance(self.action_space, spaces.Discrete):
             self.action_dist = UncheckedCategorical(int(self.action_space.n))
         elif isinstance(self.action_space, spaces.MultiDiscrete):
-            self.action_dist = UncheckedMultiCategorical(self.action_space.nvec.tolist())
+            self.action_dist = UncheckedMultiCategorical(self.action_space.nvec.ravel().tolist())
         elif isinstance(self.action_space, spaces.MultiBinary):
             self.action_dist = UncheckedBernoulli(*self.action_space.shape)
         elif isinstance(self.action_space, spaces.Box):
@@ -147,8 +203,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         scale_edit_columns(self.optimizer, self.core)
         self.ortho_init = ortho
         if ortho:
+            encoder: Any = self.features_extractor
             gains = {
-                self.features_extractor.mlp: 2**0.5,
+                encoder.mlp if isinstance(encoder, Encoder) else encoder: 2**0.5,
                 self.mlp_extractor: 2**0.5,
                 self.action_net: 0.01,
                 self.value_net: 1.0,
@@ -162,8 +219,17 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             scale_edit_columns(self.optimizer, self.core)  # copies of an optimizer have no hooks
 
     def settings(self) -> dict[str, Any]:
-        """Return the architecture's keyword arguments as JSON types."""
-        activation = next(name for name, module in ACTIVATIONS.items() if module is self.activation_fn)
+        """Return the architecture's keyword arguments as JSON types.
+
+        Raises:
+            UserError: it has an encoder or activation of one's own, which a model file cannot hold.
+        """
+        activation = next((name for name, module in ACTIVATIONS.items() if module is self.activation_fn), None)
+        if self._extractor_inputs is not None or activation is None:
+            raise UserError(
+                "a model file cannot hold classes of your own (features_extractor_class, activation_fn); save the "
+                "model as a zip, with model.save"
+            )
         return {
             "core": self.core_name,
             "core_kwargs": self.core_kwargs,
@@ -187,9 +253,19 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         """Return the core state of `batch` new episodes, `[L, B, S]`."""
         return self.core.initial_state(batch)
 
-    def act(self, obs: Obs, core_state: Tensor, episode_starts: Tensor, deterministic: bool = False) -> ActStep:
-        """Sample actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`."""
-        return self.sample(*self._step(obs, core_state, episode_starts), deterministic)
+    def act(
+        self,
+        obs: Obs,
+        core_state: Tensor,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+        action_masks: Tensor | None = None,
+    ) -> ActStep:
+        """Sample actions for `[B, ...]` observations; `core_state` `[L, B, S]`, `episode_starts` `[B]`.
+
+        `action_masks` `[B, k]` replace those in the observation.
+        """
+        return self.sample(*self._step(obs, core_state, episode_starts, action_masks), deterministic)
 
     def sample(
         self, distribution: Distribution, values: Tensor, core_state: Tensor, deterministic: bool = False
@@ -210,7 +286,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         n_steps, batch = episode_starts.shape
         features = self.encode(obs, n_steps * batch).view(n_steps, batch, -1)  # [T, B, I]
         y, core_state = run_core(self.core, features, core_state, episode_starts, bptt)
-        distribution, values = self._heads(y.flatten(0, 1))
+        distribution, values = self._heads(y.flatten(0, 1), self.action_masks(obs))
         return self.evaluation(distribution, values, actions, core_state)
 
     def evaluation(
@@ -219,7 +295,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         """Evaluate `actions` `[T, B, *action_shape]` under a distribution of `T * B` steps; `values` `[T * B]`."""
         if isinstance(self.action_space, spaces.MultiBinary):
             actions = actions.float()  # as Bernoulli's cross entropy requires
-        log_probs = distribution.log_prob(actions.flatten(0, 1))
+        n, columns = actions.shape[:2].numel(), math.prod(self.action_space.shape or ())
+        single = isinstance(self.action_space, spaces.Discrete)
+        log_probs = distribution.log_prob(actions.reshape(n) if single else actions.reshape(n, columns))
         entropy = distribution.entropy()
         entropy = -log_probs if entropy is None else entropy
         shape = actions.shape[:2]
@@ -228,24 +306,43 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def encode(self, obs: Obs, n: int) -> Tensor:
         """Map observations, `n` over all leading axes, to features `[n, I]`."""
         arrays = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
+        if self._extractor_inputs is not None:
+            features: Tensor = self.features_extractor(self._extractor_inputs(arrays, n))
+            return features
         inputs = {}
+        images = self.features_extractor.images
         for key, space in self.obs_spaces.items():
             array = arrays[key].reshape(n, *(space.shape or ()))
-            inputs[key] = array if is_image(space) else as_floats(array, space)  # the CNN scales images
-        features: Tensor = self.features_extractor(inputs)
+            inputs[key] = array if key in images else as_floats(array, space)  # the CNN scales images
+        features = self.features_extractor(inputs)
         return features
 
-    def _step(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+    def action_masks(self, obs: Obs) -> Tensor | None:
+        """Return the action masks in observations, `[n, k]` over all their leading axes; None: there are none."""
+        if not self.masked or not isinstance(obs, dict):
+            return None
+        mask = obs[ACTION_MASK]
+        return mask.reshape(-1, mask.shape[-1]) != 0
+
+    def _step(
+        self, obs: Obs, core_state: Tensor, episode_starts: Tensor, action_masks: Tensor | None = None
+    ) -> tuple[Distribution, Tensor, Tensor]:
         features = self.encode(obs, len(episode_starts))
         y, core_state = self.core(features[None], core_state, episode_starts[None])
-        return (*self._heads(y[0]), core_state)
+        masks = self.action_masks(obs) if action_masks is None else action_masks
+        return (*self._heads(y[0], masks), core_state)
 
-    def _heads(self, y: Tensor) -> tuple[Distribution, Tensor]:
+    def _heads(self, y: Tensor, action_masks: Tensor | None = None) -> tuple[Distribution, Tensor]:
         latent_pi, latent_vf = self.mlp_extractor(y)
-        return self.distribution(self.action_net(latent_pi)), self.value_net(latent_vf).squeeze(-1)
+        return self.distribution(self.action_net(latent_pi), action_masks), self.value_net(latent_vf).squeeze(-1)
 
-    def distribution(self, action_params: Tensor) -> Distribution:
-        """Return the action distributions for the action head's output `[n, k]`: logits, or a Gaussian's mean."""
+    def distribution(self, action_params: Tensor, action_masks: Tensor | None = None) -> Distribution:
+        """Return the action distributions for the action head's output `[n, k]`: logits, or a Gaussian's mean.
+
+        Where `action_masks` `[n, k]` is False, an action has the probability 0.
+        """
+        if action_masks is not None:
+            action_params = action_params.masked_fill(~action_masks, MASKED)
         dist = copy(self.action_dist)  # stores its parameters: threads must not share it
         if isinstance(dist, DiagGaussianDistribution):
             return dist.proba_distribution(action_params, self.log_std)
@@ -254,9 +351,22 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     # The interface of sb3-contrib and SB3, in their layouts.
 
     def forward(  # type: ignore[override]
-        self, obs: Obs, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+        self,
+        obs: Obs,
+        lstm_states: RNNStates | None = None,
+        episode_starts: Tensor | None = None,
+        deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """Act for `RecurrentPPO`; all four of its state arrays hold the core state."""
+        """Act for `RecurrentPPO`; all four of its state arrays hold the core state.
+
+        Raises:
+            UserError: no state, as from the algorithms of SB3 itself.
+        """
+        if lstm_states is None or episode_starts is None:
+            raise UserError(
+                "this trainer keeps no memory: train an SRWMPolicy with srwm_rl.agents.PPO or IMPALA, or with "
+                "sb3_contrib.RecurrentPPO"
+            )
         step = self.act(obs, lstm_states.pi[0], episode_starts, deterministic)
         pair = (step.core_state, step.core_state)
         return step.actions, step.values[:, None], step.log_probs, RNNStates(pair, pair)
@@ -289,31 +399,57 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: np.ndarray | bool | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Choose actions for `[B, ...]` or one environment's `[...]` observations, as SB3's `predict`.
 
-        Returns the actions `[B, *action_shape]` (without B for a single observation) and the state, a tuple of one
-        array `[L, B, S]`, for the next call; None: new episodes.
+        `episode_start` is `[B]` or one flag for all; `action_masks` `[B, k]` (or `[k]`) as of sb3-contrib's
+        `MaskablePPO`, in place of those in the observation. Returns the actions `[B, *action_shape]` (without B for a
+        single observation) and the state, a tuple of one array `[L, B, S]`, for the next call; None: new episodes.
 
         Raises:
-            UserError: an observation or state that does not fit this policy, or output that is not finite.
+            UserError: an observation, state or mask that does not fit this policy or is not finite; or such output.
         """
-        self._check_observation(observation)
         self.set_training_mode(False)
-        obs, vectorized = self.obs_to_tensor(observation)
-        batch = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+        arrays, batch, vectorized = batched_observation(observation, self.obs_spaces, MAIN_KEY)
+        obs: dict[str, Tensor] = {key: torch.as_tensor(array, device=self.device) for key, array in arrays.items()}
         core_state = self._state_tensor(state, batch)
-        starts = np.zeros(batch, bool) if episode_start is None else np.asarray(episode_start)
+        masks = self._mask_tensor(observation, action_masks, batch)
         with torch.no_grad():
-            step = self.act(obs, core_state, torch.as_tensor(starts, device=self.device), deterministic)
+            step = self.act(obs, core_state, self._starts_tensor(episode_start, batch), deterministic, masks)
         if not torch.isfinite(step.log_probs).all():
-            raise UserError("the policy's output is not finite: use finite observations, or an earlier checkpoint")
-        actions = step.actions.cpu().numpy()
-        if isinstance(self.action_space, spaces.Box):
-            actions = np.clip(actions, self.action_space.low, self.action_space.high)
+            raise UserError(
+                "the policy's output is not finite: its weights are, or its state is; use another checkpoint"
+            )
+        actions = env_actions(step.actions.cpu().numpy(), self.action_space)
         return actions if vectorized else actions.squeeze(axis=0), (step.core_state.cpu().numpy(),)
+
+    def _mask_tensor(self, observation: Any, action_masks: np.ndarray | None, batch: int) -> Tensor | None:
+        size = mask_size(self.action_space)
+        if action_masks is None and self.masked:
+            if not isinstance(observation, Mapping) or ACTION_MASK not in observation:
+                raise UserError(
+                    "this policy was trained with action masks: give action_masks=..., or observations with an entry "
+                    "'action_mask', such as of srwm_rl.agents.VecActionMasks"
+                )
+            action_masks = observation[ACTION_MASK]
+        if action_masks is None:
+            return None
+        masks = np.asarray(action_masks)
+        if size is None or masks.shape not in ((batch, size), *([(size,)] if batch == 1 else ())):
+            wanted = "none for such actions" if size is None else f"of shape {(batch, size)}"
+            raise UserError(f"action_masks must be {wanted}, not {masks.shape}")
+        masks = masks.reshape(batch, size) != 0
+        check_masks(masks, self.action_space)
+        return torch.as_tensor(masks, device=self.device)
+
+    def _starts_tensor(self, episode_start: np.ndarray | bool | None, batch: int) -> Tensor:
+        starts = np.asarray(False if episode_start is None else episode_start)
+        if starts.shape not in ((), (1,), (batch,)):
+            raise UserError(f"episode_start must be one flag or {batch}, not of shape {starts.shape}")
+        return torch.as_tensor(np.broadcast_to(starts != 0, (batch,)).copy(), device=self.device)
 
     def _state_tensor(self, state: tuple[np.ndarray, ...] | None, batch: int) -> Tensor:
         if state is None:
@@ -321,22 +457,15 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         shape = (self.core.state_layers, batch, self.core.state_size)
         if np.shape(state[0]) != shape:
             raise UserError(f"core {self.core_name!r} needs a state of shape {shape}, not {np.shape(state[0])}")
+        if not np.isfinite(state[0]).all():
+            raise UserError("the state is not finite; begin new episodes with state=None")
         return torch.as_tensor(state[0], dtype=torch.float32, device=self.device)
-
-    def _check_observation(self, observation: np.ndarray | dict[str, np.ndarray]) -> None:
-        if not isinstance(self.observation_space, spaces.Dict):
-            return
-        missing = set(self.observation_space.spaces) - set(observation if isinstance(observation, dict) else ())
-        if missing:
-            raise UserError(
-                f"this policy also reads {', '.join(sorted(missing))}; take its observations from model.get_env(), "
-                "or wrap your environment in srwm_rl.envs.VecMemoryInputs as in training"
-            )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         inherited = {"squash_output", "full_std", "use_expln", "use_sde"}
-        inherited |= {"features_extractor_class", "features_extractor_kwargs"}
+        if self._extractor_inputs is None:
+            inherited |= {"features_extractor_class", "features_extractor_kwargs"}
         data = {name: value for name, value in data.items() if name not in inherited}
         return data | {"core": self.core_name, "core_kwargs": self.core_kwargs, "encoder_kwargs": self.encoder_kwargs}
 
@@ -369,18 +498,30 @@ def run_in_segments(
 
 
 def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
-    if activation_fn in ACTIVATIONS.values():
-        return activation_fn  # type: ignore[return-value]
+    if isinstance(activation_fn, type) and issubclass(activation_fn, nn.Module):
+        return activation_fn
     if activation_fn not in ACTIVATIONS:
-        raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, not {activation_fn!r}")
+        raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, or a class, not {activation_fn!r}")
     return ACTIVATIONS[activation_fn]
 
 
-def as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
-    """Return an observation `[n, ...]` of a space that is no image as floats, discrete values as one-hots."""
-    if isinstance(space, spaces.Box):
-        return obs.float()
-    return cast(Tensor, preprocess_obs(obs, space, normalize_images=False))
+def _refuse(settings: dict[str, Any]) -> None:
+    """Raise a `UserError` for settings that the policy has not, unless they ask for what it does anyway."""
+    for name, value in settings.items():
+        if name not in _UNSUPPORTED:
+            known = inspect.signature(SRWMPolicy).parameters.keys() - {"unsupported"}
+            raise UserError(f"SRWMPolicy has no setting {name!r}{did_you_mean(name, known)}")
+        if value is not None and value != _DEFAULTS.get(name, False):
+            raise UserError(f"{name}={value!r}: {_UNSUPPORTED[name]}")
+
+
+def _encoder_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return `features_extractor_kwargs` as settings of `Encoder`; SB3's widths are those of its CNN."""
+    result = {name: value for name, value in settings.items() if name not in _CNN_WIDTHS}
+    for name in _CNN_WIDTHS:
+        if name in settings:
+            result["cnn"] = {**result.get("cnn", {}), "features": settings[name]}
+    return result
 
 
 def _time_major(batch_major: Tensor, batch: int) -> Tensor:

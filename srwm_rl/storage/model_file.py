@@ -47,15 +47,16 @@ class Agent:
         self,
         obs: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
+        episode_start: np.ndarray | bool | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Act as `SRWMPolicy.predict` does.
 
         Raises:
             UserError: an observation or a state does not fit, or the outputs are not finite.
         """
-        return self.policy.predict(obs, state, episode_start, deterministic)
+        return self.policy.predict(obs, state, episode_start, deterministic, action_masks)
 
 
 def policy_arrays(policy: SRWMPolicy) -> dict[str, np.ndarray]:

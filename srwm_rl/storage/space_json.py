@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from gymnasium import spaces
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from srwm_rl.errors import UserError
 
@@ -57,14 +57,20 @@ class _Discrete(Struct, tag="Discrete", forbid_unknown_fields=True):
 class _MultiDiscrete(Struct, tag="MultiDiscrete", forbid_unknown_fields=True):
     nvec: list[Any]  # lists of lists of any depth
     dtype: IntegerType
+    start: list[Any] | UnsetType = UNSET  # as nvec; unset: zeros
 
     def build(self) -> spaces.MultiDiscrete:
         dtype: Any = np.dtype(self.dtype).type
         nvec = np.array(self.nvec, dtype=object)
         numbers = msgspec.convert(nvec.ravel().tolist(), Annotated[list[Count], Meta(min_length=1)])
-        if max(numbers) > np.iinfo(dtype).max:
+        start = np.zeros(nvec.shape, object) if self.start is UNSET else np.array(self.start, dtype=object)
+        starts = msgspec.convert(start.ravel().tolist(), list[int])
+        limits = np.iinfo(dtype)
+        if start.shape != nvec.shape:
+            raise ValueError("nvec and start have different shapes")
+        if any(not limits.min <= s <= limits.max - n + 1 for n, s in zip(numbers, starts, strict=True)):
             raise ValueError(f"its values are no {self.dtype}")
-        return spaces.MultiDiscrete(nvec.astype(np.int64), dtype=dtype)
+        return spaces.MultiDiscrete(nvec.astype(np.int64), dtype=dtype, start=start.astype(dtype))
 
 
 class _MultiBinary(Struct, tag="MultiBinary", forbid_unknown_fields=True, rename={"shape": "n"}):
@@ -105,7 +111,7 @@ def _describe(space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Discrete):
         return _Discrete(int(space.n), int(space.start), dtype)
     if isinstance(space, spaces.MultiDiscrete):
-        return _MultiDiscrete(space.nvec.tolist(), dtype)
+        return _MultiDiscrete(space.nvec.tolist(), dtype, space.start.tolist() if space.start.any() else UNSET)
     if isinstance(space, spaces.MultiBinary):
         return _MultiBinary(space.n if isinstance(space.n, int) else [int(n) for n in space.n])
     if isinstance(space, spaces.Dict):

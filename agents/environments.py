@@ -1,0 +1,79 @@
+"""What a trainer makes of the environments that it is given, and what it refuses at construction."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+
+from srwm_rl.agents.action_masks import VecActionMasks
+from srwm_rl.errors import UserError
+from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space, is_episode_step, is_image
+from srwm_rl.nn.spaces import ACTION_MASK, has_action_mask, without_mask
+
+logger = logging.getLogger(__name__)
+
+
+def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
+    """Return environments as a `VecEnv` whose observations the policy can read.
+
+    SB3's own version would also copy every image to channels-first; the encoder reads both layouts.
+
+    Raises:
+        UserError: the policy cannot read or act in them.
+    """
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise UserError(
+            "a Gymnasium vector environment is no VecEnv of SB3: give the trainer a single environment, "
+            "stable_baselines3.common.env_util.make_vec_env(env_id, n_envs), or one of srwm_rl.envs"
+        )
+    flatten_obs_space(env.observation_space)  # raises for spaces the policy cannot read
+    venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
+    _check_normalization(venv)
+    if not has_action_mask(venv.observation_space, venv.action_space) and venv.has_attr("action_masks"):
+        venv = VecActionMasks(venv)
+    return venv
+
+
+def _check_normalization(venv: VecEnv) -> None:
+    """Raise a `UserError` if SB3's `VecNormalize` normalises the step within the episode."""
+    layer: Any = venv
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecNormalize) and layer.norm_obs and isinstance(layer.observation_space, spaces.Dict):
+            for key in layer.norm_obs_keys or ():
+                if is_episode_step(key, layer.observation_space.spaces[key]):
+                    raise UserError(
+                        f"VecNormalize would normalise {key}, which the policy counts in: wrap in the other order, "
+                        "VecMemoryInputs(VecNormalize(venv)), or give VecNormalize norm_obs_keys"
+                    )
+        layer = layer.venv
+
+
+def check_policy_name(name: str, observation_space: spaces.Space[Any], action_space: Any, policy_kwargs: Any) -> None:
+    """Raise a `UserError` where a policy was named, in SB3's words, that does not read these observations."""
+    space = observation_space
+    if has_action_mask(space, action_space):
+        rest: Any = without_mask(space)
+        space = rest.spaces[MAIN_KEY] if rest.spaces.keys() == {MAIN_KEY} else rest
+    if isinstance(space, spaces.Dict) != (name == "MultiInputPolicy"):
+        other = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy or CnnPolicy"
+        raise UserError(f"you must use {other} (or SRWMPolicy) for {type(space).__name__} observations, not {name}")
+    normalized = (policy_kwargs or {}).get("normalize_images", True)
+    if name == "CnnPolicy" and not is_image(space, normalized):
+        raise UserError(
+            f"CnnPolicy needs images, Box(0, 255, (h, w, C), uint8), or floats of that shape with "
+            f"policy_kwargs={{'normalize_images': False}}, not {space}: name MlpPolicy or SRWMPolicy for others"
+        )
+    if name == "MlpPolicy" and is_image(space, normalized):
+        raise UserError(f"MlpPolicy has no CNN for images of shape {space.shape}: name CnnPolicy or SRWMPolicy")
+
+
+def warn_of_unused_masks(venv: VecEnv) -> None:
+    """Warn, after a reset, of masks in the infos that the policy does not get."""
+    masked = has_action_mask(venv.observation_space, venv.action_space)
+    if not masked and any(ACTION_MASK in info for info in venv.unwrapped.reset_infos):
+        logger.warning("info['action_mask'] is not used: wrap the environments in srwm_rl.agents.VecActionMasks")
