@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
-.PHONY: demo test test-heavy test-all slow lint types lock audit install clean
+.PHONY: demo test test-heavy test-all slow lint types docs lock audit install clean
 
 demo: install
 	$(BIN)/srwm-rl train --preset demo
@@ -34,6 +34,11 @@ lint: install
 # srwm_rl/agents, envs and scripts are links to the top-level folders, for type checkers and editors.
 types: install
 	$(BIN)/mypy -p srwm_rl -p examples
+
+# The documentation site, in build/site.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 # Hashes for the development versions; needs the package index.
 lock: install

@@ -1,0 +1,69 @@
+"""Hooks of the documentation site: pages from the repository's files, and tables of options from dataclasses."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from dataclasses import MISSING, fields
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tyro
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in what a page asks for: `<!-- options: module.Class -->` and `<!-- file -->`."""
+    source = REPOSITORY_FILES.get(page.file.src_uri)
+    if source:
+        markdown = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text())
+    return re.sub(r"<!-- options: (\S+) -->", lambda match: options_table(match[1]), markdown)
+
+
+def options_table(path: str) -> str:
+    """Return a Markdown table of a configuration dataclass: option, default, description."""
+    module, _, name = path.rpartition(".")
+    config = getattr(import_module(module), name)
+    docs, hints = field_docs(config), get_type_hints(config, include_extras=True)
+    rows = [
+        f"| {spelling(field.name, hints[field.name])} | {default(field)} | {docs[field.name]} |"
+        for field in fields(config)
+    ]
+    return "\n".join(["| option | default | |", "|---|---|---|", *rows])
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """Return the docstring below each field of a dataclass, in one line."""
+    docs = {}
+    for owner in reversed(config.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(owner)).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                docs[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())  # type: ignore[union-attr]
+    return docs
+
+
+def spelling(name: str, hint: Any) -> str:
+    """Return how an option is spelled on the command line."""
+    marks = getattr(hint, "__metadata__", ())
+    if tyro.conf.Positional in marks:
+        return f"`{name.upper()}`"
+    aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+    return ", ".join(f"`{flag}`" for flag in [*aliases, f"--{name.replace('_', '-')}"])
+
+
+def default(field: Any) -> str:
+    """Return a field's default as it would be typed."""
+    value = field.default
+    if value is MISSING:
+        return "required"
+    if value is None or value == ():
+        return ""
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return f"`{value}`"

@@ -1,0 +1,75 @@
+"""The documentation site builds without a warning; its code runs; its reference lists every public name and option."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import srwm_rl
+from srwm_rl import agents, envs
+from srwm_rl.scripts.main import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("tutorials/*.md"), *DOCS.glob("how-to/*.md")])
+pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def test_every_page_is_in_the_navigation_and_built(site: Path) -> None:
+    for page in PAGES:
+        assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file(), page
+
+
+def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.findall(r'(?:src|href)="(https?:[^"]+\.(?:js|css|woff2?))"', page.read_text()), page
+
+
+PUBLIC = [
+    *(f"srwm_rl.{name}" for name in srwm_rl.__all__),
+    *(f"srwm_rl.agents.{name}" for name in agents.__all__),
+    *(f"srwm_rl.envs.{name}" for name in envs.__all__ if not name.isupper() and not name.endswith("TaskBatch")),
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_reference_documents_every_public_name(site: Path, name: str) -> None:
+    assert f'id="{name}"' in (site / "reference" / "python.html").read_text()
+
+
+def test_the_reference_lists_every_option(site: Path) -> None:
+    html = (site / "reference" / "command_line.html").read_text()
+    source = (DOCS / "reference" / "command_line.md").read_text()
+    for command in COMMANDS:
+        assert f"srwm-rl {command}" in source
+    for path in re.findall(r"options: (\S+) -->", source):
+        module, _, name = path.rpartition(".")
+        for field in fields(getattr(import_module(module), name)):
+            assert f"--{field.name.replace('_', '-')}" in html or field.name.upper() in html
+
+
+CODE_PAGES = [page for page in PAGES if page.parent.name == "tutorials" or page.stem in ("start", "tasks")]
+
+
+@pytest.mark.parametrize("page", CODE_PAGES, ids=lambda page: page.stem)
+def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srwm_rl.nn.cores import _CORES
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("srwm_rl.nn.cores._CORES", dict(_CORES))
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(block, names)
