@@ -15,7 +15,7 @@ from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import Encoder, ImpalaCNN
 from srwm_rl.scripts.benchmarks.measure import BenchOptions
-from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.settings import Count, Precision, TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model
 
@@ -29,7 +29,7 @@ class TrainBench(BenchOptions):
     core: str = "srwm"
     """The agent's memory."""
     core_kwargs: tuple[str, ...] | None = None
-    """Its settings as name:value, such as hidden_size:128; None: the defaults for the environment."""
+    """Its settings as name:value, such as hidden_size:128; others keep the environment's default."""
     algo: Literal["ppo", "impala"] = "ppo"
     """The trainer; impala acts and learns in turn, unless --overlapping."""
     overlapping: bool = False
@@ -60,7 +60,7 @@ def train_config(config: TrainBench) -> TrainConfig:
     shared = {name: value for name, value in vars(config).items() if value is not None and hasattr(TrainConfig, name)}
     if config.algo == "impala":
         shared |= {"n_epochs": TrainConfig.n_epochs, "synchronous": not config.overlapping}
-    train = replace(train, **shared)
+    train = with_defaults(replace(train, **shared), train)
     return replace(train, n_groups=groups_of_new_run(train))
 
 

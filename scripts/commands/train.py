@@ -10,7 +10,7 @@ from srwm_rl.envs.procgen.constant_play import CONSTANT_PLAY
 from srwm_rl.envs.procgen.games import ACTIONS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import allow_core, parse, peek
-from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.launch import is_distributed, run_rank, supervise
@@ -33,11 +33,11 @@ def _main(argv: list[str]) -> int:
         stored = stored_config(run, path)
         allow_core(stored.core, peek(argv, "--core"))
         allow_env(stored.env, peek(argv, "--env"), str(run.path / CONFIG))
-        config = parse(TrainConfig, argv, "srwm-rl train", stored)
+        config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
         changes = check_changes(stored, config)
     else:
         default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
-        config = parse(TrainConfig, argv, "srwm-rl train", default)
+        config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
         allow_core(config.core, config.core)
     if config.env_list:
         print("\n".join([*(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()), "", constant_play()]))

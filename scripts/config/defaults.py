@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.config.settings import ALGO_SETTINGS, TrainConfig
+from srwm_rl.scripts.config.settings import ALGO_SETTINGS, KWARGS, TrainConfig, merged_pairs
 
 # The defaults of `TrainConfig` follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Other kinds of
 # environments have vector observations and seeds for levels: a small network, short rollouts, more levels.
@@ -108,6 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 HEADLESS = ("lstm", "gru", "feedforward")  # cores without n_heads
 EDITING_CORES = ("srwm", "srwm_no_carry", "sr_delta")  # cores that edit their own weight
 EDITING_HEADS = ("n_heads:2", "key_init:2", "edit_lr_multiplier:3")  # found together with the settings of tasks
+SIZES = ("hidden_size", "n_layers", "n_heads")  # default settings of a core that its `variant` does not decide
 PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # cores with variant:paper
 
 
@@ -142,6 +144,18 @@ def defaults(env: str | None, preset: str | None, core: str | None = None, algo:
     if core and ":" in core:  # a user's core has settings of its own
         settings["core_kwargs"] = ()
     return TrainConfig(**settings)
+
+
+def with_defaults(config: TrainConfig, default: TrainConfig) -> TrainConfig:
+    """Return the settings of a command line with the `name:value` settings that it leaves out, from its defaults.
+
+    A `variant` that is given decides the core's layers: of the defaults only the sizes are kept.
+    """
+    merged = {name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS}
+    if any(text.startswith("variant:") for text in config.core_kwargs):
+        sizes = tuple(text for text in default.core_kwargs if text.partition(":")[0] in SIZES)
+        merged["core_kwargs"] = merged_pairs(sizes, config.core_kwargs)
+    return replace(config, **merged)
 
 
 def _heads(core: str, algo: str) -> tuple[str, ...]:

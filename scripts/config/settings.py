@@ -82,8 +82,8 @@ class TrainConfig:
     """Train on rewards clipped to +- this, as the paper does with 1; 0: no clipping."""
 
     core_kwargs: tuple[str, ...] = ()
-    """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper. They replace all of the
-    environment's defaults: others than those given are the core's own."""
+    """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper. Others keep the
+    environment's default; see --dry-run."""
     encoder_kwargs: tuple[str, ...] = ()
     """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
 
@@ -163,7 +163,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        for name in ("env_kwargs", "core_kwargs", "encoder_kwargs"):
+        for name in KWARGS:
             pairs(getattr(self, name), name)
         if self.normalize_reward and self.loss_reward_clip:
             raise UserError("--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out")
@@ -192,6 +192,7 @@ class TrainConfig:
         }
 
 
+KWARGS = ("env_kwargs", "core_kwargs", "encoder_kwargs")  # settings that are name:value texts
 # Settings that only one trainer has.
 ALGO_SETTINGS = {
     "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
@@ -217,6 +218,12 @@ def check_bounds(config: object) -> None:
         if value is not None and not low <= value <= (math.inf if high is None else high):
             limits = f"be at least {low}" if high is None else f"lie in [{low:.10g}, {high:.10g}]"
             raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:.10g}")
+
+
+def merged_pairs(default: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `name:value` texts: the default ones, each replaced by the given one of its name, then the new names."""
+    by_name = {text.partition(":")[0]: text for text in (*default, *given)}
+    return tuple(by_name.values())
 
 
 def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:

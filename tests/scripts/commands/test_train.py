@@ -319,6 +319,12 @@ def test_a_resumed_run_keeps_its_settings(argv: list[str], part: str, call: Any,
     assert snapshot(recall) == before
 
 
+def test_a_resumed_run_accepts_the_core_settings_that_it_has(call: Any, recall: Path) -> None:
+    result = call("train", "--resume", recall, "-n", 512, "--core-kwargs", "hidden_size:16", "--dry-run")
+    assert result.code == 0
+    assert "core srwm hidden_size:16 n_layers:1 n_heads:2 key_init:2 edit_lr_multiplier:3" in result.out
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "foreign", "list"])
 def test_no_run_folder(kind: str, call: Any, tmp_path: Path, snapshot: Any) -> None:
     run = tmp_path / "run"

@@ -10,7 +10,7 @@ from srwm_rl import core_names, make_core
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
-from srwm_rl.scripts.config.defaults import EDITING_HEADS, KINDS, PRESETS, defaults
+from srwm_rl.scripts.config.defaults import EDITING_HEADS, KINDS, PRESETS, defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig, bounds_of, pairs
 
@@ -194,9 +194,44 @@ def test_tasks_are_trained_as_their_ten_seeds_were(task: str) -> None:
     assert config.core_kwargs == heads
 
 
-def test_core_kwargs_replace_all_of_a_tasks_defaults() -> None:
-    config = parse(TrainConfig, ["--core-kwargs", "short_conv:4"], "srwm-rl train", default=defaults("recall", None))
-    assert config.core_kwargs == ("short_conv:4",)
+def merged(env: str, *argv: str, preset: str | None = None, core: str | None = None) -> TrainConfig:
+    default = defaults(env, preset, core)
+    return with_defaults(parse(TrainConfig, list(argv), "srwm-rl train", default), default)
+
+
+HEADS = ("n_heads:2", "key_init:2", "edit_lr_multiplier:3")
+
+
+@pytest.mark.parametrize(
+    ("core", "given", "expected"),
+    [
+        ("srwm", [], ("hidden_size:32", "n_layers:1", *HEADS)),
+        ("srwm", ["short_conv:4"], ("hidden_size:32", "n_layers:1", *HEADS, "short_conv:4")),
+        (
+            "srwm",
+            ["key_init:1", "hidden_size:64"],
+            ("hidden_size:64", "n_layers:1", "n_heads:2", "key_init:1", HEADS[2]),
+        ),
+        ("srwm", ["variant:paper"], ("hidden_size:32", "n_layers:1", "n_heads:2", "variant:paper")),
+        ("lstm", ["hidden_size:30"], ("hidden_size:30", "n_layers:1")),
+        ("delta", ["n_layers:2"], ("hidden_size:32", "n_layers:2", "n_heads:4")),
+        ("mine:Core", ["width:5"], ("width:5",)),
+    ],
+)
+def test_core_kwargs_are_merged_with_a_tasks_defaults(core: str, given: list[str], expected: tuple[str, ...]) -> None:
+    assert merged("recall", "--core", core, *["--core-kwargs"] * bool(given), *given, core=core).core_kwargs == expected
+
+
+def test_a_presets_settings_are_merged_too() -> None:
+    assert merged("coinrun", "--core-kwargs", "n_layers:3", preset="paper").core_kwargs == (
+        "variant:paper",
+        "n_layers:3",
+    )
+    config = merged(
+        "starpilot", "--encoder-kwargs", "features:64", "--env-kwargs", "use_backgrounds:false", preset="demo"
+    )
+    assert config.encoder_kwargs == ('cnn:{"channels":[8,16,16]}', "features:64")
+    assert config.env_kwargs == ("use_backgrounds:false",)
 
 
 @pytest.mark.parametrize(("task", "gamma", "rate"), [("recall", 0.99, 4e-3), ("parity", 0.0, 5e-3)])

@@ -148,7 +148,7 @@ def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied
 
 
 @pytest.mark.parametrize(
-    "argv", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:16"]]
+    "argv", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:24"]]
 )
 def test_settings_of_the_network_cannot_be_overridden(argv: list[str], call: Any, recall: Path) -> None:
     result = call("train", "--resume", recall, "-n", 384, "--override", *argv)
