@@ -5,13 +5,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from srwm_rl.nn.cores import _CORES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ["own_core", "sb3_contrib_recurrent_ppo", "train_srwm", "watch_the_edits"]
+NAMES = ["cartpole_without_velocities", "own_core", "sb3_contrib_recurrent_ppo", "train_srwm", "watch_the_edits"]
 
 
 @pytest.fixture
@@ -45,6 +46,15 @@ def test_the_edits_of_each_head_are_printed(example: Any, capsys: pytest.Capture
     assert edits.shape == (20, 4)
     assert np.all(edits > 0)
     assert len(capsys.readouterr().out.splitlines()) == 21
+
+
+@pytest.mark.parametrize("example", ["cartpole_without_velocities"], indirect=True)
+def test_cartpole_shows_no_velocities(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    env = example.PositionsOnly(gymnasium.make("CartPole-v1"))
+    observation, _ = env.reset(seed=0)
+    assert observation.tolist() == env.unwrapped.state.astype(np.float32)[[0, 2]].tolist()
+    example.main("gru", seeds=(1, 2), n_steps=1024)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["gru seed 1", "gru seed 2"]
 
 
 @pytest.mark.parametrize("example", ["sb3_contrib_recurrent_ppo"], indirect=True)
