@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from srwm_rl.ops.checks import refuse_tracing
 from srwm_rl.ops.short_conv import short_conv
 
 _EARLIER_INIT = 0.3  # standard deviation of the taps of earlier inputs
@@ -39,6 +40,7 @@ class ShortConv(nn.Module):
 
     def recur(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Map `x` `[T, B, C]`, `state` `[B, state_size]` and `episode_starts` `[T, B]` to the output and new state."""
+        refuse_tracing("a short convolution")
         y, inputs = short_conv(x, self.weight, state.unflatten(-1, (-1, x.shape[-1])), episode_starts)
         return y, inputs.flatten(1)
 

@@ -45,6 +45,23 @@ def check_bound(shift_bound: float) -> None:
         raise UserError(f"shift_bound must be a number above 0 (1e-12 to 1e12), not {shift_bound!r}")
 
 
+def refuse_tracing(name: str) -> None:
+    """Raise a `UserError` under `torch.jit.trace`, which would record the numbers of one call as constants."""
+    if torch.jit.is_tracing():
+        raise UserError(f"torch.jit.trace cannot record {name}: use torch.export, torch.compile or srwm-rl export")
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Return whether `torch.autocast` is on for a tensor's device."""
+    kind = tensor.device.type
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+
+
+def in_float32(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return tensors of half precision in float32, others as they are."""
+    return [None if x is None else x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors]
+
+
 def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
     """Return the flags in the dtype of the fused kernels."""
     return None if episode_starts is None else (episode_starts != 0).view(torch.uint8)

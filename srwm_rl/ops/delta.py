@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from operator import index
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import check_backend, choose
-from srwm_rl.ops.checks import as_uint8, check_input, check_starts, check_tensor
+from srwm_rl.ops.checks import (
+    as_uint8,
+    check_input,
+    check_starts,
+    check_tensor,
+    in_float32,
+    is_autocast,
+    refuse_tracing,
+)
 from srwm_rl.ops.reference import delta_scan_reference
 
 
@@ -29,7 +39,7 @@ def delta_scan(
         W <- W + k outer (rate * (v - k @ W));   y = q @ W
 
     The value stored under the key moves towards `v` by the rate; the read comes after the write. Gradients flow through
-    time to every argument.
+    time to every argument. Under `torch.autocast` it computes in float32.
 
     Args:
         key: `[T, B, H, D]`, floating point; T >= 1. If its entries are non-negative and sum to at most
@@ -50,6 +60,11 @@ def delta_scan(
         ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
     check_backend("delta_scan", backend)
+    refuse_tracing("delta_scan")
+    if is_autocast(key):
+        with torch.autocast(key.device.type, enabled=False):
+            tensors: Any = in_float32(key, value, query, rate, weight)
+            return delta_scan(*tensors, episode_starts, backend=backend)
     check_input("key", key)
     n_steps, batch, heads, size = key.shape
     for name, tensor, shape in (

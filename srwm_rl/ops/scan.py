@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from operator import index
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import check_backend, choose
-from srwm_rl.ops.checks import as_uint8, check_bound, check_input, check_starts, check_tensor
+from srwm_rl.ops.checks import (
+    as_uint8,
+    check_bound,
+    check_input,
+    check_starts,
+    check_tensor,
+    in_float32,
+    is_autocast,
+    refuse_tracing,
+)
 from srwm_rl.ops.reference import srwm_scan_reference
 
 
@@ -29,7 +40,8 @@ def srwm_scan(
         y, q, k, beta = split(x @ W);   q, k = softmax(q), softmax(k);   rate = sigmoid(beta)
         W <- W + k outer (rate * ((q - k) @ W)),   one rate for each of the four column groups y, q, k, beta
 
-    Gradients flow through time to `x`, to all four column groups of `weight`, to `shift` and to `retention`.
+    Gradients flow through time to `x`, to all four column groups of `weight`, to `shift` and to `retention`. Under
+    `torch.autocast` it computes in float32.
 
     Args:
         x: `[T, B, H, D]`, floating point, the layer's input after its own mapping; T >= 1.
@@ -52,6 +64,12 @@ def srwm_scan(
         ValueError: a shape, dtype, device or backend that does not fit or cannot run; the message names the argument.
     """
     check_backend("srwm_scan", backend)
+    refuse_tracing("srwm_scan")
+    if is_autocast(x):
+        settings: Any = {"shift_bound": shift_bound, "backend": backend}
+        with torch.autocast(x.device.type, enabled=False):
+            tensors: Any = in_float32(x, weight, shift)
+            return srwm_scan(*tensors, episode_starts, retention=in_float32(retention)[0], **settings)
     _check(x, weight, shift, episode_starts, retention)
     if shift_bound is not None:
         check_bound(shift_bound)

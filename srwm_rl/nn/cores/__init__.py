@@ -108,7 +108,9 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
         )
     if name not in _CORES:
         raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
-    check_settings(f"core {name!r}", settings, _CORES[name].setting_names())
+    known = _CORES[name].setting_names()
+    if known is not None:
+        check_settings(f"core {name!r}", settings, known)
     for setting, value in settings.items():
         if setting in _COUNTS and value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"core {name!r}: {setting} must be a whole number of at least 1, not {value!r}")

@@ -32,9 +32,12 @@ class Core(nn.Module, ABC):
         self.state_layers, self.state_size = state_layers, state_size
 
     @classmethod
-    def setting_names(cls) -> set[str]:
-        """Return the names of the constructor's settings."""
-        return inspect.signature(cls).parameters.keys() - {"input_size"}
+    def setting_names(cls) -> set[str] | None:
+        """Return the names of the constructor's settings; None: it takes any (`**kwargs`)."""
+        parameters = inspect.signature(cls).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return None
+        return parameters.keys() - {"input_size"}
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state of `batch` new episodes, `[L, B, S]` zeros on the core's device."""

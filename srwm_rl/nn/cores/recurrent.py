@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from srwm_rl.nn.cores.base import Core
+from srwm_rl.ops.checks import is_autocast, refuse_tracing
 
 
 class SegmentedCore(Core):
@@ -23,7 +24,11 @@ class SegmentedCore(Core):
         """Run over `x` `[T, B, I]` from `state` `[L, B, S]`; no episode starts inside."""
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Run over an unroll; shapes as in `Core.forward`."""
+        """Run over an unroll; shapes as in `Core.forward`. Under `torch.autocast` it computes in float32."""
+        refuse_tracing("a recurrent core")
+        if is_autocast(x):  # torch's LSTM in half precision needs a processor that has it
+            with torch.autocast(x.device.type, enabled=False):
+                return self(x.float(), state, episode_starts)  # type: ignore[no-any-return]
         starts = episode_starts != 0  # [T, B]
         readable = starts.device.type == "cpu" and not torch.compiler.is_exporting()
         resets = starts.any(dim=1).nonzero().flatten().tolist() if readable else range(x.shape[0])
