@@ -18,6 +18,8 @@ COMMANDS = {
     "compare": "play the same held-out levels with two agents, level by level",
     "watch": "make a video of an agent that plays, beside its network that edits itself",
     "replay": "play a recorded episode again and check that it is the same",
+    "share": "write an agent as one file with its card: how it was trained, what it scores",
+    "zoo": "list the agents that come with the package, or print a card",
     "export": "write an agent for other programs: ONNX, or a Stable-Baselines3 zip",
     "import-official": "convert a checkpoint of the SRWM authors' code to a run",
     "controls": "train a task with and without each part that could explain the result",

@@ -42,8 +42,10 @@ LATE_IMPORTS = {
     "scripts/commands/import_official.py": "--help",
     "scripts/commands/replay.py": "--help",
     "scripts/commands/report.py": "--help",
+    "scripts/commands/share.py": "--help",
     "scripts/commands/train.py": "--help",
     "scripts/commands/watch.py": "--help",
+    "scripts/commands/zoo.py": "--help",
 }
 # What may be imported inside functions anywhere: it is optional, or missing on some platforms.
 OPTIONAL = {"matplotlib", "onnx", "onnxruntime", "procgen", "rliable", "triton", "av"}

@@ -20,7 +20,8 @@ class CompareConfig(PlayOptions):
     """Play the same held-out levels with two agents, A and B, and report how much better A is, level by level."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Two run folders or model files: A, then B. RUN/best is the best model of a run, RUN its newest."""
+    """Two run folders or model files: A, then B. RUN/best is the best model of a run, RUN its newest; zoo:NAME is
+    one that comes with the package."""
     a: tuple[str, ...] = ()
     """Several runs of A, trained with different seeds."""
     b: tuple[str, ...] = ()

@@ -28,7 +28,8 @@ class ExportConfig:
     """
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest; zoo:NAME one that comes with
+    the package."""
     format: Literal["onnx", "sb3"] = "onnx"
     """What to write."""
     output: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None

@@ -17,6 +17,7 @@ from srwm_rl.scripts.cli import check_device, check_writable, parse, warn
 from srwm_rl.scripts.config.settings import Seed, check_bounds
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, check_lesions
 from srwm_rl.storage.run_folder import title_of
+from srwm_rl.zoo import DEMO, PREFIX
 
 if TYPE_CHECKING:
     from srwm_rl.agents.evaluation.head_costs import HeadCost
@@ -29,8 +30,11 @@ MAX_STEPS = 100_000
 class WatchConfig:
     """Film an agent that plays a level, beside a picture of its network editing itself."""
 
-    run: tyro.conf.Positional[str]
-    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
+    run: tyro.conf.Positional[str | None] = None
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest; zoo:NAME one that comes with
+    the package."""
+    demo: bool = False
+    """Film an agent that comes with the package: hidden_controls, or the one that is named in RUN's place."""
     level: Annotated[int, Meta(ge=0, le=MAX_LEVEL - 1)] | None = None
     """The level to play. Default: the first held-out one."""
     game: str | None = None
@@ -73,6 +77,13 @@ class WatchConfig:
         if self.trace is not None and Path(self.trace).suffix.lower() != ".npz":
             raise UserError(f"cannot write {self.trace}: a trace's name ends in .npz")
         check_lesions(self.lesion)
+        if self.run is None and not self.demo:
+            raise UserError("name a run folder: srwm-rl watch RUN; or film an agent of the zoo: srwm-rl watch --demo")
+
+    def path(self) -> str:
+        """Return the run folder, model file or zoo:NAME to film."""
+        name = self.run or DEMO
+        return f"{PREFIX}{name.removeprefix(PREFIX)}" if self.demo else name
 
 
 def ranked_heads(config: WatchConfig, game: str, play: bool) -> tuple[HeadCost, ...]:
@@ -81,7 +92,7 @@ def ranked_heads(config: WatchConfig, game: str, play: bool) -> tuple[HeadCost, 
 
     options = {name: getattr(config, name) for name in ("core", "env", "device", "progress", "deterministic")}
     try:
-        costs = head_costs(EvalConfig(run=config.run, **options), play)
+        costs = head_costs(EvalConfig(run=config.path(), **options), play)
     except UserError as error:
         warn(f"the heads are not ranked: {error}")
         return ()
@@ -95,9 +106,9 @@ def main(argv: list[str]) -> int:
     from srwm_rl.scripts.video.encoding import check_video
     from srwm_rl.scripts.video.record import choose_scene, record, render, suppress_edits
 
-    agent, trained = open_model(config.run, config.core, config.env, check_device(config.device))
+    agent, trained = open_model(config.path(), config.core, config.env, check_device(config.device))
     changed = suppress_edits(agent.policy, config.undo, config.lesion)
-    scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.run)
+    scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.path())
     name = re.sub(r"[^\w+.-]", "-", f"{title}-{scene.env}-{scene.level}")
     output = Path(config.output or f"{name}.{'gif' if config.gif else 'mp4'}")
     check_video(output)

@@ -79,7 +79,8 @@ class EvalConfig(PlayOptions):
     """Play every training level and every held-out level exactly k times, and print the returns."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest."""
+    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest; zoo:NAME one that comes with
+    the package."""
     train_levels: str | None = None
     """Training levels to play; "none" to leave them out. Default: all the run trained on (of more than 1,000, as many
     spread evenly over them)."""

@@ -26,9 +26,9 @@ def render_evaluation(report: dict[str, Any]) -> str:
         f"{_environment(report)}, core {report['core']}, {report['num_timesteps']:,} steps, "
         f"{report['actions']} actions, {report['repeats']} episode(s) per level"
     )
-    lines = [title, "", *_aligned(rows), ""]
+    lines = [title, "", *aligned(rows), ""]
     by_attempt = attempt_rows(report)
-    lines += [*_aligned(by_attempt), ""] if by_attempt else []
+    lines += [*aligned(by_attempt), ""] if by_attempt else []
     lines += [f"generalisation gap (train - {gap['split']}): {text(gap)}" for gap in report["generalization_gap"]]
     lines += [_difference(part["name"], row) for part in compared for row in part["differences"]]
     lines += [constant_note(part) for part in compared if "action" in part]
@@ -100,7 +100,7 @@ def render_comparison(report: dict[str, Any]) -> str:
         numbers = [text(row[name]) for name in ("A", "B", "difference", "improvement")]
         rows.append([game, str(row["levels"]), *numbers, f"{row['wins']} / {row['ties']} / {row['losses']}"])
     sides = [f"{letter}: {report[letter]['label']}" for letter in "AB"]
-    lines = [title, *sides, "", *_aligned(rows), "", *_baseline_lines(report["baselines"])]
+    lines = [title, *sides, "", *aligned(rows), "", *_baseline_lines(report["baselines"])]
     lines += _seed_lines(report["seeds"])
     return "\n".join([*lines, *(line for warning in warnings_of(report) for line in warning)]).rstrip()
 
@@ -111,7 +111,7 @@ def _baseline_lines(baselines: list[dict[str, Any]]) -> list[str]:
         return []
     rows = [["on the same levels", "game", "return", "A minus it [95% interval]", "B minus it"]]
     rows += [[row["name"], row["game"], *(text(row[key]) for key in ("return", "A", "B"))] for row in baselines]
-    return [*_aligned(rows), "", *side_notes(baselines)]
+    return [*aligned(rows), "", *side_notes(baselines)]
 
 
 def side_notes(baselines: list[dict[str, Any]]) -> list[str]:
@@ -164,7 +164,7 @@ def _environment(report: dict[str, Any]) -> str:
     return f"{env} ({report['mode']})" if report["mode"] else env
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Return the lines of a table whose first row is its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]

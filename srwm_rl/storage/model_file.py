@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import UNSET, to_builtins
 
 from srwm_rl.errors import UserError, named
 from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.storage.card import Card
 from srwm_rl.storage.model_schema import (
     build_policy,
     check_finite,
@@ -26,6 +28,7 @@ from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.space_json import space_to_json
 
 FORMAT = 2  # 1 had no levels played and no score
+FORMAT_WITH_CARD = 3
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ class Agent:
     path: Path  # the model file
     levels_played: SeenLevels | None = None  # the levels it was trained on; None: not recorded
     chosen: dict[str, Any] | None = None  # of a run's best model its `score`, and what that is a score `of`
+    card: Card | None = None  # of a shared agent
 
     def __post_init__(self) -> None:
         self.policy.set_training_mode(False)
@@ -88,10 +92,12 @@ def save_model(
     arrays: dict[str, np.ndarray] | None = None,
     levels_played: dict[str, Any] | None = None,
     chosen: dict[str, Any] | None = None,
+    card: Card | None = None,
 ) -> None:
     """Write a model file: weights, architecture, spaces, the run's settings and the number of steps.
 
-    `arrays` are the weights (None: the policy's), `levels_played` the result of `SeenLevels.to_tree`.
+    `arrays` are the weights (None: the policy's), `levels_played` the result of `SeenLevels.to_tree`. With a card it is
+    the file of `srwm-rl share`.
 
     Raises:
         OSError: the file cannot be written.
@@ -100,6 +106,8 @@ def save_model(
     optional = {"levels_played": levels_played, "chosen": chosen}
     record, tree = pack({name: value for name, value in optional.items() if value is not None})
     meta = {**describe(policy, config, num_timesteps), **tree}
+    if card is not None:
+        meta |= {"format": FORMAT_WITH_CARD, "card": to_builtins(card)}
     write_file(path, {**(policy_arrays(policy) if arrays is None else arrays), **record}, meta)
 
 
@@ -124,7 +132,8 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
     """Load a model, without executing anything in it.
 
     Args:
-        path: a run folder RUN for its newest intact model, RUN/best for its best, or a model file.
+        path: a run folder RUN for its newest intact model, RUN/best for its best, a model file, zoo:NAME for an agent
+            that comes with the package (`srwm-rl zoo` lists them), or https://...#sha256=HEX.
         device: a torch device.
 
     Raises:
@@ -139,7 +148,7 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
             logger.warning("%s; an older model is used", error)
     else:
         file, (arrays, meta) = oldest, read_file(oldest)
-    check_meta(meta, str(file), FORMAT)
+    card = check_meta(meta, str(file), FORMAT_WITH_CARD).card
     levels_played = None
     if "levels_played" in meta:
         with named(str(file)):
@@ -154,4 +163,7 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
             *(file, ", ".join(missing)),
         )
     load_policy_arrays(policy, arrays, str(file))
-    return Agent(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen"))
+    return Agent(
+        *(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen")),
+        card=None if card is UNSET else card,
+    )

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.storage.card import Card
 from srwm_rl.storage.space_json import space_from_json
 from srwm_rl.storage.strict_json import convert
 
@@ -56,10 +57,11 @@ class ModelMeta(Struct, forbid_unknown_fields=True):
     num_timesteps: Steps
     levels_played: dict[str, Any] | UnsetType = UNSET  # only in models of training runs, as is the next
     chosen: Score | UnsetType = UNSET
+    card: Card | UnsetType = UNSET  # only in shared models
 
 
-def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
-    """Check that a file describes a model that this version can read.
+def check_meta(meta: dict[str, Any], source: str, newest: int) -> ModelMeta:
+    """Return a file's JSON as declared, if it describes a model that this version can read.
 
     Raises:
         UserError: it does not; the message names the file and the entry.
@@ -68,7 +70,7 @@ def check_meta(meta: dict[str, Any], source: str, newest: int) -> None:
         raise UserError(f"{source} is a {kind!s:.40} file, not a model; give the run folder or a model file")
     if type(number := meta.get("format")) is int and number > newest:
         raise UserError(f"{source} has format {number}; upgrade srwm-rl, which reads up to {newest}")
-    convert(meta, ModelMeta, f"{source} is damaged")
+    return convert(meta, ModelMeta, f"{source} is damaged")
 
 
 class TensorBudget(TorchFunctionMode):

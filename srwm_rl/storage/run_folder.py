@@ -18,8 +18,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from srwm_rl.errors import UserError
+from srwm_rl.storage.remote import fetch, is_address
 from srwm_rl.storage.safe_file import TEMPORARY, read_small, write_whole
 from srwm_rl.storage.strict_json import parse_json
+from srwm_rl.zoo import PREFIX, zoo_file
 
 CONFIG, CHECKPOINTS, TENSORBOARD, METRICS = "config.json", "checkpoints", "tensorboard", "metrics.jsonl"
 BEST = "best"  # RUN/best is accepted for the run's best model wherever a run or a model file is
@@ -68,6 +70,9 @@ class Run:
         Raises:
             UserError: there is none at `path`.
         """
+        if path.name.startswith(PREFIX) and not path.exists():
+            name = path.name.removeprefix(PREFIX)
+            raise UserError(f"{path} is a bundled agent, which has no run folder; srwm-rl zoo {name} prints its card")
         if not path.exists():
             raise UserError(
                 f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
@@ -186,11 +191,17 @@ def run_folder(path: str | Path) -> Path:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the models that a path (a file, RUN or RUN/best) names: the preferred one, then those to use if damaged.
+    """Return the models that a path (a file, RUN or RUN/best, zoo:NAME, an address) names.
+
+    The first is the preferred one, the others are to be used if it is damaged.
 
     Raises:
         UserError: there is no such run, or it has no such model.
     """
+    if is_address(path):
+        return [fetch(str(path))]
+    if str(path).startswith(PREFIX):
+        return [zoo_file(str(path))]
     path = Path(path)
     if path.is_file():
         return [path]
@@ -200,6 +211,8 @@ def model_files(path: str | Path) -> list[Path]:
 
 def title_of(path: str | Path) -> str:
     """Return a short name for the model that a path names: `coinrun_1`, `coinrun_1-best`, or a file's own."""
+    if is_address(path) or str(path).startswith(PREFIX):
+        return re.split("[/:]", str(path).partition("#")[0])[-1].removesuffix(".safetensors")
     path = Path(path)
     if path.is_file():
         return path.resolve().stem

@@ -1,0 +1,168 @@
+"""Cards of shared agents: made from an evaluation, printed as text, and the command that trained an agent."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import fields, replace
+from typing import Any
+
+import srwm_rl
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
+from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits
+from srwm_rl.scripts.evaluation.table import aligned, text
+from srwm_rl.storage.card import Card, Interval, Score
+from srwm_rl.storage.model_file import Agent
+
+# Settings of the machine, of one's folders and of how a run was watched: they do not change what is learned.
+NOT_SHARED = (
+    *("resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "profile", "progress"),
+    *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq"),
+)
+MAX_ATTEMPTS = 6
+
+
+def shareable(trained: TrainConfig) -> TrainConfig:
+    """Return a run's settings without those of its machine."""
+    return replace(trained, **{name: getattr(TrainConfig, name) for name in NOT_SHARED})
+
+
+def training_command(trained: TrainConfig) -> str:
+    """Return the shortest command that trains with these settings; the precision is that of the machine."""
+    default = defaults(trained.env, trained.preset, trained.core, trained.algo)
+    words = ["srwm-rl", "train"]
+    for field in fields(TrainConfig):
+        value, always = getattr(trained, field.name), field.name in ("env", "n_timesteps", "seed")
+        same = value == getattr(TrainConfig if field.name in ("core", "algo", "preset") else default, field.name)
+        if field.name not in (*NOT_SHARED, "precision") and (always or not same):
+            words += _option(field.name.replace("_", "-"), value)
+    return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+
+
+def make_card(report: Evaluation, agent: Agent, trained: TrainConfig, command: str, note: str = "") -> Card:
+    """Return the card of an agent with the scores of its evaluation `report`; `command` is that of the evaluation."""
+    parts = [("agent", report, "{split}"), ("random play", report, "random, {split}")]
+    compared = [*report.get("baselines", ()), *report.get("interventions", ())]
+    parts += [(part["name"], part, f"{part['name']}, {{split}}") for part in compared]
+    scores = [
+        _score(player, part, row, report["levels"][split])
+        for player, part, name in parts
+        for split in held_out_splits(report)
+        for row in part["rows"]
+        if row["split"] == name.format(split=split)
+    ]
+    return Card(
+        task=trained.env,
+        command=training_command(trained),
+        evaluation=command,
+        actions=report["actions"],
+        seed=trained.seed,
+        srwm_rl=srwm_rl.__version__,
+        scores=scores,
+        note=note,
+    )
+
+
+def _score(player: str, part: dict[str, Any], row: dict[str, Any], levels: str) -> Score:
+    attempts = [
+        of["return"]
+        for of in part.get("return_by_attempt", ())
+        if (of["split"], of["game"]) == (row["split"], row["game"])
+    ]
+    action = part["action"].get(row["game"], "") if player == BEST_CONSTANT else ""
+    return Score(
+        player,
+        row["game"],
+        levels,
+        row["levels"],
+        Interval(**row["return"]),
+        None if row["solved"] is None else Interval(**row["solved"]),
+        [Interval(**interval) for interval in (attempts[0] if attempts else ())],
+        f"action {action}" if action else "",
+    )
+
+
+def render_card(name: str, agent: Agent) -> str:
+    """Return the card of a shared agent as text.
+
+    Raises:
+        UserError: the file has no card.
+    """
+    card = card_of(agent)
+    head = ["player", "game", "levels", "return [95% interval]", "solved", "return by attempt", "note"]
+    rows = [head, *map(_cells, card.scores)]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:]) and not _is_constant(column)]
+    first = card.headline()
+    return "\n".join(
+        [
+            _title(name, agent, card),
+            *([card.note] if card.note else []),
+            "",
+            f"on {first.n_levels:,} held-out levels {first.levels}, {card.actions} actions:",
+            "",
+            *aligned([[*row] for row in zip(*columns, strict=True)]),
+            "",
+            f"trained by    {card.command}",
+            f"evaluated by  {card.evaluation.replace(' FILE', f' {shlex.quote(name)}', 1)}",
+            f"both of       srwm-rl {card.srwm_rl}; {_sha256(agent)}",
+        ]
+    )
+
+
+def card_of(agent: Agent) -> Card:
+    """Return an agent's card.
+
+    Raises:
+        UserError: its file has none.
+    """
+    if agent.card is None:
+        raise UserError(f"{agent.path} has no card; srwm-rl share RUN -o FILE writes a file with one")
+    return agent.card
+
+
+def render_list(agents: dict[str, Agent]) -> str:
+    """Return a table of shared agents by name."""
+    rows = [["name", "task", "core", "return on held-out levels", "random play", "kB"]]
+    for name, agent in agents.items():
+        card = card_of(agent)
+        chance = next((text(score.returns.mean) for score in card.scores if score.player == "random play"), "-")
+        size = f"{agent.path.stat().st_size / 1000:,.0f}"
+        core = agent.policy.core_name
+        rows.append([name, card.task, core, _interval(card.headline().returns), chance, size])
+    return "\n".join(aligned(rows))
+
+
+def _title(name: str, agent: Agent, card: Card) -> str:
+    size = f"{agent.path.stat().st_size / 1000:,.0f} kB"
+    return (
+        f"{name}: {card.task}, core {agent.policy.core_name}, {agent.num_timesteps:,} steps, seed {card.seed}, {size}"
+    )
+
+
+def _sha256(agent: Agent) -> str:
+    return f"sha256={hashlib.sha256(agent.path.read_bytes()).hexdigest()}"
+
+
+def _cells(score: Score) -> list[str]:
+    solved = "" if score.solved is None else _interval(score.solved, ".1%")
+    attempts = " ".join(f"{interval.mean:.2f}" for interval in score.by_attempt[:MAX_ATTEMPTS])
+    more = " ..." if len(score.by_attempt) > MAX_ATTEMPTS else ""
+    return [score.player, score.game, score.levels, _interval(score.returns), solved, attempts + more, score.note]
+
+
+def _is_constant(column: tuple[str, ...]) -> bool:
+    """Whether a column of names is the same in every row, and says nothing."""
+    return column[0] in ("game", "levels") and len(set(column[1:])) == 1
+
+
+def _interval(interval: Interval, form: str = ".2f") -> str:
+    return text({"mean": interval.mean, "low": interval.low, "high": interval.high}, form)

@@ -1,0 +1,103 @@
+"""`srwm-rl share`: one file that acts as the run, with the scores of its evaluation and the command that trained it."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from srwm_rl import load
+from srwm_rl.scripts.cli import parse, peek
+from srwm_rl.scripts.config.defaults import defaults, with_defaults
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.card import shareable, training_command
+from srwm_rl.scripts.main import main
+from srwm_rl.storage.safe_file import read_file, write_file
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> Path:
+    logs = tmp_path_factory.mktemp("share")
+    assert main(["train", *recall_argv, "-n", "64", "-f", str(logs), "--verbose", "0"]) == 0
+    return next(logs.glob("*/*"))
+
+
+def test_a_shared_agent_is_the_runs_and_has_its_evaluation(call: Any, run: Path, tmp_path: Path) -> None:
+    file, table = tmp_path / "agent.safetensors", tmp_path / "eval.json"
+    result = call("share", run, "-o", file, "--note", "a test's", "--no-progress", "-k", 2)
+    assert result.code == 0, result
+    card = load(file).card
+    assert card is not None
+    words = shlex.split(card.evaluation.replace("FILE", str(file)))[1:]
+    assert call(*words, "--json", table, "--no-progress").code == 0
+    report = json.loads(table.read_text())
+    rows = [row for part in (report, *report["baselines"], *report["interventions"]) for row in part["rows"]]
+    assert [score.player for score in card.scores] == ["agent", "random play", "best constant action", "edits frozen"]
+    for score, row in zip(card.scores, rows, strict=True):
+        assert (score.game, score.levels, score.n_levels) == ("recall", "100:108", 8)
+        assert (score.returns.mean, score.returns.low, score.returns.high) == tuple(row["return"].values())
+    assert "a test's" in result.out
+    mine, theirs = load(run).policy.state_dict(), load(file).policy.state_dict()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in mine | theirs)
+
+
+def test_a_shared_file_names_no_folder_and_no_user(call: Any, run: Path, tmp_path: Path) -> None:
+    assert call("share", run, "-o", tmp_path / "a", "--no-progress", "--no-baselines", "--no-freeze").code == 0
+    assert str(run.parent.parent).encode() not in (tmp_path / "a").read_bytes()
+
+
+def test_the_card_of_a_file_is_printed_and_a_model_without_one_says_how_to_get_it(
+    call: Any, run: Path, tmp_path: Path
+) -> None:
+    assert call("share", run, "-o", tmp_path / "a", "--no-progress", "--no-freeze", "--verbose", 0).out == ""
+    assert "trained by    srwm-rl train --env recall" in call("zoo", tmp_path / "a").out
+    model = next((run / "checkpoints").glob("model-*"))
+    assert "has no card; srwm-rl share RUN -o FILE" in call("zoo", model).error()
+
+
+def test_wrong_input_is_one_line(call: Any, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    assert "there exists already" in call("share", run, "-o", tmp_path / "there").error()
+    assert "one line of ASCII" in call("share", run, "-o", tmp_path / "a", "--note", "two\nlines").error()
+    overlap = ("--eval-levels", "0:4", "--allow-overlap", "--no-progress")
+    assert "trained on say nothing" in call("share", run, "-o", tmp_path / "a", *overlap).error()
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("entry", ["scores", "command", "format"])
+def test_a_damaged_card_is_refused(call: Any, run: Path, tmp_path: Path, entry: str) -> None:
+    file = tmp_path / "agent"
+    assert call("share", run, "-o", file, "--no-progress", "--no-baselines", "--no-freeze").code == 0
+    arrays, meta = read_file(file)
+    meta["card"] |= (
+        {"scores": []} if entry == "scores" else {"command": "\x1b[2J"} if entry == "command" else {"new": 1}
+    )
+    write_file(file, arrays, meta)
+    assert "is damaged: card" in call("eval", file).error()
+
+
+ARGV = (
+    ("--env", "recall"),
+    ("--env", "parity", "--core", "gru", "--seed", "3", "-n", "5000"),
+    ("--env", "coinrun,maze", "--algo", "impala", "--synchronous", "--inputs", "reward"),
+    ("--preset", "demo", "--no-normalize-reward", "--loss-reward-clip", "1"),
+    ("--env", "recall", "--env-kwargs", "delay:3", "n_symbols:5", "--attempts", "2"),
+    ("--env", "CartPole-v1", "--core-kwargs", "hidden_size:16", "--encoder-kwargs", "mlp:[8]", "--inputs"),
+)
+
+
+def read(argv: list[str]) -> TrainConfig:
+    """Return the settings of `srwm-rl train`."""
+    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
+    return with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+
+
+@pytest.mark.parametrize("argv", ARGV, ids=" ".join)
+def test_the_command_of_a_card_gives_the_settings(argv: tuple[str, ...]) -> None:
+    trained = shareable(read([*argv, "--verbose", "0", "--n-threads", "1", "-f", "/tmp/x"]))
+    words = shlex.split(training_command(trained))
+    assert words[:2] == ["srwm-rl", "train"]
+    assert read(words[2:]) == trained
+    assert len(words) < 25

@@ -1,0 +1,61 @@
+"""The bundled agents: each loads, acts as its card says, and all are small and part of the package."""
+
+from pathlib import Path
+
+import pytest
+
+from srwm_rl import UserError, load
+from srwm_rl.scripts.config.foreign_settings import read_settings
+from srwm_rl.scripts.evaluation.card import shareable
+from srwm_rl.scripts.evaluation.protocol import EvalConfig
+from srwm_rl.scripts.evaluation.runner import evaluate
+from srwm_rl.zoo import DEMO, FOLDER, zoo_file, zoo_names
+
+MAX_BYTES = 5_000_000
+
+
+def test_the_agents_that_the_demo_and_the_documentation_name_are_there() -> None:
+    assert {"bandit", DEMO, f"{DEMO}_feedforward", "parity", "recall"} <= set(zoo_names())
+
+
+def test_all_together_are_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < MAX_BYTES
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_an_agents_score_lies_in_its_cards_interval(name: str) -> None:
+    card = load(f"zoo:{name}").card
+    assert card is not None
+    score = card.headline()
+    procgen = score.levels == "1000:1200"
+    n_levels = 200 if procgen else 300
+    start = int(score.levels.partition(":")[0])
+    levels = f"{start}:{start + n_levels}"
+    config = EvalConfig(run=f"zoo:{name}", train_levels="none", eval_levels=(levels,), progress=False)
+    row = evaluate(config)["rows"][0]["return"]
+    # Two intervals that hold the same mean overlap.
+    assert row["low"] <= score.returns.high, (row, score)
+    assert score.returns.low <= row["high"], (row, score)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_an_agent_is_above_chance_and_the_best_constant_action_and_holds_no_private_setting(name: str) -> None:
+    agent = load(f"zoo:{name}")
+    card = agent.card
+    assert card is not None
+    scores = {score.player: score.returns for score in card.scores}
+    bar = max(scores[player].high or 0 for player in ("random play", "best constant action"))
+    assert (scores["agent"].low or 0) > bar
+    assert ("edits frozen" in scores) == (agent.policy.core_name != "feedforward")
+    trained = read_settings(agent.config, name)
+    assert trained == shareable(trained)
+    assert card.command.startswith(f"srwm-rl train --env {card.task}") or "--preset" in card.command
+
+
+def test_names_are_taken_with_and_without_the_prefix_and_misspelt_ones_are_corrected() -> None:
+    assert zoo_file("zoo:recall") == zoo_file("recall")
+    assert load(zoo_file("recall")).card == load("zoo:recall").card
+    with pytest.raises(UserError, match="'rekall'; did you mean 'recall'"):
+        load("zoo:rekall")
+    with pytest.raises(UserError, match="no agent of the zoo"):
+        load(f"zoo:../{Path(__file__).name}")
