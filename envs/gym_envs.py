@@ -1,4 +1,4 @@
-"""Gymnasium's single `Env` and `VectorEnv` over any `BatchEnv`, and the classes that the registered ids name."""
+"""Gymnasium's single `Env` over any `BatchEnv`, and the classes that the registered ids name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 
-from srwm_rl.envs.batch import Array, BatchEnv, Observation
-from srwm_rl.envs.episodes import EpisodeStats, obs_row
+from srwm_rl.envs.batch import BatchEnv, Observation
+from srwm_rl.envs.episodes import obs_row
+from srwm_rl.envs.gym_vector_env import BatchGymVectorEnv, checked_options
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import make_batch_env
 from srwm_rl.envs.tasks import TASKS
@@ -45,7 +45,7 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for `seed` and `options`."""
         super().reset(seed=seed)
-        level = _checked_options(options, {"level"}).get("level")
+        level = checked_options(options, {"level"}).get("level")
         if seed is not None:
             self.batch_env.reseed(seed % MAX_LEVEL)
         if level is None and seed is None and self._ended is not None and not self._pinned:
@@ -85,69 +85,6 @@ class BatchGymEnv(gymnasium.Env[Any, Any]):
         self.batch_env.close()
 
 
-class BatchGymVectorEnv(VectorEnv[Any, Any, Any]):
-    """Play a batch through Gymnasium's vector interface, with same-step autoreset.
-
-    `reset(options={"reset_mask": bool[n]})` resets some, `options={"levels": [...]}` chooses levels. Where an episode
-    ended, the infos hold `episode` (`r` return, `l` length in steps, `t` seconds since construction), `final_info`
-    with `is_success` where the game defines it, and `final_obs` where the simulator has the last observation, which
-    ProcGen has not; `_episode`, `_final_info` and `_final_obs` tell where. Where an attempt at a level ended
-    (`_attempt`), `attempt` is its index and `attempt_return` its return.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {**BatchGymEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
-
-    def __init__(self, batch_env: BatchEnv) -> None:
-        self.batch_env = batch_env
-        self.num_envs = batch_env.n_envs
-        self.render_mode = batch_env.render_mode
-        self.single_observation_space = batch_env.observation_space
-        self.single_action_space = batch_env.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._stats = EpisodeStats(self.num_envs)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start episodes; see the class for `options`."""
-        options = _checked_options(options, {"reset_mask", "levels"})
-        mask = options.get("reset_mask")
-        if seed is not None:
-            if mask is not None or not isinstance(seed, (int, np.integer)):
-                raise UserError("a seed restarts all environments together: give one whole number and no reset_mask")
-            super().reset(seed=seed)
-            self.batch_env.reseed(int(seed) % MAX_LEVEL)
-        obs = self.batch_env.reset(mask, options.get("levels"))
-        masked = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
-        self._stats.restart(masked)
-        return obs, {"level_seed": self.batch_env.level_seed(), "_level_seed": masked}
-
-    def step(self, actions: Any) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
-        """Act in every environment."""
-        step = self.batch_env.step(actions)
-        infos: dict[str, Any] = {}
-        for key in ("level_seed", "prev_level_seed"):
-            infos |= {key: step.info[key], f"_{key}": np.ones(self.num_envs, np.bool_)}
-        for key in ("attempt", "attempt_return") if "attempt_ended" in step.info else ():
-            infos |= {key: step.info[key], f"_{key}": step.info["attempt_ended"]}
-        for i, episode in self._stats.add(step.rewards, step.terminated | step.truncated).items():
-            final: dict[str, Any] = {"level_seed": step.info["prev_level_seed"][i]}
-            if "is_success" in step.info:
-                final["is_success"] = bool(step.info["is_success"][i])
-            ended = {"episode": episode, "final_info": final}
-            if step.final_obs is not None:
-                ended["final_obs"] = obs_row(step.final_obs, i)
-            infos = self._add_info(infos, ended, i)
-        return step.obs, step.rewards, step.terminated, step.truncated, infos
-
-    def render(self) -> Any:
-        """Return the environments' pictures, or None without a render mode."""
-        return None if self.render_mode is None else tuple(self.batch_env.render())
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Free what the simulator holds."""
-        self.batch_env.close()
-
-
 class ProcgenGymEnv(BatchGymEnv):
     """Play one ProcGen game: `gymnasium.make("srwm_rl:procgen-coinrun-v0", levels="0:200", mode="easy")`.
 
@@ -163,12 +100,18 @@ class ProcgenGymEnv(BatchGymEnv):
 
 
 class ProcgenGymVectorEnv(BatchGymVectorEnv):
-    """Play `num_envs` copies of one ProcGen game; the settings are those of `ProcgenGymEnv`."""
+    """Play `num_envs` copies of one ProcGen game; the settings are those of `ProcgenGymEnv`, and `autoreset_mode`."""
 
     metadata: ClassVar[dict[str, Any]] = {**BatchGymVectorEnv.metadata, "render_modes": ["rgb_array"]}  # type: ignore[misc]
 
-    def __init__(self, game: str, num_envs: int = 1, **settings: Any) -> None:
-        super().__init__(_make(game, num_envs, **settings))
+    def __init__(
+        self,
+        game: str,
+        num_envs: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        **settings: Any,
+    ) -> None:
+        super().__init__(_make(game, num_envs, **settings), autoreset_mode)
 
 
 class TaskGymEnv(BatchGymEnv):
@@ -181,8 +124,14 @@ class TaskGymEnv(BatchGymEnv):
 class TaskGymVectorEnv(BatchGymVectorEnv):
     """Play `num_envs` copies of a built-in memory task."""
 
-    def __init__(self, task: str, num_envs: int = 1, **settings: Any) -> None:
-        super().__init__(_make(task, num_envs, **settings))
+    def __init__(
+        self,
+        task: str,
+        num_envs: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        **settings: Any,
+    ) -> None:
+        super().__init__(_make(task, num_envs, **settings), autoreset_mode)
 
 
 def _make(
@@ -208,10 +157,3 @@ def _make(
     if seed is None:  # drawn, as Gymnasium's environments do
         seed = int(np.random.default_rng().integers(MAX_LEVEL))
     return make_batch_env(name, n_envs, levels, seed, mode or distribution_mode or "easy", settings)
-
-
-def _checked_options(options: dict[str, Any] | None, known: set[str]) -> dict[str, Any]:
-    unknown = set(options or {}) - known
-    if unknown:
-        raise UserError(f"reset options {sorted(unknown)} are not known; there are {sorted(known)}")
-    return dict(options or {})

@@ -153,12 +153,14 @@ def test_vector_env_steps_equal_those_of_the_batch_with_episode_statistics():
         assert env.observation_space.contains(obs)
         returns += rewards
         lengths += 1
-        assert ("episode" in infos) == terminated.any()
+        assert ("final_info" in infos) == terminated.any()
+        assert "episode" not in infos  # Gymnasium's RecordEpisodeStatistics adds it
         if terminated.any():
             n_episodes += terminated.sum()
-            assert np.array_equal(infos["_episode"], terminated)
-            assert infos["episode"]["r"][terminated].tolist() == returns[terminated].tolist()
-            assert infos["episode"]["l"][terminated].tolist() == lengths[terminated].tolist()
+            assert np.array_equal(infos["_final_info"], terminated)
+            episodes = infos["final_info"]["episode"]
+            assert episodes["r"][terminated].tolist() == returns[terminated].tolist()
+            assert episodes["l"][terminated].tolist() == lengths[terminated].tolist()
             assert np.array_equal(infos["final_info"]["is_success"], step.info["is_success"] & terminated)
             assert "final_obs" not in infos
             returns[terminated], lengths[terminated] = 0, 0
@@ -175,7 +177,7 @@ def test_vector_env_returns_final_observations_of_ended_episodes():
     assert infos["_final_obs"].tolist() == [True, False]
     assert infos["final_obs"][0].tolist() == [1.0]
     assert infos["final_obs"][1] is None
-    assert infos["episode"]["l"].tolist() == [3, 0]
+    assert infos["final_info"]["episode"]["l"].tolist() == [3, 0]
 
 
 def test_vector_env_resets_a_mask_of_environments_to_levels():
@@ -192,4 +194,59 @@ def test_vector_env_resets_a_mask_of_environments_to_levels():
         env.reset(options={"mask": [True, False, False]})
     with pytest.raises(UserError):
         env.reset(seed=[1, 2, 3])
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+@pytest.mark.parametrize("env_id", ["procgen-leaper-v0", "srwm_rl/Bandit-v0"])
+def test_gymnasium_records_the_episodes_of_a_vector(env_id, mode):
+    settings = {"n_pulls": 3} if "Bandit" in env_id else {}
+    env = gymnasium.make_vec(env_id, num_envs=3, autoreset_mode=mode, seed=1, **settings)
+    env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env)
+    env.reset(seed=0)
+    returns, lengths, ended, n_episodes = np.zeros(3), np.zeros(3, int), np.zeros(3, bool), 0
+    for _ in range(200):
+        _, rewards, terminated, truncated, infos = env.step(env.action_space.sample())
+        begins = ended if mode == "NextStep" else np.zeros(3, bool)
+        assert not rewards[begins].any()
+        returns, lengths = returns + rewards, lengths + ~begins
+        ended = terminated | truncated
+        assert not (ended & begins).any()
+        for i in np.flatnonzero(ended):
+            n_episodes += 1
+            assert infos["episode"]["r"][i] == pytest.approx(returns[i])
+            assert infos["episode"]["l"][i] == lengths[i]
+        returns, lengths = np.where(ended, 0, returns), np.where(ended, 0, lengths)
+        if n_episodes > 5:
+            break
+    assert n_episodes > 2
+    env.close()
+
+
+def test_next_step_autoreset_returns_last_observations_and_keeps_chosen_levels():
+    env = gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, n_pulls=2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    _, infos = env.reset(seed=1, options={"levels": [5, 7]})
+    for _ in range(3):
+        for last in (False, True):
+            obs, _, terminated, truncated, infos = env.step(np.array([0, 0]))
+            assert ((terminated | truncated) == last).all()
+            assert infos["level_seed"].tolist() == [5, 7]
+        assert "final_obs" not in infos
+        assert obs.tolist() == [[1.0], [1.0]]  # of the last pull, not of the next episode
+        obs, rewards, terminated, truncated, infos = env.step(np.array([0, 0]))
+        assert obs.tolist() == env.reset(options={"levels": [5, 7]})[0].tolist()
+        assert not rewards.any()
+        assert not (terminated | truncated).any()
+    with pytest.raises(UserError, match="'SameStep' or 'NextStep'"):
+        gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, autoreset_mode="Disabled")
+
+
+def test_observation_wrappers_of_gymnasium_take_next_step_vectors():
+    env = gymnasium.make_vec("procgen-coinrun-v0", num_envs=2, autoreset_mode="NextStep", seed=0)
+    wrapped = gymnasium.wrappers.vector.NormalizeObservation(env)
+    obs, _ = wrapped.reset(seed=0)
+    assert obs.shape == (2, 64, 64, 3)
+    grey = gymnasium.wrappers.vector.GrayscaleObservation(env)
+    assert grey.step(np.zeros(2, int))[0].shape == (2, 64, 64)
     env.close()
