@@ -63,6 +63,8 @@ class BatchEnv(ABC):
     """Whether `get_state` and `set_state` work."""
     solvable: bool = False
     """Whether `info["is_success"]` says if an episode was solved."""
+    has_answers: bool = False
+    """Whether `answers` works: some steps have one right action, which does not depend on earlier ones."""
     render_mode: str | None = None
 
     def __init__(
@@ -150,6 +152,14 @@ class BatchEnv(ABC):
             UserError: If the environments were not made with `render_mode="rgb_array"`.
         """
         raise UserError("these environments have no pictures; make them with render_mode='rgb_array' where they can")
+
+    def answers(self) -> IntArray:
+        """Return the right action for each current observation, `[n]`; -1 where none is asked for.
+
+        Raises:
+            UserError: If these environments have no right answers; see `has_answers`.
+        """
+        raise UserError(f"{self.games[0]} has no right answers to learn from: train it by reward, with ppo or impala")
 
     def get_state(self) -> State:
         """Return everything that decides what happens next, without pickles.

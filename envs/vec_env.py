@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, FloatArray, Observation, State, check_state
 from srwm_rl.envs.episodes import EpisodeStats, obs_row
-from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, LevelRange
+from srwm_rl.envs.levels import MAX_LEVEL, BoolArray, IntArray, LevelRange
 from srwm_rl.envs.procgen.batch import ProcgenBatch
 from srwm_rl.errors import FaultError, UserError
 
@@ -176,6 +176,15 @@ class BatchVecEnv(StatefulVecEnv):
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
         return self.batch_env.observe()
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether `answers` works; see `BatchEnv.has_answers`."""
+        return self.batch_env.has_answers
+
+    def answers(self) -> IntArray:
+        """Return the right action for each current observation, `[n]`; see `BatchEnv.answers`."""
+        return self.batch_env.answers()
 
     def _arrays(self) -> dict[str, Array]:
         return {"returns": self._stats.returns, "lengths": self._stats.lengths}

@@ -40,6 +40,7 @@ class AssociativeRecallBatch(TaskBatch):
     """
 
     games = ("associative_recall",)
+    has_answers = True
     memory_inputs: ClassVar[tuple[str, ...]] = ()  # a previous action could carry a value from step to step
 
     def __init__(
@@ -107,10 +108,13 @@ class AssociativeRecallBatch(TaskBatch):
         obs[shown, self.n_pairs + self._values[shown, self._clock[shown]]] = 1.0
         return obs
 
-    def _act(self, actions: Array) -> Acted:
+    def answers(self) -> IntArray:
+        """Return the newest value of the key in a query, else -1, `[n]`."""
         now = np.arange(self.n_envs), self._clock
-        right = self._asked[now] & (actions == self._values[now])
-        rewards = (right / self.n_queries).astype(np.float32)
+        return np.where(self._asked[now], self._values[now], -1)
+
+    def _act(self, actions: Array) -> Acted:
+        rewards = ((actions == self.answers()) / self.n_queries).astype(np.float32)
         return rewards, self._clock == self.length - 1, np.zeros(self.n_envs, np.bool_), None
 
 

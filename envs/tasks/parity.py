@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
-from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, hash_integers
 from srwm_rl.envs.tasks.base import TaskBatch
 
 
@@ -29,6 +29,7 @@ class ParityBatch(TaskBatch):
     """
 
     games = ("parity",)
+    has_answers = True
     # The previous answer with its reward is the parity so far, and the step says how far a stream goes on: an agent
     # without memory solves the task with the first two, and one with memory is lost beyond its training with the last.
     memory_inputs: ClassVar[tuple[str, ...]] = ()
@@ -59,7 +60,11 @@ class ParityBatch(TaskBatch):
         obs[running, self._bits[running, self._clock[running]]] = 1.0
         return obs
 
+    def answers(self) -> IntArray:
+        """Return the parity of the bits so far, `[n]`."""
+        return self._parity[np.arange(self.n_envs), self._clock]
+
     def _act(self, actions: Array) -> Acted:
-        right = actions == self._parity[np.arange(self.n_envs), self._clock]
+        right = actions == self.answers()
         rewards = np.where(right, 1.0, -1.0).astype(np.float32)
         return rewards, self._clock == self.length - 1, np.zeros(self.n_envs, np.bool_), None

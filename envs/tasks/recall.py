@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
-from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, hash_integers
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError
 
@@ -32,6 +32,7 @@ class RecallBatch(TaskBatch):
 
     games = ("recall",)
     solvable = True
+    has_answers = True
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange = "all", seed: int = 0, n_symbols: int = 4, delay: int = 10
@@ -68,6 +69,10 @@ class RecallBatch(TaskBatch):
         obs[waiting, self.n_symbols + symbols.astype(np.int64)] = 1.0
         obs[:, -1] = self._clock == self._query_clock
         return obs
+
+    def answers(self) -> IntArray:
+        """Return the cues where the query flag is up, else -1, `[n]`."""
+        return np.where(self._clock == self._query_clock, self._cue, -1)
 
     def _act(self, actions: Array) -> Acted:
         done = self._clock == self._query_clock

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
-from srwm_rl.envs.levels import BoolArray, LevelRange, hash_integers
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, hash_integers
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError
 
@@ -39,6 +39,7 @@ class RepeatPreviousBatch(TaskBatch):
     """
 
     games = ("repeat_previous",)
+    has_answers = True
     # An agent without memory can carry a card from step to step as an action that it is then shown; the control
     # without memory should not be able to.
     memory_inputs: ClassVar[tuple[str, ...]] = ("step",)
@@ -72,9 +73,14 @@ class RepeatPreviousBatch(TaskBatch):
         obs[rows, self._suits[rows, self._clock]] = 1.0
         return obs
 
-    def _act(self, actions: Array) -> Acted:
+    def answers(self) -> IntArray:
+        """Return the suits of the k-th newest cards, `[n]`; -1 before there is one."""
         asked = self._clock - self.k + 1
-        right = actions == self._suits[np.arange(self.n_envs), np.maximum(asked, 0)]
-        worth = (asked >= 0) / (self.n_cards - self.k)
-        rewards = np.where(right, worth, -worth).astype(np.float32)
+        suits = self._suits[np.arange(self.n_envs), np.maximum(asked, 0)]
+        return np.where(asked >= 0, suits, -1)
+
+    def _act(self, actions: Array) -> Acted:
+        answers = self.answers()
+        worth = (answers >= 0) / (self.n_cards - self.k)
+        rewards = np.where(actions == answers, worth, -worth).astype(np.float32)
         return rewards, self._clock == self.n_cards - 2, np.zeros(self.n_envs, np.bool_), None

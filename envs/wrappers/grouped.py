@@ -88,6 +88,16 @@ class GroupedVecEnv(VecEnv):
         """Whether every group can be saved."""
         return all(getattr(group, "supports_state", False) for group in self.groups)
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether every group has right answers."""
+        return all(getattr(group, "has_answers", False) for group in self.groups)
+
+    def answers(self) -> Array:
+        """Return the right action for each current observation, `[n]`; -1 where none is asked for."""
+        self.settle()
+        return np.concatenate([group.answers() for group in self.groups])  # type: ignore[attr-defined]
+
     def observe(self) -> Observation:
         """Return the current observations without stepping, as after `set_state`."""
         self.settle()

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State
 from srwm_rl.envs.levels import BoolArray, IntArray, hash_integers
+from srwm_rl.envs.wrappers.action_masks import ACTION_MASK
 from srwm_rl.envs.wrappers.wrapped_batch import WrappedBatch
 from srwm_rl.errors import UserError
 
@@ -33,6 +34,9 @@ class ShuffledActionsBatch(WrappedBatch):
                 f"only Discrete actions can be shuffled; {batch_env.games[0]} has {type(space).__name__} actions, "
                 "leave --shuffle-actions out"
             )
+        observed = batch_env.observation_space
+        if isinstance(observed, spaces.Dict) and ACTION_MASK in observed.spaces:
+            raise UserError(f"{batch_env.games[0]} has action masks, which name actions: leave --shuffle-actions out")
         super().__init__(batch_env)
 
     def _start(self) -> None:
@@ -63,6 +67,12 @@ class ShuffledActionsBatch(WrappedBatch):
         self._clock[step.terminated | step.truncated] = 0
         self._permute(step.info["level_seed"])
         return step
+
+    def answers(self) -> IntArray:
+        """Return the right actions under the present permutations, `[n]`; see `BatchEnv.answers`."""
+        answers, start = self.batch_env.answers(), self.action_space.start
+        inverse = self._permutations.argsort(axis=1)
+        return np.where(answers < 0, -1, inverse[np.arange(self.n_envs), answers - start] + start)
 
     def set_state(self, state: State) -> None:
         """Continue exactly where `get_state` was called, in whichever instance; see `BatchEnv.set_state`."""

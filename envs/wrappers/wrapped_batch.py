@@ -19,13 +19,17 @@ class WrappedBatch(BatchEnv):
     def __init__(self, batch_env: BatchEnv, observation_space: Space | None = None) -> None:
         self.batch_env = batch_env
         self.games, self.solvable, self.render_mode = batch_env.games, batch_env.solvable, batch_env.render_mode
-        self.supports_state = batch_env.supports_state
+        self.supports_state, self.has_answers = batch_env.supports_state, batch_env.has_answers
         space = batch_env.observation_space if observation_space is None else observation_space
         super().__init__(batch_env.n_envs, space, batch_env.action_space, batch_env.levels, batch_env.seed)
 
     def observe(self) -> Observation:
         """Return the current observations without stepping."""
         return self.batch_env.observe()
+
+    def answers(self) -> IntArray:
+        """Return the right action for each current observation, `[n]`; see `BatchEnv.answers`."""
+        return self.batch_env.answers()
 
     def level_seed(self) -> IntArray:
         """Return the levels being played, `[n]`."""
