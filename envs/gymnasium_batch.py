@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -11,11 +12,14 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array,
 from srwm_rl.envs.batch import Acted, Array, Observation, check_count
 from srwm_rl.envs.levels import BoolArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
+from srwm_rl.envs.wrappers.action_masks import ActionMaskObservation, has_action_masks
 from srwm_rl.errors import FaultError, UserError
 
 
 class GymnasiumBatch(SampledLevelsEnv):
     """Step `n_envs` copies of a Gymnasium environment one after the other; level k is what `reset(seed=k)` makes.
+
+    Action masks become an entry of the observation; see `ActionMaskObservation`.
 
     An environment whose randomness does not come from its seed alone cannot promise equal episodes on equal levels.
 
@@ -42,6 +46,9 @@ class GymnasiumBatch(SampledLevelsEnv):
         check_count("n_envs", n_envs)
         self.env_id, self.games = env_id, (env_id,)
         self.envs = [_make(env_id, env_kwargs or {}) for _ in range(n_envs)]
+        with suppress(Exception):  # of a reset: the first one that counts names it
+            if has_action_masks(self.envs[0]):
+                self.envs = [ActionMaskObservation(env) for env in self.envs]
         self.render_mode = self.envs[0].render_mode
         self._latest: list[Any] = [None] * n_envs
         self._busy = 0  # index of the environment that steps or resets
