@@ -57,8 +57,8 @@ def glyph_images() -> dict[str, Images]:
     )
     if hashlib.sha256(images.tobytes()).hexdigest() != SHA256:
         warnings.warn(
-            "this machine draws the glyphs differently (another version of FreeType or of matplotlib's fonts): accuracies "
-            "may differ slightly from published ones",
+            "this machine draws the glyphs differently (another version of FreeType or of matplotlib's fonts): "
+            "accuracies may differ slightly from published ones",
             stacklevel=2,
         )
     stops = np.cumsum([len(characters) for characters in chosen.values()])

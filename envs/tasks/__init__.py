@@ -5,6 +5,8 @@ from __future__ import annotations
 from srwm_rl.envs.tasks.associative_recall import AssociativeRecallBatch
 from srwm_rl.envs.tasks.bandit import BanditBatch
 from srwm_rl.envs.tasks.base import TaskBatch
+from srwm_rl.envs.tasks.fewshot import FewShotBatch
+from srwm_rl.envs.tasks.few_shot import FewShotBatch
 from srwm_rl.envs.tasks.hidden_controls import HiddenControlsBatch
 from srwm_rl.envs.tasks.mdp import MDPBatch
 from srwm_rl.envs.tasks.parity import ParityBatch
@@ -19,6 +21,7 @@ TASKS: dict[str, type[TaskBatch]] = {
     "associative_recall": AssociativeRecallBatch,
     "hidden_controls": HiddenControlsBatch,
     "mdp": MDPBatch,
+    "fewshot": FewShotBatch,
 }
 
 TASK_IDS = {f"srwm_rl/{task.__name__.removesuffix('Batch')}-v0": name for name, task in TASKS.items()}
@@ -29,6 +32,8 @@ __all__ = [
     "TASK_IDS",
     "AssociativeRecallBatch",
     "BanditBatch",
+    "FewShotBatch",
+    "FewShotBatch",
     "HiddenControlsBatch",
     "MDPBatch",
     "ParityBatch",

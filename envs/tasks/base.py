@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from srwm_rl.envs.batch import FloatArray, State
+from srwm_rl.envs.batch import FloatArray, Space, State
 from srwm_rl.envs.levels import IntArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 
@@ -19,7 +19,7 @@ class TaskBatch(SampledLevelsEnv):
 
     A subclass gives `games`, `_begin_episodes`, `observe` and `_act`; everything that an episode contains is hashed
     from its level, so the levels, the clocks and what actions change are the whole state. Observations are vectors of
-    `n_features` numbers in [0, 1]; `settings` are what else decides what a level contains.
+    `n_features` numbers in [0, 1], or of a given space; `settings` are what else decides what a level contains.
     """
 
     supports_state = True
@@ -27,10 +27,10 @@ class TaskBatch(SampledLevelsEnv):
     """What `VecMemoryInputs` may add without giving the task's answer away."""
 
     def __init__(
-        self, n_envs: int, levels: str | LevelRange, seed: int, n_features: int, n_actions: int, *settings: int
+        self, n_envs: int, levels: str | LevelRange, seed: int, n_features: int | Space, n_actions: int, *settings: Any
     ) -> None:
-        box = spaces.Box(0.0, 1.0, (n_features,), np.float32)
-        super().__init__(n_envs, box, spaces.Discrete(n_actions), levels, seed)
+        space = spaces.Box(0.0, 1.0, (n_features,), np.float32) if isinstance(n_features, int) else n_features
+        super().__init__(n_envs, space, spaces.Discrete(n_actions), levels, seed)
         self._task_settings = repr((self.observation_space, self.action_space, *settings))
 
     @classmethod
