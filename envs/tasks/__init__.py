@@ -6,7 +6,6 @@ from srwm_rl.envs.tasks.associative_recall import AssociativeRecallBatch
 from srwm_rl.envs.tasks.bandit import BanditBatch
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.envs.tasks.fewshot import FewShotBatch
-from srwm_rl.envs.tasks.few_shot import FewShotBatch
 from srwm_rl.envs.tasks.hidden_controls import HiddenControlsBatch
 from srwm_rl.envs.tasks.mdp import MDPBatch
 from srwm_rl.envs.tasks.parity import ParityBatch
@@ -32,7 +31,6 @@ __all__ = [
     "TASK_IDS",
     "AssociativeRecallBatch",
     "BanditBatch",
-    "FewShotBatch",
     "FewShotBatch",
     "HiddenControlsBatch",
     "MDPBatch",
