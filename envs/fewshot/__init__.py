@@ -1,0 +1,1 @@
+"""Few-shot episodes: what they show and ask, and answers without learning."""
