@@ -31,6 +31,7 @@ ENTRY_POINTS = ("srwm_rl/__init__.py", "srwm_rl/__main__.py")
 # The only files that import inside functions. "--help": it is printed without what the command needs.
 LATE_IMPORTS = {
     "srwm_rl/ops/scan.py": "Triton is imported where it runs",
+    "envs/images/data.py": "--help: Pillow and matplotlib are imported where images are read or drawn",
     "envs/make.py": "environments are imported when made: some need SB3 and with it torch",
     "scripts/cli.py": "--device is checked without torch where it is the CPU",
     "scripts/commands/bench.py": "--help",
@@ -48,7 +49,7 @@ LATE_IMPORTS = {
     "scripts/commands/zoo.py": "--help",
 }
 # What may be imported inside functions anywhere: it is optional, or missing on some platforms.
-OPTIONAL = {"matplotlib", "onnx", "onnxruntime", "procgen", "rliable", "triton", "av"}
+OPTIONAL = {"matplotlib", "onnx", "onnxruntime", "procgen", "rliable", "sklearn", "triton", "av"}
 
 
 class Import(NamedTuple):

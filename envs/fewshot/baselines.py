@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from srwm_rl.envs.batch import Array, FloatArray
-from srwm_rl.envs.images.data import ImageArray
 from srwm_rl.envs.fewshot.episodes import Episodes, Protocol
+from srwm_rl.envs.images.data import ImageArray
 from srwm_rl.envs.levels import BoolArray
 
 

@@ -151,7 +151,7 @@ def _sample(rasters: Images, x: npt.NDArray[np.float64], y: npt.NDArray[np.float
 def _load(name: str) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
     """Return a font of matplotlib's and the code points that it has."""
     import matplotlib
-    from fontTools.ttLib import TTFont
+    from matplotlib.ft2font import FT2Font
 
-    content = (Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name).read_bytes()
-    return ImageFont.truetype(io.BytesIO(content), 48), frozenset(TTFont(io.BytesIO(content), lazy=True).getBestCmap())
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(io.BytesIO(path.read_bytes()), 48), frozenset(FT2Font(str(path)).get_charmap())

@@ -10,8 +10,8 @@ from gymnasium import spaces
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
 from srwm_rl.envs.fewshot.baselines import reference_answers
-from srwm_rl.envs.images.data import SPLITS, load_together
 from srwm_rl.envs.fewshot.episodes import Episodes, Protocol, draw_episodes
+from srwm_rl.envs.images.data import SPLITS, load_together
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError, did_you_mean
@@ -23,9 +23,9 @@ class FewShotBatch(TaskBatch):
     """Learn classes of images from a few examples, within one episode.
 
     An episode draws `ways` classes and gives each a label at random. It shows `shots` examples of each in random
-    order, then `queries` further images; the action is the label that the image is thought to have, with a reward of
-    1 where it is asked for and right. Which label goes with which class is new in every episode, so only a memory
-    that learns while the episode runs is right more often than by chance.
+    order, then `queries` further images; the action is the label that the image is thought to have. A right answer
+    where one is asked for pays 1 / (such steps in the episode), so that a return is an accuracy. Which label goes with
+    which class is new in every episode, so only a memory that learns while the episode runs does better than chance.
 
     Label formats: "ask" shows each example without its label, asking for it, then again with its label. "sync" and
     "delayed" are those of the official code (IDSIA/modern-srwm, supervised_learning): "sync" shows each example with
@@ -91,8 +91,10 @@ class FewShotBatch(TaskBatch):
         super().__init__(n_envs, levels, seed, space, self.protocol.outputs, self.protocol, fingerprint)
 
     @classmethod
-    def score_range(cls, **settings: Any) -> None:
-        """Return None: the best possible return depends on how alike the images of different classes are."""
+    def score_range(cls, **settings: Any) -> tuple[float, float]:
+        """Return the mean returns of a random agent and of one that knows every label, which none can know at first."""
+        env = cls(1, **settings)
+        return 1.0 / env.protocol.outputs, 1.0
 
     @classmethod
     def reference_returns(cls, levels: Sequence[int] | IntArray | LevelRange, **settings: Any) -> dict[str, FloatArray]:
@@ -100,7 +102,8 @@ class FewShotBatch(TaskBatch):
         env, levels = cls(1, **settings), check_levels(levels)
         episodes = env.episodes(levels)
         answers = reference_answers(episodes, env.images, env.protocol)
-        return {name: right.sum(axis=1).astype(np.float32) for name, right in answers.items()}
+        n_asked = episodes.asked.sum(axis=1)
+        return {name: (right.sum(axis=1) / n_asked).astype(np.float32) for name, right in answers.items()}
 
     def episodes(self, levels: IntArray) -> Episodes:
         """Return all steps of the episodes of levels `[n]`, `[n, T]` arrays."""
@@ -127,7 +130,7 @@ class FewShotBatch(TaskBatch):
         empty = self.episodes(np.zeros(self.n_envs, np.int64))
         # One column more than the longest episode: the observation after its end.
         self._episodes = Episodes(*(np.pad(array, ((0, 0), (0, 1)), constant_values=0) for array in empty))
-        self._length: IntArray = np.zeros(self.n_envs, np.int64)
+        self._length, self._n_asked = np.zeros((2, self.n_envs), np.int64)
         super()._start()
 
     def _begin_episodes(self, mask: BoolArray) -> None:
@@ -135,7 +138,7 @@ class FewShotBatch(TaskBatch):
         for array, rows in zip(self._episodes, drawn, strict=True):
             array[mask, :-1] = rows
         self._episodes.image[:, -1] = -1
-        self._length[mask] = (drawn.image >= 0).sum(axis=1)
+        self._length[mask], self._n_asked[mask] = (drawn.image >= 0).sum(axis=1), drawn.asked.sum(axis=1)
 
     def observe(self) -> dict[str, Array]:
         """Return the images and the labels shown beside them, `[n, ...]` each; after an episode's end, zeros."""
@@ -149,8 +152,8 @@ class FewShotBatch(TaskBatch):
 
     def _act(self, actions: Array) -> Acted:
         self._info = self.asked_about()
-        right = (actions == self.answers()).astype(np.float32)
-        return right, self._clock == self._length - 1, np.zeros(self.n_envs, np.bool_), None
+        rewards = (actions == self.answers()) / self._n_asked
+        return rewards.astype(np.float32), self._clock == self._length - 1, np.zeros(self.n_envs, np.bool_), None
 
     def _step_info(self) -> dict[str, Array]:
         return self._info
