@@ -19,7 +19,12 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings this
 
 ROOT = Path(__file__).parents[1]
 OURS = ("srwm_rl", "agents", "envs", "scripts")
-IMPORTED_AS = {"stable-baselines3": "stable_baselines3", "sb3-contrib": "sb3_contrib", "pillow": "PIL", "scikit-learn": "sklearn"}
+IMPORTED_AS = {
+    "stable-baselines3": "stable_baselines3",
+    "sb3-contrib": "sb3_contrib",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
 NOT_IMPORTED = {
     "tensorboard": "Stable-Baselines3's TensorBoardOutputFormat writes with it",
     "rich": "tyro's help and Stable-Baselines3's progress bar draw with it",

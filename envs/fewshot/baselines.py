@@ -6,7 +6,7 @@ import numpy as np
 
 from srwm_rl.envs.batch import Array, FloatArray
 from srwm_rl.envs.fewshot.episodes import Episodes, Protocol
-from srwm_rl.envs.images.data import ImageArray
+from srwm_rl.envs.images.image_set import ImageArray
 from srwm_rl.envs.levels import BoolArray
 
 

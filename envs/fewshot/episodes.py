@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from srwm_rl.envs.batch import Array
-from srwm_rl.envs.images.data import Classes
+from srwm_rl.envs.images.image_set import Classes
 from srwm_rl.envs.levels import BoolArray, IntArray, hash_integers
 
 LEVELS_PER_SPLIT = 1_000_000

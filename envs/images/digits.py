@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from srwm_rl.envs.images.data import ImageArray, ImageSet
 from srwm_rl.envs.images.image_files import resized
+from srwm_rl.envs.images.image_set import ImageArray, ImageSet
 from srwm_rl.errors import UserError
 
 SIZE = 28

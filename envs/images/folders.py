@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from srwm_rl.envs.images.data import SPLITS, ImageArray, ImageSet
 from srwm_rl.envs.images.image_files import SUFFIXES, read_image
+from srwm_rl.envs.images.image_set import SPLITS, ImageArray, ImageSet
 from srwm_rl.errors import UserError
 
 OMNIGLOT = ("images_background", "images_evaluation")

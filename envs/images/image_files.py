@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from srwm_rl.envs.images.data import ImageArray
+from srwm_rl.envs.images.image_set import ImageArray
 from srwm_rl.errors import UserError
 
 MAX_BYTES = 2**24

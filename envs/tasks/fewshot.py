@@ -11,7 +11,8 @@ from gymnasium import spaces
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
 from srwm_rl.envs.fewshot.baselines import reference_answers
 from srwm_rl.envs.fewshot.episodes import Episodes, Protocol, draw_episodes
-from srwm_rl.envs.images.data import SPLITS, load_together
+from srwm_rl.envs.images.data import load_together
+from srwm_rl.envs.images.image_set import SPLITS
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError, did_you_mean
