@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from srwm_rl.envs.vec_env import ProcgenVecEnv as ProcgenVecEnv
     from srwm_rl.envs.wrappers.attempts import AttemptsBatch as AttemptsBatch
     from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv as LevelsVecEnv
+    from srwm_rl.envs.wrappers.flat_observation import FlatDictObservation as FlatDictObservation
     from srwm_rl.envs.wrappers.grouped import GroupedVecEnv as GroupedVecEnv
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs as VecMemoryInputs
     from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch as ShuffledActionsBatch

@@ -13,13 +13,15 @@ from srwm_rl.envs.batch import Acted, Array, Observation, check_count
 from srwm_rl.envs.levels import BoolArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 from srwm_rl.envs.wrappers.action_masks import ActionMaskObservation, has_action_masks
+from srwm_rl.envs.wrappers.flat_observation import FlatDictObservation, needs_flattening
 from srwm_rl.errors import FaultError, UserError
 
 
 class GymnasiumBatch(SampledLevelsEnv):
     """Step `n_envs` copies of a Gymnasium environment one after the other; level k is what `reset(seed=k)` makes.
 
-    Action masks become an entry of the observation; see `ActionMaskObservation`.
+    Observations of nested spaces become a flat Dict; see `FlatDictObservation`. Action masks become an entry of the
+    observation; see `ActionMaskObservation`.
 
     An environment whose randomness does not come from its seed alone cannot promise equal episodes on equal levels.
 
@@ -109,7 +111,8 @@ class GymnasiumBatch(SampledLevelsEnv):
 
 def _make(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     try:
-        return gymnasium.make(env_id, **env_kwargs)
+        env = gymnasium.make(env_id, **env_kwargs)
     except (gymnasium.error.Error, TypeError, ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
+    return FlatDictObservation(env) if needs_flattening(env.observation_space) else env

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium
@@ -23,6 +25,14 @@ from srwm_rl.errors import UserError, check_settings, did_you_mean
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
+
+
+PACKAGES = {
+    "ale_py": r"ALE/.+|\w+NoFrameskip-v[04]",
+    "minigrid": r"(MiniGrid|BabyAI)-.+",
+    "popgym": r"popgym-.+",
+}
+"""Packages that register their environments when they are imported -> their ids."""
 
 
 class EnvSpec(NamedTuple):
@@ -52,10 +62,13 @@ def resolve(env: str) -> EnvSpec:
 
 
 def _gymnasium_id(name: str) -> str:
-    module, colon, env_id = name.rpartition(":")
+    module, _, env_id = name.rpartition(":")
+    package = None if module else package_of(env_id)
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"env {name!r} is of a package that is not installed: pip install {package.replace('_', '-')}")
     try:
-        if colon:
-            import_module(module)
+        if module or package:
+            import_module(module or package)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of ids that have newer versions: the user chose
             gymnasium.spec(env_id)
@@ -71,15 +84,43 @@ def _gymnasium_id(name: str) -> str:
     return name
 
 
+def package_of(env_id: str) -> str | None:
+    """Return the package of `PACKAGES` that registers an id; None: none of them."""
+    return next((package for package, pattern in PACKAGES.items() if re.fullmatch(pattern, env_id)), None)
+
+
 def list_envs() -> dict[str, list[str]]:
-    """List every name that `resolve` knows, by kind."""
-    ours = {*PROCGEN_IDS, *TASK_IDS}
+    """List names that `resolve` knows and that can be made here, by kind; those of other packages by package."""
     return {
         "procgen": list(GAMES),
         "presets": list(PRESETS),
         "task": list(TASKS),
-        "gymnasium": sorted(env_id for env_id in gymnasium.registry if env_id not in ours),
+        "gymnasium": sorted(
+            env_id for env_id in gymnasium.registry if _is_of_gymnasium(env_id) and _can_be_made(env_id)
+        ),
+        **{package: _ids_of(package) for package in PACKAGES if find_spec(package) is not None},
     }
+
+
+def _is_of_gymnasium(env_id: str) -> bool:
+    entry_point = gymnasium.registry[env_id].entry_point
+    return isinstance(entry_point, str) and entry_point.startswith("gymnasium.")
+
+
+def _can_be_made(env_id: str) -> bool:
+    """Return whether an environment can be made: not without MuJoCo or JAX, or of a version that was taken away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ids that have newer versions
+        try:
+            gymnasium.make(env_id).close()
+        except Exception:  # each package raises its own
+            return False
+    return True
+
+
+def _ids_of(package: str) -> list[str]:
+    import_module(package)
+    return sorted(env_id for env_id in gymnasium.registry if package_of(env_id) == package)
 
 
 def make_batch_env(

@@ -359,9 +359,11 @@ def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
     obs_spaces = dict(space.spaces) if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
     for key, subspace in obs_spaces.items():
         if not isinstance(subspace, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            nested = isinstance(subspace, spaces.Tuple | spaces.Dict | spaces.Text)
             raise UserError(
-                f"observation {key!r} is a {type(subspace).__name__} space; "
-                "wrap the environment to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
+                f"observation {key!r} is a {type(subspace).__name__} space; wrap the environment "
+                f"{'in srwm_rl.envs.FlatDictObservation, or ' if nested else ''}"
+                "to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
             )
     return obs_spaces
 

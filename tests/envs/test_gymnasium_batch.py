@@ -138,7 +138,7 @@ def test_a_failing_environment_is_named():
         {"env_id": "NoSuchThing-v0"},
         {"env_id": "CartPole-v1", "env_kwargs": {"wheels": 4}},
         {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Text(3)}},
-        {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Tuple([spaces.Discrete(2)])}},
+        {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Sequence(spaces.Discrete(2))}},
         {"env_id": "tests/Failing-v0", "env_kwargs": {"action_space": spaces.Dict({"a": spaces.Discrete(2)})}},
         {"env_id": "tests/Failing-v0", "env_kwargs": {"observation_space": spaces.Dict({"a": spaces.Dict({})})}},
     ],
