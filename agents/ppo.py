@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
-from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup
+from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, StepResult
 from srwm_rl.agents.collecting.rollout_buffer import Minibatch, RolloutWriter, SequenceBatch, SequenceRolloutBuffer
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.updates import make_updates
@@ -115,10 +116,16 @@ class PPO(CollectingAlgorithm):
     def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
         buffer = self.rollout_buffer
         buffer.reset(core_state)
-        yield from (RolloutWriter(buffer, buffer.core_states, group.rows) for group in groups)
+        yield from (RolloutWriter(buffer.tensors, buffer.core_states, group.rows) for group in groups)
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
         self._act(group)  # for the values that the rollout is bootstrapped with
+
+    def _after_step(self, t: int, groups: list[EnvGroup], results: list[StepResult], callback: BaseCallback) -> bool:
+        continue_training = super()._after_step(t, groups, results, callback)
+        if continue_training:
+            self.rollout_buffer.pos = t + 1
+        return continue_training
 
     def _store(self, groups: list[EnvGroup]) -> None:
         last_values = torch.cat([group.acted.values for group in groups])
@@ -209,6 +216,6 @@ class PPO(CollectingAlgorithm):
 
     def _gather_values_and_returns(self) -> list[np.ndarray]:
         """Return those of all processes to process 0, and their own to the others."""
-        tensors = (self.rollout_buffer.values, self.rollout_buffer.returns)
+        tensors = (self.rollout_buffer.tensors.values, self.rollout_buffer.tensors.returns)
         parts = self.processes.gather([tensor.flatten().cpu().numpy() for tensor in tensors])
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]

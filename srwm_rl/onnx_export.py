@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import ImpalaCNN
-from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.nn.few_shot_cnns import FewShotCNN
+from srwm_rl.nn.policy import MASKED, SRWMPolicy
+from srwm_rl.nn.spaces import ACTION_MASK, mask_size
 
 OPSET = 20
 STATE, EPISODE_START, VALUE, NEW_STATE = "state", "episode_start", "value", "new_state"
@@ -45,6 +47,7 @@ class ActingStep(nn.Module):
     CNNs compute in float32.
 
     Attributes:
+        keys: of the observation's parts.
         inputs: the observation's parts by their keys (with "observation_" in front where the name is taken), then
             `state` `[L, B, S]` and `episode_start` `[B]`.
         outputs: `action_probabilities` `[B, n]` (of a MultiDiscrete action those of each choice after one another, of
@@ -55,9 +58,11 @@ class ActingStep(nn.Module):
     def __init__(self, policy: SRWMPolicy) -> None:
         super().__init__()
         self.policy = float32_copy(policy)
+        ports = _observation_ports(policy)
+        self.keys = tuple(ports)
         state_shape = (policy.core.state_layers, "B", policy.core.state_size)
         self.inputs = (
-            *_observation_ports(policy),
+            *ports.values(),
             Port(STATE, "float32", state_shape),
             Port(EPISODE_START, "bool", ("B",)),
         )
@@ -73,10 +78,13 @@ class ActingStep(nn.Module):
     def forward(self, obs: tuple[Tensor, ...], state: Tensor, episode_start: Tensor) -> tuple[Tensor, ...]:
         """Map `inputs`, the observation's as one tuple, to `outputs`."""
         policy = self.policy
-        features = policy.encode(dict(zip(policy.obs_spaces, obs, strict=True)), episode_start.shape[0])  # [B, I]
+        parts = dict(zip(self.keys, obs, strict=True))
+        features = policy.encode(parts, episode_start.shape[0])  # [B, I]
         y, state = policy.core(features[None], state, episode_start[None])
         latent_pi, latent_vf = policy.mlp_extractor(y[0])
-        return (*self._distribution(policy.action_net(latent_pi)), policy.value_net(latent_vf).squeeze(-1), state)
+        raw, masks = policy.action_net(latent_pi), policy.action_masks(parts)
+        raw = raw if masks is None else raw.masked_fill(~masks, MASKED)
+        return (*self._distribution(raw), policy.value_net(latent_vf).squeeze(-1), state)
 
     def _distribution(self, raw: Tensor) -> tuple[Tensor, ...]:
         """Map the action head's output `[B, .]` to the distribution's parameters."""
@@ -86,7 +94,7 @@ class ActingStep(nn.Module):
             return mean, self.policy.log_std.exp().reshape(space.shape).expand_as(mean)
         if isinstance(space, spaces.MultiBinary):
             return (raw.sigmoid(),)
-        sizes = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [raw.shape[-1]]
+        sizes = space.nvec.ravel().tolist() if isinstance(space, spaces.MultiDiscrete) else [raw.shape[-1]]
         return (torch.cat([logits.softmax(-1) for logits in raw.split(sizes, -1)], -1),)
 
 
@@ -95,19 +103,22 @@ def float32_copy(policy: SRWMPolicy) -> SRWMPolicy:
     copy = deepcopy(policy).cpu()
     copy.set_training_mode(False)
     for module in copy.modules():
-        if isinstance(module, ImpalaCNN):
+        if isinstance(module, (ImpalaCNN, FewShotCNN)):
             module.precision = "float32"
     return copy
 
 
-def _observation_ports(policy: SRWMPolicy) -> list[Port]:
-    ports: dict[str, Port] = {}
-    for key, space in policy.obs_spaces.items():
-        name, dtype = key, str(np.dtype(space.dtype))
-        while name in _RESERVED or name in ports or (name != key and name in policy.obs_spaces):
+def _observation_ports(policy: SRWMPolicy) -> dict[str, Port]:
+    """Return the inputs by the observation's keys; an action mask is the last one."""
+    obs_spaces, ports = dict(policy.obs_spaces), dict[str, Port]()
+    if policy.masked:
+        obs_spaces[ACTION_MASK] = spaces.MultiBinary(mask_size(policy.action_space) or 0)
+    for key, space in obs_spaces.items():
+        name, dtype, taken = key, str(np.dtype(space.dtype)), {port.name for port in ports.values()}
+        while name in _RESERVED or name in taken or (name != key and name in obs_spaces):
             name = f"observation_{name}"
-        ports[name] = Port(name, "int64" if dtype in _UNSIGNED else dtype, ("B", *(space.shape or ())))
-    return [*ports.values()]
+        ports[key] = Port(name, "int64" if dtype in _UNSIGNED else dtype, ("B", *(space.shape or ())))
+    return ports
 
 
 def to_onnx(step: ActingStep, metadata: dict[str, str]) -> bytes:

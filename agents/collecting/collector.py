@@ -17,7 +17,7 @@ from torch import Tensor
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.engine.transfer import map_obs
-from srwm_rl.nn.policy import ActStep
+from srwm_rl.nn.policy import ActStep, Obs
 from srwm_rl.nn.spaces import env_actions
 
 EnvStep = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
@@ -31,6 +31,7 @@ class StepResult(NamedTuple):
     dones: np.ndarray  # [B]
     infos: list[dict[str, Any]]
     acted: ActStep  # the policy's step that chose the actions
+    clipped_actions: np.ndarray  # these as the environments got them, [B, ...]
 
 
 class EnvGroup:
@@ -41,6 +42,8 @@ class EnvGroup:
     core_state: Tensor  # [L, B, S], with which the next step begins
     acted: ActStep  # the policy's last step
     actions: np.ndarray  # its actions [B, ...]
+    clipped_actions: np.ndarray  # these as the environments get them
+    obs_tensor: Obs  # what it acted on
     writer: RolloutWriter
 
     def __init__(self, env: VecEnv, first: int) -> None:
@@ -120,8 +123,9 @@ class CollectingAlgorithm(RecurrentAlgorithm):
     ) -> bool:
         """Collect T steps in every environment; act for one group while the others step.
 
-        Callbacks are called after a step of all groups. Beside this method's arguments their `locals` hold `rewards`,
-        `dones` and `infos` of all environments, and `new_obs` where there is one group. However this ends, the next
+        Callbacks are called after a step of all groups. Beside this method's arguments their `locals` hold, under SB3's
+        names, `actions`, `clipped_actions`, `values`, `log_probs`, `rewards`, `dones` and `infos` of all environments,
+        and `obs_tensor` and `new_obs` where there is one group. However this ends, the next
         rollout goes on from the environments' present state; if a step raised, `learn` resets them all.
         """
         constant = {"self": self, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
@@ -156,6 +160,7 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         """Act for a group; return its observations and episode starts as `RolloutWriter.observe` takes them."""
         policy, obs = self.acting_policy, self.obs_tensor(group.obs)
         starts: Any = self.obs_tensor(group.starts)
+        group.obs_tensor = obs
         group.acted, group.core_state, group.actions = self.nan_guard.act(
             policy, obs, group.core_state, starts, self.num_timesteps, self.engine.act_fn(policy), group.env_indices
         )
@@ -166,7 +171,8 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         group.writer.observe(t, *self._act(group))
         group.writer.act(t, group.acted, group.core_state)
         # The buffer keeps the sample.
-        group.wait = start_step(group.env, env_actions(group.actions, self.action_space))
+        group.clipped_actions = env_actions(group.actions, self.action_space)
+        group.wait = start_step(group.env, group.clipped_actions)
 
     def _finish_step(self, group: EnvGroup) -> StepResult:
         assert group.wait is not None
@@ -179,7 +185,7 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         group.starts, group.core_state = dones, group.acted.core_state
         rewards = self.nan_guard.check_arrays("reward", rewards, self.num_timesteps, group.env_indices)
         group.failed = False
-        return StepResult(rewards, dones, infos, group.acted)
+        return StepResult(rewards, dones, infos, group.acted, group.clipped_actions)
 
     def _after_step(self, t: int, groups: list[EnvGroup], results: list[StepResult], callback: BaseCallback) -> bool:
         """Count step t of all groups, call the callbacks, and store its rewards."""
@@ -187,10 +193,9 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         dones = join_arrays(*[result.dones for result in results])
         infos = results[0].infos if len(results) == 1 else [info for result in results for info in result.infos]
         self.num_timesteps += len(dones) * self.processes.size
-        # Joining the observations of several groups would take as long as some environments' steps.
-        new_obs = {"new_obs": groups[0].obs} if len(groups) == 1 else {}
+        step_locals = {"rewards": rewards, "dones": dones, "infos": infos, **_policy_locals(groups, results)}
         with self.weights_lock:
-            callback.update_locals({"rewards": rewards, "dones": dones, "infos": infos, **new_obs})
+            callback.update_locals(step_locals)
             continue_training = callback.on_step()
         self._update_info_buffer(infos, dones)
         if not continue_training:
@@ -219,6 +224,21 @@ def settle(groups: list[EnvGroup]) -> None:
         if group.wait is not None:
             with suppress(Exception):  # raised again where the step is finished
                 group.wait()
+
+
+def _policy_locals(groups: list[EnvGroup], results: list[StepResult]) -> dict[str, Any]:
+    """Return what callbacks may read of the policy's step, under SB3's names."""
+    acted = [result.acted for result in results]
+    clipped = join_arrays(*[result.clipped_actions for result in results])
+    if len(groups) > 1:
+        actions, values, log_probs = (torch.cat([step[i] for step in acted]) for i in range(3))
+        # Joining the observations of several groups would take as long as some environments' steps.
+        observations: dict[str, Any] = {}
+    else:
+        actions, values, log_probs = acted[0][:3]
+        observations = {"obs_tensor": groups[0].obs_tensor, "new_obs": groups[0].obs}
+    step = {"actions": actions.cpu().numpy(), "clipped_actions": clipped, "values": values[:, None]}
+    return {**step, "log_probs": log_probs, **observations}
 
 
 def join_arrays(*parts: np.ndarray) -> np.ndarray:

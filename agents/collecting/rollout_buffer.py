@@ -34,11 +34,27 @@ class SequenceBatch(NamedTuple):
     core_state: Tensor  # [L, N, S], with which each sequence began
 
 
+class RolloutTensors(NamedTuple):
+    """A rollout of T steps of B environments."""
+
+    observations: Obs  # [T, B, ...]
+    actions: Tensor  # [T, B, *action_shape]
+    episode_starts: Tensor  # [T, B]
+    values: Tensor  # [T, B]
+    log_probs: Tensor  # [T, B]
+    advantages: Tensor  # [T, B]
+    returns: Tensor  # [T, B]
+    rewards: Tensor  # [T, B]
+
+
 class SequenceRolloutBuffer:
     """Rollout storage for recurrent training; SB3's constructor, so that `OnPolicyAlgorithm` can build it.
 
     Frames stay uint8. States are kept only where a sequence begins: for 2 x 8 heads x 16, 256 steps and 64 environments
     that is 3.4 MB, where a state per step (sb3-contrib keeps four) would be 0.9 GB each.
+
+    `observations`, `actions`, `rewards`, `values`, `log_probs`, `advantages`, `returns` and `episode_starts` are arrays
+    `[T, B, ...]` as in SB3: views of `tensors` on the CPU, copies from a GPU.
 
     Args:
         buffer_size: T, steps per environment.
@@ -47,6 +63,10 @@ class SequenceRolloutBuffer:
         gae_lambda, gamma: for `generalized_advantages`.
         n_envs: B.
         sequence_length: length of the training sequences; must divide T; None: T.
+
+    Attributes:
+        tensors: the rollout, on `device`.
+        pos: number of steps per environment that are written.
 
     Raises:
         UserError: `sequence_length` does not divide T.
@@ -70,11 +90,12 @@ class SequenceRolloutBuffer:
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         shape = (buffer_size, n_envs)
-        self.observations: Obs = storage(shape, observation_space, self.device)
-        self.actions: Tensor = action_storage(shape, action_space, self.device)
         # One number per step each, in one tensor, so that a minibatch gathers them all at once.
         self._numbers = torch.zeros(6, *shape, device=self.device)
-        self.episode_starts, self.values, self.log_probs, self.advantages, self.returns, self.rewards = self._numbers
+        observations = storage(shape, observation_space, self.device)
+        actions = action_storage(shape, action_space, self.device)
+        self.tensors = RolloutTensors(observations, actions, *self._numbers)
+        self.pos = 0
         self.core_states = torch.empty(0)  # [L, n_sequences, S] at the start of each
         chunks, envs = np.divmod(np.arange(self.n_sequences), n_envs)
         self._first = chunks * (self.sequence_length * n_envs) + envs  # first step of each sequence, among all T * B
@@ -83,6 +104,22 @@ class SequenceRolloutBuffer:
     def reset(self, core_state: Tensor) -> None:
         """Begin a new rollout with core states like `core_state` `[L, B, S]`; all other storage is reused."""
         self.core_states = core_state.new_empty(len(core_state), self.n_sequences, core_state.shape[2])
+        self.pos = 0
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that are not found otherwise: SB3's arrays.
+        if name not in RolloutTensors._fields:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return map_obs(lambda tensor: tensor.cpu().numpy(), getattr(self.tensors, name))
+
+    @property
+    def full(self) -> bool:
+        """Whether all steps of the rollout are written."""
+        return self.pos == self.buffer_size
+
+    def size(self) -> int:
+        """Return the number of steps per environment that are written."""
+        return self.pos
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """Fill `advantages` and `returns`.
@@ -92,12 +129,15 @@ class SequenceRolloutBuffer:
             dones: `[B]`, whether the last step ended an episode.
         """
         last = to_device(dones, self.device).float()[None]
-        episode_ends = torch.cat((self.episode_starts[1:], last))  # step t ended an episode where t + 1 starts one
+        episode_ends = torch.cat(
+            (self.tensors.episode_starts[1:], last)
+        )  # step t ended an episode where t + 1 starts one
+        tensors = self.tensors
         result = generalized_advantages(
-            self.rewards, self.values, episode_ends, last_values, self.gamma, self.gae_lambda
+            tensors.rewards, tensors.values, episode_ends, last_values, self.gamma, self.gae_lambda
         )
-        self.advantages.copy_(result.advantages)
-        self.returns.copy_(result.returns)
+        tensors.advantages.copy_(result.advantages)
+        tensors.returns.copy_(result.returns)
 
     @property
     def n_sequences(self) -> int:
@@ -146,13 +186,15 @@ class SequenceRolloutBuffer:
     def _gather_sequences(self, indices: np.ndarray) -> SequenceBatch:
         rows = self._rows(indices)
         starts, *others, _ = self._gather(self._numbers, rows, dim=1)
-        observations = map_obs(partial(self._gather, rows=rows), self.observations)
+        observations = map_obs(partial(self._gather, rows=rows), self.tensors.observations)
         core_states = self.core_states.index_select(1, to_device(indices, self.device))
-        return SequenceBatch._make((observations, self._gather(self.actions, rows), starts, *others, core_states))
+        return SequenceBatch._make(
+            (observations, self._gather(self.tensors.actions, rows), starts, *others, core_states)
+        )
 
     def advantages_of(self, indices: np.ndarray) -> Tensor:
         """Return the advantages of sequences, `[T, N]`."""
-        return self._gather(self.advantages, self._rows(indices))
+        return self._gather(self.tensors.advantages, self._rows(indices))
 
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return the positions of the sequences' steps among all `T * B`, time-major."""
@@ -186,7 +228,7 @@ class RolloutWriter:
     On a CPU through NumPy views: torch's `copy_` takes several times as long for a row of this size.
 
     Args:
-        stored: a `SequenceRolloutBuffer` or `Unrolls`, with `values` or without.
+        stored: `RolloutTensors` or `Unrolls`, with `values` or without.
         core_states: `[L, sequences, S]`, of each one's first step, to be written.
         rows: which of the B environments.
     """

@@ -124,6 +124,9 @@ def play_levels(
         rows = busy
         seen = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
         actions[rows], state = agent.predict(seen, state, starts[rows], deterministic)
+        if isinstance(obs, dict) and ACTION_MASK in obs and len(rows) < env.num_envs:
+            idle = np.setdiff1d(np.arange(env.num_envs), rows)
+            actions[idle], _ = RandomAgent(env.action_space).predict({key: value[idle] for key, value in obs.items()})
         obs, _, starts, infos = env.step(actions)
         episodes.trials += _ended_trials(attempts, starts, infos)
         finished = [

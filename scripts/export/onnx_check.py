@@ -59,7 +59,7 @@ class OnnxRunner:
 
     def step(self, obs: Arrays, starts: npt.NDArray[Any]) -> Arrays:
         """Run over observations `[B, ...]` and `starts` `[B]`; return the outputs and keep the new state."""
-        arrays = (*(obs[key] for key in self._step.policy.obs_spaces), self.state, starts)
+        arrays = (*(obs[key] for key in self._step.keys), self.state, starts)
         ports = zip(self._step.inputs, arrays, strict=True)
         inputs = {port.name: np.ascontiguousarray(array, port.dtype) for port, array in ports}
         names = [port.name for port in self._step.outputs]

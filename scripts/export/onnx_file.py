@@ -65,7 +65,7 @@ def write_onnx(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
 def metadata(agent: Agent, trained: TrainConfig, step: ActingStep) -> dict[str, str]:
     """Return the metadata of an ONNX file; structures are JSON."""
     policy = agent.policy
-    keys = {port.name: key for port, key in zip(step.inputs, policy.obs_spaces, strict=False)}
+    keys = {port.name: key for port, key in zip(step.inputs, step.keys, strict=False)}
     texts = {
         "srwm_rl_version": srwm_rl.__version__,
         "core": trained.core,

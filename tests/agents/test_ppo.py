@@ -48,7 +48,7 @@ def test_evaluating_whole_sequences_repeats_the_acting_steps_values_and_log_prob
         assert model._core_state is not None
         assert model._core_state.abs().max() > 0
     buffer = collect_rollout(model, continued=True)  # begins in the middle of episodes
-    assert buffer.episode_starts[1:].any()
+    assert buffer.tensors.episode_starts[1:].any()
     old = next(buffer.gather(np.arange(buffer.n_sequences)))
     with torch.no_grad():
         new = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
@@ -96,9 +96,9 @@ def test_advantages_of_a_single_step_are_not_normalised() -> None:
     torch.testing.assert_close(two_steps.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(two_steps.std(), torch.tensor(1.0))
     model.normalize_advantage = False
-    assert one_step.item() in buffer.advantages
+    assert one_step.item() in buffer.tensors.advantages
     raw = torch.cat([part.advantages.flatten() for parts, _ in model._minibatches() for part in parts])
-    assert sorted(raw.tolist()) == sorted(buffer.advantages.flatten().tolist())
+    assert sorted(raw.tolist()) == sorted(buffer.tensors.advantages.flatten().tolist())
 
 
 def test_micro_batches_give_the_gradient_of_the_minibatch() -> None:
@@ -121,13 +121,13 @@ def test_truncated_episodes_bootstrap_with_the_core_state_of_the_episode() -> No
     model.env.step = lambda actions: steps.append(step(actions)) or steps[-1]  # type: ignore[method-assign,func-returns-value]
     buffer = collect_rollout(model)
     final = steps[-1][3][0]["terminal_observation"]
-    observations = torch.cat((buffer.observations[:, 0], torch.as_tensor(final)[None]))[:, None]  # [5, 1, 3]
+    observations = torch.cat((buffer.tensors.observations[:, 0], torch.as_tensor(final)[None]))[:, None]  # [5, 1, 3]
     starts = torch.tensor([[1.0], [0], [0], [0], [0]])
     with torch.no_grad():
         actions = torch.zeros(5, 1, dtype=torch.int64)
         values = model.policy.evaluate_sequence(observations, actions, model.policy.initial_state(1), starts).values
-    assert buffer.rewards[:3, 0].tolist() == [1, 2, 3]
-    torch.testing.assert_close(buffer.rewards[3, 0], 4 + 0.9 * values[4, 0])
+    assert buffer.tensors.rewards[:3, 0].tolist() == [1, 2, 3]
+    torch.testing.assert_close(buffer.tensors.rewards[3, 0], 4 + 0.9 * values[4, 0])
     assert abs(values[4, 0]) > 1e-3
 
 
@@ -182,7 +182,7 @@ def test_action_spaces(action_space: Any) -> None:
 def test_observation_spaces(observation_space: Any) -> None:
     model = probe_model(observation_space=observation_space, n_epochs=1)
     model.learn(64)
-    stored = model.rollout_buffer.observations
+    stored = model.rollout_buffer.tensors.observations
     pairs = (
         [(stored[key], space) for key, space in observation_space.spaces.items()]
         if isinstance(stored, dict)
@@ -293,7 +293,7 @@ model = PPO("SRWMPolicy", env, n_steps=256, batch_size=2048, n_epochs=1)
 _, callback = model._setup_learn(64 * 256)
 buffer, minibatches = model.rollout_buffer, model._minibatches
 model.collect_rollouts(env, callback, buffer, 16)
-for tensor in (*buffer.observations.values(), buffer.actions):  # the other steps repeat the first 16
+for tensor in (*buffer.tensors.observations.values(), buffer.tensors.actions):  # the other steps repeat the first 16
     tensor.unflatten(0, (16, 16))[1:] = tensor[:16]
 buffer._numbers.unflatten(1, (16, 16))[:, 1:] = buffer._numbers[:, None, :16]
 model._minibatches = lambda: islice(minibatches(), 1)

@@ -32,7 +32,7 @@ def probe_vec_env(*lengths: int, **probe: Any) -> DummyVecEnv:
 def stored_tensors(model: PPO) -> tuple[Any, ...]:
     """Return all that the rollout buffer stores."""
     buffer = model.rollout_buffer
-    return buffer.observations, buffer.actions, buffer._numbers, buffer.core_states
+    return buffer.tensors.observations, buffer.tensors.actions, buffer._numbers, buffer.core_states
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def test_overlapping_groups_give_the_rollout_and_weights_of_sequential_groups(
         rollouts.append(stored_tensors(model))
         assert model._n_updates == 4
         assert {name.startswith("srwm-step") for name in recorder.names} == {overlapping}
-    assert models[0].rollout_buffer.episode_starts.any()
+    assert models[0].rollout_buffer.tensors.episode_starts.any()
     torch.testing.assert_close(rollouts[0], rollouts[1], rtol=0, atol=0)
     assert torch.equal(weight_vector(models[0]), weight_vector(models[1]))
 
@@ -118,15 +118,17 @@ def test_evaluating_rollouts_of_groups_repeats_the_acting_steps_and_carries_the_
     state = model.policy.initial_state(4)
     for continued in (False, True):
         buffer = collect_rollout(model, continued=continued)
-        assert buffer.episode_starts[1:].any(dim=0).all()
+        assert buffer.tensors.episode_starts[1:].any(dim=0).all()
         with torch.no_grad():
-            new = model.policy.evaluate_sequence(buffer.observations, buffer.actions, state, buffer.episode_starts)
-        torch.testing.assert_close(new.values, buffer.values, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(new.log_probs, buffer.log_probs, rtol=1e-4, atol=1e-5)
+            new = model.policy.evaluate_sequence(
+                buffer.tensors.observations, buffer.tensors.actions, state, buffer.tensors.episode_starts
+            )
+        torch.testing.assert_close(new.values, buffer.tensors.values, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(new.log_probs, buffer.tensors.log_probs, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(buffer.core_states[:, :4], state)
         assert model._core_state is not None
         torch.testing.assert_close(model._core_state, state := new.core_state, rtol=1e-4, atol=1e-5)
-    assert not buffer.episode_starts[0].any(), "the second rollout must begin in the middle of episodes"
+    assert not buffer.tensors.episode_starts[0].any(), "the second rollout must begin in the middle of episodes"
     (old,) = buffer.gather(np.arange(buffer.n_sequences))
     with torch.no_grad():
         halves = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
@@ -148,15 +150,15 @@ def test_truncated_episodes_bootstrap_in_every_group_with_the_core_state_of_the_
 
     buffer = collect_rollout(model, LastObsRecorder())
     for i, length in enumerate(lengths):
-        observations = torch.cat((buffer.observations[:length, i], last_obs[i][None]))[:, None]
+        observations = torch.cat((buffer.tensors.observations[:length, i], last_obs[i][None]))[:, None]
         starts = torch.tensor([1.0] + length * [0.0])[:, None]
         with torch.no_grad():
             actions = torch.zeros(length + 1, 1, dtype=torch.int64)
             state = model.policy.initial_state(1)
             value = model.policy.evaluate_sequence(observations, actions, state, starts).values[-1, 0]
         assert abs(value) > 1e-3
-        assert buffer.rewards[: length - 1, i].tolist() == list(range(1, length))
-        torch.testing.assert_close(buffer.rewards[length - 1, i], length + 0.9 * value)
+        assert buffer.tensors.rewards[: length - 1, i].tolist() == list(range(1, length))
+        torch.testing.assert_close(buffer.tensors.rewards[length - 1, i], length + 0.9 * value)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
@@ -214,7 +216,7 @@ def test_callbacks_see_all_environments_and_may_change_rewards(n_groups: int) ->
     model = small_model("ppo", env)
     buffer = collect_rollout(model, recorder := LocalsRecorder())
     assert recorder.rewards[:5] == [[1, 1, 1, 1], [2, 2, 2, 2], [1, 3, 3, 3], [2, 1, 4, 4], [1, 2, 1, 5]]
-    assert (buffer.rewards == 2 * torch.tensor(recorder.rewards)).all()
+    assert (buffer.tensors.rewards == 2 * torch.tensor(recorder.rewards)).all()
     assert {
         "self",
         "env",
@@ -247,7 +249,7 @@ def test_a_writer_writes_its_environments_rows_only(kind: str) -> None:
     buffer.reset(torch.zeros(1, 5, 7))
     assert buffer.core_states.shape == (1, 2 * 5, 7)
     buffer.core_states.zero_()
-    writer = RolloutWriter(buffer, buffer.core_states, slice(1, 3))
+    writer = RolloutWriter(buffer.tensors, buffer.core_states, slice(1, 3))
     if kind == "tensor":  # as if the storage was not on a CPU
         for name in ("_episode_starts", "_actions", "_log_probs", "_rewards", "_values"):
             setattr(writer, name, torch.from_numpy(getattr(writer, name)))
@@ -260,13 +262,13 @@ def test_a_writer_writes_its_environments_rows_only(kind: str) -> None:
         writer.act(t, acted, torch.full((1, 2, 7), float(t)))
         writer.reward(t, np.array([t, 10.0 * t]))
     own, others = [1, 2], [0, 3, 4]
-    assert buffer.observations["a"][3, own].tolist() == [[1, 2], [3, 4]]  # type: ignore[call-overload,index]
-    assert buffer.observations["b"][0].tolist() == [0, 5, 6, 0, 0]  # type: ignore[index,call-overload]
-    assert buffer.actions[:, own].eq(1).all()
-    assert buffer.rewards[:, own].tolist() == [[0, 0], [1, 10], [2, 20], [3, 30]]
-    assert buffer.values[2].tolist() == [0, 1.5, 2.5, 0, 0]
-    assert buffer.log_probs[2].tolist() == [0, -1, -2, 0, 0]
-    assert buffer.episode_starts[1].tolist() == [0, 1, 0, 0, 0]
+    assert buffer.tensors.observations["a"][3, own].tolist() == [[1, 2], [3, 4]]  # type: ignore[call-overload,index]
+    assert buffer.tensors.observations["b"][0].tolist() == [0, 5, 6, 0, 0]  # type: ignore[index,call-overload]
+    assert buffer.tensors.actions[:, own].eq(1).all()
+    assert buffer.tensors.rewards[:, own].tolist() == [[0, 0], [1, 10], [2, 20], [3, 30]]
+    assert buffer.tensors.values[2].tolist() == [0, 1.5, 2.5, 0, 0]
+    assert buffer.tensors.log_probs[2].tolist() == [0, -1, -2, 0, 0]
+    assert buffer.tensors.episode_starts[1].tolist() == [0, 1, 0, 0, 0]
     states = buffer.core_states.view(1, 2, 5, 7)
     assert states[:, 1, own].eq(2).all()  # the state at the start of the sequence
     states[:, 1, own] = 0
@@ -358,3 +360,34 @@ def test_episodes_that_end_in_an_abandoned_step_are_counted() -> None:
     model.learn(1000, lambda local, _: local["self"].num_timesteps < 9 * 6)
     assert len(model.ep_info_buffer or ()) == 3  # of the first group, which had started its tenth step
     assert model.num_timesteps == 9 * 6 + 3
+
+
+class SB3Reader(BaseCallback):
+    """Reads a step and the buffer under SB3's names."""
+
+    def _on_step(self) -> bool:
+        names = self.locals
+        n = self.training_env.num_envs
+        assert names["actions"].shape == names["clipped_actions"].shape == (n, 2)
+        np.testing.assert_array_equal(np.clip(names["actions"], -1, 1), names["clipped_actions"])
+        assert names["values"].shape == (n, 1)
+        assert names["log_probs"].shape == (n,)
+        assert ("obs_tensor" in names) == ("new_obs" in names) == (n == 4)
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        if hasattr(buffer, "pos"):
+            assert buffer.pos == buffer.size() == self.n_calls - 1
+            assert not buffer.full
+        return True
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+@pytest.mark.parametrize(("n_envs", "n_groups"), [(4, 1), (6, 2)])
+def test_callbacks_read_sb3s_names(algo: str, n_envs: int, n_groups: int) -> None:
+    model = small_model(algo, n_envs=n_envs, n_groups=n_groups, action_space=spaces.Box(-1, 1, (2,)))
+    buffer = collect_rollout(model, SB3Reader())
+    if algo == "ppo":
+        assert buffer.full
+        for name in ("actions", "rewards", "values", "log_probs", "advantages", "returns", "episode_starts"):
+            array = getattr(buffer, name)
+            assert isinstance(array, np.ndarray)
+            assert np.shares_memory(array, getattr(buffer.tensors, name).numpy())

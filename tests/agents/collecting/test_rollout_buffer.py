@@ -19,8 +19,12 @@ INDICES = [np.array([5, 0, 7]), np.array([2]), np.array([1, 6])]
 def random_buffer(space: Any) -> SequenceRolloutBuffer:
     buffer = SequenceRolloutBuffer(T, space, spaces.MultiDiscrete([9, 9]), n_envs=B, sequence_length=LENGTH)
     buffer.reset(torch.zeros(2, B, 5))
-    fields = buffer.observations.values() if isinstance(buffer.observations, dict) else [buffer.observations]
-    for tensor in (*fields, buffer.actions, buffer._numbers, buffer.core_states):
+    fields = (
+        buffer.tensors.observations.values()
+        if isinstance(buffer.tensors.observations, dict)
+        else [buffer.tensors.observations]
+    )
+    for tensor in (*fields, buffer.tensors.actions, buffer._numbers, buffer.core_states):
         tensor.copy_(torch.randint(0, 100, tensor.shape))
     return buffer
 
@@ -33,16 +37,16 @@ def test_gathered_sequences_equal_the_stored_steps(space: Any) -> None:
         for i, index in enumerate(indices):
             chunk, env = divmod(int(index), B)
             steps = slice(chunk * LENGTH, (chunk + 1) * LENGTH)
-            if isinstance(buffer.observations, dict):
+            if isinstance(buffer.tensors.observations, dict):
                 assert isinstance(batch.observations, dict)
-                pairs = [(batch.observations[key], tensor) for key, tensor in buffer.observations.items()]
+                pairs = [(batch.observations[key], tensor) for key, tensor in buffer.tensors.observations.items()]
             else:
                 assert isinstance(batch.observations, torch.Tensor)
-                pairs = [(batch.observations, buffer.observations)]
+                pairs = [(batch.observations, buffer.tensors.observations)]
             pairs += [
-                (batch.actions, buffer.actions), (batch.episode_starts, buffer.episode_starts),
-                (batch.old_values, buffer.values), (batch.old_log_probs, buffer.log_probs),
-                (batch.advantages, buffer.advantages), (batch.returns, buffer.returns),
+                (batch.actions, buffer.tensors.actions), (batch.episode_starts, buffer.tensors.episode_starts),
+                (batch.old_values, buffer.tensors.values), (batch.old_log_probs, buffer.tensors.log_probs),
+                (batch.advantages, buffer.tensors.advantages), (batch.returns, buffer.tensors.returns),
             ]  # fmt: skip
             for gathered, stored in pairs:
                 assert gathered.shape == (LENGTH, len(indices), *stored.shape[2:])
@@ -78,7 +82,7 @@ def test_gathered_sequences_are_copies() -> None:
 def test_minibatches_hold_each_sequence_once(n_sequences: int, sizes: list[int]) -> None:
     np.random.seed(0)
     buffer = random_buffer(VECTORS)
-    buffer.values.copy_(torch.arange(T * B).view(T, B))
+    buffer.tensors.values.copy_(torch.arange(T * B).view(T, B))
     batches = [next(parts) for parts, _ in buffer.get(n_sequences * LENGTH)]
     assert [batch.actions.shape[1] for batch in batches] == sizes
     steps = torch.cat([batch.old_values.flatten() for batch in batches])

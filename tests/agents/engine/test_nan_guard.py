@@ -154,7 +154,7 @@ def test_an_update_with_non_finite_logits_is_skipped(
 ) -> None:
     heads, calls = SRWMPolicy._heads, [0]
 
-    def non_finite_heads(self: SRWMPolicy, y: torch.Tensor) -> Any:
+    def non_finite_heads(self: SRWMPolicy, y: torch.Tensor, masks: Any = None) -> Any:
         calls[0] += y.requires_grad
         return heads(self, y * NAN if y.requires_grad and calls[0] == 2 else y)
 

@@ -137,7 +137,9 @@ def test_non_finite_logits_have_the_same_effect_and_message(
         with monkeypatch.context() as patch:
             heads, calls = SRWMPolicy._heads, [0]
 
-            def non_finite(self: SRWMPolicy, y: Tensor, heads: Any = heads, calls: list[int] = calls) -> Any:
+            def non_finite(
+                self: SRWMPolicy, y: Tensor, masks: Any = None, heads: Any = heads, calls: list[int] = calls
+            ) -> Any:
                 calls[0] += y.requires_grad
                 return heads(self, y * torch.nan if y.requires_grad and calls[0] == at else y)
 
