@@ -75,5 +75,6 @@ def check_policy_name(name: str, observation_space: spaces.Space[Any], action_sp
 def warn_of_unused_masks(venv: VecEnv) -> None:
     """Warn, after a reset, of masks in the infos that the policy does not get."""
     masked = has_action_mask(venv.observation_space, venv.action_space)
-    if not masked and any(ACTION_MASK in info for info in venv.unwrapped.reset_infos):
+    infos = getattr(venv.unwrapped, "reset_infos", ())  # a VecEnv of one's own may lack them
+    if not masked and any(ACTION_MASK in info for info in infos):
         logger.warning("info['action_mask'] is not used: wrap the environments in srwm_rl.agents.VecActionMasks")

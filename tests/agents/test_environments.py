@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 
 from srwm_rl import SRWMPolicy, UserError
 from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents.environments import warn_of_unused_masks
 from srwm_rl.envs import VecMemoryInputs
 from tests.agents.probe import Probe
 
@@ -143,6 +144,12 @@ def test_gymnasium_vectors_and_unknown_settings_are_one_line(algo: type[Any]) ->
     with pytest.raises(UserError, match='core="lstm"'):
         make(algo, Probe(), policy_kwargs={"lstm_hidden_size": 32})
     make(algo, Probe(), use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None)
+
+
+def test_a_vec_env_without_reset_infos_is_not_asked_for_masks() -> None:
+    env = venv()
+    del env.reset_infos
+    warn_of_unused_masks(env)
 
 
 def test_stock_ppo_says_that_it_keeps_no_memory() -> None:
