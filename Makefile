@@ -1,4 +1,5 @@
-# make demo: set up, train on ProcGen StarPilot for some minutes, evaluate on levels never seen.
+# make demo: set up, train an agent that finds out its controls and one on ProcGen StarPilot, evaluate both on levels
+# never seen, write a film and a page to logs/; about five minutes on two cores.
 # make test: set up, then lint, types and the fast tests; make test-all: every test.
 
 VENV ?= .venv
@@ -10,9 +11,18 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
 .PHONY: demo test test-heavy test-all slow lint types docs lock audit install clean
 
+# The newest run on a task or game.
+newest = $$(ls -dt logs/ppo_srwm/$(1)_* | head -1)
+
 demo: install
+	$(BIN)/srwm-rl train --env hidden_controls -n 600000
+	$(BIN)/srwm-rl eval $(call newest,hidden_controls) --train-levels none --baselines --freeze-edits \
+		--beside zoo:hidden_controls_feedforward --json logs/hidden_controls.json
+	$(BIN)/srwm-rl watch $(call newest,hidden_controls) -o logs/hidden_controls.mp4
+	$(BIN)/srwm-rl report $(call newest,hidden_controls) --eval logs/hidden_controls.json \
+		--video logs/hidden_controls.mp4 -o logs/hidden_controls.html
 	$(BIN)/srwm-rl train --preset demo
-	$(BIN)/srwm-rl eval --baselines "$$(ls -dt logs/ppo_srwm/starpilot_* | head -1)"
+	$(BIN)/srwm-rl eval $(call newest,starpilot) --baselines
 
 test: lint types
 	$(PYTEST) -m "not slow and not heavy"

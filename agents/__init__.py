@@ -11,5 +11,6 @@ if TYPE_CHECKING:
     from srwm_rl.agents.impala import IMPALA as IMPALA
     from srwm_rl.agents.ppo import PPO as PPO
     from srwm_rl.agents.run.callbacks import EditStatsCallback as EditStatsCallback
+    from srwm_rl.agents.supervised import Supervised as Supervised
 else:
     __getattr__, __dir__, __all__ = lazy_exports(__name__)

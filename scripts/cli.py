@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from srwm_rl.errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
 INTERRUPTED = 130  # exit code after Ctrl-C
+OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z](=|$)")
 
 
 def run_command(argv: list[str], command: Callable[[], int]) -> int:
@@ -35,10 +37,10 @@ def run_command(argv: list[str], command: Callable[[], int]) -> int:
         message = str(error)
         if isinstance(error, OSError):
             message = f"{error.filename or argv[0]}: {error.strerror or error}"
-        print(f"srwm-rl: error: {message}", file=sys.stderr)
+        warn(f"error: {message}")
         return 2
     except KeyboardInterrupt:
-        print("srwm-rl: interrupted", file=sys.stderr)
+        warn("interrupted")
         return INTERRUPTED
 
 
@@ -73,6 +75,22 @@ def peek(argv: list[str], *names: str) -> str | None:
     return None
 
 
+def options_of(argv: list[str]) -> list[str]:
+    """Return the options of a command line, without their values."""
+    return [word.partition("=")[0] for word in argv if OPTION.match(word)]
+
+
+def drop(config: Any, argv: list[str], *names: str) -> list[str]:
+    """Return the command line of a dataclass without these options, in any spelling, and without their values."""
+    known, kept, keeps = _flags(config), list[str](), True
+    dropped = {known[name] for name in names}
+    for word in argv:
+        if OPTION.match(word):
+            keeps = known.get(word.partition("=")[0].replace("_", "-")) not in dropped
+        kept += [word] * keeps
+    return kept
+
+
 def check_device(name: str) -> str:
     """Return the device for `name` ("auto", "cpu", "cuda", "cuda:1").
 
@@ -100,7 +118,7 @@ def _check_flags(config: Any, argv: list[str], prog: str) -> None:
     """Refuse unknown and repeated options: tyro keeps the last of two values, and blames an option's neighbours."""
     known = _flags(config)
     seen: set[str | None] = set()
-    for option in (word.partition("=")[0] for word in argv if re.match(r"--[A-Za-z]|-[A-Za-z](=|$)", word)):
+    for option in options_of(argv):
         if option.replace("_", "-") not in known:
             names = [name for name in known if name.startswith("--") and not name.startswith("--no-")]
             hint = did_you_mean(option.replace("_", "-"), names)
@@ -168,10 +186,32 @@ def write_json(path: str | None, report: Any) -> None:
         Path(path).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
+def say(message: str) -> None:
+    """Print a line on stdout at once, where it is no result: a full disk or a closed stream costs the line alone."""
+    try:
+        print(message, flush=True)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:
+        warn(f"cannot print on stdout ({error})")
+
+
 def warn(message: str) -> None:
-    """Print one line on stderr; processes of a distributed run other than 0 print their rank, too."""
+    """Print one line on stderr, if it can be written; processes of a distributed run print their rank, but process 0.
+
+    What cannot be encoded is escaped.
+    """
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
-    print(f"srwm-rl: {message}" if rank == "0" else f"srwm-rl: process {rank}: {message}", file=sys.stderr)
+    prefix = "srwm-rl: " if rank == "0" else f"srwm-rl: process {rank}: "
+    line = f"{prefix}{message}".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed stream, none at all
+        print(line.decode(sys.stderr.encoding), file=sys.stderr, flush=True)
+
+
+def quoted_path(path: str | Path) -> str:
+    """Return a path as a shell reads it and no command takes for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def allow_core(core: str, named: str | None) -> None:

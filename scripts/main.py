@@ -13,6 +13,7 @@ from srwm_rl.scripts.cli import INTERRUPTED, run_command
 
 COMMANDS = {
     "train": "train an agent, or resume a run",
+    "fewshot": "train an agent that learns new classes of images from a few examples, by its memory alone",
     "eval": "play every training and held-out level and print the returns",
     "report": "write a page on runs: curves, returns per game and level, settings",
     "compare": "play the same held-out levels with two agents, level by level",

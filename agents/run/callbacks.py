@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -18,6 +20,7 @@ from srwm_rl.nn.diagnostics import count_heads, introspect
 
 # Time that capturing states may take: a share of the run's time, and at its start so many seconds.
 SHARE, GRACE = 0.05, 10.0
+RETRY_SECONDS = 30.0  # after a state could not be saved
 
 
 class RolloutCallback(BaseCallback):
@@ -29,6 +32,21 @@ class RolloutCallback(BaseCallback):
         return True
 
 
+class _Stderr:
+    """`sys.stderr` for a progress bar: what cannot be written, as on a full disk, is left out."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
 class ProgressBar(BaseCallback):
     """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
 
@@ -36,7 +54,7 @@ class ProgressBar(BaseCallback):
 
     def _on_training_start(self) -> None:
         total, initial = self.model.planned_steps(self.model._total_timesteps), self.num_timesteps
-        self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05)
+        self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05, file=_Stderr())
         if not self.bar.fp.isatty():
             self.bar.mininterval = 10.0  # seconds between lines of a log file
 
@@ -65,22 +83,25 @@ class Checkpoints(RolloutCallback):
 
     Args:
         capture: returns the state tree of the model as it is now.
-        save: writes a state tree.
+        save: writes a state tree; False: it could not, and is called again after `RETRY_SECONDS`.
         every_steps: environment steps between saves.
         every_seconds: save also when so much time has passed.
+        check: called with the first state, before the first step; it raises an error if that cannot be saved.
     """
 
     def __init__(
         self,
         capture: Callable[[], dict[str, Any]],
-        save: Callable[[dict[str, Any]], None],
+        save: Callable[[dict[str, Any]], bool | None],
         every_steps: int,
         every_seconds: float = 600.0,
+        check: Callable[[dict[str, Any]], None] = lambda state: None,
     ) -> None:
         super().__init__()
-        self.capture, self.save = capture, save
+        self.capture, self.save, self.check = capture, save, check
         self.every_steps, self.every_seconds = every_steps, every_seconds
         self.latest: dict[str, Any] | None = None
+        self.failed = False  # whether the last save failed
 
     def _on_training_start(self) -> None:
         self.started = self.saved_time = monotonic()
@@ -89,20 +110,25 @@ class Checkpoints(RolloutCallback):
     def _on_rollout_start(self) -> None:
         now = monotonic()
         due = self.num_timesteps - self.saved_at >= self.every_steps or now - self.saved_time >= self.every_seconds
+        due = now - self.saved_time >= RETRY_SECONDS if self.failed else due
         affordable = self.spent <= GRACE + SHARE * (now - self.started)
         if not self.model.processes.all_gather(due or affordable)[0]:  # clocks differ: process 0 decides for all
             return
         start = monotonic()  # not `now`: waiting for the slowest process is no cost of capturing
-        self.latest = self.capture()
+        state = self.capture()
+        if self.latest is None:
+            self.check(state)
+        self.latest = state
         self.spent += monotonic() - start
         if due:
             self.save_latest()
 
-    def save_latest(self) -> None:
-        """Save the state that was captured last."""
+    def save_latest(self) -> bool:
+        """Save the state that was captured last, if there is one; return False if it could not be written."""
         if self.latest is not None:
-            self.save(self.latest)
+            self.failed = self.save(self.latest) is False
             self.saved_at, self.saved_time = self.num_timesteps, monotonic()
+        return not self.failed
 
 
 class LevelRecorder(RolloutCallback):

@@ -13,6 +13,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.scripts.evaluation.table import render_comparison
+from srwm_rl.storage.run_group import expand_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class CompareConfig(PlayOptions):
     """Play the same held-out levels with two agents, A and B, and report how much better A is, level by level."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Two run folders or model files: A, then B. RUN/best is the best model of a run, RUN its newest; zoo:NAME is
-    one that comes with the package."""
+    """Two run folders, groups of runs or model files: A, then B. RUN/best is the best model of a run, RUN its newest;
+    zoo:NAME is one that comes with the package."""
     a: tuple[str, ...] = ()
     """Several runs of A, trained with different seeds."""
     b: tuple[str, ...] = ()
@@ -37,21 +38,22 @@ class CompareConfig(PlayOptions):
             raise UserError("name two runs, RUN_A RUN_B, or several a side, --a RUN... --b RUN..., not both")
         if self.runs and len(self.runs) != 2:
             raise UserError(f"a comparison needs two runs, not {len(self.runs)}; for several a side use --a and --b")
-        names = [*self.runs, *self.a, *self.b]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"{name} is given twice; give each run once")
 
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(CompareConfig, argv, "srwm-rl compare")
+    sides_named = [expand_groups(runs) for runs in (config.a or config.runs[:1], config.b or config.runs[1:])]
+    names = [*sides_named[0], *sides_named[1]]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is given twice; give each run once")
     check_writable(config.output, "-o")
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
     from srwm_rl.scripts.reports.pages import comparison_page
 
-    sides = evaluate_sides(config, (config.a or config.runs[:1], config.b or config.runs[1:]))
+    sides = evaluate_sides(config, sides_named)
     report = compare(sides, config.seed)
     print(render_comparison(report))
     write_json(config.json, report)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig
 from srwm_rl.scripts.evaluation.table import render_evaluation
+from srwm_rl.storage.run_group import expand_groups
 
 
 def main(argv: list[str]) -> int:
@@ -18,9 +19,21 @@ def main(argv: list[str]) -> int:
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.runner import evaluate
 
-    report = evaluate(config)
-    print(render_evaluation(report))
-    write_json(config.json, report)
+    runs = expand_groups([config.run])
+    if runs == (config.run,):
+        report = evaluate(config)
+        print(render_evaluation(report))
+        write_json(config.json, report)
+        return 0
+    from srwm_rl.scripts.seeds.summary import over_seeds, render_over_seeds
+
+    reports = []
+    for run in runs:
+        reports.append(evaluate(replace(config, run=run)))
+        print(f"{run}: {render_evaluation(reports[-1])}\n")
+    means = over_seeds(reports)
+    print(render_over_seeds(means))
+    write_json(config.json, {"group": config.run, "over_seeds": means, "runs": reports})
     return 0
 
 

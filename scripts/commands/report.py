@@ -12,6 +12,7 @@ import tyro
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
+from srwm_rl.storage.run_group import expand_groups
 
 PLAYING = (
     "eval_levels",
@@ -23,6 +24,7 @@ PLAYING = (
     "n_envs",
     "undo",
     "lesion",
+    "beside",
 )
 
 
@@ -31,8 +33,8 @@ class ReportConfig(PlayOptions):
     """Write one HTML page on runs: training, returns per game and level, settings. It opens anywhere, offline."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders; RUN/best is the best model of a run, RUN its newest. Runs that differ only in their seed share a
-    section."""
+    """Run folders, or groups of runs; RUN/best is the best model of a run, RUN its newest. Runs that differ only in
+    their seed share a section."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "report.html"
     """The page."""
     eval: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -41,6 +43,8 @@ class ReportConfig(PlayOptions):
     """An MP4 of the first run's agent, to include in the page."""
     train_levels: str | None = None
     """Training levels to play, as in srwm-rl eval."""
+    beside: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play the held-out levels with another agent too, as in srwm-rl eval."""
     random: bool = True
     """Play the held-out levels with random actions too, for comparison; without it the other baselines are left out."""
     baselines: bool = True
@@ -63,7 +67,7 @@ class ReportConfig(PlayOptions):
         for run in self.runs:
             if self.runs.count(run) > 1:
                 raise UserError(f"{run} is given twice; give each run once")
-        if self.eval and len(self.eval) != len(self.runs):
+        if self.eval and len(self.eval) != len(expand_groups(self.runs)):
             raise UserError(
                 f"{len(self.eval)} --eval files for {len(self.runs)} runs: give one per run, in their order"
             )
@@ -75,11 +79,12 @@ class ReportConfig(PlayOptions):
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(ReportConfig, argv, "srwm-rl report")
+    config = replace(config, runs=expand_groups(config.runs))
     check_writable(Path(config.output), "-o")
     check_device(config.device)
     from srwm_rl.scripts.reports.pages import make_report
 
-    options = {name: getattr(config, name) for name in ("train_levels", "random", "undo", "lesion")}
+    options = {name: getattr(config, name) for name in ("train_levels", "random", "undo", "lesion", "beside")}
     playing = replace(config, baselines=config.baselines and config.random)
     configs = [playing.eval_config(run, **options) for run in config.runs]
     command = shlex.join(["srwm-rl", "report", *argv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from srwm_rl.envs.levels import LevelRange
@@ -9,13 +10,14 @@ from srwm_rl.envs.make import list_envs
 from srwm_rl.envs.procgen.constant_play import CONSTANT_PLAY
 from srwm_rl.envs.procgen.games import ACTIONS
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import allow_core, parse, peek
+from srwm_rl.scripts.cli import allow_core, options_of, parse, peek
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.launch import is_distributed, run_rank, supervise
 from srwm_rl.scripts.training.resume import check_changes, stored_config
-from srwm_rl.storage.run_folder import CONFIG, Run
+from srwm_rl.storage.run_folder import CONFIG, GROUP, Run
+from srwm_rl.storage.run_group import RunGroup, is_group
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +30,8 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     path = peek(argv, "--resume")
     run, changes = None, {}
+    if path is not None and is_group(path):
+        return _resume_group(argv, RunGroup.open(Path(path)))
     if path is not None and not {"-h", "--help"} & set(argv):
         run = Run.open(Path(path))
         stored = stored_config(run, path)
@@ -36,8 +40,7 @@ def _main(argv: list[str]) -> int:
         config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
         changes = check_changes(stored, config)
     else:
-        default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
-        config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+        config = _new_config(argv)
         allow_core(config.core, config.core)
     if config.env_list:
         print("\n".join([*(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()), "", constant_play()]))
@@ -46,11 +49,52 @@ def _main(argv: list[str]) -> int:
     for name in ("supervise", "verify"):
         if is_distributed() and getattr(config, name):
             raise UserError(f"--{name} is for one process: leave it out under torchrun, or start without torchrun")
+    if config.seeds is not None:
+        _check_one_machine("--seeds")
+        from srwm_rl.scripts.seeds.train import train_seeds
+
+        return train_seeds(argv, config)
     if config.supervise:
         return supervise(argv, config.hang_seconds)
     from srwm_rl.scripts.training.train import train
 
     return train(config, run, changes)
+
+
+def _new_config(argv: list[str]) -> TrainConfig:
+    """Return the settings of a new run."""
+    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
+    return with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+
+
+def _resume_group(argv: list[str], group: RunGroup) -> int:
+    """Resume all unfinished runs of a group."""
+    _check_one_machine("--resume GROUP")
+    command, core, env = group.record.command, peek(argv, "--core"), peek(argv, "--env")
+    source = str(group.path / GROUP)
+    if any(option.startswith("--resume") for option in options_of(command)):
+        raise UserError(f"{source} is damaged: its command resumes a run")
+    allow_core(peek(command, "--core") or "", core)
+    allow_env(peek(command, "--env") or "", env, source)
+    if existing := group.run_paths():
+        run = Run.open(existing[0])
+        stored = stored_config(run, str(group.path))
+        allow_core(stored.core, core)
+        allow_env(stored.env, env, str(run.path / CONFIG))
+    else:
+        stored = replace(_new_config(command), resume=str(group.path))
+    config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
+    check_changes(stored, config)
+    if config.verify:
+        raise UserError(f"--verify is for one run: name one, such as {group.run_path(group.record.seeds[0])}")
+    from srwm_rl.scripts.seeds.train import resume_group
+
+    return resume_group(argv, group, config)
+
+
+def _check_one_machine(option: str) -> None:
+    if is_distributed():
+        raise UserError(f"{option} starts processes of its own: start it without torchrun, or train single runs")
 
 
 def constant_play() -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
@@ -36,8 +39,9 @@ class TrainConfig:
     core: str = "srwm"
     """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; or a class of your
     own, my_module:MyCore."""
-    algo: Literal["ppo", "impala"] = "ppo"
-    """The trainer: ppo, or impala, whose actors play on while it learns (V-trace corrects for the lag)."""
+    algo: Literal["ppo", "impala", "supervised"] = "ppo"
+    """The trainer: ppo; impala, whose actors play on while it learns (V-trace corrects for the lag); or supervised, by
+    right answers, for tasks that have them: recall, parity, repeat_previous, associative_recall, fewshot."""
     n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
@@ -128,6 +132,14 @@ class TrainConfig:
     synchronous: bool = False
     """Play and learn in turn (impala): the same seed gives the same run, and a resumed run is exact. Also faster where
     both compete for few cores: 1.2 times on two."""
+    aux_coef: Coefficient = 0.0
+    """Weight of the prototype loss on the encoder's features (supervised, fewshot)."""
+    warmup_updates: Frequency = 0
+    """Updates in which the learning rate rises, to fall with 1/sqrt(updates) afterwards (supervised); 0: neither."""
+    beta2: Fraction = 0.999
+    """Adam's decay rate of squared gradients (supervised)."""
+    adam_eps: Coefficient = 1e-8
+    """Adam's epsilon (supervised)."""
     n_groups: Number | None = None
     """Groups of environments: the policy acts for one while others step. None: two on a GPU if n_envs is divisible,
     one on a CPU."""
@@ -137,6 +149,10 @@ class TrainConfig:
 
     seed: Seed = 0
     """Random seed of weights, actions and environments."""
+    seeds: str | None = None
+    """Train a run for each seed of start:stop or 0,3,7: a group, which --resume, eval, report and compare accept."""
+    jobs: Number | None = None
+    """With --seeds: runs that train at the same time. None: one per core, or per GPU; runs share the cores evenly."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1."""
     precision: Precision = "auto"
@@ -165,6 +181,10 @@ class TrainConfig:
         check_bounds(self)
         for name in KWARGS:
             pairs(getattr(self, name), name)
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
+        elif self.jobs is not None and self.resume is None:
+            raise UserError("--jobs is for several runs: give --seeds too")
         if self.normalize_reward and self.loss_reward_clip:
             raise UserError("--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out")
         for name in ("override", "verify"):
@@ -174,6 +194,18 @@ class TrainConfig:
             for name in names:
                 if algo != self.algo and getattr(self, name) != getattr(TrainConfig, name):
                     raise UserError(f"--{name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
+
+    def _check_seeds(self, seeds: str) -> None:
+        parse_seeds(seeds)
+        if self.resume is not None:
+            raise UserError("--seeds starts new runs: leave it out to resume, --resume GROUP resumes all of its seeds")
+        if self.seed != TrainConfig.seed:
+            raise UserError("--seeds names the seeds of all runs: leave out --seed")
+
+    def run_base(self) -> Path:
+        """Return the path to which a new run, or group of runs, adds a number."""
+        core, env = ("".join(c if c.isalnum() or c in "-_." else "+" for c in name) for name in (self.core, self.env))
+        return Path(self.log_folder) / f"{self.algo}_{core}" / env
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings in JSON's types."""
@@ -192,11 +224,13 @@ class TrainConfig:
         }
 
 
+MAX_SEEDS = 1000
 KWARGS = ("env_kwargs", "core_kwargs", "encoder_kwargs")  # settings that are name:value texts
 # Settings that only one trainer has.
 ALGO_SETTINGS = {
     "ppo": ("n_epochs", "sequence_length", "gae_lambda", "clip_range", "target_kl"),
     "impala": ("vtrace_lambda", "rho_clip", "c_clip", "synchronous"),
+    "supervised": ("aux_coef", "warmup_updates", "beta2", "adam_eps"),
 }
 
 
@@ -218,6 +252,23 @@ def check_bounds(config: object) -> None:
         if value is not None and not low <= value <= (math.inf if high is None else high):
             limits = f"be at least {low}" if high is None else f"lie in [{low:.10g}, {high:.10g}]"
             raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:.10g}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of start:stop, or of a list with commas.
+
+    Raises:
+        UserError: the text is neither, names a seed twice or none, or one that is out of range.
+    """
+    if match := re.fullmatch(r"(\d{1,10}):(\d{1,10})", text, re.ASCII):
+        seeds: Sequence[int] = range(int(match[1]), int(match[2]))
+    elif re.fullmatch(r"\d{1,10}(,\d{1,10})*", text, re.ASCII):
+        seeds = [int(part) for part in text.split(",")]
+    else:
+        raise UserError(f"--seeds takes start:stop, such as 0:5, or a list, such as 0,3,7, not {text!r}")
+    if not 0 < len(seeds) <= MAX_SEEDS or len(set(seeds)) < len(seeds) or max(seeds) > 2**31 - 1:
+        raise UserError(f"--seeds {text}: give 1 to {MAX_SEEDS} different seeds, each at most 2147483647")
+    return list(seeds)
 
 
 def merged_pairs(default: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:

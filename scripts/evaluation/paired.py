@@ -21,10 +21,10 @@ from srwm_rl.agents.evaluation.statistics import (
     rliable_version,
     run_improvement,
 )
-from srwm_rl.envs.make import normalizer, resolve
-from srwm_rl.errors import UserError
+from srwm_rl.envs.make import normalizer
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.evaluation.comparable import check_comparable
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits, merged
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, normalise
@@ -73,7 +73,7 @@ def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list
     configs = {run: options.eval_config(run, train_levels="none") for runs in sides for run in runs}
     agents = {run: open_agent(config, device) for run, config in configs.items()}
     trained = {run: settings for run, (_, settings) in agents.items()}
-    _check_comparable(trained, named_levels=bool(options.eval_levels))
+    check_comparable(trained, named_levels=bool(options.eval_levels))
     for run, (agent, settings) in agents.items():
         choose_splits(configs[run], settings, getattr(agent, "levels_played", None))
     first = sides[0][0]  # the baselines are the same for all
@@ -81,35 +81,6 @@ def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list
     return [
         ComparedRuns(runs, [trained[run] for run in runs], [evaluate(configs[run]) for run in runs]) for runs in sides
     ]
-
-
-def _check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> None:
-    """Refuse runs of different environments or, unless levels are named, with different held-out levels."""
-    (first_run, first), *others = trained.items()
-    for run, other in others:
-        a, b = _environment(first), _environment(other)
-        for what in a:
-            if a[what] != b[what]:
-                raise UserError(
-                    f"only agents of one environment can be compared, but {first_run} and {run} differ in {what}: "
-                    f"{a[what] or 'none'} and {b[what] or 'none'}"
-                )
-        if not named_levels and first.eval_levels != other.eval_levels:
-            raise UserError(
-                f"{first_run} holds out levels {first.eval_levels}, {run} {other.eval_levels}; "
-                "name levels that neither was trained on with --eval-levels"
-            )
-
-
-def _environment(trained: TrainConfig) -> dict[str, Any]:
-    names, settings = ",".join(sorted(resolve(trained.env).names)), sorted(trained.env_kwargs)
-    return {
-        "environment": names,
-        "mode": trained.mode,
-        "settings of the environment": settings,
-        "attempts": trained.attempts,
-        "shuffled actions": trained.shuffle_actions,
-    }
 
 
 def compare(sides: Sequence[ComparedRuns], seed: int) -> dict[str, Any]:

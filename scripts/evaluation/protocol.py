@@ -79,14 +79,17 @@ class EvalConfig(PlayOptions):
     """Play every training level and every held-out level exactly k times, and print the returns."""
 
     run: tyro.conf.Positional[str]
-    """A run folder, or a model file; RUN/best is the best model of a run, RUN its newest; zoo:NAME one that comes with
-    the package."""
+    """A run folder, a group of runs, or a model file; RUN/best is the best model of a run, RUN its newest; zoo:NAME one
+    that comes with the package."""
     train_levels: str | None = None
     """Training levels to play; "none" to leave them out. Default: all the run trained on (of more than 1,000, as many
     spread evenly over them)."""
     protocol: Literal["paper"] | None = None
     """paper: as the SRWM's authors evaluate: the most probable action, 200 episodes per game on each of the levels
     0:200, 1000:1200, 1200:1400 and 1400:1600 (here every level once, where theirs are drawn)."""
+    beside: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play the held-out levels with another agent of the same environment too: a run, a model file or zoo:NAME; repeat
+    the option for several."""
     random: bool = False
     """Play the held-out levels with random actions too, for comparison; --baselines plays them and more."""
     freeze_edits: Annotated[int, Meta(ge=0)] | None = None

@@ -178,10 +178,11 @@ class _BaselineDescription(TypedDict, total=False):
     action: dict[str, str]
     tried: str
     chosen_on: str
+    agent: str
 
 
 class BaselineFile(InterventionFile, _BaselineDescription):
-    """A baseline in an evaluation's file; only the best constant action is described further."""
+    """A baseline in an evaluation's file; the best constant action and agents of --beside are described further."""
 
 
 class _RequiredEntries(EpisodesFile):

@@ -26,8 +26,16 @@ from srwm_rl.nn.diagnostics import count_heads
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
+from srwm_rl.scripts.evaluation.comparable import check_comparable
 from srwm_rl.scripts.evaluation.load_agent import open_agent
-from srwm_rl.scripts.evaluation.protocol import EvalConfig, Split, TrainedOn, choose_splits, levels_trained_on
+from srwm_rl.scripts.evaluation.protocol import (
+    EvalConfig,
+    Split,
+    TrainedOn,
+    choose_splits,
+    count,
+    levels_trained_on,
+)
 from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise, trials_of
 
 MAX_COMPARED = 2_000  # training levels of which the first frames are compared
@@ -51,7 +59,7 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     def play(player: Predictor, chosen: list[Split] = splits) -> Splits:
         return {split.name: _play(player, split, config, trained) for split in chosen}
 
-    interventions = choose_interventions(config, agent)
+    interventions, others = choose_interventions(config, agent), _open_others(config, trained, held_out)
     episodes = play(agent)
     if config.random or config.baselines:
         by_chance = play(RandomAgent(agent.policy.action_space, config.seed), held_out)
@@ -77,9 +85,39 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     if config.baselines:
         space = agent.policy.action_space
         evaluation["baselines"] = play_baselines(_play, config, trained, space, held_out)
+    for name, (other, settings) in others.items():
+        of_other = {split.name: _play(other, split, config, settings) for split in held_out}
+        evaluation.setdefault("baselines", []).append(
+            {"name": name, "agent": name, "episodes": of_other, **trials_of(of_other)}
+        )
     if (chosen := getattr(agent, "chosen", None)) is not None:
         evaluation["chosen"] = chosen
     return summarise(evaluation, trained, config.seed)
+
+
+def _open_others(
+    config: EvalConfig, trained: TrainConfig, held_out: list[Split]
+) -> dict[str, tuple[Predictor, TrainConfig]]:
+    """Return the agents of --beside by name, each with its settings in the environment that is played.
+
+    Raises:
+        UserError: an agent of another environment, or that was trained on levels to be played.
+    """
+    others: dict[str, tuple[Predictor, TrainConfig]] = {}
+    for name in config.beside:
+        agent, settings = open_agent(replace(config, run=name), check_device(config.device))
+        settings = replace(settings, env_kwargs=(*settings.env_kwargs, *config.env_kwargs))
+        settings = replace(settings, attempts=config.attempts or settings.attempts)
+        check_comparable({config.run: trained, name: settings}, named_levels=True)
+        levels = {split.name: split.levels for split in held_out}
+        trained_on = levels_trained_on(settings, getattr(agent, "levels_played", None), levels)
+        if trained_on and not config.allow_overlap:
+            raise UserError(
+                f"--beside {name} was trained on {count(trained_on)} of the held-out levels; choose others with "
+                "--eval-levels"
+            )
+        others[name] = agent, settings
+    return others
 
 
 def _with_attempts(trained: TrainConfig, attempts: int) -> TrainConfig:

@@ -18,7 +18,8 @@ def render_evaluation(report: dict[str, Any]) -> str:
     compared = [*report.get("baselines", []), *interventions]
     for row in [*report["rows"], *(row for part in compared for row in part["rows"])]:
         split = row["split"]
-        label = "" if ":" in split else report["levels"].get(split.rpartition(", ")[2], "")
+        name = split.rpartition(", ")[2]
+        label = "" if ":" in name else report["levels"].get(name, "")
         solved = row["solved"] and row["solved"]["mean"]
         cells = [f"{split} {label}".rstrip(), row["game"], str(row["levels"]), text(row["return"])]
         rows.append([*cells, text(solved, ".1%"), text(row["normalized"], ".3f"), text(row["length"] or None, ".1f")])

@@ -186,7 +186,9 @@ def eval_command(run: SeedRun) -> str:
         undone = re.fullmatch(r"edits of (.+) undone", name)
         argv += [f"--freeze-edits={step[1] or 0}"] if step else [f"--lesion={head[0]}"] if head else []
         argv += [f"--undo={undone[1].replace(', ', ',')}"] if undone else []
-    if evaluation.get("baselines"):
+    baselines = evaluation.get("baselines", [])
+    argv += [f"--beside={baseline['agent']}" for baseline in baselines if "agent" in baseline]
+    if any("agent" not in baseline for baseline in baselines):
         return shlex.join([*argv, "--baselines"])
     return shlex.join([*argv, *["--random"] * any(split.startswith("random") for split in evaluation["episodes"])])
 

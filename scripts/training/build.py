@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents import IMPALA, PPO, Supervised
 from srwm_rl.agents.base import FRAMES_AT_ONCE, RecurrentAlgorithm
 from srwm_rl.agents.distributed import ProcessGroup, RankInfo
 from srwm_rl.agents.run.checkpoint_state import fresh_seed
@@ -24,7 +24,8 @@ from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, Precision, TrainConfig, pairs
 
 # Settings with the same meaning for every trainer.
-SHARED = ("n_steps", "batch_size", "gamma", "ent_coef", "vf_coef", "max_grad_norm", "bptt", "on_nan", "seed", "device")
+SHARED = ("n_steps", "max_grad_norm", "bptt", "on_nan", "seed", "device")
+BY_REWARD = ("batch_size", "gamma", "ent_coef", "vf_coef")  # of those that learn from rewards
 # Settings that may differ between the processes.
 LOCAL_SETTINGS = {"n_threads", "progress", "verbose", "log_folder", "resume"}
 
@@ -113,10 +114,13 @@ def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     elif config.algo == "impala":
         policy_kwargs["optimizer_class"] = torch.optim.Adam
     rate = config.learning_rate
-    settings = {name: getattr(config, name) for name in (*SHARED, *ALGO_SETTINGS[config.algo])} | {
+    names = (*SHARED, *(() if config.algo == "supervised" else BY_REWARD), *ALGO_SETTINGS[config.algo])
+    settings = {name: getattr(config, name) for name in names} | {
         "learning_rate": (lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
         "policy_kwargs": policy_kwargs,
     }
+    if config.algo == "supervised":
+        return Supervised("SRWMPolicy", env, **settings)
     if config.algo == "ppo":
         return PPO("SRWMPolicy", env, **settings)
     rho_clip = config.rho_clip or None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.best_model import BestModelTracker
 from srwm_rl.agents.run.checkpoint_state import capture_state, parts_of_state, restore_state
-from srwm_rl.agents.run.metrics import MetricsFile
+from srwm_rl.agents.run.metrics import MetricsFile, OptionalOutput
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import warn
@@ -23,9 +25,10 @@ from srwm_rl.scripts.training.checkpoint_schema import State, check_state
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
 from srwm_rl.storage.model_file import describe, save_model
 from srwm_rl.storage.model_schema import build_policy, check_meta
-from srwm_rl.storage.run_folder import BEST, Run
-from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
+from srwm_rl.storage.run_folder import BEST, CHECKPOINTS, TENSORBOARD, Run
+from srwm_rl.storage.safe_file import check_content, pack, publish, read_file, serialise, stage, unpack
 from srwm_rl.storage.seen_levels import SeenLevels
+from srwm_rl.storage.space_json import space_from_json
 from srwm_rl.storage.strict_json import convert
 
 FORMAT = 1
@@ -87,9 +90,10 @@ class Session:
     def __init__(self, config: TrainConfig, model: RecurrentAlgorithm, run: Run, log: Path) -> None:
         self.config, self.model, self.run = config, model, run
         self.metrics = MetricsFile(log)
+        self._failures: set[str] = set()  # what could not be saved the last time
         levels = LevelRange.parse(config.levels)
         self.best_model = BestModelTracker(SeenLevels(levels.start, levels.stop))
-        model.set_logger(Logger(str(run.path), [self.metrics]))
+        model.set_logger(Logger(str(run.path), [OptionalOutput(lambda: self.metrics, self._lost(log), reopen=False)]))
 
     def capture(self) -> dict[str, Any]:
         """Return the run's whole state, with the position in its metrics file and the best model's score."""
@@ -100,37 +104,106 @@ class Session:
             for name, value in log.name_to_value.items()
         }
         state = capture_state(self.model)
-        return {**state, "metrics": self.metrics.file.tell(), "log": pending, **self.best_model.to_tree()}
+        return {**state, "metrics": self.metrics.position(), "log": pending, **self.best_model.to_tree()}
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint, its model, and the best model if it is a new one.
+    def log_to_tensorboard(self) -> None:
+        """Write the log to the run's folder for TensorBoard, too."""
+        folder = self.run.path / TENSORBOARD
+        output = OptionalOutput(lambda: TensorBoardOutputFormat(str(folder)), self._lost(folder))
+        self.model.logger.output_formats.insert(0, output)
+
+    def _lost(self, path: Path) -> Callable[[OSError], None]:
+        return lambda error: warn(f"cannot write {path} ({error.strerror or error}); training continues without it")
+
+    def save(self, state: dict[str, Any]) -> bool:
+        """Write a checkpoint, its model, and the best model if it is a new one; return whether all of it was written.
 
         A state that cannot be written, as on a full disk, is a warning; the run continues.
         """
         if not self.model.processes.first:
-            return
-        run, policy, steps = self.run, self.model.policy, state["counters"]["num_timesteps"]
+            return True
+        steps = state["counters"]["num_timesteps"]
         arrays, tree = pack(state)
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not ENVIRONMENTS.match(name) and not np.isfinite(array).all():
                 warn(f"not saved at {steps} steps: {name.lstrip('/')} is not finite; the older checkpoints stay")
-                return
-        shared = {name: value for name, value in self.config.to_json().items() if name not in PRIVATE}
-        meta = {**describe(policy, shared, steps), "format": FORMAT, "kind": "checkpoint", "state": tree}
-        best = state["best"]
+                return False
+        failures: dict[str, str] = {}
+        for what, write in self._writers(state, arrays, tree):
+            try:
+                write()
+            except OSError as error:
+                failures[what] = f"could not write {what} ({error.strerror or error})"
+            except ValueError as error:  # an infinite number outside of the arrays, or too large a file
+                failures[what] = f"cannot save {what}: {error}"
+        for what in failures.keys() - self._failures:
+            warn(f"{failures[what]} at {steps} steps; the older files stay, training continues and tries again")
+        if self._failures and not failures:
+            warn(f"saved again, at {steps} steps")
+        self._failures = set(failures)
+        return not failures
+
+    def _writers(
+        self, state: dict[str, Any], arrays: dict[str, np.ndarray], tree: Any
+    ) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Yield the steps of a save, each after the one before was called or has failed.
+
+        The checkpoint is written first and gets its name after the best model has: a full disk costs the best model
+        before the checkpoint, and a killed process leaves no checkpoint that names a best model which is not there.
+        """
+        run, policy, steps, best = self.run, self.model.policy, state["counters"]["num_timesteps"], state["best"]
+        shared = self._shared()
+        meta = {**self._meta(state), "format": FORMAT, "kind": "checkpoint", "state": tree}
+        yield str(run.path), self._restore_folder
+        path, staged = run.file("checkpoint", steps), list[Path]()
+        yield str(path), lambda: staged.append(stage(path, serialise(arrays, meta)))
         scored = None if best is None else self.best_model.scored(best["steps"])
-        try:
-            # The best model first: every checkpoint finds the one that it names.
-            if scored is not None and not (path := run.file(BEST, scored.steps)).exists():
-                score = {name: best[name] for name in ("score", "of")}
-                save_model(path, policy, shared, scored.steps, scored.weights, scored.levels_played, score)
-            write_file(run.file("checkpoint", steps), arrays, meta)
-            save_model(run.file("model", steps), policy, shared, steps, state["policy"], state["levels_played"])
-            run.sweep()
-        except OSError as error:
-            warn(f"could not save at {steps} steps ({error.strerror}); the older checkpoints stay, training continues")
-        except ValueError as error:  # an infinite number outside of the arrays, or too large a file
-            warn(f"not saved at {steps} steps: {error}; the older checkpoints stay")
+        if scored is not None and not (best_path := run.file(BEST, scored.steps)).exists():
+            score = {name: best[name] for name in ("score", "of")}
+            yield (
+                str(best_path),
+                lambda: save_model(
+                    best_path, policy, shared, scored.steps, scored.weights, scored.levels_played, score
+                ),
+            )
+        if staged:
+            yield str(path), lambda: publish(staged[0], path)
+        model_path = run.file("model", steps)
+        yield (
+            str(model_path),
+            lambda: save_model(model_path, policy, shared, steps, state["policy"], state["levels_played"]),
+        )
+        yield str(run.path / CHECKPOINTS), run.sweep
+
+    def _restore_folder(self) -> None:
+        if self.run.restore():
+            warn(f"{self.run.path} was moved or deleted: it is made again, and the run is saved there")
+            self.metrics.restore()
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a run with such a state can be saved and loaded, before there is anything to lose.
+
+        Raises:
+            UserError: the file format has no room for it, or no words for its spaces.
+            OSError: the disk takes no file of its size.
+        """
+        if not self.model.processes.first:
+            return
+        path = self.run.file("checkpoint", state["counters"]["num_timesteps"])
+        with named("this run could not be saved"):
+            arrays, tree = pack(state)
+            meta = self._meta(state)
+            for name in ("observation_space", "action_space"):
+                space_from_json(meta[name])
+            blob = serialise(arrays, {**meta, "format": FORMAT, "kind": "checkpoint", "state": tree})
+            check_content(blob)
+        stage(path, blob).unlink()
+
+    def _meta(self, state: dict[str, Any]) -> dict[str, Any]:
+        return describe(self.model.policy, self._shared(), state["counters"]["num_timesteps"])
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: value for name, value in self.config.to_json().items() if name not in PRIVATE}
 
     def restore(self, checkpoint: Checkpoint) -> bool:
         """Restore a checkpoint's content, and truncate the metrics file to its moment.
@@ -190,6 +263,18 @@ class Session:
             warn(f"{type(model.env).__name__} cannot save its state: the weights are restored, the episodes start anew")
         if not getattr(model, "synchronous", True):
             warn("learning overlaps playing: the resumed run is not exactly as if never stopped (--synchronous is)")
+
+
+def silence_tensorboard() -> None:
+    """Print no traceback of TensorBoard's thread, whose error the next write raises again."""
+    hook = threading.excepthook
+
+    def print_others(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            hook(args)
+
+    if getattr(hook, "__name__", None) != print_others.__name__:
+        threading.excepthook = print_others
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:

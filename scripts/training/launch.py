@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,15 +21,17 @@ from types import FrameType
 from typing import NoReturn
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import INTERRUPTED, peek, run_command, warn
+from srwm_rl.scripts.cli import INTERRUPTED, peek, quoted_path, run_command, warn
 from srwm_rl.storage.run_folder import Run, steps_of
 
 # Seconds before a process other than 0 prints an error: process 0 usually prints the same one, and torchrun then ends
 # the others.
 ERROR_DELAY = 20.0
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+NOT_SAVED = 74  # exit code of a trainer whose files cannot be written (EX_IOERR of sysexits.h)
 HUNG = 75  # exit code of a trainer that hangs (EX_TEMPFAIL of sysexits.h)
 STATUS = "SRWM_RL_STATUS"  # environment variable: path of a file that the trainer touches at every step
+FOLDER = "SRWM_RL_RUN_FOLDER"  # environment variable: path of the folder of a new run, in the place of a numbered one
 # Exit codes after which a restart would not help: done, wrong input, a training fault, interrupted, stdout closed.
 FINAL = {0, 2, 3, INTERRUPTED, 141}
 MAX_RESTARTS = 3  # in a row without progress
@@ -78,7 +79,7 @@ def run_rank(command: Callable[[], int], argv: list[str]) -> NoReturn:
 
 def command_to_resume(run: Run) -> str:
     """Return the command that resumes a run in as many processes as there are now."""
-    arguments = f"train --resume {shlex.quote(str(run.path))}"
+    arguments = f"train --resume {quoted_path(run.path)}"
     if not is_distributed():
         return f"srwm-rl {arguments}"
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])

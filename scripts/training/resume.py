@@ -14,7 +14,7 @@ from srwm_rl.storage.run_folder import CONFIG, Run
 FREE = {
     "n_timesteps", "resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "progress",
     "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes", "video_freq",
-    "profile",
+    "profile", "seeds", "jobs",
 }  # fmt: skip
 # Settings that --override may change: the run then differs from one that was never stopped.
 WITH_OVERRIDE = {

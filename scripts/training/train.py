@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from srwm_rl import check_core, make_core
 from srwm_rl.agents.base import RecurrentAlgorithm
@@ -24,11 +23,13 @@ from srwm_rl.agents.distributed import LostProcessError, RankInfo, init_processe
 from srwm_rl.agents.run.callbacks import Checkpoints, ProgressBar
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.scripts.cli import INTERRUPTED, warn
+from srwm_rl.scripts.cli import INTERRUPTED, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training import build
-from srwm_rl.scripts.training.checkpoints import Session, check_resumable
+from srwm_rl.scripts.training.checkpoints import Session, check_resumable, silence_tensorboard
 from srwm_rl.scripts.training.launch import (
+    FOLDER,
+    NOT_SAVED,
     StopSignal,
     command_to_resume,
     hold_signals,
@@ -39,9 +40,10 @@ from srwm_rl.scripts.training.monitoring import Watchdog, make_callbacks, make_v
 from srwm_rl.scripts.training.profiling import Profile
 from srwm_rl.scripts.training.resume import keep_settings
 from srwm_rl.scripts.training.verify import verify
-from srwm_rl.storage.run_folder import BEST, METRICS, TENSORBOARD, Run, steps_of
+from srwm_rl.storage.run_folder import BEST, METRICS, Run, steps_of
 
 FAULT = 3  # exit code
+LAST_RETRIES = (1.0, 2.0)  # seconds before the end of a run that could not be saved is saved again
 
 
 def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -> int:
@@ -80,9 +82,8 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
     if not model.processes.first:  # which writes nothing, and does not know a new run's folder
         return _learn(Session(config, model, run or Run(Path(), {}), Path(os.devnull)), plan, changes)
     is_new = run is None
-    core, env = ("".join(c if c.isalnum() or c in "-_." else "+" for c in name) for name in (config.core, config.env))
-    base = Path(config.log_folder) / f"{config.algo}_{core}" / env  # to which `create` adds a number
-    run = run or Run.create(base, _run_record(config, model.processes.size))
+    own = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
+    run = run or Run.create(config.run_base(), _run_record(config, model.processes.size), own)
     metrics = run.path / METRICS
     try:
         with run.lock():
@@ -98,7 +99,7 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
 def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
     """Train as process 0, or as another one, which takes part in its collective operations."""
     config, model, run, first = session.config, session.model, session.run, session.model.processes.first
-    checkpoints = Checkpoints(session.capture, session.save, config.save_freq)
+    checkpoints = Checkpoints(session.capture, session.save, config.save_freq, check=session.check)
     watchdog = Watchdog(run.path, config.hang_seconds)
     callbacks: list[BaseCallback] = [checkpoints, watchdog, *make_callbacks(session, watchdog.heartbeat)]
     bar = ProgressBar()
@@ -106,28 +107,50 @@ def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
         callbacks += [make_video_callback(session, watchdog.heartbeat)] if config.video_freq else []
         callbacks += [bar] if config.progress else []
         callbacks += [Profile(run.path)] if config.profile else []
+    silence_tensorboard()
     try:
         with raise_on_signals(ignore_signals_after=first and is_distributed()):
             _prepare(session, changes)
             if config.verbose:
-                print(f"{plan}\n  folder    {run.path}", flush=True)
+                say(f"{plan}\n  folder    {run.path}")
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
             checkpoints.latest = session.capture()
-            checkpoints.save_latest()
-    except (StopSignal, FaultError, BrokenPipeError) as stop:
+            if not _save_last(checkpoints, model):
+                return _not_saved(run, first)
+    except (StopSignal, FaultError, OSError) as stop:
         bar.close()
-        checkpoints.save_latest()
+        saved = checkpoints.save_latest()
         if isinstance(stop, BrokenPipeError):
             raise
-        return _explain(stop, run if first else None)
+        return _explain(stop, run if first else None, saved)
     finally:
         watchdog.close()
         model.logger.close()  # TensorBoard writes in the background
     if config.verbose:
-        if session.best_model.best is not None:
-            print(f"best model: {session.best_model.best}: {run.path / BEST}")
-        print(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {shlex.quote(str(run.path))}")
+        best = session.best_model.best
+        if best is not None and run.file(BEST, best.steps).exists():
+            say(f"best model: {best}: {run.path / BEST}")
+        say(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {quoted_path(run.path)}")
     return 0
+
+
+def _save_last(checkpoints: Checkpoints, model: RecurrentAlgorithm) -> bool:
+    """Save the run's end, again after a while if it fails; return, in all processes, whether it is saved."""
+    saved = checkpoints.save_latest()
+    for seconds in LAST_RETRIES:
+        if not saved:
+            time.sleep(seconds)
+            saved = checkpoints.save_latest()
+    return bool(model.processes.all_gather(saved)[0])
+
+
+def _not_saved(run: Run, first: bool) -> int:
+    if first:
+        kept = run.files("checkpoint")
+        older = f"the run is saved at {steps_of(kept[-1])} steps" if kept else "nothing of the run is saved"
+        hint = f"; make room for it, then: {command_to_resume(run)}" if kept else ""
+        warn(f"trained, but its end could not be saved (see above): {older}{hint}")
+    return NOT_SAVED
 
 
 def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
@@ -139,22 +162,29 @@ def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
             raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to continue")
     if model.processes.first:
         keep_settings(run, config, model.num_timesteps, changes)
-        model.logger.output_formats.insert(0, TensorBoardOutputFormat(str(run.path / TENSORBOARD)))
+        session.log_to_tensorboard()
         # An exception within TensorBoard's queue could make `close` wait two minutes for its thread.
         model.logger.dump = hold_signals()(model.logger.dump)  # type: ignore[method-assign]
 
 
-def _explain(stop: StopSignal | FaultError, run: Run | None) -> int:
+def _explain(stop: StopSignal | FaultError | OSError, run: Run | None, saved: bool) -> int:
     """Print why a run has stopped, and how to resume it; return the exit code. Only process 0 gives the run."""
     is_signal = isinstance(stop, StopSignal)
+    message = f"{stop.filename or 'training'}: {stop.strerror or stop}" if isinstance(stop, OSError) else str(stop)
     if run is not None:
-        reason = f" by {stop}" if is_signal else f": {stop}. The weights from before it are kept"
-        saved = "nothing was learned yet, and nothing is kept"
-        if checkpoints := run.files("checkpoint"):
-            saved = f"saved at {steps_of(checkpoints[-1])} steps. Resume with: {command_to_resume(run)}"
-        warn(f"stopped{reason}; {saved}")
+        reason = f" by {stop}" if is_signal else f": {message}"
+        checkpoints = run.files("checkpoint")
+        if checkpoints:
+            reason += "" if is_signal or not saved else ". The weights from before it are kept"
+            lost = "" if saved else "what was learned since could not be saved; "
+            kept = f"{lost}saved at {steps_of(checkpoints[-1])} steps. Resume with: {command_to_resume(run)}"
+        else:
+            kept = "nothing was learned yet, and nothing is kept" if saved else "nothing could be saved"
+        warn(f"stopped{reason}; {kept}")
     elif not isinstance(stop, StopSignal | LostProcessError):  # the process that ended first has printed the reason
-        warn(f"stopped: {stop}")
+        warn(f"stopped: {message}")
+    if isinstance(stop, OSError):
+        return NOT_SAVED
     return INTERRUPTED if is_signal else FAULT
 
 
@@ -200,6 +230,8 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
 def _updates(config: TrainConfig, steps: int) -> str:
     per_rollout = config.n_envs * config.n_steps
     rollouts = f"{config.n_envs} environments x {config.n_steps} steps"
+    if config.algo == "supervised":
+        return f"{steps // per_rollout:,} of {rollouts}, by right answers"
     if config.algo == "ppo":
         return (
             f"{steps // per_rollout:,} of {rollouts}, "

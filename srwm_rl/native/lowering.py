@@ -35,6 +35,7 @@ class Inputs:
 
     def __init__(self, policy: SRWMPolicy) -> None:
         encoder = policy.features_extractor
+        self._scaled, self._scale = encoder.vectors, encoder.vector_scale
         self._sources = []
         for key in _keys(encoder):
             space, network = policy.obs_spaces[key], dict(encoder.images.items()).get(key)
@@ -50,7 +51,8 @@ class Inputs:
         arrays, inputs = obs if isinstance(obs, dict) else {MAIN_KEY: obs}, []
         for key, shape, encode in self._sources:
             array = arrays[key].reshape(n, *shape)
-            inputs.append(array.float() if encode is None else encode(array).flatten(1))
+            values = array.float() if encode is None else encode(array).flatten(1)
+            inputs.append(values * self._scale if self._scale != 1.0 and key in self._scaled else values)
         return inputs
 
 
@@ -178,7 +180,7 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     if any(type(cnn) not in CNNS.values() for cnn in encoder.images.values()):
         raise UnsupportedModuleError
     widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
-    widths |= {key: cnn.head.out_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]
+    widths |= {key: cnn.n_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]
     step = program.input(1) if encoder.step is not None else None
     layers, vectors = list(encoder.mlp.children()), None
     last = max((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), default=0)

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.nn.few_shot_cnns import Conv4, FewShotCNN, ResNet12
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
@@ -123,6 +124,7 @@ class ImpalaCNN(nn.Module):
         stages, n_outputs = self._make_stages(size[0], size[1], depth, channels)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(n_outputs, features)
+        self.n_features = features
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _make_stages(
@@ -223,7 +225,12 @@ class NatureCNN(ImpalaCNN):
         return stages, depth * height * width
 
 
-CNNS: dict[str, type[ImpalaCNN]] = {"impala": ImpalaCNN, "nature": NatureCNN}
+CNNS: dict[str, type[ImpalaCNN | FewShotCNN]] = {
+    "impala": ImpalaCNN,
+    "nature": NatureCNN,
+    "conv4": Conv4,
+    "resnet12": ResNet12,
+}
 
 
 class StepEmbedding(nn.Module):
@@ -281,7 +288,9 @@ class Encoder(BaseFeaturesExtractor):
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of them.
         mlp: widths of the MLP's layers; empty: no MLP.
-        cnn: settings of `ImpalaCNN`, or with `"kind": "nature"` of `NatureCNN`.
+        cnn: settings of `ImpalaCNN`; with `"kind"` "nature", "conv4" or "resnet12" those of `NatureCNN`, `Conv4` or
+            `ResNet12`.
+        vector_scale: factor on vectors.
         step_periods, step_longest: settings of `StepEmbedding`.
         normalize_images: multiply pixels by 1/255. False: as in SB3, every Box of three dimensions is an image, of
             floats too.
@@ -300,11 +309,13 @@ class Encoder(BaseFeaturesExtractor):
         step_longest: float = 256.0,
         normalize_images: bool = True,
         precision: str = "float32",
+        vector_scale: float = 1.0,
     ) -> None:
         obs_spaces = flatten_obs_space(observation_space)
         _check_widths("mlp", mlp, may_be_empty=True)
         _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
+        self.vector_scale = vector_scale
         self.images = KeyedModules()
         self.plain: list[str] = []
         self.vectors: list[str] = []
@@ -316,7 +327,7 @@ class Encoder(BaseFeaturesExtractor):
                 kind = CNNS[settings.pop("kind", "impala")]
                 network = kind(space.shape, is_image_space_channels_first(space), **settings)
                 self.images[key] = network
-                width += network.head.out_features
+                width += network.n_features
             elif is_episode_step(key, space):
                 has_step = True
                 width += 2 * step_periods
@@ -343,7 +354,8 @@ class Encoder(BaseFeaturesExtractor):
         """Map `{key: [N, ...]}`, images as uint8 and all else as floats, to `[N, features_dim]`."""
         features = [cnn(observations[key]) for key, cnn in self.images.items()]
         if self.vectors:
-            features.append(self.mlp(torch.cat([observations[key].flatten(1) for key in self.vectors], dim=1)))
+            vectors = torch.cat([observations[key].flatten(1) for key in self.vectors], dim=1)
+            features.append(self.mlp(vectors * self.vector_scale if self.vector_scale != 1.0 else vectors))
         features += [observations[key].flatten(1) for key in self.plain]
         if self.step is not None:
             features.append(self.step(observations[EPISODE_STEP]))
@@ -407,16 +419,24 @@ def _warn_of_frames(key: str, space: spaces.Space[Any]) -> None:
 
 
 def _check_cnn(settings: dict[str, Any]) -> None:
-    known = inspect.signature(ImpalaCNN).parameters.keys() - {"shape", "channels_first"} | {"kind"}
-    check_settings("the encoder's cnn", settings, known)
+    kind = settings.get("kind", "impala")
+    if str(kind) not in CNNS:
+        raise UserError(f"the encoder's cnn has no kind {kind!r}{did_you_mean(str(kind), CNNS)}")
+    parameters = _cnn_settings(CNNS[kind])
+    check_settings(f"the encoder's {kind} cnn", settings, parameters.keys() - {"shape", "channels_first"} | {"kind"})
     for name, value in settings.items():
-        if name == "kind":
-            if str(value) not in CNNS:
-                raise UserError(f"the encoder's cnn has no kind {value!r}{did_you_mean(str(value), CNNS)}")
-        elif name == "channels":
+        if name == "channels":
             _check_widths("cnn channels", value)
-        elif name not in ("scale", "precision"):
+        elif name not in ("kind", "scale", "precision", "dropout"):
             _check_widths(f"cnn {name}", [value])
+
+
+def _cnn_settings(kind: type[nn.Module]) -> dict[str, Any]:
+    """Return the parameters of a CNN's constructor, and of its parent's where it passes them on."""
+    parameters = dict(inspect.signature(kind).parameters)
+    if "settings" in parameters:
+        parameters |= inspect.signature(kind.__mro__[1]).parameters
+    return parameters
 
 
 def _check_widths(name: str, widths: Any, may_be_empty: bool = False) -> None:

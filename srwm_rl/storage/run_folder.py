@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from srwm_rl.zoo import PREFIX, zoo_file
 
 CONFIG, CHECKPOINTS, TENSORBOARD, METRICS = "config.json", "checkpoints", "tensorboard", "metrics.jsonl"
 BEST = "best"  # RUN/best is accepted for the run's best model wherever a run or a model file is
+GROUP = "group.json"  # in the folder of a group of runs
 KEEP = 3
 MAX_CONFIG_BYTES = 2**20
 
@@ -44,23 +46,26 @@ class Run:
     config: dict[str, Any]  # the content of `config.json`
 
     @classmethod
-    def create(cls, base: Path, config: dict[str, Any]) -> Run:
-        """Make the first of the folders `<base>_1`, `<base>_2`, ... that does not exist.
+    def create(cls, base: Path, config: dict[str, Any], path: Path | None = None) -> Run:
+        """Make the first of the folders `<base>_1`, `<base>_2`, ... that does not exist, or the folder `path`.
+
+        What a run without a checkpoint left at `path` is deleted.
 
         Raises:
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be made, or there is a run with checkpoints at `path`.
         """
         try:
-            for number in itertools.count(1):
-                path = base.with_name(f"{base.name}_{number}")
-                with suppress(FileExistsError):
-                    path.mkdir(parents=True)
-                    break
+            if path is None:
+                path = numbered_folder(base)
+            else:
+                _empty(path)
+                path.mkdir(parents=True)
             (path / CHECKPOINTS).mkdir()
             run = cls(path, config)
             run.write_config()
         except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {error.strerror}; choose another with -f") from error
+            folder = path or base
+            raise UserError(f"cannot make the run folder {folder}: {error.strerror}; choose another with -f") from error
         return run
 
     @classmethod
@@ -77,6 +82,8 @@ class Run:
             raise UserError(
                 f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
             )
+        if (path / GROUP).is_file():
+            raise UserError(f"{path} is a group of runs; name one of them, such as {path}/seed_0")
         try:
             config = parse_json(read_small(path / CONFIG, MAX_CONFIG_BYTES))
             if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
@@ -94,6 +101,18 @@ class Run:
             OSError: it cannot be written.
         """
         write_whole(self.path / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
+
+    def restore(self) -> bool:
+        """Make the folder again if it was moved or deleted while the run is trained; return whether it was.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if (self.path / CHECKPOINTS).is_dir() and (self.path / CONFIG).exists():
+            return False
+        (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self.write_config()
+        return True
 
     def check_own(self) -> None:
         """Check that the folder holds no links, through which a run would write and delete files elsewhere.
@@ -178,6 +197,25 @@ class Run:
             path.unlink(missing_ok=True)
 
 
+def numbered_folder(base: Path) -> Path:
+    """Make the first of the folders `<base>_1`, `<base>_2`, ... that does not exist, and return it."""
+    for number in itertools.count(1):
+        path = base.with_name(f"{base.name}_{number}")
+        with suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    return path
+
+
+def _empty(path: Path) -> None:
+    """Delete the folder of a run that was killed before its first checkpoint."""
+    if not (path / CONFIG).exists():
+        return
+    if Run.open(path).files("checkpoint"):
+        raise UserError(f"{path} has checkpoints; resume it with srwm-rl train --resume {path}")
+    shutil.rmtree(path)
+
+
 def steps_of(file: Path) -> int:
     """Return the steps in the name of one of a run's files."""
     return int(file.stem.rpartition("-")[2])
@@ -210,11 +248,13 @@ def model_files(path: str | Path) -> list[Path]:
 
 
 def title_of(path: str | Path) -> str:
-    """Return a short name for the model that a path names: `coinrun_1`, `coinrun_1-best`, or a file's own."""
+    """Return a short name for what a path names: `coinrun_1`, `coinrun_1-best`, `coinrun_1-seed_0`, or a file's own."""
     if is_address(path) or str(path).startswith(PREFIX):
         return re.split("[/:]", str(path).partition("#")[0])[-1].removesuffix(".safetensors")
     path = Path(path)
     if path.is_file():
         return path.resolve().stem
     folder = run_folder(path)
-    return folder.resolve().name + ("" if folder == path else f"-{BEST}")
+    suffix, folder = "" if folder == path else f"-{BEST}", folder.resolve()
+    group = f"{folder.parent.name}-" if (folder.parent / GROUP).is_file() else ""
+    return f"{group}{folder.name}{suffix}"

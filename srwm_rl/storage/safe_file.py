@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,15 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written, or other bytes are read back; the old file is untouched.
     """
+    publish(stage(path, content), path)
+
+
+def stage(path: Path, content: bytes) -> Path:
+    """Write `content` beside `path` under a temporary name, flush, read back and compare; return that name.
+
+    Raises:
+        OSError: as `write_whole`; nothing is left behind.
+    """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         temporary.unlink(missing_ok=True)  # of a killed process with the same id
@@ -61,9 +71,25 @@ def write_whole(path: Path, content: bytes) -> None:
             same = all(file.read(_CHUNK) == content[i : i + _CHUNK] for i in range(0, len(content), _CHUNK))
             if not same or file.read(1):
                 raise OSError(errno.EIO, "the disk returned other bytes than were written", str(path))
+    except OSError as error:
+        error.filename = str(path)  # none where a write fails
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename what `stage` wrote.
+
+    Raises:
+        OSError: it cannot be renamed; nothing is left behind.
+    """
+    try:
         temporary.rename(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
 
@@ -107,6 +133,18 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if content["sha256"] != _digest(arrays, content["meta"]):
         raise UserError(f"{path} is damaged: its content does not match its sha256; use another checkpoint")
     return arrays, content["meta"]
+
+
+def check_content(blob: bytes) -> None:
+    """Check that `read_file` will accept what `serialise` returned: its limits hold for every file.
+
+    Raises:
+        UserError: it will not.
+    """
+    try:
+        _read_header(blob)
+    except ValueError as error:
+        raise UserError(f"{error}; use fewer n_envs, or an observation space with fewer parts") from error
 
 
 def _read_header(blob: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_only_numbers_are_written(tmp_path: Path) -> None:
 def test_lines_after_a_checkpoint_are_truncated(tmp_path: Path) -> None:
     metrics = MetricsFile(tmp_path / "m.jsonl")
     metrics.write({"a": 1}, {}, step=1)
-    position = metrics.file.tell()
+    position = metrics.position()
     metrics.write({"a": 2}, {}, step=2)
     metrics.close()
     again = MetricsFile(tmp_path / "m.jsonl")

@@ -416,3 +416,31 @@ def test_a_choice_without_other_levels_uses_those_that_are_played(call: Any, rec
     argv = ("--baselines", "--allow-overlap", "--train-levels", "none", "--eval-levels")
     assert report(call, tmp_path, recall, *argv, "0:8")["baselines"][0]["chosen_on"].startswith("4 of ")
     assert report(call, tmp_path, recall, *argv, "0:12")["baselines"][0]["chosen_on"].startswith("12 of ")
+
+
+def test_another_agent_is_played_beside_on_the_same_levels(call: Any, tmp_path: Path) -> None:
+    other, levels = "zoo:hidden_controls_feedforward", ("--eval-levels", "2000000:2000020", "--train-levels", "none")
+    result = report(call, tmp_path, "zoo:hidden_controls", "--beside", other, *levels)
+    (part,) = result["baselines"]
+    assert part["name"] == part["agent"] == other
+    alone = report(call, tmp_path, other, *levels)
+    assert part["episodes"] == alone["episodes"]
+    assert part["return_by_attempt"][0]["return"] == alone["return_by_attempt"][0]["return"]
+    (difference,) = part["differences"]
+    means = [of["rows"][0]["return"]["mean"] for of in (result, alone)]
+    assert difference["return"]["mean"] == pytest.approx(means[0] - means[1])
+    line = next(
+        line
+        for line in call("eval", "zoo:hidden_controls", "--beside", other, *levels).out.splitlines()
+        if other in line
+    )
+    assert line.startswith(f"{other}, held-out 2000000:2000020 ")
+
+
+def test_agents_that_cannot_be_played_beside_are_refused(call: Any, recall: Path, tmp_path: Path) -> None:
+    assert "differ in environment" in call("eval", "zoo:hidden_controls", "--beside", "zoo:recall").error()
+    levels = ("--env", "hidden_controls", "--levels", "1000000:1000010", "--eval-levels", "5:9", "--n-envs", 2)
+    small = ("--n-steps", 8, "--batch-size", 8, "-n", 16, "--n-epochs", 1, "--verbose", 0, "-f", tmp_path)
+    assert call("train", *levels, *small).code == 0
+    run = tmp_path / "ppo_srwm" / "hidden_controls_1"
+    assert "was trained on 10 of the held-out levels" in call("eval", "zoo:hidden_controls", "--beside", run).error()

@@ -305,3 +305,16 @@ def test_baselines_are_played_once_for_runs_of_one_environment(
     assert "random play" in without
     assert "constant" not in without
     assert "random play on held-out" not in Text(page(call, tmp_path, recall, "--no-rank-heads", "--no-random")).text
+
+
+def test_another_agent_is_on_the_page_and_in_the_command_that_repeats_it(
+    call: Any, recall: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    shutil.copyfile(next((recall / "checkpoints").glob("model-*")), other)
+    page = tmp_path / "page.html"
+    argv = ("--no-random", "--no-freeze", "--no-rank-heads", "--no-progress")
+    assert call("report", recall, "--beside", other, "-o", page, *argv).code == 0
+    text = page.read_text()
+    assert f"--beside={other}" in text
+    assert text.count(str(other)) > 2, "in both commands and in the table"

@@ -230,7 +230,7 @@ def test_a_presets_settings_are_merged_too() -> None:
     config = merged(
         "starpilot", "--encoder-kwargs", "features:64", "--env-kwargs", "use_backgrounds:false", preset="demo"
     )
-    assert config.encoder_kwargs == ('cnn:{"channels":[8,16,16]}', "features:64")
+    assert config.encoder_kwargs == ('cnn:{"kind":"nature","channels":[16,32,32]}', "features:64")
     assert config.env_kwargs == ("use_backgrounds:false",)
 
 

@@ -1,0 +1,1 @@
+"""Groups of runs that differ only in their seed: training them, their progress and their summary."""

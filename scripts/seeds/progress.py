@@ -1,0 +1,88 @@
+"""One line per seed while a group trains, from what the runs write to their metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from srwm_rl.storage.run_folder import METRICS
+
+LINE_SECONDS = 60.0  # between lines of a log file
+TAIL = 2**16  # bytes
+
+
+class SeedProgress:
+    """Bars on a terminal, else a line per running seed every minute.
+
+    Args:
+        runs: seed and run folder of each run.
+        total: steps of each run.
+        shown: whether to show anything.
+    """
+
+    def __init__(self, runs: Sequence[tuple[int, Path]], total: int, shown: bool) -> None:
+        self.paths, self.total = dict(runs), total
+        console = Console(stderr=True)
+        self.lines = shown and not console.is_terminal
+        columns = (
+            TextColumn("seed {task.fields[seed]}"),
+            BarColumn(),
+            TextColumn("{task.completed:,} of {task.total:,} steps  {task.fields[result]}"),
+            TimeRemainingColumn(),
+        )
+        self.bars = Progress(*columns, console=console, disable=not shown or self.lines)
+        self.tasks: dict[int, TaskID] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> SeedProgress:
+        self.bars.start()
+        for seed in self.paths:
+            self.tasks[seed] = self.bars.add_task("", start=False, total=self.total, seed=seed, result="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.update([])
+        self.bars.stop()
+
+    def update(self, running: Sequence[int]) -> None:
+        """Read how far the runs are; `running` are the seeds whose processes run."""
+        is_due = self.lines and time.monotonic() - self._last_line > LINE_SECONDS
+        for seed, path in self.paths.items():
+            if self.lines and not (is_due and seed in running):
+                continue
+            steps, result = latest(path)
+            if is_due:
+                print(f"seed {seed}: {steps:,} of {self.total:,} steps{result and f', {result}'}", file=sys.stderr)
+                continue
+            if seed in running and not self.bars.tasks[self.tasks[seed]].started:
+                self.bars.start_task(self.tasks[seed])
+            self.bars.update(self.tasks[seed], completed=min(steps, self.total), result=result)
+        if is_due:
+            self._last_line = time.monotonic()
+
+
+def latest(run: Path) -> tuple[int, str]:
+    """Return a run's steps and its mean training return as text, from the end of its metrics; 0 and "" before them."""
+    try:
+        with (run / METRICS).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0, ""
+    for line in reversed(lines):
+        try:
+            row: dict[str, Any] = json.loads(line)
+            value = row.get("rollout/ep_rew_mean")
+            return int(row["step"]), "" if value is None else f"return {value:.3g}"
+        except (ValueError, KeyError, TypeError, AttributeError):  # the line is being written, or cut
+            continue
+    return 0, ""

@@ -1,0 +1,75 @@
+"""The results of a group over its seeds: a table, means and 95% t-intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srwm_rl.agents.evaluation.statistics import t_interval
+from srwm_rl.scripts.evaluation.table import aligned, text
+from srwm_rl.scripts.reports.curves import read_curves
+from srwm_rl.storage.run_folder import CONFIG, METRICS, Run, steps_of
+from srwm_rl.storage.run_group import RunGroup
+
+TRAINING, HELD_OUT = "rollout/ep_rew_mean", "eval_test/mean_reward"
+
+
+def render_group(group: RunGroup) -> str:
+    """Return the table of a group: the last logged training return and held-out score of each seed, and the means."""
+    rows, columns = [["seed", "steps", "training return", "held-out return", "run"]], dict[str, list[float]]()
+    unfinished = False
+    for seed in group.record.seeds:
+        path = group.run_path(seed)
+        steps, wanted = _steps(path)
+        values = {key: _last(path, key) for key in (TRAINING, HELD_OUT)}
+        missing = "" if steps >= wanted > 0 else " (not finished)"
+        unfinished |= bool(missing)
+        for key, value in values.items():
+            if value is not None and not missing:
+                columns.setdefault(key, []).append(value)
+        rows.append([str(seed), f"{steps:,}", *map(text, values.values()), f"{path}{missing}"])
+    intervals = [t_interval(np.array(columns[key])).to_json() if key in columns else None for key in values]
+    n = len(columns.get(TRAINING, ()))
+    finished = " that finished" if unfinished else ""
+    note = f"95% t-interval over {n} seed{'s' * (n != 1)}{finished}"
+    rows += [["mean", "", *map(text, intervals), note]] if n else []
+    if HELD_OUT not in columns:
+        rows = [[*row[:3], row[4]] for row in rows]
+    return "\n".join(["", *aligned(rows)])
+
+
+def _steps(path: Path) -> tuple[int, int]:
+    """Return the saved and the wanted steps of a run."""
+    if not (path / CONFIG).exists():
+        return 0, 0
+    run = Run.open(path)
+    return max(map(steps_of, run.files("checkpoint")), default=0), int(run.config["train"].get("n_timesteps", 0))
+
+
+def _last(path: Path, key: str) -> float | None:
+    curve = read_curves(path / METRICS).get(key)
+    return None if curve is None else float(curve.values[-1])
+
+
+def over_seeds(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each split and game that all evaluations have, the mean return over runs with its 95% t-interval."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for report in reports:
+        parts = [report, *report.get("baselines", ()), *report.get("interventions", ())]
+        for row in (row for part in parts for row in part["rows"]):
+            means.setdefault((row["split"], row["game"]), []).append(row["return"]["mean"])
+    return [
+        {"split": split, "game": game, "runs": len(values), "return": t_interval(np.array(values)).to_json()}
+        for (split, game), values in means.items()
+        if len(values) == len(reports)
+    ]
+
+
+def render_over_seeds(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the means over seeds as text."""
+    table = [["over seeds", "game", "runs", "mean return [95% t-interval]"]]
+    table += [[row["split"], row["game"], str(row["runs"]), text(row["return"])] for row in rows]
+    return "\n".join(aligned(table))
