@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from srwm_rl.agents.losses.supervised_loss import answer_loss, prototype_logits, prototype_loss
 
-T, B, C, F = 9, 3, 4, 5
+T, B, C, F = 20, 3, 4, 5
 
 
 def episodes():
