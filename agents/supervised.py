@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
+from torch import Tensor, nn
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.rollout_buffer import storage
@@ -21,7 +21,7 @@ from srwm_rl.agents.engine.transfer import map_obs, to_device
 from srwm_rl.agents.engine.updates import CheckedUpdates
 from srwm_rl.agents.losses.supervised_loss import SupervisedLossSums, answer_loss, prototype_loss
 from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import PREVIOUS_ACTION, PREVIOUS_REWARD
+from srwm_rl.nn.encoders import PREVIOUS_ACTION, PREVIOUS_REWARD, Encoder
 from srwm_rl.nn.policy import Obs, SRWMPolicy, run_core
 
 LABEL = "label"
@@ -163,15 +163,15 @@ class Supervised(RecurrentAlgorithm):
                     "leave these inputs out"
                 )
         super()._setup_model()
-        if self.aux_coef and not self._has_classes:
+        if self.aux_coef and (self._image is None or LABEL not in self.policy.obs_spaces):
             raise UserError("aux_coef is for few-shot episodes: observations with one image and a label")
 
     @property
-    def _has_classes(self) -> bool:
-        return self.policy.has_images and LABEL in self.policy.obs_spaces and len(self._images()) == 1
-
-    def _images(self) -> list[tuple[str, torch.nn.Module]]:
-        return list(self.policy.features_extractor.images.items())
+    def _image(self) -> str | None:
+        """The key of a Dict observation's image that our encoder reads, if it is the only one."""
+        encoder = self.policy.features_extractor
+        images = [*encoder.images] if isinstance(encoder, Encoder) else []
+        return images[0] if len(images) == 1 else None
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Take `n_rollout_steps` steps in every environment with the right answers as actions, and store both.
@@ -228,7 +228,8 @@ class Supervised(RecurrentAlgorithm):
     def loss(self, batch: AnsweredBatch) -> tuple[Tensor, SupervisedLossSums, Tensor]:
         """Return the loss of an unroll, `[]`, its terms, summed over answers, and the core state after it."""
         policy, (n_steps, n_envs) = self.policy, batch.answers.shape
-        features = policy.encode(batch.observations, n_steps * n_envs).view(n_steps, n_envs, -1)
+        obs, frame_index = self._distinct_frames(batch.observations)
+        features = policy.encode(obs, n_steps * n_envs, frame_index).view(n_steps, n_envs, -1)
         y, core_state = run_core(policy.core, features, batch.core_state, batch.episode_starts, self.bptt)
         distribution, values = policy._heads(y.flatten(0, 1))
         logits = distribution.distribution.logits.view(n_steps, n_envs, -1)  # type: ignore[attr-defined]
@@ -240,14 +241,33 @@ class Supervised(RecurrentAlgorithm):
         loss = cross_entropy + self.aux_coef * prototype + 0.0 * values.sum()
         return loss, SupervisedLossSums(cross_entropy, right, prototype), core_state
 
+    def _distinct_frames(self, obs: Obs) -> tuple[Obs, Tensor | None]:
+        """Return observations `[T, N, ...]` with each frame that repeats the one before left out, `[M, ...]`, and the
+        index `[T * N]` of each observation's frame: few-shot episodes show an image without, then with its label.
+        """
+        key = self._image
+        if key is None or not isinstance(obs, dict):
+            return obs, None
+        frames = obs[key]
+        is_new = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
+        is_new[1:] = (frames[1:] != frames[:-1]).flatten(2).any(-1)
+        number = is_new.flatten().cumsum(0).view_as(is_new) - 1
+        index = torch.where(is_new, number, -1).cummax(0).values  # a repeated frame has the number of the last new one
+        return {**obs, key: frames[is_new]}, index.flatten()
+
+    def sequences_at_once(self, sequence_length: int) -> int | None:
+        """Return how many sequences go through the network at once; None: all, as batch normalisation needs."""
+        if self.frames_at_once is None and any(isinstance(m, nn.BatchNorm2d) for m in self.policy.modules()):
+            return None
+        return super().sequences_at_once(sequence_length)
+
     def _prototype_loss(self, features: Tensor, batch: AnsweredBatch) -> Tensor:
         """Return the prototype loss `[]` on the CNN's part of the features `[T, N, I]`, which is their first."""
-        ((_, network),) = self._images()
+        network: Any = self.policy.features_extractor.images[self._image]
         label = batch.observations[LABEL]  # type: ignore[index]
         told = torch.where(label.any(-1), label.argmax(-1), -1)
         classes = torch.where(batch.answers >= 0, batch.answers, told)  # a query's label may be a dummy
-        width: int = network.n_features  # type: ignore[assignment]
-        return prototype_loss(features[..., :width], classes, batch.answers, batch.episode_starts, label.shape[-1])
+        return prototype_loss(features[..., : network.n_features], classes, batch.answers, batch.episode_starts, label.shape[-1])
 
     def _log(self, means: list[dict[str, float]], learning_rate: float) -> None:
         for update in means:

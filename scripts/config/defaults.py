@@ -99,8 +99,7 @@ SUPERVISED: dict[str, Any] = {
     "normalize_reward": False,
     "core_kwargs": ("hidden_size:32", "n_layers:1"),
 }
-# The encoder computes in float32, which is faster for convolutions of this size.
-_CONV4 = 'cnn:{"kind":"conv4","channels":[32,32,32,32],"first_stride":2,"precision":"float32"}'
+_CONV4 = 'cnn:{"kind":"conv4","channels":[32,32,32,32],"first_stride":2}'
 SUPERVISED_TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "parity": {"n_steps": 40},
     "repeat_previous": {"n_steps": 51},

@@ -350,9 +350,15 @@ class Encoder(BaseFeaturesExtractor):
             networks.append(f"MLP {'/'.join(sizes)}" if sizes else "vectors as they are")
         return " + ".join([*networks, *self.plain, *([EPISODE_STEP] if self.step is not None else [])])
 
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Map `{key: [N, ...]}`, images as uint8 and all else as floats, to `[N, features_dim]`."""
+    def forward(self, observations: dict[str, Tensor], frame_index: Tensor | None = None) -> Tensor:
+        """Map `{key: [N, ...]}`, images as uint8 and all else as floats, to `[N, features_dim]`.
+
+        With `frame_index` `[N]` images are `[M, ...]`, and observation i has number `frame_index[i]`, so that repeated
+        ones are encoded once.
+        """
         features = [cnn(observations[key]) for key, cnn in self.images.items()]
+        if frame_index is not None:
+            features = [part[frame_index] for part in features]
         if self.vectors:
             vectors = torch.cat([observations[key].flatten(1) for key in self.vectors], dim=1)
             features.append(self.mlp(vectors * self.vector_scale if self.vector_scale != 1.0 else vectors))

@@ -303,8 +303,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         shape = actions.shape[:2]
         return SequenceEvaluation(values.view(shape), log_probs.view(shape), entropy.view(shape), core_state)
 
-    def encode(self, obs: Obs, n: int) -> Tensor:
-        """Map observations, `n` over all leading axes, to features `[n, I]`."""
+    def encode(self, obs: Obs, n: int, frame_index: Tensor | None = None) -> Tensor:
+        """Map observations, `n` over all leading axes, to features `[n, I]`; `frame_index` as of `Encoder.forward`."""
         arrays = obs if isinstance(obs, dict) else {MAIN_KEY: obs}
         if self._extractor_inputs is not None:
             features: Tensor = self.features_extractor(self._extractor_inputs(arrays, n))
@@ -312,9 +312,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         inputs = {}
         images = self.features_extractor.images
         for key, space in self.obs_spaces.items():
-            array = arrays[key].reshape(n, *(space.shape or ()))
+            array = arrays[key].reshape(n if frame_index is None else -1, *(space.shape or ()))
             inputs[key] = array if key in images else as_floats(array, space)  # the CNN scales images
-        features = self.features_extractor(inputs)
+        features = self.features_extractor(inputs, frame_index)
         return features
 
     def action_masks(self, obs: Obs) -> Tensor | None:
