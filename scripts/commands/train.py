@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from srwm_rl.envs.levels import LevelRange
-from srwm_rl.envs.make import list_envs
+from srwm_rl.envs.make import list_envs, resolve
 from srwm_rl.envs.procgen.constant_play import CONSTANT_PLAY
 from srwm_rl.envs.procgen.games import ACTIONS
-from srwm_rl.errors import UserError
+from srwm_rl.envs.tasks import TASKS, TaskBatch
+from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import allow_core, options_of, parse, peek
+from srwm_rl.scripts.config.config_file import read_config_file, to_yaml
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -46,6 +50,9 @@ def _main(argv: list[str]) -> int:
         print("\n".join([*(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()), "", constant_play()]))
         return 0
     _check_levels(config)
+    if config.print_config:
+        print(to_yaml(config), end="")
+        return 0
     for name in ("supervise", "verify"):
         if is_distributed() and getattr(config, name):
             raise UserError(f"--{name} is for one process: leave it out under torchrun, or start without torchrun")
@@ -62,8 +69,16 @@ def _main(argv: list[str]) -> int:
 
 
 def _new_config(argv: list[str]) -> TrainConfig:
-    """Return the settings of a new run."""
-    default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
+    """Return the settings of a new run: of its options, else of its --config, else the defaults."""
+    path = peek(argv, "--config")
+    stored = read_config_file(path) if path is not None else {}
+    chosen = {name: peek(argv, f"--{name}") or stored.get(name) for name in ("env", "preset", "core", "algo")}
+    if path is not None:
+        allow_core(stored.get("core", ""), chosen["core"] if peek(argv, "--core") else None)
+        allow_env(stored.get("env", ""), peek(argv, "--env"), path)
+    default = defaults(**chosen)
+    with named(path or ""):
+        default = with_defaults(replace(default, **stored), default)
     return with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
 
 
@@ -113,4 +128,12 @@ def _check_levels(config: TrainConfig) -> None:
         raise UserError(
             f"--levels {train} and --eval-levels {held_out} overlap in {train.overlap(held_out)} levels; "
             "hold out levels that are not trained on"
+        )
+    spec = resolve(config.env)
+    task = TASKS[spec.names[0]] if spec.kind == "task" else TaskBatch
+    ends = np.array([held_out.start, held_out.stop - 1])
+    if task.levels_share_content and task.trained_levels(train, ends).any():
+        raise UserError(
+            f"--levels {train} and --eval-levels {held_out} draw the same classes; train on 0:1000000 and hold out "
+            "1000000:1001000 (validation classes) or 2000000:2001000 (test classes)"
         )

@@ -46,6 +46,10 @@ class TrainConfig:
     """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
     """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
+    config: str | None = None
+    """A YAML file of settings, by the names of these options; other options override it. See --print-config."""
+    print_config: bool = False
+    """Print all settings as such a file and stop."""
     resume: str | None = None
     """Resume this run folder, exactly; -n may be given a new value."""
     override: bool = False

@@ -33,7 +33,7 @@ from srwm_rl.storage.strict_json import convert
 
 FORMAT = 1
 # Settings that no model file contains, since it may be shared: those of one command, and a local path.
-PRIVATE = ("log_folder", "resume", "override", "verify", "profile")
+PRIVATE = ("log_folder", "resume", "override", "verify", "profile", "config")
 # Settings that decide the sizes of the networks and environments.
 SIZES = ("env", "mode", "env_kwargs", "attempts", "n_envs", "inputs", "core", "core_kwargs", "encoder_kwargs")
 ENVIRONMENTS = re.compile(r"(/processes/\d+)?/environments/")  # arrays of the environments' own state

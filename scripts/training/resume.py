@@ -14,7 +14,7 @@ from srwm_rl.storage.run_folder import CONFIG, Run
 FREE = {
     "n_timesteps", "resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "progress",
     "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes", "video_freq",
-    "profile", "seeds", "jobs",
+    "profile", "seeds", "jobs", "print_config",
 }  # fmt: skip
 # Settings that --override may change: the run then differs from one that was never stopped.
 WITH_OVERRIDE = {
@@ -26,7 +26,7 @@ WITH_OVERRIDE = {
 
 def stored_config(run: Run, path: str) -> TrainConfig:
     """Return the settings stored in a run folder; `path` is the value of --resume."""
-    return replace(read_settings(run.config["train"], str(run.path / CONFIG)), resume=path, profile=False)
+    return replace(read_settings(run.config["train"], str(run.path / CONFIG)), resume=path, profile=False, config=None)
 
 
 def check_changes(stored: TrainConfig, wanted: TrainConfig) -> dict[str, list[Any]]:
