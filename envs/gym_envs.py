@@ -14,8 +14,10 @@ from srwm_rl.envs.episodes import obs_row
 from srwm_rl.envs.gym_vector_env import BatchGymVectorEnv, checked_options
 from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import make_batch_env
-from srwm_rl.envs.tasks import TASKS
+from srwm_rl.envs.tasks import RENDERED_TASKS, TASKS
 from srwm_rl.errors import UserError
+
+_TASK_PICTURES = {"render_modes": ["rgb_array"], "render_fps": 4}  # slow enough to follow every step
 
 
 class BatchGymEnv(gymnasium.Env[Any, Any]):
@@ -134,6 +136,18 @@ class TaskGymVectorEnv(BatchGymVectorEnv):
         super().__init__(_make(task, num_envs, **settings), autoreset_mode)
 
 
+class RenderedTaskGymEnv(TaskGymEnv):
+    """Play a task with pictures: `gymnasium.make("srwm_rl:srwm_rl/HiddenControls-v0", render_mode="rgb_array")`."""
+
+    metadata: ClassVar[dict[str, Any]] = {**BatchGymEnv.metadata, **_TASK_PICTURES}  # type: ignore[misc]
+
+
+class RenderedTaskGymVectorEnv(TaskGymVectorEnv):
+    """Play `num_envs` copies of a task with pictures."""
+
+    metadata: ClassVar[dict[str, Any]] = {**BatchGymVectorEnv.metadata, **_TASK_PICTURES}  # type: ignore[misc]
+
+
 def _make(
     name: str,
     n_envs: int,
@@ -149,7 +163,7 @@ def _make(
         raise UserError("give either levels or num_levels and start_level, not both")
     if mode is not None and distribution_mode is not None:
         raise UserError("mode and distribution_mode are two names for one setting; give one of them")
-    if name in TASKS and settings.pop("render_mode", None) is not None:
+    if name in TASKS and name not in RENDERED_TASKS and settings.pop("render_mode", None) is not None:
         raise UserError(f"{name} has no pictures; leave render_mode out")
     if levels is None:
         start = start_level or 0

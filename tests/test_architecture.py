@@ -32,6 +32,7 @@ ENTRY_POINTS = ("srwm_rl/__init__.py", "srwm_rl/__main__.py")
 LATE_IMPORTS = {
     "srwm_rl/ops/scan.py": "Triton is imported where it runs",
     "envs/images/data.py": "--help: Pillow and matplotlib are imported where images are read or drawn",
+    "envs/tasks/hidden_controls.py": "--help: Pillow and matplotlib are imported where the room is drawn",
     "envs/make.py": "environments are imported when made: some need SB3 and with it torch",
     "scripts/cli.py": "--device is checked without torch where it is the CPU",
     "scripts/commands/bench.py": "--help",

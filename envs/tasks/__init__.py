@@ -26,7 +26,11 @@ TASKS: dict[str, type[TaskBatch]] = {
 TASK_IDS = {f"srwm_rl/{task.__name__.removesuffix('Batch')}-v0": name for name, task in TASKS.items()}
 """The tasks' Gymnasium ids, as `srwm_rl/Recall-v0`."""
 
+RENDERED_TASKS = ("hidden_controls",)
+"""The tasks with pictures, for `render_mode="rgb_array"`."""
+
 __all__ = [
+    "RENDERED_TASKS",
     "TASKS",
     "TASK_IDS",
     "AssociativeRecallBatch",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from srwm_rl.envs.batch import Array, FloatArray, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels, hash_integers, hash_uniform
@@ -40,6 +41,7 @@ class HiddenControlsBatch(AttemptsTask):
         change_at: The attempt (the first is 0) from which on the controls are newly drawn ones, unannounced; 0: none.
         flash: A flash is shown every so many steps on average, and turns the controls round from that step on, until
             the next one: each action moves the opposite way; 0: none.
+        render_mode: "rgb_array": `render` draws the room, with what each action does.
 
     Raises:
         UserError: If a setting is out of range.
@@ -60,7 +62,11 @@ class HiddenControlsBatch(AttemptsTask):
         effect: bool = True,
         change_at: int = 0,
         flash: int = 0,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"hidden_controls has no render_mode {render_mode!r}; use 'rgb_array' or None")
+        self.render_mode = render_mode
         self.size, self.n_moves = _check_room(size, n_moves)
         if not isinstance(effect, bool):
             raise UserError(f"effect must be true or false, not {effect!r}")
@@ -160,15 +166,35 @@ class HiddenControlsBatch(AttemptsTask):
             obs[:, -1] = self._flashes()[0]
         return obs
 
+    def _moves(self) -> IntArray:
+        """Return what each action does at the present step, `[n, n_moves, 2]`."""
+        moves: IntArray = MOVES[self._controls]
+        return np.where(self._flashes()[1][:, None, None], -moves, moves) if self.flash else moves
+
     def _act_in_attempt(self, actions: Array) -> tuple[FloatArray, BoolArray]:
-        moves = MOVES[self._controls[np.arange(self.n_envs), actions]]  # [n, 2]
-        if self.flash:
-            moves = np.where(self._flashes()[1][:, None], -moves, moves)
+        moves = self._moves()[np.arange(self.n_envs), actions]  # [n, 2]
         to = np.clip(self._agent + moves, 0, self.size - 1)
         self._effect[:] = to - self._agent
         self._agent[:] = to
         reached = (to == self._goal).all(axis=1)
         return (reached - 1 / self.attempt_steps).astype(np.float32), reached
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """Return a picture of every room, `[n, 512, 512, 3]`, as it is before the next step."""
+        if self.render_mode is None:
+            return super().render()
+        from srwm_rl.envs.tasks.room_picture import draw_room
+
+        came_from = self._agent - self._effect
+        shown = self._flashes()[0] if self.flash else np.zeros(self.n_envs, np.bool_)
+        pictures = [
+            draw_room(
+                *(self.size, self._agent[i], self._goal[i], came_from[i] if self._attempt_clock[i] else None),
+                *(moves, bool(shown[i])),
+            )
+            for i, moves in enumerate(self._moves())
+        ]
+        return np.stack(pictures)
 
     def _arrays(self) -> dict[str, Array]:
         return {**super()._arrays(), "agent": self._agent, "goal": self._goal, "effect": self._effect}

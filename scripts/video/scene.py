@@ -75,7 +75,7 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.kind() == "procgen":
             env = self.make(render=True)
             return env, Album(env)
-        rendering = _make_rendering(self) if self.kind() == "gymnasium" else None
+        rendering = _make_rendering(self)
         return rendering or self.make(), Album(rendering)
 
     def versions(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the frames per second of a film; `rendered`: with the environment's pictures."""
         if self.kind() == "procgen":
             return PROCGEN_FPS
-        if not rendered:
+        if not rendered or self.kind() == "task":
             return SLOW_FPS
         entry = _entry_point(self.env)
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
@@ -104,7 +104,7 @@ def _entry_point(env_id: str) -> Any:
 
 
 def _make_rendering(scene: Scene) -> VecEnv | None:
-    """Return a Gymnasium environment with pictures, or None if it has none; a warning says why rendering fails."""
+    """Return an environment with pictures, or None if it has none; a warning says why rendering fails."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about render modes that an environment lacks
         try:

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from srwm_rl.envs.tasks.room_picture import _AGENT, _GOAL
 from srwm_rl.zoo import zoo_names
 
 
@@ -46,6 +49,16 @@ def test_an_agent_of_the_zoo_is_filmed(call: Any, tmp_path: Path) -> None:
     assert result.code == 0, result
     assert film.stat().st_size > 10_000
     assert "recall, held-out level 1000000" in result.out
+
+
+def test_the_demos_film_shows_the_room(call: Any, tmp_path: Path) -> None:
+    film = tmp_path / "film.gif"
+    result = call("watch", "--demo", "--steps", 3, "-o", film, "--no-progress")
+    assert result.code == 0, result
+    with Image.open(film) as picture:
+        room = np.asarray(picture.convert("RGB"))[92:604, 24:536].astype(int)
+    for colour in (_AGENT, _GOAL):
+        assert (np.abs(room - colour).max(-1) < 12).sum() > 500, "a GIF's colours are rounded"
 
 
 def test_two_agents_of_the_zoo_are_compared(call: Any) -> None:
