@@ -22,6 +22,7 @@ from srwm_rl.envs.tasks import TASK_IDS, TASKS
 from srwm_rl.envs.wrappers.attempts import AttemptsBatch
 from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch
 from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.lazy import import_own_module
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -66,15 +67,17 @@ def _gymnasium_id(name: str) -> str:
     package = None if module else package_of(env_id)
     if package is not None and find_spec(package) is None:
         raise UserError(f"env {name!r} is of a package that is not installed: pip install {package.replace('_', '-')}")
+    if module:
+        import_own_module(module, f"env {name!r}")
     try:
-        if module or package:
-            import_module(module or package)
+        if package:
+            import_module(package)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of ids that have newer versions: the user chose
             gymnasium.spec(env_id)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"env {name!r}: module {module!r} cannot be imported: {reason}") from error
+        raise UserError(f"env {name!r}: package {package!r} cannot be imported: {reason}") from error
     except (gymnasium.error.Error, ValueError) as error:
         known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
         hint = did_you_mean(name, known)

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +89,17 @@ def drop(config: Any, argv: list[str], *names: str) -> list[str]:
             keeps = known.get(word.partition("=")[0].replace("_", "-")) not in dropped
         kept += [word] * keeps
     return kept
+
+
+def split_options(config: Any, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line in the options of a dataclass, with their values, and all else."""
+    known, own, others = _flags(config), list[str](), list[str]()
+    words = others
+    for word in argv:
+        if OPTION.match(word):
+            words = own if word.partition("=")[0].replace("_", "-") in known else others
+        words.append(word)
+    return own, others
 
 
 def check_device(name: str) -> str:
@@ -212,6 +223,17 @@ def quoted_path(path: str | Path) -> str:
     """Return a path as a shell reads it and no command takes for an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def own_code_options(settings: Mapping[str, Any]) -> str:
+    """Return the options, after a space each, by which a command names the code of one's own that a run needs.
+
+    `settings` are those of the run, as `config.json` holds them.
+    """
+    named = [
+        [f"--{name}", settings[name]] for name in ("core", "env") if ":" in settings[name].removeprefix("srwm_rl:")
+    ]
+    return "".join(f" {word}" for words in named for word in (words[0], *map(shlex.quote, words[1:])))
 
 
 def allow_core(core: str, named: str | None) -> None:

@@ -1,13 +1,18 @@
-"""Lazy imports of a package's public names, so that importing the package imports nothing heavy."""
+"""Lazy imports of a package's public names, so that importing it imports nothing heavy; imports of users' modules."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
+
+from srwm_rl.errors import UserError
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -26,3 +31,27 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
             raise ImportError(f"{module_of[name]} cannot be imported: {error}") from error
 
     return __getattr__, lambda: sorted(module_of), sorted(module_of)
+
+
+def import_own_module(name: str, what: str) -> ModuleType:
+    """Import a module that the user names, looked for in the current folder first, as `python -m` does.
+
+    Args:
+        name: the module, with dots.
+        what: what names it, for the error message: "core 'my_module:MyCore'".
+
+    Raises:
+        UserError: there is no such module, or its code fails.
+    """
+    if not {"", os.getcwd()} & set(sys.path):  # the console script's path begins with its own folder
+        sys.path.insert(0, os.getcwd())
+    try:
+        return import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise UserError(f"{what}: there is no module {error.name!r} in {os.getcwd()} or installed") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if not isinstance(error, SyntaxError):  # whose text has its place
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{reason} ({place.filename}, line {place.lineno})"
+        raise UserError(f"{what}: module {name!r} cannot be imported: {reason}") from error

@@ -98,6 +98,7 @@ def _resume_group(argv: list[str], group: RunGroup) -> int:
         allow_env(stored.env, env, str(run.path / CONFIG))
     else:
         stored = replace(_new_config(command), resume=str(group.path))
+    stored = replace(stored, progress=TrainConfig.progress)  # that of the runs is off: the group shows it
     config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
     check_changes(stored, config)
     if config.verify:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +18,11 @@ from srwm_rl.storage.run_folder import METRICS
 
 LINE_SECONDS = 60.0  # between lines of a log file
 TAIL = 2**16  # bytes
+WAITING, RUNNING = "waiting", "running"  # states of a run
 
 
 class SeedProgress:
-    """Bars on a terminal, else a line per running seed every minute.
+    """Bars on a terminal; else a line per running seed every minute, and one where a run ends.
 
     Args:
         runs: seed and run folder of each run.
@@ -31,12 +32,13 @@ class SeedProgress:
 
     def __init__(self, runs: Sequence[tuple[int, Path]], total: int, shown: bool) -> None:
         self.paths, self.total = dict(runs), total
+        self.states = dict.fromkeys(self.paths, WAITING)
         console = Console(stderr=True)
         self.lines = shown and not console.is_terminal
         columns = (
             TextColumn("seed {task.fields[seed]}"),
             BarColumn(),
-            TextColumn("{task.completed:,} of {task.total:,} steps  {task.fields[result]}"),
+            TextColumn("{task.completed:,} of {task.total:,} steps  {task.fields[state]}"),
             TimeRemainingColumn(),
         )
         self.bars = Progress(*columns, console=console, disable=not shown or self.lines)
@@ -45,27 +47,30 @@ class SeedProgress:
 
     def __enter__(self) -> SeedProgress:
         self.bars.start()
-        for seed in self.paths:
-            self.tasks[seed] = self.bars.add_task("", start=False, total=self.total, seed=seed, result="")
+        for seed, path in self.paths.items():
+            # The steps of a resumed run say nothing about its speed.
+            steps = min(latest(path)[0], self.total)
+            self.tasks[seed] = self.bars.add_task("", total=self.total, completed=steps, seed=seed, state=WAITING)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.update([])
         self.bars.stop()
 
-    def update(self, running: Sequence[int]) -> None:
-        """Read how far the runs are; `running` are the seeds whose processes run."""
-        is_due = self.lines and time.monotonic() - self._last_line > LINE_SECONDS
-        for seed, path in self.paths.items():
-            if self.lines and not (is_due and seed in running):
+    def update(self, states: Mapping[int, str]) -> None:
+        """Show how far the runs are; `states` are `WAITING`, `RUNNING` or how the run ended, by seed."""
+        is_due = time.monotonic() - self._last_line > LINE_SECONDS
+        for seed, state in states.items():
+            ends = state not in (self.states[seed], RUNNING)
+            if self.lines and not ends and not (is_due and state == RUNNING):
                 continue
-            steps, result = latest(path)
-            if is_due:
-                print(f"seed {seed}: {steps:,} of {self.total:,} steps{result and f', {result}'}", file=sys.stderr)
-                continue
-            if seed in running and not self.bars.tasks[self.tasks[seed]].started:
-                self.bars.start_task(self.tasks[seed])
-            self.bars.update(self.tasks[seed], completed=min(steps, self.total), result=result)
+            steps, result = latest(self.paths[seed])
+            text = ", ".join(part for part in (result, "" if state == RUNNING else state) if part)
+            if self.lines:
+                comma = ", " * bool(text)
+                print(f"seed {seed}: {steps:,} of {self.total:,} steps{comma}{text}", file=sys.stderr, flush=True)
+            else:
+                self.bars.update(self.tasks[seed], completed=min(steps, self.total), state=text)
+        self.states |= states
         if is_due:
             self._last_line = time.monotonic()
 

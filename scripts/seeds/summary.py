@@ -17,32 +17,39 @@ from srwm_rl.storage.run_group import RunGroup
 TRAINING, HELD_OUT = "rollout/ep_rew_mean", "eval_test/mean_reward"
 
 
-def render_group(group: RunGroup) -> str:
-    """Return the table of a group: the last logged training return and held-out score of each seed, and the means."""
+def render_group(group: RunGroup, n_timesteps: int | None = None) -> str:
+    """Return the table of a group: the last logged training return and held-out score of each seed, and the means.
+
+    The means are of the runs that have `n_timesteps` steps (None: those that each was started with).
+    """
     rows, columns = [["seed", "steps", "training return", "held-out return", "run"]], dict[str, list[float]]()
     unfinished = False
     for seed in group.record.seeds:
         path = group.run_path(seed)
-        steps, wanted = _steps(path)
+        steps, wanted = steps_of_run(path)
         values = {key: _last(path, key) for key in (TRAINING, HELD_OUT)}
-        missing = "" if steps >= wanted > 0 else " (not finished)"
+        missing = "" if steps >= (n_timesteps or wanted) > 0 else " (not finished)"
         unfinished |= bool(missing)
         for key, value in values.items():
             if value is not None and not missing:
                 columns.setdefault(key, []).append(value)
         rows.append([str(seed), f"{steps:,}", *map(text, values.values()), f"{path}{missing}"])
-    intervals = [t_interval(np.array(columns[key])).to_json() if key in columns else None for key in values]
-    n = len(columns.get(TRAINING, ()))
-    finished = " that finished" if unfinished else ""
-    note = f"95% t-interval over {n} seed{'s' * (n != 1)}{finished}"
-    rows += [["mean", "", *map(text, intervals), note]] if n else []
+    if n := len(columns.get(TRAINING, ())):
+        finished = " that finished" if unfinished else ""
+        note = f"95% t-interval over {n} seeds{finished}" if n > 1 else f"of the one seed{finished}"
+        rows.append(["mean", "", *(_mean(columns[key]) if key in columns else "-" for key in values), note])
     if HELD_OUT not in columns:
         rows = [[*row[:3], row[4]] for row in rows]
     return "\n".join(["", *aligned(rows)])
 
 
-def _steps(path: Path) -> tuple[int, int]:
-    """Return the saved and the wanted steps of a run."""
+def _mean(values: list[float]) -> str:
+    """Return the mean with its interval, which one value does not have."""
+    return text(t_interval(np.array(values)).to_json() if len(values) > 1 else values[0])
+
+
+def steps_of_run(path: Path) -> tuple[int, int]:
+    """Return the saved steps of a run, and those that it was started with."""
     if not (path / CONFIG).exists():
         return 0, 0
     run = Run.open(path)

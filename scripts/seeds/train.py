@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -12,19 +11,31 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import INTERRUPTED, check_device, drop, options_of, peek, warn
+from srwm_rl.scripts.cli import (
+    INTERRUPTED,
+    check_device,
+    drop,
+    options_of,
+    own_code_options,
+    peek,
+    quoted_path,
+    say,
+    warn,
+)
 from srwm_rl.scripts.config.settings import TrainConfig, parse_seeds
-from srwm_rl.scripts.seeds.progress import SeedProgress
-from srwm_rl.scripts.seeds.summary import render_group
+from srwm_rl.scripts.seeds.progress import RUNNING, WAITING, SeedProgress
+from srwm_rl.scripts.seeds.summary import render_group, steps_of_run
 from srwm_rl.scripts.training.launch import FOLDER, STOP_SIGNALS
-from srwm_rl.storage.run_folder import CONFIG, Run, steps_of
 from srwm_rl.storage.run_group import GroupRecord, RunGroup
 
 POLL = 0.5  # seconds between looks at the processes
+GRACE = 30.0  # seconds in which a process saves its run after SIGTERM
 # Options of the group's command that its runs do not get.
 OWN_OPTIONS = ("--seeds", "--jobs", "--resume", "--progress", "--dry-run")
 
@@ -47,8 +58,16 @@ class SeedRun:
 
     @property
     def failed(self) -> bool:
-        """Return whether it ended by itself before all of its steps."""
+        """Return whether it ended before all of its steps."""
         return self.code not in (None, 0)
+
+    def state(self, is_stopped: bool) -> str:
+        """Return what it does, or how it ended; `is_stopped`: a signal asked all runs to stop."""
+        if self.process is None:
+            return WAITING
+        if self.code is None:
+            return RUNNING
+        return "done" if self.code == 0 else "stopped" if is_stopped else "failed"
 
 
 @dataclass(frozen=True)
@@ -117,34 +136,20 @@ def resume_group(argv: list[str], group: RunGroup, config: TrainConfig) -> int:
     """
     more = drop(TrainConfig, argv, *OWN_OPTIONS)
     anew = [*drop(TrainConfig, group.record.command, *options_of(more)), *more]  # a new value replaces the group's
-    runs = []
+    runs, wanted = [], None if peek(argv, "-n", "--n-timesteps", "--n_timesteps") is None else config.n_timesteps
     for seed in group.record.seeds:
         path = group.run_path(seed)
-        steps = _saved_steps(path)
-        if steps is None or steps < _wanted_steps(path, more, config):
-            of = [*anew, "--seed", str(seed)] if steps is None else ["--resume", str(path), *more]
+        steps, started_with = steps_of_run(path)
+        if steps < (wanted or started_with or config.n_timesteps):
+            of = ["--resume", str(path), *more] if steps else [*anew, "--seed", str(seed)]
             runs.append(_seed_run(group, seed, of))
     if not runs:
         raise UserError(f"all seeds of {group.path} have their steps already; give more with -n to continue")
     # The same number of threads as before: results depend on it.
     resources = replace(choose_resources(config, len(runs)), threads=group.record.threads)
     if config.verbose:
-        print(f"resuming {group.path}: seeds {', '.join(str(run.seed) for run in runs)}; {resources.describe()}")
-    return 0 if config.dry_run else _train(group, runs, resources, config)
-
-
-def _saved_steps(path: Path) -> int | None:
-    """Return the steps of a run's newest checkpoint; None: there is none."""
-    checkpoints = Run.open(path).files("checkpoint") if (path / CONFIG).exists() else []
-    return steps_of(checkpoints[-1]) if checkpoints else None
-
-
-def _wanted_steps(path: Path, argv: list[str], config: TrainConfig) -> int:
-    """Return the steps that a run is to have: those of -n, else those it was started with."""
-    if peek(argv, "-n", "--n-timesteps", "--n_timesteps") is None and (path / CONFIG).exists():
-        steps = Run.open(path).config["train"].get("n_timesteps")
-        return steps if isinstance(steps, int) else config.n_timesteps
-    return config.n_timesteps
+        print(f"resuming {group.path}: seed {', '.join(str(run.seed) for run in runs)}; {resources.describe()}")
+    return 0 if config.dry_run else _train(group, runs, resources, config, wanted)
 
 
 def _seed_run(group: RunGroup, seed: int, argv: list[str]) -> SeedRun:
@@ -155,31 +160,40 @@ def _command(argv: list[str]) -> list[str]:
     return [sys.executable, "-m", "srwm_rl", "train", *argv]
 
 
-def _train(group: RunGroup, runs: list[SeedRun], resources: Resources, config: TrainConfig) -> int:
-    """Train runs side by side, print how each ended and the table of the group, and return the exit code."""
+def _train(
+    group: RunGroup, runs: list[SeedRun], resources: Resources, config: TrainConfig, wanted: int | None = None
+) -> int:
+    """Train runs side by side, print how each ended and the table of the group, and return the exit code.
+
+    `wanted`: the steps that all of them are to have; None: those that each was started with.
+    """
     if config.verbose:
         print(f"  folder    {group.path}", flush=True)
     with (
         _stopping(runs) as signals,
-        SeedProgress([(run.seed, run.path) for run in runs], config.n_timesteps, config.progress) as progress,
+        SeedProgress([(run.seed, run.path) for run in runs], _planned_steps(config), config.progress) as progress,
     ):
         _run_all(runs, resources, signals, progress)
-    if not group.run_paths():
+    stopped = f"stopped by {signal.Signals(signals[0]).name}" if signals else ""
+    if stopped and not group.run_paths():
         shutil.rmtree(group.path, ignore_errors=True)
-        warn(f"stopped{_by(signals)}; nothing was learned yet, and nothing is kept")
-        return INTERRUPTED if signals else 1
+        warn(f"{stopped}; nothing was learned yet, and nothing is kept")
+        return INTERRUPTED
+    if config.verbose and group.run_paths():
+        say(render_group(group, wanted))
+    arguments = f"{quoted_path(group.path)}{own_code_options(config.to_json())}"
+    if stopped or any(run.code != 0 for run in runs):
+        warn(f"{stopped or 'not all seeds are trained'}. Resume with: srwm-rl train --resume {arguments}")
+        return INTERRUPTED if stopped else 1
     if config.verbose:
-        print(render_group(group))
-    if signals or any(run.code != 0 for run in runs):
-        own = [f"{name} {value}" for name in ("--core", "--env") if ":" in (value := peek(runs[0].argv, name) or "")]
-        command = " ".join(["srwm-rl train --resume", shlex.quote(str(group.path)), *own])
-        warn(f"{f'stopped{_by(signals)}' if signals else 'not all seeds are trained'}. Resume with: {command}")
-        return INTERRUPTED if signals else 1
+        say(f"done: {len(group.record.seeds)} seeds. Now: srwm-rl eval {arguments}")
     return 0
 
 
-def _by(signals: list[int]) -> str:
-    return f" by {signal.Signals(signals[0]).name}" if signals else ""
+def _planned_steps(config: TrainConfig) -> int:
+    """Return the steps that a run ends with, in whole rollouts."""
+    rollout = config.n_envs * config.n_steps
+    return ceil(config.n_timesteps / rollout) * rollout
 
 
 def _run_all(runs: list[SeedRun], resources: Resources, signals: list[int], progress: SeedProgress) -> None:
@@ -197,12 +211,12 @@ def _run_all(runs: list[SeedRun], resources: Resources, signals: list[int], prog
             free.append(run.slot)
             if run.failed and not signals:
                 warn(f"seed {run.seed} failed ({_reason(run)}); its output is in {run.log}")
-        progress.update([run.seed for run in active])
+        progress.update({run.seed: run.state(bool(signals)) for run in runs})
 
 
 def _start(run: SeedRun, resources: Resources) -> None:
     environment = {**os.environ, **resources.environment(run.slot), FOLDER: str(run.path)}
-    with run.log.open("ab") as log:
+    with _open_log(run.log) as log:
         # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes one signal on.
         run.process = subprocess.Popen(
             _command(run.argv),
@@ -214,8 +228,18 @@ def _start(run: SeedRun, resources: Resources) -> None:
         )
 
 
+def _open_log(path: Path) -> BinaryIO:
+    """Open a log to append to; where it cannot be written, a run trains without it."""
+    try:
+        return path.open("ab")
+    except OSError as error:
+        warn(f"cannot write {path} ({error.strerror}); what this run prints is lost")
+        return open(os.devnull, "ab")
+
+
 def _reason(run: SeedRun) -> str:
-    lines = [line.strip() for line in run.log.read_text(errors="replace").splitlines() if line.strip()]
+    log = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     code = run.code or 0
     ended = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
     return f"{ended}: {lines[-1].removeprefix('srwm-rl: ').removeprefix('error: ')[:300]}" if lines else ended
@@ -225,7 +249,7 @@ def _reason(run: SeedRun) -> str:
 def _stopping(runs: list[SeedRun]) -> Iterator[list[int]]:
     """Pass SIGINT, SIGTERM and SIGHUP on to the running processes, as SIGTERM; give the list of those caught.
 
-    Processes that still run when the block is left are killed.
+    Processes that still run when an error ends the block get SIGTERM too, and are killed after `GRACE` seconds.
     """
     caught: list[int] = []
 
@@ -243,7 +267,13 @@ def _stopping(runs: list[SeedRun]) -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for run in runs:
-            if run.process is not None and run.code is None:
-                run.process.kill()
-                run.process.wait()
+        left = [run.process for run in runs if run.process is not None and run.code is None]
+        for process in left:
+            process.terminate()
+        end = time.monotonic() + GRACE
+        for process in left:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, TypeVar
 
 from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.lazy import import_own_module
 from srwm_rl.nn.cores.base import Core
 from srwm_rl.nn.cores.check import check_core
 from srwm_rl.nn.cores.feedforward import FeedForwardCore
@@ -30,7 +28,8 @@ _CORES: dict[str, type[Core]] = {
     "gru": GRUCore,
     "feedforward": FeedForwardCore,
 }
-_COUNTS = ("hidden_size", "n_layers", "n_heads", "ff_size")  # settings that are whole numbers of at least 1
+# Settings that are whole numbers of at least 1, and their bounds, far above any useful value.
+_COUNTS = {"hidden_size": 2**16, "n_layers": 2**10, "n_heads": 2**16, "ff_size": 2**20}
 
 
 def core_names() -> tuple[str, ...]:
@@ -70,21 +69,14 @@ def import_core(target: str) -> str:
         `target`, the registered name.
 
     Raises:
-        UserError: no such module or class, or the class is no subclass of `Core`.
+        UserError: no such module or class, its code fails, or the class is no subclass of `Core`.
     """
     if target in _CORES:
         return target
     module_name, _, class_name = target.partition(":")
     if not module_name or not class_name:
         raise UserError(f"a core to import is written my_module:MyCore, not {target!r}")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, but not something it imports
-        raise UserError(f"core {target!r}: there is no module {error.name!r} in {os.getcwd()} or installed") from None
+    module = import_own_module(module_name, f"core {target!r}")
     core_class = getattr(module, class_name, None)
     if not isinstance(core_class, type):
         classes = [name for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, Core)]
@@ -112,6 +104,10 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
     if known is not None:
         check_settings(f"core {name!r}", settings, known)
     for setting, value in settings.items():
-        if setting in _COUNTS and value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"core {name!r}: {setting} must be a whole number of at least 1, not {value!r}")
+        if setting not in _COUNTS or value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _COUNTS[setting]:
+            raise UserError(
+                f"core {name!r}: {setting} must be a whole number from 1 to {_COUNTS[setting]}, not {value!r}"
+            )
     return _CORES[name](input_size, **settings)

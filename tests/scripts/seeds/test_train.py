@@ -15,8 +15,8 @@ import pytest
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, parse_seeds
 from srwm_rl.scripts.seeds import train
-from srwm_rl.scripts.seeds.progress import latest
-from srwm_rl.scripts.seeds.train import Resources, choose_resources
+from srwm_rl.scripts.seeds.progress import RUNNING, WAITING, SeedProgress, latest
+from srwm_rl.scripts.seeds.train import Resources, SeedRun, _stopping, choose_resources
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.run_group import RunGroup, expand_groups
 from srwm_rl.storage.safe_file import read_file
@@ -199,7 +199,7 @@ def test_a_finished_group_says_how_to_continue(call: Any, group: tuple[Path, str
     assert "have their steps already; give more with -n" in call("train", "--resume", group[0]).error()
     result = call("train", "--resume", group[0], "-n", 512, "--dry-run")
     assert (result.code, result.err) == (0, "")
-    assert "seeds 3, 5; " in result.out
+    assert "seed 3, 5; " in result.out
     assert "--verify is for one run" in call("train", "--resume", group[0], "-n", 512, "--verify").error()
     assert snapshot(group[0]) == before
 
@@ -256,5 +256,55 @@ def test_a_failed_seed_does_not_stop_the_others(
     assert "seed 1 failed (exit code 3: stopped: " in result.err
     assert "seed 1 is unlucky" in result.err
     assert f"Resume with: srwm-rl train --resume logs/ppo_srwm/fragile+Fragile-v0_1 --env {env}" in result.err
-    assert "95% t-interval over 1 seed that finished" in result.out
+    assert "of the one seed that finished" in result.out
+    assert "[?" not in result.out
     assert steps_of_model(Path("logs/ppo_srwm/fragile+Fragile-v0_1/seed_0")) == 128
+
+
+def test_a_log_has_a_line_where_a_run_ends_and_one_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 64, "rollout/ep_rew_mean": 0.25}\n')
+    with SeedProgress([(3, tmp_path), (5, tmp_path / "none")], 128, shown=True) as progress:
+        progress.update({3: RUNNING, 5: WAITING})
+        progress.update({3: "failed", 5: RUNNING})
+        assert capsys.readouterr().err == "seed 3: 64 of 128 steps, return 0.25, failed\n"
+        monkeypatch.setattr("srwm_rl.scripts.seeds.progress.LINE_SECONDS", -1.0)
+        progress.update({3: "failed", 5: RUNNING})
+    assert capsys.readouterr().err == "seed 5: 0 of 128 steps\n"
+
+
+def test_a_terminal_shows_a_bar_per_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 64, "rollout/ep_rew_mean": 0.25}\n')
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any stream for a terminal
+    with SeedProgress([(3, tmp_path), (5, tmp_path / "none")], 128, shown=True) as progress:
+        assert [task.completed for task in progress.bars.tasks] == [64, 0], "a resumed run begins where it was"
+        progress.update({3: RUNNING, 5: WAITING})
+        assert [task.fields["state"] for task in progress.bars.tasks] == ["return 0.25", "waiting"]
+        assert progress.bars.tasks[0].time_remaining is None, "the steps of before count as speed"
+
+
+def test_an_error_lets_running_seeds_save(tmp_path: Path) -> None:
+    program = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint(flush=True)"
+    program += "\nwhile True: time.sleep(0.1)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    run = SeedRun(0, tmp_path, tmp_path / "log", [], process)
+    with pytest.raises(RuntimeError, match="full"), _stopping([run]):
+        raise RuntimeError("full")
+    assert process.poll() == 7
+
+
+def test_a_group_of_which_every_seed_fails_keeps_their_output(
+    call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hopeless.py").write_text(FRAGILE.replace('"seed_1" in', '"seed_" in').replace("Fragile-v0", "No-v0"))
+    monkeypatch.chdir(tmp_path)
+    argv = ["hopeless:No-v0" if word == "recall" else word for word in recall_argv]
+    result = call("train", *argv, "--seeds", "0:2", "-n", 128, "-f", "logs")
+    assert result.code == 1, result
+    log = Path("logs/ppo_srwm/hopeless+No-v0_1/seed_0.log")
+    assert f"its output is in {log}" in result.err
+    assert "seed 1 is unlucky" in log.read_text()
+    assert "Resume with: srwm-rl train --resume logs/ppo_srwm/hopeless+No-v0_1 --env hopeless:No-v0" in result.err

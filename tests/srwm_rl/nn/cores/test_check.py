@@ -378,6 +378,7 @@ def test_an_import_that_fails_is_a_user_error(my_memory: Path, target: str, mess
     assert target not in core_names()
 
 
-def test_an_import_error_inside_a_users_module_surfaces(my_memory: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match="srwm_rl_no_such_module"):
+def test_an_import_error_inside_a_users_module_is_named_with_its_line(my_memory: Path) -> None:
+    with pytest.raises(UserError, match=r"'srwm_rl_no_such_module' \(.*needs_more.py, line 1\)") as error:
         import_core("needs_more:Sum")
+    assert isinstance(error.value.__cause__, ModuleNotFoundError)
