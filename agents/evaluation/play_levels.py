@@ -66,16 +66,30 @@ class Trial(NamedTuple):
     returns: tuple[float, ...]
 
 
-class Episodes(list[Episode]):
-    """The episodes of one split; `trials` are those that consisted of attempts, whose returns they hold."""
+class Answered(NamedTuple):
+    """Which questions of one finished episode, in order, were answered right."""
 
-    def __init__(self, episodes: Iterable[Episode] = (), trials: Iterable[Trial] = ()) -> None:
+    game: str
+    level: int
+    right: tuple[bool, ...]
+
+
+class Episodes(list[Episode]):
+    """The episodes of one split.
+
+    `trials` are those that consisted of attempts, whose returns they hold; `answered` those of environments with right
+    answers.
+    """
+
+    def __init__(
+        self, episodes: Iterable[Episode] = (), trials: Iterable[Trial] = (), answered: Iterable[Answered] = ()
+    ) -> None:
         super().__init__(episodes)
-        self.trials = list(trials)
+        self.trials, self.answered = list(trials), list(answered)
 
     def in_order(self) -> Episodes:
         """Return the episodes sorted by game, level and result."""
-        return Episodes(sorted(self), sorted(self.trials))
+        return Episodes(sorted(self), sorted(self.trials), sorted(self.answered))
 
     def games(self) -> dict[str, Episodes]:
         """Return the episodes of each game, in order of the names."""
@@ -113,6 +127,7 @@ def play_levels(
     """
     obs, episodes = env.reset(), Episodes()
     attempts: list[list[float]] = [[] for _ in range(env.num_envs)]  # returns within the running episodes
+    questions = _Questions(env) if getattr(env, "has_answers", False) else None
     state: State = None
     starts = np.ones(env.num_envs, bool)
     actions = np.stack([env.action_space.sample() for _ in starts])  # environments without a level act, too
@@ -127,7 +142,11 @@ def play_levels(
         if isinstance(obs, dict) and ACTION_MASK in obs and len(rows) < env.num_envs:
             idle = np.setdiff1d(np.arange(env.num_envs), rows)
             actions[idle], _ = RandomAgent(env.action_space).predict({key: value[idle] for key, value in obs.items()})
+        if questions is not None:
+            questions.add(actions)
         obs, _, starts, infos = env.step(actions)
+        if questions is not None:
+            episodes.answered += questions.ended(starts, infos)
         episodes.trials += _ended_trials(attempts, starts, infos)
         finished = [
             Episode(info["game"], info["level"], info["episode"]["r"], info["episode"]["l"], info.get("is_success"))
@@ -137,6 +156,29 @@ def play_levels(
         episodes += finished
         on_progress(len(finished))
     return episodes
+
+
+class _Questions:
+    """Compares the actions in running episodes with the right answers."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.right: list[list[bool]] = [[] for _ in range(env.num_envs)]
+
+    def add(self, actions: np.ndarray) -> None:
+        """Count the actions `[n]` on the current observations."""
+        answers = self.env.answers()
+        for i in np.flatnonzero(answers >= 0):
+            self.right[i].append(bool(actions[i] == answers[i]))
+
+    def ended(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> list[Answered]:
+        """Return the episodes that ended, and begin new ones."""
+        ended = []
+        for i in np.flatnonzero(dones):
+            if "level" in infos[i]:
+                ended.append(Answered(infos[i]["game"], infos[i]["level"], tuple(self.right[i])))
+            self.right[i] = []
+        return ended
 
 
 def _ended_trials(attempts: list[list[float]], dones: np.ndarray, infos: list[dict[str, Any]]) -> list[Trial]:

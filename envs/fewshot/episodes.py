@@ -9,7 +9,7 @@ import numpy as np
 
 from srwm_rl.envs.batch import Array
 from srwm_rl.envs.images.image_set import Classes
-from srwm_rl.envs.levels import BoolArray, IntArray, hash_integers
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, hash_integers
 
 LEVELS_PER_SPLIT = 1_000_000
 """Levels 0 .. 999,999 draw training classes, the next as many validation classes, the next test classes."""
@@ -56,6 +56,13 @@ def split_of(levels: IntArray) -> IntArray:
     """Return the index of the split that each level draws from; levels from 3,000,000 on draw training classes."""
     split = levels // LEVELS_PER_SPLIT
     return np.where(split < 3, split, 0)
+
+
+def splits_of(levels: LevelRange) -> IntArray:
+    """Return the indices of the splits that the levels of a range draw from."""
+    borders = np.arange(1, 4) * LEVELS_PER_SPLIT
+    inside = borders[(borders > levels.start) & (borders < levels.stop)]
+    return np.unique(split_of(np.array([levels.start, *inside])))
 
 
 def draw_episodes(levels: IntArray, data_sets: Sequence[tuple[Classes, ...]], protocol: Protocol) -> Episodes:

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from srwm_rl.envs.batch import FloatArray, Space, State
-from srwm_rl.envs.levels import IntArray, LevelRange
+from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 
 
@@ -25,6 +25,8 @@ class TaskBatch(SampledLevelsEnv):
     supports_state = True
     memory_inputs: ClassVar[tuple[str, ...]] = ("action", "reward", "step")
     """What `VecMemoryInputs` may add without giving the task's answer away."""
+    levels_share_content: ClassVar[bool] = False
+    """Whether different levels have something in common that can be learned; see `trained_levels`."""
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange, seed: int, n_features: int | Space, n_actions: int, *settings: Any
@@ -52,6 +54,16 @@ class TaskBatch(SampledLevelsEnv):
             UserError: If a level or a setting is wrong.
         """
         return {}
+
+    @classmethod
+    def test_levels(cls, held_out: LevelRange) -> LevelRange:
+        """Return the levels that an agent is tested on which holds out `held_out` while it trains: the same ones."""
+        return held_out
+
+    @classmethod
+    def trained_levels(cls, training: LevelRange, levels: IntArray) -> BoolArray:
+        """Return which of `levels` `[n]` have something in common with training levels: those that are among them."""
+        return (levels >= training.start) & (levels < training.stop)
 
     @classmethod
     def feature_names(cls, **settings: Any) -> tuple[str, ...]:

@@ -10,7 +10,14 @@ from gymnasium import spaces
 
 from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
 from srwm_rl.envs.fewshot.baselines import reference_answers
-from srwm_rl.envs.fewshot.episodes import Episodes, Protocol, draw_episodes
+from srwm_rl.envs.fewshot.episodes import (
+    LEVELS_PER_SPLIT,
+    Episodes,
+    Protocol,
+    draw_episodes,
+    split_of,
+    splits_of,
+)
 from srwm_rl.envs.images.data import load_together
 from srwm_rl.envs.images.image_set import SPLITS
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels
@@ -65,6 +72,7 @@ class FewShotBatch(TaskBatch):
     games = ("fewshot",)
     has_answers = True
     memory_inputs: ClassVar[tuple[str, ...]] = ()
+    levels_share_content = True
 
     def __init__(
         self,
@@ -102,9 +110,24 @@ class FewShotBatch(TaskBatch):
         """Return the expected returns of chance, of the labels alone, and of two nearest-neighbour classifiers."""
         env, levels = cls(1, **settings), check_levels(levels)
         episodes = env.episodes(levels)
-        answers = reference_answers(episodes, env.images, env.protocol)
+        answers = env.reference_answers(episodes)
         n_asked = episodes.asked.sum(axis=1)
         return {name: (right.sum(axis=1) / n_asked).astype(np.float32) for name, right in answers.items()}
+
+    @classmethod
+    def test_levels(cls, held_out: LevelRange) -> LevelRange:
+        """Return the first 1,000 levels of test classes in place of levels of validation classes."""
+        is_validation = (splits_of(held_out) == [1]).all()
+        return LevelRange(2 * LEVELS_PER_SPLIT, 2 * LEVELS_PER_SPLIT + 1000) if is_validation else held_out
+
+    @classmethod
+    def trained_levels(cls, training: LevelRange, levels: IntArray) -> BoolArray:
+        """Return which of `levels` `[n]` draw classes that training levels draw, too."""
+        return np.isin(split_of(levels), splits_of(training))
+
+    def reference_answers(self, episodes: Episodes) -> dict[str, FloatArray]:
+        """Return how likely each reference policy answers right at every step of `episodes`, `[n, T]` each."""
+        return reference_answers(episodes, self.images, self.protocol)
 
     def episodes(self, levels: IntArray) -> Episodes:
         """Return all steps of the episodes of levels `[n]`, `[n, T]` arrays."""

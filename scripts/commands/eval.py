@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from srwm_rl.scripts.cli import check_writable, parse, write_json
+from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow
 from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig
-from srwm_rl.scripts.evaluation.table import render_evaluation
+from srwm_rl.scripts.evaluation.table import render_evaluation, render_few_shot
 from srwm_rl.storage.run_group import expand_groups
 
 
@@ -17,6 +20,7 @@ def main(argv: list[str]) -> int:
     if config.protocol == "paper":
         config = replace(config, protocol=None, **PAPER)
     check_writable(config.json, "--json")
+    check_writable(config.chart, "--chart")
     from srwm_rl.scripts.evaluation.runner import evaluate
 
     runs = expand_groups([config.run])
@@ -24,7 +28,9 @@ def main(argv: list[str]) -> int:
         report = evaluate(config)
         print(render_evaluation(report))
         write_json(config.json, report)
+        _draw(config, report.get("few_shot", []), "episodes")
         return 0
+    from srwm_rl.scripts.evaluation.few_shot import over_runs
     from srwm_rl.scripts.seeds.summary import over_seeds, render_over_seeds
 
     reports = []
@@ -32,9 +38,21 @@ def main(argv: list[str]) -> int:
         reports.append(evaluate(replace(config, run=run)))
         print(f"{run}: {render_evaluation(reports[-1])}\n")
     means = over_seeds(reports)
-    print(render_over_seeds(means))
-    write_json(config.json, {"group": config.run, "over_seeds": means, "runs": reports})
+    few_shot = over_runs([report["few_shot"] for report in reports]) if "few_shot" in reports[0] else []
+    print("\n".join([render_over_seeds(means), "", *render_few_shot(few_shot, f"{len(reports)} runs (t)")]).rstrip())
+    together = {"over_seeds": means, **({"few_shot": few_shot} if few_shot else {})}
+    write_json(config.json, {"group": config.run, **together, "runs": reports})
+    _draw(config, few_shot, f"{len(reports)} training seeds")
     return 0
+
+
+def _draw(config: EvalConfig, rows: Sequence[AccuracyRow], over: str) -> None:
+    """Draw the chart of a few-shot evaluation, if it is wanted."""
+    if config.chart is not None:
+        from srwm_rl.scripts.reports.few_shot_charts import write_chart
+
+        n = f"{rows[0]['episodes']:,} " if rows and over == "episodes" else ""
+        write_chart(Path(config.chart), rows, n + over)
 
 
 def read(argv: list[str]) -> EvalConfig:

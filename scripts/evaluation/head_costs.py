@@ -19,7 +19,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.nn.diagnostics import count_heads
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.evaluation.load_agent import open_agent
-from srwm_rl.scripts.evaluation.protocol import EvalConfig, PlayOptions
+from srwm_rl.scripts.evaluation.protocol import EvalConfig, PlayOptions, held_out_ranges, play_options
 from srwm_rl.scripts.evaluation.runner import evaluate
 from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG
 from srwm_rl.storage.safe_file import MAX_BYTES, read_small, write_whole
@@ -60,7 +60,7 @@ def head_costs(config: EvalConfig, play: bool = True) -> HeadCosts | None:
     heads = [f"{layer}.{head}" for layer in range(core.state_layers) for head in range(count_heads(core))]
     if path is None or len(heads) < 2 or not core.carries_over:
         return None
-    held_out = LevelRange.parse((config.eval_levels or (trained.eval_levels,))[0])
+    config, held_out = play_options(config, trained), held_out_ranges(config, trained)[0]
     levels = str(LevelRange(held_out.start, min(held_out.stop, held_out.start + MAX_LEVELS[resolve(trained.env).kind])))
     model = hashlib.sha256(read_small(path, MAX_BYTES)).hexdigest()
     actions = "deterministic" if config.deterministic else "stochastic"

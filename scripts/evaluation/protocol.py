@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import tyro
 from msgspec import Meta
 
 from srwm_rl.envs.levels import LevelRange, check_levels
 from srwm_rl.envs.make import resolve
+from srwm_rl.envs.tasks import TASKS, TaskBatch
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, check_bounds, pairs
 from srwm_rl.storage.seen_levels import SeenLevels
 
 TrainedOn = dict[str, dict[str, list[int]]]
 """`split -> game -> levels` that were trained on, without empty entries."""
+
+Options = TypeVar("Options", bound="PlayOptions")
 
 BEST_CONSTANT = "best constant action"
 """The name of this baseline in tables, files and pages."""
@@ -101,6 +105,12 @@ class EvalConfig(PlayOptions):
     undo: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Play once more with the edits of these columns of every head undone after every step: y, query, key, beta, or
     several with commas, such as query,key,beta; repeat the option for others, each by itself."""
+    ways: tuple[int, ...] = ()
+    """fewshot: play the held-out levels also with each of these numbers of classes, such as 5 20."""
+    shots: tuple[int, ...] = ()
+    """fewshot: play the held-out levels also with each of these numbers of examples per class, such as 1 2 5 10."""
+    chart: str | None = None
+    """fewshot: draw the accuracy by examples seen, or by position, into this file: .svg or .png."""
     env_kwargs: tuple[str, ...] = ()
     """Settings of the environment other than in training, as name:value, such as a longer task."""
     attempts: Annotated[int, Meta(ge=2, le=1000)] | None = None
@@ -119,7 +129,12 @@ class EvalConfig(PlayOptions):
         if fixed:
             raise UserError(f"--protocol paper decides --{fixed[0].replace('_', '-')}; leave one of them out")
         pairs(self.env_kwargs, "env_kwargs")
+        for name, least in (("ways", 2), ("shots", 1)):
+            if any(number < least for number in getattr(self, name)):
+                raise UserError(f"--{name} takes whole numbers of at least {least}, such as --ways 5 20 --shots 1 5")
         check_lesions(self.lesion)
+        if self.chart is not None and not self.chart.lower().endswith((".svg", ".png")):
+            raise UserError(f"--chart draws .svg and .png files, not {self.chart}")
 
 
 def check_lesions(lesions: Iterable[str]) -> None:
@@ -144,7 +159,7 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | N
     Raises:
         UserError: ranges that cannot be read, or that overlap, or were trained on, without --allow-overlap.
     """
-    held_out = [LevelRange.parse(text) for text in config.eval_levels or (trained.eval_levels,)]
+    held_out = held_out_ranges(config, trained)
     names = ["held-out" if len(held_out) == 1 else f"held-out {levels}" for levels in held_out]
     splits = [_split(name, levels) for name, levels in zip(names, held_out, strict=True)]
     for split in () if config.allow_overlap else splits:
@@ -159,6 +174,22 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | N
         if first == second or (n_shared and not config.allow_overlap):
             raise UserError(f"--eval-levels {first} and {second} overlap in {n_shared} levels; separate them")
     return [*_training_splits(config, LevelRange.parse(trained.levels)), *splits]
+
+
+def held_out_ranges(config: PlayOptions, trained: TrainConfig) -> list[LevelRange]:
+    """Return the ranges of held-out levels that are played: those of the options, or those a run is tested on."""
+    return [LevelRange.parse(text) for text in config.eval_levels] or [tested_range(trained)]
+
+
+def tested_range(trained: TrainConfig) -> LevelRange:
+    """Return the levels that a run is tested on: those it was started with, unless its task has others for tests."""
+    held_out, spec = LevelRange.parse(trained.eval_levels), resolve(trained.env)
+    return TASKS[spec.names[0]].test_levels(held_out) if spec.kind == "task" else held_out
+
+
+def play_options(config: Options, trained: TrainConfig) -> Options:
+    """Return the options with which a run is played: one that learned from right answers gives its most probable."""
+    return replace(config, deterministic=True) if trained.algo == "supervised" else config
 
 
 def _split(name: str, levels: LevelRange) -> Split:
@@ -181,17 +212,21 @@ def _training_splits(config: EvalConfig, training: LevelRange) -> list[Split]:
 def levels_trained_on(trained: TrainConfig, seen: SeenLevels | None, splits: Mapping[str, Sequence[int]]) -> TrainedOn:
     """Return the levels of held-out splits that belong to the training set.
 
-    It consists of the range in the settings and of what the record holds beyond it, as of an environment that chooses
-    levels itself. If the range is "all", it is what was played or, without a complete record, every level.
+    It consists of the range in the settings, of levels with the same content, such as classes of images, and of what
+    the record holds beyond these, as of an environment that chooses levels itself. If the range is "all", it is what
+    was played or, without a complete record, every level.
     """
-    training = LevelRange.parse(trained.levels)
+    training, spec = LevelRange.parse(trained.levels), resolve(trained.env)
     trained_on: TrainedOn = {}
-    for game in resolve(trained.env).names:
-        by_record = str(training) == "all" and seen is not None and seen.is_complete(game)
+    for game in spec.names:
+        task = TASKS[game] if spec.kind == "task" else TaskBatch
+        has_record = seen is not None and seen.is_complete(game) and not task.levels_share_content
         for split, levels in splits.items():
+            numbers = np.array(levels, np.int64)
             recorded = set() if seen is None else set(seen.among(game, levels))
-            overlap = [level for level in levels if level in recorded or (not by_record and level in training)]
-            if overlap:
+            if not (str(training) == "all" and has_record):
+                recorded |= {*numbers[task.trained_levels(training, numbers)].tolist()}
+            if overlap := [level for level in levels if level in recorded]:
                 trained_on.setdefault(split, {})[game] = overlap
     return trained_on
 

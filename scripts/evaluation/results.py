@@ -15,6 +15,7 @@ from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval
 from srwm_rl.envs.make import normalizer
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, TrainedOn, count, levels_trained_on, merged
 from srwm_rl.storage.model_schema import Score
 
@@ -204,6 +205,7 @@ class EvaluationFile(_RequiredEntries, total=False):
     chosen: Score
     interventions: list[InterventionFile]
     baselines: list[BaselineFile]
+    few_shot: list[AccuracyRow]
 
 
 def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:

@@ -27,6 +27,7 @@ from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
 from srwm_rl.scripts.evaluation.comparable import check_comparable
+from srwm_rl.scripts.evaluation.few_shot import few_shot_rows, grid, is_few_shot, with_outputs
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 from srwm_rl.scripts.evaluation.protocol import (
     EvalConfig,
@@ -35,6 +36,7 @@ from srwm_rl.scripts.evaluation.protocol import (
     choose_splits,
     count,
     levels_trained_on,
+    play_options,
 )
 from srwm_rl.scripts.evaluation.results import Evaluation, Splits, summarise, trials_of
 
@@ -47,7 +49,8 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
     `freeze`: play with frozen edits too, if the agent's core carries anything from step to step.
     """
     agent, trained = open_agent(config, check_device(config.device))
-    trained = replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
+    config, trained = play_options(config, trained), _with_env_kwargs(trained, config)
+    few_shot = _few_shot_settings(config, trained)
     if config.attempts is not None:
         trained = _with_attempts(trained, config.attempts)
     if freeze and _has_state(agent.policy.core):
@@ -79,20 +82,68 @@ def evaluate(config: EvalConfig, freeze: bool = False) -> Evaluation:
         "episodes": episodes,
         **trials_of(episodes),
     }
-    if interventions:
-        played = {name: play(player) for name, player in interventions.items()}
+    played = {name: play(player) for name, player in interventions.items()}
+    if played:
         evaluation["interventions"] = [{"name": name, "episodes": of, **trials_of(of)} for name, of in played.items()]
     if config.baselines:
         space = agent.policy.action_space
         evaluation["baselines"] = play_baselines(_play, config, trained, space, held_out)
-    for name, (other, settings) in others.items():
-        of_other = {split.name: _play(other, split, config, settings) for split in held_out}
+    by_others = {
+        name: {split.name: _play(other, split, config, settings) for split in held_out}
+        for name, (other, settings) in others.items()
+    }
+    for name, of_other in by_others.items():
         evaluation.setdefault("baselines", []).append(
             {"name": name, "agent": name, "episodes": of_other, **trials_of(of_other)}
         )
+    if is_few_shot(trained):
+        names = _short_names(trained, others)
+        of_agents = {trained.core: {split.name: episodes[split.name] for split in splits}, **played}
+        rows = few_shot_rows(trained, of_agents | {names[name]: of for name, of in by_others.items()})
+        sides = {name: (player, trained) for name, player in {trained.core: agent, **interventions}.items()}
+        sides |= {names[name]: side for name, side in others.items()}
+        for changed in few_shot:
+            rows += few_shot_rows(changed, _play_as(changed, sides, held_out, config))
+        evaluation["few_shot"] = rows
     if (chosen := getattr(agent, "chosen", None)) is not None:
         evaluation["chosen"] = chosen
     return summarise(evaluation, trained, config.seed)
+
+
+def _with_env_kwargs(trained: TrainConfig, config: EvalConfig) -> TrainConfig:
+    """Return the settings of a run with those of the environment that the options change."""
+    if is_few_shot(trained) and config.env_kwargs:
+        return with_outputs(trained, config.env_kwargs)
+    return replace(trained, env_kwargs=(*trained.env_kwargs, *config.env_kwargs))  # of two, the later one counts
+
+
+def _few_shot_settings(config: EvalConfig, trained: TrainConfig) -> list[TrainConfig]:
+    """Return the settings for each of --ways and --shots."""
+    if is_few_shot(trained):
+        return grid(trained, config.ways, config.shots)
+    for name in ("ways", "shots", "chart"):
+        if getattr(config, name):
+            raise UserError(f"--{name} is for few-shot runs, and {config.run} is one of {trained.env}; leave it out")
+    return []
+
+
+def _short_names(trained: TrainConfig, others: dict[str, tuple[Predictor, TrainConfig]]) -> dict[str, str]:
+    """Return for each agent of --beside the name of its core, or where two have the same its own name."""
+    cores = [trained.core, *(settings.core for _, settings in others.values())]
+    return {name: settings.core if cores.count(settings.core) == 1 else name for name, (_, settings) in others.items()}
+
+
+def _play_as(
+    changed: TrainConfig, sides: dict[str, tuple[Predictor, TrainConfig]], held_out: list[Split], config: EvalConfig
+) -> dict[str, Splits]:
+    """Play the held-out levels with every agent in an environment with changed settings."""
+    return {
+        name: {
+            split.name: _play(player, split, config, replace(settings, env_kwargs=changed.env_kwargs))
+            for split in held_out
+        }
+        for name, (player, settings) in sides.items()
+    }
 
 
 def _open_others(
@@ -106,7 +157,7 @@ def _open_others(
     others: dict[str, tuple[Predictor, TrainConfig]] = {}
     for name in config.beside:
         agent, settings = open_agent(replace(config, run=name), check_device(config.device))
-        settings = replace(settings, env_kwargs=(*settings.env_kwargs, *config.env_kwargs))
+        settings = _with_env_kwargs(settings, config)
         settings = replace(settings, attempts=config.attempts or settings.attempts)
         check_comparable({config.run: trained, name: settings}, named_levels=True)
         levels = {split.name: split.levels for split in held_out}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow, few_shot_tables
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, chosen_note, count, explain
 
 MAX_ATTEMPTS = 6  # columns of a table
@@ -30,6 +32,7 @@ def render_evaluation(report: dict[str, Any]) -> str:
     lines = [title, "", *aligned(rows), ""]
     by_attempt = attempt_rows(report)
     lines += [*aligned(by_attempt), ""] if by_attempt else []
+    lines += render_few_shot(report.get("few_shot", ()))
     lines += [f"generalisation gap (train - {gap['split']}): {text(gap)}" for gap in report["generalization_gap"]]
     lines += [_difference(part["name"], row) for part in compared for row in part["differences"]]
     lines += [constant_note(part) for part in compared if "action" in part]
@@ -45,6 +48,13 @@ def render_evaluation(report: dict[str, Any]) -> str:
         lines.append(f"INVALID as a held-out score: {report['overlap']:,} of the levels were trained on")
         lines += [f"  {line}" for line in explain(report["trained_on"])]
     return "\n".join(lines).rstrip()
+
+
+def render_few_shot(rows: Sequence[AccuracyRow], over: str = "episodes (1.96 standard errors)") -> list[str]:
+    """Return the lines of the tables of a few-shot evaluation, none where there are no rows."""
+    tables = few_shot_tables(rows)
+    lines = [line for table in tables for line in (table.title, "", *aligned(table.cells), "")]
+    return [f"accuracy in %, 95% intervals over {over}", "", *lines] if tables else []
 
 
 def attempt_rows(report: dict[str, Any]) -> list[list[str]]:

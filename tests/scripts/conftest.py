@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from srwm_rl.scripts.main import main
 
@@ -104,6 +106,45 @@ def recall(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("recall")
     assert main(["train", *RECALL, "-n", "256", "--save-freq", "1", "-f", str(logs), "--verbose", "0"]) == 0
     return logs / "ppo_srwm" / "recall_1"
+
+
+FEW_SHOT = ("--n-envs", "4", "--n-steps", "40", *SMALL[:3], "--core-kwargs", "hidden_size:8", "n_layers:2")
+FEW_SHOT = (*FEW_SHOT, "--encoder-kwargs", "mlp:[]", 'cnn:{"kind":"conv4","channels":[4,4]}')
+
+
+@pytest.fixture(scope="session")
+def few_shot_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images: 6 classes of 12 images, 8 x 8, in each split."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for i in range(6):
+            (root / split / f"{split}{i}").mkdir(parents=True)
+            pattern = rng.integers(0, 256, (8, 8))
+            for j in range(12):
+                pixels = np.clip(pattern + rng.normal(0, 20, (8, 8)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / f"{split}{i}" / f"{j}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def train_few_shot(few_shot_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that trains on few-shot episodes of the folder for one update, and returns the run."""
+
+    def train(*argv: str, core: str = "srwm", data: str | None = None, **settings: object) -> Path:
+        logs = tmp_path_factory.mktemp("few_shot")
+        kwargs = {"data": data or few_shot_folder, "ways": "3:5", "shots": "1:3", **settings}
+        pairs = [f"{name}:{value}" for name, value in kwargs.items()]
+        options = ["--algo", "supervised", "--env", "fewshot", "--env-kwargs", *pairs, *FEW_SHOT, "--core", core]
+        assert main(["train", *options, *argv, "-n", "160", "-f", str(logs), "--verbose", "0"]) == 0
+        return logs / f"supervised_{core}" / "fewshot_1"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def few_shot(train_few_shot: Callable[..., Path]) -> Path:
+    """Return a run on few-shot episodes of 3 to 5 ways and 1 to 3 shots, asked and then told; it learned nothing."""
+    return train_few_shot()
 
 
 @pytest.fixture
