@@ -172,7 +172,7 @@ def defaults(env: str | None, preset: str | None, core: str | None = None, algo:
             settings = {name: value for name, value in settings.items() if name not in names}
     if preset in ("paper", "paper-memory") and (core or TrainConfig.core) in PAPER_CORES:
         settings["core_kwargs"] = ("variant:paper",)
-    if core and ":" in core:  # a user's core has settings of its own
+    if core and (":" in core or core == "prototype"):  # settings of its own
         settings["core_kwargs"] = ()
     return TrainConfig(**settings)
 

@@ -37,8 +37,8 @@ class TrainConfig:
     """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit, parity, repeat_previous,
     associative_recall, hidden_controls, mdp); any Gymnasium id. See --env-list."""
     core: str = "srwm"
-    """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; or a class of your
-    own, my_module:MyCore."""
+    """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; of few-shot episodes
+    also prototype; or a class of your own, my_module:MyCore."""
     algo: Literal["ppo", "impala", "supervised"] = "ppo"
     """The trainer: ppo; impala, whose actors play on while it learns (V-trace corrects for the lag); or supervised, by
     right answers, for tasks that have them: recall, parity, repeat_previous, associative_recall, fewshot."""

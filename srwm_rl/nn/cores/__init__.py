@@ -11,10 +11,14 @@ from srwm_rl.lazy import import_own_module
 from srwm_rl.nn.cores.base import Core
 from srwm_rl.nn.cores.check import check_core
 from srwm_rl.nn.cores.feedforward import FeedForwardCore
+from srwm_rl.nn.cores.prototype import PrototypeCore
 from srwm_rl.nn.cores.recurrent import GRUCore, LSTMCore
 from srwm_rl.nn.cores.srwm import DeltaCore, FakeSRCore, SRDeltaCore, SRWMCore, SRWMNoCarryCore
 
 __all__ = ["Core", "check_core", "core_names", "import_core", "make_core", "register_core"]
+
+# Cores for some tasks alone, which `core_names` leaves out.
+_SPECIAL: dict[str, type[Core]] = {"prototype": PrototypeCore}
 
 CoreClass = TypeVar("CoreClass", bound=type[Core])
 
@@ -33,7 +37,7 @@ _COUNTS = {"hidden_size": 2**16, "n_layers": 2**10, "n_heads": 2**16, "ff_size":
 
 
 def core_names() -> tuple[str, ...]:
-    """Return every name that `make_core` accepts."""
+    """Return every name that `make_core` accepts for any task; "prototype" is for few-shot episodes alone."""
     return tuple(_CORES)
 
 
@@ -47,8 +51,8 @@ def register_core(name: str) -> Callable[[CoreClass], CoreClass]:
     """
 
     def register(core_class: CoreClass) -> CoreClass:
-        if name in _CORES:
-            raise UserError(f"a core named {name!r} exists already ({_CORES[name].__qualname__}); choose another name")
+        if taken := (_CORES | _SPECIAL).get(name):
+            raise UserError(f"a core named {name!r} exists already ({taken.__qualname__}); choose another name")
         if not issubclass(core_class, Core):
             raise UserError(
                 f"{core_class.__qualname__} must be a subclass of srwm_rl.Core to be registered as {name!r}"
@@ -98,9 +102,10 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
             f"core {name!r} is not imported: call srwm_rl.import_core({name!r}) first, or give --core {name} on the "
             "command line, if you trust that code to run"
         )
-    if name not in _CORES:
+    core_class = (_CORES | _SPECIAL).get(name)
+    if core_class is None:
         raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
-    known = _CORES[name].setting_names()
+    known = core_class.setting_names()
     if known is not None:
         check_settings(f"core {name!r}", settings, known)
     for setting, value in settings.items():
@@ -110,4 +115,4 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
             raise UserError(
                 f"core {name!r}: {setting} must be a whole number from 1 to {_COUNTS[setting]}, not {value!r}"
             )
-    return _CORES[name](input_size, **settings)
+    return core_class(input_size, **settings)
