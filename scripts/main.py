@@ -16,6 +16,7 @@ COMMANDS = {
     "fewshot": "train an agent that learns new classes of images from a few examples, by its memory alone",
     "eval": "play every training and held-out level and print the returns",
     "report": "write a page on runs: curves, returns per game and level, settings",
+    "plot": "draw learning curves of runs over their seeds",
     "compare": "play the same held-out levels with two agents, level by level",
     "watch": "make a video of an agent that plays, beside its network that edits itself",
     "replay": "play a recorded episode again and check that it is the same",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,8 +68,11 @@ def thin(curve: Curve) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-def combine(curves: list[Curve], seed: int = 0) -> Band:
-    """Return the mean of several seeds' curves over the steps that all of them have, with its bootstrap interval."""
+def combine(curves: list[Curve], seed: int = 0, statistic: Callable[..., Any] = np.mean) -> Band:
+    """Return the mean of several seeds' curves over the steps that all of them have, with its bootstrap interval.
+
+    `statistic` is another function of an array and an axis, such as `np.median`, in the place of the mean.
+    """
     if len(curves) == 1:
         mean = thin(curves[0])
         return Band(mean, mean.values, mean.values, [])
@@ -76,5 +80,5 @@ def combine(curves: list[Curve], seed: int = 0) -> Band:
     steps = np.linspace(first, max(first, last), N_POINTS)
     values = np.stack([np.interp(steps, *thin(curve)) for curve in curves])  # [n_seeds, N_POINTS]
     drawn = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
-    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5], axis=0)
-    return Band(Curve(steps, values.mean(0)), low, high, [Curve(steps, row) for row in values])
+    low, high = np.percentile(statistic(values[drawn], axis=1), [2.5, 97.5], axis=0)
+    return Band(Curve(steps, statistic(values, axis=0)), low, high, [Curve(steps, row) for row in values])

@@ -1,0 +1,141 @@
+"""Learning curves of runs as a picture: a line per setting over its seeds, a panel per environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import cycle, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import trim_mean
+
+from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.scripts.config.foreign_settings import read_settings
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.reports.charts import COLOURS, STYLE, short_number
+from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
+from srwm_rl.scripts.reports.sections import FREE, settings_key
+from srwm_rl.storage.run_folder import CONFIG, METRICS, Run, run_folder
+
+DEFAULT_VALUES = ("rollout/ep_rew_mean", "rollout/accuracy")
+TIME = "time/time_elapsed"
+STATISTICS: dict[str, Any] = {
+    "mean": np.mean,
+    "median": np.median,
+    "iqm": lambda values, axis: trim_mean(values, 0.25, axis),
+}
+PANEL = (5.2, 3.4)  # inches
+MAX_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ only in their seed."""
+
+    trained: TrainConfig
+    curves: list[Curve]
+    label: str = ""
+
+
+def plot_runs(
+    names: Sequence[str], path: Path, y: str | None, x: str, statistic: str, labels: Sequence[str] = ()
+) -> None:
+    """Draw a logged value of runs over training into a file, whose format its suffix chooses.
+
+    Args:
+        names: run folders.
+        path: the picture.
+        y: the value's key in metrics.jsonl; None: the training return, or the accuracy of learning from answers.
+        x: "steps" or "hours".
+        statistic: a name of `STATISTICS`, over seeds; the band is its 95% bootstrap interval.
+        labels: names of the lines, in the order in which their first runs are named.
+
+    Raises:
+        UserError: a run cannot be read, has no such value, or there are more or fewer lines than labels.
+        OSError: the picture cannot be written.
+    """
+    runs = [Run.open(run_folder(name)) for name in names]
+    logged = [read_curves(run.path / METRICS) for run in runs]
+    key = y or next((key for key in DEFAULT_VALUES if all(key in curves for curves in logged)), DEFAULT_VALUES[0])
+    groups: dict[tuple[Any, ...], Line] = {}
+    for run, curves in zip(runs, logged, strict=True):
+        if key not in curves:
+            raise UserError(f"{run.path} has no {key!r} yet{did_you_mean(key, curves)}")
+        trained = read_settings(run.config["train"], str(run.path / CONFIG))
+        line = groups.setdefault(settings_key(trained), Line(trained, []))
+        line.curves.append(_over(x, curves, key))
+    lines = _labelled(list(groups.values()), labels)
+    with rc_context({**STYLE, "font.size": 10, "axes.titlesize": 11, "svg.fonttype": "path"}):
+        figure = _draw(lines, key, x, statistic)
+        metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
+        figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+
+
+def _over(x: str, curves: dict[str, Curve], key: str) -> Curve:
+    """Return a value's curve over steps, or over the hours in which they were made."""
+    if x == "steps":
+        return curves[key]
+    if TIME not in curves:
+        raise UserError("no hours are logged: leave out --x hours")
+    steps, values = curves[key]
+    return Curve(np.interp(steps, *curves[TIME]) / 3600, values)
+
+
+def _labelled(lines: list[Line], labels: Sequence[str]) -> list[Line]:
+    """Return the lines with their names: those given, or the settings in which the lines of one environment differ."""
+    if labels and len(labels) != len(lines):
+        raise UserError(f"{len(labels)} labels for {len(lines)} lines: runs that differ only in their seed share one")
+    return [replace(line, label=label or _own_label(line, lines)) for line, label in zip_longest(lines, labels)]
+
+
+def _own_label(line: Line, lines: list[Line]) -> str:
+    rivals = [other.trained for other in lines if other.trained.env == line.trained.env]
+    names = [field.name for field in fields(TrainConfig) if field.name not in FREE | {"env"}]
+    differing = [name for name in names if len({getattr(rival, name) for rival in rivals}) > 1]
+    # Where every core has settings of its own, its name says enough.
+    if len({(rival.core, rival.core_kwargs) for rival in rivals}) == len({rival.core for rival in rivals}):
+        differing = [name for name in differing if name != "core_kwargs"]
+    return ", ".join(_setting(line.trained, name) for name in differing) or line.trained.core
+
+
+def _setting(trained: TrainConfig, name: str) -> str:
+    value = getattr(trained, name)
+    text = " ".join(value) if isinstance(value, tuple) else str(value)
+    return text if name in ("core", "algo", "core_kwargs", "env_kwargs") else f"{name} {text}"
+
+
+def _draw(lines: list[Line], key: str, x: str, statistic: str) -> Figure:
+    envs = list(dict.fromkeys(line.trained.env for line in lines))
+    n_columns = min(len(envs), MAX_COLUMNS)
+    n_rows = -(-len(envs) // n_columns)
+    figure = Figure((PANEL[0] * n_columns, PANEL[1] * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    colours = dict(zip(dict.fromkeys(line.label for line in lines), cycle(COLOURS), strict=False))
+    for env, axes in zip(envs, panels, strict=False):
+        of_env = [line for line in lines if line.trained.env == env]
+        for line in of_env:
+            _draw_line(axes, line, statistic, colours[line.label])
+        axes.set_title(env)
+        if len(of_env) > 1 or any(line.label != line.trained.core for line in of_env):
+            axes.legend(frameon=False)
+        axes.set(xlabel="environment steps" if x == "steps" else "hours", ylabel=key)
+        axes.locator_params(axis="both", nbins=6)
+        if x == "steps":
+            axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
+    for axes in panels[len(envs) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def _draw_line(axes: Axes, line: Line, statistic: str, colour: str) -> None:
+    band = combine(line.curves, statistic=STATISTICS[statistic])
+    n = len(line.curves)
+    label = f"{line.label} ({statistic} of {n} seeds)" if n > 1 else line.label
+    if n > 1:
+        axes.fill_between(band.mean.steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(*band.mean, color=colour, label=label)
