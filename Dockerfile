@@ -14,13 +14,13 @@ RUN apt-get update \
 RUN python -m venv /opt/venv
 WORKDIR /src
 COPY constraints.txt ./
-# PyPI's torch is the one with CUDA.
+# PyPI's torch is the one with CUDA. What torch needs comes with the package below, from PyPI either way.
 RUN case "${DEVICE}" in \
       cpu) index=https://download.pytorch.org/whl/cpu ;; \
       cuda) index=https://pypi.org/simple ;; \
       *) echo "DEVICE is cpu or cuda, not ${DEVICE}"; exit 1 ;; \
     esac \
-    && /opt/venv/bin/pip install --no-cache-dir --index-url "${index}" "$(grep '^torch==' constraints.txt)"
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --index-url "${index}" "$(grep '^torch==' constraints.txt)"
 COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE ./
 COPY srwm_rl srwm_rl
 COPY agents agents

@@ -1,6 +1,7 @@
 """The documentation site builds without a warning; its code runs; its reference lists every public name and option."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,8 @@ import pytest
 
 import srwm_rl
 from srwm_rl import agents, envs
+from srwm_rl.scripts.cli import parse
+from srwm_rl.scripts.commands.eval import read
 from srwm_rl.scripts.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -73,3 +76,66 @@ def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names: dict[str, object] = {"__name__": page.stem}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(block, names)
+
+
+def command_lines() -> dict[str, list[str]]:
+    """Return the words of every `srwm-rl` command in the pages' shell blocks and sentences, by the command's text."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *DOCS.glob("results/*.md")]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"^```sh\n(.*?)^```|`(srwm-rl [^`]*)`", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    lines = [
+        line
+        for block, sentence in blocks
+        for line in (block.replace("\\\n", " ").splitlines() or [" ".join(sentence.split())])
+    ]
+    words = {line: shlex.split(line, comments=True) for line in lines}
+    return {" ".join(argv): argv[1:] for argv in words.values() if argv[:1] == ["srwm-rl"]}
+
+
+EXAMPLES = {"TASK": "parity", "ENV": "parity", "CORE": "gru", "SEED": "1", "N": "1", "PRECISION": "float32"}
+COMMAND_LINES = {
+    line: [EXAMPLES.get(word, word) for word in argv]
+    for line, argv in command_lines().items()
+    if "--help" not in argv and len(argv) > 1  # a sentence may name a command without its options
+}
+PARSED = {command for command in COMMANDS if command not in ("bench", "fewshot")}  # whose options depend on the first
+
+
+@pytest.mark.parametrize("argv", COMMAND_LINES.values(), ids=COMMAND_LINES)
+def test_the_commands_have_the_options_that_are_given(argv: list[str]) -> None:
+    command, *options = argv
+    assert command in COMMANDS
+    if command == "eval":
+        read(options)
+    elif command in PARSED:
+        module = import_module(f"srwm_rl.scripts.commands.{command.replace('-', '_')}")
+        (config,) = (
+            value
+            for name, value in vars(module).items()
+            if name.endswith("Config") and (value.__module__ == module.__name__ or command == "train")
+        )
+        parse(config, options, f"srwm-rl {command}")
+
+
+OF_OTHERS = {
+    *("requeue", "signal"),  # sbatch
+    *("nproc-per-node", "nnodes", "max-restarts", "rdzv-endpoint", "rdzv-id", "standalone"),  # torchrun
+    *("user", "gpus", "build-arg"),  # docker
+}
+
+
+def test_options_that_pages_name_exist() -> None:
+    """Those that a sentence names by themselves."""
+    names = OF_OTHERS | {"help"}
+    for path in (ROOT / "scripts").rglob("*.py"):
+        names |= {name.replace("_", "-") for name in re.findall(r"^    (\w+): ", path.read_text(), re.MULTILINE)}
+    unknown = {
+        f"{page.name}: --{option}"
+        for page in [ROOT / "README.md", *PAGES]
+        for option in re.findall(r"`--(?:no-)?([a-z-]+)", page.read_text())
+        if option not in names
+    }
+    assert not unknown

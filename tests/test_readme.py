@@ -1,52 +1,70 @@
-"""The README's code and commands work."""
+"""The README: short, with a small moving picture; its code runs, its links lead somewhere, its figures have sources."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stable_baselines3.common.env_util import make_vec_env
+from PIL import Image
 
-from srwm_rl.nn.cores import _CORES
-from srwm_rl.scripts.cli import parse
-from srwm_rl.scripts.commands.eval import read
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl import load
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PICTURES = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+MAX_PICTURE = 3_000_000
 
 
-def test_the_custom_core_trains() -> None:
-    from srwm_rl.agents import PPO
+def test_it_is_short() -> None:
+    assert README.count("\n") < 150
 
-    (code,) = (block for block in blocks("python") if "register_core" in block)
-    names: dict[str, Any] = {"env": make_vec_env("CartPole-v1", 2), "PPO": PPO}
-    try:
-        exec(code, names)
-        model = names["model"]
-        model.learn(model.n_steps * 2)
-        assert type(model.policy.core).__name__ == "Mean"
-    finally:
-        _CORES.pop("mean", None)
+
+def test_its_pictures_are_small_and_move() -> None:
+    assert PICTURES
+    for name in PICTURES:
+        assert (ROOT / name).stat().st_size <= MAX_PICTURE
+        with Image.open(ROOT / name) as picture:
+            assert getattr(picture, "n_frames", 1) > 10
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if not link.startswith("http")]
+    assert links
+    for link in links:
+        name, _, heading = link.partition("#")
+        assert (ROOT / name).exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles], link
 
 
 def test_the_environment_and_model_are_built() -> None:
-    code = next(block for block in blocks("python") if "ProcgenVecEnv(" in block)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code[: code.index("model.learn")], names)
     names["env"].close()
     assert names["model"].n_envs == 64
 
 
-COMMANDS = [line.split("#")[0].split() for block in blocks("sh") for line in block.splitlines() if "srwm-rl " in line]
+def rows() -> dict[str, dict[str, str]]:
+    """Return the table of evidence, by task and column."""
+    table = [line for line in README.splitlines() if line.startswith(("| task |", "| `"))]
+    head, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    return {line[0].split("`")[1]: dict(zip(head, line, strict=True)) for line in lines}
 
 
-@pytest.mark.parametrize("argv", [argv for argv in COMMANDS if argv[1] in ("train", "eval")], ids=" ".join)
-def test_the_commands_can_be_read(argv: list[str]) -> None:
-    if argv[1] == "eval":
-        read(argv[2:])
-    else:
-        parse(TrainConfig, argv[2:], "srwm-rl")
+@pytest.mark.parametrize("task", ["hidden_controls", "bandit", "recall", "parity"])
+def test_edits_withheld_constant_and_random_play_are_those_of_the_cards(task: str) -> None:
+    card = load(f"zoo:{task}").card
+    assert card is not None
+    scores = {score.player: score.returns.mean for score in card.scores}
+    columns = {
+        "its edits withheld": "edits frozen",
+        "one constant action": "best constant action",
+        "random play": "random play",
+    }
+    for column, player in columns.items():
+        text = rows()[task][column]
+        decimals = len(text.partition(".")[2])
+        assert abs(float(text) - scores[player]) <= 0.51 * 10**-decimals, (column, text, scores[player])
