@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from srwm_rl.envs.wrappers.attempts import AttemptsBatch as AttemptsBatch
     from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv as LevelsVecEnv
     from srwm_rl.envs.wrappers.flat_observation import FlatDictObservation as FlatDictObservation
+    from srwm_rl.envs.wrappers.frame_stack import FrameStackBatch as FrameStackBatch
     from srwm_rl.envs.wrappers.grouped import GroupedVecEnv as GroupedVecEnv
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs as VecMemoryInputs
+    from srwm_rl.envs.wrappers.named_wrapper import NamedWrapper as NamedWrapper
     from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch as ShuffledActionsBatch
 else:
     # The adapters to SB3 import torch.

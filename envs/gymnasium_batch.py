@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from srwm_rl.envs.levels import BoolArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 from srwm_rl.envs.wrappers.action_masks import ActionMaskObservation, has_action_masks
 from srwm_rl.envs.wrappers.flat_observation import FlatDictObservation, needs_flattening
+from srwm_rl.envs.wrappers.named_wrapper import Env, EnvWrapper
 from srwm_rl.errors import FaultError, UserError
 
 
@@ -31,9 +33,10 @@ class GymnasiumBatch(SampledLevelsEnv):
         levels: The seeds that episodes are drawn from.
         seed: Start of the random level sequences.
         env_kwargs: Passed to `gymnasium.make`.
+        wrappers: Functions that wrap each environment, such as wrapper classes; the first is innermost.
 
     Raises:
-        UserError: If the environment cannot be made or has spaces that agents cannot use.
+        UserError: If the environment cannot be made or wrapped, or has spaces that agents cannot use.
         RuntimeError: Later, if an environment raises: which one, on which level, at which step.
     """
 
@@ -44,10 +47,11 @@ class GymnasiumBatch(SampledLevelsEnv):
         levels: str | LevelRange = "all",
         seed: int = 0,
         env_kwargs: dict[str, Any] | None = None,
+        wrappers: Sequence[EnvWrapper] = (),
     ) -> None:
         check_count("n_envs", n_envs)
         self.env_id, self.games = env_id, (env_id,)
-        self.envs = [_make(env_id, env_kwargs or {}) for _ in range(n_envs)]
+        self.envs = [_make(env_id, env_kwargs or {}, wrappers) for _ in range(n_envs)]
         with suppress(Exception):  # of a reset: the first one that counts names it
             if has_action_masks(self.envs[0]):
                 self.envs = [ActionMaskObservation(env) for env in self.envs]
@@ -109,10 +113,12 @@ class GymnasiumBatch(SampledLevelsEnv):
             env.close()
 
 
-def _make(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+def _make(env_id: str, env_kwargs: dict[str, Any], wrappers: Sequence[EnvWrapper]) -> Env:
     try:
-        env = gymnasium.make(env_id, **env_kwargs)
+        env: Env = gymnasium.make(env_id, **env_kwargs)
     except (gymnasium.error.Error, TypeError, ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
+    for wrapper in wrappers:
+        env = wrapper(env)
     return FlatDictObservation(env) if needs_flattening(env.observation_space) else env

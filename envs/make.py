@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +21,8 @@ from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SET
 from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
 from srwm_rl.envs.tasks import TASK_IDS, TASKS
 from srwm_rl.envs.wrappers.attempts import AttemptsBatch
+from srwm_rl.envs.wrappers.frame_stack import FrameStackBatch
+from srwm_rl.envs.wrappers.named_wrapper import EnvWrapper
 from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch
 from srwm_rl.errors import UserError, check_settings, did_you_mean
 from srwm_rl.lazy import import_own_module
@@ -79,6 +82,9 @@ def _gymnasium_id(name: str) -> str:
         reason = " ".join(str(error).split())
         raise UserError(f"env {name!r}: package {package!r} cannot be imported: {reason}") from error
     except (gymnasium.error.Error, ValueError) as error:
+        for installed in filter(find_spec, PACKAGES):
+            with suppress(Exception):  # a hint alone depends on it
+                import_module(installed)
         known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
         hint = did_you_mean(name, known)
         if "known:" in hint:  # Gymnasium's whole list would not be one clear line
@@ -135,6 +141,8 @@ def make_batch_env(
     env_kwargs: dict[str, Any] | None = None,
     attempts: int = 1,
     shuffle_actions: bool = False,
+    wrappers: Sequence[EnvWrapper] = (),
+    frame_stack: int = 1,
 ) -> BatchEnv:
     """Make `n_envs` environments.
 
@@ -147,20 +155,35 @@ def make_batch_env(
         env_kwargs: Further arguments of the environment.
         attempts: Episodes of one level that form a trial, one episode for the agent; see `AttemptsBatch`.
         shuffle_actions: Draw for every level which action does what; see `ShuffledActionsBatch`.
+        wrappers: Functions that wrap each of a Gymnasium id's environments, the first innermost; see `NamedWrapper`.
+        frame_stack: Number of observations that are stacked; see `FrameStackBatch`.
 
     Raises:
         UserError: If an argument is wrong.
     """
-    batch_env = _make_plain(env, n_envs, levels, seed, mode, dict(env_kwargs or {}))
+    batch_env = _make_plain(env, n_envs, levels, seed, mode, dict(env_kwargs or {}), wrappers)
+    if frame_stack != 1:
+        batch_env = FrameStackBatch(batch_env, frame_stack)
     if shuffle_actions:
         batch_env = ShuffledActionsBatch(batch_env)
     return batch_env if attempts == 1 else AttemptsBatch(batch_env, attempts)
 
 
 def _make_plain(
-    env: str, n_envs: int, levels: str | LevelRange, seed: int, mode: str, kwargs: dict[str, Any]
+    env: str,
+    n_envs: int,
+    levels: str | LevelRange,
+    seed: int,
+    mode: str,
+    kwargs: dict[str, Any],
+    wrappers: Sequence[EnvWrapper],
 ) -> BatchEnv:
     spec = resolve(env)
+    if wrappers and spec.kind != "gymnasium":
+        raise UserError(
+            f"wrappers are for Gymnasium environments, one by one; {env} is stepped in a batch of its own: leave "
+            "--wrapper and --atari out (--frame-stack works for all)"
+        )
     if spec.kind == "procgen":
         check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
@@ -171,7 +194,7 @@ def _make_plain(
         check_settings(env, kwargs, set(inspect.signature(task).parameters) - {"n_envs", "levels", "seed"})
         batch_env: BatchEnv = task(n_envs, levels, seed, **kwargs)
         return batch_env
-    return GymnasiumBatch(spec.names[0], n_envs, levels, seed, env_kwargs=kwargs)
+    return GymnasiumBatch(spec.names[0], n_envs, levels, seed, kwargs, wrappers)
 
 
 def make_vec_env(
@@ -186,6 +209,8 @@ def make_vec_env(
     attempts: int = 1,
     shuffle_actions: bool = False,
     on_nan: Literal["stop", "skip"] = "stop",
+    wrappers: Sequence[EnvWrapper] = (),
+    frame_stack: int = 1,
 ) -> VecEnv:
     """Make `n_envs` environments for Stable-Baselines3, with memory inputs unless `inputs` is empty.
 
@@ -193,7 +218,8 @@ def make_vec_env(
     """
     from srwm_rl.envs.vec_env import BatchVecEnv
 
-    batch_env = make_batch_env(env, n_envs, levels, seed, mode, env_kwargs, attempts, shuffle_actions)
+    of_batch = (mode, env_kwargs, attempts, shuffle_actions, wrappers, frame_stack)
+    batch_env = make_batch_env(env, n_envs, levels, seed, *of_batch)
     venv = BatchVecEnv(batch_env, on_nan)
     return _with_inputs(venv, inputs, reward_clip)
 
@@ -210,6 +236,8 @@ def make_levels_env(
     reward_clip: float | None = 1.0,
     attempts: int = 1,
     shuffle_actions: bool = False,
+    wrappers: Sequence[EnvWrapper] = (),
+    frame_stack: int = 1,
 ) -> VecEnv:
     """Make environments that play every level (of every game) exactly `repeats` times; see `LevelsVecEnv`.
 
@@ -219,7 +247,8 @@ def make_levels_env(
     from srwm_rl.envs.wrappers.fixed_levels import LevelsVecEnv
 
     wanted = LevelRange.parse(levels) if isinstance(levels, str) else levels
-    batch_env = make_batch_env(env, n_envs, "all", seed, mode, env_kwargs, attempts, shuffle_actions)
+    of_batch = (mode, env_kwargs, attempts, shuffle_actions, wrappers, frame_stack)
+    batch_env = make_batch_env(env, n_envs, "all", seed, *of_batch)
     venv = LevelsVecEnv(batch_env, wanted, repeats)
     return _with_inputs(venv, inputs, reward_clip)
 

@@ -18,9 +18,10 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.errors import FaultError, UserError, did_you_mean
 
 Config = TypeVar("Config")
+FAULT = 3  # exit code after a failure while training
 INTERRUPTED = 130  # exit code after Ctrl-C
 OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z](=|$)")
 
@@ -39,6 +40,11 @@ def run_command(argv: list[str], command: Callable[[], int]) -> int:
             message = f"{error.filename or argv[0]}: {error.strerror or error}"
         warn(f"error: {message}")
         return 2
+    except FaultError as error:  # an environment that fails before the first step
+        if peek(argv, "--verbose") == "2":
+            traceback.print_exc()
+        warn(f"stopped: {error}")
+        return FAULT
     except KeyboardInterrupt:
         warn("interrupted")
         return INTERRUPTED
@@ -230,10 +236,10 @@ def own_code_options(settings: Mapping[str, Any]) -> str:
 
     `settings` are those of the run, as `config.json` holds them.
     """
-    named = [
-        [f"--{name}", settings[name]] for name in ("core", "env") if ":" in settings[name].removeprefix("srwm_rl:")
-    ]
-    return "".join(f" {word}" for words in named for word in (words[0], *map(shlex.quote, words[1:])))
+    own = {name: settings[name] for name in ("core", "env") if ":" in settings[name].removeprefix("srwm_rl:")}
+    options = [[f"--{name}", value] for name, value in own.items()]
+    options += [["--wrapper", *words] for words in settings.get("wrapper", ())]
+    return "".join(f" {option} {shlex.join(values)}" for option, *values in options)
 
 
 def allow_core(core: str, named: str | None) -> None:

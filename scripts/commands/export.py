@@ -10,6 +10,7 @@ import tyro
 
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_writable, parse, warn
+from srwm_rl.scripts.config.settings import Wrappers, check_wrappers
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,13 @@ class ExportConfig:
     """The agent's core, if it is a class of your own: my_module:MyCore."""
     env: str | None = None
     """The run's environment, if it comes from a module of your own: my_module:MyEnv-v0."""
+    wrapper: tyro.conf.UseAppendAction[Wrappers] = ()
+    """The wrappers that the run was trained with, as in srwm-rl train."""
     verbose: int = 1
     """0: errors only, 1: what was written, 2: tracebacks too."""
+
+    def __post_init__(self) -> None:
+        check_wrappers(self.wrapper)
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +62,7 @@ def main(argv: list[str]) -> int:
 
     if config.format == "onnx":
         onnx_file.check_packages()
-    agent, trained = open_model(config.run, config.core, config.env, "cpu")
+    agent, trained = open_model(config.run, config.core, config.env, "cpu", config.wrapper)
     write = onnx_file.write_onnx if config.format == "onnx" else sb3_zip.write_zip
     try:
         lines = write(path, agent, trained)

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from srwm_rl.scripts.cli import check_writable, parse
+from srwm_rl.scripts.config.settings import Wrappers, check_wrappers
 
 Arg = tyro.conf.arg
 
@@ -24,12 +25,17 @@ class ReplayConfig:
     """Draw the film again: .mp4 (H.264) or .gif."""
     env: str | None = None
     """The environment, if it comes from a module of your own: my_module:MyEnv-v0."""
+    wrapper: tyro.conf.UseAppendAction[Wrappers] = ()
+    """The wrappers that it was recorded with, as in srwm-rl train."""
     any_version: bool = False
     """Play it even if the environment is of another version."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
     """Show a progress bar."""
     verbose: int = 1
     """2: tracebacks on errors."""
+
+    def __post_init__(self) -> None:
+        check_wrappers(self.wrapper)
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +50,7 @@ def main(argv: list[str]) -> int:
         check_video(output)
         check_writable(output, "-o")
     trace = load_trace(Path(config.trace))
-    check_origin(trace, config.trace, config.env, config.any_version)
+    check_origin(trace, config.trace, config.env, config.any_version, config.wrapper)
     difference, album = replay(trace, render=output is not None)
     with closing(album):
         if output is not None and difference is None:

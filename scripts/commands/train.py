@@ -16,7 +16,7 @@ from srwm_rl.errors import UserError, named
 from srwm_rl.scripts.cli import allow_core, options_of, parse, peek
 from srwm_rl.scripts.config.config_file import read_config_file, to_yaml
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
-from srwm_rl.scripts.config.foreign_settings import allow_env
+from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.launch import is_distributed, run_rank, supervise
 from srwm_rl.scripts.training.resume import check_changes, stored_config
@@ -39,9 +39,8 @@ def _main(argv: list[str]) -> int:
     if path is not None and not {"-h", "--help"} & set(argv):
         run = Run.open(Path(path))
         stored = stored_config(run, path)
-        allow_core(stored.core, peek(argv, "--core"))
-        allow_env(stored.env, peek(argv, "--env"), str(run.path / CONFIG))
-        config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
+        config = _parse(argv, stored)
+        _allow_own_code(stored, argv, str(run.path / CONFIG))
         changes = check_changes(stored, config)
     else:
         config = _new_config(argv)
@@ -76,30 +75,47 @@ def _new_config(argv: list[str]) -> TrainConfig:
     if path is not None:
         allow_core(stored.get("core", ""), chosen["core"] if peek(argv, "--core") else None)
         allow_env(stored.get("env", ""), peek(argv, "--env"), path)
-    default = defaults(**chosen)
+    default = defaults(**chosen, atari="--atari" in argv or stored.get("atari", False))
     with named(path or ""):
         default = with_defaults(replace(default, **stored), default)
-    return with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+    config = _parse(argv, default)
+    if path is not None:
+        allow_wrappers(default.wrapper, config.wrapper if "--wrapper" in options_of(argv) else (), path)
+    return config
+
+
+def _parse(argv: list[str], default: TrainConfig) -> TrainConfig:
+    """Parse the arguments; --wrapper replaces the default's wrappers, to which it would be appended."""
+    config = parse(TrainConfig, argv, "srwm-rl train", replace(default, wrapper=()))
+    return with_defaults(replace(config, wrapper=config.wrapper or default.wrapper), default)
+
+
+def _allow_own_code(stored: TrainConfig, argv: list[str], source: str) -> None:
+    """Check that the command line names the code of one's own that a file's settings name."""
+    allow_core(stored.core, peek(argv, "--core"))
+    allow_env(stored.env, peek(argv, "--env"), source)
+    requested = _parse(argv, stored).wrapper if "--wrapper" in options_of(argv) else ()
+    allow_wrappers(stored.wrapper, requested, source)
 
 
 def _resume_group(argv: list[str], group: RunGroup) -> int:
     """Resume all unfinished runs of a group."""
     _check_one_machine("--resume GROUP")
-    command, core, env = group.record.command, peek(argv, "--core"), peek(argv, "--env")
-    source = str(group.path / GROUP)
+    command, source = group.record.command, str(group.path / GROUP)
     if any(option.startswith("--resume") for option in options_of(command)):
         raise UserError(f"{source} is damaged: its command resumes a run")
-    allow_core(peek(command, "--core") or "", core)
-    allow_env(peek(command, "--env") or "", env, source)
-    if existing := group.run_paths():
+    allow_core(peek(command, "--core") or "", peek(argv, "--core"))
+    allow_env(peek(command, "--env") or "", peek(argv, "--env"), source)
+    existing = group.run_paths()
+    if len(existing) < len(group.record.seeds):  # the command starts the others
+        stored = replace(_new_config(command), resume=str(group.path))
+        _allow_own_code(stored, argv, source)
+    if existing:
         run = Run.open(existing[0])
         stored = stored_config(run, str(group.path))
-        allow_core(stored.core, core)
-        allow_env(stored.env, env, str(run.path / CONFIG))
-    else:
-        stored = replace(_new_config(command), resume=str(group.path))
+        _allow_own_code(stored, argv, str(run.path / CONFIG))
     stored = replace(stored, progress=TrainConfig.progress)  # that of the runs is off: the group shows it
-    config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", stored), stored)
+    config = _parse(argv, stored)
     check_changes(stored, config)
     if config.verify:
         raise UserError(f"--verify is for one run: name one, such as {group.run_path(group.record.seeds[0])}")

@@ -14,7 +14,7 @@ from msgspec import Meta
 from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse, warn
-from srwm_rl.scripts.config.settings import Seed, check_bounds
+from srwm_rl.scripts.config.settings import Seed, Wrappers, check_bounds, check_wrappers
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, check_lesions
 from srwm_rl.storage.run_folder import title_of
 from srwm_rl.zoo import DEMO, PREFIX
@@ -63,6 +63,8 @@ class WatchConfig:
     """The agent's core, if it is a class of your own: my_module:MyCore."""
     env: str | None = None
     """The run's environment, if it comes from a module of your own: my_module:MyEnv-v0."""
+    wrapper: tyro.conf.UseAppendAction[Wrappers] = ()
+    """The wrappers that the run was trained with, as in srwm-rl train."""
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True
@@ -72,6 +74,7 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_wrappers(self.wrapper)
         if self.gif and self.output is not None and Path(self.output).suffix.lower() != ".gif":
             raise UserError(f"--gif makes a GIF, and -o names {self.output}: leave one of them out")
         if self.trace is not None and Path(self.trace).suffix.lower() != ".npz":
@@ -90,7 +93,9 @@ def ranked_heads(config: WatchConfig, game: str, play: bool) -> tuple[HeadCost, 
     """Return what lesioning each head costs; () with a warning where the run has no held-out levels to play."""
     from srwm_rl.scripts.evaluation.head_costs import head_costs
 
-    options = {name: getattr(config, name) for name in ("core", "env", "device", "progress", "deterministic")}
+    options = {
+        name: getattr(config, name) for name in ("core", "env", "wrapper", "device", "progress", "deterministic")
+    }
     try:
         costs = head_costs(EvalConfig(run=config.path(), **options), play)
     except UserError as error:
@@ -106,7 +111,7 @@ def main(argv: list[str]) -> int:
     from srwm_rl.scripts.video.encoding import check_video
     from srwm_rl.scripts.video.record import choose_scene, record, render, suppress_edits
 
-    agent, trained = open_model(config.path(), config.core, config.env, check_device(config.device))
+    agent, trained = open_model(config.path(), config.core, config.env, check_device(config.device), config.wrapper)
     changed = suppress_edits(agent.policy, config.undo, config.lesion)
     scene, title = choose_scene(trained, config.game, config.level, config.steps, config.seed), title_of(config.path())
     name = re.sub(r"[^\w+.-]", "-", f"{title}-{scene.env}-{scene.level}")
@@ -115,7 +120,8 @@ def main(argv: list[str]) -> int:
     check_writable(output, "-o")
     check_writable(config.trace, "--trace")
     trace, album = record(
-        *(agent.policy, trained, scene, title, agent.num_timesteps, config.steps, config.deterministic),
+        *(agent.policy, trained, scene, title, agent.num_timesteps, config.steps),
+        deterministic=config.deterministic or trained.algo == "supervised",
         progress=config.progress,
         changed=changed,
         head_costs=ranked_heads(config, scene.env, config.rank_heads or scene.kind() == "task"),

@@ -139,8 +139,12 @@ SIZES = ("hidden_size", "n_layers", "n_heads")  # default settings of a core tha
 PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # cores with variant:paper
 
 
-def defaults(env: str | None, preset: str | None, core: str | None = None, algo: str | None = None) -> TrainConfig:
+def defaults(
+    env: str | None, preset: str | None, core: str | None = None, algo: str | None = None, atari: bool = False
+) -> TrainConfig:
     """Return the default settings for an environment, a preset, a core and an algorithm; None: not chosen.
+
+    `atari`: with --atari, which skips frames itself and clips rewards in training.
 
     Raises:
         UserError: an unknown preset or environment, or a preset of another algorithm.
@@ -166,6 +170,9 @@ def defaults(env: str | None, preset: str | None, core: str | None = None, algo:
             settings["core_kwargs"] = merged_pairs(settings["core_kwargs"], FEW_SHOT_HEADS)
         if algo == "impala":
             settings |= IMPALA_TASK_SETTINGS.get(env, {})
+    if atari:
+        settings |= {"atari": True, "normalize_reward": False, "loss_reward_clip": 1.0}
+        settings["env_kwargs"] = ("frameskip:1",) if env.startswith("ALE/") else ()
     settings |= {**chosen, "env": env, "preset": preset}
     for owner, names in ALGO_SETTINGS.items():
         if algo in ALGO_SETTINGS and algo != owner:  # an unknown algorithm is refused when the command line is parsed

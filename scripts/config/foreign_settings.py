@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields
 from typing import Any
 
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.errors import UserError, named
-from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.config.settings import TrainConfig, Wrappers, pairs
 from srwm_rl.storage.strict_json import convert
 
 MAX_THREADS, MAX_NUMBER = 256, 10**6  # of an environment's settings
@@ -42,17 +43,35 @@ def allow_env(env: str, requested: str | None, source: str) -> None:
         )
 
 
-def check_environment(trained: TrainConfig, observation_space: Any, action_space: Any, source: str) -> None:
-    """Make an environment with a file's settings and check that its spaces are the policy's.
+def allow_wrappers(wrappers: Wrappers, requested: Wrappers, source: str) -> None:
+    """Check that the wrappers of a file, whose modules are imported, are also named by the command line."""
+    if wrappers and wrappers != requested:
+        options = " ".join(f"--wrapper {shlex.join(words)}" for words in wrappers)
+        raise UserError(
+            f"{source} needs wrappers, code that is not imported because a file names it: add {options:.500}"
+        )
+
+
+def check_env_kwargs(trained: TrainConfig, source: str) -> None:
+    """Check the settings of a file's environment: no number is so large that making it would take all memory.
 
     Raises:
-        UserError: a setting is out of range, the settings make no environment, or one with other spaces.
+        UserError: a setting is out of range.
     """
     for name, value in pairs(trained.env_kwargs, "env_kwargs").items():
         if isinstance(value, int | float) and not abs(value) <= (MAX_THREADS if name == "n_threads" else MAX_NUMBER):
             raise UserError(f"{source} cannot be used: its environment's {name:.60} is out of range")
         if name == "render_mode" and value == "human":
             raise UserError(f"{source} cannot be used: its environment would open a window")
+
+
+def check_environment(trained: TrainConfig, observation_space: Any, action_space: Any, source: str) -> None:
+    """Make an environment with a file's settings and check that its spaces are the policy's.
+
+    Raises:
+        UserError: a setting is out of range, the settings make no environment, or one with other spaces.
+    """
+    check_env_kwargs(trained, source)
     try:
         with named(source):
             n_envs = len(resolve(trained.env).names)

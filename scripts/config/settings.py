@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 from msgspec import Meta
 
+from srwm_rl.envs.wrappers.named_wrapper import NamedWrapper
 from srwm_rl.errors import UserError
 
 Arg = tyro.conf.arg
@@ -27,6 +29,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Coefficient = Annotated[float, Meta(ge=0, le=1e3)]
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Limit = Annotated[float, Meta(ge=0, le=1e9)]
+Wrappers = tuple[tuple[str, ...], ...]
+"""Of each wrapper the module and the class, "module:Class", then its keyword arguments, "name:value"."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,15 @@ class TrainConfig:
     """ProcGen's distribution mode: easy, hard, extreme, memory, exploration."""
     env_kwargs: tuple[str, ...] = ()
     """Further settings of the environment, as name:value."""
+    wrapper: tyro.conf.UseAppendAction[Wrappers] = ()
+    """Wrap each Gymnasium environment: my_module:MyWrapper and its keyword arguments, as name:value. Repeat the option
+    for several; the first is innermost."""
+    atari: bool = False
+    """Wrap Atari games as Stable-Baselines3 does: up to 30 no-ops at the start, four frames per action, FIRE to start,
+    84x84 grey pixels. Rewards are clipped in training alone, and lives do not end episodes, so that returns are the
+    game's own."""
+    frame_stack: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Stack so many observations as one."""
     attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
     """Episodes of one level in a row that form a trial, one episode for the agent, whose memory is kept over them."""
     shuffle_actions: bool = False
@@ -185,6 +198,7 @@ class TrainConfig:
         check_bounds(self)
         for name in KWARGS:
             pairs(getattr(self, name), name)
+        check_wrappers(self.wrapper)
         if self.seeds is not None:
             self._check_seeds(self.seeds)
         elif self.jobs is not None and self.resume is None:
@@ -216,7 +230,10 @@ class TrainConfig:
         return asdict(self)
 
     def env_settings(self) -> dict[str, Any]:
-        """Return the arguments of `make_vec_env` and `make_levels_env` beside the levels, the numbers and the seed."""
+        """Return the arguments of `make_vec_env` and `make_levels_env` beside the levels, the numbers and the seed.
+
+        It imports the modules of wrappers: of settings from a file, call `allow_wrappers` first.
+        """
         env_kwargs = pairs(self.env_kwargs, "env_kwargs")
         return {
             "mode": self.mode,
@@ -225,6 +242,8 @@ class TrainConfig:
             "reward_clip": self.reward_clip or None,
             "attempts": self.attempts,
             "shuffle_actions": self.shuffle_actions,
+            "wrappers": load_wrappers(self.atari, self.wrapper),
+            "frame_stack": self.frame_stack,
         }
 
 
@@ -293,3 +312,33 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
         except ValueError:
             result[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return result
+
+
+# Rewards are clipped by --loss-reward-clip, which leaves the returns of episodes as they are.
+ATARI = (
+    "stable_baselines3.common.atari_wrappers:AtariWrapper",
+    {"terminal_on_life_loss": False, "clip_reward": False},
+    "--atari, for Atari games,",
+)
+
+
+def check_wrappers(wrappers: Wrappers) -> None:
+    """Raise a `UserError` unless each is module:Class and name:value texts; nothing is imported."""
+    for words in wrappers:
+        module, colon, name = words[0].partition(":") if words else ("", "", "")
+        if not (colon and module and name.isidentifier()):
+            hint = f"; write {':'.join(words[0].rsplit('.', 1))}" if words and "." in words[0] and not colon else ""
+            raise UserError(f"--wrapper takes my_module:MyWrapper, not {words[0] if words else ''!r}{hint}")
+        pairs(words[1:], "wrapper")
+
+
+def load_wrappers(atari: bool, wrappers: Wrappers) -> tuple[NamedWrapper, ...]:
+    """Import the wrappers that --atari and --wrapper name.
+
+    Raises:
+        UserError: there is no such module or class, or no OpenCV for --atari.
+    """
+    if atari and find_spec("cv2") is None:
+        raise UserError("--atari needs OpenCV: pip install opencv-python-headless")
+    named = tuple(NamedWrapper(words[0], pairs(words[1:], "wrapper")) for words in wrappers)
+    return (NamedWrapper(*ATARI), *named) if atari else named

@@ -32,7 +32,7 @@ def shareable(trained: TrainConfig) -> TrainConfig:
 
 def training_command(trained: TrainConfig) -> str:
     """Return the shortest command that trains with these settings; the precision is that of the machine."""
-    default = defaults(trained.env, trained.preset, trained.core, trained.algo)
+    default = defaults(trained.env, trained.preset, trained.core, trained.algo, trained.atari)
     words = ["srwm-rl", "train"]
     for field in fields(TrainConfig):
         value, always = getattr(trained, field.name), field.name in ("env", "n_timesteps", "seed")
@@ -43,6 +43,8 @@ def training_command(trained: TrainConfig) -> str:
 
 
 def _option(name: str, value: Any) -> list[str]:
+    if name == "wrapper":
+        return [word for words in value for word in ("--wrapper", *words)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from srwm_rl.envs.make import resolve
+from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.settings import TrainConfig, pairs
 
 
 def check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> None:
@@ -28,11 +30,16 @@ def check_comparable(trained: dict[str, TrainConfig], named_levels: bool) -> Non
 
 
 def _environment(trained: TrainConfig) -> dict[str, Any]:
-    names, settings = ",".join(sorted(resolve(trained.env).names)), sorted(trained.env_kwargs)
+    spec = resolve(trained.env)
+    settings = pairs(trained.env_kwargs, "env_kwargs")
+    if spec.kind == "task":
+        parameters = signature(TASKS[spec.names[0]]).parameters.values()
+        settings = {of.name: of.default for of in parameters if of.name not in ("n_envs", "levels", "seed")} | settings
     return {
-        "environment": names,
+        "environment": ",".join(sorted(spec.names)),
         "mode": trained.mode,
-        "settings of the environment": settings,
+        "settings of the environment": [f"{name}:{value}" for name, value in sorted(settings.items())],
         "attempts": trained.attempts,
         "shuffled actions": trained.shuffle_actions,
+        "wrappers": [*["--atari"] * trained.atari, *map(" ".join, trained.wrapper)],
     }

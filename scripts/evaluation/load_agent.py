@@ -15,8 +15,8 @@ from srwm_rl.envs.wrappers.memory_inputs import KEYS
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.cli import allow_core
-from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment, read_settings
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment, read_settings
+from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.storage.model_file import Agent, load
 
@@ -39,17 +39,24 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     source = str(agent.path)
     trained = read_settings(agent.config, source)
     allow_env(trained.env, config.env, source)
+    allow_wrappers(trained.wrapper, config.wrapper, source)
+    if config.wrapper and not trained.wrapper:
+        raise UserError(f"--wrapper: {config.run} was trained without; leave it out")
+    if config.atari or config.frame_stack > 1:
+        raise UserError(f"--atari and --frame-stack are for zips; {config.run} knows its own, leave them out")
     if config.env not in (None, trained.env):
         raise UserError(f"--env {config.env}: {config.run} was trained on {trained.env}; leave it out")
     check_environment(trained, agent.policy.observation_space, agent.policy.action_space, source)
     return agent, trained
 
 
-def open_model(run: str, core: str | None, env: str | None, device: str) -> tuple[Agent, TrainConfig]:
+def open_model(
+    run: str, core: str | None, env: str | None, device: str, wrapper: Wrappers = ()
+) -> tuple[Agent, TrainConfig]:
     """Return the agent of a run folder or a model file, and its training settings."""
     if _is_zip(Path(run)):
         raise UserError(f"{run} is a zip; give a run folder, or a model file from its checkpoints folder")
-    return open_agent(EvalConfig(run=run, core=core, env=env), device)
+    return open_agent(EvalConfig(run=run, core=core, env=env, wrapper=wrapper), device)
 
 
 def _is_zip(path: Path) -> bool:
@@ -90,6 +97,9 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
         inputs=tuple(name for name, key in KEYS.items() if key in spaces),  # type: ignore[misc]
         reward_clip=clip if clip < float("inf") else 0.0,
         attempts=config.attempts or 1,
+        wrapper=config.wrapper,
+        atari=config.atari,
+        frame_stack=config.frame_stack,
     )
     check_environment(trained, model.observation_space, model.action_space, path)
     return model, trained

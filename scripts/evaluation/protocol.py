@@ -17,7 +17,7 @@ from srwm_rl.envs.levels import LevelRange, check_levels
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.tasks import TASKS, TaskBatch
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, check_bounds, pairs
+from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, Wrappers, check_bounds, check_wrappers, pairs
 from srwm_rl.storage.seen_levels import SeenLevels
 
 TrainedOn = dict[str, dict[str, list[int]]]
@@ -62,6 +62,8 @@ class PlayOptions:
     """The agent's core, if it is a class of your own: my_module:MyCore."""
     env: str | None = None
     """The environment, if it is of a module of your own: my_module:MyEnv-v0."""
+    wrapper: tyro.conf.UseAppendAction[Wrappers] = ()
+    """The wrappers that the run was trained with, as in srwm-rl train."""
     device: str = "cpu"
     """auto, cpu, cuda, cuda:1."""
     progress: Annotated[bool, tyro.conf.arg(aliases=["-P"])] = True
@@ -71,6 +73,7 @@ class PlayOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_wrappers(self.wrapper)
 
     def eval_config(self, run: str, **options: Any) -> EvalConfig:
         """Return the settings with which a run is evaluated: these, and further ones."""
@@ -122,6 +125,10 @@ class EvalConfig(PlayOptions):
     It does not hold what it was trained on: give --env, --train-levels and --eval-levels too."""
     env: str | None = None
     """The environment of such a zip; or of a model, if it is of a module of your own: my_module:MyEnv-v0."""
+    atari: bool = False
+    """Such a zip was trained with --atari."""
+    frame_stack: Annotated[int, Meta(ge=1, le=64)] = 1
+    """The observations that are stacked for such a zip."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,7 +28,9 @@ from srwm_rl.scripts.reports.charts import Charts, short_number
 from srwm_rl.scripts.reports.sections import FREE, Section, SeedRun, difference_maps, settings_key
 from srwm_rl.storage.run_folder import CONFIG, Run, model_files, run_folder
 
-BASELINES_DEPEND_ON = ("env", "mode", "env_kwargs", "levels", "eval_levels", "attempts", "shuffle_actions")
+BASELINES_DEPEND_ON = (
+    *("env", "mode", "env_kwargs", "levels", "eval_levels", "attempts", "shuffle_actions", "wrapper", "atari"),
+)
 MAX_VIDEO_BYTES = 32 * 2**20
 
 

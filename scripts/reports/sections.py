@@ -16,6 +16,7 @@ from srwm_rl.agents.evaluation.statistics import difference_interval
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.procgen.published import PROCGEN_EASY
 from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import own_code_options
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
@@ -122,7 +123,7 @@ class Section:
         """Return every setting with its value, and whether it differs from the default for this environment."""
         trained = self.trained
         try:
-            default = defaults(trained.env, None, trained.core, trained.algo)
+            default = defaults(trained.env, None, trained.core, trained.algo, trained.atari)
         except UserError:  # a core or an environment that is not installed
             default = trained
         seeds = [run.trained.seed for run in self.runs]
@@ -174,7 +175,8 @@ def _by_game_and_split(name: str, rows: list[Any], differences: list[Any], **_: 
 def eval_command(run: SeedRun) -> str:
     """Return the `srwm-rl eval` command that repeats an evaluation, as far as it is known."""
     evaluation = run.evaluation
-    argv = ["srwm-rl", "eval", run.name, "--repeats", str(evaluation["repeats"])]
+    argv = ["srwm-rl", "eval", run.name, *shlex.split(own_code_options(run.trained.to_json()))]
+    argv += ["--repeats", str(evaluation["repeats"])]
     for split in held_out_splits(evaluation):
         argv += ["--eval-levels", evaluation["levels"][split]]
     train = evaluation["levels"].get("train", "none")

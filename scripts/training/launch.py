@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import INTERRUPTED, peek, quoted_path, run_command, warn
+from srwm_rl.scripts.cli import INTERRUPTED, own_code_options, peek, quoted_path, run_command, warn
 from srwm_rl.storage.run_folder import Run, steps_of
 
 # Seconds before a process other than 0 prints an error: process 0 usually prints the same one, and torchrun then ends
@@ -79,7 +80,7 @@ def run_rank(command: Callable[[], int], argv: list[str]) -> NoReturn:
 
 def command_to_resume(run: Run) -> str:
     """Return the command that resumes a run in as many processes as there are now."""
-    arguments = f"train --resume {quoted_path(run.path)}"
+    arguments = f"train --resume {quoted_path(run.path)}{own_code_options(run.config['train'])}"
     if not is_distributed():
         return f"srwm-rl {arguments}"
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -205,9 +206,9 @@ def _reason(code: int) -> str:
 def _resume_arguments(argv: list[str], run: Run) -> list[str]:
     """Return the arguments that resume a run, with those options that are not stored with it."""
     kept = [word for word in argv if word in ("--no-progress", "--progress", "-P")]
-    for name in ("--core", "--env", "--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
+    for name in ("--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
         value = peek(argv, name)
-        # A user's own module is imported only if the command line names it; other names come from the run's settings.
-        if value is not None and (name not in ("--core", "--env") or ":" in value):
+        if value is not None:
             kept += [name, value]
-    return ["--resume", str(run.path), *kept]
+    # A user's own module is imported only if the command line names it.
+    return ["--resume", str(run.path), *shlex.split(own_code_options(run.config["train"])), *kept]

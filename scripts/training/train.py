@@ -23,7 +23,7 @@ from srwm_rl.agents.distributed import LostProcessError, RankInfo, init_processe
 from srwm_rl.agents.run.callbacks import Checkpoints, ProgressBar
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import FaultError, UserError
-from srwm_rl.scripts.cli import INTERRUPTED, quoted_path, say, warn
+from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training import build
 from srwm_rl.scripts.training.checkpoints import Session, check_resumable, silence_tensorboard
@@ -42,7 +42,6 @@ from srwm_rl.scripts.training.resume import keep_settings
 from srwm_rl.scripts.training.verify import verify
 from srwm_rl.storage.run_folder import BEST, METRICS, Run, steps_of
 
-FAULT = 3  # exit code
 LAST_RETRIES = (1.0, 2.0)  # seconds before the end of a run that could not be saved is saved again
 
 
@@ -130,7 +129,8 @@ def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
         best = session.best_model.best
         if best is not None and run.file(BEST, best.steps).exists():
             say(f"best model: {best}: {run.path / BEST}")
-        say(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {quoted_path(run.path)}")
+        own = own_code_options(config.to_json())
+        say(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {quoted_path(run.path)}{own}")
     return 0
 
 
@@ -208,6 +208,7 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
     mode += f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
     mode += "; actions shuffled by level" if config.shuffle_actions else ""
+    mode += f"; {config.frame_stack} observations stacked" if config.frame_stack > 1 else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
     threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""

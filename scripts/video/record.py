@@ -22,13 +22,18 @@ from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError, did_you_mean, named
 from srwm_rl.nn.policy import SRWMPolicy
-from srwm_rl.scripts.config.foreign_settings import allow_env, check_environment
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment
+from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
 from srwm_rl.scripts.video.encoding import write_video
 from srwm_rl.scripts.video.film import Film
 from srwm_rl.scripts.video.scene import Album, Scene
 from srwm_rl.scripts.video.trace import FORMAT, About, Trace
 
+# Settings of a scene that are those of training.
+OF_SCENE = (
+    *("env", "mode", "env_kwargs", "inputs", "reward_clip", "attempts", "shuffle_actions"),
+    *("wrapper", "atari", "frame_stack"),
+)
 MAX_EPISODE = 3000  # steps of a recording whose length is not given: 200 seconds of ProcGen
 
 
@@ -58,6 +63,9 @@ def choose_scene(
         float(trained.reward_clip),
         trained.attempts,
         trained.shuffle_actions,
+        trained.wrapper,
+        trained.atari,
+        trained.frame_stack,
     )
 
 
@@ -125,16 +133,16 @@ def _play(
     return arrays, digest.hexdigest()
 
 
-def check_origin(trace: Trace, path: str, env: str | None, any_version: bool) -> None:
-    """Check that a trace's environment exists and is the recorded one; `env` may be imported from a user's module.
+def check_origin(trace: Trace, path: str, env: str | None, any_version: bool, wrapper: Wrappers = ()) -> None:
+    """Check that a trace's environment exists and is the recorded one; `env` and `wrapper` may be imported.
 
     Raises:
         UserError: the environment is missing, must not be imported, or differs from the recorded one.
     """
     scene = trace.scene
     allow_env(scene.env, env, path)
-    names = ("env", "mode", "env_kwargs", "inputs", "reward_clip", "attempts", "shuffle_actions")
-    settings = TrainConfig(**{name: getattr(scene, name) for name in names})
+    allow_wrappers(scene.wrapper, wrapper, path)
+    settings = TrainConfig(**{name: getattr(scene, name) for name in OF_SCENE})
     check_environment(settings, trace.observation_space, trace.action_space, path)
     installed = scene.versions()
     # ProcGen's distributions differ in their names only.

@@ -20,7 +20,7 @@ from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import warn
-from srwm_rl.scripts.config.settings import pairs
+from srwm_rl.scripts.config.settings import Wrappers, load_wrappers, pairs
 
 PROCGEN_FPS, SLOW_FPS = 15, 4  # ProcGen's own rate; slow enough to read numbers
 
@@ -38,6 +38,9 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reward_clip: float = 1.0  # as in training; 0: no clipping
     attempts: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     shuffle_actions: bool = False
+    wrapper: Wrappers = ()
+    atari: bool = False
+    frame_stack: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
 
     def levels(self) -> range:
         """Return the levels, in the order of play."""
@@ -64,6 +67,8 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return make_levels_env(
             *(self.env, 1, self.levels(), 1, self.seed, self.mode, kwargs, self.inputs, reward_clip, attempts),
             shuffle_actions=self.shuffle_actions,
+            wrappers=load_wrappers(self.atari, self.wrapper),
+            frame_stack=self.frame_stack,
         )
 
     def make_with_album(self) -> tuple[VecEnv, Album]:

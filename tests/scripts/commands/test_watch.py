@@ -292,7 +292,7 @@ def test_a_trace_holds_no_pickles_and_says_what_replays_it(trace: Path) -> None:
         meta = json.loads(file["meta"].tobytes())
     assert meta["scene"] | {"inputs": None} == {
         "env": "maze", "level": 1000, "n_levels": 5, "seed": 0, "mode": "easy", "env_kwargs": [], "inputs": None,
-        "reward_clip": 1.0, "attempts": 1, "shuffle_actions": False,
+        "reward_clip": 1.0, "attempts": 1, "shuffle_actions": False, "wrapper": [], "atari": False, "frame_stack": 1,
     }  # fmt: skip
     assert next(iter(meta["versions"])).startswith("procgen")
 

@@ -21,6 +21,7 @@ COUNTS = (
     "batch_size",
     "n_epochs",
     "save_freq",
+    "jobs",
     "sequence_length",
     "bptt",
     "n_threads",
@@ -92,7 +93,7 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
     [
         (["--gamma", "high"], "--gamma takes a number, not 'high'; see srwm-rl train --help"),
         (["-n", "1e6"], "--n-timesteps takes a whole number, not '1e6'; see srwm-rl train --help"),
-        (["--algo", "ppx"], "--algo takes one of 'ppo', 'impala', not 'ppx'; see srwm-rl train --help"),
+        (["--algo", "ppx"], "--algo takes one of 'ppo', 'impala', 'supervised', not 'ppx'; see srwm-rl train --help"),
         (["--env"], "--env needs a value; see srwm-rl train --help"),
         (["--n-evs", "4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
         (["--n-evs=4"], "unknown option '--n-evs'; did you mean '--n-envs'?; see srwm-rl train --help"),
