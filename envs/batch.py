@@ -161,6 +161,10 @@ class BatchEnv(ABC):
         """
         raise UserError(f"{self.games[0]} has no right answers to learn from: train it by reward, with ppo or impala")
 
+    def step_notes(self) -> dict[str, IntArray]:
+        """Return what a film says about the current observations, `[n]` per name, without what the action decides."""
+        return {}
+
     def get_state(self) -> State:
         """Return everything that decides what happens next, without pickles.
 

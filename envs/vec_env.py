@@ -186,6 +186,10 @@ class BatchVecEnv(StatefulVecEnv):
         """Return the right action for each current observation, `[n]`; see `BatchEnv.answers`."""
         return self.batch_env.answers()
 
+    def step_notes(self) -> dict[str, IntArray]:
+        """Return what a film says about the current observations, `[n]` per name; see `BatchEnv.step_notes`."""
+        return self.batch_env.step_notes()
+
     def _arrays(self) -> dict[str, Array]:
         return {"returns": self._stats.returns, "lengths": self._stats.lengths}
 

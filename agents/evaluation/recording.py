@@ -37,6 +37,7 @@ def play(
         update(digest, obs)
         if see is not None:
             see(obs)
+        notes = {name: np.asarray(values[0], np.int64) for name, values in getattr(env, "step_notes", dict)().items()}
         action, diagnostics = choose(obs, start)
         obs, rewards, dones, infos = env.step(action)
         done = bool(dones[0])
@@ -50,6 +51,7 @@ def play(
             "solved": np.asarray(-1 if solved is None else solved, np.int8),
             "levels": np.asarray(level, np.int64),
             "attempts": np.asarray(attempt, np.int64),
+            **notes,
             **diagnostics,
         }
         start, level = done, next(upcoming, level) if done else level
@@ -104,7 +106,7 @@ def collect(steps: Iterable[Arrays]) -> Arrays:
         `links` `[T]`, the digest's first 64 bits; `actions` `[T, *action_shape]`, `rewards` `[T]`, `starts` `[T]`,
         `dones` `[T]`, `solved` `[T]` (-1: unknown), `levels` `[T]`, `attempts` `[T]` (from 0); with diagnostics also
         `values` `[T]`, `entropy` `[T]`, `choices` `[T, N]`, `std` `[T, N]`, `edit` `[T, L, H]`, `drift` `[T, L, H]`,
-        `rates` `[T, L, H, 4]`.
+        `rates` `[T, L, H, 4]`. The environment's `step_notes` are `[T]`.
     """
     played = list(steps)
     return {name: np.stack([step[name] for step in played]) for name in played[0]}

@@ -146,6 +146,16 @@ class FewShotBatch(TaskBatch):
         keys = ("asked", "seen", "query", "part", "data_set", "position")
         return {key: self._now(key).copy() for key in keys}
 
+    def step_notes(self) -> dict[str, IntArray]:
+        """Return for the current observations, `[n]` each, 1 for true and -1 for none.
+
+        `label` is the image's, `told` the one shown, `own` whether this is the image's own, and `answer` the right
+        action; `seen`, `query` and `part` are those of `asked_about`.
+        """
+        notes = {key: self._now(key).astype(np.int64) for key in ("label", "told", "seen", "query", "part")}
+        own = (notes["told"] >= 0) & (notes["query"] == 0) & (self.protocol.labels != "delayed")
+        return {**notes, "own": own.astype(np.int64), "answer": self.answers()}
+
     def _now(self, key: str) -> Array:
         array: Array = getattr(self._episodes, key)[np.arange(self.n_envs), self._clock]
         return array

@@ -31,6 +31,10 @@ class WrappedBatch(BatchEnv):
         """Return the right action for each current observation, `[n]`; see `BatchEnv.answers`."""
         return self.batch_env.answers()
 
+    def step_notes(self) -> dict[str, IntArray]:
+        """Return what a film says about the current observations, `[n]` per name."""
+        return self.batch_env.step_notes()
+
     def level_seed(self) -> IntArray:
         """Return the levels being played, `[n]`."""
         return self.batch_env.level_seed()

@@ -41,10 +41,10 @@ SIZE = (1280, 720)
 GAME = 512  # size of ProcGen's pictures
 MARGIN = 24
 RIGHT = MARGIN + GAME  # of the game
-_TOP = 92  # of the game
+TOP = 92  # of the game
 _PANEL = RIGHT + 28
-_POLICY = _TOP + GAME + 16  # title of the policy's output
-_COLUMNS = (SIZE[1] - 34, _POLICY + 16)  # bottom and top of its columns
+POLICY = TOP + GAME + 16  # title of the policy's output
+COLUMNS = (SIZE[1] - 34, POLICY + 16)  # bottom and top of its columns
 HOLD = 2  # seconds for which the last frame is shown
 
 
@@ -85,7 +85,7 @@ class Film:
         canvas = Canvas(SIZE)
         canvas.paste(self.panel.at(t), _PANEL, 12)
         game = into_square(self._album.picture(t)) if self._observed is None else self._observed.at(t)
-        canvas.paste(game, MARGIN, _TOP)
+        canvas.paste(game, MARGIN, TOP)
         self._header(canvas, t, over)
         self._policy(canvas, t)
         return canvas.pixels()
@@ -136,24 +136,24 @@ class Film:
         if isinstance(self.space, spaces.Discrete):
             action = int(self._taken[t].argmax())
             caption = f"taken: {self.names[action]}, probability {self.arrays['choices'][t, action]:.2f}"
-        canvas.text(MARGIN, _POLICY, title, 13, DIM)
-        canvas.text(RIGHT, _POLICY, caption, 13, colour, "r")
+        canvas.text(MARGIN, POLICY, title, 13, DIM)
+        canvas.text(RIGHT, POLICY, caption, 13, colour, "r")
         pitch = GAME / len(self.names)
         radius = min(pitch * 0.3, 16) if self._is_box else pitch / 2 - min(pitch * 0.12, 6)
         interval = int(np.ceil(14 / pitch))
         for i, (name, taken) in enumerate(zip(self.names, self._taken[t], strict=True)):
             x = MARGIN + (i + 0.5) * pitch
-            canvas.draw.rectangle((x - radius, _COLUMNS[1], x + radius, _COLUMNS[0]), EMPTY)
+            canvas.draw.rectangle((x - radius, COLUMNS[1], x + radius, COLUMNS[0]), EMPTY)
             (self._gaussian if self._is_box else self._bar)(canvas, t, i, x, radius)
             if i % interval == 0:
-                canvas.text(x, _COLUMNS[0] + 13, name, 14, ORANGE if taken else DIM, "m")
+                canvas.text(x, COLUMNS[0] + 13, name, 14, ORANGE if taken else DIM, "m")
 
     def _y(self, value: float) -> float:
-        return float(np.interp(value, self._limits, _COLUMNS))
+        return float(np.interp(value, self._limits, COLUMNS))
 
     def _bar(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
         colour = ORANGE if self._taken[t, i] else BLUE
-        canvas.draw.rectangle((x - radius, self._y(self.arrays["choices"][t, i]), x + radius, _COLUMNS[0]), colour)
+        canvas.draw.rectangle((x - radius, self._y(self.arrays["choices"][t, i]), x + radius, COLUMNS[0]), colour)
 
     def _gaussian(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
         """Draw mean, standard deviation and action of dimension i."""

@@ -61,16 +61,22 @@ def make_panel(
     low, high = (float(end([0, *rewards, *returns])) for end in (min, max))
     earned = Curve(returns, low, high if high > low else 1.0, ORANGE, 45.0, bars=rewards)
     show_reward, show_return = _show("reward ", rewards), _show("   return ", returns)
-    sections = [
-        *_changes(arrays, heads),
-        *_rates(arrays, heads),
-        _policy(arrays, space, names),
+    last = [
         Section("value", [Curve(values, *_limits(values), GREEN, 30.0)], _show("", values)),
         Section("entropy of the policy, nats", [Curve(entropy, *limits, ORANGE, 30.0)], _show("", entropy)),
         Section("reward (bars) and return (line)", [earned], lambda t: show_reward(t) + show_return(t)),
     ]
+    if "answer" in arrays:  # learned from right answers: the value was not
+        accuracy, right = running_accuracy(arrays), (arrays["actions"] == arrays["answer"]).astype(float)
+        curve = Curve(100 * accuracy, 0.0, 100.0, GREEN, 60.0, bars=100 * right)
+        last = [
+            last[1],
+            Section("right answers (bars), accuracy so far in % (line)", [curve], _show("", 100 * accuracy)),
+        ]
+    sections = [*_changes(arrays, heads), *_rates(arrays, heads), _policy(arrays, space, names), *last]
     widest = max((font(SMALLEST).getlength(label) for label in heads.labels), default=0)
-    return Chart(size, sections, arrays["starts"], (max(64, round(widest) + 12), 52))
+    # Labels of many heads stand in two columns, 15 pixels apart.
+    return Chart(size, sections, arrays["starts"], (max(64, round(widest) + 27), 52))
 
 
 def _n_choices(space: spaces.Space[Any]) -> Array:
@@ -163,6 +169,15 @@ def probability_limit(choices: Array) -> float:
 def _limits(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high - low > 1e-6 * max(abs(low), abs(high), 1e-30) else (low - 0.5, high + 0.5)
+
+
+def running_accuracy(arrays: Arrays) -> Array:
+    """Return the fraction of right answers of each episode up to and including each step, `[T]`; 0 before the first."""
+    asked = arrays["answer"] >= 0
+    episodes = np.flatnonzero(arrays["starts"])[1:]
+    right = np.split((arrays["actions"] == arrays["answer"]) & asked, episodes)
+    counts = [np.maximum(np.cumsum(of), 1) for of in np.split(asked, episodes)]
+    return np.concatenate([np.cumsum(of) / n for of, n in zip(right, counts, strict=True)])
 
 
 def running_returns(arrays: Arrays) -> Array:

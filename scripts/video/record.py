@@ -18,13 +18,15 @@ from tqdm.auto import tqdm
 from srwm_rl.agents.evaluation.head_costs import HeadCost
 from srwm_rl.agents.evaluation.interventions import column_part, head_part, parse_groups
 from srwm_rl.agents.evaluation.recording import Array, Arrays, Choose, Introspector, collect, play
-from srwm_rl.envs.levels import MAX_LEVEL, LevelRange
+from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError, did_you_mean, named
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment
 from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
+from srwm_rl.scripts.evaluation.protocol import tested_range
 from srwm_rl.scripts.video.encoding import write_video
+from srwm_rl.scripts.video.few_shot_film import FPS, FewShotFilm
 from srwm_rl.scripts.video.film import Film
 from srwm_rl.scripts.video.scene import Album, Scene
 from srwm_rl.scripts.video.trace import FORMAT, About, Trace
@@ -51,7 +53,7 @@ def choose_scene(
     if game is not None and game not in games:
         raise UserError(f"this run was not trained on {game!r}{did_you_mean(game, games)}")
     if level is None:
-        level = LevelRange.parse(trained.eval_levels).start
+        level = tested_range(trained).start
     return Scene(
         game or games[0],
         level,
@@ -90,7 +92,7 @@ def record(
     torch.manual_seed(scene.seed)
     name, frozen = changed or Intervention("", None)
     arrays, digest = _play(env, Introspector(policy, deterministic, frozen), scene, n_steps, album, progress)
-    levels = trained.levels, trained.eval_levels
+    levels = trained.levels, str(tested_range(trained))
     about = About(run, trained.core, scene.env, *levels, num_timesteps, deterministic, name)
     spaces = policy.action_space, policy.observation_space
     return Trace(FORMAT, scene, digest, *spaces, scene.versions(), about, head_costs, arrays), album
@@ -193,7 +195,9 @@ def first_difference(trace: Trace, arrays: Arrays, digest: str) -> str | None:
 
 def render(trace: Trace, album: Album, output: Path, progress: bool = False) -> int:
     """Draw a trace and write the video; return the number of frames."""
-    film, fps = Film(trace, album), trace.scene.fps(album.has_pictures)
+    is_few_shot = "answer" in trace.arrays
+    film = FewShotFilm(trace, album) if is_few_shot else Film(trace, album)
+    fps = FPS if is_few_shot else trace.scene.fps(album.has_pictures)
     n_frames = film.n_frames(fps)
     write_video(output, _progress(film.frames(fps), "drawing", "frame", n_frames, progress), n_frames, fps)
     return n_frames

@@ -22,6 +22,8 @@ from srwm_rl.storage.safe_file import write_whole
 from srwm_rl.storage.space_json import space_from_json, space_to_json
 
 FORMAT = 1
+NOTES = {"label", "told", "own", "answer", "seen", "query", "part"}
+"""Arrays of few-shot episodes, see `srwm_rl.envs.tasks.fewshot.FewShotBatch.step_notes`."""
 _META = "meta"  # JSON, as bytes: an array of text would be four times as large
 MAX_BYTES = 1 << 30
 KINDS = {
@@ -30,7 +32,7 @@ KINDS = {
     **dict.fromkeys(("solved", "levels"), "i"),
     "links": "u",
 }
-OPTIONAL_KINDS = {"attempts": "i"}
+OPTIONAL_KINDS = {"attempts": "i", **dict.fromkeys(NOTES, "i")}
 """Arrays `[T]`, and the kind of their dtype, then those that only some traces have; the others have more axes."""
 _DAMAGES = (
     *(msgspec.MsgspecError, zipfile.BadZipFile, zlib.error),
@@ -143,6 +145,8 @@ def _check_arrays(trace: Trace) -> None:
     shapes |= {name: (n_steps,) for name in OPTIONAL_KINDS if name in arrays}
     if arrays.keys() - {"rates"} != {*shapes, "actions"}:
         raise ValueError("names")
+    if 0 < len(arrays.keys() & NOTES) < len(NOTES):
+        raise ValueError("notes")
     if len(heads) != 3 or heads[0] != n_steps or trace.scene.n_levels > n_steps or not arrays["starts"][0]:
         raise ValueError("steps")
     if len(arrays["actions"]) != n_steps or not all(action in space for action in arrays["actions"]):

@@ -13,8 +13,8 @@ class PrototypeCore(Core):
     """The mean feature of each class's examples in the episode; the output is minus the squared distances to these.
 
     Prototypical networks (Snell et al., 2017, https://arxiv.org/abs/1703.05175), for features of an image followed by
-    its label `[n_classes]`, which is zero where it is not told. A class without an example has a learned output. The
-    distances are divided by `sqrt(F)`, F being the width of the image's features.
+    its label `[n_classes]`, which is zero where it is not told. A class without an example has a learned prototype and
+    bias, the same for all. The distances are divided by `sqrt(F)`, F being the width of the image's features.
 
     The state holds the sum of the features and the number of examples of each class, `S = n_classes * (F + 1)`; with
     delayed labels also the last image's features and whether there was one, `F + 1` more.
@@ -37,7 +37,7 @@ class PrototypeCore(Core):
         n_features, n_vectors = input_size - n_classes, n_classes + delayed
         super().__init__(input_size, n_classes, 1, n_vectors * (n_features + 1))
         self.n_features, self.n_classes, self.delayed = n_features, n_classes, delayed
-        self.no_example = nn.Parameter(torch.zeros(()))
+        self.prior, self.bias = nn.Parameter(torch.zeros(n_features)), nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """See `Core.forward`."""
@@ -60,6 +60,7 @@ class PrototypeCore(Core):
 
     def _distances(self, features: Tensor, memory: Tensor) -> Tensor:
         """Return minus the squared distances `[B, C]` of features `[B, F]` to the prototypes."""
-        sums, counts = memory[..., :-1], memory[..., -1]
-        distances = (features[:, None] - sums / counts.clamp(min=1)[..., None]).square().sum(-1) / self.n_features**0.5
-        return torch.where(counts > 0, -distances, self.no_example)
+        sums, counts = memory[..., :-1], memory[..., -1:]
+        prototypes = torch.where(counts > 0, sums / counts.clamp(min=1), self.prior)
+        distances = (features[:, None] - prototypes).square().sum(-1) / self.n_features**0.5
+        return torch.where(counts[..., 0] > 0, -distances, self.bias - distances)

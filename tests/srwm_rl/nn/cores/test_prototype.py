@@ -22,16 +22,17 @@ def episodes(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     return features, labels, torch.cat((features, one_hot.double()), -1), starts
 
 
-def twin(features: torch.Tensor, labels: torch.Tensor, starts: torch.Tensor, no_example: float) -> torch.Tensor:
+def twin(features: torch.Tensor, labels: torch.Tensor, starts: torch.Tensor, prior: float, bias: float) -> torch.Tensor:
     """Return minus the squared distances to the means of the earlier examples, in loops."""
-    y = torch.full((T, B, C), no_example, dtype=torch.float64)
+    y = torch.zeros(T, B, C, dtype=torch.float64)
     for b in range(B):
         examples: dict[int, list[torch.Tensor]] = {}
         for t in range(T):
             if starts[t, b]:
                 examples = {}
-            for c, of in examples.items():
-                y[t, b, c] = -((features[t, b] - torch.stack(of).mean(0)) ** 2).sum() / F**0.5
+            for c in range(C):
+                prototype = torch.stack(examples[c]).mean(0) if c in examples else torch.full((F,), prior)
+                y[t, b, c] = -((features[t, b] - prototype) ** 2).sum() / F**0.5 + (0 if c in examples else bias)
             if labels[t, b] >= 0:
                 examples.setdefault(int(labels[t, b]), []).append(features[t, b])
     return y
@@ -41,9 +42,10 @@ def test_it_is_the_literal_twin() -> None:
     features, labels, x, starts = episodes()
     core = make_core("prototype", F + C, n_classes=C).double()
     with torch.no_grad():
-        core.no_example.fill_(-0.7)  # type: ignore[operator, union-attr]
+        core.prior.fill_(0.3)  # type: ignore[operator, union-attr]
+        core.bias.fill_(-0.7)  # type: ignore[operator, union-attr]
     y, _ = core(x, core.initial_state(B), starts)
-    torch.testing.assert_close(y, twin(features, labels, starts, -0.7))
+    torch.testing.assert_close(y, twin(features, labels, starts, 0.3, -0.7))
 
 
 def test_delayed_labels_are_those_of_the_step_before() -> None:
@@ -54,7 +56,9 @@ def test_delayed_labels_are_those_of_the_step_before() -> None:
         delayed[t, starts[t] != 0] = torch.eye(C, dtype=torch.float64)[0]
     core = make_core("prototype", F + C, n_classes=C, delayed=True).double()
     y, _ = core(torch.cat((features, delayed), -1), core.initial_state(B), starts)
-    expected = twin(features, labels, starts, 0.0)  # an image's label is told with the next one, in time for its answer
+    expected = twin(
+        features, labels, starts, 0.0, 0.0
+    )  # an image's label is told with the next one, in time for its answer
     torch.testing.assert_close(y, expected)
 
 
