@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from math import ceil
@@ -24,7 +24,7 @@ from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
-from srwm_rl.agents.environments import check_policy_name, warn_of_unused_masks, wrap_env
+from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_unused_masks, wrap_env
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 from srwm_rl.storage.model_schema import weights_of
@@ -84,6 +84,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         names = inspect.signature(OnPolicyAlgorithm).parameters.keys() - {"_init_setup_model", *UNSUPPORTED}
         settings = {name: value for name, value in arguments.items() if name in names}
         name = arguments["policy"]
+        check_policy(name, self.policy_aliases)
         if isinstance(name, str):
             settings["policy"] = self.policy_aliases.get(name, name)
         super().__init__(
@@ -133,7 +134,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self.on_nan not in ON_NAN:
             raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}, not {self.on_nan!r}")
-        super()._setup_model()
+        with _memory_errors():
+            super()._setup_model()
         self.nan_guard = NanGuard(self.on_nan)
         self.engine = Engine(self)  # type: ignore[arg-type]  # a subclass defines the loss
 
@@ -145,6 +147,8 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         for name, value in fractions.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {value!r}")
+        if not self.max_grad_norm > 0:  # below 0 the weights would move against the gradient's descent
+            raise UserError(f"max_grad_norm must be above 0, or infinite for no limit, not {self.max_grad_norm!r}")
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -273,12 +277,15 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             Exception: whatever went wrong, in the learner's or an environment's thread too.
         """
         name = tb_log_name or type(self).__name__
-        with self._learner():
+        with _memory_errors(), self._learner():
             return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        if self.env is None:
+            raise UserError(
+                "there are no environments to learn in: give load(..., env=...), or call set_env(env)"
+            )
         result = super()._setup_learn(*args, **kwargs)
-        assert self.env is not None
         warn_of_unused_masks(self.env)
         return result
 
@@ -319,8 +326,23 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
 def _refuse(algorithm: type[Any], settings: dict[str, Any]) -> None:
     """Raise a `UserError` for settings that an algorithm has not, unless they ask for what it does anyway."""
+    parameters = inspect.signature(algorithm).parameters.keys() - {"_init_setup_model", "unsupported"}
     for name, value in settings.items():
-        check_settings(algorithm.__name__, [name], {*inspect.signature(algorithm).parameters, *UNSUPPORTED})
+        check_settings(algorithm.__name__, [name], parameters | UNSUPPORTED.keys())
         wanted, reason = UNSUPPORTED[name]
         if value is not None and value != wanted:
             raise UserError(f"{name}={value!r}: {reason}; leave it out")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Say in one line that memory is exhausted."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "the network and one rollout need more memory than there is: use a smaller network, fewer n_envs, n_steps "
+            f"or frames_at_once ({str(error).splitlines()[0]})"
+        ) from error

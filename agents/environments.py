@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -11,9 +12,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from srwm_rl.agents.action_masks import VecActionMasks
-from srwm_rl.errors import UserError
+from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space, is_episode_step, is_image
-from srwm_rl.nn.spaces import ACTION_MASK, has_action_mask, without_mask
+from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.nn.spaces import ACTION_MASK, check_action_space, has_action_mask, without_mask
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +28,15 @@ def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
     Raises:
         UserError: the policy cannot read or act in them.
     """
+    if isinstance(env, str):
+        env = gymnasium.make(env)
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise UserError(
             "a Gymnasium vector environment is no VecEnv of SB3: give the trainer a single environment, "
             "stable_baselines3.common.env_util.make_vec_env(env_id, n_envs), or one of srwm_rl.envs"
         )
-    flatten_obs_space(env.observation_space)  # raises for spaces the policy cannot read
+    flatten_obs_space(env.observation_space)  # both raise for spaces the policy cannot read or act in
+    check_action_space(env.action_space)
     venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
     _check_normalization(venv)
     if not has_action_mask(venv.observation_space, venv.action_space) and venv.has_attr("action_masks"):
@@ -70,6 +75,47 @@ def check_policy_name(name: str, observation_space: spaces.Space[Any], action_sp
         )
     if name == "MlpPolicy" and is_image(space, normalized):
         raise UserError(f"MlpPolicy has no CNN for images of shape {space.shape}: name CnnPolicy or SRWMPolicy")
+
+
+_LSTM_NAMES = ("MlpLstmPolicy", "CnnLstmPolicy", "MultiInputLstmPolicy")
+# SB3's and sb3-contrib's methods of a policy, and what these trainers call instead.
+_CALLED_INSTEAD = {
+    "forward": "act",
+    "get_distribution": "act",
+    "predict_values": "act",
+    "evaluate_actions": "evaluate_sequence",
+}
+
+
+def check_policy(policy: Any, names: Iterable[str]) -> None:
+    """Raise a `UserError` for a policy that is none of `names`, or a class that these trainers run otherwise, or not.
+
+    Args:
+        policy: a class or a name.
+        names: that stand for `SRWMPolicy`.
+    """
+    if isinstance(policy, str):
+        if policy in names:
+            return
+        if policy in _LSTM_NAMES:
+            raise UserError(
+                f"{policy} is sb3-contrib's: name {policy.replace('Lstm', '')}, with policy_kwargs={{'core': 'lstm'}} "
+                "for the same kind of memory"
+            )
+        raise UserError(f"there is no policy {policy!r}{did_you_mean(policy, names)}")
+    if not isinstance(policy, type) or not issubclass(policy, SRWMPolicy):
+        name = getattr(policy, "__name__", repr(policy))
+        raise UserError(f"{name} is no subclass of srwm_rl.SRWMPolicy, whose core these trainers need")
+    for method, instead in _CALLED_INSTEAD.items():
+        if _is_own(policy, method) and not _is_own(policy, instead):
+            raise UserError(
+                f"{policy.__name__} overrides {method}, which this trainer does not call: override {instead}, or train "
+                "with sb3_contrib.RecurrentPPO"
+            )
+
+
+def _is_own(policy: type[SRWMPolicy], method: str) -> bool:
+    return getattr(policy, method) is not getattr(SRWMPolicy, method)
 
 
 def warn_of_unused_masks(venv: VecEnv) -> None:

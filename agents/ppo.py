@@ -108,6 +108,8 @@ class PPO(CollectingAlgorithm):
         for name in ("clip_range", "clip_range_vf"):
             if isinstance(value := getattr(self, name), float | int) and not value > 0:
                 raise UserError(f"{name} must be above 0, not {value!r}")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise UserError(f"target_kl must be above 0, or None for no limit, not {self.target_kl!r}")
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ class Inputs:
         for key in _keys(encoder):
             space, network = policy.obs_spaces[key], dict(encoder.images.items()).get(key)
             is_vector = network is None and isinstance(space, spaces.Box)
-            shape = (get_flattened_obs_dim(space),) if is_vector else space.shape or ()
+            shape = (spaces.flatdim(space),) if is_vector else space.shape or ()
             self._sources.append((key, shape, network or (None if is_vector else partial(as_floats, space=space))))
 
     def of(self, obs: Obs, n: int) -> list[Tensor]:
@@ -179,8 +178,8 @@ def _encoder(program: Program, policy: SRWMPolicy) -> Features:
     encoder = policy.features_extractor
     if any(type(cnn) not in CNNS.values() for cnn in encoder.images.values()):
         raise UnsupportedModuleError
-    widths = {key: get_flattened_obs_dim(space) for key, space in policy.obs_spaces.items()}
-    widths |= {key: cnn.n_features for key, cnn in encoder.images.items()}  # type: ignore[union-attr, misc]
+    widths = {key: spaces.flatdim(space) for key, space in policy.obs_spaces.items()}
+    widths |= {key: cnn.n_features for key, cnn in encoder.images.items()}  # type: ignore[misc]
     step = program.input(1) if encoder.step is not None else None
     layers, vectors = list(encoder.mlp.children()), None
     last = max((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), default=0)

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -312,7 +312,7 @@ class Encoder(BaseFeaturesExtractor):
         vector_scale: float = 1.0,
     ) -> None:
         obs_spaces = flatten_obs_space(observation_space)
-        _check_widths("mlp", mlp, may_be_empty=True)
+        check_widths("the encoder's mlp", mlp, may_be_empty=True)
         _check_cnn(cnn or {})
         super().__init__(observation_space, features_dim=1)
         self.vector_scale = vector_scale
@@ -333,11 +333,11 @@ class Encoder(BaseFeaturesExtractor):
                 width += 2 * step_periods
             elif key in (PREVIOUS_ACTION, PREVIOUS_REWARD, ATTEMPT_BEGINS) and is_float_vector(space):
                 self.plain.append(key)
-                width += get_flattened_obs_dim(space)
+                width += spaces.flatdim(space)
             else:
                 _warn_of_frames(key, space)
                 self.vectors.append(key)
-                vector_width += get_flattened_obs_dim(space)
+                vector_width += spaces.flatdim(space)
         self.step = StepEmbedding(step_periods, step_longest) if has_step else None
         self.mlp = nn.Sequential(*create_mlp(vector_width, -1, list(mlp))) if self.vectors else nn.Identity()
         self._features_dim = width + ((mlp[-1] if mlp else vector_width) if self.vectors else 0)
@@ -375,6 +375,8 @@ def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
         UserError: a space that the encoder does not support.
     """
     obs_spaces = dict(space.spaces) if isinstance(space, spaces.Dict) else {MAIN_KEY: space}
+    if not obs_spaces:
+        raise UserError("the observation is an empty Dict: there is nothing to read; give it at least one entry")
     for key, subspace in obs_spaces.items():
         if not isinstance(subspace, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             nested = isinstance(subspace, spaces.Tuple | spaces.Dict | spaces.Text)
@@ -383,6 +385,8 @@ def flatten_obs_space(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
                 f"{'in srwm_rl.envs.FlatDictObservation, or ' if nested else ''}"
                 "to Box, Discrete, MultiDiscrete, MultiBinary or a flat Dict of them"
             )
+        if spaces.flatdim(subspace) == 0:
+            raise UserError(f"observation {key!r} is empty, of shape {subspace.shape}: leave it out")
     return obs_spaces
 
 
@@ -432,9 +436,9 @@ def _check_cnn(settings: dict[str, Any]) -> None:
     check_settings(f"the encoder's {kind} cnn", settings, parameters.keys() - {"shape", "channels_first"} | {"kind"})
     for name, value in settings.items():
         if name == "channels":
-            _check_widths("cnn channels", value)
+            check_widths("the encoder's cnn channels", value)
         elif name not in ("kind", "scale", "precision", "dropout"):
-            _check_widths(f"cnn {name}", [value])
+            check_widths(f"the encoder's cnn {name}", [value])
 
 
 def _cnn_settings(kind: type[nn.Module]) -> dict[str, Any]:
@@ -445,7 +449,8 @@ def _cnn_settings(kind: type[nn.Module]) -> dict[str, Any]:
     return parameters
 
 
-def _check_widths(name: str, widths: Any, may_be_empty: bool = False) -> None:
+def check_widths(name: str, widths: Any, may_be_empty: bool = False) -> None:
+    """Raise a `UserError` unless `widths` are those of layers."""
     valid = isinstance(widths, list | tuple) and all(type(width) is int and width >= 1 for width in widths)
     if not valid or not (widths or may_be_empty):
-        raise UserError(f"the encoder's {name} must be whole numbers of at least 1, such as [64], not {widths!r}")
+        raise UserError(f"{name} must be whole numbers of at least 1, such as [64], not {widths!r}")

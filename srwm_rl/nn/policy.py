@@ -29,7 +29,7 @@ from srwm_rl.nn.distributions import (
     UncheckedDiagGaussian,
     UncheckedMultiCategorical,
 )
-from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, check_widths, flatten_obs_space
 from srwm_rl.nn.extractors import ExtractorInputs
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
 from srwm_rl.nn.spaces import (
@@ -150,7 +150,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            net_arch=net_arch or [],
+            net_arch=_checked_net_arch(net_arch),
             activation_fn=_activation(activation_fn),
             ortho_init=ortho_init,
             log_std_init=log_std_init,
@@ -495,6 +495,19 @@ def run_in_segments(
         y, state = recur(segment, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state
+
+
+def _checked_net_arch(net_arch: Any) -> Any:
+    """Return layers between core and heads, checked; None: none."""
+    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
+        net_arch = net_arch[0]  # SB3's former spelling
+    if isinstance(net_arch, dict):
+        check_settings("net_arch", net_arch, ("pi", "vf"))
+        for name, widths in net_arch.items():
+            check_widths(f"net_arch[{name!r}]", widths, may_be_empty=True)
+    else:
+        check_widths("net_arch, a list or {'pi': [...], 'vf': [...]},", net_arch or [], may_be_empty=True)
+    return net_arch or []
 
 
 def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:

@@ -30,6 +30,18 @@ def as_floats(obs: Tensor, space: spaces.Space[Any]) -> Tensor:
 
 def check_action_space(space: spaces.Space[Any]) -> None:
     """Raise a `UserError` for an action space that the heads cannot sample from."""
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise UserError(
+            f"actions of type {type(space).__name__} are not supported; wrap the environment to Box, Discrete, "
+            "MultiDiscrete or MultiBinary"
+        )
+    if spaces.flatdim(space) == 0:
+        raise UserError(f"there is no action in {space}: give the environment at least one")
+    if isinstance(space, spaces.Box) and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UserError(
+            f"Box actions need finite bounds, not {space}: give the environment some, such as by "
+            f"gymnasium.wrappers.TransformAction(env, lambda action: action, Box(-1, 1, {space.shape}))"
+        )
     starts = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else 0
     if np.any(starts):
         raise UserError(f"actions must count from 0, not {starts}: wrap the environment to shift them")
@@ -100,7 +112,13 @@ def batched(observation: Any, space: spaces.Space[Any], name: str) -> tuple[np.n
     Raises:
         UserError: another shape, not numeric, or not finite; `name` begins the message.
     """
-    array, shape = np.asarray(observation), tuple(space.shape or ())
+    shape = tuple(space.shape or ())
+    if isinstance(observation, tuple):
+        raise UserError(f"{name} is a tuple: give the first of the two that Gymnasium's env.reset() returns")
+    try:
+        array = np.asarray(observation)
+    except ValueError as error:
+        raise UserError(f"{name} must be an array of shape {shape}: {error}") from error
     if array.dtype.kind not in "biuf":
         raise UserError(f"{name} must hold numbers of shape {shape}, not {array.dtype}")
     if array.shape not in (shape, (*array.shape[:1], *shape)) and len(shape) == 3:

@@ -36,6 +36,7 @@ def venv(**settings: Any) -> VecEnv:
     [
         (spaces.Discrete(3, start=1), None),
         (spaces.MultiDiscrete([3, 2], start=[1, 5]), None),
+        (spaces.MultiDiscrete([[3, 2], [2, 4]]), None),
         (spaces.Box(0, 1, ()), None),
         (spaces.Dict({"cam.rgb": PIXELS, "keys": PIXELS, "training": PIXELS, "": PIXELS, "a%2Eb": PIXELS}), None),
         (spaces.Dict({"episode_step": spaces.Discrete(5), "previous_action": PIXELS}), None),
@@ -64,11 +65,40 @@ def test_every_space_is_learned_and_predicted_in(algo: type[Any], observation_sp
         (spaces.Discrete(3, start=1), "count from 0"),
         (spaces.MultiDiscrete([3, 2], start=[0, 1]), "count from 0"),
         (spaces.MultiBinary((2, 2)), "flatten"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "need finite bounds"),
+        (spaces.Box(0, np.inf, (2,)), "need finite bounds"),
+        (spaces.Box(-1, 1, (0,)), "no action"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), "of type Dict are not supported"),
+        (spaces.Tuple((spaces.Discrete(2),)), "of type Tuple are not supported"),
     ],
 )
-def test_other_actions_are_refused(action_space: Any, words: str) -> None:
+@pytest.mark.parametrize("algo", [PPO, IMPALA])
+def test_other_actions_are_refused(algo: type[Any], action_space: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        make(PPO, Probe(None, action_space))
+        make(algo, Probe(None, action_space))
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "words"),
+    [
+        (spaces.Box(-1, 1, (0,)), "observation 'observation' is empty"),
+        (spaces.Dict({"a": VECTOR, "b": spaces.Box(-1, 1, (3, 0))}), "observation 'b' is empty"),
+        (spaces.Tuple((VECTOR,)), "FlatDictObservation"),
+        (spaces.Sequence(VECTOR), "Sequence space; wrap"),
+        (spaces.OneOf([VECTOR]), "OneOf space; wrap"),
+    ],
+)
+@pytest.mark.parametrize("algo", [PPO, IMPALA])
+def test_other_observations_are_refused(algo: type[Any], observation_space: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make(algo, Probe(observation_space))
+
+
+def test_an_empty_dict_is_refused() -> None:
+    env = Probe()
+    env.observation_space = spaces.Dict({})
+    with pytest.raises(UserError, match="an empty Dict"):
+        make(PPO, env)
 
 
 @pytest.mark.parametrize("action_space", [spaces.Box(-5, 5, (2,), np.int32), spaces.Box(-1, 1, (2, 3), np.float16)])

@@ -15,6 +15,8 @@ from srwm_rl.nn.cores.base import Core
 from srwm_rl.nn.layers import FeedForwardBlock, MemoryLayer
 from srwm_rl.nn.short_conv import ShortConv
 
+MAX_CONV = 2**10  # steps, far above any useful width
+
 
 class StackCore(Core):
     """Input projection, then memory layers, each followed by a feed-forward block; the state stacks the layers' states.
@@ -52,12 +54,13 @@ class StackCore(Core):
         variant: str = "default",
         **settings: Any,
     ) -> None:
-        check_settings(type(self).__name__, settings, self.setting_names())
+        check_settings(type(self).__name__, settings, self.stack_settings())
         if variant not in self.variants:
             raise UserError(f"unknown variant {variant!r}{did_you_mean(variant, self.variants)}")
         _check_types(settings)
-        if not isinstance(short_conv, int) or isinstance(short_conv, bool) or short_conv < 0 or short_conv == 1:
-            raise UserError(f"short_conv must be a width of at least 2, or 0 for none, not {short_conv!r}")
+        is_width = isinstance(short_conv, int) and 2 <= short_conv <= MAX_CONV
+        if not is_width and (short_conv != 0 or isinstance(short_conv, bool)):
+            raise UserError(f"short_conv must be a width from 2 to {MAX_CONV}, or 0 for none, not {short_conv!r}")
         layer_settings = self.variants[variant] | {name: value for name, value in settings.items() if value is not None}
         project = nn.Linear(input_size, hidden_size)
         layers = [self.layer_class(hidden_size, n_heads, **layer_settings) for _ in range(n_layers)]
@@ -67,8 +70,13 @@ class StackCore(Core):
         self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
 
     @classmethod
-    def setting_names(cls) -> set[str]:
-        """Return the names of the core's own settings, then the layer's."""
+    def setting_names(cls) -> set[str] | None:
+        """Return the names of the constructor's settings; None: a subclass has a constructor that takes any."""
+        return cls.stack_settings() if cls.__init__ is StackCore.__init__ else super().setting_names()
+
+    @classmethod
+    def stack_settings(cls) -> set[str]:
+        """Return the names of the stack's own settings and of its layers'."""
         layer = inspect.signature(cls.layer_class).parameters.values()
         own = inspect.signature(StackCore).parameters.keys() - {"input_size", "settings"}
         return own | {parameter.name for parameter in layer if parameter.kind is parameter.KEYWORD_ONLY}

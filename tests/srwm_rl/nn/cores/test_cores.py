@@ -1,9 +1,12 @@
 """Properties of every core; the published cores' numbers are tested in tests/srwm_rl/official."""
 
+from typing import Any
+
 import pytest
 import torch
+from gymnasium import spaces
 
-from srwm_rl import Core, UserError, core_names, make_core, register_core
+from srwm_rl import Core, SRWMPolicy, UserError, core_names, make_core, register_core
 from srwm_rl.nn.cores import _CORES
 from srwm_rl.nn.cores.srwm import SRWMCore
 
@@ -340,9 +343,9 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("srwm_no_carry", {"edit_lr_multiplier": float("nan")}, "edit_lr_multiplier must be a finite number"),
         ("srwm", {"edit_lr_multiplyer": 3.0}, "did you mean 'edit_lr_multiplier'"),
         ("delta", {"edit_lr_multiplier": 3.0}, "has no setting 'edit_lr_multiplier'"),
-        ("srwm", {"short_conv": 1}, "short_conv must be a width of at least 2, or 0 for none, not 1"),
-        ("delta", {"short_conv": True}, "short_conv must be a width of at least 2, or 0 for none, not True"),
-        ("fake_sr", {"short_conv": "wide"}, "short_conv must be a width of at least 2, or 0 for none, not 'wide'"),
+        ("srwm", {"short_conv": 1}, "short_conv must be a width from 2 to 1024, or 0 for none, not 1"),
+        ("delta", {"short_conv": True}, "short_conv must be a width from 2 to 1024, or 0 for none, not True"),
+        ("fake_sr", {"short_conv": "wide"}, "short_conv must be a width from 2 to 1024, or 0 for none, not 'wide'"),
         ("gru", {"short_conv": 4}, "has no setting 'short_conv'"),
         ("srwm", {"frozen": "querry"}, "did you mean 'query'"),
         ("srwm", {"frozen": ["y"]}, "unknown column group 'y'"),
@@ -350,6 +353,9 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("delta", {"retention": True}, "has no setting 'retention'"),
         ("delta", {"variant": "papr"}, "did you mean 'paper'"),
         ("gru", {"n_layers": 0}, "n_layers must be"),
+        ("lstm", {"hidden_size": True}, "from 1 to 65536, not True"),
+        ("srwm", {"hidden_size": 10**9}, "from 1 to 65536, not 1000000000"),
+        ("srwm", {"short_conv": 10**9}, "from 2 to 1024"),
     ],
 )
 def test_wrong_settings_are_named(name: str, settings: dict[str, object], message: str) -> None:
@@ -377,3 +383,26 @@ def test_a_users_core_is_made_by_name_and_names_are_unique() -> None:
             register_core("other")(dict)  # type: ignore[type-var]
     finally:
         _CORES.pop("mine", None)
+
+
+class MySRWM(SRWMCore):
+    """Takes a setting of its own, and passes all others on."""
+
+    def __init__(self, input_size: int, extra: int = 0, **others: Any) -> None:
+        self.hidden = others.pop("hidden", 1)
+        super().__init__(input_size, **others)
+        self.extra = extra
+
+
+def test_a_constructor_with_kwargs_gets_its_settings() -> None:
+    try:
+        register_core("my_srwm")(MySRWM)
+        core: Any = make_core("my_srwm", 4, extra=5, hidden=2, hidden_size=8, n_heads=2, key_init=2)
+        assert (core.extra, core.hidden, core.output_size) == (5, 2, 8)
+        with pytest.raises(UserError, match="did you mean 'hidden_size'"):
+            make_core("my_srwm", 4, hidden_siz=8)
+        space: Any = spaces.Box(-1, 1, (3,))
+        policy: Any = SRWMPolicy(space, spaces.Discrete(2), lambda _: 0.1, "my_srwm", {"extra": 3})
+        assert policy.core.extra == 3
+    finally:
+        _CORES.pop("my_srwm", None)
