@@ -10,7 +10,8 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+import srwm_rl
 from srwm_rl.errors import FaultError, UserError, did_you_mean
 
 Config = TypeVar("Config")
@@ -223,6 +225,24 @@ def warn(message: str) -> None:
     line = f"{prefix}{message}".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed stream, none at all
         print(line.decode(sys.stderr.encoding), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def print_own_warnings() -> Iterator[None]:
+    """Print warnings of this package, in the block, in one line, without the place in its code; others as they are."""
+    show, package = warnings.showwarning, Path(srwm_rl.__file__).parent
+
+    def show_warning(message: Any, category: Any, filename: str, *more: Any) -> None:
+        if Path(filename).is_relative_to(package):
+            warn(f"warning: {message}")
+        else:
+            show(message, category, filename, *more)
+
+    warnings.showwarning = show_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def quoted_path(path: str | Path) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 
 import srwm_rl
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.cli import INTERRUPTED, run_command
+from srwm_rl.scripts.cli import INTERRUPTED, print_own_warnings, run_command
 
 COMMANDS = {
     "train": "train an agent, or resume a run",
     "fewshot": "train an agent that learns new classes of images from a few examples, by its memory alone",
+    "tune": "search for settings of the trainer and the core, over seeds, on levels of their own",
     "eval": "play every training and held-out level and print the returns",
     "report": "write a page on runs: curves, returns per game and level, settings",
     "plot": "draw learning curves of runs over their seeds",
@@ -51,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         try:
-            code = _main(arguments)
+            with print_own_warnings() if argv is None else nullcontext():
+                code = _main(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # such as from `| head`; Python would print it again at exit

@@ -49,6 +49,26 @@ def test_no_command_prints_the_help_and_fails(call: Any) -> None:
     assert call("--version").out == f"srwm-rl {srwm_rl.__version__}\n"
 
 
+def test_own_warnings_are_a_line_and_others_stay() -> None:
+    result = python(
+        "import warnings\n"
+        "from srwm_rl.scripts.cli import print_own_warnings\n"
+        "from srwm_rl.envs import GymnasiumBatch\n"
+        "import gymnasium\n"
+        "class Env(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Dict(a=gymnasium.spaces.Discrete(2), b=gymnasium.spaces.Text(3))\n"
+        "    action_space = gymnasium.spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None): return dict(a=0, b='x'), {}\n"
+        "gymnasium.register('Text-v0', Env)\n"
+        "with print_own_warnings():\n"
+        "    GymnasiumBatch('Text-v0', 2)\n"
+        "    warnings.warn('of another', stacklevel=1)"
+    )
+    ours, *theirs = result.stderr.splitlines()
+    assert ours.startswith("srwm-rl: warning: observation b is text"), result
+    assert "UserWarning: of another" in "\n".join(theirs)
+
+
 def test_unknown_command_suggests_the_nearest(call: Any) -> None:
     assert call("trian").error() == "unknown command 'trian'; did you mean 'train'?"
 
