@@ -222,9 +222,10 @@ def warn(message: str) -> None:
     """
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     prefix = "srwm-rl: " if rank == "0" else f"srwm-rl: process {rank}: "
-    line = f"{prefix}{message}".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace")
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    line = f"{prefix}{message}".encode(encoding, "backslashreplace").decode(encoding)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed stream, none at all
-        print(line.decode(sys.stderr.encoding), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

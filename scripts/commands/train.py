@@ -18,8 +18,9 @@ from srwm_rl.scripts.config.config_file import read_config_file, to_yaml
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.launch import is_distributed, run_rank, supervise
+from srwm_rl.scripts.training.launch import is_distributed, run_rank
 from srwm_rl.scripts.training.resume import check_changes, stored_config
+from srwm_rl.scripts.training.supervise import supervise
 from srwm_rl.storage.run_folder import CONFIG, GROUP, Run
 from srwm_rl.storage.run_group import RunGroup, is_group
 

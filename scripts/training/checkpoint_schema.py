@@ -114,21 +114,15 @@ def _require(fits: bool, source: str, name: str) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[str, dict[str, Any]], source: str) -> None:
-    """Check that there are no moments yet, or all moments of all weights, of the weight's shape and a possible range.
-
-    What an optimizer keeps for each weight is what another one with the same settings has after a step.
-    """
+    """Check that there are no moments yet, or those of all weights, of the weight's shape and a possible range."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     if entries and entries.keys() != {str(i) for i in range(len(weights))}:
         raise UserError(
             f"{source} is of another architecture: its optimizer knows {len(entries)} of {len(weights)} weights"
         )
-    probe = torch.nn.Parameter(torch.zeros(1))
-    probe.grad = torch.zeros(1)
-    other = type(optimizer)([probe], **optimizer.defaults)
-    other.step()
+    names = _moments_of(optimizer).keys()
     for index, moments in entries.items():
-        _require(moments.keys() == other.state[probe].keys(), source, "optimizer")
+        _require(moments.keys() == names, source, "optimizer")
         for name, value in moments.items():
             _require(isinstance(value, np.ndarray | int | float), source, "optimizer")
             moment, is_step = np.asarray(value), name == "step"
@@ -137,6 +131,22 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, entries: dict[str, dict[s
             low = 0.0 if is_step or "sq" in name else -LARGEST_MOMENT
             in_range = (moment >= low) & (moment <= (LARGEST_STEP if is_step else LARGEST_MOMENT))  # False for NaN
             _require(bool(in_range.all()), source, "optimizer")
+
+
+def _moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what an optimizer keeps for a weight: what another one with the same settings has after a step."""
+    probe = torch.nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    other = type(optimizer)([probe], **optimizer.defaults)
+    other.step()
+    return dict(other.state[probe])
+
+
+def size_of_moments(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many bytes a checkpoint's moments have, once there are some."""
+    n_moments = len(_moments_of(optimizer).keys() - {"step"})
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return n_moments * sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def _check_arrays(model: RecurrentAlgorithm, part: ProcessState, n_envs: int, source: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import threading
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,21 +13,21 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.best_model import BestModelTracker
-from srwm_rl.agents.run.checkpoint_state import capture_state, parts_of_state, restore_state
+from srwm_rl.agents.run.checkpoint_state import capture_state, parts_of_state, restore_state, undisturbed
 from srwm_rl.agents.run.metrics import MetricsFile, OptionalOutput
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError, named
+from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.cli import warn
-from srwm_rl.scripts.config.foreign_settings import check_environment, read_settings
+from srwm_rl.scripts.config.foreign_settings import check_env_kwargs, check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.training.checkpoint_schema import State, check_state
+from srwm_rl.scripts.training.checkpoint_schema import State, check_state, size_of_moments
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
 from srwm_rl.storage.model_file import describe, save_model
 from srwm_rl.storage.model_schema import build_policy, check_meta
 from srwm_rl.storage.run_folder import BEST, CHECKPOINTS, TENSORBOARD, Run
 from srwm_rl.storage.safe_file import check_content, pack, publish, read_file, serialise, stage, unpack
 from srwm_rl.storage.seen_levels import SeenLevels
-from srwm_rl.storage.space_json import space_from_json
 from srwm_rl.storage.strict_json import convert
 
 FORMAT = 1
@@ -75,6 +74,29 @@ class Checkpoint(NamedTuple):
         reason = f" ({errors[0]})" if errors else ""
         raise UserError(f"{run.path} has no intact checkpoint to resume from{reason}; start a new run")
 
+    def check(self, config: TrainConfig) -> SRWMPolicy:
+        """Return a policy as the file describes it, without its weights.
+
+        Raises:
+            UserError: it describes none, contradicts itself, or its run has other settings than `config`.
+        """
+        path = str(self.path)
+        description = {name: value for name, value in self.meta.items() if name != "state"}
+        check_meta({**description, "kind": "model"}, path, MODEL_FORMAT)
+        recorded = read_settings(self.meta["config"], path)
+        for name in SIZES:
+            ours, theirs = getattr(config, name), getattr(recorded, name)
+            if ours != theirs:
+                raise UserError(
+                    f"{path} is of another architecture, or of other environments: it was trained with {name} "
+                    f"{theirs!r:.120}, not {ours!r:.120}; use the same environments and n_envs"
+                )
+        state = convert(self.state, State, f"{path} is damaged")
+        parts = state.parts()
+        if any(part.episode_starts.shape != (config.n_envs / len(parts),) for part in parts):
+            raise UserError(f"{path} is damaged: it is not of {config.n_envs:,} environments")
+        return build_policy(self.meta, state.policy, path)
+
 
 class Session:
     """A run that this process trains: its model, and what a checkpoint holds beside the model's state.
@@ -93,7 +115,8 @@ class Session:
         self._failures: set[str] = set()  # what could not be saved the last time
         levels = LevelRange.parse(config.levels)
         self.best_model = BestModelTracker(SeenLevels(levels.start, levels.stop))
-        model.set_logger(Logger(str(run.path), [OptionalOutput(lambda: self.metrics, self._lost(log), reopen=False)]))
+        lost = self._on_lost(log, "its rows are kept and written later")
+        model.set_logger(Logger(str(run.path), [OptionalOutput(lambda: self.metrics, lost, reopen=False)]))
 
     def capture(self) -> dict[str, Any]:
         """Return the run's whole state, with the position in its metrics file and the best model's score."""
@@ -109,11 +132,14 @@ class Session:
     def log_to_tensorboard(self) -> None:
         """Write the log to the run's folder for TensorBoard, too."""
         folder = self.run.path / TENSORBOARD
-        output = OptionalOutput(lambda: TensorBoardOutputFormat(str(folder)), self._lost(folder))
+        lost = self._on_lost(folder, "its rows are lost until it can be")
+        output = OptionalOutput(lambda: TensorBoardOutputFormat(str(folder)), lost)
         self.model.logger.output_formats.insert(0, output)
 
-    def _lost(self, path: Path) -> Callable[[OSError], None]:
-        return lambda error: warn(f"cannot write {path} ({error.strerror or error}); training continues without it")
+    def _on_lost(self, path: Path, consequence: str) -> Callable[[OSError], None]:
+        return lambda error: warn(
+            f"cannot write {path} ({error.strerror or error}): {consequence}, and training continues"
+        )
 
     def save(self, state: dict[str, Any]) -> bool:
         """Write a checkpoint, its model, and the best model if it is a new one; return whether all of it was written.
@@ -124,22 +150,23 @@ class Session:
             return True
         steps = state["counters"]["num_timesteps"]
         arrays, tree = pack(state)
+        failures = self._restore_files()
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not ENVIRONMENTS.match(name) and not np.isfinite(array).all():
-                warn(f"not saved at {steps} steps: {name.lstrip('/')} is not finite; the older checkpoints stay")
-                return False
-        failures: dict[str, str] = {}
-        for what, write in self._writers(state, arrays, tree):
+                failures[name] = f"not saved: {name.lstrip('/')} is not finite"
+                break
+        for what, write in () if failures else self._writers(state, arrays, tree):
             try:
                 write()
             except OSError as error:
-                failures[what] = f"could not write {what} ({error.strerror or error})"
+                failures[what] = _not_written(what, error)
             except ValueError as error:  # an infinite number outside of the arrays, or too large a file
                 failures[what] = f"cannot save {what}: {error}"
-        for what in failures.keys() - self._failures:
-            warn(f"{failures[what]} at {steps} steps; the older files stay, training continues and tries again")
+        for what, failure in failures.items():
+            if what not in self._failures:
+                warn(f"at {steps:,} steps: {failure}; the older files stay, and it is tried again")
         if self._failures and not failures:
-            warn(f"saved again, at {steps} steps")
+            warn(f"saved again, at {steps:,} steps")
         self._failures = set(failures)
         return not failures
 
@@ -154,7 +181,6 @@ class Session:
         run, policy, steps, best = self.run, self.model.policy, state["counters"]["num_timesteps"], state["best"]
         shared = self._shared()
         meta = {**self._meta(state), "format": FORMAT, "kind": "checkpoint", "state": tree}
-        yield str(run.path), self._restore_folder
         path, staged = run.file("checkpoint", steps), list[Path]()
         yield str(path), lambda: staged.append(stage(path, serialise(arrays, meta)))
         scored = None if best is None else self.best_model.scored(best["steps"])
@@ -175,29 +201,53 @@ class Session:
         )
         yield str(run.path / CHECKPOINTS), run.sweep
 
-    def _restore_folder(self) -> None:
-        if self.run.restore():
-            warn(f"{self.run.path} was moved or deleted: it is made again, and the run is saved there")
-            self.metrics.restore()
+    def _restore_files(self) -> dict[str, str]:
+        """Make the run's folder and its log again where they were moved or deleted; return what was not possible."""
+        path = self.run.path
+        try:
+            folder = self.run.restore()
+            path = path if folder else self.metrics.path
+            if self.metrics.restore() or folder:
+                warn(f"{path} was moved, replaced or deleted: it is made again, and the run is saved there")
+        except OSError as error:
+            return {str(path): _not_written(path, error)}
+        return {}
 
     def check(self, state: dict[str, Any]) -> None:
         """Check that a run with such a state can be saved and loaded, before there is anything to lose.
 
         Raises:
-            UserError: the file format has no room for it, or no words for its spaces.
-            OSError: the disk takes no file of its size.
+            UserError: a file of it could not be read again.
+            OSError: the disk takes no file of the size that a checkpoint has after the first update.
         """
-        if not self.model.processes.first:
+        model = self.model
+        if not model.processes.first:
             return
         path = self.run.file("checkpoint", state["counters"]["num_timesteps"])
-        with named("this run could not be saved"):
+        with named("this run could not be saved"), undisturbed(model.device):
             arrays, tree = pack(state)
-            meta = self._meta(state)
-            for name in ("observation_space", "action_space"):
-                space_from_json(meta[name])
-            blob = serialise(arrays, {**meta, "format": FORMAT, "kind": "checkpoint", "state": tree})
-            check_content(blob)
-        stage(path, blob).unlink()
+            blob = serialise(arrays, {**self._meta(state), "format": FORMAT, "kind": "checkpoint", "state": tree})
+            meta = check_content(blob)
+            loaded = Checkpoint(path, arrays, meta, unpack(arrays, meta["state"])).check(self.config)
+            check_env_kwargs(self.config, str(path))
+            for ours, theirs in (
+                (model.observation_space, loaded.observation_space),
+                (model.action_space, loaded.action_space),
+            ):
+                if ours != theirs:
+                    raise UserError(f"a file keeps the space {ours} as {theirs}; use another one")
+        moments = bytes(0 if state["optimizer"] else size_of_moments(model.policy.optimizer))  # which it has later
+        stage(path, blob + moments).unlink()
+
+    def _write_missing_model(self, state: dict[str, Any]) -> None:
+        """Write the model of a checkpoint beside which it is missing, as a disk may have been full in between."""
+        steps = state["counters"]["num_timesteps"]
+        path = self.run.file("model", steps)
+        if not path.exists() and "levels_played" in state:
+            try:
+                save_model(path, self.model.policy, self._shared(), steps, state["policy"], state["levels_played"])
+            except OSError as error:
+                warn(f"{_not_written(path, error)}; training continues")
 
     def _meta(self, state: dict[str, Any]) -> dict[str, Any]:
         return describe(self.model.policy, self._shared(), state["counters"]["num_timesteps"])
@@ -247,6 +297,7 @@ class Session:
         if not model.processes.first:
             return
         best, run = self.best_model.best, self.run
+        self._write_missing_model(checkpoint.state)
         run.forget_best(-1 if best is None else best.steps)  # those that were scored later
         if best is not None and not run.file(BEST, best.steps).exists():
             warn(f"the best model, {best}, is no longer in {run.path}; the next score becomes the best")
@@ -265,16 +316,8 @@ class Session:
             warn("learning overlaps playing: the resumed run is not exactly as if never stopped (--synchronous is)")
 
 
-def silence_tensorboard() -> None:
-    """Print no traceback of TensorBoard's thread, whose error the next write raises again."""
-    hook = threading.excepthook
-
-    def print_others(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
-            hook(args)
-
-    if getattr(hook, "__name__", None) != print_others.__name__:
-        threading.excepthook = print_others
+def _not_written(path: object, error: OSError) -> str:
+    return f"could not write {path} ({error.strerror or error})"
 
 
 def check_resumable(run: Run, config: TrainConfig) -> None:
@@ -286,22 +329,8 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
         UserError: there is no intact checkpoint, it contradicts itself, or the settings are not its own.
     """
     checkpoint, _ = Checkpoint.newest(run)
-    path, meta = str(checkpoint.path), checkpoint.meta
-    if "policy" not in meta:  # written by a version that did not describe the policy
+    if "policy" not in checkpoint.meta:  # written by a version that did not describe the policy
         return
-    description = {name: value for name, value in meta.items() if name != "state"}
-    check_meta({**description, "kind": "model"}, path, MODEL_FORMAT)
-    recorded = read_settings(meta["config"], path)
-    for name in SIZES:
-        ours, theirs = getattr(config, name), getattr(recorded, name)
-        if ours != theirs:
-            raise UserError(
-                f"{path} is of another architecture, or of other environments: it was trained with {name} "
-                f"{theirs!r:.120}, not {ours!r:.120}; use the same environments and n_envs"
-            )
-    state = convert(checkpoint.state, State, f"{path} is damaged")
-    parts = state.parts()
-    if any(part.episode_starts.shape != (config.n_envs / len(parts),) for part in parts):
-        raise UserError(f"{path} is damaged: it is not of {config.n_envs:,} environments")
-    policy = build_policy(meta, state.policy, path)
+    policy, path = checkpoint.check(config), str(checkpoint.path)
+    recorded = read_settings(checkpoint.meta["config"], path)
     check_environment(recorded, policy.observation_space, policy.action_space, path)

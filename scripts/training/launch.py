@@ -1,4 +1,4 @@
-"""The processes of a training run: started by torchrun, stopped by signals, restarted by `--supervise`.
+"""The processes of a training run: started by torchrun, stopped by signals.
 
 Each of those that torchrun started (`torchrun ... -m srwm_rl train`) makes its own environments and trainer. Process 0
 also does what a single process does beside that; the others write no files and print nothing that process 0 prints.
@@ -8,35 +8,24 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import INTERRUPTED, own_code_options, peek, quoted_path, run_command, warn
-from srwm_rl.storage.run_folder import Run, steps_of
+from srwm_rl.scripts.cli import own_code_options, quoted_path, run_command
+from srwm_rl.storage.run_folder import Run
 
 # Seconds before a process other than 0 prints an error: process 0 usually prints the same one, and torchrun then ends
 # the others.
 ERROR_DELAY = 20.0
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 NOT_SAVED = 74  # exit code of a trainer whose files cannot be written (EX_IOERR of sysexits.h)
-HUNG = 75  # exit code of a trainer that hangs (EX_TEMPFAIL of sysexits.h)
-STATUS = "SRWM_RL_STATUS"  # environment variable: path of a file that the trainer touches at every step
 FOLDER = "SRWM_RL_RUN_FOLDER"  # environment variable: path of the folder of a new run, in the place of a numbered one
-# Exit codes after which a restart would not help: done, wrong input, a training fault, interrupted, stdout closed.
-FINAL = {0, 2, 3, INTERRUPTED, 141}
-MAX_RESTARTS = 3  # in a row without progress
-GRACE = 30.0  # seconds that the trainer's own watchdog has before the supervisor kills it
 
 
 def is_distributed() -> bool:
@@ -134,81 +123,3 @@ def hold_signals() -> Iterator[None]:
             signal.signal(number, handler)
         for caught in held:
             signal.raise_signal(caught)
-
-
-def supervise(argv: list[str], hang_seconds: int) -> int:
-    """Run `srwm-rl train` without --supervise, restarted from its last checkpoint until it ends by itself.
-
-    `argv` are the arguments after `train`. Returns the trainer's exit code, 1 after too many restarts without progress.
-
-    It is restarted after an abort, a kill (such as the kernel's when memory runs out) or a hang, unless the last
-    `MAX_RESTARTS` starts made no progress.
-    """
-    argv = [word for word in argv if word != "--supervise"]
-    with tempfile.TemporaryDirectory(prefix="srwm-rl-") as folder:
-        status = Path(folder) / "status"
-        most_steps, restarts = -1, 0
-        while (code := _run_once(argv, status, hang_seconds)) not in FINAL:
-            run = None
-            if status.exists() and (path := Path(status.read_text())).exists():
-                run = Run.open(path)
-            steps = max(map(steps_of, run.files("checkpoint")), default=-1) if run else -1
-            restarts = 0 if steps > most_steps else restarts + 1
-            most_steps = max(most_steps, steps)
-            if restarts >= MAX_RESTARTS:
-                warn(
-                    f"the trainer {_reason(code)}; {restarts} starts in a row made no progress, stopping at "
-                    f"{max(most_steps, 0)} steps"
-                )
-                return 1
-            warn(f"the trainer {_reason(code)} at {max(steps, 0)} saved steps; restarting it")
-            if run is not None and steps >= 0:
-                argv = _resume_arguments(argv, run)
-    return code
-
-
-def _run_once(argv: list[str], status: Path, hang_seconds: int) -> int:
-    environment = {**os.environ, STATUS: str(status)}
-    child = subprocess.Popen([sys.executable, "-X", "faulthandler", "-m", "srwm_rl", "train", *argv], env=environment)
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        child.send_signal(number)
-
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
-    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
-    try:
-        started = time.time()
-        while True:
-            try:
-                return child.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                last_beat = max(started, status.stat().st_mtime if status.exists() else 0.0)
-                if hang_seconds and time.time() - last_beat > hang_seconds + GRACE:
-                    child.kill()  # its watchdog is stuck too: a simulator holds the GIL
-                    child.wait()
-                    return HUNG
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if child.poll() is None:
-            child.kill()
-
-
-def _reason(code: int) -> str:
-    if code == HUNG:
-        return "hung"
-    if code >= 0:
-        return f"failed with exit code {code}"
-    names = {number.value: number.name for number in signal.Signals}
-    return f"was ended by {names.get(-code, f'signal {-code}')}"
-
-
-def _resume_arguments(argv: list[str], run: Run) -> list[str]:
-    """Return the arguments that resume a run, with those options that are not stored with it."""
-    kept = [word for word in argv if word in ("--no-progress", "--progress", "-P")]
-    for name in ("--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
-        value = peek(argv, name)
-        if value is not None:
-            kept += [name, value]
-    # A user's own module is imported only if the command line names it.
-    return ["--resume", str(run.path), *shlex.split(own_code_options(run.config["train"])), *kept]

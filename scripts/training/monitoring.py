@@ -1,15 +1,11 @@
-"""Callbacks of a training run: statistics of the edits, evaluations, the best model, videos and the watchdog."""
+"""Callbacks of a training run: statistics of the edits, evaluations, the best model and videos."""
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -26,7 +22,6 @@ from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.training.checkpoints import Session
-from srwm_rl.scripts.training.launch import HUNG, STATUS
 from srwm_rl.scripts.video.encoding import check_video
 from srwm_rl.scripts.video.record import choose_scene, record, render
 
@@ -104,60 +99,3 @@ def make_video_callback(session: Session, heartbeat: Callable[[], None]) -> Peri
         heartbeat()
 
     return PeriodicCallback(config.video_freq, write)
-
-
-class Watchdog(BaseCallback):
-    """A callback that notes the time of every step, and a thread that checks it.
-
-    After `seconds` without a step, the thread prints a warning once, with what every environment reports of itself.
-    Under --supervise it also prints the stack of every thread and ends the process, which the supervisor restarts.
-    """
-
-    def __init__(self, run: Path, seconds: int) -> None:
-        super().__init__()
-        self.run, self.seconds = run, seconds
-        self.status = Path(os.environ[STATUS]) if STATUS in os.environ else None
-        self._stopped = Event()
-
-    def _on_training_start(self) -> None:
-        self._last_beat = time.monotonic()
-        if self.status is not None:
-            self.status.write_text(str(self.run.resolve()))
-        if self.seconds:
-            Thread(target=self._watch, name="srwm-watchdog", daemon=True).start()
-
-    def heartbeat(self) -> None:
-        """Note that the run makes progress."""
-        self._last_beat = time.monotonic()
-        if self.status is not None:
-            os.utime(self.status)
-
-    def _on_step(self) -> bool:
-        self.heartbeat()
-        return True
-
-    def close(self) -> None:
-        """Stop the thread, also after an interrupted training."""
-        self._stopped.set()
-
-    _on_training_end = close
-
-    def _watch(self) -> None:
-        reported = 0.0
-        while not self._stopped.wait(min(1.0, self.seconds / 4)):
-            elapsed = time.monotonic() - self._last_beat
-            if elapsed < self.seconds or self._last_beat == reported:
-                continue
-            reported = self._last_beat
-            warn(f"no step has ended for {elapsed:.0f} seconds{self._places()}")
-            if self.status is not None:
-                faulthandler.dump_traceback(file=2)  # sys.stderr may be redirected
-                os._exit(HUNG)
-
-    def _places(self) -> str:
-        try:
-            places = self.training_env.env_method("places")
-        except Exception:  # any environment, in any state: the warning must be printed
-            return ""
-        # Each group of environments repeats its report for every environment.
-        return "".join(f"; {place}" for place in dict.fromkeys(places) if place)

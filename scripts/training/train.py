@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from contextlib import closing
@@ -15,18 +14,20 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from srwm_rl import check_core, make_core
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.distributed import LostProcessError, RankInfo, init_processes
 from srwm_rl.agents.run.callbacks import Checkpoints, ProgressBar
+from srwm_rl.agents.run.metrics import silence_tensorboard
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training import build
-from srwm_rl.scripts.training.checkpoints import Session, check_resumable, silence_tensorboard
+from srwm_rl.scripts.training.checkpoints import Session, check_resumable
 from srwm_rl.scripts.training.launch import (
     FOLDER,
     NOT_SAVED,
@@ -36,12 +37,14 @@ from srwm_rl.scripts.training.launch import (
     is_distributed,
     raise_on_signals,
 )
-from srwm_rl.scripts.training.monitoring import Watchdog, make_callbacks, make_video_callback
+from srwm_rl.scripts.training.monitoring import make_callbacks, make_video_callback
 from srwm_rl.scripts.training.profiling import Profile
 from srwm_rl.scripts.training.resume import keep_settings
 from srwm_rl.scripts.training.verify import verify
+from srwm_rl.scripts.training.watchdog import Watchdog
 from srwm_rl.storage.run_folder import BEST, METRICS, Run, steps_of
 
+OUT_OF_MEMORY = 1  # exit code, after which --supervise starts again
 LAST_RETRIES = (1.0, 2.0)  # seconds before the end of a run that could not be saved is saved again
 
 
@@ -83,16 +86,21 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
     is_new = run is None
     own = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
     run = run or Run.create(config.run_base(), _run_record(config, model.processes.size), own)
-    metrics = run.path / METRICS
     try:
         with run.lock():
-            if config.verify:
-                print(verify(run, config, model))
-                return 0
-            return _learn(Session(config, model, run, metrics), plan, changes)
-    finally:
-        if is_new and not run.files("checkpoint") and not (metrics.exists() and metrics.stat().st_size):
-            shutil.rmtree(run.path, ignore_errors=True)
+            try:
+                if config.verify:
+                    print(verify(run, config, model))
+                    return 0
+                return _learn(Session(config, model, run, run.path / METRICS), plan, changes)
+            finally:
+                if is_new:
+                    run.delete_if_empty()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        warn(f"stopped: {_reason(error)}")
+        return NOT_SAVED
 
 
 def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
@@ -115,13 +123,16 @@ def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
             checkpoints.latest = session.capture()
             if not _save_last(checkpoints, model):
-                return _not_saved(run, first)
-    except (StopSignal, FaultError, OSError) as stop:
+                return _not_saved(run, model.num_timesteps, first)
+    except BaseException as stop:
         bar.close()
         saved = checkpoints.save_latest()
-        if isinstance(stop, BrokenPipeError):
+        if isinstance(stop, BrokenPipeError | UserError):
             raise
-        return _explain(stop, run if first else None, saved)
+        code = _explain(stop, run if first else None, saved)
+        if code is None:
+            raise
+        return code
     finally:
         watchdog.close()
         model.logger.close()  # TensorBoard writes in the background
@@ -144,12 +155,14 @@ def _save_last(checkpoints: Checkpoints, model: RecurrentAlgorithm) -> bool:
     return bool(model.processes.all_gather(saved)[0])
 
 
-def _not_saved(run: Run, first: bool) -> int:
+def _not_saved(run: Run, steps: int, first: bool) -> int:
     if first:
-        kept = run.files("checkpoint")
-        older = f"the run is saved at {steps_of(kept[-1])} steps" if kept else "nothing of the run is saved"
-        hint = f"; make room for it, then: {command_to_resume(run)}" if kept else ""
-        warn(f"trained, but its end could not be saved (see above): {older}{hint}")
+        kept = max(map(steps_of, run.files("checkpoint")), default=None)
+        older = f"the run is saved at {kept} steps" if kept is not None else "nothing of the run is saved"
+        if kept == steps:
+            older = "not all of its files are written"
+        hint = f"; make room for them, then: {command_to_resume(run)}" if kept is not None else ""
+        warn(f"trained, but the end could not be saved (see above): {older}{hint}")
     return NOT_SAVED
 
 
@@ -167,12 +180,15 @@ def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
         model.logger.dump = hold_signals()(model.logger.dump)  # type: ignore[method-assign]
 
 
-def _explain(stop: StopSignal | FaultError | OSError, run: Run | None, saved: bool) -> int:
-    """Print why a run has stopped, and how to resume it; return the exit code. Only process 0 gives the run."""
-    is_signal = isinstance(stop, StopSignal)
-    message = f"{stop.filename or 'training'}: {stop.strerror or stop}" if isinstance(stop, OSError) else str(stop)
+def _explain(stop: BaseException, run: Run | None, saved: bool) -> int | None:
+    """Print why a run has stopped, and how to resume it; only process 0 gives the run.
+
+    Returns:
+        The exit code; None for an exception that is a fault of this package, or of a user's core.
+    """
+    is_signal = isinstance(stop, StopSignal | KeyboardInterrupt)
     if run is not None:
-        reason = f" by {stop}" if is_signal else f": {message}"
+        reason = f" by {_reason(stop)}" if is_signal else f": {_reason(stop)}"
         checkpoints = run.files("checkpoint")
         if checkpoints:
             reason += "" if is_signal or not saved else ". The weights from before it are kept"
@@ -181,11 +197,31 @@ def _explain(stop: StopSignal | FaultError | OSError, run: Run | None, saved: bo
         else:
             kept = "nothing was learned yet, and nothing is kept" if saved else "nothing could be saved"
         warn(f"stopped{reason}; {kept}")
-    elif not isinstance(stop, StopSignal | LostProcessError):  # the process that ended first has printed the reason
-        warn(f"stopped: {message}")
+    elif not isinstance(stop, StopSignal | KeyboardInterrupt | LostProcessError):  # process 0 printed the reason
+        warn(f"stopped: {_reason(stop)}")
+    if is_signal:
+        return INTERRUPTED
     if isinstance(stop, OSError):
         return NOT_SAVED
-    return INTERRUPTED if is_signal else FAULT
+    if isinstance(stop, FaultError | SystemExit):
+        return FAULT
+    return OUT_OF_MEMORY if _is_out_of_memory(stop) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch raises a `RuntimeError` on the CPU."""
+    is_torch = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return is_torch or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _reason(stop: BaseException) -> str:
+    if isinstance(stop, OSError):
+        return f"{stop.filename or 'training'}: {stop.strerror or stop}"
+    if isinstance(stop, KeyboardInterrupt):
+        return "SIGINT"
+    if isinstance(stop, StopSignal | FaultError):
+        return str(stop)
+    return " ".join(f"{type(stop).__name__}: {stop!s:.300}".split())
 
 
 def _run_record(config: TrainConfig, processes: int) -> dict[str, Any]:

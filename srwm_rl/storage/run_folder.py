@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -9,9 +10,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 try:
     import fcntl
@@ -26,6 +27,7 @@ from srwm_rl.zoo import PREFIX, zoo_file
 
 CONFIG, CHECKPOINTS, TENSORBOARD, METRICS = "config.json", "checkpoints", "tensorboard", "metrics.jsonl"
 BEST = "best"  # RUN/best is accepted for the run's best model wherever a run or a model file is
+LOCK = ".lock"
 GROUP = "group.json"  # in the folder of a group of runs
 KEEP = 3
 MAX_CONFIG_BYTES = 2**20
@@ -44,6 +46,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]  # the content of `config.json`
+    _lock: TextIO | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def create(cls, base: Path, config: dict[str, Any], path: Path | None = None) -> Run:
@@ -103,14 +106,23 @@ class Run:
         write_whole(self.path / CONFIG, (json.dumps(self.config, indent=2) + "\n").encode())
 
     def restore(self) -> bool:
-        """Make the folder again if it was moved or deleted while the run is trained; return whether it was.
+        """Make the folder again if it, or a part of it, was moved or deleted while the run is trained.
+
+        Returns:
+            Whether it was.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be made, or another run has taken its place.
         """
-        if (self.path / CHECKPOINTS).is_dir() and (self.path / CONFIG).exists():
+        if (self.path / CHECKPOINTS).is_dir() and (self.path / CONFIG).exists() and self.is_locked():
             return False
+        if (self.path / CONFIG).exists():
+            with suppress(UserError):  # unreadable: it is written again
+                if Run.open(self.path).config != json.loads(json.dumps(self.config)):
+                    raise OSError(errno.EEXIST, "another run is in this folder now", str(self.path))
         (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        if not self.is_locked():
+            self._take_lock()
         self.write_config()
         return True
 
@@ -136,19 +148,56 @@ class Run:
             UserError: another process trains this run (the message has its id), or a link is in the folder.
         """
         self.check_own()
-        with (self.path / ".lock").open("a+") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    file.seek(0)
-                    raise UserError(
-                        f"{self.path} is being trained by process {file.read().strip()}; stop that first"
-                    ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        try:
+            self._take_lock()
+        except BlockingIOError as error:
+            raise UserError(f"{self.path} {error.strerror}; stop that first") from error
+        try:
             yield
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def is_locked(self) -> bool:
+        """Return whether this process has locked the folder, which was not moved or replaced since."""
+        if self._lock is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK, follow_symlinks=False))
+        except OSError:
+            return False
+
+    def _take_lock(self) -> None:
+        """Lock the folder.
+
+        Raises:
+            BlockingIOError: another process has locked it.
+            OSError: the file for it cannot be made.
+        """
+        file = (self.path / LOCK).open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                reason = f"is being trained by process {file.read(20).strip()}"
+            raise BlockingIOError(errno.EAGAIN, reason, str(self.path)) from error
+        except OSError:  # a file system without locks
+            pass
+        with suppress(OSError):  # a full disk
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = file
+
+    def delete_if_empty(self) -> None:
+        """Delete the folder of a new run that ended before its first update; call it while it is locked."""
+        metrics = self.path / METRICS
+        if self.is_locked() and not self.files("checkpoint") and not (metrics.exists() and metrics.stat().st_size):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def file(self, kind: str, steps: int) -> Path:
         """Return the path of the file of a `kind` ("model", "best" or "checkpoint") at that step."""

@@ -135,16 +135,17 @@ def read_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, content["meta"]
 
 
-def check_content(blob: bytes) -> None:
-    """Check that `read_file` will accept what `serialise` returned: its limits hold for every file.
+def check_content(blob: bytes) -> dict[str, Any]:
+    """Return the JSON data in what `serialise` returned, as `read_file` will: its limits hold for every file.
 
     Raises:
-        UserError: it will not.
+        UserError: it will refuse the file.
     """
     try:
-        _read_header(blob)
+        meta: dict[str, Any] = _read_header(blob)["meta"]
     except ValueError as error:
         raise UserError(f"{error}; use fewer n_envs, or an observation space with fewer parts") from error
+    return meta
 
 
 def _read_header(blob: bytes) -> dict[str, Any]:

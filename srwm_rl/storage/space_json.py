@@ -14,6 +14,7 @@ from srwm_rl.errors import UserError
 
 # Of all observations of a space together; a colour picture of 1200 x 1100 has as many. Bounds are as large.
 MAX_NUMBERS = 2**22
+MAX_PARTS = 64  # of a Dict
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Shape = Annotated[list[Count], Meta(max_length=8)]
 IntegerType = Literal["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -84,7 +85,7 @@ _Flat = _Box | _Discrete | _MultiDiscrete | _MultiBinary
 
 
 class _Dict(Struct, tag="Dict", forbid_unknown_fields=True, rename={"parts": "spaces"}):
-    parts: Annotated[list[tuple[str, _Flat]], Meta(min_length=1, max_length=64)]  # in their order
+    parts: Annotated[list[tuple[str, _Flat]], Meta(min_length=1, max_length=MAX_PARTS)]  # in their order
 
     def build(self) -> spaces.Dict:
         built = [(key, space.build()) for key, space in self.parts]
@@ -99,8 +100,15 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     Raises:
         UserError: a space of another kind, or one that `space_from_json` would refuse.
     """
+    if isinstance(space, spaces.Dict) and len(space.spaces) > MAX_PARTS:
+        raise UserError(
+            f"a Dict space of {len(space.spaces)} parts cannot be saved, a file takes {MAX_PARTS}: join some of them"
+        )
     data: dict[str, Any] = msgspec.to_builtins(_describe(space))
-    space_from_json(data)
+    try:
+        space_from_json(data)
+    except UserError as error:
+        raise UserError(f"the space {space!s:.200} cannot be saved: {error.__cause__}") from error
     return data
 
 

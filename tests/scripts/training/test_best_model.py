@@ -270,7 +270,9 @@ def test_the_best_model_is_saved_once_a_full_disk_has_space(
 
     monkeypatch.setattr(checkpoints, "save_model", sometimes)
     output = call("train", *words_of("held-out", recall_argv), "-n", 256, "-f", tmp_path)
-    assert output.err.count("could not save at") == 2
+    assert output.code == 0
+    assert output.err.count(f"could not write {tmp_path}") == 1
+    assert output.err.count("saved again, at ") == 1
     best = best_of(tmp_path / "ppo_srwm" / "recall_1")
     assert best is not None
     assert load(tmp_path / "ppo_srwm" / "recall_1" / "best").num_timesteps == best["steps"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
-from srwm_rl.scripts.training.monitoring import Watchdog
+from srwm_rl.scripts.training.watchdog import Watchdog
 
 
 def test_every_group_is_named_once(tmp_path: Any) -> None:

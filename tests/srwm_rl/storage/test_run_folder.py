@@ -1,6 +1,7 @@
 """Run folders: what a path names, which files are the best models, and what is deleted."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,58 @@ def test_best_models_after_the_resumed_step_are_deleted(run: Run) -> None:
     run.forget_best(-1)
     assert run.files("best") == []
     assert len(run.files("model")) == 1
+
+
+def test_a_locked_run_is_refused_and_its_lock_ends_with_the_block(run: Run) -> None:
+    with run.lock():
+        assert run.is_locked()
+        assert (run.path / ".lock").read_text() == str(os.getpid())
+        with pytest.raises(UserError, match=rf"recall_1 is being trained by process {os.getpid()}; stop that first"):
+            Run.open(run.path).lock().__enter__()
+    assert not run.is_locked()
+    with Run.open(run.path).lock():
+        pass
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "config.json", ".lock", "."])
+def test_a_run_whose_files_were_deleted_is_made_again_and_locked(lost: str, run: Run) -> None:
+    path = run.path / lost
+    with run.lock():
+        assert not run.restore()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert run.restore()
+        assert not run.restore()
+        assert (Run.open(run.path).config, (run.path / "checkpoints").is_dir()) == (run.config, True)
+        with pytest.raises(UserError, match="is being trained by process"):
+            Run.open(run.path).lock().__enter__()
+
+
+def test_a_moved_run_is_made_again_unless_another_one_has_its_place(run: Run, tmp_path: Path) -> None:
+    with run.lock():
+        run.path.rename(tmp_path / "moved")
+        other = Run.create(tmp_path / "logs" / "recall", {"train": {"seed": 1}})
+        assert other.path == run.path
+        with pytest.raises(OSError, match="another run is in this folder now"):
+            run.restore()
+        assert Run.open(run.path).config == other.config
+        shutil.rmtree(run.path)
+        shutil.copytree(tmp_path / "moved", run.path)  # brought back, as a copy
+        with Run.open(run.path).lock(), pytest.raises(OSError, match="is being trained by process"):
+            run.restore()
+        assert run.restore()
+        assert run.is_locked()
+
+
+def test_only_the_locked_folder_without_results_is_deleted(run: Run, tmp_path: Path) -> None:
+    with run.lock():
+        run.path.rename(tmp_path / "moved")
+        other = Run.create(tmp_path / "logs" / "recall", {"train": {}})
+        run.delete_if_empty()
+        assert other.path.exists()
+    with other.lock():
+        (other.path / "metrics.jsonl").write_text('{"step": 1}\n')
+        other.delete_if_empty()
+        assert other.path.exists()
+        (other.path / "metrics.jsonl").unlink()
+        other.delete_if_empty()
+        assert not other.path.exists()
