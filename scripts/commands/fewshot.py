@@ -2,78 +2,161 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any, Literal
 
-import tyro
-
-from srwm_rl.scripts.cli import peek
+from srwm_rl.envs.levels import check_levels
+from srwm_rl.envs.tasks.fewshot import FewShotBatch
+from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import options_of, parse, peek, say, split_options
 from srwm_rl.scripts.commands import train
+from srwm_rl.scripts.config.defaults import PAPER_CORES, defaults, with_defaults
+from srwm_rl.scripts.config.settings import TrainConfig
 
-# The published setting for Omniglot: IDSIA/modern-srwm, supervised_learning/README.md. Batch normalisation, pooling and
-# the output layer are the encoder's and the policy's; the label beside a query is the dummy label 0 of "sync".
-PAPER = {
-    "--n-envs": ("128",),
+QUICK_STEPS = 3_000_000
+# About as many steps per update at any episode length.
+QUICK_BATCH = 832
+# The published setting for Omniglot: IDSIA/modern-srwm, supervised_learning/README.md and main_few_shot_sync.py. Batch
+# normalisation, pooling and the output layer are the encoder's and the policy's.
+PAPER_BATCH = 128  # episodes
+PAPER_UPDATES = 300_000
+PAPER_EVAL_UPDATES = 10_000
+PAPER: dict[str, tuple[str, ...]] = {
+    "--n-envs": (str(PAPER_BATCH),),
     "--learning-rate": ("1e-3",),
     "--lr-decay": ("none",),
+    "--max-grad-norm": ("1e9",),  # the gradient is not clipped
     "--aux-coef": ("0",),
     "--beta2": ("0.995",),
     "--adam-eps": ("1e-9",),
-    "--core-kwargs": ("hidden_size:256", "n_layers:2", "n_heads:16", "ff_size:1024"),
     "--encoder-kwargs": ("mlp:[]", "vector_scale:1", 'cnn:{"kind":"conv4","channels":[64,64,64,64]}'),
+    "--precision": ("float32",),
+    "--eval-episodes": ("1000",),
 }
-PAPER_UPDATES = 300_000
-QUICK_UPDATES = 1_200
+# The core "srwm" as published; others keep the settings that fit them.
+PAPER_CORE = ("hidden_size:256", "n_layers:2", "n_heads:16", "ff_size:1024")
 
 
 @dataclass(frozen=True)
 class FewShotConfig:
-    """Train an agent on few-shot episodes; all options of srwm-rl train are understood, too."""
+    """Train an agent on few-shot episodes. All options of srwm-rl train are understood, too."""
 
     data: str = "glyphs"
     """glyphs, digits, a folder of images, or two of these with a comma, one after the other in every episode."""
     ways: str = "5"
-    """Classes per episode, or a range, 5:20."""
+    """Classes per episode, or a range that each episode draws from."""
     shots: str = "1:5"
     """Examples per class, or a range that each episode draws from."""
-    queries: int = 1
+    queries: int = 5
     """Images asked for after the examples."""
     labels: Literal["ask", "sync", "delayed"] = "ask"
     """ask: each example is asked for, then told; sync: told, queries asked for; delayed: told a step later."""
+    cut: int = 0
+    """The most examples left out at the end of each part."""
+    outputs: int = 0
+    """Size of the label; 0: the most ways."""
+    size: int = 0
+    """Height and width that images are scaled to; 0: as they are."""
     preset: Literal["quick", "paper"] = "quick"
-    """quick: minutes on two cores. paper: the published setting for Omniglot, one query, no auxiliary loss."""
+    """quick: minutes on two cores. paper: the published setting for Omniglot, 5 ways and 1 shot, no auxiliary loss."""
+
+    def env_settings(self) -> dict[str, Any]:
+        """Return the settings of `FewShotBatch`."""
+        return {name: value for name, value in asdict(self).items() if name != "preset"}
+
+
+DEFAULTS = {
+    "quick": FewShotConfig(),
+    "paper": FewShotConfig(ways="5", shots="1", queries=1, labels="sync", preset="paper"),
+}
+OWN = ("--env", "--env-kwargs")  # options of `train` that the settings above stand for
 
 
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     if peek(argv, "--resume") is not None:
         return train.main(argv)
-    if {"-h", "--help"} & set(argv):
-        tyro.cli(FewShotConfig, prog="srwm-rl fewshot", args=["--help"])
-    config, others = tyro.cli(FewShotConfig, prog="srwm-rl fewshot", args=argv, return_unknown_args=True)
-    return train.main([*options(config, others), *others])
+    own, others = split_options(FewShotConfig, argv)
+    default = DEFAULTS.get(peek(own, "--preset") or "quick", DEFAULTS["quick"])
+    config = parse(FewShotConfig, own, "srwm-rl fewshot", default)
+    options = train_options(config, others)
+    if config.preset == "paper":
+        say(f"paper: {estimate([*options, *others])}")
+    return train.main([*options, *others])
 
 
-def options(config: FewShotConfig, others: list[str]) -> list[str]:
-    """Return the options of `srwm-rl train` that a command stands for, without those in `others`."""
-    settings = [f"{field.name}:{getattr(config, field.name)}" for field in fields(config) if field.name != "preset"]
-    chosen: dict[str, tuple[str, ...]] = dict(PAPER) if config.preset == "paper" else {}
-    n_steps = longest_episode(config)
-    n_envs = int(peek(others, "--n-envs") or (128 if config.preset == "paper" else 16))
-    updates = PAPER_UPDATES if config.preset == "paper" else QUICK_UPDATES * 52 // n_steps
-    chosen |= {"--n-steps": (str(n_steps),), "--n-timesteps": (str(updates * n_steps * n_envs),)}
-    given = {word.partition("=")[0].replace("_", "-") for word in others}
+def train_options(config: FewShotConfig, others: list[str]) -> list[str]:
+    """Return the options of `srwm-rl train` that a command stands for, without those in `others`.
+
+    Raises:
+        UserError: data, ways, shots and so on that do not go together, or an option that they stand for.
+    """
+    given = {option.replace("_", "-") for option in options_of(others)}
     if "-n" in given:
         given.add("--n-timesteps")
-    result = ["--algo", "supervised", "--env", "fewshot", "--env-kwargs", *settings]
+    for name in OWN:
+        if name in given:
+            raise UserError(f"srwm-rl fewshot sets {name} itself: give --data, --ways and so on, or use srwm-rl train")
+    settings = config.env_settings()
+    n_steps = longest_episode(settings)
+    chosen = {"--algo": ("supervised",), "--n-steps": (str(n_steps),), **_preset(config, n_steps, others)}
+    if peek(others, "--core") == "prototype":
+        outputs = FewShotBatch(1, **settings).protocol.outputs
+        chosen["--core-kwargs"] = (f"n_classes:{outputs}", f"delayed:{config.labels == 'delayed'}")
+    result = ["--env", "fewshot", "--env-kwargs", *(f"{name}:{value}" for name, value in settings.items())]
     for name, values in chosen.items():
         if name not in given:
             result += [name, *values]
     return result
 
 
-def longest_episode(config: FewShotConfig) -> int:
-    """Return the steps of the longest episode, which a rollout holds as a whole."""
-    ways, shots = (int(text.rpartition(":")[2]) for text in (config.ways, config.shots))
-    examples = ways * shots * (2 if config.labels == "ask" else 1)
-    return (examples + config.queries) * len(config.data.split(","))
+def longest_episode(settings: dict[str, Any]) -> int:
+    """Return the steps of the longest episode, which a rollout holds as a whole.
+
+    Raises:
+        UserError: settings or data that `FewShotBatch` refuses.
+    """
+    return FewShotBatch(1, **settings).episodes(check_levels([0])).image.shape[1]
+
+
+def estimate(argv: list[str]) -> str:
+    """Return how long a run would take on this machine, by the time of one update."""
+    from srwm_rl.scripts.training import build
+
+    default = defaults("fewshot", None, peek(argv, "--core"), peek(argv, "--algo"))
+    config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+    rollout = config.n_envs * config.n_steps
+    with closing(build.make_env(config)) as env:
+        build.use_threads(config.n_threads, env.observation_space, on_gpu=build.on_gpu(config))
+        model = build.make_model(replace(config, precision=build.resolved_precision(config)), env)
+        model.learn(rollout)  # the first one allocates memory
+        start = time.perf_counter()
+        model.learn(rollout, reset_num_timesteps=False)
+        seconds = time.perf_counter() - start
+    updates = ceil(config.n_timesteps / rollout)
+    return f"an update takes {seconds:.2g} s here, {updates:,} take {_duration(seconds * updates)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _preset(config: FewShotConfig, n_steps: int, others: list[str]) -> dict[str, tuple[str, ...]]:
+    """Return the options of a preset; for `quick` the rest are the defaults of `--env fewshot --algo supervised`."""
+    if config.preset == "quick":
+        n_envs = max(4, round(QUICK_BATCH / n_steps))
+        return {"--n-envs": (str(n_envs),), "--n-timesteps": (str(QUICK_STEPS),)}
+    n_envs = int(peek(others, "--n-envs") or PAPER_BATCH)
+    core = PAPER_CORE if (peek(others, "--core") or "srwm") in PAPER_CORES else ()
+    return {
+        **PAPER,
+        "--n-timesteps": (str(PAPER_UPDATES * n_steps * n_envs),),
+        "--eval-freq": (str(PAPER_EVAL_UPDATES * n_steps * n_envs),),
+        **({"--core-kwargs": core} if core else {}),
+    }

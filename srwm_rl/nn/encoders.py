@@ -437,7 +437,7 @@ def _check_cnn(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name == "channels":
             check_widths("the encoder's cnn channels", value)
-        elif name not in ("kind", "scale", "precision", "dropout"):
+        elif name not in ("kind", "scale", "precision", "dropout", "standardize"):
             check_widths(f"the encoder's cnn {name}", [value])
 
 

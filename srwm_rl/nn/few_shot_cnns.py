@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ class FewShotCNN(nn.Module):
         dropout: probability with which activations are dropped in training.
         scale: factor on the pixels.
         precision: of the convolutions, "float32" or "bfloat16"; weights, gradients and output are float32 either way.
+        standardize: batch-normalise the output, without trained factors: features of mean 0 and variance 1. Rectified
+            ones have a large mean in common, which a memory would have to learn to subtract.
 
     Raises:
         UserError: a probability or a precision out of range, or frames too small to be halved by every block.
@@ -38,14 +41,15 @@ class FewShotCNN(nn.Module):
         dropout: float = 0.0,
         scale: float = 1 / 255,
         precision: str = "float32",
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise UserError(f"the encoder's precision must be one of float32, bfloat16, not {precision!r}")
         if not 0 <= dropout < 1:
             raise UserError(f"the encoder's dropout must lie in [0, 1), not {dropout!r}")
-        self.precision, self.scale, self.channels_first = precision, scale, channels_first
-        self.channels = tuple(channels)
+        self.precision, self.scale, self.channels_first, self.dropout = precision, scale, channels_first, dropout
+        self.channels, self.standardize = tuple(channels), standardize
         self.size = shape[1:] if channels_first else shape[:2]
         if min(self.size) < 2 ** len(channels):
             raise UserError(
@@ -64,7 +68,14 @@ class FewShotCNN(nn.Module):
         x = x.to(weight.dtype, memory_format=torch.channels_last) * self.scale
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             features = self.blocks(x)
-        return features.flatten(1).to(weight.dtype)  # type: ignore[no-any-return]
+        result: Tensor = self.end(features.flatten(1).to(weight.dtype))
+        return result
+
+    def _finish(self, n_features: int) -> None:
+        """Set the output's width and normalisation, and the memory layout of all weights."""
+        self.n_features = n_features
+        self.end = nn.BatchNorm1d(n_features, affine=False) if self.standardize else nn.Identity()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Conv4(FewShotCNN):
@@ -87,11 +98,9 @@ class Conv4(FewShotCNN):
         channels_first: bool,
         channels: tuple[int, ...] = (64, 64, 64, 64),
         first_stride: int = 1,
-        dropout: float = 0.0,
-        scale: float = 1 / 255,
-        precision: str = "float32",
+        **settings: Any,
     ) -> None:
-        super().__init__(shape, channels_first, channels, dropout, scale, precision)
+        super().__init__(shape, channels_first, channels, **settings)
         if first_stride not in (1, 2):
             raise UserError(f"the encoder's first_stride must be 1 or 2, not {first_stride!r}")
         self.first_stride = first_stride
@@ -102,17 +111,16 @@ class Conv4(FewShotCNN):
                 nn.Conv2d(depth, out, 3, stride, padding=1),
                 nn.BatchNorm2d(out),
                 nn.MaxPool2d(2) if stride == 1 else nn.Identity(),
-                nn.Dropout(dropout),
+                nn.Dropout(self.dropout),
                 nn.ReLU(),
             ]
             blocks.append(nn.Sequential(*layers))
             depth = out
         self.blocks = nn.Sequential(*blocks)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         height, width = self.size
         if first_stride == 2:
             height, width = height + height % 2, width + width % 2  # a strided convolution rounds up, pooling down
-        self.n_features = depth * math.prod(side // 2 ** len(self.channels) for side in (height, width))
+        self._finish(depth * math.prod(side // 2 ** len(self.channels) for side in (height, width)))
 
 
 class ResNet12Block(nn.Module):
@@ -151,18 +159,15 @@ class ResNet12(FewShotCNN):
         shape: tuple[int, ...],
         channels_first: bool,
         channels: tuple[int, ...] = (64, 96, 128, 256),
-        dropout: float = 0.0,
-        scale: float = 1 / 255,
-        precision: str = "float32",
+        **settings: Any,
     ) -> None:
-        super().__init__(shape, channels_first, channels, dropout, scale, precision)
+        super().__init__(shape, channels_first, channels, **settings)
         depth, blocks = shape[0] if channels_first else shape[2], list[nn.Module]()
         for out in self.channels:
-            blocks.append(ResNet12Block(depth, out, dropout))
+            blocks.append(ResNet12Block(depth, out, self.dropout))
             depth = out
         self.blocks = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, 0.1, mode="fan_out", nonlinearity="leaky_relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.n_features = depth
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+        self._finish(depth)
