@@ -18,7 +18,8 @@ from srwm_rl.errors import UserError
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a package that imports its public names `if TYPE_CHECKING:`."""
     source = inspect.getsource(sys.modules[package])
-    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    ifs = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    block = next(node for node in ifs if ast.unparse(node.test) == "TYPE_CHECKING")
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     module_of = {alias.name: str(node.module) for node in imports for alias in node.names}
 

@@ -12,6 +12,8 @@ from srwm_rl.lazy import import_own_module
 PACKAGE = """
 from typing import TYPE_CHECKING
 from srwm_rl.lazy import lazy_exports
+if not __name__:
+    print("another condition")
 if TYPE_CHECKING:
     from lazy_package.good import a as a, b as b
     from lazy_package.bad import c as c
