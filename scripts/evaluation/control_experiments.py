@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import nn
 
 from srwm_rl.agents.evaluation.interventions import FrozenStateAgent, memory_part
 from srwm_rl.agents.evaluation.play_levels import Predictor, RandomAgent, play_levels
-from srwm_rl.agents.evaluation.statistics import mean_interval
+from srwm_rl.agents.evaluation.statistics import mean_interval, t_interval
 from srwm_rl.agents.evaluation.supervised_parity import (
     EMBEDDING,
     ParityModel,
@@ -66,6 +66,7 @@ class Control:
     bptt: int | None = None  # steps after which the gradient through time is cut
     matched: bool = False  # choose `hidden_size` for as many parameters as the SRWM has, instead of the common sizes
     trained_as: str | None = None  # use the weights of this row instead of training
+    settings: dict[str, Any] = field(default_factory=dict)  # of the trainer, where they differ
 
 
 CONTROLS: dict[str, Control] = {
@@ -82,20 +83,20 @@ CONTROLS: dict[str, Control] = {
 }
 
 
-def choose_controls(names: Iterable[str]) -> list[str]:
+def choose_controls(names: Iterable[str], controls: Mapping[str, Control] = CONTROLS) -> list[str]:
     """Return the named controls in the table's order; all of them if none is named."""
-    chosen = list(names) or list(CONTROLS)
+    chosen = list(names) or list(controls)
     for name in chosen:
-        if name not in CONTROLS:
-            raise UserError(f"there is no control {name!r}{did_you_mean(name, CONTROLS)}")
-    return [name for name in CONTROLS if name in chosen]
+        if name not in controls:
+            raise UserError(f"there is no control {name!r}{did_you_mean(name, controls)}")
+    return [name for name in controls if name in chosen]
 
 
-def trainings(names: Iterable[str]) -> dict[str, list[str]]:
+def trainings(names: Iterable[str], controls: Mapping[str, Control] = CONTROLS) -> dict[str, list[str]]:
     """Return for each control to train (or, without a network, to play) the rows that use its weights."""
     rows: dict[str, list[str]] = {}
     for name in names:
-        rows.setdefault(CONTROLS[name].trained_as or name, []).append(name)
+        rows.setdefault(controls[name].trained_as or name, []).append(name)
     return rows
 
 
@@ -128,12 +129,31 @@ class Score(NamedTuple):
     test: float
     at_training_length: float | None  # with episodes as long as in training, where those of the test are longer
     parameters: int
+    more: dict[str, float] = {}  # noqa: RUF012 (of a NamedTuple; further scores by name)
+    state: int | None = None  # floats of the core's state, where it is said
+
+
+class Experiment(Protocol):
+    """What `measure` needs; see the module."""
+
+    controls: Mapping[str, Control]
+    bounds: tuple[float, float]
+    solved: float
+    rates: tuple[float, ...]
+    unit: str
+    settings: dict[str, Any]
+
+    def train(self, control: Control, seed: int, rate: float) -> Any:
+        """Return a trained model."""
+
+    def test(self, model: Any, row: str, seed: int) -> Score:
+        """Score a model in the row of a control."""
 
 
 class TaskExperiment:
     """PPO on a built-in task, tested on held-out levels with sampled actions."""
 
-    controls = tuple(CONTROLS)
+    controls: Mapping[str, Control] = CONTROLS
     solved = 0.95
 
     def __init__(self, task: str, n_timesteps: int | None, rates: tuple[float, ...], n_levels: int) -> None:
@@ -176,6 +196,7 @@ class TaskExperiment:
         return Score(test, shorter[0] if shorter else None, n_parameters)
 
     def _mean_return(self, agent: Predictor, config: TrainConfig) -> float:
+        """Return the mean return on held-out levels."""
         first = LevelRange.parse(config.eval_levels).start
         levels, n_envs = LevelRange(first, first + self.n_levels), min(config.n_envs, self.n_levels)
         with closing(make_levels_env(config.env, n_envs, levels, 1, config.seed, **config.env_settings())) as env:
@@ -185,7 +206,7 @@ class TaskExperiment:
 class ParityExperiment:
     """Supervised parity, tested on streams four times as long as any in training."""
 
-    controls = tuple(name for name, control in CONTROLS.items() if control.core is not None)
+    controls: Mapping[str, Control] = {name: of for name, of in CONTROLS.items() if of.core is not None}
     solved = 0.98  # of the way from 1/2 to 1: an accuracy of .99
     bounds = (0.5, 1.0)
 
@@ -210,43 +231,78 @@ class ParityExperiment:
         return Score(accuracy[-n:].mean().item(), accuracy[:n].mean().item(), parameter_count(model))
 
 
-Experiment = TaskExperiment | ParityExperiment
+def measure(
+    experiment: Experiment,
+    only: Iterable[str],
+    seeds: int,
+    verbose: bool,
+    known: Sequence[dict[str, Any]] = (),
+) -> Iterator[dict[str, Any]]:
+    """Train and test controls with every seed; yield the contents of the table and the file after each training.
 
-
-def measure(experiment: Experiment, only: Iterable[str], seeds: int, verbose: bool) -> Iterator[dict[str, Any]]:
-    """Train and test controls with every seed; yield the contents of the table and the file after each training."""
-    names = [name for name in choose_controls(only) if name in experiment.controls]
-    if not names:
-        raise UserError("--supervised has no control 'random': guesses are right half of the time; give others")
-    rates: dict[str, float | None] = {}
-    scores: dict[str, list[Score]] = {}
+    `known` are rows of an earlier, unfinished call, whose trainings are not repeated.
+    """
+    controls = experiment.controls
+    names = choose_controls(only, controls)
+    rates: dict[str, float | None] = {row["control"]: row["learning_rate"] for row in known}
+    scores = {row["control"]: _scores_of(row) for row in known}
+    seconds: dict[str, list[float]] = {row["control"]: list(row["seconds"]) for row in known}
     random, best = experiment.bounds
     solved_from = random + experiment.solved * (best - random)
     torch.set_num_threads(1)  # networks this small are slower on several
+
+    def report() -> dict[str, Any]:
+        shown = [name for name in controls if name in scores]
+        return {
+            "unit": experiment.unit,
+            "random": random,
+            "best": best,
+            "solved_from": solved_from,
+            "settings": experiment.settings,
+            "rows": [
+                summary(row, controls[row].what, rates[row], scores[row], solved_from, seconds[row]) for row in shown
+            ],
+        }
+
+    if known:
+        yield report()
     for seed in range(seeds):
-        for training, rows in trainings(names).items():
+        for training, rows in trainings(names, controls).items():
+            missing = [row for row in rows if len(scores.get(row, ())) <= seed]
+            if not missing:
+                continue
             start = time.perf_counter()
             if not rates.keys() & rows:
                 rates |= dict.fromkeys(rows, choose_rate(experiment, training))
-            model = experiment.train(CONTROLS[training], seed, rates[rows[0]] or 0.0)
-            for row in rows:
+                start = time.perf_counter()
+            rates |= {row: rates[next(name for name in rows if name in rates)] for row in missing}
+            model = experiment.train(controls[training], seed, rates[rows[0]] or 0.0)
+            took = time.perf_counter() - start
+            for row in missing:
                 scores.setdefault(row, []).append(experiment.test(model, row, seed))
+                seconds.setdefault(row, []).append(round(took, 1))
             if verbose:
-                results = ", ".join(f"{row} {scores[row][-1].test:.3f}" for row in rows)
-                warn(f"seed {seed}: {results} ({time.perf_counter() - start:.0f} s)")
-            yield {
-                "unit": experiment.unit,
-                "random": random,
-                "best": best,
-                "solved_from": solved_from,
-                "settings": experiment.settings,
-                "rows": [summary(row, rates[row], scores[row], solved_from) for row in names if row in scores],
-            }
+                results = ", ".join(f"{row} {scores[row][-1].test:.3f}" for row in missing)
+                warn(f"seed {seed}: {results} ({took:.0f} s)")
+            yield report()
+
+
+def _scores_of(row: dict[str, Any]) -> list[Score]:
+    """Return the scores by seed of a row of the file."""
+    shorter = row["train_scores"] or [None] * len(row["scores"])
+    more = row.get("more", {})
+    return [
+        Score(
+            *(test, shorter[i], row["parameters"], {name: of["scores"][i] for name, of in more.items()}),
+            state=row.get("state"),
+        )
+        for i, test in enumerate(row["scores"])
+    ]
 
 
 def choose_rate(experiment: Experiment, training: str) -> float | None:
     """Return the learning rate with the highest score, of equal ones the highest; a single one is not scored."""
-    control, rates = CONTROLS[training], sorted(experiment.rates, reverse=True)
+    control, rates = experiment.controls[training], sorted(experiment.rates, reverse=True)
     if control.core is None:
         return None
 
@@ -256,13 +312,20 @@ def choose_rate(experiment: Experiment, training: str) -> float | None:
     return rates[0] if len(rates) == 1 else max(rates, key=score)
 
 
-def summary(name: str, learning_rate: float | None, scores: list[Score], solved_from: float) -> dict[str, Any]:
+def summary(
+    name: str,
+    what: str,
+    learning_rate: float | None,
+    scores: list[Score],
+    solved_from: float,
+    seconds: Sequence[float] = (),
+) -> dict[str, Any]:
     """Return a row of the table in JSON's types, of a control's scores by seed."""
     tests = np.array([score.test for score in scores], np.float64)
     shorter = [score.at_training_length for score in scores if score.at_training_length is not None]
-    return {
+    row = {
         "control": name,
-        "what": CONTROLS[name].what,
+        "what": what,
         "parameters": scores[-1].parameters,
         "learning_rate": learning_rate,
         **mean_interval(tests).to_json(),
@@ -272,4 +335,13 @@ def summary(name: str, learning_rate: float | None, scores: list[Score], solved_
         "seeds": len(tests),
         "scores": tests.tolist(),
         "train_mean": float(np.mean(shorter)) if shorter else None,
+        "train_scores": shorter,
+        "seconds": list(seconds),
+        **({} if scores[-1].state is None else {"state": scores[-1].state}),
     }
+    more = {of: [score.more[of] for score in scores] for of in scores[0].more}
+    if more:  # few seeds: Student's t
+        row["more"] = {
+            of: {**t_interval(np.array(by_seed)).to_json(), "scores": by_seed} for of, by_seed in more.items()
+        }
+    return row

@@ -107,7 +107,10 @@ def switch_table(rows: Sequence[AccuracyRow]) -> Table:
     before, after = (-10, -5, -2, -1), [p for p in (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70) if p < longest]
     body = []
     for first, second in orders(rows):
-        shown = [*(first["before_end"][at:][:1] for at in before), *(second["by_position"][at : at + 1] for at in after)]
+        shown = [
+            *(first["before_end"][at:][:1] for at in before),
+            *(second["by_position"][at : at + 1] for at in after),
+        ]
         cells = [percent(of, digits=0) for of in shown]
         body.append([first["name"], order_name(first, second), *cells])
     return Table(f"{_setting(rows)}, by position from the switch", [["", "order", *map(str, [*before, *after])], *body])

@@ -18,6 +18,7 @@ from srwm_rl.envs.make import resolve
 from srwm_rl.envs.tasks import TASKS, TaskBatch
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import Count, Seed, TrainConfig, Wrappers, check_bounds, check_wrappers, pairs
+from srwm_rl.scripts.config.tested_levels import tested_range
 from srwm_rl.storage.seen_levels import SeenLevels
 
 TrainedOn = dict[str, dict[str, list[int]]]
@@ -186,12 +187,6 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | N
 def held_out_ranges(config: PlayOptions, trained: TrainConfig) -> list[LevelRange]:
     """Return the ranges of held-out levels that are played: those of the options, or those a run is tested on."""
     return [LevelRange.parse(text) for text in config.eval_levels] or [tested_range(trained)]
-
-
-def tested_range(trained: TrainConfig) -> LevelRange:
-    """Return the levels that a run is tested on: those it was started with, unless its task has others for tests."""
-    held_out, spec = LevelRange.parse(trained.eval_levels), resolve(trained.env)
-    return TASKS[spec.names[0]].test_levels(held_out) if spec.kind == "task" else held_out
 
 
 def play_options(config: Options, trained: TrainConfig) -> Options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow, few_shot_tables
+from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow, few_shot_tables, percent
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, chosen_note, count, explain
 
 MAX_ATTEMPTS = 6  # columns of a table
@@ -158,6 +158,8 @@ def warnings_of(report: dict[str, Any]) -> list[list[str]]:
 
 def render_controls(report: dict[str, Any]) -> str:
     """Return the table of controls as Markdown."""
+    if report["task"] == "fewshot":
+        return _render_few_shot_controls(report)
     with_training_length = any(row["train_mean"] is not None for row in report["rows"])
     head = ["control", "what", "parameters", "learning rate", "mean [95% interval]", "min", "max", "solved"]
     rows = [[*head, "at training length"], ["---"] * (len(head) + 1)]
@@ -168,6 +170,24 @@ def render_controls(report: dict[str, Any]) -> str:
     bounds = f"random {report['random']:g}, best {report['best']:g}, solved from {report['solved_from']:g}"
     table = ["| " + " | ".join(cells[: len(head) + with_training_length]) + " |" for cells in rows]
     return "\n".join([f"{report['task']}: {report['unit']}; {bounds}", "", *table])
+
+
+def _render_few_shot_controls(report: dict[str, Any]) -> str:
+    """Return the table of the controls of few-shot learning as Markdown: accuracies in percent, t-intervals."""
+    shown = [
+        name for name in ("after 0", "after 1", "after 2", "after 3", "after 4") if name in report["rows"][0]["more"]
+    ]
+    head = ["control", "what", "parameters", "state", "learning rate", *(f"{name} examples" for name in shown)]
+    rows = [[*head, "seeds", "s per training"], ["---"] * (len(head) + 2)]
+    for row in report["rows"]:
+        cells = [row["control"], row["what"], text(row["parameters"], ","), text(row["state"], ",")]
+        cells += [text(row["learning_rate"], "g"), *(percent([row["more"][name]]) for name in shown)]
+        seconds = sum(row["seconds"]) / len(row["seconds"])
+        rows.append([*cells, str(row["seeds"]), f"{seconds:.0f}"])
+    table = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join(
+        [f"fewshot: accuracy in % by examples of the class seen, {report['unit'].partition(', ')[2]}", "", *table]
+    )
 
 
 def _environment(report: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from srwm_rl.errors import UserError, did_you_mean, named
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment
 from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
-from srwm_rl.scripts.evaluation.protocol import tested_range
+from srwm_rl.scripts.config.tested_levels import tested_range
 from srwm_rl.scripts.video.encoding import write_video
 from srwm_rl.scripts.video.few_shot_film import FPS, FewShotFilm
 from srwm_rl.scripts.video.film import Film

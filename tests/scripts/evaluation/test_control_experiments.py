@@ -52,17 +52,19 @@ def test_the_nearest_width_is_taken() -> None:
 
 
 def test_a_rows_summary_is_that_of_its_scores() -> None:
-    row = summary("srwm", 0.1, [Score(test, test / 2, 77) for test in (1.0, 0.9, 0.2)], solved_from=0.9)
+    row = summary("srwm", "what", 0.1, [Score(test, test / 2, 77) for test in (1.0, 0.9, 0.2)], solved_from=0.9)
     assert (row["mean"], row["min"], row["max"]) == pytest.approx((0.7, 0.2, 1.0))
     assert (row["solved"], row["seeds"], row["parameters"]) == (2, 3, 77)
     assert row["low"] < 0.7 < row["high"]
     assert row["train_mean"] == pytest.approx(0.35)
-    single = summary("cut", None, [Score(0.5, None, 1)], solved_from=0.5)
+    single = summary("cut", "what", None, [Score(0.5, None, 1)], solved_from=0.5)
     assert (single["low"], single["train_mean"]) == (None, None)
 
 
 class Rates:
     """An experiment whose model is the learning rate."""
+
+    controls = CONTROLS
 
     def __init__(self, scores: dict[float, float], *rates: float) -> None:
         self.scores, self.rates = scores, rates
