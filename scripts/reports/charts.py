@@ -54,7 +54,8 @@ class Charts:
     def __init__(self) -> None:
         self.count = 0
 
-    def _svg(self, axes: Axes, description: str) -> Markup:
+    def svg(self, axes: Axes, description: str) -> Markup:
+        """Return the figure of a chart as an element of the page."""
         self.count += 1
         text, figure = io.StringIO(), axes.get_figure(root=True)
         assert figure is not None
@@ -89,7 +90,7 @@ class Charts:
             axes.errorbar([held_out[0]], mean, errors, fmt="o", color=HELD_OUT)
         _label(axes, title, "environment steps", unit)
         ends = f"{values[0]:.3g} at first, {values[-1]:.3g} at {steps[-1]:,.0f} steps"
-        return self._svg(axes, f"{title}: {unit}, {ends}")
+        return self.svg(axes, f"{title}: {unit}, {ends}")
 
     @rc_context(STYLE)
     def lines(self, curves: dict[str, Curve], title: str) -> Markup:
@@ -101,7 +102,7 @@ class Charts:
         if len(curves) > 1:
             _name_ends(axes, {name: float(curve.values[-1]) for name, curve in curves.items()})
         ends = (f"{name} {curve.values[0]:.3g} to {curve.values[-1]:.3g}" for name, curve in curves.items())
-        return self._svg(axes, f"{title} over training: {', '.join(ends)}")
+        return self.svg(axes, f"{title} over training: {', '.join(ends)}")
 
     @rc_context(STYLE)
     def intervals(self, intervals: dict[str, Interval], unit: str, middle: float = 0.0) -> Markup:
@@ -115,7 +116,7 @@ class Charts:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         named = (f"{name} {mean:.3g}" for name, mean in zip(intervals, means, strict=True))
-        return self._svg(axes, f"{unit}: {', '.join(named)}")
+        return self.svg(axes, f"{unit}: {', '.join(named)}")
 
     @rc_context(STYLE)
     def profiles(self, thresholds: list[float], profiles: dict[str, dict[str, list[float]]], unit: str) -> Markup:

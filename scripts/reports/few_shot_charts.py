@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,11 +21,12 @@ from srwm_rl.scripts.evaluation.few_shot_tables import (
     order_name,
     orders,
 )
-from srwm_rl.scripts.reports.charts import COLOURS, INK, RANDOM, STYLE
+from srwm_rl.scripts.reports.charts import COLOURS, INK, RANDOM, STYLE, Charts
 
 HIDDEN = ("labels alone",)  # nothing to learn from, and it needs an explanation
 REFERENCES = {"chance": ":", "nearest pixels": "--", "blurred cosine": "-."}
 SIZE = (6.4, 3.8)  # inches, of a file
+PAGE_SIZE = (5.2, 2.6)
 LINE_HEIGHT = 6.0  # of a line's name, in percent
 
 
@@ -52,6 +54,23 @@ def write_chart(path: Path, rows: Sequence[AccuracyRow], over: str) -> None:
         axes[-1].set_xlabel(f"{axes[-1].get_xlabel()}\n95% intervals over {over}")
         metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
         figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+
+
+def page_charts(charts: Charts, rows: Sequence[AccuracyRow]) -> list[Markup]:
+    """Return the charts of the held-out classes for a page; none where there is one kind of question only."""
+    shown = [row for row in first_setting(rows) if row["split"] != "train"]
+    pairs = orders(shown)
+    if not shown or (not pairs and len(shown[0]["by_seen"]) < 2):
+        return []
+    with rc_context(STYLE):
+        names = dict.fromkeys(order_name(*pair) for pair in pairs)
+        axes = [Figure(PAGE_SIZE, layout="constrained").add_subplot() for _ in names or [""]]
+        if pairs:
+            draw_switch(axes, shown)
+            return [charts.svg(of, f"{name}: accuracy by position") for of, name in zip(axes, names, strict=True)]
+        draw_seen(axes[0], shown)
+        ends = (f"{row['name']} {(row['by_seen'][-1] or {}).get('mean') or 0:.3g}" for row in shown)
+        return [charts.svg(axes[0], f"accuracy by examples seen, at the end {', '.join(ends)}")]
 
 
 def first_setting(rows: Sequence[AccuracyRow]) -> list[AccuracyRow]:

@@ -19,11 +19,14 @@ from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import own_code_options
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.evaluation.few_shot import over_runs
+from srwm_rl.scripts.evaluation.few_shot_tables import few_shot_tables
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, level_returns, pool
 from srwm_rl.scripts.evaluation.table import attempt_rows, constant_note, not_above_note
 from srwm_rl.scripts.reports.charts import Charts
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
+from srwm_rl.scripts.reports.few_shot_charts import page_charts
 from srwm_rl.storage.run_folder import METRICS, Run
 
 # Settings that may differ between the runs of one section: the seed, and those that do not change the agent.
@@ -112,6 +115,9 @@ class Section:
         self.interventions = [_by_game_and_split(**results) for results in evaluation.get("interventions", [])]
         self.heads = [(run, [run.heads.ranked(row.game) for row in self.rows]) for run in runs if run.heads]
         self.by_attempt = attempt_rows(evaluation)
+        few_shot = [run.evaluation["few_shot"] for run in runs if "few_shot" in run.evaluation]
+        rows = over_runs(few_shot) if len(few_shot) == len(runs) else []
+        self.few_shot_tables, self.few_shot_charts = few_shot_tables(rows), page_charts(charts, rows)
         self.maps = level_maps(evaluation)
         # The published scores are of ProcGen's games in easy mode.
         self.published = [of for of in PROCGEN_EASY if evaluation["mode"] == "easy" and {*self.games} & {*of.scores}]
@@ -148,6 +154,7 @@ class Section:
             key = "rollout/ep_rew_mean" if len(self.games) == 1 else f"rollout/{game}/ep_rew_mean"
             wanted.append((key, game, "mean return", more))
         if len(self.games) == 1:
+            wanted.append(("rollout/accuracy", "accuracy", "fraction of right answers", {}))
             wanted.append(("rollout/success_rate", "success", "fraction of episodes", {}))
             wanted.append(("rollout/ep_len_mean", "episode length", "steps", {}))
         drawn = [(self._logged(key), title, unit, more) for key, title, unit, more in wanted]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from srwm_rl.scripts.evaluation.few_shot import over_runs
+from srwm_rl.scripts.evaluation.few_shot_tables import percent
 from srwm_rl.scripts.evaluation.table import render_evaluation
 
 LEVELS = ("--eval-levels", "2000000:2000012", "--train-levels", "none")
@@ -89,7 +90,22 @@ def test_a_group_of_seeds_has_means_over_runs(call: Any, train_few_shot: Callabl
     assert "accuracy in %, 95% intervals over 2 runs (t)" in out
 
 
-def test_compare_report_and_export_take_few_shot_runs(
+def test_a_report_shows_the_curves_played_or_read(call: Any, few_shot: Path, tmp_path: Path) -> None:
+    pages = []
+    result, _ = report(call, tmp_path, few_shot, *LEVELS, "--freeze-edits", "--baselines")
+    for argv in ([*LEVELS], ["--eval", tmp_path / "report.json"]):
+        output = call("report", few_shot, *argv, "-o", tmp_path / "page.html")
+        assert output.code == 0, output.err
+        pages.append((tmp_path / "page.html").read_text())
+        assert "Learning within an episode" in pages[-1]
+        assert "accuracy by examples seen, at the end srwm" in pages[-1]
+    row = result["few_shot"][0]
+    assert row["name"] == "srwm"
+    cell = f'data-label="1"><span>{percent([row["by_seen"][1]])}</span>'
+    assert [cell in page for page in pages] == [True, True]
+
+
+def test_compare_and_export_take_few_shot_runs(
     call: Any, few_shot: Path, train_few_shot: Callable[..., Path], tmp_path: Path
 ) -> None:
     lstm = train_few_shot(core="lstm")
