@@ -26,6 +26,7 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
         "test_interrupted_and_resumed_is_as_if_never_interrupted",
         "test_killed_and_resumed_is_as_if_never_killed",
     ),
+    "scripts/test_third_party.py": ("test_train_resume_eval_watch_and_report",),
     "scripts/training/test_clusters.py": (
         "test_a_lost_machine_ends_the_job_and_the_run_is_saved",
         "test_the_slurm_script_trains_on_two_machines_and_resumes_when_requeued",

@@ -6,6 +6,7 @@ import pytest
 from srwm_rl.envs import GymnasiumBatch, list_envs, make_batch_env, resolve
 from srwm_rl.envs.make import PACKAGES
 from srwm_rl.errors import UserError
+from srwm_rl.scripts.config.settings import load_wrappers
 
 POPGYM_EASY = (
     "Autoencode", "RepeatPrevious", "RepeatFirst", "CountRecall", "PositionOnlyCartPole", "PositionOnlyPendulum",
@@ -14,9 +15,9 @@ POPGYM_EASY = (
 )  # fmt: skip
 
 
-def play(env_id, steps=30):
+def play(env_id, steps=30, **options):
     """Play level 3 in two environments with equal actions; check that they show the same."""
-    env = make_batch_env(env_id, 2, "0:10", seed=0)
+    env = make_batch_env(env_id, 2, "0:10", seed=0, **options)
     env.action_space.seed(0)
     obs = env.reset(levels=[3, 3])
     for _ in range(steps):
@@ -57,6 +58,35 @@ def test_minigrid_without_its_mission():
 def test_atari(env_id):
     pytest.importorskip("ale_py")
     assert play(env_id).shape == (2, 210, 160, 3)
+
+
+@pytest.mark.parametrize(("env_id", "env_kwargs"), [("ALE/Breakout-v5", {"frameskip": 1}), ("PongNoFrameskip-v4", {})])
+@pytest.mark.filterwarnings("ignore")
+def test_atari_as_sb3_wraps_it(env_id, env_kwargs):
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    obs = play(env_id, 40, env_kwargs=env_kwargs, wrappers=load_wrappers(True, ()), frame_stack=4)
+    assert (obs.shape, obs.dtype) == ((2, 84, 84, 4), np.uint8)
+    assert (np.diff(obs.astype(int), axis=-1) != 0).any(), "four frames of one moment"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_atari_episode_has_all_lives_and_the_games_own_rewards():
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    env = make_batch_env(
+        "ALE/SpaceInvaders-v5", 1, "0:10", 0, env_kwargs={"frameskip": 1}, wrappers=load_wrappers(True, ())
+    )
+    lives, rewards = set(), set()
+    env.reset(levels=[3])
+    for _ in range(3000):
+        lives.add(env.envs[0].unwrapped.ale.lives())
+        step = env.step(np.array([1]))  # fire
+        rewards.add(float(step.rewards[0]))
+        if step.terminated[0]:
+            break
+    assert lives == {1, 2, 3}
+    assert max(rewards) >= 5, "clipped"
 
 
 @pytest.mark.filterwarnings("ignore")
