@@ -16,6 +16,11 @@ from srwm_rl.scripts.evaluation.runner import evaluate
 from srwm_rl.scripts.main import main
 from srwm_rl.zoo import DEMO, FOLDER, zoo_file, zoo_names
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings this
+    import tomli as tomllib
+
 MAX_BYTES = 5_000_000
 ROOT = Path(__file__).parents[3]
 
@@ -77,6 +82,13 @@ def test_the_command_of_a_card_trains_an_agent_whose_score_lies_in_its_interval(
     score = card.headline().returns
     # Other processors round otherwise: not the same agent, and one that is as good.
     assert row["high"] >= (score.low or 0) - 0.05, (row, score)
+
+
+def test_the_packages_metadata_name_every_agent() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "srwm_rl.zoo" in tool["packages"]
+    (pattern,) = tool["package-data"]["srwm_rl.zoo"]
+    assert sorted(path.stem for path in FOLDER.glob(pattern)) == zoo_names()
 
 
 @pytest.mark.slow
