@@ -10,7 +10,7 @@ from importlib import import_module
 
 import srwm_rl
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.cli import INTERRUPTED, print_own_warnings, run_command
+from srwm_rl.scripts.cli import INTERRUPTED, drop_stdout, print_own_warnings, run_command, warn
 
 COMMANDS = {
     "train": "train an agent, or resume a run",
@@ -51,15 +51,21 @@ def main(argv: list[str] | None = None) -> int:
     # Torch's OpenMP threads spin while they wait, 300,000 turns by default, which slows other busy processes several
     # times. No spinning at all halves the speed on an idle machine; 10,000 turns cost little in both cases.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if argv is None:
+        _open_streams()
     try:
         try:
             with print_own_warnings() if argv is None else nullcontext():
                 code = _main(arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # such as from `| head`; Python would print it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # such as from `| head`
+        drop_stdout()
         return 141
+    except OSError as error:  # such as a full disk's
+        drop_stdout()
+        warn(f"error: stdout: {error.strerror}")
+        return 2
     if argv is None and code == INTERRUPTED:
         # Skip the interpreter's teardown: with torch it can take longer than the ten seconds that containers and batch
         # systems wait between SIGTERM and SIGKILL.
@@ -67,6 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _open_streams() -> None:
+    """Open /dev/null in the place of standard streams that are closed: else the next file would be one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def _main(argv: list[str]) -> int:

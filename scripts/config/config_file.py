@@ -47,34 +47,52 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is no mapping, names an unknown setting or has a value of another type.
     """
-    text = read_small(Path(path), MAX_BYTES)
     with named(path):
-        try:
-            content = yaml.load(text, _Loader)  # noqa: S506: a BaseLoader makes texts, lists and dicts only
-        except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
-            raise UserError(f"it is no YAML that can be read: {' '.join(str(error).split())}") from error
+        content = parse_yaml(read_small(Path(path), MAX_BYTES))
         if not isinstance(content, dict):
             raise UserError("it has no settings; write one per line, such as `n_envs: 32`")
-        names = {name: str(name).strip("-").replace("-", "_") for name in content}
-        for name, setting in names.items():
-            if setting not in NAMES:
-                raise UserError(f"unknown setting {name!r}{did_you_mean(setting, NAMES)}")
-        if len(set(names.values())) < len(names):
-            raise UserError("it has a setting in two spellings")
-        settings = {names[name]: _of_kwargs(name, value) for name, value in content.items()}
-        try:
-            config = msgspec.convert(settings, TrainConfig, strict=False)
-        except (msgspec.ValidationError, ValueError) as error:
-            reason, _, entry = str(error).partition(" - at `$")
-            raise UserError(f"{entry.strip('.`')}{': ' if entry else ''}{reason}") from error
+        return from_mapping(content)
+
+
+def from_mapping(content: dict[Any, Any]) -> dict[str, Any]:
+    """Return the settings that a file's content, of texts or of other scalars, stands for.
+
+    Raises:
+        UserError: as `read_config_file`.
+    """
+    names = {name: str(name).strip("-").replace("-", "_") for name in content}
+    for name, setting in names.items():
+        if setting not in NAMES:
+            raise UserError(f"unknown setting {name!r}{did_you_mean(setting, NAMES)}")
+    if len(set(names.values())) < len(names):
+        raise UserError("it has a setting in two spellings")
+    settings = {setting: _of_kwargs(setting, content[name]) for name, setting in names.items()}
+    try:
+        config = msgspec.convert(settings, TrainConfig, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        reason, _, entry = str(error).partition(" - at `$")
+        raise UserError(f"{entry.strip('.`')}{': ' if entry else ''}{reason}") from error
     return {name: getattr(config, name) for name in settings}
+
+
+def parse_yaml(text: bytes) -> Any:
+    """Return the content of a YAML text, whose scalars but null are texts.
+
+    Raises:
+        UserError: it is no YAML, has an alias, or a name twice in one mapping.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a BaseLoader: texts, lists and dicts only
+    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
+        raise UserError(f"it is no YAML that can be read: {' '.join(str(error).split())}") from error
 
 
 def _of_kwargs(name: str, value: Any) -> Any:
     """Return the `name:value` texts of a mapping, or another setting as it is."""
-    if name.replace("-", "_") not in KWARGS or not isinstance(value, dict):
+    if name not in KWARGS or not isinstance(value, dict):
         return value
-    return [f"{key}:{part if isinstance(part, str) else json.dumps(_parsed(part), separators=(',', ':'))}" for key, part in value.items()]
+    dump = json.JSONEncoder(separators=(",", ":")).encode
+    return [f"{key}:{part if isinstance(part, str) else dump(_parsed(part))}" for key, part in value.items()]
 
 
 def _parsed(value: Any) -> Any:
@@ -83,20 +101,28 @@ def _parsed(value: Any) -> Any:
         return {key: _parsed(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_parsed(part) for part in value]
-    if value is None:
-        return None
+    if not isinstance(value, str):
+        return value
     try:
         return json.loads(value)
     except ValueError:
         return value
 
 
+def to_mapping(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as the content of a file: `name:value` texts as mappings, tuples as lists."""
+    content = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return content | {name: pairs(settings[name], name) for name in KWARGS if name in settings}
+
+
 def to_yaml(config: TrainConfig) -> str:
     """Return the settings as the text of a file that `read_config_file` reads, without those of other trainers."""
     others = {name for algo, names in ALGO_SETTINGS.items() if algo != config.algo for name in names}
     names = [name for name in NAMES if name not in others and getattr(config, name) is not None]
-    settings = {name: getattr(config, name) for name in names}
-    settings |= {name: pairs(settings[name], name) for name in KWARGS}
-    settings |= {name: list(value) for name, value in settings.items() if isinstance(value, tuple)}
-    text: str = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
+    return dump_yaml(to_mapping({name: getattr(config, name) for name in names}))
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """Return a mapping as YAML, in its order."""
+    text: str = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
     return text

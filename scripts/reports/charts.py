@@ -128,7 +128,26 @@ class Charts:
         axes.set_ylim(-0.02, 1.02)
         _label(axes, "", unit, "fraction of runs above")
         axes.legend(frameon=False)
-        return self._svg(axes, f"performance profiles of {' and '.join(profiles)}")
+        return self.svg(axes, f"performance profiles of {' and '.join(profiles)}")
+
+    @rc_context(STYLE)
+    def history(self, scores: dict[int, float], unit: str) -> Markup:
+        """Draw the scores of numbered trials, and the best one so far."""
+        axes, numbers = _axes(), sorted(scores)
+        values = np.array([scores[number] for number in numbers])
+        axes.plot(numbers, values, "o", color=TRAIN, alpha=0.7)
+        axes.plot(numbers, np.maximum.accumulate(values), color=HELD_OUT, drawstyle="steps-post", linewidth=1.2)
+        _label(axes, "", "trial", unit)
+        return self.svg(axes, f"{unit} of {len(numbers)} trials, at best {values.max():.3g}")
+
+    @rc_context(STYLE)
+    def bars(self, shares: dict[str, float], unit: str) -> Markup:
+        """Draw one horizontal bar per name."""
+        axes = _axes((WIDTH, 0.6 + 0.2 * len(shares)))
+        axes.barh(range(len(shares)), list(shares.values()), color=TRAIN, height=0.6)
+        axes.set(yticks=range(len(shares)), yticklabels=shares, ylim=(len(shares) - 0.5, -0.5), xlabel=unit)
+        axes.tick_params(axis="y", length=0)
+        return self.svg(axes, f"{unit}: {', '.join(f'{name} {share:.2g}' for name, share in shares.items())}")
 
 
 def _axes(size: tuple[float, float] | None = None) -> Axes:

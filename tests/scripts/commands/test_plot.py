@@ -60,14 +60,16 @@ def test_wrong_input_is_refused(
     words += [] if "-o" in words else ["-o", str(tmp_path / "x.png")]
     assert main(["plot", *words]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "x.png").exists()
 
 
 def test_labels_name_the_lines(runs: list[str], tmp_path: Path) -> None:
     plot_runs(runs, tmp_path / "x.svg", "train/value_loss", "steps", "median", ["memory", "none"])
     text = (tmp_path / "x.svg").read_text()
-    assert "<!-- memory (median of 2 seeds) -->" in text and "train/value_loss" in text
+    assert "<!-- memory (median of 2 seeds) -->" in text
+    assert "train/value_loss" in text
     with pytest.raises(UserError, match="no 'rollout/accuracy' yet"):
         plot_runs(runs, tmp_path / "y.svg", "rollout/accuracy", "steps", "mean")
 

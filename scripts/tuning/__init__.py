@@ -1,0 +1,1 @@
+"""Search for settings: `srwm-rl tune`."""

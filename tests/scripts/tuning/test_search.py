@@ -1,0 +1,175 @@
+"""`srwm-rl tune` as a user runs it: real trainings, kills, two processes, wrong inputs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from srwm_rl.scripts.config.config_file import read_config_file
+from srwm_rl.scripts.main import main
+
+optuna = pytest.importorskip("optuna", reason="srwm-rl tune needs optuna")
+
+FIXED = "n_envs: 4\nn_steps: 32\ncore_kwargs: {hidden_size: 8}\n"
+SPACE = "learning_rate: {low: 1e-3, high: 1e-2, log: true}\nn_minibatches: [1, 2]\ncore_kwargs.n_heads: [2, 4]\n"
+
+
+def _arguments(folder: Path, trials: int) -> list[str]:
+    (folder / "fixed.yml").write_text(FIXED)
+    (folder / "space.yml").write_text(SPACE)
+    files = ["--config", str(folder / "fixed.yml"), "--space", str(folder / "space.yml"), "-f", str(folder / "tune")]
+    sizes = ["-n", "512", "--seeds", "7:9", "--levels", "2000000:2000020", "--trials", str(trials), "--jobs", "1"]
+    return ["tune", "--env", "recall", *sizes, *files]
+
+
+def _study(folder: Path) -> "optuna.Study":
+    return optuna.load_study(study_name="recall_srwm_ppo", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def _start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "srwm_rl", *arguments], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.heavy
+def test_a_search_ends_with_settings_that_train_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*_arguments(tmp_path, 2), "--no-prune"]) == 0
+    output = capsys.readouterr().out
+    folder = tmp_path / "tune" / "recall_srwm_ppo_1"
+    trials = _study(folder).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    assert all(len(trial.user_attrs["scores"]) == 2 for trial in trials)
+    assert "trial 0: " in output
+    assert f"srwm-rl train --config {folder / 'best.yml'}" in output
+    best = read_config_file(str(folder / "best.yml"))
+    assert best["learning_rate"] == _study(folder).best_trial.params["learning_rate"]
+    assert (best["env"], best["n_envs"], best["n_timesteps"]) == ("recall", 4, 512)
+    assert "hidden_size:8" in best["core_kwargs"]
+    page = (folder / "tune.html").read_text()
+    assert "<svg" in page
+    assert "srwm-rl tune --env recall" in page
+    assert main(["train", "--config", str(folder / "best.yml"), "--dry-run"]) == 0
+    assert main(["tune", "--resume", str(folder), "--trials", "2"]) == 0  # has them already
+    assert len(_study(folder).get_trials()) == 2
+
+
+@pytest.mark.heavy
+def test_a_killed_search_continues_as_if_it_was_not(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert main([*_arguments(tmp_path / "a", 2), "--no-prune"]) == 0
+    process = _start([*_arguments(tmp_path / "b", 2), "--no-prune"])
+    folder = tmp_path / "b" / "tune" / "recall_srwm_ppo_1"
+    _wait_for(folder / "trials" / "trial_0000", "*/*/seed_7/metrics.jsonl")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _wait_until_free(folder / "trials" / "trial_0000" / "lock")  # the orphan trains its runs to their end
+    assert main(["tune", "--resume", str(folder)]) == 0
+    expected, continued = (_study(of).get_trials() for of in (tmp_path / "a" / "tune" / folder.name, folder))
+    assert [trial.params for trial in continued] == [trial.params for trial in expected]
+    assert [trial.user_attrs["scores"] for trial in continued] == [trial.user_attrs["scores"] for trial in expected]
+
+
+@pytest.mark.heavy
+def test_ctrl_c_saves_and_says_how_to_continue(tmp_path: Path) -> None:
+    arguments = [*_arguments(tmp_path, 1), "--no-prune"]
+    arguments[arguments.index("512")] = "200000"
+    process = subprocess.Popen([sys.executable, "-m", "srwm_rl", *arguments], stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "tune" / "recall_srwm_ppo_1"
+    _wait_for(folder / "trials" / "trial_0000", "*/*/seed_7/metrics.jsonl")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"stopped by SIGINT. Continue with: srwm-rl tune --resume {folder}" in error
+    assert list((folder / "trials" / "trial_0000").glob("*/*/seed_7/checkpoints/checkpoint-*"))
+    assert _study(folder).get_trials()[0].state.name == "RUNNING"
+
+
+@pytest.mark.heavy
+def test_two_processes_share_a_search(tmp_path: Path) -> None:
+    first = _start([*_arguments(tmp_path, 3), "--no-prune"])
+    folder = tmp_path / "tune" / "recall_srwm_ppo_1"
+    _wait_for(folder / "trials", "trial_0000")
+    second = _start(["tune", "--resume", str(folder)])
+    assert [process.wait(300) for process in (first, second)] == [0, 0]
+    trials = _study(folder).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert len(list((folder / "trials").iterdir())) == 3
+
+
+def _wait_for(folder: Path, pattern: str) -> None:
+    end = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < end, f"no {pattern} in {folder}"
+        time.sleep(0.05)
+
+
+def _wait_until_free(lock: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def test_refused_settings_end_the_search_with_their_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = _arguments(tmp_path, 5)
+    (tmp_path / "space.yml").write_text("core_kwargs.n_heads: [3, 5, 7]\n")
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert "settings of 3 trials in a row were refused: hidden_size 8 is no multiple of n_heads" in output.err
+    assert not (tmp_path / "tune" / "recall_srwm_ppo_1" / "best.yml").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "name an --env"),
+        (("--env", "nowhere"), "nowhere"),
+        (("--env", "recall", "--levels", "0:100"), "overlap"),
+        (("--env", "recall", "--levels", "1000500:1000600"), "overlap"),
+        (("--env", "recall", "--seeds", "3:3"), "--seeds"),
+        (("--env", "recall", "--trials", "0"), "--trials"),
+        (("--env", "recall", "--storage", "nonsense"), "--storage nonsense cannot be used"),
+        (("--resume", "FOLDER"), "no folder of a search"),
+    ],
+)
+def test_wrong_input_is_refused(
+    tmp_path: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path) if word == "FOLDER" else word for word in argv]
+    assert main(["tune", *words, *([] if "--resume" in words else ["-f", str(tmp_path / "tune")])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_continued_search_keeps_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = _arguments(tmp_path, 5)
+    (tmp_path / "space.yml").write_text("core_kwargs.n_heads: [3, 5, 7]\n")
+    assert main(arguments) == 2
+    folder = tmp_path / "tune" / "recall_srwm_ppo_1"
+    for option in (["-n", "9"], ["--no-prune"], ["--storage", "sqlite:///x.db"], ["--env", "bandit"]):
+        assert main(["tune", "--resume", str(folder), *option]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    wanted = ("--n-timesteps", "--prune", "--storage", "other")
+    assert all(words in line for words, line in zip(wanted, errors[1:], strict=True)), errors
+    record = json.loads((folder / "tune.json").read_text())
+    (folder / "tune.json").write_text(json.dumps({**record, "trials": "many"}))
+    assert main(["tune", "--resume", str(folder)]) == 2
+    assert "tune.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SRWM_RL_POSTGRES" not in os.environ, reason="SRWM_RL_POSTGRES names no database")
+def test_two_processes_share_a_postgresql_database(tmp_path: Path) -> None:
+    storage = ["--storage", os.environ["SRWM_RL_POSTGRES"], "--study-name", f"test_{time.time_ns()}", "--no-prune"]
+    processes = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        processes.append(_start([*_arguments(tmp_path / name, 4), *storage]))
+    assert [process.wait(600) for process in processes] == [0, 0]
+    study = optuna.load_study(study_name=storage[3], storage=storage[1])
+    assert sum(trial.state.name == "COMPLETE" for trial in study.get_trials()) in (4, 5)
