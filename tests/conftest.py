@@ -26,6 +26,12 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
         "test_interrupted_and_resumed_is_as_if_never_interrupted",
         "test_killed_and_resumed_is_as_if_never_killed",
     ),
+    "scripts/seeds/test_train.py": (
+        "test_a_failed_seed_does_not_stop_the_others",
+        "test_a_group_of_which_every_seed_fails_keeps_their_output",
+        "test_a_stopped_group_is_saved_and_resumes_as_if_it_had_not_been",
+    ),
+    "scripts/test_own_code.py": ("test_a_group_resumes_with_its_code",),
     "scripts/test_third_party.py": ("test_train_resume_eval_watch_and_report",),
     "scripts/training/test_clusters.py": (
         "test_a_lost_machine_ends_the_job_and_the_run_is_saved",
