@@ -8,11 +8,14 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -20,17 +23,20 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 import srwm_rl
-from srwm_rl.errors import FaultError, UserError, did_you_mean
+from srwm_rl.errors import FaultError, UserError
 
 Config = TypeVar("Config")
 FAULT = 3  # exit code after a failure while training
 INTERRUPTED = 130  # exit code after Ctrl-C
+MIN_COLUMNS = 40
 OPTION = re.compile(r"--[A-Za-z]|-[A-Za-z](=|$)")
 
 
 def run_command(argv: list[str], command: Callable[[], int]) -> int:
     """Run the command of a command line and return its exit code; print errors that a user can cause in one line."""
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as until the package is imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return command()
     except BrokenPipeError:
         raise
@@ -39,7 +45,7 @@ def run_command(argv: list[str], command: Callable[[], int]) -> int:
             traceback.print_exc()
         message = str(error)
         if isinstance(error, OSError):
-            message = f"{error.filename or argv[0]}: {error.strerror or error}"
+            message = f"{os.fsdecode(error.filename or argv[0])}: {error.strerror or error}"
         warn(f"error: {message}")
         return 2
     except FaultError as error:  # an environment that fails before the first step
@@ -59,10 +65,13 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
         UserError: an unknown option (the nearest one is suggested), a repeated one, or a value that cannot be parsed.
         SystemExit: 0 after --help.
     """
+    for word in argv:
+        if not is_utf8(word):
+            raise UserError(f"{word!r} is no UTF-8 text; a path can be given from a folder inside of it")
     _check_flags(config, argv, prog)
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _minimal_width():
             parsed, unknown = tyro.cli(config, args=argv, prog=prog, default=default, return_unknown_args=True)
     except SystemExit as stop:
         if not stop.code:
@@ -72,6 +81,29 @@ def parse(config: type[Config], argv: list[str], prog: str, default: Config | No
     if unknown:
         raise UserError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
     return parsed
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: names of files need not be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _minimal_width() -> Iterator[None]:
+    """Let the terminal have at least `MIN_COLUMNS` in the block: with a few, tyro's help never ends."""
+    given = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if given is not None:
+            os.environ["COLUMNS"] = given
 
 
 def peek(argv: list[str], *names: str) -> str | None:
@@ -137,15 +169,35 @@ def _check_flags(config: Any, argv: list[str], prog: str) -> None:
     """Refuse unknown and repeated options: tyro keeps the last of two values, and blames an option's neighbours."""
     known = _flags(config)
     seen: set[str | None] = set()
-    for option in options_of(argv):
-        if option.replace("_", "-") not in known:
-            names = [name for name in known if name.startswith("--") and not name.startswith("--no-")]
-            hint = did_you_mean(option.replace("_", "-"), names)
-            raise UserError(f"unknown option {option!r}{hint if 'did you mean' in hint else ''}; see {prog} --help")
-        flag = known[option.replace("_", "-")]
+    for previous, word in pairwise(["", *argv]):
+        if not OPTION.match(word):
+            continue
+        option = word.partition("=")[0].replace("_", "-")
+        if option not in known:
+            if previous in known and not word.startswith("--"):
+                raise UserError(f"unknown option {word!r}; if it is the value of {previous}, write {previous}={word}")
+            raise UserError(f"unknown option {word.partition('=')[0]!r}{_nearest(option, known)}; see {prog} --help")
+        flag = known[option]
         if flag in seen:
-            raise UserError(f"{flag} is given twice; give it once, with all its values")
+            raise UserError(f"{flag} is given twice; give it once{_with_values(config, flag)}")
         seen |= {flag} - {None}
+
+
+def _nearest(option: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean --x?"` for the option that one may have meant; "" if there is none."""
+    word = option.strip("-")
+    names = [name[2:] for name in known if name.startswith("--") and not name.startswith("--no-")]
+    near = [name for name in names if "-" in name and "".join(part[0] for part in name.split("-")) == word]
+    near += get_close_matches(word, names, n=1, cutoff=0.6)
+    near += [name for name in names if word in name.split("-") or (len(word) > 3 and name.startswith(word))]
+    return f"; did you mean '--{near[0]}'?" if near else ""
+
+
+def _with_values(config: Any, flag: str | None) -> str:
+    takes_several = any(
+        f"--{field.name.replace('_', '-')}" == flag and isinstance(field.default, tuple) for field in fields(config)
+    )
+    return ", with all its values" if takes_several else ""
 
 
 def _flags(config: Any) -> dict[str, str | None]:
@@ -169,6 +221,7 @@ TYRO_ERRORS = (  # tyro's messages, and ours
     (r"Error parsing \w+Config: (.*)", r"\1"),  # a UserError
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 takes a whole number, not \2"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (r"Error parsing (\S+): Exceeds the limit .*", r"\1 takes a number of fewer digits"),
     (_NO_NUMBER % "INT", r"\1 takes a whole number, not \2"),
     (_NO_NUMBER % "FLOAT", r"\1 takes a number, not \2"),
     (r"Missing value for argument '(\S+)'.*", r"\1 needs a value"),
@@ -206,13 +259,21 @@ def write_json(path: str | None, report: Any) -> None:
 
 
 def say(message: str) -> None:
-    """Print a line on stdout at once, where it is no result: a full disk or a closed stream costs the line alone."""
+    """Print a line on stdout at once, where it is no result: a full disk costs the line alone."""
     try:
         print(message, flush=True)
     except BrokenPipeError:
         raise
-    except (OSError, ValueError, AttributeError) as error:
-        warn(f"cannot print on stdout ({error})")
+    except UnicodeEncodeError as error:
+        print(message.encode(error.encoding, "backslashreplace").decode(error.encoding), flush=True)
+    except OSError as error:
+        warn(f"cannot print on stdout ({error.strerror or error}); training continues")
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Print nothing on stdout from now on: another error would follow, the last one when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(message: str) -> None:

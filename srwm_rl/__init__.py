@@ -5,9 +5,15 @@ Importing it registers the environments with Gymnasium; torch is imported on fir
 
 from __future__ import annotations
 
+import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+if Path(*sys.argv[:1]).stem == "srwm-rl" or (sys.argv[:1] == ["-m"] and "srwm_rl" in sys.orig_argv):
+    # The command line: Ctrl-C ends it while it imports this package; `run_command` restores the exception.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from srwm_rl.envs.registration import register_envs
 from srwm_rl.lazy import lazy_exports

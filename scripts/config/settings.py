@@ -274,7 +274,7 @@ def check_bounds(config: object) -> None:
         value, low, high = getattr(config, name), bounds.ge or 0, bounds.le
         if value is not None and not low <= value <= (math.inf if high is None else high):
             limits = f"be at least {low}" if high is None else f"lie in [{low:.10g}, {high:.10g}]"
-            raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value:.10g}")
+            raise UserError(f"--{name.replace('_', '-')} must {limits}, not {value!s:.30}")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -309,7 +309,7 @@ def pairs(texts: tuple[str, ...], option: str) -> dict[str, Any]:
             raise UserError(f"--{option.replace('_', '-')} takes name:value, not {text!r}")
         try:
             result[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             result[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return result
 

@@ -1,5 +1,8 @@
 """The entry point: help, unknown commands, tracebacks on request, closed pipes, and no output of other packages."""
 
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +138,68 @@ def test_an_interrupted_process_does_not_wait_for_the_interpreter(code: int, out
 def test_a_caller_in_the_same_process_gets_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module, "_main", lambda argv: 130)
     assert main_module.main(["train"]) == 130
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["train", "--help"], ["train", "--env-list"]])
+@pytest.mark.parametrize(("where", "code"), [(">&-", 0), ("<&- >&-", 0), (">/dev/full", 2)])
+def test_a_closed_or_full_stdout_is_no_traceback(argv: list[str], where: str, code: int) -> None:
+    command = f"{shlex.join([sys.executable, '-m', 'srwm_rl', *argv])} {where}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done
+    if code == 0:
+        assert done.stderr == ""
+    else:
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("srwm-rl: error: ")
+        assert done.stderr.endswith(": No space left on device\n")
+
+
+def test_closed_streams_get_no_other_file(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from srwm_rl.scripts import main\n"
+        "main._open_streams()\n"
+        f"file = open({str(tmp_path / 'file')!r}, 'w')\n"
+        "assert file.fileno() > 2\n"
+        "print('lost')\n"
+        "os.system('echo lost')\n"
+    )
+    command = f"{shlex.join([sys.executable, '-c', code])} <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], timeout=60).returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+INTERRUPT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+def interrupted_at(module: str, folder: Path, *argv: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line in a process that gets a SIGINT when it imports a module."""
+    (folder / "sitecustomize.py").write_text(INTERRUPT.replace("MODULE", repr(module)))
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "srwm_rl", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize("module", ["gymnasium.envs.registration", "srwm_rl.scripts.cli", "tyro"])
+def test_an_interrupt_while_the_package_is_imported_prints_nothing(module: str, tmp_path: Path) -> None:
+    done = interrupted_at(module, tmp_path, "train", "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
+    done = interrupted_at("srwm_rl.scripts.commands.doctor", tmp_path, "doctor")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "srwm-rl: interrupted\n")
+
+
+def test_a_library_user_keeps_the_handler_of_sigint() -> None:
+    result = python("import signal, srwm_rl; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)")
+    assert result.stdout == "True\n"
