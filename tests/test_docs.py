@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import srwm_rl
-from srwm_rl import agents, envs
+from srwm_rl import agents, envs, scripts
 from srwm_rl.scripts.cli import parse
 from srwm_rl.scripts.commands.eval import read
 from srwm_rl.scripts.main import COMMANDS
@@ -44,6 +44,7 @@ def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
 PUBLIC = [
     *(f"srwm_rl.{name}" for name in srwm_rl.__all__),
     *(f"srwm_rl.agents.{name}" for name in agents.__all__),
+    *(f"srwm_rl.scripts.{name}" for name in scripts.__all__),
     *(f"srwm_rl.envs.{name}" for name in envs.__all__ if not name.isupper() and not name.endswith("TaskBatch")),
 ]
 

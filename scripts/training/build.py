@@ -102,8 +102,17 @@ def resolved_precision(config: TrainConfig) -> Precision:
     return "bfloat16" if fastest_precision(get_device(config.device)) == "bfloat16" else "float32"
 
 
+TRAINERS: dict[str, type[RecurrentAlgorithm]] = {"ppo": PPO, "impala": IMPALA, "supervised": Supervised}
+
+
 def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
     """Build the trainer and its policy."""
+    trainer: Any = TRAINERS[config.algo]
+    return trainer("SRWMPolicy", env, **trainer_kwargs(config))  # type: ignore[no-any-return]
+
+
+def trainer_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """Return the trainer's arguments beside the policy's name and the environments."""
     policy_kwargs: dict[str, Any] = {
         "core": config.core,
         "core_kwargs": pairs(config.core_kwargs, "core_kwargs"),
@@ -119,13 +128,10 @@ def make_model(config: TrainConfig, env: VecEnv) -> RecurrentAlgorithm:
         "learning_rate": (lambda remaining: rate * remaining) if config.lr_decay == "linear" else rate,
         "policy_kwargs": policy_kwargs,
     }
-    if config.algo == "supervised":
-        return Supervised("SRWMPolicy", env, **settings)
-    if config.algo == "ppo":
-        return PPO("SRWMPolicy", env, **settings)
-    rho_clip = config.rho_clip or None
-    settings |= {"rho_clip": rho_clip, "pg_rho_clip": rho_clip, "c_clip": config.c_clip or None}
-    return IMPALA("SRWMPolicy", env, **settings)
+    if config.algo == "impala":
+        rho_clip = config.rho_clip or None
+        settings |= {"rho_clip": rho_clip, "pg_rho_clip": rho_clip, "c_clip": config.c_clip or None}
+    return settings
 
 
 def shard_config(config: TrainConfig, rank_info: RankInfo) -> TrainConfig:

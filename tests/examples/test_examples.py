@@ -12,7 +12,10 @@ import pytest
 from srwm_rl.nn.cores import _CORES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ["cartpole_without_velocities", "own_core", "sb3_contrib_recurrent_ppo", "train_srwm", "watch_the_edits"]
+NAMES = [
+    *("cartpole_without_velocities", "own_core", "own_encoder", "sb3_contrib_recurrent_ppo", "train_srwm"),
+    "watch_the_edits",
+]
 
 
 @pytest.fixture
@@ -38,6 +41,17 @@ def test_ppo_of_ones_own_trains_every_parameter(example: Any, capsys: pytest.Cap
 @pytest.mark.parametrize("example", ["own_core"], indirect=True)
 def test_a_core_of_ones_own_is_checked_and_trains(example: Any) -> None:
     assert type(example.main(128).policy.core).__name__ == "Decay"
+
+
+@pytest.mark.parametrize("example", ["own_encoder"], indirect=True)
+def test_an_encoder_of_ones_own_is_trained_saved_and_loaded(example: Any, tmp_path: Path) -> None:
+    model = example.main(1024)
+    encoder, obs = model.policy.features_extractor, np.zeros((3, 4), np.float32)
+    assert (type(encoder).__name__, model.policy.features_dim) == ("Fourier", 32)
+    assert encoder.frequencies.grad.abs().max() > 0
+    model.save(tmp_path / "model")
+    state, expected = (m.predict(obs, deterministic=True)[1][0] for m in (type(model).load(tmp_path / "model"), model))
+    np.testing.assert_array_equal(state, expected)
 
 
 @pytest.mark.parametrize("example", ["watch_the_edits"], indirect=True)
