@@ -150,7 +150,7 @@ class Supervised(RecurrentAlgorithm):
             raise UserError(f"aux_coef must be at least 0, not {self.aux_coef!r}")
         if not isinstance(self.warmup_updates, int) or self.warmup_updates < 0:
             raise UserError(f"warmup_updates must be a whole number of at least 0, not {self.warmup_updates!r}")
-        if not getattr(self.env, "has_answers", False):
+        if self.env is not None and not getattr(self.env, "has_answers", False):
             raise UserError(
                 "these environments have no right answers to learn from: use a task that has, such as recall, parity "
                 "or fewshot, or train by reward, with ppo or impala"

@@ -24,8 +24,8 @@ class ExportConfig:
     bounds); value [B] and new_state. Its metadata describes the run and its actions. The graph is compared with PyTorch
     in the run's environment, and written only if both agree within 1e-4.
 
-    sb3: the run's trainer, as its save() writes it; srwm_rl.agents.PPO.load or IMPALA.load reads it. It holds weights
-    and settings, not the optimizer's state: to continue training use srwm-rl train --resume.
+    sb3: the run's trainer, as its save() writes it; load of srwm_rl.agents.PPO, IMPALA or Supervised reads it. It holds
+    weights and settings, not the optimizer's state: to continue training use srwm-rl train --resume.
     """
 
     run: tyro.conf.Positional[str]

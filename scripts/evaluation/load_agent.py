@@ -9,7 +9,7 @@ from typing import Any
 
 from sb3_contrib import RecurrentPPO
 
-from srwm_rl.agents import IMPALA, PPO
+from srwm_rl.agents import IMPALA, PPO, Supervised
 from srwm_rl.envs.wrappers.attempts import ATTEMPT_BEGINS
 from srwm_rl.envs.wrappers.memory_inputs import KEYS
 from srwm_rl.errors import UserError
@@ -92,6 +92,8 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     trained = TrainConfig(
         env=config.env,
         core=model.policy.core_name,
+        algo="supervised" if isinstance(model, Supervised) else "ppo",
+        env_kwargs=config.env_kwargs,
         levels=str(config.train_levels),
         eval_levels=config.eval_levels[0],
         inputs=tuple(name for name, key in KEYS.items() if key in spaces),  # type: ignore[misc]
@@ -111,4 +113,6 @@ def _algorithm(path: str) -> Any:
         names = json.loads(archive.read("data")).keys()
     if "vtrace_lambda" in names:
         return IMPALA
+    if "warmup_updates" in names:
+        return Supervised
     return PPO if "sequence_length" in names else RecurrentPPO

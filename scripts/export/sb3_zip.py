@@ -30,7 +30,9 @@ def write_zip(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
         observation_space, action_space = policy.observation_space, policy.action_space
 
     precision: Any = policy.encoder_kwargs.get("precision", "float32")  # "auto" depends on the machine
-    model = make_model(replace(trained, device="cpu", precision=precision), DummyVecEnv([Spaces] * trained.n_envs))
+    venv: Any = DummyVecEnv([Spaces] * trained.n_envs)
+    venv.has_answers = True
+    model = make_model(replace(trained, device="cpu", precision=precision), venv)
     if _description(model.policy) != _description(policy):
         raise UserError(f"{agent.path} contradicts itself: the settings of its run build another policy than it holds")
     load_policy_arrays(model.policy, policy_arrays(policy), str(agent.path))

@@ -116,6 +116,19 @@ def test_compare_and_export_take_few_shot_runs(
     assert exported.code == 0, exported.err
 
 
+def test_a_zip_of_sb3_is_evaluated_alike(call: Any, few_shot: Path, few_shot_folder: Path, tmp_path: Path) -> None:
+    exported = call("export", few_shot, "--format", "sb3", "-o", tmp_path / "model.zip")
+    assert (exported.code, exported.err) == (0, ""), exported
+    assert "srwm_rl.agents.Supervised.load(" in exported.out
+    levels = ("--eval-levels", "2000000:2000012", "--train-levels", "0:3")
+    expected, _ = report(call, tmp_path, few_shot, *levels)
+    kwargs = (f"data:{few_shot_folder}", "ways:3:5", "shots:1:3")
+    argv = ("--trust", "--env", "fewshot", "--env-kwargs", *kwargs)
+    result, _ = report(call, tmp_path, tmp_path / "model.zip", *levels, *argv)
+    assert result["few_shot"] == expected["few_shot"]
+    assert result["actions"] == "deterministic"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
