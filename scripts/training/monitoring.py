@@ -75,7 +75,8 @@ def _play(session: Session, levels: list[int], heartbeat: Callable[[], None]) ->
     episodes = Episodes()
     if own := levels[processes.rank :: processes.size]:
         with closing(make_levels_env(config.env, n_envs, own, 1, config.seed, **config.env_settings())) as env:
-            episodes = play_levels(model.policy, env, on_progress=lambda _: heartbeat())
+            # An agent that learns from right answers is evaluated by its most probable ones, as by srwm-rl eval.
+            episodes = play_levels(model.policy, env, config.algo == "supervised", lambda _: heartbeat())
     by_rank = processes.all_gather([tuple(episode) for episode in episodes])
     return Episodes(Episode(*episode) for part in by_rank for episode in part)
 

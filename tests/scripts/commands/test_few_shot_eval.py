@@ -105,6 +105,20 @@ def test_a_report_shows_the_curves_played_or_read(call: Any, few_shot: Path, tmp
     assert [cell in page for page in pages] == [True, True]
 
 
+def test_the_best_model_is_chosen_by_the_most_probable_answers_on_validation_classes(
+    call: Any, train_few_shot: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = train_few_shot("--eval-freq", "160", "--eval-episodes", "20")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (score,) = {line["eval_test/mean_reward"] for line in metrics if "eval_test/mean_reward" in line}
+    levels = [f"{level}:{level + 1}" for level in range(1_000_000, 1_001_000, 50)]
+    argv = [word for level in levels for word in ("--eval-levels", level)]
+    result, out = report(call, tmp_path, run / "best", *argv, "--train-levels", "none")
+    returns = [row["return"]["mean"] for row in result["rows"]]
+    assert sum(returns) / len(returns) == pytest.approx(score, abs=1e-6)
+    assert "the model is its run's best by mean return on 20 held-out levels of 1000000:1001000" in out
+
+
 def test_compare_and_export_take_few_shot_runs(
     call: Any, few_shot: Path, train_few_shot: Callable[..., Path], tmp_path: Path
 ) -> None:
