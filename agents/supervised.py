@@ -267,7 +267,9 @@ class Supervised(RecurrentAlgorithm):
         label = batch.observations[LABEL]  # type: ignore[index]
         told = torch.where(label.any(-1), label.argmax(-1), -1)
         classes = torch.where(batch.answers >= 0, batch.answers, told)  # a query's label may be a dummy
-        return prototype_loss(features[..., : network.n_features], classes, batch.answers, batch.episode_starts, label.shape[-1])
+        return prototype_loss(
+            features[..., : network.n_features], classes, batch.answers, batch.episode_starts, label.shape[-1]
+        )
 
     def _log(self, means: list[dict[str, float]], learning_rate: float) -> None:
         for update in means:
