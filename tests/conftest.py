@@ -33,6 +33,11 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
     ),
     "scripts/test_own_code.py": ("test_a_group_resumes_with_its_code",),
     "scripts/test_third_party.py": ("test_train_resume_eval_watch_and_report",),
+    "scripts/training/test_checkpoints.py": (
+        "test_a_disk_that_is_full_for_a_while",
+        "test_a_disk_that_is_full_to_the_end",
+        "test_a_disk_with_too_little_room_is_noticed_before_the_first_step",
+    ),
     "scripts/training/test_clusters.py": (
         "test_a_lost_machine_ends_the_job_and_the_run_is_saved",
         "test_the_slurm_script_trains_on_two_machines_and_resumes_when_requeued",

@@ -35,6 +35,7 @@ FORMAT = 1
 PRIVATE = ("log_folder", "resume", "override", "verify", "profile", "config")
 # Settings that decide the sizes of the networks and environments.
 SIZES = ("env", "mode", "env_kwargs", "attempts", "n_envs", "inputs", "core", "core_kwargs", "encoder_kwargs")
+ROOM = 2**15  # bytes that a checkpoint may grow by: names of moments, the last episodes, the log
 ENVIRONMENTS = re.compile(r"(/processes/\d+)?/environments/")  # arrays of the environments' own state
 
 
@@ -236,8 +237,8 @@ class Session:
             ):
                 if ours != theirs:
                     raise UserError(f"a file keeps the space {ours} as {theirs}; use another one")
-        moments = bytes(0 if state["optimizer"] else size_of_moments(model.policy.optimizer))  # which it has later
-        stage(path, blob + moments).unlink()
+        later = 0 if state["optimizer"] else size_of_moments(model.policy.optimizer) + ROOM
+        stage(path, blob + bytes(later)).unlink()
 
     def _write_missing_model(self, state: dict[str, Any]) -> None:
         """Write the model of a checkpoint beside which it is missing, as a disk may have been full in between."""

@@ -14,7 +14,7 @@ from srwm_rl.errors import UserError
 
 # Of all observations of a space together; a colour picture of 1200 x 1100 has as many. Bounds are as large.
 MAX_NUMBERS = 2**22
-MAX_PARTS = 64  # of a Dict
+MAX_PARTS = 1024  # of a Dict
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Shape = Annotated[list[Count], Meta(max_length=8)]
 IntegerType = Literal["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -102,7 +102,8 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     """
     if isinstance(space, spaces.Dict) and len(space.spaces) > MAX_PARTS:
         raise UserError(
-            f"a Dict space of {len(space.spaces)} parts cannot be saved, a file takes {MAX_PARTS}: join some of them"
+            f"a Dict space of {len(space.spaces):,} parts, memory inputs included, cannot be saved: a file takes "
+            f"{MAX_PARTS:,}, join some of them"
         )
     data: dict[str, Any] = msgspec.to_builtins(_describe(space))
     try:

@@ -1,5 +1,6 @@
-"""Processes that abort, are killed, hang or make no progress, under `srwm-rl train --supervise`."""
+"""Processes that abort, are killed, stopped, hang, cannot write or make no progress, under `train --supervise`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from srwm_rl.scripts.training.supervise import AwakeTimer
 from srwm_rl.storage.run_folder import Run
 
 MODULE = """
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -47,6 +50,8 @@ class Fragile(gymnasium.Env):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.fault == "hang":
                 time.sleep(1000)
+            elif self.fault == "full":  # until the process ends
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         elif self.always and self.fault == "start":
             os.abort()
         return np.ones(2, np.float32), 1.0, self.t == 7, False, {}
@@ -73,6 +78,14 @@ def supervised(tmp_path: Path, recall_argv: list[str]) -> Callable[..., Outcome]
     return run
 
 
+def wait_for_rows(metrics: Path, n: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 600  # a hang, not a loaded machine
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= n):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def only_run(tmp_path: Path) -> Run:
     (path,) = (tmp_path / "logs" / "ppo_srwm").iterdir()
     return Run.open(path)
@@ -94,6 +107,76 @@ def test_it_resumes_from_the_last_checkpoint(
     assert only_run(tmp_path).files("model")[-1].name == "model-000000000640.safetensors"
 
 
+def test_it_starts_again_once_files_can_be_written(supervised: Callable[..., Outcome], tmp_path: Path) -> None:
+    code, out, err = supervised("full")
+    assert code == 0, err
+    assert "checkpoint-000000000192.safetensors (File too large); the older files stay, and it is tried again" in err
+    assert "trained, but the end could not be saved (see above): the run is saved at 128 steps" in err
+    assert "the trainer could not write its files at 128 saved steps; restarting it" in err
+    assert out.count("done: 640 steps") == 1
+    run = only_run(tmp_path)
+    assert run.files("checkpoint")[-1].name == "checkpoint-000000000640.safetensors"
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_bytes().splitlines()]
+    assert [row["step"] for row in rows] == list(range(64, 704, 64))
+
+
+@pytest.mark.parametrize("stopped", ["both", "trainer"])
+def test_time_in_which_it_is_stopped_is_no_hang(stopped: str, recall_argv: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "srwm_rl", "train", *recall_argv, "--supervise", "--hang-seconds", "2"]
+    process = subprocess.Popen(
+        [*command, "-n", str(10**8), "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        metrics = tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl"
+        wait_for_rows(metrics, 3, process)
+        (trainer,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [int(trainer), *([process.pid] if stopped == "both" else [])]:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)  # three times what a hang may take
+        for pid in (process.pid, int(trainer)):
+            os.kill(pid, signal.SIGCONT)
+        wait_for_rows(metrics, metrics.read_bytes().count(b"\n") + 50, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert [line for line in err.splitlines() if line.startswith("srwm-rl: ")] == err.splitlines()[-1:]
+    assert "stopped by SIGTERM; saved at" in err
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_while_the_trainer_starts_is_no_crash(
+    number: int, name: str, recall_argv: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "srwm_rl", "train", *recall_argv, "--supervise", "-n", str(10**8)]
+    process = subprocess.Popen(
+        [*command, "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 600
+    try:
+        while not children.read_text():
+            assert time.monotonic() < deadline
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "restarting" not in err
+    assert "Traceback" not in err
+
+
+def test_only_time_awake_counts() -> None:
+    times = iter([0.0, 1.0, 2.0, 102.0, 103.0, 104.0])
+    timer = AwakeTimer(longest_tick=2.0, clock=lambda: next(times))
+    assert [timer.tick() for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    timer.restart()
+    assert timer.tick() == 1.0
+
+
 def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_argv: list[str]) -> None:
     (tmp_path / "fragile.py").write_text(MODULE)
     argv = ["fragile:Fragile-v0" if word == "recall" else word for word in recall_argv]
@@ -110,11 +193,7 @@ def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_argv:
     process = subprocess.Popen([*command, "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True)
     try:
         metrics = tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl"
-        deadline = time.monotonic() + 600  # a hang, not a loaded machine
-        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_rows(metrics, 3, process)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     finally:

@@ -101,7 +101,7 @@ DISCRETE = {"type": "Discrete", "n": 4, "start": 0, "dtype": "int64"}
         {"type": "Dict", "spaces": [["a", BOX], ["a", BOX]]},
         {"type": "Dict", "spaces": [["a", {"type": "Dict", "spaces": [["b", BOX]]}]]},
         {"type": "Dict", "spaces": [[str(i), {**BOX, "shape": [2**20]}] for i in range(5)]},
-        {"type": "Dict", "spaces": [[str(i), BOX] for i in range(65)]},
+        {"type": "Dict", "spaces": [[str(i), BOX] for i in range(1025)]},
     ],
     ids=lambda data: str(data)[:60],
 )
@@ -114,3 +114,13 @@ def test_invalid_space_descriptions_are_refused_in_one_line(data: Any) -> None:
 def test_bounds_of_earlier_versions_are_read() -> None:
     described = space_to_json(spaces.Box(0, np.iinfo(np.int64).max, (1,), np.int64))
     assert space_from_json({**described, "high": float(described["high"])}).high[0] == np.iinfo(np.int64).max
+
+
+def test_a_space_that_a_file_cannot_hold_is_named() -> None:
+    parts = {str(i): spaces.Box(-1, 1, (2,)) for i in range(1025)}
+    with pytest.raises(UserError, match="a Dict space of 1,025 parts, memory inputs included, cannot be saved"):
+        space_to_json(spaces.Dict(parts))
+    with pytest.raises(UserError, match=r"the space Box\(.*\) cannot be saved: an observation of more than 4,194,304"):
+        space_to_json(spaces.Box(-1, 1, (2**23,)))
+    parts.pop("1024")
+    assert space_from_json(space_to_json(spaces.Dict(parts))) == spaces.Dict(parts)
