@@ -67,6 +67,7 @@ class Control:
     matched: bool = False  # choose `hidden_size` for as many parameters as the SRWM has, instead of the common sizes
     trained_as: str | None = None  # use the weights of this row instead of training
     settings: dict[str, Any] = field(default_factory=dict)  # of the trainer, where they differ
+    state_of: str | None = None  # choose `hidden_size` for as many floats in the state as this row has
 
 
 CONTROLS: dict[str, Control] = {

@@ -28,7 +28,6 @@ from srwm_rl.scripts.training.build import make_env, make_model
 
 N_TIMESTEPS = 1_000_000
 TEST_KWARGS = ("shots:5", "queries:1")
-WIDE = ("lstm", "gru")  # cores whose state has one size for all weights
 NO_AUX = "_no_aux"
 
 _TRAINED: dict[str, Control] = {
@@ -50,8 +49,12 @@ FEW_SHOT_CONTROLS: dict[str, Control] = {
         name + NO_AUX: replace(control, what=f"{control.what}; no auxiliary loss", settings={"aux_coef": 0.0})
         for name, control in _TRAINED.items()
     },
-    "lstm_state": Control("LSTM, as large a state", core="lstm"),
-    "gru_state": Control("GRU, as large a state", core="gru"),
+    # A memory of LSTM cells as large as the SRWM's has hundreds of times its parameters: both also meet half-way.
+    "srwm_small": Control("SRWM in heads of 2: a smaller state", core_kwargs={"head_size": 2}),
+    "lstm_small": Control("LSTM, a state as large as srwm_small's", core="lstm", state_of="srwm_small"),
+    "gru_small": Control("GRU, a state as large as srwm_small's", core="gru", state_of="srwm_small"),
+    "lstm_state": Control("LSTM, a state as large as srwm's", core="lstm", state_of="srwm"),
+    "gru_state": Control("GRU, a state as large as srwm's", core="gru", state_of="srwm"),
 }
 
 
@@ -101,19 +104,19 @@ class FewShotExperiment:
         common = pairs(self.config.core_kwargs, "core_kwargs")
         if control.core == "prototype":
             return {"n_classes": self.outputs}
-        if control.core in WIDE and not control.matched:
-            return self._with_state_of_srwm(control.core, common)
         if control.matched:
             return core_settings(control, common, self.input_size)
-        own = defaults("fewshot", None, control.core, "supervised").core_kwargs
-        return pairs(own, "core_kwargs") | control.core_kwargs
-
-    def _with_state_of_srwm(self, core: str, common: dict[str, Any]) -> dict[str, Any]:
-        """Return the width of a recurrent core with as many floats in its state as the SRWM."""
-        srwm = make_core("srwm", self.input_size, **common)
-        one = make_core(core, self.input_size, hidden_size=1, n_layers=common["n_layers"])
-        width = srwm.state_layers * srwm.state_size // (one.state_layers * one.state_size)
-        return {"hidden_size": width, "n_layers": common["n_layers"]}
+        core, n_layers = control.core or "srwm", common["n_layers"]
+        if control.state_of is not None:  # the state of a recurrent core grows in proportion to its width
+            other = FEW_SHOT_CONTROLS[control.state_of]
+            wanted = make_core(other.core or "srwm", self.input_size, **self.core_kwargs(other))
+            one = make_core(core, self.input_size, hidden_size=1, n_layers=n_layers)
+            width = wanted.state_layers * wanted.state_size // (one.state_layers * one.state_size)
+            return {"hidden_size": width, "n_layers": n_layers}
+        own = pairs(defaults("fewshot", None, core, "supervised").core_kwargs, "core_kwargs") | control.core_kwargs
+        if "head_size" in own:
+            own["n_heads"] = own["hidden_size"] // own.pop("head_size")
+        return own
 
     def test(self, model: Any, row: str, seed: int) -> Score:
         """Score a model, with a frozen state for the row "no_shift"; the selection's seed on validation classes."""

@@ -41,7 +41,7 @@ def test_every_control_runs_on_every_task(call: Any, tmp_path: Path, task: str) 
 
 @pytest.fixture
 def tiny_few_shot(monkeypatch: pytest.MonkeyPatch, few_shot_folder: Path) -> None:
-    kwargs = {"n_envs": 4, "n_steps": 40, "core_kwargs": ("hidden_size:8", "n_layers:2"), "aux_coef": 0.5}
+    kwargs = {"n_envs": 4, "n_steps": 40, "core_kwargs": ("hidden_size:8", "n_layers:2", "n_heads:1"), "aux_coef": 0.5}
     kwargs |= {"encoder_kwargs": ("mlp:[]", 'cnn:{"kind":"conv4","channels":[4,4]}')}
     kwargs |= {"env_kwargs": (f"data:{few_shot_folder}", "ways:3")}
     monkeypatch.setitem(defaults.SUPERVISED_TASK_SETTINGS, "fewshot", kwargs)
@@ -59,7 +59,9 @@ def test_few_shot_learning_has_controls_of_its_own(call: Any, tiny_few_shot: Non
     assert list(rows) == list(FEW_SHOT_CONTROLS)
     assert output.out.strip() == render_controls(report)
     assert output.out.count("\n| ") == len(FEW_SHOT_CONTROLS) + 2
-    assert rows["lstm_state"]["state"] == rows["gru_state"]["state"] == rows["srwm"]["state"]
+    for size, name in (("state", "srwm"), ("small", "srwm_small")):
+        assert rows[f"lstm_{size}"]["state"] == rows[f"gru_{size}"]["state"] == rows[name]["state"]
+    assert rows["srwm_small"]["state"] == 2 * 4 * 20  # layers, heads of 2: 2 x (3 x 2 + 4)
     for name in ("lstm", "gru"):
         assert rows[name]["parameters"] == pytest.approx(rows["srwm"]["parameters"], rel=0.2)
     assert all(set(row["more"]) == {f"after {n}" for n in range(6)} for row in report["rows"])
