@@ -80,7 +80,7 @@ def test_the_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def command_lines() -> dict[str, list[str]]:
-    """Return the words of every `srwm-rl` command in the pages' shell blocks and sentences, by the command's text."""
+    """Return the words of every `srwm-rl` command of pages and Makefile, by its text."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES, *DOCS.glob("results/*.md")]
     blocks = [
         block
@@ -92,6 +92,8 @@ def command_lines() -> dict[str, list[str]]:
         for block, sentence in blocks
         for line in (block.replace("\\\n", " ").splitlines() or [" ".join(sentence.split())])
     ]
+    makefile = re.sub(r"\$\(call \w+,\w+\)", "RUN", (ROOT / "Makefile").read_text().replace("\\\n", " "))
+    lines += [line.replace("$(BIN)/", "") for line in makefile.splitlines() if line.startswith("\t$(BIN)/srwm-rl")]
     words = {line: shlex.split(line, comments=True) for line in lines}
     return {" ".join(argv): argv[1:] for argv in words.values() if argv[:1] == ["srwm-rl"]}
 
