@@ -9,6 +9,7 @@ from functools import cache
 from importlib import import_module
 
 import torch
+from torch.autograd import forward_ad
 
 # A fused backend is a module with `why_not(device_type, dtype, head_size, width)` and its functions.
 _MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
@@ -51,13 +52,15 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         ValueError: the requested backend cannot run; the message says why.
     """
     if backend == "auto":
-        # Only the reference is made of operations that an exported graph can hold.
-        backend = "reference" if torch.compiler.is_exporting() else preferred()
+        # Only the reference is made of operations that an exported graph can hold, and that have forward derivatives.
+        backend = "reference" if torch.compiler.is_exporting() or _is_forward_mode() else preferred()
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name
     if name not in FUSED[function]:
         why_not = f"no fused kernel for {device_type} tensors"
+    elif _is_forward_mode():
+        why_not = "it has no forward-mode derivatives"
     else:
         try:
             why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size, width)
@@ -69,6 +72,14 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         raise ValueError(f"backend {backend!r} cannot run: {why_not}")
     log_fallback(function, why_not)
     return "reference"
+
+
+def _is_forward_mode() -> bool:
+    """Return whether `torch.func.jvp` or a dual level of forward-mode differentiation is active.
+
+    An operation registered with torch has no tangent there, without an error.
+    """
+    return forward_ad._current_level >= 0
 
 
 # As torch.compiler.assume_constant_result does, without importing torch's compiler, which takes a second.

@@ -70,11 +70,13 @@ def as_uint8(episode_starts: Tensor | None) -> Tensor | None:
 def has_memory(tensor: Tensor) -> bool:
     """Return whether a tensor's memory may be read directly, past torch's dispatcher.
 
-    Not so under a compiler, an exporter or `torch.func`, whose tensors have no memory.
+    Not so under a compiler, an exporter, `torch.func`, whose tensors have no memory, or a `TorchDispatchMode`, which
+    would not see the operation (`make_fx` would record none).
     """
     return (
         type(tensor) is Tensor
         and torch._C._get_tracing_state() is None
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.compiler.is_compiling()
     )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from srwm_rl.ops.checks import has_memory
+
 CHUNK = 16  # steps between checkpoints, in csrc/srwm_cpu.c too
 
 # The differentiable inputs, by recurrence. The first is [T, B, H, D], the last the carried state.
@@ -82,7 +84,7 @@ def register_scan(
     def scan(*arguments: Any) -> tuple[Tensor, Tensor]:
         grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arguments[:n])
         # When acting, torch's dispatcher would take as long as the step.
-        direct = not (grad or torch.compiler.is_compiling() or type(arguments[0]) is not Tensor)
+        direct = not grad and has_memory(arguments[0])
         y, final, _ = (forward if direct else operator)(*arguments, grad)
         return y, final
 

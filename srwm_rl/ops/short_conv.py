@@ -68,7 +68,6 @@ def _in_c(x: Tensor) -> bool:
     return (
         (x.device.type, x.dtype) == ("cpu", torch.float32)
         and preferred() in ("auto", "cpu")
-        and not torch.compiler.is_compiling()  # nor exporting
         and has_memory(x)
         and x.numel() > 0
         and not isinstance(load_kernel(), str)

@@ -1,10 +1,12 @@
 """Cores under `torch.autocast` and `torch.jit.trace`, and cores that take any setting."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from srwm_rl import Core, UserError, core_names, delta_scan, make_core, register_core, srwm_scan
 from srwm_rl.nn import cores
@@ -83,3 +85,30 @@ def test_a_core_may_take_any_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_CORES", dict(cores._CORES))
     register_core("any")(AnyCore)
     assert make_core("any", 3, width=5, k=1).output_size == 5
+
+
+@pytest.mark.parametrize(("name", "settings"), OPTIONS)
+def test_make_fx_records_every_operation(name: str, settings: dict[str, Any]) -> None:
+    core, (x, state, starts) = core_and_inputs(name, settings)
+    with torch.no_grad():
+        traced = make_fx(core)(x, state, starts)
+        others = torch.randn_like(x), state + 0.1, starts
+        torch.testing.assert_close(traced(*others), core(*others))
+
+
+def scan(x: Tensor, backend: str = "auto") -> Tensor:
+    weight = torch.linspace(-1, 1, 2 * 4 * 16, dtype=x.dtype).view(2, 4, 16)
+    return srwm_scan(x, weight, backend=backend)[0] + delta_scan(x, x, x, x[..., 0], backend=backend)[0]
+
+
+def test_function_transforms_are_right_or_refused() -> None:
+    torch.manual_seed(0)
+    x, tangent = torch.rand(3, 5, 2, 2, 4), torch.rand(5, 2, 2, 4)
+    torch.testing.assert_close(torch.func.vmap(scan)(x), torch.stack([scan(row) for row in x]))
+    y, derivative = torch.func.jvp(scan, (x[0],), (tangent,))
+    torch.testing.assert_close(y, scan(x[0]))
+    point, step = x[0].double(), 1e-6 * tangent.double()
+    numeric = (scan(point + step) - scan(point - step)) / 2e-6
+    torch.testing.assert_close(derivative, numeric.float(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="no forward-mode derivatives"):
+        torch.func.jvp(partial(scan, backend="cpu"), (x[0],), (tangent,))
