@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def check_bound(shift_bound: float) -> None:
 
 def refuse_tracing(name: str) -> None:
     """Raise a `UserError` under `torch.jit.trace`, which would record the numbers of one call as constants."""
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise UserError(f"torch.jit.trace cannot record {name}: use torch.export, torch.compile or srwm-rl export")
 
 
@@ -57,7 +59,7 @@ def is_autocast(tensor: Tensor) -> bool:
     return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
 
 
-def in_float32(*tensors: Tensor | None) -> list[Tensor | None]:
+def in_float32(*tensors: Tensor | None) -> list[Any]:
     """Return tensors of half precision in float32, others as they are."""
     return [None if x is None else x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in tensors]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +62,8 @@ def delta_scan(
     refuse_tracing("delta_scan")
     if is_autocast(key):
         with torch.autocast(key.device.type, enabled=False):
-            tensors: Any = in_float32(key, value, query, rate, weight)
-            return delta_scan(*tensors, episode_starts, backend=backend)
+            key, value, query, rate, weight = in_float32(key, value, query, rate, weight)
+            return delta_scan(key, value, query, rate, weight, episode_starts, backend=backend)
     check_input("key", key)
     n_steps, batch, heads, size = key.shape
     for name, tensor, shape in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from operator import index
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,10 +65,11 @@ def srwm_scan(
     check_backend("srwm_scan", backend)
     refuse_tracing("srwm_scan")
     if is_autocast(x):
-        settings: Any = {"shift_bound": shift_bound, "backend": backend}
         with torch.autocast(x.device.type, enabled=False):
-            tensors: Any = in_float32(x, weight, shift)
-            return srwm_scan(*tensors, episode_starts, retention=in_float32(retention)[0], **settings)
+            x, weight, shift, retention = in_float32(x, weight, shift, retention)
+            return srwm_scan(
+                x, weight, shift, episode_starts, retention=retention, shift_bound=shift_bound, backend=backend
+            )
     _check(x, weight, shift, episode_starts, retention)
     if shift_bound is not None:
         check_bound(shift_bound)
