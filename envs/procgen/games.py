@@ -19,6 +19,15 @@ ACTIONS = (
 )  # fmt: skip
 """The 15 actions by number: nine movements, and six keys whose meaning depends on the game; D fires where one can."""
 
+KEY_GAMES = {"bossfight": 1, "caveflyer": 1, "dodgeball": 1, "fruitbot": 1, "plunder": 1, "ninja": 6, "starpilot": 6}
+"""Games in which keys do something -> how many, from the first (D): `special_action` in procgen/src/games/*.cpp."""
+
+IDLE_MOVES = {
+    **dict.fromkeys(("climber", "jumper", "ninja"), (3,)),
+    **dict.fromkeys(("fruitbot", "plunder"), (3, 5)),
+}
+"""Movements that do nothing in a game, straight down or up: `set_action_xy` in procgen/src/games/*.cpp."""
+
 PROCGEN_IDS = {f"procgen-{game}-v0": game for game in GAMES}
 """The games' Gymnasium ids, the same as in the original package."""
 
@@ -65,6 +74,11 @@ OPTIONS: dict[str, bool] = {
 
 SETTINGS = ("n_threads", "timeout_as_truncation", "render_mode")
 """What else `ProcgenBatch` takes beyond games, levels, mode and seed."""
+
+
+def idle_actions(game: str) -> tuple[int, ...]:
+    """Return the actions that do nothing in a game: 4, some movements, and keys that the game does not use."""
+    return (*sorted({4, *IDLE_MOVES.get(game, ())}), *range(9 + KEY_GAMES.get(game, 0), len(ACTIONS)))
 
 
 def timeout(game: str, mode: str) -> int:

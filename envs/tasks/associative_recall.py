@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -68,6 +68,17 @@ class AssociativeRecallBatch(TaskBatch):
     def score_range(cls, **settings: int) -> tuple[float, float]:
         """Return the mean returns of a random and of the best possible agent."""
         return 1.0 / settings.get("n_values", 8), 1.0
+
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        keys, values = range(settings.get("n_pairs", 8)), range(settings.get("n_values", 8))
+        return (*(f"key {i}" for i in keys), *(f"value {i}" for i in values), "query")
+
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of the actions."""
+        return tuple(f"value {i}" for i in range(settings.get("n_values", 8)))
 
     def _start(self) -> None:
         self._keys, self._values = np.zeros((2, self.n_envs, self.length), np.int64)

@@ -79,6 +79,16 @@ class BanditBatch(TaskBatch):
             policies["Bayes-optimal"] = BayesOptimal(env.n_pulls)
         return {name: play_bandits(env, levels, policy) for name, policy in policies.items()}
 
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        return ("always 1",)
+
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of the actions."""
+        return tuple(f"arm {i}" for i in range(settings.get("n_arms", 5)))
+
     def _begin_episodes(self, mask: BoolArray) -> None:
         self._chances = hash_uniform(self._level[:, None], 0, np.arange(self.n_arms))  # [n, n_arms]
 

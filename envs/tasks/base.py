@@ -73,5 +73,10 @@ class TaskBatch(SampledLevelsEnv):
         """
         return ()
 
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return a name for each action, for films; (): they have none. `settings` are as of `feature_names`."""
+        return ()
+
     def _settings(self) -> State:
         return {**super()._settings(), "settings": self._task_settings}

@@ -76,6 +76,11 @@ class MDPBatch(AttemptsTask):
             total += env.step(values[t % env.attempt_steps, rows, env._state].argmax(axis=1)).rewards
         return {"optimal policy (knows the MDP)": total}
 
+    @classmethod
+    def feature_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of an observation's numbers."""
+        return (*(f"state {i}" for i in range(settings.get("n_states", 10))), "attempt begins")
+
     def _start(self) -> None:
         self._state: IntArray = np.zeros(self.n_envs, np.int64)
         self._means = np.zeros((self.n_envs, self.n_states, self.n_actions))

@@ -48,6 +48,11 @@ class ParityBatch(TaskBatch):
         """Return the names of an observation's numbers."""
         return ("bit 0", "bit 1")
 
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of the actions."""
+        return ("even", "odd")
+
     def _begin_episodes(self, mask: BoolArray) -> None:
         bits = hash_integers(self._level[:, None], np.arange(self.length)) & np.uint64(1)
         self._bits = bits.astype(np.int64)  # [n, length]

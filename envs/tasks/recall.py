@@ -53,6 +53,11 @@ class RecallBatch(TaskBatch):
         symbols = range(settings.get("n_symbols", 4))
         return (*(f"cue {i}" for i in symbols), *(f"distractor {i}" for i in symbols), "query")
 
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of the actions."""
+        return tuple(f"cue {i}" for i in range(settings.get("n_symbols", 4)))
+
     def _begin_episodes(self, mask: BoolArray) -> None:
         shortest = self.delay // 2
         delay = shortest + (hash_integers(self._level, 1) % np.uint64(self.delay - shortest + 1)).astype(np.int64)

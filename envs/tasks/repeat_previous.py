@@ -62,6 +62,11 @@ class RepeatPreviousBatch(TaskBatch):
         """Return the names of an observation's numbers."""
         return tuple(f"suit {i}" for i in range(SUITS))
 
+    @classmethod
+    def action_names(cls, **settings: Any) -> tuple[str, ...]:
+        """Return the names of the actions."""
+        return cls.feature_names()
+
     def _begin_episodes(self, mask: BoolArray) -> None:
         order = hash_integers(self._level[:, None], np.arange(self.n_cards)).argsort(axis=1)
         self._suits = order % SUITS  # [n, n_cards]

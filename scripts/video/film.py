@@ -28,11 +28,10 @@ from srwm_rl.scripts.video.chart import Chart, Heat, Section, format_number
 from srwm_rl.scripts.video.panel import (
     Array,
     Arrays,
-    column_names,
     make_panel,
+    policy_columns,
     probability_limit,
     running_returns,
-    taken_columns,
 )
 from srwm_rl.scripts.video.scene import Album
 from srwm_rl.scripts.video.trace import Trace
@@ -54,9 +53,10 @@ class Film:
     def __init__(self, trace: Trace, album: Album) -> None:
         self.arrays, self.about, self.space = trace.arrays, trace.about, trace.action_space
         self.n_steps = len(self.arrays["rewards"])
-        self.names = column_names(self.space, trace.scene.kind() == "procgen" and not trace.scene.shuffle_actions)
+        scene = trace.scene
+        self.columns = policy_columns(self.arrays, self.space, scene.action_names(), scene.idle_actions())
+        self.names, self._taken = self.columns.names, self.columns.taken
         self._is_box = isinstance(self.space, spaces.Box)
-        self._taken = taken_columns(self.arrays, self.space)
         self._limits = self._policy_limits()
         self._returns = running_returns(self.arrays)
         self._episodes = np.cumsum(self.arrays["starts"])
@@ -64,11 +64,12 @@ class Film:
         self._of_attempts = f" of {trace.scene.attempts}" if trace.scene.attempts > 1 else ""
         self._starts = np.flatnonzero(self.arrays["starts"])
         size = SIZE[0] - MARGIN - _PANEL, SIZE[1] - 2 * 12
-        self.panel = make_panel(size, self.arrays, self.space, self.names, trace.head_costs)
+        self.panel = make_panel(size, self.arrays, self.space, self.columns, trace.head_costs)
         self._album = album
         self._observed = None
         if not album.has_pictures:
-            labels = {"observation": trace.scene.feature_names(), "previous_action": self.names}
+            features, actions = scene.feature_names(), scene.action_names()
+            labels = {"observation": features, "previous_observation": features, "previous_action": actions}
             self._observed = observation_chart(album.observations(), self.arrays["starts"], labels)
 
     def n_frames(self, fps: int) -> int:
@@ -122,7 +123,7 @@ class Film:
 
     def _policy_limits(self) -> tuple[float, float]:
         """Return the ends of the scale of the policy's output."""
-        choices = self.arrays["choices"]
+        choices = self.columns.values
         if not self._is_box:
             return 0.0, probability_limit(choices)
         stds, actions = self.arrays["std"], self.arrays["actions"]
@@ -135,12 +136,12 @@ class Film:
             title, caption, colour = f"{title}, bars up to {self._limits[1]:.2f}", "orange: taken", ORANGE
         if isinstance(self.space, spaces.Discrete):
             action = int(self._taken[t].argmax())
-            caption = f"taken: {self.names[action]}, probability {self.arrays['choices'][t, action]:.2f}"
+            caption = f"taken: {self.names[action]}, probability {self.columns.values[t, action]:.2f}"
         canvas.text(MARGIN, POLICY, title, 13, DIM)
         canvas.text(RIGHT, POLICY, caption, 13, colour, "r")
         pitch = GAME / len(self.names)
         radius = min(pitch * 0.3, 16) if self._is_box else pitch / 2 - min(pitch * 0.12, 6)
-        interval = int(np.ceil(14 / pitch))
+        interval = int(np.ceil(max(14, *(font(14).getlength(name) + 4 for name in self.names)) / pitch))
         for i, (name, taken) in enumerate(zip(self.names, self._taken[t], strict=True)):
             x = MARGIN + (i + 0.5) * pitch
             canvas.draw.rectangle((x - radius, COLUMNS[1], x + radius, COLUMNS[0]), EMPTY)
@@ -153,7 +154,7 @@ class Film:
 
     def _bar(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
         colour = ORANGE if self._taken[t, i] else BLUE
-        canvas.draw.rectangle((x - radius, self._y(self.arrays["choices"][t, i]), x + radius, COLUMNS[0]), colour)
+        canvas.draw.rectangle((x - radius, self._y(self.columns.values[t, i]), x + radius, COLUMNS[0]), colour)
 
     def _gaussian(self, canvas: Canvas, t: int, i: int, x: float, radius: float) -> None:
         """Draw mean, standard deviation and action of dimension i."""

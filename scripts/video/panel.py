@@ -10,15 +10,23 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from srwm_rl.agents.evaluation.head_costs import HeadCost
+from srwm_rl.envs.procgen.games import ACTIONS
 from srwm_rl.scripts.video.canvas import GREEN, ORANGE, SMALLEST, font
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-# procgen/env.py, BaseProcgenEnv.get_combos: nine directions, then six keys whose meaning depends on the game.
-PROCGEN_ACTIONS = "↙←↖↓·↑↘→↗DAWSQE"
+NOTHING = ACTIONS.index("nothing")
 RATE_LABELS = ("y", "q", "k", "beta")
+
+
+class Columns(NamedTuple):
+    """The columns of the policy's output: one per action, or per dimension of a Box action."""
+
+    names: list[str]
+    values: Array  # [T, N]: probabilities, or means
+    taken: Array  # [T, N] bool
 
 
 class Heads(NamedTuple):
@@ -49,10 +57,10 @@ def make_panel(
     size: tuple[int, int],
     arrays: Arrays,
     space: spaces.Space[Any],
-    names: list[str],
+    columns: Columns,
     costs: Sequence[HeadCost] = (),
 ) -> Chart:
-    """Return the panel of a recording; `names` are those of the policy's columns, `costs` of lesioning its heads."""
+    """Return the panel of a recording; `columns` are those of the policy, `costs` of lesioning its heads."""
     n_layers, n_heads = arrays["edit"].shape[1:]
     heads = head_rows(n_layers, n_heads, costs)
     values, entropy, rewards, returns = arrays["values"], arrays["entropy"], arrays["rewards"], running_returns(arrays)
@@ -73,7 +81,7 @@ def make_panel(
             last[1],
             Section("right answers (bars), accuracy so far in % (line)", [curve], _show("", 100 * accuracy)),
         ]
-    sections = [*_changes(arrays, heads), *_rates(arrays, heads), _policy(arrays, space, names), *last]
+    sections = [*_changes(arrays, heads), *_rates(arrays, heads), _policy(columns, space), *last]
     widest = max((font(SMALLEST).getlength(label) for label in heads.labels), default=0)
     # Labels of many heads stand in two columns, 15 pixels apart.
     return Chart(size, sections, arrays["starts"], (max(64, round(widest) + 27), 52))
@@ -86,12 +94,27 @@ def _n_choices(space: spaces.Space[Any]) -> Array:
     return np.ravel(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)  # type: ignore[attr-defined]
 
 
-def column_names(space: spaces.Space[Any], is_procgen: bool) -> list[str]:
-    """Name the N columns of the policy's output: one per action, or per dimension of a Box action."""
+def policy_columns(
+    arrays: Arrays, space: spaces.Space[Any], names: Sequence[str] = (), idle: Sequence[int] = ()
+) -> Columns:
+    """Return the columns of a recording's policy.
+
+    `names` are those of Discrete actions. The actions `idle`, of ProcGen, do nothing: they share the column of one.
+    """
+    all_names = list(names) if isinstance(space, spaces.Discrete) and len(names) == space.n else column_names(space)
+    values, taken = arrays["choices"], taken_columns(arrays, space)
+    if idle:
+        values, taken = values.copy(), taken.copy()
+        values[:, NOTHING] = values[:, list(idle)].sum(1)
+        taken[:, NOTHING] = taken[:, list(idle)].any(1)
+    shown = [i for i in range(len(all_names)) if i == NOTHING or i not in idle]
+    return Columns([all_names[i] for i in shown], values[:, shown], taken[:, shown])
+
+
+def column_names(space: spaces.Space[Any]) -> list[str]:
+    """Number the N columns of the policy's output: one per action, or per dimension of a Box action."""
     if isinstance(space, spaces.MultiDiscrete):
         return [f"{part}:{i}" for part, n in enumerate(_n_choices(space)) for i in range(n)]
-    if isinstance(space, spaces.Discrete) and is_procgen:
-        return list(PROCGEN_ACTIONS)
     n_columns = space.n if isinstance(space, spaces.Discrete) else np.prod(space.shape or (1,))
     return [str(i) for i in range(int(n_columns))]
 
@@ -150,13 +173,14 @@ def _rates(arrays: Arrays, heads: Heads) -> list[Section]:
     return [Section("self-chosen learning rates, rows as above", plots, current)]
 
 
-def _policy(arrays: Arrays, space: spaces.Space[Any], names: list[str]) -> Section:
-    choices, height = arrays["choices"], min(max(16.0 * len(names), 32.0), 120.0)
+def _policy(columns: Columns, space: spaces.Space[Any]) -> Section:
+    names, choices, taken = columns
+    height = min(max(16.0 * len(names), 32.0), 120.0)
     if isinstance(space, spaces.Box):
         high = float(np.abs(choices).max()) or 1.0
         heat = Heat(choices, -high, high, "poles", names, height)
         return Section("policy: mean of each dimension of the action", [heat])
-    heat = Heat(choices, 0.0, probability_limit(choices), "grey", names, height, marks=taken_columns(arrays, space))
+    heat = Heat(choices, 0.0, probability_limit(choices), "grey", names, height, marks=taken)
     title = "policy: P(bit = 1)" if isinstance(space, spaces.MultiBinary) else "policy: probability of each action"
     return Section(title, [heat])
 

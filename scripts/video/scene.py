@@ -17,11 +17,14 @@ from gymnasium.envs.registration import load_env_creator
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.envs.make import make_levels_env, resolve
+from srwm_rl.envs.procgen.games import idle_actions
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import Wrappers, load_wrappers, pairs
 
+# procgen/env.py, BaseProcgenEnv.get_combos: nine directions, then six keys whose meaning depends on the game.
+PROCGEN_ACTIONS = "↙←↖↓·↑↘→↗DAWSQE"
 PROCGEN_FPS, SLOW_FPS = 15, 4  # ProcGen's own rate; slow enough to read numbers
 
 
@@ -55,6 +58,18 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.kind() != "task":
             return ()
         return TASKS[self.env].feature_names(**pairs(self.env_kwargs, "env_kwargs"))
+
+    def action_names(self) -> tuple[str, ...]:
+        """Return the names of the actions of a game or task, unless they depend on the level; (): they have none."""
+        if self.shuffle_actions or self.kind() == "gymnasium":
+            return ()
+        if self.kind() == "procgen":
+            return tuple(PROCGEN_ACTIONS)
+        return TASKS[self.env].action_names(**pairs(self.env_kwargs, "env_kwargs"))
+
+    def idle_actions(self) -> tuple[int, ...]:
+        """Return the actions that do nothing in a ProcGen game, unless they depend on the level."""
+        return idle_actions(self.env) if self.kind() == "procgen" and not self.shuffle_actions else ()
 
     def make(self, render: bool = False) -> VecEnv:
         """Make the environment; `render`: with pictures.

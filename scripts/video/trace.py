@@ -138,7 +138,7 @@ def _check_arrays(trace: Trace) -> None:
     """Raise a ValueError or KeyError unless the arrays are those of T steps."""
     arrays, space = trace.arrays, trace.action_space
     n_steps, heads = len(arrays["rewards"]), arrays["edit"].shape
-    columns = (n_steps, len(column_names(space, False)))
+    columns = (n_steps, len(column_names(space)))
     shapes: dict[str, Any] = {**dict.fromkeys(KINDS, (n_steps,)), "choices": columns, "edit": heads, "drift": heads}
     if isinstance(space, spaces.Box):
         shapes["std"] = columns

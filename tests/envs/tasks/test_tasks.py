@@ -298,9 +298,20 @@ def test_score_ranges_depend_on_the_settings():
     assert BanditBatch.score_range(n_pulls=100) is None
 
 
-@pytest.mark.parametrize(("task", "settings"), [*((name, {}) for name in VECTOR_TASKS), ("recall", {"n_symbols": 7})])
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        *((name, {}) for name in VECTOR_TASKS),
+        ("recall", {"n_symbols": 7}),
+        ("bandit", {"n_arms": 10, "n_pulls": 3}),
+        ("associative_recall", {"n_pairs": 3, "n_values": 5}),
+        ("mdp", {"n_states": 4, "n_actions": 2}),
+    ],
+)
 def test_features_have_one_name_each(task: str, settings: dict[str, int]) -> None:
     names = TASKS[task].feature_names(**settings)
-    assert len(set(names)) == len(names)
-    (n_features,) = TASKS[task](1, **settings).observation_space.shape or ()
-    assert len(names) in (0, n_features)
+    env = TASKS[task](1, **settings)
+    assert len(set(names)) == len(names) == (env.observation_space.shape or ())[0]
+    actions = TASKS[task].action_names(**settings)
+    assert len(set(actions)) == len(actions)
+    assert len(actions) in (0, env.action_space.n)

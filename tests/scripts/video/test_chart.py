@@ -7,7 +7,8 @@ from srwm_rl.agents.evaluation.head_costs import HeadCost
 from srwm_rl.scripts.video import canvas
 from srwm_rl.scripts.video.canvas import COLOUR_MAPS, INK, paint
 from srwm_rl.scripts.video.chart import Chart, Curve, Heat, Section, format_number
-from srwm_rl.scripts.video.panel import PROCGEN_ACTIONS, head_rows, running_returns
+from srwm_rl.scripts.video.panel import head_rows, running_returns
+from srwm_rl.scripts.video.scene import PROCGEN_ACTIONS
 
 # To the lightness of OKLab, https://bottosson.github.io/posts/oklab.
 TO_LMS = np.array(
