@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         report = evaluate(config)
         print(render_evaluation(report))
         write_json(config.json, report)
-        _draw(config, report.get("few_shot", []), "episodes")
+        _draw(config, report.get("few_shot", []))
         return 0
     from srwm_rl.scripts.evaluation.few_shot import over_runs
     from srwm_rl.scripts.seeds.summary import over_seeds, render_over_seeds
@@ -46,13 +46,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _draw(config: EvalConfig, rows: Sequence[AccuracyRow], over: str) -> None:
+def _draw(config: EvalConfig, rows: Sequence[AccuracyRow], over: str | None = None) -> None:
     """Draw the chart of a few-shot evaluation, if it is wanted."""
     if config.chart is not None:
         from srwm_rl.scripts.reports.few_shot_charts import write_chart
 
-        n = f"{rows[0]['episodes']:,} " if rows and over == "episodes" else ""
-        write_chart(Path(config.chart), rows, n + over)
+        write_chart(Path(config.chart), rows, over)
 
 
 def read(argv: list[str]) -> EvalConfig:

@@ -30,8 +30,10 @@ PAGE_SIZE = (5.2, 2.6)
 LINE_HEIGHT = 6.0  # of a line's name, in percent
 
 
-def write_chart(path: Path, rows: Sequence[AccuracyRow], over: str) -> None:
+def write_chart(path: Path, rows: Sequence[AccuracyRow], over: str | None = None) -> None:
     """Draw the held-out classes of the first setting into an SVG or PNG file.
+
+    `over` says what the intervals are over; None: episodes.
 
     Raises:
         UserError: there is nothing to draw: questions of one kind only.
@@ -49,9 +51,11 @@ def write_chart(path: Path, rows: Sequence[AccuracyRow], over: str) -> None:
             draw_switch(axes, shown)
         else:
             draw_seen(axes[0], shown)
-        setting = f"{shown[0]['ways']} classes never trained on, no gradient at run time"
+        what = "classes of test images" if pairs else "classes never trained on"
+        setting = f"{shown[0]['ways'].replace(':', ' to ')} {what}, no gradient at run time"
         axes[0].set_title(f"{setting}\n{axes[0].get_title(loc='left')}".rstrip(), loc="left")
-        axes[-1].set_xlabel(f"{axes[-1].get_xlabel()}\n95% intervals over {over}")
+        own = [row["episodes"] for row in shown if (row["name"], row["part"]) == (shown[0]["name"], 0)]
+        axes[-1].set_xlabel(f"{axes[-1].get_xlabel()}\n95% intervals over {over or f'{sum(own):,} episodes'}")
         metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
         figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
 
@@ -88,7 +92,8 @@ def draw_seen(axes: Axes, rows: Sequence[AccuracyRow]) -> None:
     ends = {}
     for row, style in zip(rows, _styles(rows), strict=True):
         start = 1 if row["name"] in REFERENCES and row["name"] != "chance" else 0  # they know no class before
-        ends[row["name"]] = _line(axes, start, row["by_seen"][start:], style), style["color"]
+        marker = "" if row["name"] in REFERENCES else "o"
+        ends[row["name"]] = _line(axes, start, row["by_seen"][start:], style, marker), style["color"]
     axes.set(xlabel="examples of the class seen in the episode", ylabel="accuracy, %", ylim=(0, 102))
     axes.set_xticks(range(max(len(row["by_seen"]) for row in rows)))
     _name_ends(axes, ends)
@@ -121,12 +126,14 @@ def _styles(rows: Sequence[AccuracyRow]) -> list[dict[str, Any]]:
     return styles
 
 
-def _line(axes: Axes, start: int, intervals: Sequence[AccuracyInterval | None], style: dict[str, Any]) -> float:
+def _line(
+    axes: Axes, start: int, intervals: Sequence[AccuracyInterval | None], style: dict[str, Any], marker: str = ""
+) -> float:
     """Draw accuracies at `start`, `start + 1`, ... in percent; return the last one."""
     ends = [[np.nan] * 3 if of is None else [of[end] for end in ("mean", "low", "high")] for of in intervals]
     mean, low, high = 100 * np.array(ends, np.float64).reshape(-1, 3).T
     x = np.arange(start, start + len(mean))
-    axes.plot(x, mean, marker="o" if len(x) < 12 and style["linestyle"] == "-" else None, markersize=4, **style)
+    axes.plot(x, mean, marker=marker, markersize=4, **style)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     known = mean[np.isfinite(mean)]
     return float(known[-1]) if len(known) else 0.0
