@@ -13,7 +13,7 @@ from srwm_rl.envs.tasks.fewshot import FewShotBatch
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import options_of, parse, peek, say, split_options
 from srwm_rl.scripts.commands import train
-from srwm_rl.scripts.config.defaults import PAPER_CORES, defaults, with_defaults
+from srwm_rl.scripts.config.defaults import EDITING_CORES, PAPER_CORES, defaults, with_defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 
 QUICK_STEPS = 3_000_000
@@ -36,8 +36,9 @@ PAPER: dict[str, tuple[str, ...]] = {
     "--precision": ("float32",),
     "--eval-episodes": ("1000",),
 }
-# The core "srwm" as published; others keep the settings that fit them.
+# Of the core srwm; others keep what fits them.
 PAPER_CORE = ("hidden_size:256", "n_layers:2", "n_heads:16", "ff_size:1024")
+PAPER_HEADS = ("norm:residual", "query_init:1", "identity_init:0")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def _preset(config: FewShotConfig, n_steps: int, others: list[str]) -> dict[str,
         n_envs = max(4, round(QUICK_BATCH / n_steps))
         return {"--n-envs": (str(n_envs),), "--n-timesteps": (str(QUICK_STEPS),)}
     n_envs = int(peek(others, "--n-envs") or PAPER_BATCH)
-    core = PAPER_CORE if (peek(others, "--core") or "srwm") in PAPER_CORES else ()
+    name = peek(others, "--core") or "srwm"
+    core = (*PAPER_CORE, *(PAPER_HEADS if name in EDITING_CORES else ())) if name in PAPER_CORES else ()
     return {
         **PAPER,
         "--n-timesteps": (str(PAPER_UPDATES * n_steps * n_envs),),

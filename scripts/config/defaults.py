@@ -99,7 +99,7 @@ SUPERVISED: dict[str, Any] = {
     "normalize_reward": False,
     "core_kwargs": ("hidden_size:32", "n_layers:1"),
 }
-_CONV4 = 'cnn:{"kind":"conv4","channels":[32,32,32,32],"first_stride":2}'
+_CONV4 = 'cnn:{"kind":"conv4","channels":[32,32,32,32],"first_stride":2,"standardize":true}'
 SUPERVISED_TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "parity": {"n_steps": 40},
     "repeat_previous": {"n_steps": 51},
@@ -107,13 +107,13 @@ SUPERVISED_TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "fewshot": {
         "n_envs": 16,
         "n_steps": 52,  # the longest episode of the task's own settings
-        "learning_rate": 3e-3,
+        "learning_rate": 5e-3,
         "aux_coef": 0.5,
-        "core_kwargs": ("hidden_size:64", "n_layers:2"),
-        "encoder_kwargs": ("mlp:[]", "vector_scale:3", _CONV4),
+        "core_kwargs": ("hidden_size:64", "n_layers:1"),
+        "encoder_kwargs": ("mlp:[]", "vector_scale:6", _CONV4),
     },
 }
-FEW_SHOT_HEADS = ("n_heads:4", "norm:residual", "query_init:1")
+FEW_SHOT_HEADS = ("n_heads:1", "norm:residual", "query_init:1", "identity_init:2")
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_PAPER, "env": "paper6"},
     "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},

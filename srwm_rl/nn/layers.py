@@ -82,6 +82,9 @@ class SRWMLayer(MemoryLayer):
         beta_init: initial mean of the beta columns. Under `input_softmax` it is the mean of the rates' initial
             pre-activations as well: 0 makes the untrained rates 1/2 on average.
         key_init: initial standard deviation of the key columns, as a multiple of `1/sqrt(head_size)`.
+        identity_init: c, a multiple of the identity that is added to each head's initial key columns and subtracted
+            from its query columns. Keys begin as `softmax(c x + ...)`, so that a read with `x` weighs earlier edits by
+            the similarity of their inputs: an associative memory before any training. 0: as published.
         edit_lr_multiplier: factor on the optimizer's steps of the trained query, key and beta columns, as of a
             parameter group with that multiple of the learning rate. `SRWMPolicy` applies it to its optimizer,
             `srwm_rl.nn.optimizer_hooks.scale_edit_columns` to any other.
@@ -112,6 +115,7 @@ class SRWMLayer(MemoryLayer):
         query_init: float,
         beta_init: float,
         key_init: float = 1.0,
+        identity_init: float = 0.0,
         edit_lr_multiplier: float = 1.0,
         frozen: str | Sequence[str] = (),
         retention: bool = False,
@@ -119,6 +123,7 @@ class SRWMLayer(MemoryLayer):
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         self.query_init, self.key_init, self.beta_init = query_init, key_init, beta_init
+        self.identity_init = identity_init
         self.edit_lr_multiplier, self.shift_bound = edit_lr_multiplier, shift_bound
         if not 0 <= edit_lr_multiplier < math.inf:
             raise UserError(f"edit_lr_multiplier must be a finite number of at least 0, not {edit_lr_multiplier!r}")
@@ -155,8 +160,9 @@ class SRWMLayer(MemoryLayer):
         """Initialise the slow weight, its frozen columns too, and the retention gate."""
         weight = torch.empty(self.shift_shape).normal_(std=self.head_size**-0.5)
         _, query, key, beta = weight.split(self.widths, -1)
-        query *= self.query_init
-        key *= self.key_init
+        identity = self.identity_init * torch.eye(self.head_size)
+        query.mul_(self.query_init).sub_(identity)
+        key.mul_(self.key_init).add_(identity)
         beta += self.beta_init
         trained, frozen = weight[..., self._columns.cpu().argsort()].tensor_split((self.weight.shape[-1],), dim=-1)
         with torch.no_grad():

@@ -18,8 +18,8 @@ class SRWMCore(StackCore):
     """Input projection, then layers of self-modifying heads, each followed by a feed-forward block.
 
     The state holds, per layer, the shift of every head: `S = H * D * (3D+4)`. Its settings are those of
-    `srwm_rl.nn.layers.SRWMLayer`; `frozen`, `retention` and `shift_bound` are off in both variants, `key_init` and
-    `edit_lr_multiplier` are 1.
+    `srwm_rl.nn.layers.SRWMLayer`; `frozen`, `retention`, `shift_bound` and `identity_init` are off in both variants,
+    `key_init` and `edit_lr_multiplier` are 1.
     """
 
     layer_class = SRWMLayer

@@ -17,6 +17,8 @@ from srwm_rl.nn.short_conv import ShortConv
 
 MAX_CONV = 2**10  # steps, far above any useful width
 
+NUMBERS = ("query_init", "key_init", "beta_init", "identity_init", "edit_lr_multiplier", "shift_bound")
+
 
 class StackCore(Core):
     """Input projection, then memory layers, each followed by a feed-forward block; the state stacks the layers' states.
@@ -120,7 +122,7 @@ def _check_types(settings: dict[str, Any]) -> None:
     """Raise a `UserError` for text where a flag or a number belongs: "False" would count as true."""
     for kind, expected, names in (
         (bool, "true or false", ("input_softmax", "retention")),
-        ((int, float), "a number", ("query_init", "key_init", "beta_init", "edit_lr_multiplier", "shift_bound")),
+        ((int, float), "a number", NUMBERS),
     ):
         for name in names:
             if settings.get(name) is not None and not isinstance(settings[name], kind):

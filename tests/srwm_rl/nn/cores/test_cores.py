@@ -272,6 +272,19 @@ def test_key_init_scales_the_initial_key_columns_alone(name: str, n_read: int, v
     assert torch.equal(frozen, scaled)
 
 
+@pytest.mark.parametrize(("name", "n_read"), [("srwm", 8), ("sr_delta", 25)])
+def test_identity_init_adds_the_identity_to_keys_and_subtracts_it_from_queries(name: str, n_read: int) -> None:
+    weights = []
+    for c in (0.0, 3.0):
+        torch.manual_seed(0)
+        core = make_core(name, 5, hidden_size=16, n_heads=2, identity_init=c, frozen="query")
+        weights.append(core.layers[1].slow_weight())  # type: ignore[index,union-attr]
+    expected = torch.zeros_like(weights[0])
+    expected[..., n_read : n_read + 8] = -3 * torch.eye(8)
+    expected[..., n_read + 8 : n_read + 16] = 3 * torch.eye(8)
+    torch.testing.assert_close(weights[1] - weights[0], expected)
+
+
 def test_key_init_scales_the_initial_keys_of_delta() -> None:
     rows = []
     for key_init in (1.0, 2.0):
@@ -338,6 +351,7 @@ def test_default_variant_starts_with_small_queries() -> None:
         ("fake_sr", {"shift_bound": 1.0}, "has no setting 'shift_bound'"),
         ("delta", {"query_init": "small"}, "query_init must be a number"),
         ("sr_delta", {"key_init": "2"}, "key_init must be a number, not '2'"),
+        ("srwm", {"identity_init": "2"}, "identity_init must be a number, not '2'"),
         ("srwm", {"edit_lr_multiplier": [3.0]}, r"edit_lr_multiplier must be a number, not \[3.0\]"),
         ("srwm", {"edit_lr_multiplier": -1.0}, "edit_lr_multiplier must be a finite number of at least 0, not -1.0"),
         ("srwm_no_carry", {"edit_lr_multiplier": float("nan")}, "edit_lr_multiplier must be a finite number"),
