@@ -70,6 +70,21 @@ def normal_interval(values: FloatArray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def welch_interval(first: FloatArray, second: FloatArray) -> Interval:
+    """Return `mean(first) - mean(second)` of values per training seed, with its 95% interval by Welch's t-test.
+
+    The samples, of two or more values each, are independent and may differ in their variances.
+    """
+    difference = float(first.mean() - second.mean())
+    errors = [float(values.var(ddof=1)) / len(values) for values in (first, second)]  # squared
+    if not sum(errors):
+        return Interval(difference, difference, difference)
+    # Of Welch and Satterthwaite.
+    freedom = sum(errors) ** 2 / sum(error**2 / (len(of) - 1) for error, of in zip(errors, (first, second), strict=True))
+    half = float(t.ppf(0.975, freedom)) * sum(errors) ** 0.5
+    return Interval(difference, difference - half, difference + half)
+
+
 def difference_interval(first: FloatArray, second: FloatArray, seed: int = 0) -> Interval:
     """Return `mean(first) - mean(second)` of independent samples with its interval."""
     return _interval(lambda a, b, axis: a.mean(axis) - b.mean(axis), (first, second), seed)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         _draw(config, report.get("few_shot", []))
         return 0
     from srwm_rl.scripts.evaluation.few_shot import over_runs
-    from srwm_rl.scripts.seeds.summary import over_seeds, render_over_seeds
+    from srwm_rl.scripts.evaluation.over_seeds import over_seeds, render_over_seeds
 
     reports = []
     for run in runs:

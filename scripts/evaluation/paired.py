@@ -20,6 +20,8 @@ from srwm_rl.agents.evaluation.statistics import (
     performance_profile,
     rliable_version,
     run_improvement,
+    t_interval,
+    welch_interval,
 )
 from srwm_rl.envs.make import normalizer
 from srwm_rl.scripts.cli import check_device
@@ -169,6 +171,7 @@ def _over_seeds(games: list[str], returns: list[list[FloatArray]], normalized: b
         profile = zip(("fractions", "low", "high"), performance_profile(scores, thresholds, seed), strict=True)
         sides[letter] = {
             "scores": scores.tolist(),
+            "mean": t_interval(scores.mean(1)).to_json(),
             "interquartile_mean": interquartile_mean(scores, seed).to_json(),
             "profile": {name: values.tolist() for name, values in profile},
         }
@@ -176,6 +179,7 @@ def _over_seeds(games: list[str], returns: list[list[FloatArray]], normalized: b
         "games": games,
         "unit": "normalised return" if normalized else "return",
         "computed_by": "srwm-rl" if version is None else f"rliable {version}",
+        "difference": welch_interval(a.mean(1), b.mean(1)).to_json(),
         "improvement": run_improvement(a, b, seed).to_json(),
         "thresholds": thresholds.tolist(),
         **sides,

@@ -9,6 +9,7 @@ from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow, few_shot_tab
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, chosen_note, count, explain
 
 MAX_ATTEMPTS = 6  # columns of a table
+MEANS = ("mean", "interquartile_mean")  # of a side over seeds
 Number = float | dict[str, float | None] | None
 """A number, or an interval in JSON's types."""
 
@@ -138,10 +139,11 @@ def side_notes(baselines: list[dict[str, Any]]) -> list[str]:
 def _seed_lines(seeds: dict[str, Any] | None) -> list[str]:
     if seeds is None:
         return ["The intervals are over levels, for these very agents: of other training seeds they say nothing."]
-    means = ", ".join(f"{letter} {text(seeds[letter]['interquartile_mean'])}" for letter in "AB")
+    means, middles = (", ".join(f"{letter} {text(seeds[letter][name])}" for letter in "AB") for name in MEANS)
     return [
-        f"over training seeds ({seeds['unit']}, computed by {seeds['computed_by']}):",
-        f"  interquartile mean: {means}",
+        f"over training seeds ({seeds['unit']}):",
+        f"  mean: {means}, A - B {text(seeds['difference'])} (95% intervals by Student's and Welch's t)",
+        f"  interquartile mean: {middles} (bootstrap, computed by {seeds['computed_by']})",
         f"  P(a run of A > a run of B): {text(seeds['improvement'])}",
     ]
 

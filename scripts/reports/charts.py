@@ -79,7 +79,7 @@ class Charts:
         for seed in band.seeds:
             axes.plot(*seed, color=TRAIN, linewidth=0.5, alpha=0.5)
         if band.seeds:
-            axes.fill_between(steps, band.low, band.high, color=TRAIN, alpha=0.18, linewidth=0)
+            shade(axes, band, TRAIN, 0.18)
         axes.plot(steps, values, color=TRAIN, linewidth=1.5)
         if test is not None:
             axes.plot(*test, color=HELD_OUT, linewidth=1.2)
@@ -173,6 +173,15 @@ def _name_ends(axes: Axes, ends: dict[str, float]) -> None:
     for name, value in sorted(ends.items(), key=lambda end: end[1]):
         y = max(y + 0.1, (value - low) / (high - low))
         axes.text(1.02, y, name, color=colours[name], transform=axes.transAxes, va="center")
+
+
+def shade(axes: Axes, band: Band, colour: Any, alpha: float) -> None:
+    """Shade a band's interval; the axes make room for its seeds' curves alone, as that of two seeds can be huge."""
+    for seed in band.seeds:
+        axes.update_datalim(np.column_stack(seed))
+    limits = axes.dataLim.frozen()
+    axes.fill_between(band.mean.steps, band.low, band.high, color=colour, alpha=alpha, linewidth=0)
+    axes.dataLim.set(limits)
 
 
 def _dots(intervals: Iterable[Interval]) -> tuple[Any, Any]:

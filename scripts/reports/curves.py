@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import t
 
 from srwm_rl.agents.evaluation.statistics import FloatArray
 from srwm_rl.errors import UserError
@@ -25,7 +26,7 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Several seeds' curves and their mean; `low` and `high` bound its 95% bootstrap interval over seeds."""
+    """Several seeds' curves and their mean; `low` and `high` bound its 95% interval over seeds."""
 
     mean: Curve
     low: FloatArray
@@ -68,10 +69,11 @@ def thin(curve: Curve) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-def combine(curves: list[Curve], seed: int = 0, statistic: Callable[..., Any] = np.mean) -> Band:
-    """Return the mean of several seeds' curves over the steps that all of them have, with its bootstrap interval.
+def combine(curves: list[Curve], seed: int = 0, statistic: Callable[..., Any] | None = None) -> Band:
+    """Return the mean of several seeds' curves over the steps that all of them have, with its t-interval.
 
-    `statistic` is another function of an array and an axis, such as `np.median`, in the place of the mean.
+    `statistic` is a function of an array and an axis, such as `np.median`, in the place of the mean; its interval is
+    from a bootstrap over the seeds, `seed` that of its random numbers.
     """
     if len(curves) == 1:
         mean = thin(curves[0])
@@ -79,6 +81,9 @@ def combine(curves: list[Curve], seed: int = 0, statistic: Callable[..., Any] = 
     first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
     steps = np.linspace(first, max(first, last), N_POINTS)
     values = np.stack([np.interp(steps, *thin(curve)) for curve in curves])  # [n_seeds, N_POINTS]
+    if statistic is None:
+        mean, half = values.mean(0), t.ppf(0.975, len(curves) - 1) * values.std(0, ddof=1) / len(curves) ** 0.5
+        return Band(Curve(steps, mean), mean - half, mean + half, [Curve(steps, row) for row in values])
     drawn = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
     low, high = np.percentile(statistic(values[drawn], axis=1), [2.5, 97.5], axis=0)
     return Band(Curve(steps, statistic(values, axis=0)), low, high, [Curve(steps, row) for row in values])

@@ -17,7 +17,7 @@ from scipy.stats import trim_mean
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
-from srwm_rl.scripts.reports.charts import COLOURS, STYLE, short_number
+from srwm_rl.scripts.reports.charts import COLOURS, STYLE, shade, short_number
 from srwm_rl.scripts.reports.curves import Curve, combine, read_curves
 from srwm_rl.scripts.reports.sections import FREE, settings_key
 from srwm_rl.storage.run_folder import CONFIG, METRICS, Run, run_folder
@@ -25,7 +25,7 @@ from srwm_rl.storage.run_folder import CONFIG, METRICS, Run, run_folder
 DEFAULT_VALUES = ("rollout/ep_rew_mean", "rollout/accuracy")
 TIME = "time/time_elapsed"
 STATISTICS: dict[str, Any] = {
-    "mean": np.mean,
+    "mean": None,
     "median": np.median,
     "iqm": lambda values, axis: trim_mean(values, 0.25, axis),
 }
@@ -52,7 +52,7 @@ def plot_runs(
         path: the picture.
         y: the value's key in metrics.jsonl; None: the training return, or the accuracy of learning from answers.
         x: "steps" or "hours".
-        statistic: a name of `STATISTICS`, over seeds; the band is its 95% bootstrap interval.
+        statistic: a name of `STATISTICS`, over seeds; the band is its 95% interval, see `combine`.
         labels: names of the lines, in the order in which their first runs are named.
 
     Raises:
@@ -137,5 +137,5 @@ def _draw_line(axes: Axes, line: Line, statistic: str, colour: str) -> None:
     n = len(line.curves)
     label = f"{line.label} ({statistic} of {n} seeds)" if n > 1 else line.label
     if n > 1:
-        axes.fill_between(band.mean.steps, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+        shade(axes, band, colour, 0.2)
     axes.plot(*band.mean, color=colour, label=label)

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from srwm_rl.agents.evaluation.head_costs import HeadCosts
-from srwm_rl.agents.evaluation.statistics import difference_interval
+from srwm_rl.agents.evaluation.statistics import difference_interval, t_interval
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.procgen.published import PROCGEN_EASY
 from srwm_rl.errors import UserError
@@ -92,6 +92,8 @@ class Section:
         self.rows = returns_by_game(evaluation, seed)
         self.held_out = held_out_splits(evaluation)
         self.played = ["train"] * ("train" in evaluation["episodes"]) + self.held_out
+        means = {split: [run.head.cells[split]["return"]["mean"] for run in runs] for split in self.played}
+        self.over_seeds = {split: t_interval(np.array(values)).to_json() for split, values in means.items()}
         self.random = [name for split in self.held_out if (name := f"random, {split}") in evaluation["episodes"]]
         levels = evaluation["levels"]
         # Each split's name on the page, and its levels.

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from srwm_rl.agents.evaluation import statistics
 from srwm_rl.agents.evaluation.statistics import (
@@ -16,6 +17,7 @@ from srwm_rl.agents.evaluation.statistics import (
     performance_profile,
     rliable_version,
     run_improvement,
+    welch_interval,
 )
 
 RNG = np.random.default_rng(5)
@@ -184,3 +186,10 @@ def test_arrays_that_are_not_pairs_are_refused(second: np.ndarray) -> None:
         outcomes([np.zeros(2)], [second])
     with pytest.raises(ValueError, match="needs pairs"):
         outcomes([], [])
+
+
+def test_the_difference_over_seeds_is_welchs() -> None:
+    first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 5.0, 1.0])
+    ends = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert welch_interval(first, second) == pytest.approx((0.5, *ends))
+    assert welch_interval(np.ones(3), np.ones(2)) == (0, 0, 0)

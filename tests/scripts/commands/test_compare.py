@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srwm_rl.agents.evaluation.statistics import rliable_version
+from srwm_rl.agents.evaluation.statistics import rliable_version, t_interval, welch_interval
 from srwm_rl.scripts.main import main
 
 
@@ -92,10 +92,14 @@ def test_several_seeds_a_side(call: Any, recall: Path, other_runs: list[Path], t
     better = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(*sides)]
     assert seeds["improvement"]["mean"] == pytest.approx(sum(better) / 4)
     assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[other_runs[0]]]))
+    first, second = map(np.array, sides)
+    assert seeds["A"]["mean"] == pytest.approx(t_interval(first).to_json())
+    assert seeds["difference"] == pytest.approx(welch_interval(first, second).to_json())
     assert seeds["unit"] == "normalised return"
     assert seeds["computed_by"] == ("srwm-rl" if rliable_version() is None else f"rliable {rliable_version()}")
     assert comparison["rows"][0]["levels"] == 30
     output = call("compare", "--a", recall, other_runs[0], "--b", *other_runs[1:])
+    assert "\n  mean: A " in output.out
     assert "interquartile mean: A " in output.out
 
 
@@ -158,7 +162,7 @@ REFUSED = [
     (["{a}", "{tmp}/nowhere"], "there is no run at"),
     (["{a}", "{tmp}/stopped"], "has no model"),
     (["{a}", "{tmp}/bandit"], "differ in environment: recall and bandit"),
-    (["{a}", "{tmp}/longer"], "differ in settings of the environment: none and ['delay:12']"),
+    (["{a}", "{tmp}/longer"], "differ in settings of the environment: ['delay:10', 'n_symbols:4'] and ['delay:12', 'n_symbols:4']"),
     (["{a}", "{tmp}/elsewhere"], "name levels that neither was trained on with --eval-levels"),
     (["{a}", "{b}", "--eval-levels", "10:14"], "were trained on"),
     (["{a}", "{b}", "--eval-levels", "14:10"], "hold no level"),

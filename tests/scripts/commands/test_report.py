@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.statistics import t_interval
 from srwm_rl.scripts.evaluation import runner
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.reports import pages
@@ -127,6 +129,9 @@ def test_several_seeds_are_averaged_level_by_level(call: Any, recall: Path, othe
     means = [json.loads(file.read_text())["rows"][1]["return"]["mean"] for file in files]
     text = Text(page(call, tmp_path, recall, other_seed, "--eval", files[0], "--eval", files[1])).text
     assert f"held-out 100:108 {number(sum(means) / 2)} [" in text
+    over_seeds = t_interval(np.array(means))
+    ends = f"{number(over_seeds.mean)} [{number(over_seeds.low)}, {number(over_seeds.high)}]"
+    assert re.search(rf"mean 95% t-interval over 2 seeds .*?{re.escape(ends)}", text)
     for seed, run, mean in zip((0, 1), (recall, other_seed), means, strict=True):
         assert re.search(rf"{seed} {re.escape(str(run))} 256 \S+ \[.*?{re.escape(number(mean))} \[", text)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from srwm_rl.agents.evaluation.statistics import t_interval
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.reports.curves import N_POINTS, Curve, combine, read_curves, thin
 
@@ -62,11 +63,18 @@ def test_seeds_are_averaged_up_to_the_shortest_run() -> None:
     assert band.mean.steps[0] == 10
     assert band.mean.steps[-1] == pytest.approx(steps[39])
     assert band.mean.values == pytest.approx(2 * band.mean.steps)
-    assert (band.low >= band.mean.steps - 1e-9).all()
-    assert (band.high <= 3 * band.mean.steps + 1e-9).all()
-    assert (band.low < band.mean.values).all()
-    assert (band.high > band.mean.values).all()
     assert len(band.seeds) == 3
+    for at in (0, 70, N_POINTS - 1):
+        interval = t_interval(np.array([1.0, 2.0, 3.0]) * band.mean.steps[at])
+        assert (band.mean.values[at], band.low[at], band.high[at]) == pytest.approx(interval)
+
+
+def test_another_statistic_has_a_bootstrap_interval_within_the_seeds() -> None:
+    steps = np.linspace(1, 100, 50)
+    band = combine([Curve(steps, steps), Curve(steps, 9 * steps), Curve(steps, 2 * steps)], statistic=np.median)
+    assert band.mean.values == pytest.approx(2 * band.mean.steps)
+    assert band.low == pytest.approx(band.mean.steps)
+    assert band.high == pytest.approx(9 * band.mean.steps)
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -186,7 +186,7 @@ def test_compare_and_report_take_groups(call: Any, group: tuple[Path, str], reca
     pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
     argv = ("--no-random", "--no-freeze", "--no-rank-heads", "-o", tmp_path / "page.html")
     assert call("report", group[0], *argv).code == 0
-    assert "mean over 2 seeds with 95% interval" in (tmp_path / "page.html").read_text()
+    assert "mean over 2 seeds with 95% t-interval" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["watch", "export"])
