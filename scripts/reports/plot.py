@@ -138,4 +138,6 @@ def _draw_line(axes: Axes, line: Line, statistic: str, colour: str) -> None:
     label = f"{line.label} ({statistic} of {n} seeds)" if n > 1 else line.label
     if n > 1:
         shade(axes, band, colour, 0.2)
+        for seed in band.seeds:
+            axes.plot(*seed, color=colour, linewidth=0.6, alpha=0.5)
     axes.plot(*band.mean, color=colour, label=label)
