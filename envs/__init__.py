@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from srwm_rl.envs.batch import BatchEnv as BatchEnv
     from srwm_rl.envs.batch import BatchStep as BatchStep
     from srwm_rl.envs.gym_envs import BatchGymEnv as BatchGymEnv
-    from srwm_rl.envs.gym_envs import BatchGymVectorEnv as BatchGymVectorEnv
+    from srwm_rl.envs.gym_vector_env import BatchGymVectorEnv as BatchGymVectorEnv
     from srwm_rl.envs.gymnasium_batch import GymnasiumBatch as GymnasiumBatch
     from srwm_rl.envs.levels import LevelRange as LevelRange
     from srwm_rl.envs.make import EnvSpec as EnvSpec

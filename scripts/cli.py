@@ -300,7 +300,7 @@ def print_own_warnings() -> Iterator[None]:
         else:
             show(message, category, filename, *more)
 
-    warnings.showwarning = show_warning
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -49,7 +49,8 @@ def prototype_logits(features: Tensor, classes: Tensor, episode_starts: Tensor, 
     counts = weights.sum(-1)  # [B, T, C]
     prototypes = weights @ features.transpose(0, 1)[:, None] / counts.clamp(min=1)[..., None]  # [B, T, C, F]
     distances = (features.transpose(0, 1)[:, :, None] - prototypes).square().sum(-1) / features.shape[-1] ** 0.5
-    return (-distances).masked_fill(counts == 0, -torch.inf).transpose(0, 1)
+    logits: Tensor = (-distances).masked_fill(counts == 0, -torch.inf).transpose(0, 1)
+    return logits
 
 
 def prototype_loss(

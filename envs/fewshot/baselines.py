@@ -54,13 +54,15 @@ def _nearest(closeness: Array, known: BoolArray, label: Array, outputs: int) -> 
 def _closeness(images: ImageArray) -> Array:
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
     squares = np.square(flat).sum(axis=1)
-    return 2 * flat @ flat.T - squares - squares[:, None]
+    closeness: Array = 2 * flat @ flat.T - squares - squares[:, None]
+    return closeness
 
 
 def _cosines(images: Array) -> Array:
     flat = images.reshape(len(images), -1)
     flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9)
-    return flat @ flat.T
+    cosines: Array = flat @ flat.T
+    return cosines
 
 
 def _blur(images: ImageArray) -> Array:
@@ -77,4 +79,5 @@ def _blur(images: ImageArray) -> Array:
 def _least_told(known: BoolArray, label: Array, outputs: int) -> Array:
     counts = known @ np.eye(outputs)[label]  # [t, outputs]
     least = counts == counts.min(axis=1, keepdims=True)
-    return least[np.arange(len(label)), label] / least.sum(axis=1)
+    shares: Array = least[np.arange(len(label)), label] / least.sum(axis=1)
+    return shares

@@ -157,16 +157,16 @@ def draw_distinct(keys: Array, n: IntArray) -> IntArray:
 
 def _with_labels(blocks: Sequence[Episodes], labels: str) -> Episodes:
     """Join blocks of steps, set what is told and asked in a label format, and move the padding to the end."""
-    steps = Episodes(*(np.concatenate(arrays, axis=1) for arrays in zip(*blocks, strict=True)))
+    steps = Episodes._make(np.concatenate(arrays, axis=1) for arrays in zip(*blocks, strict=True))
     if labels == "ask":  # each example twice: asked, then told
-        steps = Episodes(*(array.repeat(2, axis=1) for array in steps))
+        steps = Episodes._make(array.repeat(2, axis=1) for array in steps)
         again = np.arange(steps.image.shape[1]) % 2 == 1
         steps.image[again & steps.query] = -1
         steps = steps._replace(told=np.where(again, steps.label, -1), asked=np.broadcast_to(~again, steps.query.shape))
     elif labels == "sync":  # the official code has no null label: a query comes with label 0
         steps = steps._replace(told=np.where(steps.query, 0, steps.label), asked=steps.query)
     order = (steps.image < 0).argsort(axis=1, kind="stable")
-    steps = Episodes(*(np.take_along_axis(array, order, axis=1) for array in steps))
+    steps = Episodes._make(np.take_along_axis(array, order, axis=1) for array in steps)
     if labels == "delayed":  # the label of the image before, 0 at the first
         told = np.concatenate((np.zeros_like(steps.label[:, :1]), steps.label[:, :-1]), axis=1)
         steps = steps._replace(told=told, asked=np.ones_like(steps.asked))

@@ -145,7 +145,8 @@ def _sample(rasters: Images, x: npt.NDArray[np.float64], y: npt.NDArray[np.float
     a, b, index = column - left, row - top, np.arange(len(rasters))[:, None, None]
     corners = [rasters[index, top + i, left + j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
     upper, lower = corners[0] * (1 - a) + corners[1] * a, corners[2] * (1 - a) + corners[3] * a
-    return np.round(upper * (1 - b) + lower * b).astype(np.uint8)
+    pixels: Images = np.round(upper * (1 - b) + lower * b).astype(np.uint8)
+    return pixels
 
 
 def _load(name: str) -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:

@@ -35,7 +35,7 @@ def read_image(path: Path, size: int = 0) -> ImageArray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(content), formats=FORMATS)
+            image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
             if max(image.size) > MAX_SIDE:
                 raise UserError(
                     f"cannot read {path}: it has {image.width} x {image.height} pixels, more than {MAX_SIDE}"

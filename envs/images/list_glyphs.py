@@ -52,7 +52,8 @@ def _split(char: str) -> str:
 def _shape(char: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     """Return a character's blurred raster as a vector of length 1; zeros where nothing is drawn."""
     image = gaussian_filter(raster(char, font).astype(np.float64), 2.0)[::2, ::2].ravel()
-    return image / max(np.linalg.norm(image), 1e-9)
+    vector: np.ndarray = image / max(np.linalg.norm(image), 1e-9)
+    return vector
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ class FewShotBatch(TaskBatch):
     def _start(self) -> None:
         empty = self.episodes(np.zeros(self.n_envs, np.int64))
         # One column more than the longest episode: the observation after its end.
-        self._episodes = Episodes(*(np.pad(array, ((0, 0), (0, 1)), constant_values=0) for array in empty))
+        self._episodes = Episodes._make(np.pad(array, ((0, 0), (0, 1)), constant_values=0) for array in empty)
         self._length, self._n_asked = np.zeros((2, self.n_envs), np.int64)
         super()._start()
 

@@ -67,7 +67,8 @@ class ParityBatch(TaskBatch):
 
     def answers(self) -> IntArray:
         """Return the parity of the bits so far, `[n]`."""
-        return self._parity[np.arange(self.n_envs), self._clock]
+        parity: IntArray = self._parity[np.arange(self.n_envs), self._clock]
+        return parity
 
     def _act(self, actions: Array) -> Acted:
         right = actions == self.answers()

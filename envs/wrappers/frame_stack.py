@@ -110,7 +110,7 @@ def _stacked_space(space: spaces.Box, n_stack: int) -> spaces.Box:
     low, high = (
         np.concatenate([end] * n_stack, axis=-1) for end in (np.minimum(space.low, 0), np.maximum(space.high, 0))
     )
-    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)  # type: ignore[arg-type]
+    return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 
 
 def _column(mask: BoolArray, like: Array) -> BoolArray:

@@ -39,14 +39,15 @@ class NamedWrapper:
     def _wrapper(self) -> Callable[..., Any]:
         name, _, attribute = self.target.partition(":")
         module = import_own_module(name, f"wrapper {self.target!r}")
-        wrapper = getattr(module, attribute, None)
+        wrapper: Any = getattr(module, attribute, None)
         if not callable(wrapper):
             known = [name for name, value in vars(module).items() if inspect.isclass(value)]
             hint = did_you_mean(attribute, known)
             raise UserError(
                 f"wrapper {self.target!r}: {name} has no class {attribute!r}{hint if 'did you mean' in hint else ''}"
             )
-        return wrapper
+        constructor: Callable[..., Any] = wrapper
+        return constructor
 
     def __call__(self, env: Env) -> Env:
         """Return a wrapped environment.

@@ -145,7 +145,7 @@ def _moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def size_of_moments(optimizer: torch.optim.Optimizer) -> int:
     """Return how many bytes a checkpoint's moments have, once there are some."""
     n_moments = len(_moments_of(optimizer).keys() - {"step"})
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights: list[torch.Tensor] = [weight for group in optimizer.param_groups for weight in group["params"]]
     return n_moments * sum(weight.numel() * weight.element_size() for weight in weights)
 
 

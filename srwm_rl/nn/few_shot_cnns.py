@@ -32,6 +32,8 @@ class FewShotCNN(nn.Module):
 
     title: str
     n_features: int
+    blocks: nn.Sequential
+    end: nn.Module
 
     def __init__(
         self,
