@@ -244,6 +244,8 @@ def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -
     mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
     mode += f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
     mode += "; actions shuffled by level" if config.shuffle_actions else ""
+    wrappers = [*["--atari"] * config.atari, *map(" ".join, config.wrapper)]
+    mode += f"; wrapped by {', then '.join(wrappers)}" if wrappers else ""
     mode += f"; {config.frame_stack} observations stacked" if config.frame_stack > 1 else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""

@@ -95,7 +95,7 @@ def test_the_command_that_is_printed_works(folder: Path, run: tuple[Path, str]) 
 def test_the_run_keeps_its_settings(call: Any, run: tuple[Path, str]) -> None:
     stored = Run.open(run[0]).config["train"]
     assert (stored["wrapper"], stored["frame_stack"], stored["atari"]) == ([list(WRAPPER)], 2, False)
-    assert "2 observations stacked" in run[1]
+    assert "; wrapped by own_code:Add amount:0.5; 2 observations stacked" in run[1]
     resume = ("train", "--resume", run[0], *OWN)
     assert "leave out --frame-stack" in call(*resume, "--frame-stack", 3).error()
     assert "add --wrapper own_code:Add amount:0.5" in call(*resume, "--wrapper", "own_code:Add", "amount:2").error()
