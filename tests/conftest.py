@@ -19,6 +19,7 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
         "test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory",
     ),
     "scripts/commands/test_bench.py": ("test_train_on_frames_against_sb3_contrib",),
+    "scripts/commands/test_fewshot.py": ("test_stopped_and_resumed_is_as_if_never_stopped",),
     "scripts/commands/test_few_shot_eval.py": ("test_a_group_of_seeds_has_means_over_runs",),
     "scripts/commands/test_train.py": (
         "test_an_interrupted_extension_resumes_without_flags",

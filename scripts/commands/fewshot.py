@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-from srwm_rl.envs.levels import check_levels
 from srwm_rl.envs.tasks.fewshot import FewShotBatch
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import options_of, parse, peek, say, split_options
@@ -120,7 +119,9 @@ def longest_episode(settings: dict[str, Any]) -> int:
     Raises:
         UserError: settings or data that `FewShotBatch` refuses.
     """
-    return FewShotBatch(1, **settings).episodes(check_levels([0])).image.shape[1]
+    protocol = FewShotBatch(1, **settings).protocol
+    examples = protocol.ways[1] * protocol.shots[1] * (2 if protocol.labels == "ask" else 1)
+    return (examples + protocol.queries) * len(settings["data"].split(","))
 
 
 def estimate(argv: list[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from srwm_rl.envs.make import resolve
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.config.settings import ALGO_SETTINGS, KWARGS, TrainConfig, merged_pairs
+from srwm_rl.scripts.config.settings import ALGO_SETTINGS, BY_REWARD, KWARGS, TrainConfig, merged_pairs
 
 # The defaults of `TrainConfig` follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Other kinds of
 # environments have vector observations and seeds for levels: a small network, short rollouts, more levels.
@@ -188,8 +188,16 @@ def with_defaults(config: TrainConfig, default: TrainConfig) -> TrainConfig:
     """Return the settings of a command line with the `name:value` settings that it leaves out, from its defaults.
 
     A `variant` that is given decides the core's layers: of the defaults only the sizes are kept.
+
+    Raises:
+        UserError: a setting of learning by reward is given to the supervised trainer.
     """
-    merged = {name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS}
+    for name in BY_REWARD if config.algo == "supervised" else ():
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"--{name.replace('_', '-')} is a setting of ppo and impala, not of supervised")
+    merged: dict[str, Any] = {
+        name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS
+    }
     if any(text.startswith("variant:") for text in config.core_kwargs):
         sizes = tuple(text for text in default.core_kwargs if text.partition(":")[0] in SIZES)
         merged["core_kwargs"] = merged_pairs(sizes, config.core_kwargs)

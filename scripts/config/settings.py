@@ -248,6 +248,7 @@ class TrainConfig:
 
 
 MAX_SEEDS = 1000
+BY_REWARD = ("batch_size", "gamma", "ent_coef", "vf_coef")  # settings of the trainers that learn from rewards
 KWARGS = ("env_kwargs", "core_kwargs", "encoder_kwargs")  # settings that are name:value texts
 # Settings that only one trainer has.
 ALGO_SETTINGS = {

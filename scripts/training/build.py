@@ -21,11 +21,10 @@ from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import MIN_FRAMES_PER_THREAD, fastest_precision, flatten_obs_space, is_image
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.cli import check_device
-from srwm_rl.scripts.config.settings import ALGO_SETTINGS, Precision, TrainConfig, pairs
+from srwm_rl.scripts.config.settings import ALGO_SETTINGS, BY_REWARD, Precision, TrainConfig, pairs
 
 # Settings with the same meaning for every trainer.
 SHARED = ("n_steps", "max_grad_norm", "bptt", "on_nan", "seed", "device")
-BY_REWARD = ("batch_size", "gamma", "ent_coef", "vf_coef")  # of those that learn from rewards
 # Settings that may differ between the processes.
 LOCAL_SETTINGS = {"n_threads", "progress", "verbose", "log_folder", "resume"}
 
