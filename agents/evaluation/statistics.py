@@ -76,12 +76,11 @@ def welch_interval(first: FloatArray, second: FloatArray) -> Interval:
     The samples, of two or more values each, are independent and may differ in their variances.
     """
     difference = float(first.mean() - second.mean())
-    errors = [float(values.var(ddof=1)) / len(values) for values in (first, second)]  # squared
-    if not sum(errors):
+    (a, n), (b, m) = ((float(values.var(ddof=1)) / len(values), len(values)) for values in (first, second))
+    if not a + b:
         return Interval(difference, difference, difference)
-    # Of Welch and Satterthwaite.
-    freedom = sum(errors) ** 2 / sum(error**2 / (len(of) - 1) for error, of in zip(errors, (first, second), strict=True))
-    half = float(t.ppf(0.975, freedom)) * sum(errors) ** 0.5
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))  # Satterthwaite's degrees
+    half = float(t.ppf(0.975, freedom)) * (a + b) ** 0.5
     return Interval(difference, difference - half, difference + half)
 
 

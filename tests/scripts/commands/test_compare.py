@@ -162,7 +162,10 @@ REFUSED = [
     (["{a}", "{tmp}/nowhere"], "there is no run at"),
     (["{a}", "{tmp}/stopped"], "has no model"),
     (["{a}", "{tmp}/bandit"], "differ in environment: recall and bandit"),
-    (["{a}", "{tmp}/longer"], "differ in settings of the environment: ['delay:10', 'n_symbols:4'] and ['delay:12', 'n_symbols:4']"),
+    (
+        ["{a}", "{tmp}/longer"],
+        "differ in settings of the environment: ['delay:10', 'n_symbols:4'] and ['delay:12', 'n_symbols:4']",
+    ),
     (["{a}", "{tmp}/elsewhere"], "name levels that neither was trained on with --eval-levels"),
     (["{a}", "{b}", "--eval-levels", "10:14"], "were trained on"),
     (["{a}", "{b}", "--eval-levels", "14:10"], "hold no level"),
