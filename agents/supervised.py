@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import storage
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device
@@ -186,7 +187,8 @@ class Supervised(RecurrentAlgorithm):
         for t in range(n_rollout_steps):
             answers = env.answers()  # type: ignore[attr-defined]
             rollout_buffer.write(t, obs, answers, self._last_episode_starts)
-            obs, rewards, dones, infos = env.step(np.maximum(answers, 0))
+            obs, rewards, dones, infos = env.step(np.maximum(answers, 0))  # type: ignore[assignment]
+            check_obs(obs, self.observation_space, self.num_timesteps, range(env.num_envs))
             obs = self.nan_guard.check_arrays("observation", obs, self.num_timesteps, range(env.num_envs))
             self._last_episode_starts = dones.copy()
             self.num_timesteps += env.num_envs * self.processes.size
@@ -232,7 +234,8 @@ class Supervised(RecurrentAlgorithm):
         features = policy.encode(obs, n_steps * n_envs, frame_index).view(n_steps, n_envs, -1)
         y, core_state = run_core(policy.core, features, batch.core_state, batch.episode_starts, self.bptt)
         distribution, values = policy._heads(y.flatten(0, 1))
-        logits = distribution.distribution.logits.view(n_steps, n_envs, -1)  # type: ignore[attr-defined]
+        categorical: Any = distribution.distribution
+        logits = categorical.logits.view(n_steps, n_envs, -1)
         cross_entropy, right = answer_loss(logits, batch.answers)
         prototype = torch.zeros_like(cross_entropy)
         if self.aux_coef:
@@ -263,6 +266,7 @@ class Supervised(RecurrentAlgorithm):
 
     def _prototype_loss(self, features: Tensor, batch: AnsweredBatch) -> Tensor:
         """Return the prototype loss `[]` on the CNN's part of the features `[T, N, I]`, which is their first."""
+        assert self._image is not None
         network: Any = self.policy.features_extractor.images[self._image]
         label = batch.observations[LABEL]  # type: ignore[index]
         told = torch.where(label.any(-1), label.argmax(-1), -1)
@@ -289,4 +293,4 @@ def warmup_factor(update: int, warmup_updates: int) -> float:
     """Return the factor on the learning rate of update 1, 2, ...: up to 1 in `warmup_updates`, then down as 1/sqrt."""
     if not warmup_updates:
         return 1.0
-    return min(update / warmup_updates, (warmup_updates / update) ** 0.5)
+    return min(update / warmup_updates, float((warmup_updates / update) ** 0.5))

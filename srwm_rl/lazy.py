@@ -48,7 +48,7 @@ def import_own_module(name: str, what: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise UserError(f"{what}: there is no module {error.name!r} in {os.getcwd()} or installed") from None
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

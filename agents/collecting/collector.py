@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.engine.transfer import map_obs
 from srwm_rl.nn.policy import ActStep, Obs
@@ -179,6 +180,7 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         wait, group.wait = group.wait, None
         group.failed = True  # unless all of this succeeds
         obs, rewards, dones, infos = wait()
+        check_obs(obs, self.observation_space, self.num_timesteps, group.env_indices)
         # Copies: an environment may write the next step over its arrays before the last group has made this one.
         rewards, dones = rewards.copy(), dones.copy()
         group.obs = self.nan_guard.check_arrays("observation", obs, self.num_timesteps, group.env_indices)
@@ -228,17 +230,24 @@ def settle(groups: list[EnvGroup]) -> None:
 
 def _policy_locals(groups: list[EnvGroup], results: list[StepResult]) -> dict[str, Any]:
     """Return what callbacks may read of the policy's step, under SB3's names."""
-    acted = [result.acted for result in results]
-    clipped = join_arrays(*[result.clipped_actions for result in results])
-    if len(groups) > 1:
-        actions, values, log_probs = (torch.cat([step[i] for step in acted]) for i in range(3))
-        # Joining the observations of several groups would take as long as some environments' steps.
-        observations: dict[str, Any] = {}
-    else:
-        actions, values, log_probs = acted[0][:3]
-        observations = {"obs_tensor": groups[0].obs_tensor, "new_obs": groups[0].obs}
-    step = {"actions": actions.cpu().numpy(), "clipped_actions": clipped, "values": values[:, None]}
-    return {**step, "log_probs": log_probs, **observations}
+    if len(groups) == 1:
+        (group,), acted = groups, results[0].acted
+        return {
+            "actions": group.actions,
+            "clipped_actions": group.clipped_actions,
+            "values": acted.values.unsqueeze(1),
+            "log_probs": acted.log_probs,
+            "obs_tensor": group.obs_tensor,
+            "new_obs": group.obs,
+        }
+    # Without observations: joining those of several groups would take as long as some environments' steps.
+    actions, values, log_probs = (torch.cat([result.acted[i] for result in results]) for i in range(3))
+    return {
+        "actions": actions.cpu().numpy(),
+        "clipped_actions": np.concatenate([result.clipped_actions for result in results]),
+        "values": values.unsqueeze(1),
+        "log_probs": log_probs,
+    }
 
 
 def join_arrays(*parts: np.ndarray) -> np.ndarray:

@@ -85,18 +85,23 @@ def make_video_callback(session: Session, heartbeat: Callable[[], None]) -> Peri
     """Return the callback that writes a video of a held-out level to the run's folder every `video_freq` steps."""
     check_video(Path("film.mp4"))
     config, model, folder = session.config, session.model, session.run.path
+    reasons: set[str] = set()  # for which there was no video the last time
 
     def write() -> None:
         steps = model.num_timesteps
         output = folder / "videos" / f"{steps:012d}.mp4"
         scene = choose_scene(config, n_steps=VIDEO_STEPS, seed=config.seed)
         try:
-            output.parent.mkdir(exist_ok=True)
+            output.parent.mkdir(parents=True, exist_ok=True)
             trace, album = record(model.acting_policy, config, scene, folder.name, steps, VIDEO_STEPS)
             with closing(album):
                 render(trace, album, output)
-        except OSError as error:  # such as a full disk
-            warn(f"no video at {steps} steps ({error.strerror}); training continues")
+            reasons.clear()
+        except Exception as error:  # a full disk, an environment that cannot be drawn, a codec
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+            if reason not in reasons:
+                warn(f"no video at {steps:,} steps ({reason:.300}); training continues")
+            reasons.add(reason)
         heartbeat()
 
     return PeriodicCallback(config.video_freq, write)

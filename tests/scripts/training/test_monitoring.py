@@ -1,5 +1,8 @@
-"""Videos while training: written when due, without an effect on the weights."""
+"""Videos while training: written when due, without an effect on the weights, and never at the cost of the run."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +34,67 @@ def test_videos_are_written_at_multiples_and_change_nothing(
 def test_videos_beside_a_learner(call: Any, impala_argv: list[str], tmp_path: Path) -> None:
     assert call("train", *impala_argv, "-n", 640, "--video-freq", 320, "-f", tmp_path).code == 0
     assert len(list((tmp_path / "impala_srwm" / "recall_1" / "videos").iterdir())) == 2
+
+
+MODULE = """
+import resource
+
+import gymnasium
+import numpy as np
+
+UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+class Drawn(gymnasium.Env):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, fault, render_mode=None):
+        self.fault, self.render_mode = fault, render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.render_mode is None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, UNLIMITED)
+        return np.ones(2, np.float32), 1.0, self.t == 7, False, {}
+
+    def render(self):
+        if self.fault == "raises":
+            raise RuntimeError("no display")
+        if self.fault == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        return None if self.fault == "none" else np.zeros((64, 64, 3), np.uint8)
+
+gymnasium.register("Drawn-v0", entry_point=Drawn)
+"""
+
+
+@pytest.mark.parametrize("fault", ["raises", "none", "full"])
+def test_a_picture_that_cannot_be_made_costs_nothing_else(fault: str, recall_argv: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    (tmp_path / "drawn.py").write_text(MODULE)
+    argv = ["drawn:Drawn-v0" if word == "recall" else word for word in recall_argv]
+    command = [sys.executable, "-m", "srwm_rl", "train", *argv, "--env-kwargs", f"fault:{fault}", "-n", "640"]
+    done = subprocess.run(
+        [*command, "--video-freq", "256", "-f", str(tmp_path / "logs")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=250,
+    )
+    assert done.returncode == 0, done
+    assert "done: 640 steps" in done.stdout
+    films = [file.name for file in (tmp_path / "logs" / "ppo_srwm" / "drawn+Drawn-v0_1" / "videos").iterdir()]
+    if fault == "full":
+        assert done.stderr.count("no video at ") == 1
+        assert "srwm-rl: no video at 256 steps (File too large); training continues" in done.stderr
+        assert films == []
+    else:  # its observations are drawn
+        assert "Drawn-v0 cannot render itself" in done.stderr
+        assert ("RuntimeError: no display" if fault == "raises" else "pictures of shape ()") in done.stderr
+        assert sorted(films) == ["000000000256.mp4", "000000000512.mp4"]
