@@ -26,8 +26,8 @@ Side = tuple[Predictor, TrainConfig]
 
 
 def is_few_shot(trained: TrainConfig) -> bool:
-    """Return whether a run is of few-shot episodes."""
-    return resolve(trained.env).names == ("fewshot",)
+    """Return whether a run is of few-shot episodes, each by itself."""
+    return resolve(trained.env).names == ("fewshot",) and trained.attempts == 1
 
 
 def with_outputs(trained: TrainConfig, changes: Iterable[str] = ()) -> TrainConfig:

@@ -130,6 +130,14 @@ def test_compare_and_export_take_few_shot_runs(
     assert exported.code == 0, exported.err
 
 
+def test_trials_of_several_attempts_are_evaluated_by_attempt(
+    call: Any, train_few_shot: Callable[..., Path], tmp_path: Path
+) -> None:
+    result, _ = report(call, tmp_path, train_few_shot("--attempts", "2"), *LEVELS)
+    assert "few_shot" not in result
+    assert len(result["return_by_attempt"][0]["return"]) == 2
+
+
 def test_a_zip_of_sb3_is_evaluated_alike(call: Any, few_shot: Path, few_shot_folder: Path, tmp_path: Path) -> None:
     exported = call("export", few_shot, "--format", "sb3", "-o", tmp_path / "model.zip")
     assert (exported.code, exported.err) == (0, ""), exported
