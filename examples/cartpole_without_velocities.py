@@ -18,7 +18,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from srwm_rl.agents import PPO
 
-SRWM = {"hidden_size": 64, "n_layers": 1, "n_heads": 2, "key_init": 2, "edit_lr_multiplier": 3, "short_conv": 4}
+SRWM = {
+    "hidden_size": 64,
+    "n_layers": 1,
+    "n_heads": 4,
+    "key_init": 2,
+    "edit_lr_multiplier": 3,
+    "short_conv": 4,
+    "shift_bound": 2,  # without it one seed in ten ends below 450
+}
 
 
 class PositionsOnly(ObservationWrapper[Any, Any, Any]):
