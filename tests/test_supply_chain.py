@@ -27,7 +27,6 @@ IMPORTED_AS = {
 }
 NOT_IMPORTED = {
     "tensorboard": "Stable-Baselines3's TensorBoardOutputFormat writes with it",
-    "rich": "tyro's help and Stable-Baselines3's progress bar draw with it",
 }
 COME_ALONG = {"procgen": "of any of three distributions", "gym3": "of procgen", "markupsafe": "of jinja2"}
 # Everything of ours is checked; scripts/evaluation/load_agent.py reads a zip that the user said to trust, by SB3.
