@@ -16,7 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+import torch
+
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.cli import (
     INTERRUPTED,
     check_device,
@@ -36,6 +39,7 @@ from srwm_rl.storage.run_group import GroupRecord, RunGroup
 
 POLL = 0.5  # seconds between looks at the processes
 GRACE = 30.0  # seconds in which a process saves its run after SIGTERM
+MAX_LOG_BYTES = 2**16  # of which the last line is read
 # Options of the group's command that its runs do not get.
 OWN_OPTIONS = ("--seeds", "--jobs", "--resume", "--progress", "--dry-run")
 
@@ -99,8 +103,6 @@ def choose_resources(config: TrainConfig, n_runs: int) -> Resources:
 
 def _gpus() -> list[str]:
     """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return visible[:count] if len(visible) >= count and visible[0] else [str(index) for index in range(count)]
@@ -238,7 +240,7 @@ def _open_log(path: Path) -> BinaryIO:
 
 
 def _reason(run: SeedRun) -> str:
-    log = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    log = read_end(run.log, MAX_LOG_BYTES).decode(errors="replace") if run.log.is_file() else ""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     code = run.code or 0
     ended = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
