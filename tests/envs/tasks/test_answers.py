@@ -43,7 +43,8 @@ def test_a_step_without_an_answer_pays_the_same_for_every_action(name):
     unanswered = 0
     for t in range(30):
         right = env.answers()
-        assert right.dtype == np.int64 and right.shape == (16,)
+        assert right.dtype == np.int64
+        assert right.shape == (16,)
         rewards = env.step(np.full(16, t % env.action_space.n)).rewards
         assert not rewards[right < 0].any()
         unanswered += (right < 0).sum()
