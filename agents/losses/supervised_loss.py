@@ -40,17 +40,17 @@ def prototype_logits(features: Tensor, classes: Tensor, episode_starts: Tensor, 
         episode_starts: `[T, B]`.
         n_classes: number of classes in an episode.
     """
-    episodes = episode_starts.cumsum(0)  # [T, B]
-    n_steps = len(classes)
-    earlier = torch.ones(n_steps, n_steps, dtype=torch.bool, device=classes.device).tril(-1)
-    same = (episodes[:, None] == episodes[None]) & earlier[..., None]  # [T, T, B], of steps t and s < t
-    members = F.one_hot(classes.clamp(min=0), n_classes) * (classes >= 0)[..., None]  # [T, B, C]
-    weights = torch.einsum("tsb,sbc->btcs", same.to(features.dtype), members.to(features.dtype))
-    counts = weights.sum(-1)  # [B, T, C]
-    prototypes = weights @ features.transpose(0, 1)[:, None] / counts.clamp(min=1)[..., None]  # [B, T, C, F]
-    distances = (features.transpose(0, 1)[:, :, None] - prototypes).square().sum(-1) / features.shape[-1] ** 0.5
-    logits: Tensor = (-distances).masked_fill(counts == 0, -torch.inf).transpose(0, 1)
-    return logits
+    n_steps, batch, width = features.shape
+    members = (F.one_hot(classes.clamp(min=0), n_classes) * (classes >= 0)[..., None]).to(features.dtype)  # [T, B, C]
+    entries = torch.cat((members[..., None], members[..., None] * features[:, :, None]), -1)  # [T, B, C, 1 + F]
+    before = F.pad(entries.cumsum(0)[:-1], (0, 0) * 3 + (1, 0))  # sums over the steps before t
+    steps = torch.arange(n_steps, device=features.device)[:, None]
+    start = torch.where(episode_starts != 0, steps, 0).cummax(0).values  # [T, B], of the step's episode
+    sums = before - before[start, torch.arange(batch, device=features.device)]  # over the episode's steps before t
+    counts = sums[..., 0].round()
+    prototypes = sums[..., 1:] / counts.clamp(min=1)[..., None]
+    distances = (features[:, :, None] - prototypes).square().sum(-1) / width**0.5
+    return (-distances).masked_fill(counts == 0, -torch.inf)
 
 
 def prototype_loss(

@@ -230,6 +230,8 @@ class DeltaLayer(MemoryLayer):
         query_init: factor on the slow net's initial query rows.
         beta_init: added to the pre-activation of every rate; 0 makes the untrained rates 1/2 on average.
         key_init: factor on the slow net's initial key rows.
+        identity_init: c, a multiple of the identity that is added to each head's initial query and key rows, so that a
+            read weighs earlier writes by the similarity of their inputs before any training. 0: as published.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class DeltaLayer(MemoryLayer):
         query_init: float,
         beta_init: float,
         key_init: float = 1.0,
+        identity_init: float = 0.0,
     ) -> None:
         super().__init__(hidden_size, n_heads, input_softmax=input_softmax, norm=norm)
         size = self.head_size
@@ -253,6 +256,8 @@ class DeltaLayer(MemoryLayer):
             rows = self.slow_net.weight.unflatten(0, (n_heads, -1))
             rows[:, :size] *= query_init
             rows[:, size : 2 * size] *= key_init
+            identity = identity_init * torch.eye(hidden_size).unflatten(0, (n_heads, size))  # [H, D, hidden]
+            rows[:, : 2 * size] += torch.cat((identity, identity), 1)
 
     def recur(self, heads: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Write and read the fast weights: `[T, B, H, D]` to the same shape."""

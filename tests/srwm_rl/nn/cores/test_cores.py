@@ -296,6 +296,19 @@ def test_key_init_scales_the_initial_keys_of_delta() -> None:
     assert torch.equal(rows[1], factors * rows[0])
 
 
+def test_identity_init_adds_the_identity_to_queries_and_keys_of_delta() -> None:
+    rows = []
+    for c in (0.0, 3.0):
+        torch.manual_seed(0)
+        layer = make_core("delta", 5, hidden_size=16, n_heads=2, identity_init=c).layers[0]  # type: ignore[index,union-attr]
+        rows.append(layer.slow_net.weight.unflatten(0, (2, 25)))
+    expected = torch.zeros(2, 25, 16)
+    for head in range(2):
+        for i in range(8):
+            expected[head, i, 8 * head + i] = expected[head, 8 + i, 8 * head + i] = 3
+    torch.testing.assert_close(rows[1] - rows[0], expected)
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_short_conv_weighs_the_last_inputs_of_the_episode(name: str) -> None:
     torch.manual_seed(0)
