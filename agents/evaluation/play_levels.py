@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import compress, groupby
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from msgspec import Meta
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents.evaluation.statistics import FloatArray
 from srwm_rl.nn.spaces import ACTION_MASK, mask_size
 
 State = tuple[np.ndarray, ...] | None
+# The bounds are those of files.
+Level = Annotated[int, Meta(ge=0, lt=2**31)]
+Return = Annotated[float, Meta(ge=-1e12, le=1e12)]
+Count = Annotated[int, Meta(ge=0, le=10**12)]
 
 
 class Predictor(Protocol):
@@ -52,9 +57,9 @@ class Episode(NamedTuple):
     """One finished episode."""
 
     game: str
-    level: int
-    episode_return: float
-    length: int  # steps
+    level: Level
+    episode_return: Return
+    length: Count  # steps
     solved: bool | None  # None where the game cannot be solved
 
 
@@ -62,15 +67,15 @@ class Trial(NamedTuple):
     """The returns of one finished episode's attempts at its level, in order."""
 
     game: str
-    level: int
-    returns: tuple[float, ...]
+    level: Level
+    returns: tuple[Return, ...]
 
 
 class Answered(NamedTuple):
     """Which questions of one finished episode, in order, were answered right."""
 
     game: str
-    level: int
+    level: Level
     right: tuple[bool, ...]
 
 

@@ -50,7 +50,8 @@ def prototype_logits(features: Tensor, classes: Tensor, episode_starts: Tensor, 
     counts = sums[..., 0].round()
     prototypes = sums[..., 1:] / counts.clamp(min=1)[..., None]
     distances = (features[:, :, None] - prototypes).square().sum(-1) / width**0.5
-    return (-distances).masked_fill(counts == 0, -torch.inf)
+    logits: Tensor = (-distances).masked_fill(counts == 0, -torch.inf)
+    return logits
 
 
 def prototype_loss(

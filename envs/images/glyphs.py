@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from srwm_rl.envs.levels import hash_uniform
+from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 
 Images = npt.NDArray[np.uint8]
 CLASSES = Path(__file__).with_name("glyph_classes.json")
@@ -69,14 +72,13 @@ def _cached(folder: Path, characters: str) -> Images:
     """Return the drawn images from the cache, or draw them and try to store them there."""
     path = folder / f"glyphs-{VERSION}.npy"
     shape = (len(characters), N_DRAWERS, SIZE, SIZE)
-    try:
-        if path.is_file() and path.stat().st_size == np.prod(shape) + 160:
-            content = path.read_bytes()
+    size = int(np.prod(shape)) + 160
+    with suppress(UserError):  # there is none, or it cannot be read
+        content = read_small(path, size)
+        if len(content) == size:
             digest, images = content[:32], np.frombuffer(content[160:], np.uint8).reshape(shape)
             if hashlib.sha256(images.tobytes()).digest() == digest:
                 return images
-    except OSError:
-        pass
     images = draw(characters)
     try:
         folder.mkdir(parents=True, exist_ok=True)

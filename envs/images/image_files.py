@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +11,7 @@ from PIL import Image
 
 from srwm_rl.envs.images.image_set import ImageArray
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 
 MAX_BYTES = 2**24
 MAX_SIDE = 4096
@@ -31,7 +30,7 @@ def read_image(path: Path, size: int = 0) -> ImageArray:
     Raises:
         UserError: If it is no regular file, too large, or no readable image.
     """
-    content = _read(path)
+    content = read_small(path, MAX_BYTES)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -61,22 +60,3 @@ def resized(images: ImageArray, size: int) -> ImageArray:
         scaled = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).resize((size, size))
         target[:] = np.asarray(scaled).reshape(target.shape)
     return result
-
-
-def _read(path: Path) -> bytes:
-    try:
-        _check_file(path, os.stat(path))  # before it is opened: opening a device can have effects
-        # Without O_NONBLOCK, a pipe put there in between would be waited for.
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            _check_file(path, status)
-            return file.read(status.st_size)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _check_file(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"cannot read {path}: it is no regular file")
-    if status.st_size > MAX_BYTES:
-        raise UserError(f"cannot read {path}: it has {status.st_size:,} bytes, more than the {MAX_BYTES:,} of an image")

@@ -12,9 +12,11 @@ import tyro
 
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.cli import check_writable, parse
 from srwm_rl.scripts.config.settings import Count, check_bounds
 from srwm_rl.scripts.evaluation.table import render_controls
+from srwm_rl.storage.strict_json import MAX_BYTES, parse_json
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ def _known_rows(config: ControlsConfig, settings: dict[str, Any]) -> list[dict[s
     """
     if not (config.resume and config.json and Path(config.json).exists()):
         return []
+    content = read_small(Path(config.json), MAX_BYTES)
     try:
-        stored = json.loads(Path(config.json).read_text())
+        stored = parse_json(content)
         same = (stored["task"], stored["settings"]) == (config.task, json.loads(json.dumps(settings)))
         rows: list[dict[str, Any]] = stored["rows"]
         complete = all({"scores", "train_scores", "seconds"} <= row.keys() for row in rows)

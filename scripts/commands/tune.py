@@ -155,6 +155,9 @@ def _stored(config: TuneConfig, argv: list[str]) -> SearchRecord:
         if field.name not in OF_A_CALL and getattr(config, field.name) != field.default:
             option = f"--{field.name.replace('_', '-')}"
             raise UserError(f"a search keeps its settings: leave out {option}, or start a new one")
+    for option, given in (("env", config.env), ("core", peek(argv, "--core"))):
+        if given not in (None, getattr(record.settings, option)):
+            raise UserError(f"a search keeps its settings: it has --{option} {getattr(record.settings, option)}")
     allow_env(record.settings.env, config.env, str(folder / RECORD))
     allow_core(record.settings.core, peek(argv, "--core"))
     if record.own_storage != (config.storage is None):

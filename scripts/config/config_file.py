@@ -11,8 +11,8 @@ import msgspec
 import yaml
 
 from srwm_rl.errors import UserError, did_you_mean, named
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, KWARGS, TrainConfig, pairs
-from srwm_rl.storage.safe_file import read_small
 
 MAX_BYTES = 2**20
 # Settings of one call of the command, which a file of settings does not hold.

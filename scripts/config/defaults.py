@@ -195,10 +195,9 @@ def with_defaults(config: TrainConfig, default: TrainConfig) -> TrainConfig:
     for name in BY_REWARD if config.algo == "supervised" else ():
         if getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name.replace('_', '-')} is a setting of ppo and impala, not of supervised")
-    merged: dict[str, Any] = {
-        name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS
-    }
-    if any(text.startswith("variant:") for text in config.core_kwargs):
+    merged: dict[str, Any] = {name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS}
+    is_new = config.core_kwargs != default.core_kwargs  # not those of a resumed run
+    if is_new and any(text.startswith("variant:") for text in config.core_kwargs):
         sizes = tuple(text for text in default.core_kwargs if text.partition(":")[0] in SIZES)
         merged["core_kwargs"] = merged_pairs(sizes, config.core_kwargs)
     return replace(config, **merged)

@@ -9,6 +9,7 @@ from typing import Any
 
 import srwm_rl
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
@@ -16,6 +17,7 @@ from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits
 from srwm_rl.scripts.evaluation.table import aligned, text
 from srwm_rl.storage.card import Card, Interval, Score
 from srwm_rl.storage.model_file import Agent
+from srwm_rl.storage.safe_file import MAX_BYTES
 
 # Settings of the machine, of one's folders and of how a run was watched: they do not change what is learned.
 NOT_SHARED = (
@@ -151,7 +153,7 @@ def _title(name: str, agent: Agent, card: Card) -> str:
 
 
 def _sha256(agent: Agent) -> str:
-    return f"sha256={hashlib.sha256(agent.path.read_bytes()).hexdigest()}"
+    return f"sha256={hashlib.sha256(read_small(agent.path, MAX_BYTES)).hexdigest()}"
 
 
 def _cells(score: Score) -> list[str]:

@@ -17,12 +17,13 @@ from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError
 from srwm_rl.nn.diagnostics import count_heads
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.evaluation.load_agent import open_agent
 from srwm_rl.scripts.evaluation.protocol import EvalConfig, PlayOptions, held_out_ranges, play_options
 from srwm_rl.scripts.evaluation.runner import evaluate
 from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG
-from srwm_rl.storage.safe_file import MAX_BYTES, read_small, write_whole
+from srwm_rl.storage.safe_file import MAX_BYTES, write_whole
 from srwm_rl.storage.strict_json import convert, parse_json
 
 FILE = "head_costs.json"

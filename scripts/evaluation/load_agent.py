@@ -14,6 +14,7 @@ from srwm_rl.envs.wrappers.attempts import ATTEMPT_BEGINS
 from srwm_rl.envs.wrappers.memory_inputs import KEYS
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import SRWMPolicy
+from srwm_rl.regular_file import read_start
 from srwm_rl.scripts.cli import allow_core
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
@@ -61,11 +62,8 @@ def open_model(
 
 def _is_zip(path: Path) -> bool:
     try:
-        if not path.is_file():  # to open a named pipe waits for its writer
-            return False
-        with path.open("rb") as file:
-            return file.read(len(ZIP)) == ZIP
-    except OSError:  # `load` reports it
+        return read_start(path, len(ZIP)) == ZIP
+    except UserError:  # `load` reports it
         return False
 
 

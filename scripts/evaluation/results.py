@@ -14,11 +14,13 @@ from srwm_rl.agents.evaluation.play_levels import Episode, Episodes, Trial
 from srwm_rl.agents.evaluation.statistics import FloatArray, difference_interval, mean_interval, paired_difference
 from srwm_rl.envs.make import normalizer
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT, TrainedOn, count, levels_trained_on, merged
-from srwm_rl.storage.model_schema import Score
+from srwm_rl.storage.model_schema import Score, Steps
 
+MAX_BYTES = 2**28
 Evaluation = dict[str, Any]
 """What `srwm-rl eval --json` writes; see `EvaluationFile`."""
 Splits = dict[str, Episodes]
@@ -192,8 +194,8 @@ class _RequiredEntries(EpisodesFile):
     mode: str | None
     core: str
     actions: str
-    repeats: int
-    num_timesteps: int
+    repeats: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+    num_timesteps: Steps
     levels: dict[str, str]
 
 
@@ -215,10 +217,10 @@ def read_evaluation(path: str, trained: TrainConfig) -> Evaluation:
         UserError: no such file, or one of another program.
     """
     try:
-        file: Any = msgspec.json.decode(Path(path).read_bytes(), type=EvaluationFile)
+        file: Any = msgspec.json.decode(read_small(Path(path), MAX_BYTES), type=EvaluationFile)
         consistent = _is_consistent(file)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError, msgspec.MsgspecError):
         consistent = False
     if not consistent:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from scipy.stats import t
 
 from srwm_rl.agents.evaluation.statistics import FloatArray
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_lines
 
 N_POINTS = 160
+MAX_FILE_BYTES = 2**31
+MAX_KEYS, MAX_VALUES = 10_000, 2**26
+MAX_STEP, LARGEST = 1e15, 1e100  # of a value that is drawn
 RESAMPLES = 2000
 
 
@@ -38,27 +42,42 @@ def read_curves(path: Path) -> dict[str, Curve]:
     """Read a metrics.jsonl: every logged key with its finite values; {} if there is no such file.
 
     Raises:
-        UserError: it was not written by `srwm-rl train`.
+        UserError: it was not written by `srwm-rl train`, or has more rows, keys or values than that writes.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}; give a run folder that srwm-rl train made") from error
-    points: dict[str, dict[float, float]] = {}
-    for number, line in enumerate(lines):
+    row_type = msgspec.json.Decoder(dict[str, float | None])
+    points: dict[str, tuple[array[float], array[float]]] = {}
+    damaged, n_values = 0, 0
+    for number, line in enumerate(read_lines(path, MAX_FILE_BYTES), start=1):
+        if damaged:
+            raise UserError(f"{path} is damaged in line {damaged}; give another run")
         try:
-            row = json.loads(line)
-            step = float(row.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if number == len(lines) - 1:  # the run is still training
-                break
-            raise UserError(f"{path} is damaged in line {number + 1}; give another run") from error
+            row = row_type.decode(line)
+            step = row.pop("step")
+        except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError):
+            damaged = number  # unless it is the last line: the run is still training
+            continue
+        if step is None or not 0 <= step <= MAX_STEP:
+            damaged = number
+            continue
+        n_values += len(row)
         for key, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value) and math.isfinite(step):
-                points.setdefault(key, {})[step] = float(value)
-    return {key: Curve(*np.array(sorted(values.items()), np.float64).T) for key, values in points.items()}
+            if value is not None and abs(value) <= LARGEST:
+                steps, values = points.setdefault(key, (array("d"), array("d")))
+                steps.append(step)
+                values.append(value)
+        if len(points) > MAX_KEYS or n_values > MAX_VALUES:
+            raise UserError(f"{path} has more than {MAX_KEYS:,} keys or {MAX_VALUES:,} values, which no run writes")
+    return {key: _in_order(np.array(steps), np.array(values)) for key, (steps, values) in points.items()}
+
+
+def _in_order(steps: FloatArray, values: FloatArray) -> Curve:
+    """Return a curve by its steps; of several values at a step the last one."""
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
+    last = np.append(steps[1:] != steps[:-1], True)
+    return Curve(steps[last], values[last])
 
 
 def thin(curve: Curve) -> Curve:

@@ -16,6 +16,7 @@ import srwm_rl
 from srwm_rl.agents.evaluation.head_costs import HeadCosts
 from srwm_rl.envs.procgen import published
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.foreign_settings import allow_env, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.head_costs import head_costs
@@ -114,13 +115,10 @@ def read_video(path: str) -> str:
     Raises:
         UserError: it cannot be read, is no MP4, or is too large to be part of a page.
     """
-    try:
-        size = Path(path).stat().st_size
-        if size > MAX_VIDEO_BYTES:
-            raise UserError(f"{path} has {size / 2**20:.0f} MB; a page takes videos up to 32 MB, record a shorter one")
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    file = Path(path)
+    if file.is_file() and (size := file.stat().st_size) > MAX_VIDEO_BYTES:
+        raise UserError(f"{path} has {size / 2**20:.0f} MB; a page takes videos up to 32 MB, record a shorter one")
+    content = read_small(file, MAX_VIDEO_BYTES)
     if content[4:8] != b"ftyp":
         raise UserError(f"{path} is no MP4 video; give --video a file that is")
     return f"data:video/mp4;base64,{base64.b64encode(content).decode()}"

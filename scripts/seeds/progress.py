@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_end
 from srwm_rl.storage.run_folder import METRICS
+from srwm_rl.storage.strict_json import parse_json
 
 LINE_SECONDS = 60.0  # between lines of a log file
 TAIL = 2**16  # bytes
@@ -78,14 +79,12 @@ class SeedProgress:
 def latest(run: Path) -> tuple[int, str]:
     """Return a run's steps and its mean training return as text, from the end of its metrics; 0 and "" before them."""
     try:
-        with (run / METRICS).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
+        lines = read_end(run / METRICS, TAIL).splitlines()
+    except UserError:
         return 0, ""
     for line in reversed(lines):
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: dict[str, Any] = parse_json(line)
             value = row.get("rollout/ep_rew_mean")
             return int(row["step"]), "" if value is None else f"return {value:.3g}"
         except (ValueError, KeyError, TypeError, AttributeError):  # the line is being written, or cut

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.cli import INTERRUPTED, own_code_options, peek, warn
 from srwm_rl.scripts.training.launch import NOT_SAVED
 from srwm_rl.storage.run_folder import Run, steps_of
-from srwm_rl.storage.safe_file import read_small
 
 HUNG = 75  # exit code of a trainer that hangs (EX_TEMPFAIL of sysexits.h)
 STATUS = "SRWM_RL_STATUS"  # environment variable: path of a file that the trainer touches at every step

@@ -14,11 +14,13 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.callbacks import Checkpoints
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.checkpoints import Checkpoint, Session
 from srwm_rl.scripts.training.monitoring import make_callbacks
 from srwm_rl.storage.run_folder import METRICS, Run
-from srwm_rl.storage.safe_file import pack
+from srwm_rl.storage.safe_file import MAX_BYTES, pack
+from srwm_rl.storage.strict_json import parse_json
 
 
 def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
@@ -44,7 +46,7 @@ def verify(run: Run, config: TrainConfig, model: RecurrentAlgorithm) -> str:
     start, goal = (state["counters"]["num_timesteps"] for state in (first, last))
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / METRICS
-        log.write_bytes((run.path / METRICS).read_bytes())
+        log.write_bytes(read_small(run.path / METRICS, MAX_BYTES))
         session = Session(config, model, run, log)
         try:
             state = _replay(session, older, goal)
@@ -93,7 +95,7 @@ def _differences(checkpoint: Checkpoint, state: dict[str, Any]) -> list[str]:
 
 
 def _lines(log: Path, start: int, stop: int) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in log.read_bytes()[start:stop].splitlines()]
+    lines = [parse_json(line) for line in read_small(log, MAX_BYTES)[start:stop].splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 

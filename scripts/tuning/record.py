@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srwm_rl.errors import UserError
-from srwm_rl.storage.safe_file import read_small, write_whole
+from srwm_rl.regular_file import read_small
+from srwm_rl.storage.safe_file import write_whole
 from srwm_rl.storage.strict_json import convert, parse_json
 
 RECORD, STUDY, BEST_SETTINGS, PAGE = "tune.json", "study.db", "best.yml", "tune.html"

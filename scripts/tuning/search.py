@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from srwm_rl.agents.evaluation.statistics import t_interval
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.config.config_file import dump_yaml
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
@@ -36,6 +37,7 @@ except ImportError:  # Windows: a search there is continued by one process at a 
     fcntl = None  # type: ignore[assignment]
 
 POLL = 0.5  # seconds between looks at a trial's runs
+MAX_LOG_BYTES = 2**16  # of which the last line is read
 RUNGS = 8  # comparisons with other trials while a run trains
 RETURNS = ("rollout/ep_rew_mean", "rollout/accuracy")  # what a run is compared by, the first that is logged
 STARTUP_TRIALS = 10  # at random, before the sampler models which values are good
@@ -177,7 +179,7 @@ class Search:
                         return None, ""
             finally:
                 _end(process)
-        lines = (path / "train.log").read_text(errors="replace").splitlines()
+        lines = read_end(path / "train.log", MAX_LOG_BYTES).decode(errors="replace").splitlines()
         errors = [line.removeprefix("srwm-rl: ").removeprefix("error: ") for line in lines if line.strip()]
         return process.returncode, errors[-1][:300] if errors else ""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from srwm_rl.errors import UserError, did_you_mean, named
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.config_file import NAMES, parse_yaml
 from srwm_rl.scripts.config.settings import KWARGS, TrainConfig, pairs
-from srwm_rl.storage.safe_file import read_small
 
 MAX_BYTES = 2**18
 MINIBATCHES = "n_minibatches"  # a batch_size of n_envs * n_steps / n_minibatches

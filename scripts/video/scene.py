@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gymnasium.envs.registration import load_env_creator
 from stable_baselines3.common.vec_env import VecEnv
 
+from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.envs.procgen.games import idle_actions
 from srwm_rl.envs.tasks import TASKS
@@ -32,9 +33,9 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One environment and the levels that are played in it, one after the other."""
 
     env: str  # one game, task or Gymnasium id
-    level: int  # the first
+    level: Annotated[int, msgspec.Meta(ge=0, le=MAX_LEVEL)]  # the first
     n_levels: Annotated[int, msgspec.Meta(ge=1)] = 1
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_LEVEL)] = 0
     mode: str = "easy"
     env_kwargs: tuple[str, ...] = ()  # as name:value, without a render_mode
     inputs: tuple[str, ...] = ()

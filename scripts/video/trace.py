@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from srwm_rl.agents.evaluation.head_costs import HeadCost
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.video.panel import RATE_LABELS, column_names
 from srwm_rl.scripts.video.scene import Scene
 from srwm_rl.storage.safe_file import write_whole
@@ -25,7 +27,7 @@ FORMAT = 1
 NOTES = {"label", "told", "own", "answer", "seen", "query", "part"}
 """Arrays of few-shot episodes, see `srwm_rl.envs.tasks.fewshot.FewShotBatch.step_notes`."""
 _META = "meta"  # JSON, as bytes: an array of text would be four times as large
-MAX_BYTES = 1 << 30
+MAX_FILE_BYTES, MAX_BYTES, MAX_ARRAYS, MAX_HEADER = 2**24, 2**26, 64, 4096
 KINDS = {
     **dict.fromkeys(("rewards", "values", "entropy"), "f"),
     **dict.fromkeys(("starts", "dones"), "b"),
@@ -37,6 +39,7 @@ OPTIONAL_KINDS = {"attempts": "i", **dict.fromkeys(NOTES, "i")}
 _DAMAGES = (
     *(msgspec.MsgspecError, zipfile.BadZipFile, zlib.error),
     *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError),
+    *(SyntaxError, MemoryError),  # of a .npy file's header
 )
 
 
@@ -127,11 +130,26 @@ def load_trace(path: Path) -> Trace:
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+    with zipfile.ZipFile(io.BytesIO(read_small(path, MAX_FILE_BYTES))) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MAX_BYTES or len(members) > MAX_ARRAYS:
             raise ValueError("size")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        arrays = {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+        if len(arrays) < len(members):
+            raise ValueError("names")
+        return arrays
+
+
+def _array(data: bytes) -> npt.NDArray[Any]:
+    """Return the array in a .npy file's bytes, which must be as many as its shape says."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("version")
+    # numpy's stubs lack the bound.
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)  # type: ignore[call-arg]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell() or not dtype.itemsize:
+        raise ValueError("shape")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if in_columns else "C")
 
 
 def _check_arrays(trace: Trace) -> None:

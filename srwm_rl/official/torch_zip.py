@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from srwm_rl.errors import UserError, named
 from srwm_rl.official.data_unpickler import Named, PersistentId, read_pickle
-from srwm_rl.storage.safe_file import read_small
+from srwm_rl.regular_file import read_small
 from srwm_rl.storage.strict_json import convert
 
 DTYPES = dict(Float="f4", Double="f8", Half="f2", Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="?")

@@ -20,8 +20,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.storage.remote import fetch, is_address
-from srwm_rl.storage.safe_file import TEMPORARY, read_small, write_whole
+from srwm_rl.storage.safe_file import TEMPORARY, write_whole
 from srwm_rl.storage.strict_json import parse_json
 from srwm_rl.zoo import PREFIX, zoo_file
 

@@ -11,8 +11,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.storage.run_folder import BEST, CONFIG, GROUP, MAX_CONFIG_BYTES, numbered_folder
-from srwm_rl.storage.safe_file import read_small, write_whole
+from srwm_rl.storage.safe_file import write_whole
 from srwm_rl.storage.strict_json import convert, parse_json
 
 MAX_SEED = 2**31 - 1

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as make_safetensors
 
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.storage.strict_json import MAX_BYTES as MAX_HEADER_BYTES
 from srwm_rl.storage.strict_json import parse_json
 
@@ -168,33 +168,6 @@ def _read_header(blob: bytes) -> dict[str, Any]:
     if json.dumps(content, sort_keys=True) != text:  # a flipped bit may turn 1e-05 into 1E-05, unseen by the checksum
         raise ValueError("its metadata is not as srwm-rl writes it")
     return content
-
-
-def read_small(path: Path, most_bytes: int) -> bytes:
-    """Return a regular file's bytes.
-
-    Raises:
-        UserError: it cannot be read, is no regular file (reading a pipe might never end), or is too long.
-    """
-    if "\0" in str(path):
-        raise UserError(f"cannot read {path}: no file has such a name")
-    try:
-        _regular_size(path, os.stat(path), most_bytes)  # opening a device can have effects
-        # Without O_NONBLOCK, a pipe put there in between would be waited for.
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            return file.read(_regular_size(path, os.fstat(file.fileno()), most_bytes))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _regular_size(path: Path, status: os.stat_result, most_bytes: int) -> int:
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"cannot read {path}: it is no regular file")
-    if status.st_size > most_bytes:
-        raise UserError(
-            f"cannot read {path}: it has {status.st_size:,} bytes, more than the {most_bytes:,} that are read"
-        )
-    return status.st_size
 
 
 def _digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:

@@ -151,12 +151,15 @@ def test_the_gradient_is_the_twins() -> None:
     model.max_grad_norm = 1e9
     levels, _ = run_updates(model, 1)
     twin_loss(weights, env.batch_env, levels[0]).backward()
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
     for name, gradient in gradients.items():
         if "value_net" in name:
             assert not gradient.any()
         else:
             expected = weights[name].grad
-            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6 + 1e-4 * expected.abs().max().item())
+            # A bias before a batch normalisation has a gradient of rounding errors.
+            atol = 1e-5 * largest + 1e-4 * expected.abs().max().item()
+            torch.testing.assert_close(gradient, expected, rtol=0, atol=atol)
     columns = gradients["core.layers.0.weight"]
     assert all(part.abs().max() > 0 for part in columns.split((4, 4, 4, 4), -1))  # y, query, key, beta
 

@@ -74,7 +74,9 @@ def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
     model = build(algo, seed=processes.rank)
     model.join(processes)
     rollout = play(model)
-    rollout.log_probs.add_(0.3 * torch.randn_like(rollout.log_probs))  # log probabilities of another policy
+    rollout = rollout.tensors if algo == "ppo" else rollout
+    log_probs = rollout.log_probs
+    log_probs.add_(0.3 * torch.randn_like(log_probs))  # those of another policy
     if algo == "impala":
         terms, norm = unroll_gradient(model, rollout)
         data = rollout.to_tree()
@@ -82,7 +84,7 @@ def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
         rollout.advantages.mul_(1 + 4 * processes.rank).add_(100 + 3 * processes.rank)  # no two means are the same
         terms, norm = gradient_of(model, np.arange(B))
         data = {name: getattr(rollout, name).numpy().copy() for name in FIELDS}
-        data["core_state"] = rollout.core_states.numpy().copy()
+        data["core_state"] = model.rollout_buffer.core_states.numpy().copy()
     terms = {name: term.item() for name, term in terms._asdict().items()}
     return {
         "rollout": data, "gradient": gradient(model), "norm": norm.item(), "terms": terms, "weights": weights(model),

@@ -21,6 +21,7 @@ register_envs()  # a second call changes nothing
 def test_gymnasiums_and_sb3s_checkers_pass_without_a_warning(env_id):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "The minimal resolution for an image")  # of SB3's CnnPolicy
         check_env(gymnasium.make(env_id).unwrapped)
         sb3_check_env(gymnasium.make(env_id), warn=True)
 

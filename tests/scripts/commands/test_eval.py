@@ -180,7 +180,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_playing(call: Any, re
 
 
 def test_a_missing_run_is_refused(call: Any) -> None:
-    assert "A run folder, or a model file" in call("eval").error()
+    assert "A run folder, a group of runs, or a model file" in call("eval").error()
 
 
 def test_environments_must_fit_the_games(call: Any, two_games: Path) -> None:
@@ -234,11 +234,11 @@ def test_the_papers_protocol(call: Any, recall_argv: list[str], tmp_path: Path) 
 
 
 def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_path: Path) -> None:
-    argv = ("--freeze-edits", "--lesion", "0.1", "--lesion", "0.7", "--undo", "key,y", "--undo", "beta", "-k", 2)
+    argv = ("--freeze-edits", "--lesion", "0.0", "--lesion", "0.1", "--undo", "key,y", "--undo", "beta", "-k", 2)
     result = report(call, tmp_path, recall, *argv)
     plain = report(call, tmp_path, recall, "-k", 2)
     assert {key: value for key, value in result.items() if key != "interventions"} == plain
-    names = ["edits frozen", "no edits in head 0.1", "no edits in head 0.7"]
+    names = ["edits frozen", "no edits in head 0.0", "no edits in head 0.1"]
     names += ["edits of y, key undone", "edits of beta undone"]
     assert [intervention["name"] for intervention in result["interventions"]] == names
     for intervention in result["interventions"]:
@@ -296,7 +296,7 @@ def test_several_games_have_a_difference_each(call: Any, two_games: Path, tmp_pa
         (["--lesion", "3"], "--lesion takes layer.head, such as 0.3, not '3'"),
         (["--lesion", "a.b"], "--lesion takes layer.head"),
         (["--lesion", "0.-1"], "--lesion takes layer.head"),
-        (["--lesion", "1.0"], "there is no head 1.0: core 'srwm' has layers 0 to 0 with heads 0 to 7"),
+        (["--lesion", "1.0"], "there is no head 1.0: core 'srwm' has layers 0 to 0 with heads 0 to 1"),
         (["--lesion", "0.8"], "there is no head 0.8"),
         (["--undo", "qery"], "--undo: there is no group of columns 'qery'; did you mean 'query'?"),
         (["--undo", "query,"], "--undo: there is no group of columns ''"),

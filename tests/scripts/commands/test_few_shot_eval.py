@@ -26,9 +26,9 @@ def test_the_table_has_every_agent_setting_and_reference(
     call: Any, few_shot: Path, train_few_shot: Callable[..., Path], tmp_path: Path
 ) -> None:
     lstm = train_few_shot(core="lstm")
-    argv = ("--freeze-edits", "--lesion", "1.1", "--undo", "query,key,beta", "--beside", lstm, "--ways", 2, 5)
+    argv = ("--freeze-edits", "--lesion", "1.0", "--undo", "query,key,beta", "--beside", lstm, "--ways", 2, 5)
     result, out = report(call, tmp_path, few_shot, *LEVELS, *argv, "--shots", 1, 4, "--chart", tmp_path / "chart.png")
-    names = ["srwm", "edits frozen", "no edits in head 1.1", "edits of query, key, beta undone", "lstm"]
+    names = ["srwm", "edits frozen", "no edits in head 1.0", "edits of query, key, beta undone", "lstm"]
     references = ["chance", "nearest pixels", "blurred cosine"]
     settings = [("3:5", "1:3"), ("2", "1"), ("2", "4"), ("5", "1"), ("5", "4")]
     found = [(row["ways"], row["shots"], row["name"]) for row in result["few_shot"] if row["name"] != "labels alone"]

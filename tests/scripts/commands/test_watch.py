@@ -194,7 +194,8 @@ def test_what_cannot_draw_itself_shows_its_observations(
     result = call("watch", drawn, "--steps", 3, "-o", tmp_path / "film.mp4")
     assert result.code == 0
     assert result.err == (
-        "srwm-rl: Drawn-v0 cannot render itself (division by zero); its observations are drawn instead\n"
+        "srwm-rl: Drawn-v0 cannot render itself (Drawn-v0 failed in render (environment 0, level 1000000, step 0): "
+        "ZeroDivisionError: division by zero); its observations are drawn instead\n"
     )
     assert frames(tmp_path / "film.mp4")[0][2] == 4
 

@@ -15,7 +15,7 @@ from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
 
-HEADS = [f"0.{head}" for head in range(8)]
+HEADS = ("0.0", "0.1")
 
 
 @pytest.fixture

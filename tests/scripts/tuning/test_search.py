@@ -154,7 +154,7 @@ def test_a_continued_search_keeps_its_settings(tmp_path: Path, capsys: pytest.Ca
     for option in (["-n", "9"], ["--no-prune"], ["--storage", "sqlite:///x.db"], ["--env", "bandit"]):
         assert main(["tune", "--resume", str(folder), *option]) == 2
     errors = capsys.readouterr().err.splitlines()
-    wanted = ("--n-timesteps", "--prune", "--storage", "other")
+    wanted = ("--n-timesteps", "--prune", "--storage", "--env")
     assert all(words in line for words, line in zip(wanted, errors[1:], strict=True)), errors
     record = json.loads((folder / "tune.json").read_text())
     (folder / "tune.json").write_text(json.dumps({**record, "trials": "many"}))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_agents_that_the_demo_and_the_documentation_name_are_there() -> None:
-    assert {"bandit", DEMO, f"{DEMO}_feedforward", "parity", "recall", "starpilot"} <= set(zoo_names())
+    assert {"bandit", DEMO, f"{DEMO}_feedforward", "parity", "recall"} <= set(zoo_names())
 
 
 def test_all_together_are_small() -> None:
