@@ -49,7 +49,8 @@ def _main(argv: list[str]) -> int:
     if config.env_list:
         print("\n".join([*(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()), "", constant_play()]))
         return 0
-    _check_levels(config)
+    with named(str(run.path / CONFIG) if run is not None else ""):
+        _check_levels(config)
     if config.print_config:
         print(to_yaml(config), end="")
         return 0

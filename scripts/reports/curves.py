@@ -46,7 +46,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     """
     if not path.exists():
         return {}
-    row_type = msgspec.json.Decoder(dict[str, float | None])
+    row_type = msgspec.json.Decoder(dict[str, Any])
     points: dict[str, tuple[array[float], array[float]]] = {}
     damaged, n_values = 0, 0
     for number, line in enumerate(read_lines(path, MAX_FILE_BYTES), start=1):
@@ -58,12 +58,12 @@ def read_curves(path: Path) -> dict[str, Curve]:
         except (msgspec.MsgspecError, KeyError, RecursionError, UnicodeError):
             damaged = number  # unless it is the last line: the run is still training
             continue
-        if step is None or not 0 <= step <= MAX_STEP:
+        if not isinstance(step, int | float) or not 0 <= step <= MAX_STEP:
             damaged = number
             continue
         n_values += len(row)
         for key, value in row.items():
-            if value is not None and abs(value) <= LARGEST:
+            if isinstance(value, int | float) and abs(value) <= LARGEST:
                 steps, values = points.setdefault(key, (array("d"), array("d")))
                 steps.append(step)
                 values.append(value)

@@ -45,7 +45,7 @@ def test_a_damaged_file_is_named(line: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": NaN, "b": "x", "c": 1e999, "d": 2}\n{"step": 1e999, "d": 3}\n')
+    path.write_text('{"step": 1, "a": null, "b": "x", "c": 1e200, "d": 2}\n{"step": 1e999, "d": 3}\n')
     assert {key: curve.values.tolist() for key, curve in read_curves(path).items()} == {"d": [2.0]}
 
 
