@@ -85,7 +85,8 @@ def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(by_rank: Any) ->
     model = whole_model("ppo", by_rank[0]["ppo"]["weights"])
     buffer = play(model)  # for its shape; the data are replaced
     for name in FIELDS:
-        getattr(buffer.tensors, name).copy_(torch.from_numpy(np.concatenate([process[name] for process in parts], axis=1)))
+        both = np.concatenate([process[name] for process in parts], axis=1)
+        getattr(buffer.tensors, name).copy_(torch.from_numpy(both))
     buffer.core_states = torch.from_numpy(np.concatenate([process["core_state"] for process in parts], axis=1))
     terms, norm = gradient_of(model, np.arange(2 * B))
     check_same_update(by_rank, "ppo", gradient(model), terms, norm)
