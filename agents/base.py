@@ -109,6 +109,11 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """What `loss` depends on beside the weights and its arguments."""
         return self.vf_coef, self.ent_coef, self.bptt
 
+    @property
+    def minibatches_per_update(self) -> int:
+        """Number of gradients that are made of a rollout before the next one begins."""
+        return 1
+
     def native_gradient(self, batch: Any, *scalars: float | None) -> Tensor | None:
         """Add the gradient of `loss` in C; None: not possible, and nothing was done. See `engine.Trainer`."""
         return None
@@ -282,9 +287,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         if self.env is None:
-            raise UserError(
-                "there are no environments to learn in: give load(..., env=...), or call set_env(env)"
-            )
+            raise UserError("there are no environments to learn in: give load(..., env=...), or call set_env(env)")
         result = super()._setup_learn(*args, **kwargs)
         warn_of_unused_masks(self.env)
         return result
