@@ -3,13 +3,13 @@
 # make test: set up, then lint, types and the fast tests; make test-all: every test.
 
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
-.PHONY: demo test test-heavy test-all slow lint types docs lock audit install clean
+.PHONY: demo test test-heavy test-lowest test-all slow lint types docs wheel lock audit install clean
 
 # The newest run on a task or game.
 newest = $$(ls -dt logs/ppo_srwm/$(1)_* | head -1)
@@ -35,7 +35,12 @@ test-heavy: install
 slow: install
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
-test-all: test test-heavy slow
+# The fast tests with the lowest versions that pyproject.toml allows; torch's is not among them unless asked for.
+test-lowest: install
+	$(BIN)/python requirements/lowest.py build/lowest $(if $(LOWEST_TORCH),--torch)
+	build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not heavy"
+
+test-all: test test-heavy slow test-lowest
 
 lint: install
 	$(BIN)/ruff check .
@@ -50,6 +55,10 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
 
+# One wheel for this platform and every Python, and the source distribution, in dist/.
+wheel: install
+	$(BIN)/python requirements/wheel.py dist
+
 # Hashes for the development versions; needs the package index.
 lock: install
 	$(BIN)/python requirements/lock.py
@@ -62,9 +71,9 @@ audit: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard srwm_rl/ops/csrc/*)
-	@test -n "$(PYTHON)" || { echo "srwm-rl needs Python 3.10, 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "srwm-rl needs Python 3.10 to 3.14; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[procgen,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

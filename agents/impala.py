@@ -128,6 +128,11 @@ class IMPALA(CollectingAlgorithm):
         return self.n_envs if self.batch_size is None else self.batch_size // self.n_steps
 
     @property
+    def minibatches_per_update(self) -> int:
+        """Number of gradients made of the unrolls that wait, where collecting waits for them; else 0."""
+        return len(self.rollout_buffer) // self.unrolls_per_batch if self.synchronous else 0
+
+    @property
     def max_policy_lag(self) -> int:
         """Most updates there can be between the start of an unroll and its use, from the queue's limit.
 

@@ -210,11 +210,19 @@ class PPO(CollectingAlgorithm):
             bptt=self.bptt,
         )
 
+    @property
+    def minibatches_per_update(self) -> int:
+        """Number of gradients made of a rollout, in all epochs."""
+        return self.n_epochs * self.rollout_buffer.n_minibatches(self._minibatch_size)
+
+    @property
+    def _minibatch_size(self) -> int:
+        return self.batch_size or max(self.rollout_buffer.sequence_length, self.n_steps * self.n_envs // 4)
+
     def _minibatches(self) -> Iterator[Minibatch]:
-        length = self.rollout_buffer.sequence_length
-        batch_size = self.batch_size or max(length, self.n_steps * self.n_envs // 4)
         stats = self.processes.means_and_stds if self.normalize_advantage else None
-        return self.rollout_buffer.get(batch_size, self.sequences_at_once(length), stats)
+        max_sequences = self.sequences_at_once(self.rollout_buffer.sequence_length)
+        return self.rollout_buffer.get(self._minibatch_size, max_sequences, stats)
 
     def _gather_values_and_returns(self) -> list[np.ndarray]:
         """Return those of all processes to process 0, and their own to the others."""

@@ -217,6 +217,7 @@ class Supervised(RecurrentAlgorithm):
             loss, sums, state = self.loss(batch)
             (loss / n_answers).backward()
             results.append((torch.stack([*sums]).detach(), state.detach()))
+        self.engine.notify()
         terms, states = zip(*results, strict=True)
         self._core_state = torch.cat(states, dim=1)
         sums = SupervisedLossSums(*torch.stack(terms).sum(0))

@@ -17,8 +17,9 @@ from srwm_rl.envs.batch import BatchEnv
 from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.procgen.batch import ProcgenBatch
-from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SETTINGS, parse_games, require_procgen
+from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SETTINGS, parse_games
 from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
+from srwm_rl.envs.procgen.simulator import find_distribution
 from srwm_rl.envs.tasks import TASK_IDS, TASKS
 from srwm_rl.envs.wrappers.attempts import AttemptsBatch
 from srwm_rl.envs.wrappers.frame_stack import FrameStackBatch
@@ -50,7 +51,7 @@ def resolve(env: str) -> EnvSpec:
     """Return what `env` names: ProcGen games ("coinrun,maze", "paper6"), a task, or a Gymnasium id.
 
     Raises:
-        UserError: If nothing is called so (with the nearest name), or ProcGen is needed and not installed.
+        UserError: If nothing is called so (with the nearest name).
     """
     if not isinstance(env, str) or not env.strip():
         raise UserError("env must be the name of an environment, such as 'coinrun', 'recall' or 'CartPole-v1'")
@@ -59,9 +60,7 @@ def resolve(env: str) -> EnvSpec:
     if name in TASKS:
         return EnvSpec("task", (name,))
     if name in PRESETS or {part.strip() for part in name.split(",")} & set(GAMES):
-        games = parse_games(name)
-        require_procgen()
-        return EnvSpec("procgen", games)
+        return EnvSpec("procgen", parse_games(name))
     return EnvSpec("gymnasium", (_gymnasium_id(name),))
 
 
@@ -100,9 +99,10 @@ def package_of(env_id: str) -> str | None:
 
 def list_envs() -> dict[str, list[str]]:
     """List names that `resolve` knows and that can be made here, by kind; those of other packages by package."""
+    has_procgen = find_distribution() is not None
     return {
-        "procgen": list(GAMES),
-        "presets": list(PRESETS),
+        "procgen": list(GAMES) if has_procgen else [],
+        "presets": list(PRESETS) if has_procgen else [],
         "task": list(TASKS),
         "gymnasium": sorted(
             env_id for env_id in gymnasium.registry if _is_of_gymnasium(env_id) and _can_be_made(env_id)

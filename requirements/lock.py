@@ -21,12 +21,13 @@ from typing import Any
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("3.10", "3.11", "3.12")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux_2_12", "manylinux_2_5")
 PLATFORMS = (*PLATFORMS, "manylinux2014", "manylinux2010", "manylinux1", "linux")
 LEFT_OUT = {
     "torch": "CPU and CUDA builds share a version and differ in content, and where CPU builds come from is the user's",
     "gym": "published as source only; ProcGen needs it installed, and nothing of ours imports it",
+    "moviepy": "this version is published as source only; procgen-gym needs it, and nothing of ours imports it",
 }
 
 
@@ -89,7 +90,7 @@ def main() -> None:
         for package, sha256 in hashes(python).items():
             known.setdefault(package, {}).setdefault(sha256, []).append(python)
     lines = [
-        "# Written by `make lock` from constraints.txt (see requirements/lock.py); Linux x86-64, Python 3.10 to 3.12."
+        "# Written by `make lock` from constraints.txt (see requirements/lock.py); Linux x86-64, Python 3.10 to 3.14."
     ]
     lines += [f"# Without {name}: {reason}." for name, reason in LEFT_OUT.items()]
     for (name, version), digests in sorted(known.items(), key=lambda item: item[0][0].lower()):

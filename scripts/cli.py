@@ -24,6 +24,7 @@ import tyro
 
 import srwm_rl
 from srwm_rl.errors import FaultError, UserError
+from srwm_rl.storage.safe_file import write_whole
 
 Config = TypeVar("Config")
 FAULT = 3  # exit code after a failure while training
@@ -253,9 +254,26 @@ def check_writable(file: str | Path | None, option: str) -> None:
 
 
 def write_json(path: str | None, report: Any) -> None:
-    """Write a report to a file, if one is wanted."""
+    """Write a report to a file, if one is wanted; see `write_output`."""
     if path is not None:
-        Path(path).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_output(path, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_output(file: str | Path, content: bytes) -> None:
+    """Write a file that the user names, whole or not at all; the target of a link, a pipe or a device as it is.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; an older file of its name is untouched.
+    """
+    path = Path(file)
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+    else:
+        write_whole(path.resolve(), content)
 
 
 def say(message: str) -> None:
@@ -269,6 +287,12 @@ def say(message: str) -> None:
     except OSError as error:
         warn(f"cannot print on stdout ({error.strerror or error}); training continues")
         drop_stdout()
+
+
+def announce(what: str) -> None:
+    """Say on stderr what takes the next seconds, if it can be written; of several processes, the first says it."""
+    if os.environ.get("RANK", "0") == "0":
+        warn(f"{what} ...")
 
 
 def drop_stdout() -> None:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 import srwm_rl
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.scripts.cli import INTERRUPTED, drop_stdout, print_own_warnings, run_command, warn
+from srwm_rl.scripts.cli import INTERRUPTED, announce, drop_stdout, print_own_warnings, run_command, warn
 
 COMMANDS = {
     "train": "train an agent, or resume a run",
@@ -39,6 +39,10 @@ commands:
 
 srwm-rl COMMAND --help lists a command's options; srwm-rl --version prints the version.
 First steps: srwm-rl train --preset quickstart"""
+
+# Commands that load torch, and options with which they do not, or with which nothing is shown.
+LOADING = COMMANDS.keys() - {"zoo", "doctor", "plot"}
+QUICK = {"-h", "--help", "--no-progress", "--env-list", "--print-config"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,6 +103,8 @@ def _main(argv: list[str]) -> int:
 def _command(name: str, *argv: str) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
+    if name in LOADING and not QUICK & set(argv) and sys.stderr.isatty():
+        announce("loading torch")  # which takes seconds
     code: int = import_module(f"srwm_rl.scripts.commands.{name.replace('-', '_')}").main([*argv])
     return code
 

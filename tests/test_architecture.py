@@ -53,7 +53,18 @@ LATE_IMPORTS = {
     "scripts/commands/zoo.py": "--help",
 }
 # What may be imported inside functions anywhere: it is optional, or missing on some platforms.
-OPTIONAL = {"matplotlib", "onnx", "onnxruntime", "procgen", "rliable", "sklearn", "triton", "av"}
+OPTIONAL = {
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "procgen",
+    "procgen_gym",
+    "rliable",
+    "sklearn",
+    "triton",
+    "av",
+    "wandb",
+}
 
 
 class Import(NamedTuple):
@@ -284,7 +295,18 @@ def test_importing_everything_prints_nothing() -> None:
 
 
 COMMANDS = [path.stem.replace("_", "-") for path in sorted((ROOT / "scripts" / "commands").glob("[!_]*.py"))]
-HEAVY = {"torch", "stable_baselines3", "sb3_contrib", "scipy", "matplotlib", "av", "PIL", "jinja2", "procgen"}
+HEAVY = {
+    "torch",
+    "stable_baselines3",
+    "sb3_contrib",
+    "scipy",
+    "matplotlib",
+    "av",
+    "PIL",
+    "jinja2",
+    "procgen",
+    "procgen_gym",
+}
 
 
 def loaded_by(code: str) -> set[str]:

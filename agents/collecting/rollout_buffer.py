@@ -144,6 +144,10 @@ class SequenceRolloutBuffer:
         """Number of sequences in a full rollout."""
         return self.n_envs * (self.buffer_size // self.sequence_length)
 
+    def n_minibatches(self, batch_size: int) -> int:
+        """Return into how many minibatches of at most `batch_size` steps `get` divides a rollout."""
+        return -(-self.n_sequences // (batch_size // self.sequence_length))
+
     def get(
         self,
         batch_size: int,
@@ -159,7 +163,7 @@ class SequenceRolloutBuffer:
                 which each is normalised, or None; None: advantages are not normalised.
         """
         order = np.random.permutation(self.n_sequences)
-        minibatches = np.array_split(order, -(-self.n_sequences // (batch_size // self.sequence_length)))
+        minibatches = np.array_split(order, self.n_minibatches(batch_size))
         stats = advantage_stats(list(map(self.advantages_of, minibatches))) if advantage_stats else repeat(None)
         for indices, mean_and_std in zip(minibatches, stats, strict=False):
             parts = self.gather(indices, max_sequences, mean_and_std)

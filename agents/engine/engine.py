@@ -44,11 +44,13 @@ class Engine:
 
     Attributes:
         fused: returns the form of a policy that runs in C where it can (CPU only).
+        listeners: called after every gradient of a minibatch, in the thread that learns.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.fused = lru_cache(maxsize=2)(FusedPolicy)  # two: IMPALA's actors use a copy of the policy
+        self.listeners: list[Callable[[], None]] = []
         self._graphed_acting = lru_cache(maxsize=1)(GraphedActing)
         self._graphed_gradient: GraphedGradient | None = None
 
@@ -97,7 +99,13 @@ class Engine:
             graphed.zero()
             settings = self._trainer.loss_settings
             sums = [graphed((batch, *scalars), settings) for batch in batches]
+        self.notify()
         return sum(sums[1:], sums[0])
+
+    def notify(self) -> None:
+        """Call the listeners: the gradient of a minibatch is made."""
+        for listener in self.listeners:
+            listener()
 
     def add_gradient(self, args: tuple[Any, ...]) -> Tensor:
         """Add the gradient of one micro-batch to the parameters' `.grad`, in C or by autograd.

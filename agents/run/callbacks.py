@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from tqdm.auto import tqdm
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.evaluation.play_levels import Episodes
@@ -30,48 +27,6 @@ class RolloutCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-class _Stderr:
-    """`sys.stderr` for a progress bar: what cannot be written, as on a full disk, is left out."""
-
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
-
-
-class ProgressBar(BaseCallback):
-    """A progress bar with steps, mean return of the last episodes, steps per second and the time left."""
-
-    model: RecurrentAlgorithm
-
-    def _on_training_start(self) -> None:
-        total, initial = self.model.planned_steps(self.model._total_timesteps), self.num_timesteps
-        self.bar = tqdm(total=total, initial=initial, unit="step", unit_scale=True, smoothing=0.05, file=_Stderr())
-        if not self.bar.fp.isatty():
-            self.bar.mininterval = 10.0  # seconds between lines of a log file
-
-    def _on_step(self) -> bool:
-        self.bar.update(self.num_timesteps - self.bar.n)  # other processes' steps count too
-        return True
-
-    def _on_rollout_end(self) -> None:
-        if episodes := self.model.ep_info_buffer:
-            self.bar.set_postfix({"return": f"{np.mean([e['r'] for e in episodes]):.3g}"}, refresh=False)
-
-    def close(self) -> None:
-        """Close the bar, also when training was interrupted."""
-        if hasattr(self, "bar"):
-            self.bar.close()
-
-    _on_training_end = close
 
 
 class Checkpoints(RolloutCallback):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
-from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, level_range, parse_games, require_procgen, timeout
+from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, level_range, parse_games, timeout
+from srwm_rl.envs.procgen.simulator import Simulator, installed_distribution, make_simulator
 from srwm_rl.envs.procgen.state import check_state, digest
 from srwm_rl.errors import UserError
 
+logger = logging.getLogger(__name__)
+EARLIER = "procgen"  # the package of saved states that do not name it
 _RESET = -1  # ProcGen's action that ends the episode at once (Game::step in procgen/src/game.cpp)
 
 
@@ -69,8 +71,8 @@ class ProcgenBatch(BatchEnv):
         self.solvable = not self.options["use_sequential_levels"]
         self.timeout_as_truncation = timeout_as_truncation
         self.n_threads = _thread_count(n_threads, n_envs)
-        require_procgen()
-        self._env: Any = None
+        self.distribution = installed_distribution()
+        self._env: Simulator | None = None
         frame = spaces.Box(0, 255, (64, 64, 3), np.uint8)
         super().__init__(n_envs, frame, spaces.Discrete(15), levels, seed)
         self._timeouts = np.array([timeout(game, mode) for game in self.game_names])
@@ -78,15 +80,17 @@ class ProcgenBatch(BatchEnv):
     def _start(self) -> None:
         if self._env is not None:
             self._env.close()
-        self._env = self._make(",".join(self.games), self.n_envs, self.levels, self.n_threads, self.render_mode)
+        self._env = self._make(self.games, self.n_envs, self.levels, self.n_threads, self.render_mode)
         self._pins: IntArray = np.full(self.n_envs, -1, np.int64)
         # States of the environments before they were pinned, with their level range and random sequence.
         self._own_states: list[bytes] = [b""] * self.n_envs
 
-    def _make(self, games: str, n: int, levels: LevelRange, n_threads: int, render_mode: str | None = None) -> Any:
-        env = _procgen_class()(
-            num=n,
-            env_name=games,
+    def _make(
+        self, games: Sequence[str], n: int, levels: LevelRange, n_threads: int, render_mode: str | None = None
+    ) -> Simulator:
+        return make_simulator(
+            games,
+            n,
             num_levels=len(levels),
             start_level=levels.start,
             # Exploration is one hard level; procgen itself refuses the mode together with a level.
@@ -96,18 +100,19 @@ class ProcgenBatch(BatchEnv):
             render_mode=render_mode,
             **self.options,
         )
-        # cffi looks a function up under a lock at its first use. If the garbage collector closes an old environment
-        # while a new one is being built, which holds that lock, the process hangs; so look `close` up now.
-        _ = env._c_lib.libenv_close
-        return env
+
+    @property
+    def _simulator(self) -> Simulator:
+        assert self._env is not None
+        return self._env
 
     def step(self, actions: Array) -> BatchStep:
         """Act in every environment; see `BatchEnv.step`."""
-        self._env.act(self.check_actions(actions))
-        rewards, obs, first = self._env.observe()
+        self._simulator.act(self.check_actions(actions))
+        rewards, frames, first = self._simulator.observe()
         self._fresh = False
-        info: dict[str, Array] = {key: self._info(key) for key in ("level_seed", "prev_level_seed")}
-        complete = self._info("prev_level_complete").astype(np.bool_)
+        info: dict[str, Array] = {key: self._simulator.info(key) for key in ("level_seed", "prev_level_seed")}
+        complete = self._simulator.info("prev_level_complete").astype(np.bool_)
         if self.solvable:
             info["is_success"] = complete
         self._clock += 1
@@ -115,33 +120,27 @@ class ProcgenBatch(BatchEnv):
         if self.timeout_as_truncation:
             truncated = first & (self._clock >= self._timeouts) & ~complete
         self._clock[first] = 0
-        return BatchStep(obs["rgb"], rewards, first & ~truncated, truncated, info)
-
-    def _info(self, key: str) -> Array:
-        # gym3's get_info() would build one dict per environment from these arrays.
-        values: Array = self._env._info[key]
-        return values.copy()
+        return BatchStep(frames, rewards, first & ~truncated, truncated, info)
 
     def observe(self) -> Array:
         """Return the current frames without stepping."""
-        frames: Array = self._env.observe()[1]["rgb"]
-        return frames
+        return self._simulator.observe()[1]
 
     def level_seed(self) -> IntArray:
         """Return the levels being played, `[n]`."""
-        self._env.observe()
-        return self._info("level_seed").astype(np.int64)
+        self._simulator.observe()
+        return self._simulator.info("level_seed").astype(np.int64)
 
     def render(self) -> Array:
         """Return a picture `[n, 512, 512, 3]` of every environment."""
         if self.render_mode is None:
             return super().render()
-        self._env.observe()
-        return self._info("rgb")
+        self._simulator.observe()
+        return self._simulator.info("rgb")
 
     def close(self) -> None:
         """Free the C++ environments."""
-        self._env.close()
+        self._simulator.close()
 
     def _restart(self, mask: BoolArray, levels: IntArray | None) -> None:
         if levels is not None and self.options["use_sequential_levels"]:
@@ -149,39 +148,31 @@ class ProcgenBatch(BatchEnv):
         for i in np.flatnonzero(mask).tolist():
             if levels is not None:
                 if self._pins[i] < 0:
-                    self._own_states[i] = self._read(self._env, i)
+                    self._own_states[i] = self._simulator.get_state(i)
                 level = int(levels[i])
-                self._write(self._env, i, self._begin_alone(i, LevelRange(level, level + 1)))
+                self._simulator.set_state(i, self._begin_alone(i, LevelRange(level, level + 1)))
             else:
                 if self._pins[i] >= 0:
-                    self._write(self._env, i, self._own_states[i])
+                    self._simulator.set_state(i, self._own_states[i])
                     self._own_states[i] = b""
                 if not mask.all():  # an action in the common instance would step all environments
-                    self._write(self._env, i, self._begin_alone(i, self.levels, after=self._read(self._env, i)))
+                    self._simulator.set_state(i, self._begin_alone(i, self.levels, after=self._simulator.get_state(i)))
         self._pins[mask] = -1 if levels is None else levels[mask]
         if levels is None and mask.all():
-            self._env.act(np.full(self.n_envs, _RESET))
+            self._simulator.act(np.full(self.n_envs, _RESET))
 
     def _begin_alone(self, i: int, levels: LevelRange, after: bytes | None = None) -> bytes:
         """Return environment i's state at an episode's start in a new instance with these levels.
 
         It is the first episode, or the one that comes after the state `after`.
         """
-        env = self._make(self.game_names[i], 1, levels, n_threads=0)  # half a millisecond
+        simulator = self._make([self.game_names[i]], 1, levels, n_threads=0)  # half a millisecond
         if after is not None:
-            self._write(env, 0, after)
-            env.act(np.array([_RESET]))
-        state = self._read(env, 0)
-        env.close()
+            simulator.set_state(0, after)
+            simulator.act(np.array([_RESET]))
+        state = simulator.get_state(0)
+        simulator.close()
         return state
-
-    def _read(self, env: Any, i: int) -> bytes:
-        buffer = env._ffi.new("char[]", 2**20)  # procgen.env.MAX_STATE_SIZE
-        size = env.call_c_func("get_state", i, buffer, 2**20)
-        return bytes(env._ffi.buffer(buffer, size))
-
-    def _write(self, env: Any, i: int, state: bytes) -> None:
-        env.call_c_func("set_state", i, state, len(state))
 
     def _settings(self) -> State:
         return {**super()._settings(), "mode": self.mode, "options": repr(sorted(self.options.items()))}
@@ -191,18 +182,33 @@ class ProcgenBatch(BatchEnv):
 
     def get_state(self) -> State:
         """Return everything that decides what happens next, without pickles."""
-        states, own = [self._read(self._env, i) for i in range(self.n_envs)], list(self._own_states)
-        return {**super().get_state(), "states": states, "own_states": own, "digest": digest([*states, *own])}
+        states, own = [self._simulator.get_state(i) for i in range(self.n_envs)], list(self._own_states)
+        blobs = {"states": states, "own_states": own, "digest": digest([*states, *own])}
+        return {**super().get_state(), **blobs, "library": self.distribution.module}
 
     def set_state(self, state: State) -> None:
-        """Continue exactly where `get_state` was called, in whichever instance; see `BatchEnv.set_state`."""
+        """Continue exactly where `get_state` was called, in whichever instance; see `BatchEnv.set_state`.
+
+        A state of the other ProcGen package is continued with a warning: it draws some games slightly differently.
+        """
         super().set_state(state)
+        library = state.get("library", EARLIER)
+        if library != self.distribution.module:
+            logger.warning(
+                "these environments were saved with the package %s and go on with %s, which draws some games slightly "
+                "differently: the same levels and dynamics, but not exactly the same run",
+                library,
+                self.distribution,
+            )
         for i, data in enumerate(state["states"]):
-            self._write(self._env, i, data)
+            self._simulator.set_state(i, data)
         self._own_states = list(state["own_states"])
 
     def _check_state(self, state: State) -> None:
+        state = {"library": EARLIER, **state} if isinstance(state, dict) else state
         super()._check_state(state)
+        if state["library"] not in ("procgen", "procgen_gym"):
+            raise UserError(f"the saved state is of {state['library']!r}, which is no package of ProcGen")
         for key in ("states", "own_states"):
             blobs = state[key]
             if not isinstance(blobs, list) or [type(blob) for blob in blobs] != [bytes] * self.n_envs:
@@ -214,14 +220,6 @@ class ProcgenBatch(BatchEnv):
                 check_state(state["own_states"][i], name, number, own)
         if state["digest"] != digest([*state["states"], *state["own_states"]]):
             raise UserError("the saved state's bytes have changed since it was saved; use an undamaged checkpoint")
-
-
-def _procgen_class() -> Any:
-    # Here: not every platform has ProcGen. Its import leaves a file open, which a strict Python reports.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        from procgen import ProcgenGym3Env
-    return ProcgenGym3Env
 
 
 def _thread_count(n_threads: int | None, n_envs: int) -> int:

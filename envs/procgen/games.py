@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError, check_settings, did_you_mean
@@ -138,9 +137,3 @@ def check_options(options: dict[str, bool]) -> dict[str, bool]:
         if not isinstance(value, bool):
             raise UserError(f"ProcGen option {name} must be True or False, not {value!r}")
     return {**OPTIONS, **options}
-
-
-def require_procgen() -> None:
-    """Raise a UserError with the command to run unless ProcGen is installed."""
-    if find_spec("procgen") is None:
-        raise UserError("ProcGen is not installed; run: pip install 'srwm-rl[procgen]'")

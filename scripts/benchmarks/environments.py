@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from srwm_rl.envs import ProcgenBatch, ProcgenVecEnv, VecMemoryInputs
+from srwm_rl.envs.procgen.simulator import Simulator
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, ratio, speeds, summary
 from srwm_rl.scripts.config.settings import Count
@@ -35,7 +36,7 @@ def run(config: EnvBench) -> dict[str, Any]:
         UserError: ProcGen is not installed, or our environments differ from it.
     """
     settings: Any = {"n_envs": config.n_envs, "levels": "0:200", "seed": 0}
-    raw = ProcgenBatch(config.env, **settings)._env
+    raw = ProcgenBatch(config.env, **settings)._simulator
     vec = ProcgenVecEnv(config.env, **settings)
     inputs = VecMemoryInputs(ProcgenVecEnv(config.env, **settings))
     vec.reset()
@@ -57,11 +58,12 @@ def run(config: EnvBench) -> dict[str, Any]:
     return {"bench": "env", "env": config.env, "n_envs": config.n_envs, "rows": rows}
 
 
-def _step_raw(env: Any, actions: np.ndarray) -> Any:
-    """Step ProcGen through its own interface."""
-    env.act(actions)
-    observed = env.observe()
-    env.get_info()
+def _step_raw(simulator: Simulator, actions: np.ndarray) -> Any:
+    """Step ProcGen's library, and read what it tells of the levels."""
+    simulator.act(actions)
+    observed = simulator.observe()
+    for key in ("level_seed", "prev_level_seed", "prev_level_complete"):
+        simulator.info(key)
     return observed
 
 
@@ -70,9 +72,9 @@ def _play(step: Any, actions: np.ndarray) -> None:
         step(row)
 
 
-def _check_equal(raw: Any, vec: Any, actions: np.ndarray) -> None:
+def _check_equal(raw: Simulator, vec: Any, actions: np.ndarray) -> None:
     for row in actions:
         reward, frames, _ = _step_raw(raw, row)
         obs, rewards, *_ = vec.step(row)
-        if not (np.array_equal(reward, rewards) and np.array_equal(frames["rgb"], obs)):
+        if not (np.array_equal(reward, rewards) and np.array_equal(frames, obs)):
             raise UserError("our environments differ from ProcGen: nothing was timed")

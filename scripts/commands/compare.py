@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import check_writable, parse, write_json
+from srwm_rl.scripts.cli import check_writable, parse, write_json, write_output
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.scripts.evaluation.table import render_comparison
 from srwm_rl.storage.run_group import expand_groups
@@ -59,5 +58,5 @@ def main(argv: list[str]) -> int:
     write_json(config.json, report)
     if config.output is not None:
         page = comparison_page(sides, report, shlex.join(["srwm-rl", "compare", *argv]))
-        Path(config.output).write_text(page, encoding="utf-8")
+        write_output(config.output, page.encode())
     return 0

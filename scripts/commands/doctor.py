@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
@@ -48,21 +49,21 @@ def _python() -> Result:
 
 
 def _packages() -> Iterator[tuple[str, bool, bool, str]]:
+    """Compare what is installed with the package's metadata, whose markers name what this Python and platform need."""
     for requirement in map(Requirement, requires("srwm-rl") or ()):
-        is_extra = "extra ==" in str(requirement.marker)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "procgen"}):
-            yield requirement.name, not is_extra, *_package(requirement, "'srwm-rl[procgen]'" if is_extra else None)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement.name, True, *_package(requirement)
 
 
-def _package(requirement: Requirement, extra: str | None) -> Result:
-    pip, wanted = f"{sys.executable} -m pip install", f"'{requirement.name}{requirement.specifier}'"
+def _package(requirement: Requirement) -> Result:
+    fix = f"{sys.executable} -m pip install '{requirement.name}{requirement.specifier}'"
     try:
         installed = version(requirement.name)
     except PackageNotFoundError:
-        return False, f"missing: {pip} {extra or wanted}"
+        return False, f"missing: {fix}"
     if requirement.specifier.contains(installed, prereleases=True):
         return True, installed
-    return False, f"{installed}, needs {requirement.specifier}: {pip} {wanted}"
+    return False, f"{installed}, needs {requirement.specifier}: {fix}"
 
 
 def _scan() -> Result:
@@ -91,13 +92,33 @@ def _gpu() -> Result:
     return True, ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
 
 
+def _training() -> Result:
+    import torch
+
+    from srwm_rl.agents import PPO
+    from srwm_rl.envs import make_vec_env
+
+    env = make_vec_env("recall", 4, "all", 0, inputs=("action", "reward"))
+    core = {"core_kwargs": {"hidden_size": 16, "n_layers": 1, "n_heads": 2}}
+    model = PPO("SRWMPolicy", env, n_steps=16, n_epochs=1, seed=0, device="cpu", policy_kwargs=core)
+    before = [weight.detach().clone() for weight in model.policy.parameters()]
+    begun = time.perf_counter()
+    model.learn(128)
+    seconds = time.perf_counter() - begun
+    moved = [not torch.equal(weight, old) for weight, old in zip(model.policy.parameters(), before, strict=True)]
+    env.close()
+    steps = f"{model.num_timesteps} steps of PPO in {seconds:.2f} s"
+    return all(moved), f"{steps}, {sum(moved)} of {len(moved)} weights moved"
+
+
 def _procgen() -> Result:
     from srwm_rl.envs import ProcgenVecEnv
+    from srwm_rl.envs.procgen.simulator import installed_distribution
 
     env = ProcgenVecEnv("coinrun", 2)
     shape = env.reset().shape  # type: ignore[union-attr]
     env.close()
-    return shape == (2, 64, 64, 3), f"coinrun gives frames of shape {shape[1:]}"
+    return shape == (2, 64, 64, 3), f"coinrun of {installed_distribution()} gives frames of shape {shape[1:]}"
 
 
 def _folder() -> Result:
@@ -108,6 +129,7 @@ def _folder() -> Result:
 CHECKS: dict[str, Callable[[], Result]] = {
     "srwm_scan": _scan,
     "C kernel": _kernel,
+    "training": _training,
     "gpu": _gpu,
     "procgen runs": _procgen,
     "folder": _folder,

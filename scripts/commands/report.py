@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.cli import check_device, check_writable, parse
+from srwm_rl.scripts.cli import check_device, check_writable, parse, write_output
 from srwm_rl.scripts.evaluation.protocol import PlayOptions
 from srwm_rl.storage.run_group import expand_groups
 
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     configs = [playing.eval_config(run, **options) for run in config.runs]
     command = shlex.join(["srwm-rl", "report", *argv])
     page = make_report(configs, config.eval, config.freeze, config.video, command, config.rank_heads)
-    Path(config.output).write_text(page, encoding="utf-8")
+    write_output(config.output, page.encode())
     if config.verbose:
         print(f"{config.output}: {len(page.encode()) / 1000:,.0f} kB")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import list_envs, resolve
 from srwm_rl.envs.procgen.constant_play import CONSTANT_PLAY
 from srwm_rl.envs.procgen.games import ACTIONS
+from srwm_rl.envs.procgen.simulator import why_missing
 from srwm_rl.envs.tasks import TASKS, TaskBatch
 from srwm_rl.errors import UserError, named
-from srwm_rl.scripts.cli import allow_core, options_of, parse, peek
+from srwm_rl.scripts.cli import allow_core, announce, options_of, parse, peek
 from srwm_rl.scripts.config.config_file import read_config_file, to_yaml
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.tuned import default_preset
 from srwm_rl.scripts.training.launch import is_distributed, run_rank
 from srwm_rl.scripts.training.resume import check_changes, stored_config
 from srwm_rl.scripts.training.supervise import supervise
@@ -47,7 +50,7 @@ def _main(argv: list[str]) -> int:
         config = _new_config(argv)
         allow_core(config.core, config.core)
     if config.env_list:
-        print("\n".join([*(f"{kind}: {', '.join(names)}" for kind, names in list_envs().items()), "", constant_play()]))
+        print(list_of_envs())
         return 0
     with named(str(run.path / CONFIG) if run is not None else ""):
         _check_levels(config)
@@ -64,6 +67,8 @@ def _main(argv: list[str]) -> int:
         return train_seeds(argv, config)
     if config.supervise:
         return supervise(argv, config.hang_seconds)
+    if config.progress and config.verbose and not sys.stderr.isatty():  # which has a line already
+        announce(f"loading torch and {config.env}")
     from srwm_rl.scripts.training.train import train
 
     return train(config, run, changes)
@@ -77,6 +82,8 @@ def _new_config(argv: list[str]) -> TrainConfig:
     if path is not None:
         allow_core(stored.get("core", ""), chosen["core"] if peek(argv, "--core") else None)
         allow_env(stored.get("env", ""), peek(argv, "--env"), path)
+    others = {option.strip("-").replace("-", "_") for option in options_of(argv)} | stored.keys()
+    chosen["preset"] = chosen["preset"] or default_preset(chosen["env"], chosen["core"], chosen["algo"], others)
     default = defaults(**chosen, atari="--atari" in argv or stored.get("atari", False))
     with named(path or ""):
         default = with_defaults(replace(default, **stored), default)
@@ -129,6 +136,13 @@ def _resume_group(argv: list[str], group: RunGroup) -> int:
 def _check_one_machine(option: str) -> None:
     if is_distributed():
         raise UserError(f"{option} starts processes of its own: start it without torchrun, or train single runs")
+
+
+def list_of_envs() -> str:
+    """Return the environments by kind, and what the best constant action earns on ProcGen's, as text."""
+    by_kind = list_envs()
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in by_kind.items() if names]
+    return "\n".join([*lines, "", constant_play() if by_kind["procgen"] else why_missing()])
 
 
 def constant_play() -> str:

@@ -127,7 +127,7 @@ def _new(config: TuneConfig, argv: list[str]) -> SearchRecord:
     for name in NAMED_HERE[:3]:
         if fixed.get(name, getattr(config, name)) != getattr(config, name):
             raise UserError(f"{config.config} names another {name}, {fixed[name]!r}: leave it out, or --{name} it")
-    default = replace(defaults(config.env, None, config.core, config.algo), **fixed)
+    default = replace(defaults(config.env, fixed.get("preset"), config.core, config.algo), **fixed)
     kind = resolve(config.env).kind
     settings = SearchSettings(
         env=config.env,
@@ -168,5 +168,5 @@ def _stored(config: TuneConfig, argv: list[str]) -> SearchRecord:
 
 def _default(settings: SearchSettings) -> TrainConfig:
     """Return the settings that a trial has unless it varies them."""
-    default = defaults(settings.env, None, settings.core, settings.algo)
+    default = defaults(settings.env, settings.fixed.get("preset"), settings.core, settings.algo)
     return with_defaults(replace(default, **from_mapping(settings.fixed), n_timesteps=settings.n_timesteps), default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml
@@ -15,6 +15,7 @@ from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, KWARGS, TrainConfig, pairs
 
 MAX_BYTES = 2**20
+Content = TypeVar("Content")
 # Settings of one call of the command, which a file of settings does not hold.
 OF_ONE_CALL = {"config", "print_config", "resume", "override", "verify", "dry_run", "env_list", "seeds", "jobs"}
 NAMES = tuple(field.name for field in fields(TrainConfig) if field.name not in OF_ONE_CALL)
@@ -67,12 +68,21 @@ def from_mapping(content: dict[Any, Any]) -> dict[str, Any]:
     if len(set(names.values())) < len(names):
         raise UserError("it has a setting in two spellings")
     settings = {setting: _of_kwargs(setting, content[name]) for name, setting in names.items()}
+    config = convert_texts(settings, TrainConfig)
+    return {name: getattr(config, name) for name in settings}
+
+
+def convert_texts(content: Any, kind: type[Content]) -> Content:
+    """Return content of a file, whose scalars are texts, as an object of a type.
+
+    Raises:
+        UserError: it cannot be; the message names the entry.
+    """
     try:
-        config = msgspec.convert(settings, TrainConfig, strict=False)
+        return msgspec.convert(content, kind, strict=False)
     except (msgspec.ValidationError, ValueError) as error:
         reason, _, entry = str(error).partition(" - at `$")
         raise UserError(f"{entry.strip('.`')}{': ' if entry else ''}{reason}") from error
-    return {name: getattr(config, name) for name in settings}
 
 
 def parse_yaml(text: bytes) -> Any:
@@ -117,9 +127,14 @@ def to_mapping(settings: dict[str, Any]) -> dict[str, Any]:
 
 def to_yaml(config: TrainConfig) -> str:
     """Return the settings as the text of a file that `read_config_file` reads, without those of other trainers."""
+    return dump_yaml(to_mapping(settings_of_trainer(config)))
+
+
+def settings_of_trainer(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a file may hold, without those of other trainers and those that are None."""
     others = {name for algo, names in ALGO_SETTINGS.items() if algo != config.algo for name in names}
     names = [name for name in NAMES if name not in others and getattr(config, name) is not None]
-    return dump_yaml(to_mapping({name: getattr(config, name) for name in names}))
+    return {name: getattr(config, name) for name in names}
 
 
 def dump_yaml(content: dict[str, Any]) -> str:

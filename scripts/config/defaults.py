@@ -9,6 +9,7 @@ from srwm_rl.envs.make import resolve
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, BY_REWARD, KWARGS, TrainConfig, merged_pairs
+from srwm_rl.scripts.config.tuned import NONE, TUNED, tuned_for
 
 # The defaults of `TrainConfig` follow the ProcGen paper (https://arxiv.org/abs/1912.01588, appendix D). Other kinds of
 # environments have vector observations and seeds for levels: a small network, short rollouts, more levels.
@@ -147,11 +148,9 @@ def defaults(
     `atari`: with --atari, which skips frames itself and clips rewards in training.
 
     Raises:
-        UserError: an unknown preset or environment, or a preset of another algorithm.
+        UserError: an unknown preset or environment, a preset of another algorithm, or no tuned settings.
     """
-    if preset is not None and preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
-    chosen = PRESETS[preset] if preset else {}
+    chosen = _preset(preset, env, core)
     env = env or chosen.get("env", TrainConfig.env)
     algo = algo or chosen.get("algo") or TrainConfig.algo
     if chosen.get("algo", algo) != algo:
@@ -173,7 +172,8 @@ def defaults(
     if atari:
         settings |= {"atari": True, "normalize_reward": False, "loss_reward_clip": 1.0}
         settings["env_kwargs"] = ("frameskip:1",) if env.startswith("ALE/") else ()
-    settings |= {**chosen, "env": env, "preset": preset}
+    parts = {name: merged_pairs(settings.get(name, ()), chosen[name]) for name in KWARGS if name in chosen}
+    settings |= {**chosen, **parts, "env": env, "preset": preset}
     for owner, names in ALGO_SETTINGS.items():
         if algo in ALGO_SETTINGS and algo != owner:  # an unknown algorithm is refused when the command line is parsed
             settings = {name: value for name, value in settings.items() if name not in names}
@@ -182,6 +182,19 @@ def defaults(
     if core and (":" in core or core == "prototype"):  # settings of its own
         settings["core_kwargs"] = ()
     return TrainConfig(**settings)
+
+
+def _preset(preset: str | None, env: str | None, core: str | None) -> dict[str, Any]:
+    if preset in (None, NONE):
+        return {}
+    if preset == TUNED:
+        env, core = env or TrainConfig.env, core or TrainConfig.core
+        if (tuned := tuned_for(env, core)) is None:
+            raise UserError(f"there are no tuned settings of {env} with core {core}; leave out --preset {TUNED}")
+        return tuned.settings
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}{did_you_mean(str(preset), [*PRESETS, TUNED, NONE])}")
+    return PRESETS[preset]
 
 
 def with_defaults(config: TrainConfig, default: TrainConfig) -> TrainConfig:

@@ -49,7 +49,8 @@ class TrainConfig:
     n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
-    """A set of defaults for a purpose (quickstart, demo, paper, paper-memory); other options override it."""
+    """A set of defaults: for a purpose (quickstart, demo, paper, paper-memory); tuned, what a search found for this
+    environment and core, the default where it comes with the package; or none. Other options override it."""
     config: str | None = None
     """A YAML file of settings, by the names of these options; other options override it. See --print-config."""
     print_config: bool = False
@@ -187,6 +188,8 @@ class TrainConfig:
     """Environment steps between checkpoints (one is also written every ten minutes, and at the end)."""
     log_folder: Annotated[str, Arg(aliases=["-f"])] = "logs"
     """Parent of run folders: <log_folder>/<algo>_<core>/<env>_<n>."""
+    track: Literal["none", "wandb"] = "none"
+    """Log to Weights & Biases, too (pip install "srwm-rl[wandb]"); a resumed run continues there."""
     profile: bool = False
     """Time the parts of three updates, print a table, and write a trace of one update for the browser."""
     progress: Annotated[bool, Arg(aliases=["-P"])] = True

@@ -12,6 +12,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.tuned import NONE, OF_ENVIRONMENT, default_preset
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits
 from srwm_rl.scripts.evaluation.table import aligned, text
@@ -22,7 +23,7 @@ from srwm_rl.storage.safe_file import MAX_BYTES
 # Settings of the machine, of one's folders and of how a run was watched: they do not change what is learned.
 NOT_SHARED = (
     *("resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "profile", "progress"),
-    *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq"),
+    *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq", "track"),
 )
 MAX_ATTEMPTS = 6
 
@@ -35,6 +36,9 @@ def shareable(trained: TrainConfig) -> TrainConfig:
 def training_command(trained: TrainConfig) -> str:
     """Return the shortest command that trains with these settings; the precision is that of the machine."""
     default = defaults(trained.env, trained.preset, trained.core, trained.algo, trained.atari)
+    others = [name for name in OF_ENVIRONMENT if getattr(trained, name) != getattr(TrainConfig, name)]
+    if trained.preset is None and default_preset(trained.env, trained.core, trained.algo, others):
+        trained = replace(trained, preset=NONE)
     words = ["srwm-rl", "train"]
     for field in fields(TrainConfig):
         value, always = getattr(trained, field.name), field.name in ("env", "n_timesteps", "seed")

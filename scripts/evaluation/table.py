@@ -205,7 +205,12 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def text(value: Number, form: str = ".2f") -> str:
-    """Return a number, or an interval as `mean [low, high]`; None is a dash, an unknown end a question mark."""
+    """Return a number, or an interval as `mean [low, high]`; None is a dash, an unknown end a question mark.
+
+    The interval of a single value, of which both ends are unknown, is left out.
+    """
+    if isinstance(value, dict) and value["low"] is None and value["high"] is None:
+        return text(value["mean"], form)
     if isinstance(value, dict):
         mean, low, high = ("?" if value[end] is None else format(value[end], form) for end in ("mean", "low", "high"))
         return f"{mean} [{low}, {high}]"

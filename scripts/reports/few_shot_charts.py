@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srwm_rl.errors import UserError
+from srwm_rl.scripts.cli import write_output
 from srwm_rl.scripts.evaluation.few_shot_tables import (
     N_BEFORE_END,
     AccuracyInterval,
@@ -57,7 +59,9 @@ def write_chart(path: Path, rows: Sequence[AccuracyRow], over: str | None = None
         own = [row["episodes"] for row in shown if (row["name"], row["part"]) == (shown[0]["name"], 0)]
         axes[-1].set_xlabel(f"{axes[-1].get_xlabel()}\n95% intervals over {over or f'{sum(own):,} episodes'}")
         metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+        picture, form = BytesIO(), path.suffix.lower().removeprefix(".")
+        figure.savefig(picture, format=form, dpi=160, facecolor="white", metadata=metadata)
+    write_output(path, picture.getvalue())
 
 
 def page_charts(charts: Charts, rows: Sequence[AccuracyRow]) -> list[Markup]:

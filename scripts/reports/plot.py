@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from io import BytesIO
 from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
 from srwm_rl.errors import UserError, did_you_mean
+from srwm_rl.scripts.cli import write_output
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.reports.charts import COLOURS, STYLE, shade, short_number
@@ -73,7 +75,9 @@ def plot_runs(
     with rc_context({**STYLE, "font.size": 10, "axes.titlesize": 11, "svg.fonttype": "path"}):
         figure = _draw(lines, key, x, statistic)
         metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+        picture, form = BytesIO(), path.suffix.lower().removeprefix(".")
+        figure.savefig(picture, format=form, dpi=160, facecolor="white", metadata=metadata)
+    write_output(path, picture.getvalue())
 
 
 def _over(x: str, curves: dict[str, Curve], key: str) -> Curve:

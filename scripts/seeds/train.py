@@ -116,7 +116,7 @@ def train_seeds(argv: list[str], config: TrainConfig) -> int:
     assert config.seeds is not None
     seeds, common = parse_seeds(config.seeds), drop(TrainConfig, argv, *OWN_OPTIONS)
     resources = choose_resources(config, len(seeds))
-    command = _command([*common, "--seed", str(seeds[0]), "--dry-run"])
+    command = _command([*common, "--seed", str(seeds[0]), "--dry-run", "--no-progress"])
     environment = {**os.environ, **resources.environment(0)}
     if code := subprocess.run(
         command, env=environment, stdout=None if config.verbose else subprocess.DEVNULL

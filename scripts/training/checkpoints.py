@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.run.best_model import BestModelTracker
@@ -22,6 +24,7 @@ from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.foreign_settings import check_env_kwargs, check_environment, read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.checkpoint_schema import State, check_state, size_of_moments
+from srwm_rl.scripts.training.tracking import WandbOutput, open_tensorboard
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
 from srwm_rl.storage.model_file import describe, save_model
 from srwm_rl.storage.model_schema import build_policy, check_meta
@@ -130,14 +133,22 @@ class Session:
         state = capture_state(self.model)
         return {**state, "metrics": self.metrics.position(), "log": pending, **self.best_model.to_tree()}
 
-    def log_to_tensorboard(self) -> None:
-        """Write the log to the run's folder for TensorBoard, too."""
-        folder = self.run.path / TENSORBOARD
-        lost = self._on_lost(folder, "its rows are lost until it can be")
-        output = OptionalOutput(lambda: TensorBoardOutputFormat(str(folder)), lost)
-        self.model.logger.output_formats.insert(0, output)
+    def open_logs(self) -> None:
+        """Write the log to the run's folder for TensorBoard, too, and to what `--track` names.
 
-    def _on_lost(self, path: Path, consequence: str) -> Callable[[OSError], None]:
+        Raises:
+            UserError: that refuses to start.
+        """
+        folder, outputs = self.run.path / TENSORBOARD, self.model.logger.output_formats
+        lost = self._on_lost(folder, "its rows are lost until it can be")
+        outputs.insert(0, OptionalOutput(partial(open_tensorboard, self.config, folder), lost))
+        if self.config.track == "wandb":
+            tracker = WandbOutput(self.config, self.run)
+            output = OptionalOutput(lambda: tracker, self._on_lost("to wandb", "its rows are lost"), reopen=False)
+            output.output = tracker  # closed even if nothing is logged
+            outputs.append(output)
+
+    def _on_lost(self, path: object, consequence: str) -> Callable[[OSError], None]:
         return lambda error: warn(
             f"cannot write {path} ({error.strerror or error}): {consequence}, and training continues"
         )
@@ -151,7 +162,7 @@ class Session:
             return True
         steps = state["counters"]["num_timesteps"]
         arrays, tree = pack(state)
-        failures = self._restore_files()
+        failures = self._restore_folder()
         for name, array in arrays.items():
             if array.dtype.kind == "f" and not ENVIRONMENTS.match(name) and not np.isfinite(array).all():
                 failures[name] = f"not saved: {name.lstrip('/')} is not finite"
@@ -182,6 +193,7 @@ class Session:
         run, policy, steps, best = self.run, self.model.policy, state["counters"]["num_timesteps"], state["best"]
         shared = self._shared()
         meta = {**self._meta(state), "format": FORMAT, "kind": "checkpoint", "state": tree}
+        yield str(self.metrics.path), self._restore_log
         path, staged = run.file("checkpoint", steps), list[Path]()
         yield str(path), lambda: staged.append(stage(path, serialise(arrays, meta)))
         scored = None if best is None else self.best_model.scored(best["steps"])
@@ -202,17 +214,21 @@ class Session:
         )
         yield str(run.path / CHECKPOINTS), run.sweep
 
-    def _restore_files(self) -> dict[str, str]:
-        """Make the run's folder and its log again where they were moved or deleted; return what was not possible."""
+    def _restore_folder(self) -> dict[str, str]:
+        """Make the run's folder again where it was moved or deleted; return the reason if that is not possible."""
         path = self.run.path
         try:
-            folder = self.run.restore()
-            path = path if folder else self.metrics.path
-            if self.metrics.restore() or folder:
+            if self.run.restore():
+                with suppress(OSError):  # tried again below
+                    self.metrics.restore()
                 warn(f"{path} was moved, replaced or deleted: it is made again, and the run is saved there")
         except OSError as error:
             return {str(path): _not_written(path, error)}
         return {}
+
+    def _restore_log(self) -> None:
+        if self.metrics.restore():
+            warn(f"{self.metrics.path} was moved, replaced or deleted: it is written again")
 
     def check(self, state: dict[str, Any]) -> None:
         """Check that a run with such a state can be saved and loaded, before there is anything to lose.

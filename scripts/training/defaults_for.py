@@ -13,6 +13,7 @@ from srwm_rl.errors import check_settings
 from srwm_rl.nn.cores import import_core
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.settings import KWARGS, TrainConfig
+from srwm_rl.scripts.config.tuned import default_preset
 from srwm_rl.scripts.training import build
 
 
@@ -66,7 +67,8 @@ def defaults_for(
         env: as after `--env`: a game, a task, or a Gymnasium id.
         core: name of the core, `my_module:MyCore` for one of your own, which is imported.
         algo: the trainer.
-        preset: a set of defaults for a purpose.
+        preset: a set of defaults for a purpose; "tuned": those that a search found for the environment and the core,
+            the default where they come with the package; "none": neither.
         changes: other options by name, such as `n_envs=8` or `core_kwargs={"hidden_size": 32}`, which is merged with
             the defaults.
 
@@ -76,6 +78,7 @@ def defaults_for(
     if ":" in core:
         import_core(core)
     check_settings("defaults_for", changes, [field.name for field in fields(TrainConfig)])
+    preset = preset or default_preset(env, core, algo, changes)
     texts = {name: _texts(changes[name]) for name in KWARGS if name in changes}
     default = defaults(env, preset, core, algo, atari=bool(changes.get("atari")))
     config = with_defaults(replace(default, core=core, algo=algo, **changes | texts), default)

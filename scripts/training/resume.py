@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import platform
 from dataclasses import fields, replace
+from importlib.metadata import version
 from typing import Any
 
+from srwm_rl.envs.origin import versions
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -14,7 +18,7 @@ from srwm_rl.storage.run_folder import CONFIG, Run
 FREE = {
     "n_timesteps", "resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "progress",
     "verbose", "save_freq", "n_threads", "log_folder", "on_nan", "preset", "eval_freq", "eval_episodes", "video_freq",
-    "profile", "seeds", "jobs", "print_config",
+    "profile", "seeds", "jobs", "print_config", "track",
 }  # fmt: skip
 # Settings that --override may change: the run then differs from one that was never stopped.
 WITH_OVERRIDE = {
@@ -53,13 +57,26 @@ def check_changes(stored: TrainConfig, wanted: TrainConfig) -> dict[str, list[An
     return changes
 
 
+def installed_versions(env: str) -> dict[str, str]:
+    """Return the versions of Python, of the packages that a run depends on, and of the one that `env` comes from."""
+    packages = ("srwm-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}, **versions(env)}
+
+
 def keep_settings(run: Run, config: TrainConfig, steps: int, changes: dict[str, list[Any]]) -> None:
-    """Write the new length and the changed settings to the run, so that --resume needs no other flag."""
-    train = run.config["train"]
-    if train.get("n_timesteps") == config.n_timesteps and not changes:
-        return
-    train["n_timesteps"] = config.n_timesteps
-    train.update({name: now for name, (_, now) in changes.items()})
+    """Write the new length and the changed settings to the run, so that --resume needs no other flag.
+
+    Its history keeps the changes, and the versions from a step on where those differ from before.
+    """
+    before = copy.deepcopy(run.config)
+    stored, here = run.config.pop("history", []), installed_versions(config.env)
+    history = [entry for entry in stored if isinstance(entry, dict)] if isinstance(stored, list) else []
+    run.config["train"] |= {"n_timesteps": config.n_timesteps, **{name: now for name, (_, now) in changes.items()}}
     if changes:
-        run.config.setdefault("history", []).append({"at": steps, "changed": changes})
-    run.write_config()
+        history.append({"at": steps, "changed": changes})
+    if [entry["versions"] for entry in (run.config, *history) if "versions" in entry][-1:] != [here]:
+        history.append({"at": steps, "versions": here})
+    if history:
+        run.config["history"] = history
+    if run.config != before:
+        run.write_config()

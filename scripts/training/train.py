@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import sys
 import time
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
-from math import ceil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from srwm_rl import check_core, make_core
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.distributed import LostProcessError, RankInfo, init_processes
-from srwm_rl.agents.run.callbacks import Checkpoints, ProgressBar
+from srwm_rl.agents.run.callbacks import Checkpoints
 from srwm_rl.agents.run.metrics import silence_tensorboard
-from srwm_rl.envs.make import resolve
+from srwm_rl.agents.run.progress import ProgressBar
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
@@ -38,12 +36,15 @@ from srwm_rl.scripts.training.launch import (
     raise_on_signals,
 )
 from srwm_rl.scripts.training.monitoring import make_callbacks, make_video_callback
+from srwm_rl.scripts.training.plan import describe, duration, measure
 from srwm_rl.scripts.training.profiling import Profile
-from srwm_rl.scripts.training.resume import keep_settings
+from srwm_rl.scripts.training.resume import installed_versions, keep_settings
+from srwm_rl.scripts.training.tracking import check_tracking
 from srwm_rl.scripts.training.verify import verify
 from srwm_rl.scripts.training.watchdog import Watchdog
 from srwm_rl.storage.run_folder import BEST, METRICS, Run, steps_of
 
+SHORT = 30.0  # seconds, in which a run needs no estimate of its time
 OUT_OF_MEMORY = 1  # exit code, after which --supervise starts again
 LAST_RETRIES = (1.0, 2.0)  # seconds before the end of a run that could not be saved is saved again
 
@@ -53,6 +54,7 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
 
     `changes` are the settings of a resumed run that change, `{name: [before, now]}`.
     """
+    check_tracking(config)
     if run is not None:
         check_resumable(run, config)
     rank_info = RankInfo.of()
@@ -77,12 +79,13 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
 
 def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, changes: dict[str, list[Any]]) -> int:
     """Train in the run's folder, under its lock; a new one is deleted if the run ends before its first update."""
-    plan = _describe(config, model, run)
     if config.dry_run:
-        print(plan)
+        print(describe(config, model, None if run is None else _saved_steps(run)))
+        if config.progress and (seconds := measure(model, config.n_timesteps)) is not None:
+            print(f"  time      about {duration(seconds)} on this machine")
         return 0
     if not model.processes.first:  # which writes nothing, and does not know a new run's folder
-        return _learn(Session(config, model, run or Run(Path(), {}), Path(os.devnull)), plan, changes)
+        return _learn(Session(config, model, run or Run(Path(), {}), Path(os.devnull)), changes)
     is_new = run is None
     own = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
     run = run or Run.create(config.run_base(), _run_record(config, model.processes.size), own)
@@ -92,7 +95,7 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
                 if config.verify:
                     print(verify(run, config, model))
                     return 0
-                return _learn(Session(config, model, run, run.path / METRICS), plan, changes)
+                return _learn(Session(config, model, run, run.path / METRICS), changes)
             finally:
                 if is_new:
                     run.delete_if_empty()
@@ -103,23 +106,33 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
         return NOT_SAVED
 
 
-def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
+def _saved_steps(run: Run) -> int:
+    return max(map(steps_of, run.files("checkpoint")), default=0)
+
+
+def _learn(session: Session, changes: dict[str, list[Any]]) -> int:
     """Train as process 0, or as another one, which takes part in its collective operations."""
     config, model, run, first = session.config, session.model, session.run, session.model.processes.first
     checkpoints = Checkpoints(session.capture, session.save, config.save_freq, check=session.check)
     watchdog = Watchdog(run.path, config.hang_seconds)
-    callbacks: list[BaseCallback] = [checkpoints, watchdog, *make_callbacks(session, watchdog.heartbeat)]
-    bar = ProgressBar()
+    bar = ProgressBar(first and config.progress, partial(_say_time, config))
+
+    def heartbeat() -> None:
+        watchdog.heartbeat()
+        bar.note("evaluating")
+
+    callbacks: list[BaseCallback] = [checkpoints, watchdog, *make_callbacks(session, heartbeat)]
     if first:
-        callbacks += [make_video_callback(session, watchdog.heartbeat)] if config.video_freq else []
-        callbacks += [bar] if config.progress else []
+        callbacks += [make_video_callback(session, heartbeat)] if config.video_freq else []
+        callbacks += [bar]
         callbacks += [Profile(run.path)] if config.profile else []
     silence_tensorboard()
     try:
         with raise_on_signals(ignore_signals_after=first and is_distributed()):
             _prepare(session, changes)
             if config.verbose:
-                say(f"{plan}\n  folder    {run.path}")
+                done = None if config.resume is None else model.num_timesteps
+                say(f"{describe(config, model, done)}\n  folder    {run.path}")
             model.learn(config.n_timesteps - model.num_timesteps, callbacks, reset_num_timesteps=False)
             checkpoints.latest = session.capture()
             if not _save_last(checkpoints, model):
@@ -143,6 +156,13 @@ def _learn(session: Session, plan: str, changes: dict[str, list[Any]]) -> int:
         own = own_code_options(config.to_json())
         say(f"done: {model.num_timesteps} steps. Now: srwm-rl eval {quoted_path(run.path)}{own}")
     return 0
+
+
+def _say_time(config: TrainConfig, seconds_per_update: float, seconds_left: float) -> None:
+    """Say how long a run takes, after its first update, unless it is short."""
+    if config.verbose and seconds_left > SHORT:
+        update = duration(seconds_per_update)
+        say(f"  time      about {duration(seconds_left)} left on this machine; a rollout and its update take {update}")
 
 
 def _save_last(checkpoints: Checkpoints, model: RecurrentAlgorithm) -> bool:
@@ -175,7 +195,7 @@ def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
             raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to continue")
     if model.processes.first:
         keep_settings(run, config, model.num_timesteps, changes)
-        session.log_to_tensorboard()
+        session.open_logs()
         # An exception within TensorBoard's queue could make `close` wait two minutes for its thread.
         model.logger.dump = hold_signals()(model.logger.dump)  # type: ignore[method-assign]
 
@@ -226,56 +246,10 @@ def _reason(stop: BaseException) -> str:
 
 def _run_record(config: TrainConfig, processes: int) -> dict[str, Any]:
     """Return the content of `config.json`: the settings, the versions, the command and the time."""
-    packages = ("srwm-rl", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
     return {
         "train": config.to_json(),
         "command": shlex.join(["srwm-rl", *sys.argv[1:]]),
         **({"processes": processes} if processes > 1 else {}),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": installed_versions(config.env),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def _describe(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None) -> str:
-    """Return a few lines that describe what will be trained."""
-    memory = model.policy.core
-    n_parameters = sum(parameter.numel() for parameter in model.policy.parameters())
-    core = " ".join((config.core, *config.core_kwargs))
-    mode = f"; mode {config.mode}" if resolve(config.env).kind == "procgen" else ""
-    mode += f"; {config.attempts} attempts per trial" if config.attempts > 1 else ""
-    mode += "; actions shuffled by level" if config.shuffle_actions else ""
-    wrappers = [*["--atari"] * config.atari, *map(" ".join, config.wrapper)]
-    mode += f"; wrapped by {', then '.join(wrappers)}" if wrappers else ""
-    mode += f"; {config.frame_stack} observations stacked" if config.frame_stack > 1 else ""
-    size = model.processes.size
-    processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
-    threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""
-    verb = "resuming" if run else "training"
-    steps = model.planned_steps(config.n_timesteps)
-    rounded = f" (-n {config.n_timesteps:,} in whole rollouts)" if steps != config.n_timesteps else ""
-    return "\n".join(
-        (
-            f"{verb} {config.env} for {steps:,} steps{rounded}: {config.algo}, core {core}",
-            f"  network   {model.policy.features_extractor.describe()}",
-            f"            {n_parameters:,} parameters; memory {memory.state_layers * memory.state_size:,} floats per "
-            "environment",
-            f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
-            f"  updates   {_updates(config, steps)}{processes}",
-            f"  device    {model.device}{threads}",
-        )
-    )
-
-
-def _updates(config: TrainConfig, steps: int) -> str:
-    per_rollout = config.n_envs * config.n_steps
-    rollouts = f"{config.n_envs} environments x {config.n_steps} steps"
-    if config.algo == "supervised":
-        return f"{steps // per_rollout:,} of {rollouts}, by right answers"
-    if config.algo == "ppo":
-        return (
-            f"{steps // per_rollout:,} of {rollouts}, "
-            f"{config.n_epochs} epochs of {ceil(per_rollout / config.batch_size)} minibatches"
-        )
-    order = "in turn with playing" if config.synchronous else "while the actors play on"
-    n_unrolls = config.batch_size // config.n_steps
-    return f"{steps // config.batch_size:,} of {n_unrolls} unrolls, {order}; {rollouts} at a time"

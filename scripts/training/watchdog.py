@@ -10,16 +10,19 @@ from threading import Event, Thread
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.training.supervise import HUNG, STATUS, AwakeTimer
 
 
 class Watchdog(BaseCallback):
-    """A callback that notes every step, and a thread that checks that there are some.
+    """A callback that notes every step and every gradient, and a thread that checks that there are some.
 
-    After `seconds` without a step, the thread prints a warning once, with what every environment reports of itself.
+    After `seconds` without any, the thread prints a warning once, with what every environment reports of itself.
     Under --supervise it also prints the stack of every thread and ends the process, which the supervisor restarts.
     """
+
+    model: RecurrentAlgorithm
 
     def __init__(self, run: Path, seconds: int) -> None:
         super().__init__()
@@ -30,6 +33,7 @@ class Watchdog(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._write_status()
+        self.model.engine.listeners.append(self.heartbeat)  # an update can take longer than a rollout
         if self.seconds:
             Thread(target=self._watch, name="srwm-watchdog", daemon=True).start()
 

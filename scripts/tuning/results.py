@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from srwm_rl.scripts.cli import write_output
 from srwm_rl.scripts.config.config_file import dump_yaml
 from srwm_rl.scripts.reports.charts import Charts
 from srwm_rl.scripts.reports.pages import render_page
@@ -29,8 +30,8 @@ def write_results(folder: Path, search: Search, command: str) -> None:
             f"best of {len(trials)} trials of: {command}",
         ]
         text = "".join(f"# {line}\n" for line in comment) + dump_yaml(search.settings_of(best.params))
-        (folder / BEST_SETTINGS).write_text(text, encoding="utf-8")
-    (folder / PAGE).write_text(_page(search, trials, complete, command), encoding="utf-8")
+        write_output(folder / BEST_SETTINGS, text.encode())
+    write_output(folder / PAGE, _page(search, trials, complete, command).encode())
 
 
 def _page(search: Search, trials: list[FrozenTrial], complete: list[FrozenTrial], command: str) -> str:

@@ -22,6 +22,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.config.config_file import dump_yaml
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.tuned import NONE
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.scripts.evaluation.runner import evaluate
 from srwm_rl.scripts.reports.curves import read_curves
@@ -220,6 +221,7 @@ class Search:
         """Return a trial's settings as the content of a file for `srwm-rl train --config`."""
         wanted = self.settings
         settings = {"env": wanted.env, "core": wanted.core, "algo": wanted.algo, "n_timesteps": wanted.n_timesteps}
+        settings |= {"preset": NONE}  # unless the settings in common name one
         return settings | _merged(wanted.fixed, to_settings(values, self.default))
 
 

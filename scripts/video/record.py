@@ -20,6 +20,7 @@ from srwm_rl.agents.evaluation.interventions import column_part, head_part, pars
 from srwm_rl.agents.evaluation.recording import Array, Arrays, Choose, Introspector, collect, play
 from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.envs.make import resolve
+from srwm_rl.envs.origin import versions
 from srwm_rl.errors import UserError, did_you_mean, named
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers, check_environment
@@ -95,7 +96,7 @@ def record(
     levels = trained.levels, str(tested_range(trained))
     about = About(run, trained.core, scene.env, *levels, num_timesteps, deterministic, name)
     spaces = policy.action_space, policy.observation_space
-    return Trace(FORMAT, scene, digest, *spaces, scene.versions(), about, head_costs, arrays), album
+    return Trace(FORMAT, scene, digest, *spaces, versions(scene.env), about, head_costs, arrays), album
 
 
 class Intervention(NamedTuple):
@@ -146,8 +147,8 @@ def check_origin(trace: Trace, path: str, env: str | None, any_version: bool, wr
     allow_wrappers(scene.wrapper, wrapper, path)
     settings = TrainConfig(**{name: getattr(scene, name) for name in OF_SCENE})
     check_environment(settings, trace.observation_space, trace.action_space, path)
-    installed = scene.versions()
-    # ProcGen's distributions differ in their names only.
+    installed = versions(scene.env)
+    # Of ProcGen's distributions, two differ in their names only; the third, procgen-gym, has another version.
     if sorted(trace.versions.values()) != sorted(installed.values()) and not any_version:
         raise UserError(
             f"{path} was recorded with {_format(trace.versions)}, and here is {_format(installed)}: install that "

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 import zlib
-from importlib import metadata
 from tempfile import TemporaryFile
 from typing import Annotated, Any
 
-import gymnasium
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.envs.levels import MAX_LEVEL
 from srwm_rl.envs.make import make_levels_env, resolve
+from srwm_rl.envs.origin import entry_point
 from srwm_rl.envs.procgen.games import idle_actions
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
@@ -99,29 +97,16 @@ class Scene(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rendering = _make_rendering(self)
         return rendering or self.make(), Album(rendering)
 
-    def versions(self) -> dict[str, str]:
-        """Return the name and the version of the distribution that the environment comes from; {} for our own tasks."""
-        if self.kind() == "task":
-            return {}
-        entry = _entry_point(self.env) if self.kind() == "gymnasium" else "procgen"
-        module = re.split(r"\W", str(getattr(entry, "__module__", entry)))[0]
-        names = metadata.packages_distributions().get(module, [])
-        return {name: metadata.version(name) for name in names[:1]}
-
     def fps(self, rendered: bool) -> int:
         """Return the frames per second of a film; `rendered`: with the environment's pictures."""
         if self.kind() == "procgen":
             return PROCGEN_FPS
         if not rendered or self.kind() == "task":
             return SLOW_FPS
-        entry = _entry_point(self.env)
+        entry = entry_point(self.env)
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
         fps = getattr(creator, "metadata", {}).get("render_fps", PROCGEN_FPS)
         return min(max(round(fps), 1), 60) if isinstance(fps, int | float) else PROCGEN_FPS
-
-
-def _entry_point(env_id: str) -> Any:
-    return gymnasium.spec(env_id.rpartition(":")[2]).entry_point  # its module was imported by `resolve`
 
 
 def _make_rendering(scene: Scene) -> VecEnv | None:

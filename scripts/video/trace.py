@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,6 @@ KINDS = {
 }
 OPTIONAL_KINDS = {"attempts": "i", **dict.fromkeys(NOTES, "i")}
 """Arrays `[T]`, and the kind of their dtype, then those that only some traces have; the others have more axes."""
-_DAMAGES = (
-    *(msgspec.MsgspecError, zipfile.BadZipFile, zlib.error),
-    *(AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError),
-    *(SyntaxError, MemoryError),  # of a .npy file's header
-)
 
 
 class About(msgspec.Struct, frozen=True):
@@ -123,9 +117,7 @@ def load_trace(path: Path) -> Trace:
         return trace
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except _DAMAGES as error:
+    except Exception as error:  # of damaged files zipfile, zlib, NumPy and msgspec raise a dozen kinds
         raise UserError(f"{path} is no trace of srwm-rl, or is damaged; srwm-rl watch --trace writes one") from error
 
 

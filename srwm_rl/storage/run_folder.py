@@ -86,6 +86,8 @@ class Run:
             raise UserError(
                 f"there is no run at {path}; give a folder that srwm-rl train made, such as logs/ppo_srwm/coinrun_1"
             )
+        if not (path.is_dir() or path.is_file()):
+            raise UserError(f"cannot read {path}: it is no regular file, and no run folder")
         if (path / GROUP).is_file():
             raise UserError(f"{path} is a group of runs; name one of them, such as {path}/seed_0")
         try:

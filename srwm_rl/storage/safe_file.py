@@ -60,6 +60,8 @@ def stage(path: Path, content: bytes) -> Path:
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
+        if path.exists() and not path.is_file() and not path.is_symlink():
+            raise OSError(errno.EINVAL, "it is no regular file, and is not replaced by one", str(path))
         temporary.unlink(missing_ok=True)  # of a killed process with the same id
         with os.fdopen(os.open(temporary, _ONLY_NEW, 0o666), "w+b") as file:
             file.write(content)

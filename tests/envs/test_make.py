@@ -52,11 +52,14 @@ def test_unknown_names_are_refused_in_one_line_with_the_closest_known_name(env, 
     assert len(str(error.value)) < 400
 
 
-def test_missing_procgen_is_reported_when_a_name_is_resolved(monkeypatch):
-    monkeypatch.setattr("srwm_rl.envs.procgen.games.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'srwm-rl\[procgen\]'"):
-        resolve("coinrun")
-    assert resolve("recall").kind == "task"
+def test_missing_procgen_is_reported_when_an_environment_is_made(monkeypatch):
+    monkeypatch.setattr("srwm_rl.envs.procgen.simulator.find_spec", lambda name: None)
+    assert resolve("coinrun").kind == "procgen"  # --help and --env-list need no ProcGen
+    listed = envs.list_envs()
+    assert listed["procgen"] == listed["presets"] == []
+    assert "recall" in listed["task"]
+    with pytest.raises(UserError, match="ProcGen is not installed; run: pip install 'procgen"):
+        envs.make_vec_env("coinrun", 1, "0:10", seed=0)
 
 
 def test_every_listed_name_resolves():

@@ -1,5 +1,6 @@
 """Tiny runs, and functions that call the command line in this process or in a subprocess."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +30,13 @@ class CommandResult(NamedTuple):
     err: str
 
     def error(self) -> str:
-        """Return the error message, which must be the only line."""
+        """Return the error message, which must be the only line but for the one that torch is loaded."""
         assert self.code == 2, self
-        assert self.err.startswith("srwm-rl: error: "), self
-        assert self.err.count("\n") == 1, self
-        assert "Traceback" not in self.err
-        return self.err.removeprefix("srwm-rl: error: ").rstrip()
+        err = re.sub(r"^srwm-rl: loading torch and .* \.\.\.\n", "", self.err)
+        assert err.startswith("srwm-rl: error: "), self
+        assert err.count("\n") == 1, self
+        assert "Traceback" not in err
+        return err.removeprefix("srwm-rl: error: ").rstrip()
 
 
 Call = Callable[..., CommandResult]

@@ -1,12 +1,17 @@
 """Parsing a command line: misspelt and repeated options, odd values, narrow terminals, paths that are no UTF-8."""
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from srwm_rl.scripts.cli import write_output
+from srwm_rl.storage.safe_file import write_whole
 
 
 @pytest.mark.parametrize(
@@ -96,3 +101,53 @@ def test_the_width_of_the_terminal_is_left_as_it_was(call: Any, monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "5")
     assert call("doctor", "--help").code == 0
     assert os.environ["COLUMNS"] == "5"
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """Return a function after which this process writes no files of more than 1,000 bytes, until the test ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_output_is_whole_or_as_it_was(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+    path, new = tmp_path / "file", tmp_path / "new"
+    write_output(path, bytes(2000))
+    full_disk()
+    for file in (path, new):
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_output(file, bytes(3000))
+        assert caught.value.filename == str(file)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == bytes(2000)
+
+
+def test_an_output_is_written_through_links_and_into_pipes_and_devices(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_output(link, b"new")
+    assert (link.is_symlink(), target.read_bytes()) == (True, b"new")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_output(pipe, b"new")
+    assert (os.read(reader, 10), pipe.is_fifo()) == (b"new", True)
+    os.close(reader)
+    with pytest.raises(OSError, match="it is no regular file, and is not replaced by one"):
+        write_whole(pipe, b"new")
+    write_output("/dev/null", b"new")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_output("/dev/full", b"new")
+    assert caught.value.filename == "/dev/full"
+
+
+@pytest.mark.parametrize("option", [("eval", "RUN", "--json"), ("report", "RUN", "--eval", "JSON", "-o")])
+def test_results_that_cannot_be_written_are_an_error(
+    option: tuple[str, ...], call: Any, recall: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "eval.json"
+    assert call("eval", recall, "--no-progress", "--json", results).code == 0
+    words = [{"RUN": recall, "JSON": results}.get(word, word) for word in option]
+    assert call(*words, "/dev/full", "--no-progress").error() == "/dev/full: No space left on device"

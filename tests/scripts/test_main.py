@@ -1,6 +1,7 @@
 """The entry point: help, unknown commands, tracebacks on request, closed pipes, and no output of other packages."""
 
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -37,8 +38,10 @@ def test_help_is_light_and_quiet(argv: list[str]) -> None:
     assert result.stdout.startswith("usage: srwm-rl")
 
 
-def test_imports_print_nothing() -> None:
+@pytest.mark.parametrize("first", ["srwm_rl", "stable_baselines3", "procgen"])
+def test_imports_print_nothing(first: str) -> None:
     result = python(
+        f"import {first}\n"
         "import srwm_rl, srwm_rl.agents, srwm_rl.envs, stable_baselines3, sb3_contrib\n"
         "from srwm_rl.envs import ProcgenVecEnv\n"
         "env = ProcgenVecEnv('coinrun', 1); env.reset(); env.close()"
@@ -203,3 +206,21 @@ def test_an_interrupted_command_says_so(tmp_path: Path) -> None:
 def test_a_library_user_keeps_the_handler_of_sigint() -> None:
     result = python("import signal, srwm_rl; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)")
     assert result.stdout == "True\n"
+
+
+def test_a_command_says_at_once_that_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import sys; print('torch is imported', file=sys.stderr); sys.exit(9)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "srwm_rl", "train", "--env", "recall"]
+    log = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert (log.returncode, log.stdout) == (9, "")
+    assert log.stderr == "srwm-rl: loading torch and recall ...\ntorch is imported\n"
+    quiet = subprocess.run([*command, "--no-progress"], capture_output=True, text=True, env=environment, timeout=60)
+    assert quiet.stderr == "torch is imported\n"
+
+    ours, terminal = pty.openpty()
+    shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, timeout=60)
+    os.close(terminal)
+    assert shown.returncode == 9
+    assert os.read(ours, 1000).replace(b"\r\n", b"\n") == b"srwm-rl: loading torch ...\ntorch is imported\n"
+    os.close(ours)

@@ -224,7 +224,7 @@ def test_an_environment_that_fails_in_its_first_reset_is_one_line(call: Any, unt
             raise RuntimeError("no\npower")
 
     gymnasium.register("BrokenReset-v0", Broken)
-    result = call("train", "--env", "BrokenReset-v0", "-f", untouched)
+    result = call("train", "--env", "BrokenReset-v0", "-f", untouched, "--no-progress")
     assert result.code == 3
     assert "stopped: BrokenReset-v0 failed in reset" in result.err
     assert result.err.strip().endswith("RuntimeError: no power")

@@ -179,7 +179,7 @@ def test_the_reference_is_what_an_agent_that_knows_the_controls_earns(settings: 
     assert returns.dtype == np.float32
     assert returns == pytest.approx(total, abs=1e-4)
     best = HiddenControlsBatch.score_range(**settings)[1]
-    assert returns.mean() == pytest.approx(best, abs=4 * returns.std() / 300**0.5)
+    assert returns.mean() == pytest.approx(best, abs=float(4 * returns.std() / 300**0.5))
 
 
 def test_the_score_range_is_that_of_random_and_optimal_play() -> None:

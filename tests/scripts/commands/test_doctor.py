@@ -1,11 +1,14 @@
 """`srwm-rl doctor`: no problem here, and a fix for each problem."""
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
 
+from srwm_rl.envs.procgen import simulator
+from srwm_rl.envs.procgen.simulator import find_distribution
 from srwm_rl.scripts.commands import doctor
 
 
@@ -18,7 +21,11 @@ def test_all_is_well_here(call: Any) -> None:
     assert result.code == 0, result.out
     assert result.out.endswith("all is well\n")
     findings = lines(result.out)
-    assert {"python", "torch", "stable-baselines3", "srwm_scan", "gpu", "folder"} <= findings.keys()
+    assert {"python", "torch", "stable-baselines3", "srwm_scan", "training", "gpu", "folder"} <= findings.keys()
+    assert re.search(r"128 steps of PPO in \d+\.\d\d s, (\d+) of \1 weights moved", findings["training"])
+    if (distribution := find_distribution()) is not None:
+        assert findings[distribution.name].startswith("ok")
+        assert f"coinrun of {distribution} gives frames" in findings["procgen"]
     assert version("torch") in findings["torch"]
     assert "FIX" not in result.out
 
@@ -34,20 +41,27 @@ def test_an_unmet_requirement_is_named_with_its_fix(call: Any, monkeypatch: pyte
 
 def test_a_missing_package_is_named_with_its_fix(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        if name in ("scipy", "procgen", "procgen-mirror"):
+        if name == "scipy":
             raise PackageNotFoundError(name)
         return version(name)
 
     monkeypatch.setattr(doctor, "version", missing)
     result = call("doctor")
-    findings = lines(result.out)
+    finding = lines(result.out)["scipy"]
     assert result.code == 1
-    assert "missing" in findings["scipy"]
-    assert "pip install 'scipy" in findings["scipy"]
-    procgen = next(
-        (line for name, line in findings.items() if name.startswith("procgen-") or name == "procgen"), "note"
-    )
-    assert procgen.startswith("note")  # an extra: nothing is broken without it
+    assert finding.startswith("FIX ")
+    assert "missing" in finding
+    assert "pip install 'scipy" in finding
+
+
+def test_nothing_is_broken_without_procgen_where_it_has_no_wheels(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [text for text in doctor.requires("srwm-rl") or () if not text.startswith("procgen")]
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted)
+    monkeypatch.setattr(simulator, "find_spec", lambda name: None)
+    result = call("doctor")
+    assert result.code == 0
+    assert "ProcGen is not installed" in lines(result.out)["procgen"]
+    assert lines(result.out)["procgen"].startswith("note")
 
 
 def test_a_check_that_breaks_is_a_finding(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:

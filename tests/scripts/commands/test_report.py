@@ -323,3 +323,16 @@ def test_another_agent_is_on_the_page_and_in_the_command_that_repeats_it(
     text = page.read_text()
     assert f"--beside={other}" in text
     assert text.count(str(other)) > 2, "in both commands and in the table"
+
+
+def test_a_single_level_has_no_interval_and_no_scale(call: Any, recall: Path, tmp_path: Path) -> None:
+    results, page = tmp_path / "eval.json", tmp_path / "page.html"
+    one = ("--eval-levels", "100:101", "--train-levels", "none", "--no-progress")
+    table = call("eval", recall, *one, "--json", results)
+    assert table.code == 0
+    assert "?" not in table.out
+    assert call("report", recall, "--eval", results, "-o", page, "--no-progress").code == 0
+    text = page.read_text()
+    assert "[?, ?]" not in text
+    assert " on every level." in text
+    assert 'class="key"' not in text

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from srwm_rl.envs.procgen.games import GAMES
+from srwm_rl.envs.procgen.simulator import installed_distribution
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training import train
 from srwm_rl.scripts.training.checkpoints import Session
@@ -145,6 +146,15 @@ def test_plan_folder_and_result_are_printed(call: Any, recall_argv: list[str], t
     assert [path.name for path in Run.open(run).files("model")] == ["model-000000000064.safetensors"]
 
 
+def test_plan_and_settings_name_the_package_of_procgen(call: Any, procgen_argv: list[str], tmp_path: Path) -> None:
+    distribution = installed_distribution()
+    result = call("train", "--env", "maze", *procgen_argv, "-n", 64, "-f", tmp_path)
+    assert result.code == 0, result
+    assert f"mode easy of {distribution}\n" in result.out
+    settings = json.loads((tmp_path / "ppo_srwm" / "maze_1" / "config.json").read_text())
+    assert settings["versions"][distribution.name] == distribution.version
+
+
 def test_progress_goes_to_stderr(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
     argv = [word for word in recall_argv if word != "--no-progress"]
     result = call("train", *argv, "-n", 64, "-f", tmp_path, "--verbose", 0)
@@ -165,7 +175,7 @@ def test_n_is_rounded_up_to_whole_rollouts_in_the_plan_and_the_progress_bar(
     run = tmp_path / "ppo_srwm" / "recall_1"
     assert "has its 128 steps already" in call("train", "--resume", run).error()
     result = call("train", "--resume", run, "-n", 192)
-    assert "resuming recall for 192 steps: ppo" in result.out
+    assert "resuming recall from 128 to 192 steps: ppo" in result.out
     assert "192/192" in result.err
     assert "done: 192 steps" in result.out
 

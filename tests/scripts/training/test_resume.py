@@ -47,6 +47,18 @@ def test_a_synchronous_impala_run_and_one_with_evaluations_are_verified(
     assert "exact: from 256 to 320 steps" in result.out
 
 
+def test_the_history_says_since_when_other_versions_train(call: Any, copied: Path) -> None:
+    stored = json.loads((copied / "config.json").read_text())
+    here = dict(stored["versions"])
+    stored["versions"]["python"] = "3.9.1"
+    (copied / "config.json").write_text(json.dumps(stored | {"history": [{"at": 64, "changed": {}}, 5]}))
+    for n in (320, 384):  # the second time nothing changes
+        assert call("train", "--resume", copied, "-n", n).code == 0
+        config = json.loads((copied / "config.json").read_text())
+        assert config["versions"]["python"] == "3.9.1"
+        assert config["history"] == [{"at": 64, "changed": {}}, {"at": 256, "versions": here}]
+
+
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_scaled_steps_and_a_short_convolution_are_exact_across_a_resume(
     algo: str, call: Any, recall_argv: list[str], impala_argv: list[str], tmp_path: Path
