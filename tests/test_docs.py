@@ -65,7 +65,7 @@ def test_the_reference_lists_every_option(site: Path) -> None:
             assert f"--{field.name.replace('_', '-')}" in html or field.name.upper() in html
 
 
-CODE_PAGES = [page for page in PAGES if page.parent.name == "tutorials" or page.stem in ("start", "tasks")]
+CODE_PAGES = [page for page in PAGES if page.parent.name == "tutorials" or page.stem in ("start", "tasks", "tracking")]
 
 
 @pytest.mark.parametrize("page", CODE_PAGES, ids=lambda page: page.stem)

@@ -85,7 +85,7 @@ class WandbOutput(KVWriter):
                 name=f"{kind}/{title_of(run.path)}",
                 group=f"{kind}/{run.path.parent.name}" if is_group(run.path.parent) else None,
                 config=_settings(config),
-                dir=run.path,
+                dir=run.path.resolve(),
                 settings=wandb.Settings(console="off", silent=not config.verbose),
             )
         except wandb.Error as error:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def test_tensorboard_has_the_settings_beside_the_returns(call: Call) -> None:
         4,
         "hidden_size:16 n_layers:1 n_heads:2 key_init:2 edit_lr_multiplier:3",
     )
-    assert settings["normalize_reward"] is True
+    assert settings["normalize_reward"] == 1
     assert "vtrace_lambda" not in settings, "it is of another trainer"
     assert metrics == ["rollout/ep_rew_mean", "eval_train/mean_reward", "eval_test/mean_reward"]
     for metric in metrics:
@@ -73,19 +76,25 @@ def test_without_wandb_one_line_says_how_to_install_it(call: Call, monkeypatch: 
 
 
 def records(run: Path, kind: str) -> list[Any]:
-    """Return the records of a kind in what wandb stored of a run, oldest first."""
+    """Return the records of a kind in what wandb stored of a run, oldest first; its process may still write them."""
+    end = time.monotonic() + 60
+    while True:
+        files = [list(_read(file)) for file in sorted(run.glob("wandb/offline-run-*/*.wandb"))]
+        if files and all(content and content[-1].WhichOneof("record_type") == "exit" for content in files):
+            return [getattr(of, kind) for content in files for of in content if of.WhichOneof("record_type") == kind]
+        assert time.monotonic() < end, files
+        time.sleep(0.1)
+
+
+def _read(file: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
-    found = []
-    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
+    store = DataStore()
+    with suppress(AssertionError, OSError):  # a part of a record is not written yet
         store.open_for_scan(str(file))
         while (data := store.scan_data()) is not None:
-            record = Record.FromString(bytes(data))
-            if record.WhichOneof("record_type") == kind:
-                found.append(getattr(record, kind))
-    return found
+            yield Record.FromString(bytes(data))
 
 
 def steps(run: Path) -> list[int]:
@@ -102,6 +111,7 @@ def test_a_run_is_logged_with_its_settings_and_resumed_as_the_same(call: Call) -
     assert (before.project, before.display_name, before.run_group) == ("srwm-rl", "ppo_srwm/recall_1", "")
     settings = {item.key: item.value_json for item in before.config.update}
     assert (settings["env"], settings["n_envs"]) == ('"recall"', "4")
+    time.sleep(1)  # wandb names its folders by the second
     assert call("train", "--resume", run, "-n", "512").code == 0
     assert steps(run) == [64, 128, 192, 256, 320, 384, 448, 512]
     assert {record.run_id for record in records(run, "run")} == {before.run_id}
