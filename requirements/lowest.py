@@ -54,6 +54,8 @@ def main() -> None:
     subprocess.run([getattr(sys, "_base_executable", sys.executable), "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *wanted], check=True)
+    for packages in folder.glob("lib/*/site-packages"):  # the project itself, as `make install` has built it
+        (packages / "srwm_rl.pth").write_text(f"{ROOT}\n")
     stamp.write_text(text)
 
 

@@ -4,7 +4,8 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,22 @@ def test_the_width_of_the_terminal_is_left_as_it_was(call: Any, monkeypatch: pyt
     assert os.environ["COLUMNS"] == "5"
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Return a function after which this process writes no files of more than 1,000 bytes, until the test ends."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Within it this process, pytest included, writes no files of more than 1,000 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_an_output_is_whole_or_as_it_was(tmp_path: Path, full_disk: Callable[[], None]) -> None:
+def test_an_output_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path, new = tmp_path / "file", tmp_path / "new"
     write_output(path, bytes(2000))
-    full_disk()
     for file in (path, new):
-        with pytest.raises(OSError, match="File too large") as caught:
+        with full_disk(), pytest.raises(OSError, match="File too large") as caught:
             write_output(file, bytes(3000))
         assert caught.value.filename == str(file)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
