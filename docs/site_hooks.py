@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import base64
 import inspect
+import json
 import re
 from dataclasses import MISSING, fields
 from importlib import import_module
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import tyro
+from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
@@ -23,6 +26,36 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if source:
         markdown = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text())
     return re.sub(r"<!-- options: (\S+) -->", lambda match: options_table(match[1]), markdown)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add a page for each notebook, with its stored outputs."""
+    for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        name = notebook.src_uri.removesuffix(".ipynb")
+        cells = json.loads((Path(config.docs_dir) / notebook.src_uri).read_text(encoding="utf-8"))["cells"]
+        text, images = notebook_page(cells, name.rpartition("/")[2])
+        files.append(File.generated(config, f"{name}.md", content=text))
+        for image, content in images.items():
+            files.append(File.generated(config, f"{name.rpartition('/')[0]}/{image}", content=content))
+    return files
+
+
+def notebook_page(cells: list[dict[str, Any]], name: str) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook's cells as Markdown, and its images by their names."""
+    parts, images = list[str](), dict[str, bytes]()
+    for cell in cells:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", ()):
+                image = f"{name}_{len(images)}.png"
+                images[image] = base64.b64decode(output["data"]["image/png"])
+                parts.append(f"![what the code above draws]({image})")
+            else:
+                text = output.get("text") or output["data"]["text/plain"]
+                parts.append(f"```text\n{''.join(text).rstrip()}\n```")
+    parts.append(f"The notebook: [{name}.ipynb]({name}.ipynb).")
+    return "\n\n".join(parts), images
 
 
 def options_table(path: str) -> str:

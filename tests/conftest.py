@@ -54,6 +54,7 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
     "scripts/training/test_monitoring.py": None,
     "scripts/training/test_supervise.py": None,
     "simulated_cuda/test_simulated_cuda.py": None,
+    "test_notebooks.py": ("test_few_shot", "test_hidden_controls"),
     "srwm_rl/hostile/test_hostile.py": None,
     "srwm_rl/official/test_torch_zip.py": ("test_damaged_files_are_imported_or_refused_and_run_nothing",),
     "srwm_rl/ops/test_triton.py": ("test_random_cases",),

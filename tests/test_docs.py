@@ -1,10 +1,12 @@
 """The documentation site builds without a warning; its code runs; its reference lists every public name and option."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from html import escape
 from importlib import import_module
 from pathlib import Path
 
@@ -34,6 +36,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_navigation_and_built(site: Path) -> None:
     for page in PAGES:
         assert (site / page.relative_to(DOCS).with_suffix(".html")).is_file(), page
+
+
+@pytest.mark.parametrize("name", ["hidden_controls", "few_shot"])
+def test_the_notebooks_are_pages_with_their_outputs(site: Path, name: str) -> None:
+    notebook = json.loads((DOCS / "notebooks" / f"{name}.ipynb").read_text())
+    html = (site / "notebooks" / f"{name}.html").read_text()
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    n_images = sum("image/png" in output.get("data", ()) for output in outputs)
+    assert n_images >= 2
+    assert [f"{name}_{index}.png" in html for index in range(n_images)] == [True] * n_images
+    assert all((site / "notebooks" / f"{name}_{index}.png").is_file() for index in range(n_images))
+    printed = [line.rstrip() for output in outputs for line in "".join(output.get("text", ())).splitlines()]
+    assert len(printed) > 3
+    for line in printed:
+        assert escape(line) in html
+    assert not [output for output in outputs if output["output_type"] == "error"]
 
 
 def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
