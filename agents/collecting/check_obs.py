@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from srwm_rl.errors import FaultError
+from srwm_rl.nn.spaces import off_space
 
 
 def check_obs(obs: Any, space: spaces.Space[Any], step: int, env_indices: Sequence[int]) -> None:
@@ -41,10 +42,7 @@ def _check(name: str, obs: Any, space: spaces.Space[Any], step: int, env_indices
     if not isinstance(obs, np.ndarray) or obs.shape != shape:
         got = list(obs.shape) if isinstance(obs, np.ndarray) else type(obs).__name__
         raise FaultError(f"the {name} of {shape[0]} environment(s) at step {step:,} has shape {got}, not {list(shape)}")
-    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return
-    numbers = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    within = (space.start <= obs) & (obs < space.start + numbers)
-    if not within.all():
-        bad = int(np.flatnonzero(~within.reshape(len(obs), -1).all(axis=1))[0])
+    off = off_space(obs, space)
+    if off is not None and off.any():
+        bad = int(np.flatnonzero(off.reshape(len(obs), -1).any(axis=1))[0])
         raise FaultError(f"the {name} of environment {env_indices[bad]} at step {step:,} is {obs[bad]}, not of {space}")

@@ -141,15 +141,25 @@ def _other_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def off_space(array: np.ndarray, space: spaces.Space[Any]) -> np.ndarray | None:
+    """Return where observations `[n, ...]` hold no value of their space: no whole number of it, no pixel of 0 .. 255.
+
+    None: a space of floats, whose bounds are not checked.
+    """
+    if isinstance(space, spaces.Box):
+        return (array < 0) | (array > 255) if space.dtype == np.uint8 and array.dtype != np.uint8 else None
+    if isinstance(space, spaces.MultiBinary):
+        return (array != 0) & (array != 1)
+    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+    numbers = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    off: np.ndarray = (array < space.start) | (array >= space.start + numbers) | (array != np.floor(array))
+    return off
+
+
 def _check_values(array: np.ndarray, space: spaces.Space[Any], name: str) -> None:
-    if isinstance(space, spaces.Discrete):
-        low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
-    elif isinstance(space, spaces.MultiDiscrete):
-        low, high = space.start, space.start + space.nvec - 1
-    else:
-        return
-    if (array < low).any() or (array > high).any():
-        raise UserError(f"{name} must lie in {low} .. {high}, not reach from {array.min()} to {array.max()}")
+    off = off_space(array, space)
+    if off is not None and off.any():
+        raise UserError(f"{name} must be of {space}, and holds {array[off][0]}")
 
 
 def _first_non_finite(array: np.ndarray) -> float:
@@ -173,8 +183,9 @@ def batched_observation(
     missing = sorted(obs_spaces.keys() - arrays.keys())
     if missing:
         raise UserError(
-            f"this policy also reads {', '.join(missing)}; take its observations from model.get_env(), "
-            "or wrap your environment in srwm_rl.envs.VecMemoryInputs as in training"
+            f"the observation must be a dict of {', '.join(obs_spaces)}: {', '.join(missing)} is missing; take "
+            "observations from model.get_env(), or wrap your environment as in training (srwm_rl.envs.VecMemoryInputs "
+            "adds the previous action, reward and step)"
         )
     single = not isinstance(observation, Mapping)
     parts = {

@@ -17,7 +17,14 @@ PARTS = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3, start=1))
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, ()), spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 3]), PARTS],
+    [
+        spaces.Box(-1, 1, (2,)),
+        spaces.Box(-1, 1, ()),
+        spaces.Discrete(3, start=1),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(4),
+        PARTS,
+    ],
 )
 def test_samples_of_a_space_pass(space: spaces.Space[Any]) -> None:
     for seed in range(20):
@@ -38,6 +45,7 @@ def test_samples_of_a_space_pass(space: spaces.Space[Any]) -> None:
         (spaces.Discrete(3), np.array([0, 3, 1]), "observation of environment 11 at step 7 is 3, not of Discrete(3)"),
         (spaces.Discrete(3, start=1), np.array([1, 2, 0]), "of environment 12 at step 7 is 0, not of"),
         (spaces.MultiDiscrete([2, 3]), np.array([[0, 2], [1, 0], [2, 0]]), "of environment 12 at step 7 is [2 0]"),
+        (spaces.MultiBinary(2), np.array([[0, 1], [2, 0], [1, 1]]), "of environment 11 at step 7 is [2 0], not of"),
         (PARTS, {"a": np.zeros((3, 2))}, "is a dict of a, not a dict of a, b"),
         (PARTS, np.zeros((3, 2)), "is ndarray, not a dict of a, b"),
         (PARTS, {"a": np.zeros((3, 1)), "b": np.ones(3)}, "the observation 'a' of 3 environment(s)"),
