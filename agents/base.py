@@ -43,7 +43,7 @@ UNSUPPORTED = {
     "rollout_buffer_kwargs": (None, "the rollout buffer keeps whole sequences"),
 }
 
-
+ARGUMENTS_OF_POLICIES = {"observation_space", "action_space", "lr_schedule", "use_sde"}
 SB3_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 
 
@@ -87,6 +87,10 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         check_policy(name, self.policy_aliases)
         if isinstance(name, str):
             settings["policy"] = self.policy_aliases.get(name, name)
+        if arguments["env"] is None and arguments["_init_setup_model"]:
+            raise UserError("env=None: give an id, a gymnasium.Env or a VecEnv of SB3, whose spaces the policy needs")
+        for setting in ARGUMENTS_OF_POLICIES & (arguments["policy_kwargs"] or {}).keys():
+            raise UserError(f"policy_kwargs have no {setting!r}: the trainer gives it to the policy; leave it out")
         super().__init__(
             **settings,
             **others,

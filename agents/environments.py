@@ -10,6 +10,7 @@ import gymnasium
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from srwm_rl.agents.action_masks import VecActionMasks
 from srwm_rl.errors import UserError, did_you_mean
@@ -35,6 +36,8 @@ def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
             "a Gymnasium vector environment is no VecEnv of SB3: give the trainer a single environment, "
             "stable_baselines3.common.env_util.make_vec_env(env_id, n_envs), or one of srwm_rl.envs"
         )
+    if not isinstance(env, VecEnv):
+        env = _gymnasium_env(env)
     flatten_obs_space(env.observation_space)  # both raise for spaces the policy cannot read or act in
     check_action_space(env.action_space)
     venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
@@ -42,6 +45,15 @@ def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
     if not has_action_mask(venv.observation_space, venv.action_space) and venv.has_attr("action_masks"):
         venv = VecActionMasks(venv)
     return venv
+
+
+def _gymnasium_env(env: Any) -> gymnasium.Env[Any, Any]:
+    """Return an environment, one of OpenAI's gym by way of shimmy, as in SB3."""
+    try:
+        return _patch_env(env)
+    except ValueError as error:
+        hint = f": give an instance, {env.__name__}()" if isinstance(env, type) else ""
+        raise UserError(f"an environment is an id, a gymnasium.Env or a VecEnv of SB3, not {env!r}{hint}") from error
 
 
 def _check_normalization(venv: VecEnv) -> None:

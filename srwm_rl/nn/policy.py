@@ -169,6 +169,15 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             return Encoder(self._input_space, **settings)
         self._extractor_inputs = ExtractorInputs(self._input_space, self.normalize_images)
         try:
+            inspect.signature(self.features_extractor_class).bind(
+                self._extractor_inputs.space, **self.features_extractor_kwargs
+            )
+        except TypeError as error:
+            raise UserError(
+                f"features_extractor_class {self.features_extractor_class!r} does not take the observation space and "
+                f"features_extractor_kwargs: {error}"
+            ) from error
+        try:
             return self.features_extractor_class(self._extractor_inputs.space, **self.features_extractor_kwargs)
         except AssertionError as error:  # as SB3's encoders refuse a space
             raise UserError(f"{self.features_extractor_class.__name__}: {error}") from error

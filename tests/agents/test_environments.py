@@ -173,6 +173,11 @@ def test_gymnasium_vectors_and_unknown_settings_are_one_line(algo: type[Any]) ->
         make(algo, Probe(), policy_kwargs={"share_features_extractor": False})
     with pytest.raises(UserError, match='core="lstm"'):
         make(algo, Probe(), policy_kwargs={"lstm_hidden_size": 32})
+    with pytest.raises(UserError, match="policy_kwargs have no 'use_sde'"):
+        make(algo, Probe(), policy_kwargs={"use_sde": True})
+    for env, words in ((None, "env=None: give an id"), (3, "not 3"), (Probe, r"give an instance, Probe\(\)")):
+        with pytest.raises(UserError, match=words):
+            make(algo, env)
     make(algo, Probe(), use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None)
 
 

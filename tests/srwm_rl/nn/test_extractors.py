@@ -110,3 +110,12 @@ def test_what_does_not_fit_is_one_line() -> None:
         policy(MIXED["small"], NatureCNN)
     with pytest.raises(UserError, match="give yours features_extractor_kwargs"):
         policy(MIXED["small"], FlattenExtractor, encoder_kwargs={"mlp": [3]})
+
+
+@pytest.mark.parametrize(
+    ("extractor", "settings", "words"),
+    [("NatureCNN", {}, "is not a callable"), (FlattenExtractor, {"width": 3}, "unexpected keyword argument 'width'")],
+)
+def test_what_is_no_encoder_is_one_line(extractor: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        policy(MIXED["small"], extractor, features_extractor_kwargs=settings)
