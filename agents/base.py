@@ -27,6 +27,7 @@ from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
 from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_unused_masks, wrap_env
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
+from srwm_rl.ops.checks import is_autocast
 from srwm_rl.storage.model_schema import weights_of
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
@@ -292,6 +293,11 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         if self.env is None:
             raise UserError("there are no environments to learn in: give load(..., env=...), or call set_env(env)")
+        if is_autocast(next(self.policy.parameters())):
+            raise UserError(
+                "learn does not run under torch.autocast: call it outside; a CNN runs in bfloat16 by "
+                "policy_kwargs={'encoder_kwargs': {'cnn': {'precision': 'bfloat16'}}}"
+            )
         result = super()._setup_learn(*args, **kwargs)
         warn_of_unused_masks(self.env)
         return result

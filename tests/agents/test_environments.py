@@ -178,6 +178,8 @@ def test_gymnasium_vectors_and_unknown_settings_are_one_line(algo: type[Any]) ->
     for env, words in ((None, "env=None: give an id"), (3, "not 3"), (Probe, r"give an instance, Probe\(\)")):
         with pytest.raises(UserError, match=words):
             make(algo, env)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="call it outside"):
+        make(algo, Probe()).learn(16)
     make(algo, Probe(), use_sde=False, sde_sample_freq=-1, rollout_buffer_class=None)
 
 
