@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from packaging.version import Version
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from srwm_rl.envs import BatchGymEnv, ProcgenBatch, RecallBatch
@@ -201,6 +202,8 @@ def test_vector_env_resets_a_mask_of_environments_to_levels():
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
 @pytest.mark.parametrize("env_id", ["procgen-leaper-v0", "srwm_rl/Bandit-v0"])
 def test_gymnasium_records_the_episodes_of_a_vector(env_id, mode):
+    if mode == "SameStep" and Version(gymnasium.__version__) < Version("1.4"):
+        pytest.skip("Gymnasium before 1.4 counts one step too few, and leaves out its reward, in SAME_STEP mode")
     settings = {"n_pulls": 3} if "Bandit" in env_id else {}
     env = gymnasium.make_vec(env_id, num_envs=3, autoreset_mode=mode, seed=1, **settings)
     env = gymnasium.wrappers.vector.RecordEpisodeStatistics(env)
