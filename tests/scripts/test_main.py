@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import srwm_rl
+from srwm_rl.envs.procgen.simulator import installed_distribution
 from srwm_rl.scripts import main as main_module
 
-HEAVY = ("torch", "stable_baselines3", "procgen", "scipy")
+HEAVY = ("torch", "stable_baselines3", "procgen", "procgen_gym", "scipy")
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
@@ -38,10 +39,11 @@ def test_help_is_light_and_quiet(argv: list[str]) -> None:
     assert result.stdout.startswith("usage: srwm-rl")
 
 
-@pytest.mark.parametrize("first", ["srwm_rl", "stable_baselines3", "procgen"])
+@pytest.mark.parametrize("first", ["srwm_rl", "stable_baselines3", "ProcGen"])
 def test_imports_print_nothing(first: str) -> None:
+    module = installed_distribution().module if first == "ProcGen" else first
     result = python(
-        f"import {first}\n"
+        f"import {module}\n"
         "import srwm_rl, srwm_rl.agents, srwm_rl.envs, stable_baselines3, sb3_contrib\n"
         "from srwm_rl.envs import ProcgenVecEnv\n"
         "env = ProcgenVecEnv('coinrun', 1); env.reset(); env.close()"

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import install_opener
 
 import pytest
 
@@ -56,6 +57,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def server(certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    install_opener(None)  # Python 3.13's keeps the certificates of its first use
     server = Server(("localhost", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
@@ -97,6 +99,7 @@ def test_what_cannot_be_had_is_one_line(server: Server, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"cannot download .*Not Found"):
         load(address(server, "0" * 64, "nothing"))
     monkeypatch.delenv("SSL_CERT_FILE")
+    install_opener(None)
     with pytest.raises(UserError, match=r"cannot download .*CERTIFICATE_VERIFY_FAILED"):
         load(address(server, "0" * 64))
     assert server.n_requests == 1
