@@ -30,6 +30,7 @@ FORBIDDEN = {
 ENTRY_POINTS = ("srwm_rl/__init__.py", "srwm_rl/__main__.py")
 # The only files that import inside functions. "--help": it is printed without what the command needs.
 LATE_IMPORTS = {
+    "srwm_rl/ops/delta.py": "Triton is imported where it runs",
     "srwm_rl/ops/scan.py": "Triton is imported where it runs",
     "envs/images/data.py": "--help: Pillow and matplotlib are imported where images are read or drawn",
     "envs/tasks/hidden_controls.py": "--help: Pillow and matplotlib are imported where the room is drawn",

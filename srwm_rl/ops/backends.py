@@ -11,10 +11,10 @@ from importlib import import_module
 import torch
 from torch.autograd import forward_ad
 
-# A fused backend is a module with `why_not(device_type, dtype, head_size, width)` and its functions.
-_MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_scan"}
+# By fused backend, the module with its `why_not(device_type, dtype, head_size, width)`.
+_MODULES = {"cpu": "srwm_rl.ops.cpu", "triton": "srwm_rl.ops.triton_launch"}
 _BACKEND_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
-FUSED: dict[str, tuple[str, ...]] = {"srwm_scan": ("cpu", "triton"), "delta_scan": ("cpu",)}
+FUSED: dict[str, tuple[str, ...]] = {"srwm_scan": ("cpu", "triton"), "delta_scan": ("cpu", "triton")}
 _preferred: list[str] = []  # by nested `prefer` contexts, innermost last
 _log = logging.getLogger(__name__)
 

@@ -49,8 +49,9 @@ def delta_scan(
         weight: `[B, H, D, D]`, the fast weight at the unroll's start, rows by key, columns by value; None: zeros, a new
             episode.
         episode_starts: `[T, B]`, bool or number: where non-zero the fast weight is zeroed *before* that step.
-        backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64) or, if there is none, the
-            reference, and logs the reason once; "reference" is plain PyTorch, the only one with second derivatives.
+        backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64; "triton": CUDA, float32) or,
+            if it cannot run, the reference, and logs the reason once; "reference" is plain PyTorch, the only one with
+            second derivatives.
 
     Returns:
         `y` `[T, B, H, D]` and the final fast weight `[B, H, D, D]`.
@@ -80,4 +81,9 @@ def delta_scan(
     chosen: str = choose("delta_scan", backend, key.device.type, key.dtype, index(size))
     if chosen == "reference":
         return delta_scan_reference(key, value, query, rate, weight, episode_starts)
-    return cpu.delta_scan(key, value, query, rate, weight, as_uint8(episode_starts), None)
+    starts = as_uint8(episode_starts)
+    if chosen == "cpu":
+        return cpu.delta_scan(key, value, query, rate, weight, starts, None)
+    from srwm_rl.ops import triton_delta  # here: triton is not installed everywhere
+
+    return triton_delta.delta_scan(key, value, query, rate, weight, starts, None)

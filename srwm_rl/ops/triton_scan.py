@@ -7,36 +7,12 @@ instead); see README.md. If TRITON_INTERPRET=1 is set before the import, it runs
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, new_gradients, new_outputs, register_scan, srwm_widths
-
-MAX_HEAD_SIZE, MAX_TILE = 64, 8192  # registers hold a head's weight and its gradient up to here
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def why_not(device_type: str, dtype: torch.dtype, head_size: int, width: int = 1) -> str | None:
-    """Return why this backend cannot run such tensors, `width` being that of the output, or None."""
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"x is on {device_type}, not on a CUDA device"
-    if dtype != torch.float32:
-        return f"x is {dtype}; the Triton kernel takes float32"
-    if head_size > MAX_HEAD_SIZE:
-        return f"x has head size {head_size}; the Triton kernel takes up to {MAX_HEAD_SIZE}"
-    if _padded(head_size) * _padded(width) > MAX_TILE:
-        return f"x has head size {head_size} and y is {width} wide, too much for the Triton kernel"
-    return None
-
-
-def _padded(size: int) -> int:
-    return max(4, int(triton.next_power_of_2(size)))
-
+from srwm_rl.ops.triton_launch import contiguous_or, device_of, padded
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -313,11 +289,12 @@ def forward(
     n_steps, batch, heads, size = x.shape
     width, columns = srwm_widths(x, weight)
     y, final, checkpoints = new_outputs(x, width, columns, keep)
-    with _on(x):
+    optional = [contiguous_or(tensor, x) for tensor in (retention, shift, starts)]
+    with device_of(x):
         _forward_kernel[(batch * heads,)](
-            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), y, final, checkpoints, n_steps, batch, heads,
-            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
-            STARTS=starts is not None, KEEP=keep, **_sizes(size, width),
+            x, weight, *optional, y, final, checkpoints, n_steps, batch, heads, bound or 0.0,
+            RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
+            STARTS=starts is not None, KEEP=keep, **launch_sizes(size, width),
         )  # fmt: skip
     return y, final, checkpoints
 
@@ -337,34 +314,29 @@ def backward(
     x, weight = x.contiguous(), weight.contiguous()
     n_steps, batch, heads, size = x.shape
     width, columns = srwm_widths(x, weight)
-    sizes = _sizes(size, width)
+    sizes = launch_sizes(size, width)
     grad_x, _, grad_retention, grad_shift = new_gradients((x, weight, retention, shift))
     grad_weight = x.new_empty(batch, *weight.shape)  # one for each batch entry: the sum's order is then fixed
     records = x.new_empty(batch * heads, CHUNK * (4 * sizes["N"] + sizes["M"] + 12))
     constrained = retention is not None or bound is not None
     shifts = x.new_empty(batch * heads * (CHUNK + 1) if constrained else 0, size, columns)
-    with _on(x):
+    optional = [contiguous_or(tensor, x) for tensor in (retention, shift, starts)]
+    upstream = [contiguous_or(tensor, x) for tensor in (grad_y, grad_final)]
+    with device_of(x):
         _backward_kernel[(batch * heads,)](
-            x, weight, _or(retention, x), _or(shift, x), _or(starts, x), checkpoints, _or(grad_y, x),
-            _or(grad_final, x), grad_x, grad_weight, grad_retention, grad_shift, records, shifts, n_steps, batch, heads,
-            bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None, SHIFT=shift is not None,
-            STARTS=starts is not None, GRAD_Y=grad_y is not None, GRAD_FINAL=grad_final is not None, **sizes,
+            x, weight, *optional, checkpoints, *upstream, grad_x, grad_weight, grad_retention, grad_shift, records,
+            shifts, n_steps, batch, heads, bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None,
+            SHIFT=shift is not None, STARTS=starts is not None, GRAD_Y=grad_y is not None,
+            GRAD_FINAL=grad_final is not None, **sizes,
         )  # fmt: skip
     return grad_x, grad_weight.sum(0), grad_retention, grad_shift
 
 
-def _on(x: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    return unused if tensor is None else tensor.contiguous()
-
-
-def _sizes(size: int, width: int) -> dict[str, int]:
-    padded = _padded(size)
-    warps = {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[padded]
-    return {"D": size, "E": width, "N": padded, "M": _padded(width), "CHUNK": CHUNK, "num_warps": warps}
+def launch_sizes(size: int, width: int) -> dict[str, int]:
+    """Return the kernels' compile-time sizes and warps for heads of `size` and an output of `width`."""
+    tile = padded(size)
+    warps = {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[tile]
+    return {"D": size, "E": width, "N": tile, "M": padded(width), "CHUNK": CHUNK, "num_warps": warps}
 
 
 scan = register_scan("scan_triton", SRWM_INPUTS, srwm_widths, forward, backward)

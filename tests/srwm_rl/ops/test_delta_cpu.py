@@ -2,7 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,65 +12,11 @@ from torch import Tensor
 
 from srwm_rl import delta_scan
 from srwm_rl.ops import backends, cpu
+from tests.srwm_rl.ops.delta_cases import check, make_case, results
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
 LEVELS = () if isinstance(KERNEL, str) else range(KERNEL.level + 1)
-NAMES = ("key", "value", "query", "rate", "weight")
-
-
-class Case(NamedTuple):
-    """Arguments of `delta_scan`, and the gradients of what it returns, in float64."""
-
-    inputs: dict[str, Tensor]
-    starts: Tensor | None
-    upstream: tuple[Tensor, Tensor]
-
-
-def make_case(
-    n_steps: int,
-    batch: int,
-    heads: int,
-    size: int,
-    *,
-    seed: int = 0,
-    resets: float | None = 0.1,
-    with_weight: bool = True,
-) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    unroll = (n_steps, batch, heads, size)
-    key, query = draw(*unroll).softmax(-1), draw(*unroll).softmax(-1)
-    inputs = {"key": key, "value": draw(*unroll), "query": query, "rate": draw(*unroll[:3]).sigmoid()}
-    if with_weight:
-        inputs["weight"] = draw(batch, heads, size, size)
-    starts = None if resets is None else torch.rand(n_steps, batch, generator=generator) < resets
-    return Case(inputs, starts, (draw(*unroll), draw(batch, heads, size, size)))
-
-
-def scattered(tensor: Tensor) -> Tensor:
-    """Return an equal tensor whose memory has gaps and another order."""
-    return torch.stack((tensor, torch.full_like(tensor, 7)), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
-
-
-def results(case: Case, backend: str, dtype: torch.dtype, contiguous: bool = True) -> dict[str, Tensor]:
-    lay_out = torch.Tensor.contiguous if contiguous else scattered
-    inputs = {name: lay_out(tensor.to(dtype)).requires_grad_() for name, tensor in case.inputs.items()}
-    out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)
-    grads = torch.autograd.grad(out, list(inputs.values()), [lay_out(tensor.to(dtype)) for tensor in case.upstream])
-    return dict(zip(("y", "final", *inputs), (*(tensor.detach() for tensor in out), *grads), strict=True))
-
-
-def check(case: Case, dtype: torch.dtype, contiguous: bool = True) -> None:
-    truth, ours = results(case, "reference", torch.float64), results(case, "cpu", dtype, contiguous)
-    assert ours.keys() == truth.keys()
-    for name, right in truth.items():
-        assert ours[name].shape == right.shape
-        error = (ours[name].double() - right).abs().max() / right.abs().max().clamp(min=1e-30)
-        assert error <= (1e-4 if dtype == torch.float32 else 1e-9), (name, error)
 
 
 @pytest.fixture(params=LEVELS, ids=lambda level: cpu.LEVELS[level])
@@ -83,7 +29,7 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 16, 17, 32, 64, 70])
 def test_every_head_size(level: int, dtype: torch.dtype, size: int) -> None:
     for n_steps in (1, 37):
-        check(make_case(n_steps, 2, 3, size, seed=size), dtype)
+        check(make_case(n_steps, 2, 3, size, seed=size), "cpu", dtype)
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,9 +59,8 @@ def test_random_cases(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "load_kernel", lambda: KERNEL._replace(level=level))  # type: ignore[union-attr]
-        check(
-            make_case(n_steps, batch, heads, size, seed=seed, resets=resets, with_weight=with_weight), dtype, contiguous
-        )
+        case = make_case(n_steps, batch, heads, size, seed=seed, resets=resets, with_weight=with_weight)
+        check(case, "cpu", dtype, contiguous)
 
 
 @pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
@@ -124,8 +69,8 @@ def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
     assert case.starts is not None
     case.starts.zero_()
     case.starts[starts, 1] = True
-    check(case, torch.float32)
-    check(case, torch.float64)
+    check(case, "cpu", torch.float32)
+    check(case, "cpu", torch.float64)
 
 
 def test_an_episode_that_blew_up_leaves_nothing_behind(level: int) -> None:

@@ -27,9 +27,9 @@ cases = _load("srwm_rl_ops_cases", Path(__file__).with_name("cases.py"))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
-from srwm_rl.ops import triton_scan  # noqa: E402
+from srwm_rl.ops import triton_launch  # noqa: E402
 
-interpreted = pytest.mark.skipif(not triton_scan.INTERPRETED, reason="triton_scan was imported without the interpreter")
+interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="imported without Triton's interpreter")
 
 
 @interpreted
@@ -77,12 +77,12 @@ def test_opcheck() -> None:
 
 
 def test_unsupported_arguments_are_named() -> None:
-    device = "cpu" if triton_scan.INTERPRETED else "cuda"
-    assert "float64" in triton_scan.why_not(device, torch.float64, 16)
-    assert "head size 65" in triton_scan.why_not(device, torch.float32, 65)
-    assert "mps" in triton_scan.why_not("mps", torch.float32, 16)
-    assert triton_scan.why_not(device, torch.float32, 32, 97) is None
-    assert "y is 193 wide" in triton_scan.why_not(device, torch.float32, 64, 193)
+    device = "cpu" if triton_launch.INTERPRETED else "cuda"
+    assert "float64" in triton_launch.why_not(device, torch.float64, 16)
+    assert "head size 65" in triton_launch.why_not(device, torch.float32, 65)
+    assert "mps" in triton_launch.why_not("mps", torch.float32, 16)
+    assert triton_launch.why_not(device, torch.float32, 32, 97) is None
+    assert "y is 193 wide" in triton_launch.why_not(device, torch.float32, 64, 193)
 
 
 COMPILE = """
@@ -93,7 +93,7 @@ from triton.compiler import ASTSource
 from srwm_rl.ops import triton_scan as ours
 
 def build(kernel, width, flags):
-    sizes = ours._sizes(int(sys.argv[1]), width)
+    sizes = ours.launch_sizes(int(sys.argv[1]), width)
     warps = sizes.pop("num_warps")
     constants = sizes | flags
     kinds = {"starts": "*u8", "T": "i32", "B": "i32", "H": "i32", "bound": "fp32"}
