@@ -33,6 +33,12 @@ def test_there_is_one_wheel_for_every_python_on_manylinux(wheel: Path) -> None:
     assert re.fullmatch(r"srwm_rl-[\d.]+-cp310-abi3-(manylinux\w+\.?)+\.whl", wheel.name)
 
 
+def test_it_holds_the_presets(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.startswith("srwm_rl/presets/")}
+    assert names == {f"srwm_rl/presets/{path.name}" for path in (ROOT / "srwm_rl" / "presets").glob("*.yml")}
+
+
 def test_the_metadata_has_absolute_links_and_markers(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
