@@ -41,7 +41,7 @@ def test_help_is_light_and_quiet(argv: list[str]) -> None:
 
 @pytest.mark.parametrize("first", ["srwm_rl", "stable_baselines3", "ProcGen"])
 def test_imports_print_nothing(first: str) -> None:
-    module = installed_distribution().module if first == "ProcGen" else first
+    module = {"ProcGen": installed_distribution().module}.get(first, first)
     result = python(
         f"import {module}\n"
         "import srwm_rl, srwm_rl.agents, srwm_rl.envs, stable_baselines3, sb3_contrib\n"

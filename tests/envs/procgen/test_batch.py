@@ -368,6 +368,7 @@ def test_levels_cannot_be_forced_with_sequential_levels():
 
 
 def test_import_reset_and_step_print_nothing():
+    installed_distribution()
     code = (
         "from srwm_rl.envs import ProcgenBatch; e = ProcgenBatch('maze', 1, '0:9'); e.reset(); e.step([4]); e.reset()"
     )
