@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from gymnasium import spaces
 
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
+from srwm_rl.envs.processors import share_of_processors
 from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, level_range, parse_games, timeout
 from srwm_rl.envs.procgen.simulator import Simulator, installed_distribution, make_simulator
 from srwm_rl.envs.procgen.state import check_state, digest
@@ -35,7 +35,8 @@ class ProcgenBatch(BatchEnv):
         levels: The levels that episodes are drawn from.
         mode: easy, hard, extreme, memory or exploration, where the games have it.
         seed: Start of the random level sequences.
-        n_threads: C++ threads; None chooses by the number of processors.
+        n_threads: C++ threads; None: one for each processor that this process may use, shared among the processes that
+            torchrun started on this machine, at most 8.
         timeout_as_truncation: Report an episode that ran out of time as truncated. By default it is terminated, as in
             every published result. An episode that fails in its very last step counts as out of time.
         render_mode: "rgb_array" draws 512x512 frames at every step, 20 times slower: not for training.
@@ -224,5 +225,5 @@ class ProcgenBatch(BatchEnv):
 
 def _thread_count(n_threads: int | None, n_envs: int) -> int:
     if n_threads is None:
-        n_threads = 0 if n_envs == 1 else min(os.cpu_count() or 1, n_envs, 8)  # one is faster without
+        n_threads = 0 if n_envs == 1 else min(share_of_processors(), n_envs, 8)  # one is faster without
     return 0 if n_threads == 0 else check_count("n_threads", n_threads)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from srwm_rl.agents.engine.cuda_graphs import capture
 from srwm_rl.ops.backends import choose
 from srwm_rl.ops.delta import delta_scan
 from srwm_rl.ops.scan import srwm_scan
@@ -24,6 +25,7 @@ Size = tuple[int, int, int, int]  # T, B, H, D
 SIZES = ((50, 32, 8, 16), (128, 64, 8, 16), (50, 32, 8, 8), (50, 32, 8, 32), (20, 16, 8, 64))
 ACTING = ((1, 64, 8, 16), (1, 1, 8, 16))
 DELTA_SIZES = ((50, 32, 8, 16), (50, 32, 8, 32))
+MATMUL_SIZE = {"cpu": 512, "cuda": 4096}  # of the product that gives the bound
 MAX_ERROR = 1e-4  # the largest relative error at which a time is reported
 
 
@@ -47,6 +49,7 @@ def run(config: OperatorBench) -> dict[str, Any]:
     """
     check_device(config.device)
     clock = "CPU time" if (config.device, config.threads) == ("cpu", 1) else "wall time"
+    clock += " of captured CUDA graphs" if config.device == "cuda" else ""
     print(f"torch {torch.__version__}, {config.device}, {torch.get_num_threads()} thread(s)")
     print(f"ns per head and step, medians, {clock}")
     print(
@@ -90,10 +93,10 @@ def _compare(
 ) -> Iterator[dict[str, Any]]:
     truth = _run(runs["reference"], work, [t.double() for t in inputs], "reference")
     errors = {name: _error(_run(function, work, inputs, name), truth) for name, function in runs.items()}
-    n = 512 if device == "cpu" else 4096
+    n = MATMUL_SIZE[device]
     square = torch.ones(n, n, device=device)
     n_steps, batch, heads, _ = size
-    calls = 20 if n_steps == 1 else 1  # one step is too short to time alone
+    calls = 20 if n_steps == 1 or device == "cuda" else 1  # one step is too short to time alone, and a GPU's kernel
     sides = {"matmul": _side(lambda: square @ square, n**3, device)}
     for name, function in runs.items():
         sides[name] = _side(partial(_run, function, work, inputs, name), n_steps * batch * heads, device, calls)
@@ -116,11 +119,20 @@ def _compare(
 
 
 def _side(call: Callable[[], object], n: int, device: str, calls: int = 1) -> Callable[[], dict[str, float]]:
-    """Return a function that times some calls which process `n` each."""
+    """Return a function that times some calls which process `n` each.
+
+    On a GPU they are one captured graph: launches from Python would take longer than the kernels.
+    """
+
+    def run() -> None:
+        for _ in range(calls):
+            call()
+
+    work = capture(run, torch.cuda.Stream(), draws=False) if device == "cuda" else run
     # CPU time of a single thread: wall time includes other processes.
     single = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if single else device_clock(torch.device(device))
-    return lambda: speeds({"": lambda: [call() for _ in range(calls)]}, n * calls, clock)
+    return lambda: speeds({"": work}, n * calls, clock)
 
 
 def step_loop(x: Tensor, weight: Tensor, shift: Tensor, starts: Tensor, *, backend: str = "") -> tuple[Tensor, Tensor]:
@@ -146,7 +158,7 @@ def delta_loop(
     """Step through the delta rule as its equations are written: the baseline."""
     ys = []
     for t in range(len(key)):
-        weight = torch.where((starts[t] != 0)[:, None, None, None], 0, weight)
+        weight = weight.masked_fill((starts[t] != 0)[:, None, None, None], 0)
         edit = rate[t, ..., None] * (value[t] - torch.einsum("bhi,bhij->bhj", key[t], weight))
         weight = weight + torch.einsum("bhi,bhj->bhij", key[t], edit)
         ys.append(torch.einsum("bhi,bhij->bhj", query[t], weight))

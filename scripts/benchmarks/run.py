@@ -11,6 +11,7 @@ import torch
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.benchmarks import encoder, environments, operators, suite, trainers, training
 from srwm_rl.scripts.cli import check_writable, parse, write_json
+from srwm_rl.scripts.training.build import use_deterministic_cudnn
 
 BENCHMARKS: dict[str, tuple[Callable[[Any], dict[str, Any]], type[Any]]] = {
     "op": (operators.run, operators.OperatorBench),
@@ -32,6 +33,7 @@ def run_benchmark(argv: list[str], prog: str) -> int:
     check_writable(file, "--json")
     if getattr(config, "threads", None) is not None:
         torch.set_num_threads(config.threads)
+    use_deterministic_cudnn()  # as in training
     result = BENCHMARKS[argv[0]][0](config)
     write_json(file, msgspec.to_builtins({"torch": str(torch.__version__), **result}))
     return int(result.get("wrong", False))

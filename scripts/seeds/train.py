@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import torch
 
+from srwm_rl.envs.processors import usable_processors
 from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.cli import (
@@ -94,7 +95,7 @@ class Resources:
 
 def choose_resources(config: TrainConfig, n_runs: int) -> Resources:
     """Return as many jobs as there are GPUs, or cores that this process may use, unless --jobs says how many."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cores = usable_processors()
     gpus = _gpus() if check_device(config.device) == "cuda" else []
     fitting = len(gpus) or n_cores // (config.n_threads or 1)
     jobs = min(n_runs, config.jobs or max(1, fitting))

@@ -87,6 +87,20 @@ def use_threads(
     torch.set_num_threads(n_threads or default)
 
 
+def use_deterministic_cudnn() -> None:
+    """Let cuDNN run only algorithms that give the same bits every time, chosen without trials: as exact resume needs.
+
+    SB3 does the same with a seed, but not for benchmarks. Trials choose by time, in a resumed run perhaps otherwise.
+    """
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def describe_cudnn() -> str:
+    """Return which algorithms cuDNN runs, such as "cuDNN deterministic"."""
+    algorithms = "deterministic" if torch.backends.cudnn.deterministic else "any algorithm"
+    return f"cuDNN {algorithms}{', by trial' * torch.backends.cudnn.benchmark}"
+
+
 def describe_threads() -> str:
     """Return the numbers of threads on the CPU, such as "1 thread, 2 in C"."""
     in_torch, in_c = torch.get_num_threads(), cpu.n_threads()

@@ -31,7 +31,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
     mode += f"; {config.frame_stack} observations stacked" if config.frame_stack > 1 else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
-    threads = f", {build.describe_threads()}" if model.device.type == "cpu" else ""
+    mode_of_device = build.describe_cudnn() if model.device.type == "cuda" else build.describe_threads()
     per_rollout = config.n_envs * config.n_steps
     steps = (done or 0) + max(0, ceil((config.n_timesteps - (done or 0)) / per_rollout)) * per_rollout
     length = f"for {steps:,} steps" if done is None else f"from {done:,} to {steps:,} steps"
@@ -47,7 +47,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
             "environment",
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
             f"  updates   {_updates(config, model, steps - (done or 0))}{processes}",
-            f"  device    {model.device}{threads}",
+            f"  device    {model.device}, {mode_of_device}",
         )
     )
 

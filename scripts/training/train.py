@@ -67,6 +67,7 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
     with closing(build.make_env(own)) as env:
         overlapping = own.n_envs if config.algo == "impala" and not config.synchronous else 0
         build.use_threads(config.n_threads, env.observation_space, overlapping, build.on_gpu(own))
+        build.use_deterministic_cudnn()
         model = build.make_model(own, env)
         model.join(processes)
         if ":" in config.core:  # a user's core might mix up environments

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from srwm_rl.agents.engine import cuda_graphs, streams
+from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.scripts.benchmarks import operators
 from srwm_rl.scripts.main import main
 from tests.simulated_cuda.plugin import GPU
 
@@ -199,12 +201,46 @@ def test_a_learner_stream_without_a_wait_is_found(tmp_path: Path, monkeypatch: p
     assert any("a read after a write in a copy to the host" in hazard for hazard in hazards())
 
 
-def test_frames_of_procgen(tmp_path: Path) -> None:
+def test_frames_of_procgen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     settings = ["--env", "coinrun", "--device", "cuda", "--no-progress", "-f", str(tmp_path), "-n", "512"]
     small = ["--n-envs", "8", "--n-steps", "16", "--batch-size", "64"]
     assert main(["train", *settings, *small]) == 0
+    assert "device    cuda, cuDNN deterministic\n" in capsys.readouterr().out
+    assert torch.backends.cudnn.deterministic
     run = next(tmp_path.glob("*/coinrun_1"))
     assert main(["eval", str(run), "--device", "cuda", "--train-levels", "none", "--eval-levels", "1000:1002"]) == 0
+
+
+def test_bench_encoder_times_the_algorithms_of_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes, forward = set(), ImpalaCNN.forward
+
+    def recorded(self: ImpalaCNN, frames: torch.Tensor) -> torch.Tensor:
+        modes.add((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        return forward(self, frames)
+
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(ImpalaCNN, "forward", recorded)
+    assert main(["bench", "encoder", "--device", "cuda", "--n-frames", "4", "--rounds", "1"]) == 0
+    assert modes == {(True, False), (False, True)}
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+    output = capsys.readouterr().out
+    assert "cuda, cuDNN deterministic," in output
+    assert output.count("ours, float32, cuDNN by trial ") == 2
+
+
+def test_bench_op_times_captured_graphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("SIZES", "DELTA_SIZES"):
+        monkeypatch.setattr(operators, name, ((3, 2, 1, 4),))
+    monkeypatch.setattr(operators, "ACTING", ((1, 2, 1, 4),))
+    monkeypatch.setattr(operators, "MATMUL_SIZE", {"cuda": 16})
+    GPU.take_counts()
+    assert main(["bench", "op", "--device", "cuda", "--rounds", "1"]) == 0
+    assert "wall time of captured CUDA graphs" in capsys.readouterr().out
+    # Of each work the matrix product, the loop and the reference; a first round is not counted.
+    assert GPU.take_counts()["replays"] == 6 * 3 * 2
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
