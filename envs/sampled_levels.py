@@ -58,12 +58,16 @@ class SampledLevelsEnv(BatchEnv):
     def _begin(self, mask: BoolArray) -> None:
         """Start the masked environments on their next levels."""
         indices = np.flatnonzero(mask)
-        drawn = hash_integers(self.seed, indices, self._counts[indices]) % np.uint64(len(self.levels))
-        pins = self._pins[indices]
+        drawn, pins = self.sampled_levels(indices, self._counts[indices]), self._pins[indices]
         self._counts[indices] += pins < 0
-        self._level[indices] = np.where(pins < 0, drawn.astype(np.int64) + self.levels.start, pins)
+        self._level[indices] = np.where(pins < 0, drawn, pins)
         self._clock[indices] = 0
         self._begin_episodes(mask)
+
+    def sampled_levels(self, indices: IntArray, counts: IntArray) -> IntArray:
+        """Return the `counts[j]`-th level of the random sequence of environment `indices[j]`, `[len(indices)]`."""
+        drawn = hash_integers(self.seed, indices, counts) % np.uint64(len(self.levels))
+        return drawn.astype(np.int64) + self.levels.start
 
     def level_seed(self) -> IntArray:
         """Return the levels being played, `[n]`."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from srwm_rl.envs.images.image_set import Classes, ImageArray, ImageSet
+from srwm_rl.envs.images.image_set import Classes, ImageArray, ImageSet, turned
 from srwm_rl.errors import UserError
 
 
@@ -25,7 +25,8 @@ def load_images(name: str, size: int = 0) -> ImageSet:
     if name == "glyphs":
         from srwm_rl.envs.images.glyphs import glyph_images
 
-        images = ImageSet.from_classes([list(classes[..., None]) for classes in glyph_images().values()])
+        train, *held_out = (list(classes[..., None]) for classes in glyph_images().values())
+        images = ImageSet.from_classes([turned(train), *held_out])
     elif name == "digits":
         from srwm_rl.envs.images.digits import load_digits
 

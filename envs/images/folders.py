@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from srwm_rl.envs.images.image_files import SUFFIXES, read_image
-from srwm_rl.envs.images.image_set import SPLITS, ImageArray, ImageSet
+from srwm_rl.envs.images.image_set import SPLITS, ImageArray, ImageSet, turned
 from srwm_rl.errors import UserError
 
 OMNIGLOT = ("images_background", "images_evaluation")
@@ -156,5 +156,5 @@ def _load_omniglot(root: Path, size: int) -> ImageSet:
     for alphabets in (background[:n_train], background[n_train:], evaluation):
         characters = [folder for alphabet in alphabets for folder in _folders(alphabet)]
         classes = [255 - _read_class(folder, size, budget) for folder in characters]
-        splits.append([np.rot90(images, turns, (1, 2)) for images in classes for turns in range(4)])
+        splits.append(turned(classes))
     return _image_set(splits)

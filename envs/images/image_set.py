@@ -41,3 +41,8 @@ class ImageSet(NamedTuple):
         """Return a hash of the classes and their sizes."""
         content = b"".join(array.tobytes() for split in self.splits for array in split)
         return hashlib.sha256(repr(self.images.shape).encode() + content).hexdigest()[:16]
+
+
+def turned(classes: Sequence[ImageArray]) -> list[ImageArray]:
+    """Return every class, `[count, height, width, channels]`, and turned by 90, 180 and 270 degrees as further classes."""
+    return [np.rot90(images, turns, (1, 2)) for images in classes for turns in range(4)]

@@ -25,6 +25,7 @@ from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError, did_you_mean
 
 FORMATS = ("ask", "sync", "delayed")
+DRAWN_AHEAD = 8  # episodes of every environment
 
 
 class FewShotBatch(TaskBatch):
@@ -161,14 +162,26 @@ class FewShotBatch(TaskBatch):
         return array
 
     def _start(self) -> None:
+        self._drawn: dict[int, Episodes] = {}
         empty = self.episodes(np.zeros(self.n_envs, np.int64))
         # One column more than the longest episode: the observation after its end.
         self._episodes = Episodes._make(np.pad(array, ((0, 0), (0, 1)), constant_values=0) for array in empty)
         self._length, self._n_asked = np.zeros((2, self.n_envs), np.int64)
         super()._start()
 
+    def _drawn_episodes(self, levels: IntArray) -> Episodes:
+        """Return `episodes(levels)`; drawn together with the levels that follow, since 32 take as long as a few."""
+        if not self._drawn.keys() >= set(levels.tolist()):
+            random = np.flatnonzero(self._pins < 0)
+            following = [self.sampled_levels(random, self._counts[random] + k) for k in range(DRAWN_AHEAD)]
+            ahead = np.unique(np.concatenate([levels, *following]))
+            episodes = self.episodes(ahead)
+            self._drawn = {level: Episodes._make(a[i] for a in episodes) for i, level in enumerate(ahead.tolist())}
+        rows = [self._drawn[level] for level in levels.tolist()]
+        return Episodes._make(np.stack(arrays) for arrays in zip(*rows, strict=True))
+
     def _begin_episodes(self, mask: BoolArray) -> None:
-        drawn = self.episodes(self._level[mask])
+        drawn = self._drawn_episodes(self._level[mask])
         for array, rows in zip(self._episodes, drawn, strict=True):
             array[mask, :-1] = rows
         self._episodes.image[:, -1] = -1

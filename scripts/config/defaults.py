@@ -110,11 +110,10 @@ SUPERVISED_TASK_SETTINGS: dict[str, dict[str, Any]] = {
         "n_steps": 52,  # the longest episode of the task's own settings
         "learning_rate": 5e-3,
         "aux_coef": 0.5,
-        "core_kwargs": ("hidden_size:64", "n_layers:1"),
+        "core_kwargs": ("hidden_size:128", "n_layers:1"),
         "encoder_kwargs": ("mlp:[]", "vector_scale:6", _CONV4),
     },
 }
-FEW_SHOT_HEADS = ("n_heads:1", "norm:residual", "query_init:1", "identity_init:2")
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_PAPER, "env": "paper6"},
     "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
@@ -136,6 +135,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 HEADLESS = ("lstm", "gru", "feedforward")  # cores without n_heads
 EDITING_CORES = ("srwm", "srwm_no_carry", "sr_delta")  # cores that edit their own weight
 EDITING_HEADS = ("n_heads:2", "key_init:2", "edit_lr_multiplier:3")  # found together with the settings of tasks
+# Of few-shot learning: layers that are an associative memory before training.
+FEW_SHOT_LAYERS = {
+    **dict.fromkeys(EDITING_CORES, ("n_heads:4", "norm:residual", "query_init:1", "identity_init:2")),
+    "delta": ("n_heads:4", "norm:residual", "identity_init:2"),
+    "fake_sr": ("n_heads:4", "norm:residual"),
+}
 SIZES = ("hidden_size", "n_layers", "n_heads")  # default settings of a core that its `variant` does not decide
 PAPER_CORES = ("srwm", "srwm_no_carry", "sr_delta", "fake_sr", "delta")  # cores with variant:paper
 
@@ -165,8 +170,9 @@ def defaults(
             settings |= {**SUPERVISED, **SUPERVISED_TASK_SETTINGS.get(env, {})}
             settings["inputs"] = tuple(name for name in settings["inputs"] if name not in ("action", "reward"))
         settings["core_kwargs"] += _heads(core or TrainConfig.core, algo)
-        if algo == "supervised" and env == "fewshot" and (core or TrainConfig.core) in EDITING_CORES:
-            settings["core_kwargs"] = merged_pairs(settings["core_kwargs"], FEW_SHOT_HEADS)
+        if algo == "supervised" and env == "fewshot":
+            layers = FEW_SHOT_LAYERS.get(core or TrainConfig.core, ())
+            settings["core_kwargs"] = merged_pairs(settings["core_kwargs"], layers)
         if algo == "impala":
             settings |= IMPALA_TASK_SETTINGS.get(env, {})
     if atari:

@@ -108,12 +108,29 @@ def test_splits_share_no_class_and_levels_choose_them(data, folder):
     assert all(a.starts[-1] + a.counts[-1] == b.starts[0] for a, b in itertools.pairwise(splits))
 
 
+def test_episodes_drawn_ahead_are_those_of_their_levels():
+    env, calls = FewShotBatch(3, "0:1000", seed=5, ways=2, shots=1), []
+    draw = env.episodes
+    env.episodes = lambda levels: calls.append(len(levels)) or draw(levels)
+    n_begun = 0
+    for _ in range(200):
+        step = env.step(np.zeros(3, np.int64))
+        n_begun += step.terminated.sum()
+        for i in np.flatnonzero(step.terminated):
+            own = draw(env.level_seed()[i : i + 1])
+            assert all(np.array_equal(now[i, :-1], array[0]) for now, array in zip(env._episodes, own, strict=True))
+    assert 3 * len(calls) < n_begun
+    env.reset(levels=np.array([7, 8, 9]))  # none follows
+    assert calls[-1] == 3
+    assert env.level_seed().tolist() == [7, 8, 9]
+
+
 def test_classes_labels_and_queries_are_uniform():
     env = FewShotBatch(1, ways=3, shots=1, queries=1, labels="sync", outputs=5)
     episodes = env.episodes(np.arange(6000))
     assert np.abs(np.bincount(episodes.label[:, -1], minlength=5) / 6000 - 0.2).max() < 0.025
     classes = episodes.image[:, 0] // 20
-    assert len(set(classes)) > 1450  # of 1564
+    assert len(set(classes)) > 3700  # in 6000 draws of 6256: 1564 in four turns
     assert abs((episodes.label[:, -1] == episodes.label[:, 0]).mean() - 1 / 3) < 0.03
 
 

@@ -170,6 +170,15 @@ def test_glyph_classes_are_split_by_script():
     assert "A" in characters["train"]
 
 
+def test_classes_of_training_glyphs_are_turned_too():
+    images, (splits,), _ = load_together(["glyphs"])
+    assert [len(split.starts) for split in splits] == [4 * 1564, 131, 333]
+    first, *others = (images[start : start + 20] for start in splits[0].starts[:4])
+    for turns, turned in enumerate(others, 1):
+        assert np.array_equal(turned, np.rot90(first, turns, (1, 2)))
+        assert not np.array_equal(turned, first)
+
+
 @pytest.fixture
 def few_characters(monkeypatch, tmp_path):
     """Make a set of five glyphs with a cache of its own; return how often they were drawn."""
