@@ -44,5 +44,5 @@ class ImageSet(NamedTuple):
 
 
 def turned(classes: Sequence[ImageArray]) -> list[ImageArray]:
-    """Return every class, `[count, height, width, channels]`, and turned by 90, 180 and 270 degrees as further classes."""
+    """Return classes, `[count, height, width, channels]` each, as they are and turned by 90, 180 and 270 degrees."""
     return [np.rot90(images, turns, (1, 2)) for images in classes for turns in range(4)]

@@ -15,7 +15,7 @@ from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.config.defaults import EDITING_CORES, PAPER_CORES, defaults, with_defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 
-QUICK_STEPS = 3_000_000
+QUICK_STEPS = 2_800_000
 # About as many steps per update at any episode length.
 QUICK_BATCH = 832
 # The published setting for Omniglot: IDSIA/modern-srwm, supervised_learning/README.md and main_few_shot_sync.py. Batch
@@ -46,8 +46,8 @@ class FewShotConfig:
 
     data: str = "glyphs"
     """glyphs, digits, a folder of images, or two of these with a comma, one after the other in every episode."""
-    ways: str = "5"
-    """Classes per episode, or a range that each episode draws from."""
+    ways: str = "5:20"
+    """Classes per episode, or a range that each episode draws from; of other data than glyphs 5 by default."""
     shots: str = "1:5"
     """Examples per class, or a range that each episode draws from."""
     queries: int = 5
@@ -68,10 +68,7 @@ class FewShotConfig:
         return {name: value for name, value in asdict(self).items() if name != "preset"}
 
 
-DEFAULTS = {
-    "quick": FewShotConfig(),
-    "paper": FewShotConfig(ways="5", shots="1", queries=1, labels="sync", preset="paper"),
-}
+PAPER_EPISODES = FewShotConfig(ways="5", shots="1", queries=1, labels="sync", preset="paper")
 OWN = ("--env", "--env-kwargs")  # options of `train` that the settings above stand for
 
 
@@ -80,7 +77,9 @@ def main(argv: list[str]) -> int:
     if peek(argv, "--resume") is not None:
         return train.main(argv)
     own, others = split_options(FewShotConfig, argv)
-    default = DEFAULTS.get(peek(own, "--preset") or "quick", DEFAULTS["quick"])
+    default = FewShotConfig() if peek(own, "--data") in (None, "glyphs") else FewShotConfig(ways="5")
+    if peek(own, "--preset") == "paper":
+        default = PAPER_EPISODES
     config = parse(FewShotConfig, own, "srwm-rl fewshot", default)
     options = train_options(config, others)
     if config.preset == "paper":
