@@ -15,7 +15,7 @@ from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.config.defaults import EDITING_CORES, PAPER_CORES, defaults, with_defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 
-QUICK_STEPS = 2_800_000
+QUICK_STEPS = 2_000_000
 # About as many steps per update at any episode length.
 QUICK_BATCH = 832
 # The published setting for Omniglot: IDSIA/modern-srwm, supervised_learning/README.md and main_few_shot_sync.py. Batch
