@@ -61,7 +61,7 @@ def run(config: EncoderBench) -> dict[str, Any]:
     )
     peak = {dtype: _matmul_speed(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     print(f"matrix products: {peak[torch.float32]:.0f} GFLOP/s in float32, {peak[torch.bfloat16]:.0f} in bfloat16")
-    sides = {
+    sides: dict[str, Callable[[], dict[str, float]]] = {
         name: partial(speeds, _passes(network, frames), len(frames), device_clock(device))
         for name, network in networks.items()
     }

@@ -149,7 +149,8 @@ def off_space(array: np.ndarray, space: spaces.Space[Any]) -> np.ndarray | None:
     if isinstance(space, spaces.Box):
         return (array < 0) | (array > 255) if space.dtype == np.uint8 and array.dtype != np.uint8 else None
     if isinstance(space, spaces.MultiBinary):
-        return (array != 0) & (array != 1)
+        bits: np.ndarray = (array != 0) & (array != 1)
+        return bits
     assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
     numbers = space.n if isinstance(space, spaces.Discrete) else space.nvec
     off: np.ndarray = (array < space.start) | (array >= space.start + numbers) | (array != np.floor(array))
