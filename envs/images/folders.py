@@ -155,6 +155,6 @@ def _load_omniglot(root: Path, size: int) -> ImageSet:
     splits: list[list[ImageArray]] = []
     for alphabets in (background[:n_train], background[n_train:], evaluation):
         characters = [folder for alphabet in alphabets for folder in _folders(alphabet)]
-        classes: list[ImageArray] = [255 - _read_class(folder, size, budget) for folder in characters]
+        classes = [~_read_class(folder, size, budget) for folder in characters]  # white on black
         splits.append(turned(classes))
     return _image_set(splits)
