@@ -57,6 +57,8 @@ def write_video(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) ->
         else:
             _write_mp4(unfinished, frames, fps)
         unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not under the temporary name
     finally:
         unfinished.unlink(missing_ok=True)
 

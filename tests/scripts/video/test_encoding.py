@@ -1,5 +1,6 @@
 """Video files: complete or absent, with the right speed."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ def test_an_interrupted_video_leaves_no_file(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.gif"):
         with pytest.raises(KeyboardInterrupt):
             write_video(tmp_path / name, two(), 5, 15)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_video_that_the_disk_cannot_hold_is_named(name: str, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # a disk with room for 2,000 bytes
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_video(tmp_path / name, iter(frames), 5, 15)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
