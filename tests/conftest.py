@@ -59,6 +59,7 @@ HEAVY: dict[str, tuple[str, ...] | None] = {
     "srwm_rl/official/test_torch_zip.py": ("test_damaged_files_are_imported_or_refused_and_run_nothing",),
     "srwm_rl/ops/test_triton.py": ("test_random_cases",),
     "srwm_rl/ops/test_triton_delta.py": ("test_random_cases",),
+    "srwm_rl/ops/test_triton_table.py": ("test_kernels_of_the_default_head_size",),
 }
 
 

@@ -145,6 +145,7 @@ OTHER_READS = {
     "scripts/video/trace.py": {"zipfile.ZipFile": "bytes that were read"},
     "srwm_rl/ops/triton_delta.py": {"tl.load": "no file"},
     "srwm_rl/ops/triton_scan.py": {"tl.load": "no file"},
+    "srwm_rl/ops/triton_step.py": {"tl.load": "no file"},
     "srwm_rl/official/torch_zip.py": {"zipfile.ZipFile": "bytes that were read"},
     "srwm_rl/storage/run_folder.py": {"(self.path / LOCK).open": "a lock"},
     "srwm_rl/storage/safe_file.py": {"os.open": "what it writes itself, and folders"},

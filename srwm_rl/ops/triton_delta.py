@@ -12,6 +12,7 @@ from torch import Tensor
 
 from srwm_rl.ops.registration import CHUNK, DELTA_INPUTS, delta_widths, new_gradients, new_outputs, register_scan
 from srwm_rl.ops.triton_launch import contiguous_or, device_of, padded
+from srwm_rl.ops.triton_step import load_row
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -29,13 +30,6 @@ def _store_tile(base, matrix, D: tl.constexpr, N: tl.constexpr):
     tl.store(base + i * D + j, matrix, mask=(i < D) & (j < D))
 
 
-@triton.jit
-def _row(base, at, D: tl.constexpr, N: tl.constexpr):
-    """Load row `at` of `[.., D]`, zero beyond D."""
-    j = tl.arange(0, N)
-    return tl.load(base + at * D + j, mask=j < D, other=0.0)
-
-
 @triton.jit(do_not_specialize=["T", "B", "H"])  # a batch of 1 is a number like any other
 def _forward_kernel(
     key, value, query, rate, weight, starts, y_ptr, final, checkpoints, T, B, H,
@@ -48,7 +42,7 @@ def _forward_kernel(
     w = tl.zeros((N, N), tl.float32)
     if WEIGHT:
         w = _tile(weight + pair * D * D, D, N)
-    next_k, next_v, next_q = _row(key, pair, D, N), _row(value, pair, D, N), _row(query, pair, D, N)
+    next_k, next_v, next_q = load_row(key, pair, D, N), load_row(value, pair, D, N), load_row(query, pair, D, N)
     next_rate, next_start = tl.load(rate + pair), 0
     if STARTS:
         next_start = tl.load(starts + batch).to(tl.int32)
@@ -56,7 +50,7 @@ def _forward_kernel(
         k, v, q, beta, start = next_k, next_v, next_q, next_rate, next_start
         following = tl.minimum(t + 1, T - 1)  # the last step loads itself again
         at = following * pairs + pair
-        next_k, next_v, next_q = _row(key, at, D, N), _row(value, at, D, N), _row(query, at, D, N)
+        next_k, next_v, next_q = load_row(key, at, D, N), load_row(value, at, D, N), load_row(query, at, D, N)
         next_rate = tl.load(rate + at)
         if STARTS:
             next_start = tl.load(starts + following * B.to(tl.int64) + batch).to(tl.int32)
@@ -103,31 +97,31 @@ def _backward_kernel(
             if (begin == 0) & (reset == 0):
                 w = _tile(weight + pair * D * D, D, N)
         first, last = begin * pairs + pair, (end - 1) * pairs + pair
-        next_k, next_v, next_rate = _row(key, first, D, N), _row(value, first, D, N), tl.load(rate + first)
+        next_k, next_v, next_rate = load_row(key, first, D, N), load_row(value, first, D, N), tl.load(rate + first)
         for t in range(begin, end):
             k, v, beta = next_k, next_v, next_rate
             at = tl.minimum(t + 1, end - 1) * pairs + pair
-            next_k, next_v, next_rate = _row(key, at, D, N), _row(value, at, D, N), tl.load(rate + at)
+            next_k, next_v, next_rate = load_row(key, at, D, N), load_row(value, at, D, N), tl.load(rate + at)
             d = v - tl.sum(k[:, None] * w, 0)
             tl.store(record + (t - begin) * N + j, d)
             w += k[:, None] * (beta * d)[None, :]
         tl.debug_barrier()  # other threads read the records
-        next_k, next_q, next_rate = _row(key, last, D, N), _row(query, last, D, N), tl.load(rate + last)
+        next_k, next_q, next_rate = load_row(key, last, D, N), load_row(query, last, D, N), tl.load(rate + last)
         next_d = tl.load(record + (end - 1 - begin) * N + j)
         next_y = next_d * 0
         if GRAD_Y:
-            next_y = _row(grad_y, last, D, N)
+            next_y = load_row(grad_y, last, D, N)
         for n in range(0, end - begin):
             t = end - 1 - n
             k, q, beta, d, gy = next_k, next_q, next_rate, next_d, next_y
             before = tl.maximum(t - 1, begin)
             at = before * pairs + pair
-            next_k, next_q, next_rate = _row(key, at, D, N), _row(query, at, D, N), tl.load(rate + at)
+            next_k, next_q, next_rate = load_row(key, at, D, N), load_row(query, at, D, N), tl.load(rate + at)
             next_d = tl.load(record + (before - begin) * N + j)
             here = t * pairs + pair
             e = beta * d
             if GRAD_Y:
-                next_y = _row(grad_y, at, D, N)
+                next_y = load_row(grad_y, at, D, N)
                 tl.store(grad_query + here * D + j, tl.sum(w * gy[None, :], 1), mask=j < D)
                 g += q[:, None] * gy[None, :]
             else:

@@ -2,7 +2,8 @@
 
 W stays in registers for the whole unroll, as four tiles y `[D, E]`, q, k `[D, D]` and beta `[D, 4]`. Backward
 recomputes a chunk at a time and undoes the edits in reverse (with a retention or a bound it stores the chunk's shifts
-instead); see README.md. If TRITON_INTERPRET=1 is set before the import, it runs on the CPU, for the tests.
+instead); see README.md. What a step reads from memory is loaded during the step before it. If TRITON_INTERPRET=1 is set
+before the import, it runs on the CPU, for the tests.
 """
 
 from __future__ import annotations
@@ -13,97 +14,27 @@ from torch import Tensor
 
 from srwm_rl.ops.registration import CHUNK, SRWM_INPUTS, new_gradients, new_outputs, register_scan, srwm_widths
 from srwm_rl.ops.triton_launch import contiguous_or, device_of, padded
+from srwm_rl.ops.triton_step import (
+    dot,
+    edit_shift,
+    lane,
+    load_matrix,
+    load_record,
+    load_row,
+    read,
+    rows,
+    step,
+    store_matrix,
+)
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 
-@triton.jit
-def _load(base, D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
-    """Load the four tiles of a `[D, E+2D+4]` matrix, zero beyond D and E."""
-    i, j, g, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :], tl.arange(0, M)[None, :]
-    at = base + i * (E + 2 * D + 4)
-    inside, inside_b, inside_y = (i < D) & (j < D), (i < D) & (g < 4), (i < D) & (c < E)
-    y = tl.load(at + c, mask=inside_y, other=0.0)
-    q = tl.load(at + E + j, mask=inside, other=0.0)
-    k = tl.load(at + E + D + j, mask=inside, other=0.0)
-    b = tl.load(at + E + 2 * D + g, mask=inside_b, other=0.0)
-    return y, q, k, b
-
-
-@triton.jit
-def _store(base, y, q, k, b, D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
-    i, j, g, c = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :], tl.arange(0, 4)[None, :], tl.arange(0, M)[None, :]
-    at = base + i * (E + 2 * D + 4)
-    inside, inside_b, inside_y = (i < D) & (j < D), (i < D) & (g < 4), (i < D) & (c < E)
-    tl.store(at + c, y, mask=inside_y)
-    tl.store(at + E + j, q, mask=inside)
-    tl.store(at + E + D + j, k, mask=inside)
-    tl.store(at + E + 2 * D + g, b, mask=inside_b)
-
-
-@triton.jit
-def _dot(ay, aq, ak, ab, by, bq, bk, bb):
-    """Return the sum of products of two matrices, number by number."""
-    wide = tl.sum(tl.sum(ay * by, 1), 0) + tl.sum(tl.sum(ab * bb, 1), 0)
-    return wide + tl.sum(tl.sum(aq * bq + ak * bk, 1), 0)
-
-
-@triton.jit
-def _edit(sy, sq, sk, sb, keep, k, ey, eq, ek, eb, bound, BOUND: tl.constexpr):
-    """Return `keep` of a shift and the edit, brought back to the bound, and the factor that did so; 0: none did."""
-    k = k[:, None]
-    sy, sq = sy * keep + k * ey[None, :], sq * keep + k * eq[None, :]
-    sk, sb = sk * keep + k * ek[None, :], sb * keep + k * eb[None, :]
-    scale = keep * 0
-    if BOUND:
-        norm = tl.sqrt(_dot(sy, sq, sk, sb, sy, sq, sk, sb))
-        scale = tl.where(norm >= bound, bound / tl.where(norm >= bound, norm, 1.0), 0.0)
-        by = tl.where(scale > 0, scale, 1.0)
-        sy, sq, sk, sb = sy * by, sq * by, sk * by, sb * by
-    return sy, sq, sk, sb, scale
-
-
-@triton.jit
-def _read(a, y, q, k, b):
-    """Return `a W` by column group."""
-    a = a[:, None]
-    return tl.sum(a * y, 0), tl.sum(a * q, 0), tl.sum(a * k, 0), tl.sum(a * b, 0)
-
-
-@triton.jit
-def _rows(wy, wq, wk, wb, ay, aq, ak, ab, ALIKE: tl.constexpr):
-    """Return `W a`, `a` by column group; `ALIKE`: y is as wide as q and k, which saves a sum across threads."""
-    sums = tl.sum(wb * ab[None, :], 1)
-    if ALIKE:
-        sums += tl.sum(wy * ay[None, :] + wq * aq[None, :] + wk * ak[None, :], 1)
-    else:
-        sums += tl.sum(wy * ay[None, :], 1) + tl.sum(wq * aq[None, :] + wk * ak[None, :], 1)
-    return sums
-
-
-@triton.jit
-def _softmax(logits, D: tl.constexpr, N: tl.constexpr):
-    logits = tl.where(tl.arange(0, N) < D, logits, float("-inf"))
-    e = tl.exp(logits - tl.max(logits, 0))
-    return e / tl.sum(e, 0)
-
-
-@triton.jit
-def _lane(v, n: tl.constexpr):
-    """Return number `n` of a vector of four."""
-    return tl.sum(tl.where(tl.arange(0, 4) == n, v, 0.0), 0)
-
-
-@triton.jit
-def _step(x, wy, wq, wk, wb, D: tl.constexpr, N: tl.constexpr):
-    """Return what a step reads and how it edits W: y, q, k, the rates, and the edit e by column group."""
-    y, q, k, b = _read(x, wy, wq, wk, wb)
-    q, k, rate = _softmax(q, D, N), _softmax(k, D, N), 1 / (1 + tl.exp(-b))
-    dy, dq, dk, db = _read(q - k, wy, wq, wk, wb)
-    return y, q, k, rate, dy * _lane(rate, 0), dq * _lane(rate, 1), dk * _lane(rate, 2), db * _lane(rate, 3)
-
-
-@triton.jit(do_not_specialize=["T", "B", "H"])  # a batch of 1 is a number like any other
+# A batch of 1 is a number like any other. Matrices that are not known to be aligned are loaded number by number, and
+# Triton then gives a thread longer parts of columns: at D = 16 a step's reads take 40 shuffles instead of 100.
+@triton.jit(
+    do_not_specialize=["T", "B", "H"], do_not_specialize_on_alignment=["weight", "shift", "final", "checkpoints"]
+)
 def _forward_kernel(
     x_ptr, weight, retention, shift, starts, y_ptr, final, checkpoints, T, B, H, bound,
     D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
@@ -112,28 +43,35 @@ def _forward_kernel(
     pair = tl.program_id(0).to(tl.int64)
     pairs = B.to(tl.int64) * H
     matrix = D * (E + 2 * D + 4)
-    j, c = tl.arange(0, N), tl.arange(0, M)
-    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)  # the slow weight
+    c = tl.arange(0, M)
+    oy, oq, ok, ob = load_matrix(weight + (pair % H) * matrix, D, E, N, M)  # the slow weight
     sy, sq, sk, sb = oy * 0, oq * 0, ok * 0, ob * 0
     if SHIFT:
-        sy, sq, sk, sb = _load(shift + pair * matrix, D, E, N, M)
+        sy, sq, sk, sb = load_matrix(shift + pair * matrix, D, E, N, M)
+    next_x, next_start, next_kept = load_row(x_ptr, pair, D, N), 0, 1.0
+    if STARTS:
+        next_start = tl.load(starts + pair // H).to(tl.int32)
+    if RETENTION:
+        next_kept = tl.load(retention + pair)
     for t in range(0, T):
+        x, start, kept = next_x, next_start, next_kept
+        following = tl.minimum(t + 1, T - 1)  # the last step loads itself again
+        next_x = load_row(x_ptr, following * pairs + pair, D, N)
+        if RETENTION:
+            next_kept = tl.load(retention + following * pairs + pair)
         if STARTS:
-            keep = tl.where(tl.load(starts + t * B.to(tl.int64) + pair // H) != 0, 0.0, 1.0)
+            next_start = tl.load(starts + following * B.to(tl.int64) + pair // H).to(tl.int32)
+            keep = tl.where(start != 0, 0.0, 1.0)
             # Selected, not multiplied: the old episode's shift may be infinite.
             sy, sq = tl.where(keep > 0, sy, 0.0), tl.where(keep > 0, sq, 0.0)
             sk, sb = tl.where(keep > 0, sk, 0.0), tl.where(keep > 0, sb, 0.0)
         if KEEP:  # noqa: SIM102 - known when compiled
             if (t > 0) & (t % CHUNK == 0):
-                _store(checkpoints + ((t // CHUNK - 1) * pairs + pair) * matrix, sy, sq, sk, sb, D, E, N, M)
-        x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)
-        y, _, k, _, ey, eq, ek, eb = _step(x, oy + sy, oq + sq, ok + sk, ob + sb, D, N)
+                store_matrix(checkpoints + ((t // CHUNK - 1) * pairs + pair) * matrix, sy, sq, sk, sb, D, E, N, M)
+        y, _, k, _, ey, eq, ek, eb = step(x, oy + sy, oq + sq, ok + sk, ob + sb, D, N)
         tl.store(y_ptr + (t * pairs + pair) * E + c, y, mask=c < E)
-        kept = 1.0
-        if RETENTION:
-            kept = tl.load(retention + t * pairs + pair)
-        sy, sq, sk, sb, _ = _edit(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
-    _store(final + pair * matrix, sy, sq, sk, sb, D, E, N, M)
+        sy, sq, sk, sb, _ = edit_shift(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
+    store_matrix(final + pair * matrix, sy, sq, sk, sb, D, E, N, M)
 
 
 @triton.jit(do_not_specialize=["T", "B", "H"])  # a batch of 1 is a number like any other
@@ -142,6 +80,7 @@ def _backward_kernel(
     grad_shift, records, shifts, T, B, H, bound,
     D: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, CHUNK: tl.constexpr, RETENTION: tl.constexpr,
     BOUND: tl.constexpr, SHIFT: tl.constexpr, STARTS: tl.constexpr, GRAD_Y: tl.constexpr, GRAD_FINAL: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     CONSTRAINED: tl.constexpr = (
         RETENTION or BOUND
@@ -151,14 +90,14 @@ def _backward_kernel(
     pairs = B.to(tl.int64) * H
     matrix = D * (E + 2 * D + 4)
     j, c, g, steps = tl.arange(0, N), tl.arange(0, M), tl.arange(0, 4), tl.arange(0, CHUNK)
-    oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+    oy, oq, ok, ob = load_matrix(weight + (pair % H) * matrix, D, E, N, M)
     gy, gq, gk, gb = oy * 0, oq * 0, ok * 0, ob * 0  # the gradient of W, or of the shift
     if CONSTRAINED:
         ay, aq, ak, ab = gy, gq, gk, gb
     if GRAD_FINAL:
-        gy, gq, gk, gb = _load(grad_final + pair * matrix, D, E, N, M)
+        gy, gq, gk, gb = load_matrix(grad_final + pair * matrix, D, E, N, M)
     if not CONSTRAINED:
-        _store(grad_weight + pair * matrix, -gy, -gq, -gk, -gb, D, E, N, M)  # final shift = W - slow weight
+        store_matrix(grad_weight + pair * matrix, -gy, -gq, -gk, -gb, D, E, N, M)  # final shift = W - slow weight
     end = T
     while end > 0:
         chunk = (end - 1) // CHUNK
@@ -169,20 +108,27 @@ def _backward_kernel(
             flags = tl.load(starts + at * B.to(tl.int64) + pair // H, mask=at < end, other=0)
             begin = tl.max(tl.where(flags != 0, at, begin), 0)
             reset = tl.max(tl.where((flags != 0) & (at == begin), 1, 0), 0) > 0
-        wy, wq, wk, wb = _load(weight + (pair % H) * matrix, D, E, N, M)
+        wy, wq, wk, wb = load_matrix(weight + (pair % H) * matrix, D, E, N, M)
         if CONSTRAINED:
             sy, sq, sk, sb = wy * 0, wq * 0, wk * 0, wb * 0
         if (begin > 0) & (reset == 0):
-            sy, sq, sk, sb = _load(checkpoints + ((chunk - 1) * pairs + pair) * matrix, D, E, N, M)
+            sy, sq, sk, sb = load_matrix(checkpoints + ((chunk - 1) * pairs + pair) * matrix, D, E, N, M)
             wy, wq, wk, wb = wy + sy, wq + sq, wk + sk, wb + sb
         if SHIFT:  # noqa: SIM102
             if (begin == 0) & (reset == 0):
-                sy, sq, sk, sb = _load(shift + pair * matrix, D, E, N, M)
+                sy, sq, sk, sb = load_matrix(shift + pair * matrix, D, E, N, M)
                 wy, wq, wk, wb = wy + sy, wq + sq, wk + sk, wb + sb
         record, stash = records + pair * (CHUNK * SIZE), shifts + pair * (CHUNK + 1) * matrix
+        next_x, next_kept = load_row(x_ptr, begin * pairs + pair, D, N), 1.0
+        if RETENTION:
+            next_kept = tl.load(retention + begin * pairs + pair)
         for t in range(begin, end):
-            x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)
-            _, q, k, rate, ey, eq, ek, eb = _step(x, wy, wq, wk, wb, D, N)
+            x, kept = next_x, next_kept
+            following = tl.minimum(t + 1, end - 1) * pairs + pair
+            next_x = load_row(x_ptr, following, D, N)
+            if RETENTION:
+                next_kept = tl.load(retention + following)
+            _, q, k, rate, ey, eq, ek, eb = step(x, wy, wq, wk, wb, D, N)
             here = record + (t - begin) * SIZE
             tl.store(here + j, q)
             tl.store(here + N + j, k)
@@ -192,46 +138,64 @@ def _backward_kernel(
             tl.store(here + 4 * N + M + g, eb)
             tl.store(here + 4 * N + M + 4 + g, rate)
             if CONSTRAINED:
-                _store(stash + (t - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
-                kept = 1.0
-                if RETENTION:
-                    kept = tl.load(retention + t * pairs + pair)
-                sy, sq, sk, sb, scale = _edit(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
+                store_matrix(stash + (t - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
+                sy, sq, sk, sb, scale = edit_shift(sy, sq, sk, sb, kept, k, ey, eq, ek, eb, bound, BOUND)
                 tl.store(here + 4 * N + M + 8, scale)
-                oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+                oy, oq, ok, ob = load_matrix(weight + (pair % H) * matrix, D, E, N, M)
                 wy, wq, wk, wb = oy + sy, oq + sq, ok + sk, ob + sb
             else:
                 k = k[:, None]
                 wy, wq, wk, wb = wy + k * ey[None, :], wq + k * eq[None, :], wk + k * ek[None, :], wb + k * eb[None, :]
         if CONSTRAINED:
-            _store(stash + (end - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
+            store_matrix(stash + (end - begin) * matrix, sy, sq, sk, sb, D, E, N, M)
         tl.debug_barrier()  # other threads read the records
+        last = (end - 1) * pairs + pair
+        if AHEAD:
+            next_q, next_k, next_ey, next_eq, next_ek, next_eb, next_rate = load_record(
+                record + (end - 1 - begin) * SIZE, N, M
+            )
+            next_x, next_y = load_row(x_ptr, last, D, N), next_ey * 0
+            if GRAD_Y:
+                next_y = load_row(grad_y, last, E, M)
         for n in range(0, end - begin):
             t = end - 1 - n
             here = record + (t - begin) * SIZE
-            q, k = tl.load(here + j), tl.load(here + N + j)
-            eq, ek, ey = tl.load(here + 2 * N + j), tl.load(here + 3 * N + j), tl.load(here + 4 * N + c)
-            eb, rate = tl.load(here + 4 * N + M + g), tl.load(here + 4 * N + M + 4 + g)
+            if AHEAD:
+                q, k, ey, eq, ek, eb, rate, x, ry = (
+                    next_q, next_k, next_ey, next_eq, next_ek, next_eb, next_rate, next_x, next_y
+                )  # fmt: skip
+                before = tl.maximum(t - 1, begin)
+                next_q, next_k, next_ey, next_eq, next_ek, next_eb, next_rate = load_record(
+                    record + (before - begin) * SIZE, N, M
+                )
+                next_x = load_row(x_ptr, before * pairs + pair, D, N)
+                if GRAD_Y:
+                    next_y = load_row(grad_y, before * pairs + pair, E, M)
+            else:
+                q, k, ey, eq, ek, eb, rate = load_record(here, N, M)
+                x, ry = load_row(x_ptr, t * pairs + pair, D, N), ey * 0
+                if GRAD_Y:
+                    ry = load_row(grad_y, t * pairs + pair, E, M)
             if CONSTRAINED:
                 kept = 1.0
                 if BOUND:
                     scale = tl.load(here + 4 * N + M + 8)
                     if scale > 0:
-                        sy, sq, sk, sb = _load(stash + (t + 1 - begin) * matrix, D, E, N, M)
-                        along = _dot(gy, gq, gk, gb, sy, sq, sk, sb) / bound / bound
+                        sy, sq, sk, sb = load_matrix(stash + (t + 1 - begin) * matrix, D, E, N, M)
+                        along = dot(gy, gq, gk, gb, sy, sq, sk, sb) / bound / bound
                         gy, gq = (gy - sy * along) * scale, (gq - sq * along) * scale
                         gk, gb = (gk - sk * along) * scale, (gb - sb * along) * scale
-                sy, sq, sk, sb = _load(stash + (t - begin) * matrix, D, E, N, M)
-                oy, oq, ok, ob = _load(weight + (pair % H) * matrix, D, E, N, M)
+                sy, sq, sk, sb = load_matrix(stash + (t - begin) * matrix, D, E, N, M)
+                oy, oq, ok, ob = load_matrix(weight + (pair % H) * matrix, D, E, N, M)
                 wy, wq, wk, wb = oy + sy, oq + sq, ok + sk, ob + sb
                 if RETENTION:
                     kept = tl.load(retention + t * pairs + pair)
-                    along = _dot(gy, gq, gk, gb, sy, sq, sk, sb)  # the gradient of the retention
+                    along = dot(gy, gq, gk, gb, sy, sq, sk, sb)  # the gradient of the retention
             else:
                 wy, wq = wy - k[:, None] * ey[None, :], wq - k[:, None] * eq[None, :]
                 wk, wb = wk - k[:, None] * ek[None, :], wb - k[:, None] * eb[None, :]
-            grad_k = _rows(gy, gq, gk, gb, ey, eq, ek, eb, M == N)
-            hy, hq, hk, hb = _read(k, gy, gq, gk, gb)  # the gradient of e, then of d
+            grad_k = rows(gy, gq, gk, gb, ey, eq, ek, eb, M == N)
+            hy, hq, hk, hb = read(k, gy, gq, gk, gb)  # the gradient of e, then of d
             sums = tl.where(g == 0, tl.sum(hy * ey, 0), tl.where(g == 1, tl.sum(hq * eq, 0), tl.sum(hk * ek, 0)))
             sums = tl.where(g == 3, tl.sum(hb * eb, 0), sums)
             if RETENTION:
@@ -240,19 +204,15 @@ def _backward_kernel(
                     small = 4 * tl.sum(k * k, 0) * edit * scale * scale < bound * bound
                     along = tl.where((scale > 0) & small, -tl.sum(sums, 0) / kept, along)
                 tl.store(grad_retention + t * pairs + pair, along)
-            hy, hq, hk, hb = hy * _lane(rate, 0), hq * _lane(rate, 1), hk * _lane(rate, 2), hb * _lane(rate, 3)
-            grad_u = _rows(wy, wq, wk, wb, hy, hq, hk, hb, M == N)
+            hy, hq, hk, hb = hy * lane(rate, 0), hq * lane(rate, 1), hk * lane(rate, 2), hb * lane(rate, 3)
+            grad_u = rows(wy, wq, wk, wb, hy, hq, hk, hb, M == N)
             grad_k -= grad_u
-            ry = ey * 0
-            if GRAD_Y:
-                ry = tl.load(grad_y + (t * pairs + pair) * E + c, mask=c < E, other=0.0)
             rq = q * (grad_u - tl.sum(q * grad_u, 0))
             rk = k * (grad_k - tl.sum(k * grad_k, 0))
             rb = sums * (1 - rate)
-            out = _rows(wy, wq, wk, wb, ry, rq, rk, rb, M == N)
+            out = rows(wy, wq, wk, wb, ry, rq, rk, rb, M == N)
             tl.store(grad_x + (t * pairs + pair) * D + j, out, mask=j < D)
-            x = tl.load(x_ptr + (t * pairs + pair) * D + j, mask=j < D, other=0.0)[:, None]
-            u = (q - k)[:, None]
+            x, u = x[:, None], (q - k)[:, None]
             if CONSTRAINED:
                 fy, fq = u * hy[None, :] + x * ry[None, :], u * hq[None, :] + x * rq[None, :]
                 fk, fb = u * hk[None, :] + x * rk[None, :], u * hb[None, :] + x * rb[None, :]
@@ -264,15 +224,15 @@ def _backward_kernel(
         tl.debug_barrier()
         if not CONSTRAINED:  # noqa: SIM102
             if (begin == 0) | (reset != 0):
-                sy, sq, sk, sb = _load(grad_weight + pair * matrix, D, E, N, M)
-                _store(grad_weight + pair * matrix, sy + gy, sq + gq, sk + gk, sb + gb, D, E, N, M)
+                sy, sq, sk, sb = load_matrix(grad_weight + pair * matrix, D, E, N, M)
+                store_matrix(grad_weight + pair * matrix, sy + gy, sq + gq, sk + gk, sb + gb, D, E, N, M)
         if reset:
             gy, gq, gk, gb = gy * 0, gq * 0, gk * 0, gb * 0
         end = begin
     if CONSTRAINED:
-        _store(grad_weight + pair * matrix, ay, aq, ak, ab, D, E, N, M)
+        store_matrix(grad_weight + pair * matrix, ay, aq, ak, ab, D, E, N, M)
     if SHIFT:
-        _store(grad_shift + pair * matrix, gy, gq, gk, gb, D, E, N, M)
+        store_matrix(grad_shift + pair * matrix, gy, gq, gk, gb, D, E, N, M)
 
 
 def forward(
@@ -327,7 +287,7 @@ def backward(
             x, weight, *optional, checkpoints, *upstream, grad_x, grad_weight, grad_retention, grad_shift, records,
             shifts, n_steps, batch, heads, bound or 0.0, RETENTION=retention is not None, BOUND=bound is not None,
             SHIFT=shift is not None, STARTS=starts is not None, GRAD_Y=grad_y is not None,
-            GRAD_FINAL=grad_final is not None, **sizes,
+            GRAD_FINAL=grad_final is not None, AHEAD=loads_ahead(sizes, constrained), **sizes,
         )  # fmt: skip
     return grad_x, grad_weight.sum(0), grad_retention, grad_shift
 
@@ -337,6 +297,12 @@ def launch_sizes(size: int, width: int) -> dict[str, int]:
     tile = padded(size)
     warps = {4: 1, 8: 1, 16: 1, 32: 4, 64: 8}[tile]
     return {"D": size, "E": width, "N": tile, "M": padded(width), "CHUNK": CHUNK, "num_warps": warps}
+
+
+def loads_ahead(sizes: dict[str, int], constrained: bool) -> bool:
+    """Return whether backward's registers hold what the next step reads, too; beyond, they would be spilled."""
+    per_thread = (sizes["M"] + 2 * sizes["N"] + 4) * sizes["N"] / (32 * sizes["num_warps"])  # numbers of a matrix
+    return per_thread <= (26 if constrained else 49)
 
 
 scan = register_scan("scan_triton", SRWM_INPUTS, srwm_widths, forward, backward)

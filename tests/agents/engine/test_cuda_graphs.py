@@ -243,6 +243,8 @@ def test_acting_has_a_higher_stream_priority_than_learning() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("draws", [True, False])
 def test_a_failed_capture_on_a_gpu_restores_stream_allocator_and_generator(draws: bool) -> None:
+    if draws and torch.__version__ < (2, 13):
+        pytest.skip("a failed capture leaves the generator's state in capture mode before torch 2.13")
     policy = policy_on("cuda")
     act, args = GraphedActing(policy), inputs(policy, 16, 0)
     act(*args)

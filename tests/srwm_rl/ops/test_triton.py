@@ -106,7 +106,8 @@ size = int(sys.argv[1])
 for on, width, held in ((False, size, 0), (True, size, 0), (True, size, 3), (True, 2 * size, 1), (False, 1, 2)):
     flags = dict(SHIFT=on, STARTS=on, RETENTION=bool(held & 1), BOUND=bool(held & 2))
     build(ours._forward_kernel, width, dict(KEEP=on) | flags)
-    build(ours._backward_kernel, width, dict(GRAD_Y=True, GRAD_FINAL=on) | flags)
+    ahead = ours.loads_ahead(ours.launch_sizes(size, width), held > 0)
+    build(ours._backward_kernel, width, dict(GRAD_Y=True, GRAD_FINAL=on, AHEAD=ahead) | flags)
 print("compiled")
 """
 
