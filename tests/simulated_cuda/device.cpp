@@ -794,6 +794,15 @@ std::vector<string> take_hazards() {
     return std::exchange(shared.hazards, {});
 }
 
+/* Bytes of the device's tensors and of what its graphs keep. */
+int64_t memory_allocated(int64_t device) {
+    Lock lock;
+    int64_t bytes = 0;
+    for (auto &[context, memory] : shared.memory)
+        if (memory->device == device) bytes += int64_t(memory->size);
+    return bytes;
+}
+
 c10::Dict<string, int64_t> take_counts() {
     Lock lock;
     c10::Dict<string, int64_t> found;
@@ -862,4 +871,5 @@ TORCH_LIBRARY(simulated_cuda, library) {
     library.def("set_debug_mode", &set_debug_mode);
     library.def("take_hazards", &take_hazards);
     library.def("take_counts", &take_counts);
+    library.def("memory_allocated", &memory_allocated);
 }

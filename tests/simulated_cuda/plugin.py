@@ -236,7 +236,7 @@ STAND_INS: dict[str, Any] = {
     "get_rng_state_all": lambda: [torch.get_rng_state()] * 2,
     "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
     "empty_cache": always(None),
-    "memory_allocated": always(0),
+    "memory_allocated": lambda device=None: GPU.memory_allocated(index_of(device)),
     "max_memory_allocated": always(1 << 20),
     "reset_peak_memory_stats": always(None),
 }

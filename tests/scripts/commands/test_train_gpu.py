@@ -13,10 +13,10 @@ from srwm_rl.scripts.main import main
 pytestmark = pytest.mark.gpu
 
 
-def train(folder: Path, *arguments: str) -> Path:
-    """Train recall on the GPU and return the run's folder."""
-    assert main(["train", "--env", "recall", "--device", "cuda", "--no-progress", "-f", str(folder), *arguments]) == 0
-    return next(folder.glob("*/recall_1"))
+def train(folder: Path, *arguments: str, env: str = "recall") -> Path:
+    """Train on the GPU and return the run's folder."""
+    assert main(["train", "--env", env, "--device", "cuda", "--no-progress", "-f", str(folder), *arguments]) == 0
+    return next(folder.glob(f"*/{env}_1"))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,26 @@ def test_every_trainer_and_core_is_captured(
         assert "step by step" not in caplog.text
 
 
-@pytest.mark.parametrize("algo", [("--algo", "ppo"), ("--algo", "impala", "--synchronous")])
-def test_a_run_resumes_exactly(algo: tuple[str, ...], tmp_path: Path) -> None:
-    settings = (*algo, "--lr-decay", "none", "-n")
-    whole, parted = train(tmp_path / "whole", *settings, "8192"), train(tmp_path / "parted", *settings, "4096")
-    assert main(["train", "--resume", str(parted), "--no-progress", "-n", "8192"]) == 0
-    weights, resumed = (load_file(run / "checkpoints" / "model-000000008192.safetensors") for run in (whole, parted))
+FRAMES = ("--n-envs", "4", "--n-steps", "16", "--batch-size", "32", "--n-epochs", "1", "--precision", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "steps"),
+    [
+        ("recall", ("--algo", "ppo"), 8192),
+        ("recall", ("--algo", "impala", "--synchronous"), 8192),
+        ("coinrun", FRAMES, 256),
+    ],
+    ids=["ppo", "impala", "frames"],
+)
+def test_a_run_resumes_exactly(
+    env: str, settings: tuple[str, ...], steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = (*settings, "--lr-decay", "none", "-n")
+    whole = train(tmp_path / "whole", *settings, str(steps), env=env)
+    parted = train(tmp_path / "parted", *settings, str(steps // 2), env=env)
+    assert main(["train", "--resume", str(parted), "--no-progress", "-n", str(steps)]) == 0
+    assert "CUDA graph" not in caplog.text
+    weights, resumed = (load_file(run / "checkpoints" / f"model-{steps:012}.safetensors") for run in (whole, parted))
     assert weights.keys() == resumed.keys()
     assert [name for name, weight in weights.items() if not torch.equal(weight, resumed[name])] == []
