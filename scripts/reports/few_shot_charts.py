@@ -153,6 +153,8 @@ def _name_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
             first -= 1
             of_group = np.array([ends[name][0] for name in names[first : i + 1]])
             ys[first : i + 1] = of_group.mean() + LINE_HEIGHT * (np.arange(i + 1 - first) - (i - first) / 2)
+    below_title = 100 - LINE_HEIGHT * np.arange(len(ys))[::-1]
+    ys = np.minimum(ys, below_title)
     for name, y in zip(names, ys, strict=True):
         place = (1.015, y)
         axes.annotate(

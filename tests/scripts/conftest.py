@@ -145,8 +145,11 @@ def train_few_shot(few_shot_folder: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def few_shot(train_few_shot: Callable[..., Path]) -> Path:
-    """Return a run on few-shot episodes of 3 to 5 ways and 1 to 3 shots, asked and then told; it learned nothing."""
-    return train_few_shot()
+    """Return a run on few-shot episodes of 3 to 5 ways and 1 to 3 shots, asked and then told; it learned nothing.
+
+    Of seed 1, whose edits change some answers already.
+    """
+    return train_few_shot("--seed", "1")
 
 
 @pytest.fixture
