@@ -137,7 +137,7 @@ def test_an_attempt_begins_with_a_new_stack() -> None:
 
 
 @pytest.mark.parametrize(("name", "n_stack", "message"), [
-    ("Taxi-v4", 2, "only Box observations can be stacked"),
+    ("FrozenLake-v1", 2, "only Box observations can be stacked"),
     ("CartPole-v1", 0, "frame_stack must be a whole number above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_stacked_is_refused(name: str, n_stack: int, message: str) -> None:
