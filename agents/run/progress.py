@@ -130,6 +130,7 @@ class ProgressBar(BaseCallback):
         self.pace = Pace()
         self.bar: _Bar | None = None
         self._drawn = 0.0
+        self._listeners: list[Callable[[], None]] = []
 
     def _on_training_start(self) -> None:
         self.total, initial = self.model.planned_steps(self.model._total_timesteps), self.num_timesteps
@@ -140,7 +141,8 @@ class ProgressBar(BaseCallback):
             self.bar.pace = self.pace
             if not self.bar.fp.isatty():
                 self.bar.mininterval = LOG_SECONDS
-        self.model.engine.listeners.append(self._on_gradient)
+        self._listeners = self.model.engine.listeners
+        self._listeners.append(self._on_gradient)
 
     def _on_rollout_start(self) -> None:
         was_known = self.pace.is_known
@@ -179,6 +181,8 @@ class ProgressBar(BaseCallback):
 
     def close(self) -> None:
         """Close the bar, also when training was interrupted."""
+        with suppress(ValueError):
+            self._listeners.remove(self._on_gradient)
         if self.bar is not None:
             self.note()
             self.bar.close()

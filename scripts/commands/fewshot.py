@@ -126,6 +126,7 @@ def longest_episode(settings: dict[str, Any]) -> int:
 def estimate(argv: list[str]) -> str:
     """Return how long a run would take on this machine, by the time of one update."""
     from srwm_rl.scripts.training import build
+    from srwm_rl.scripts.training.plan import duration
 
     default = defaults("fewshot", None, peek(argv, "--core"), peek(argv, "--algo"))
     config = with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
@@ -138,14 +139,7 @@ def estimate(argv: list[str]) -> str:
         model.learn(rollout, reset_num_timesteps=False)
         seconds = time.perf_counter() - start
     updates = ceil(config.n_timesteps / rollout)
-    return f"an update takes {seconds:.2g} s here, {updates:,} take {_duration(seconds * updates)}"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"an update takes {seconds:.2g} s here, {updates:,} take about {duration(seconds * updates)}"
 
 
 def _preset(config: FewShotConfig, n_steps: int, others: list[str]) -> dict[str, tuple[str, ...]]:

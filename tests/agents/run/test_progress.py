@@ -100,6 +100,11 @@ def test_the_bar_shows_minibatches_and_calls_back_once(
     assert "100%" in shown.splitlines()[-1].rpartition("\r")[2]
     ((update, left),) = paces
     assert left == pytest.approx(3 * update, rel=0.01)
+    assert model.engine.listeners == []  # the next bar is the only one
+
+
+def test_a_bar_of_a_training_that_never_began_is_closed() -> None:
+    ProgressBar().close()
 
 
 def test_a_bar_that_is_not_shown_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
