@@ -319,7 +319,7 @@ def test_classes_never_seen_are_told_apart() -> None:
     }
     env = few_shot_env(16, **settings)
     model = supervised(env, 12, kwargs, learning_rate=1e-2, aux_coef=0.5)
-    model.learn(16 * 12 * 300)
+    model.learn(16 * 12 * 700)
     test = range(2_000_000, 2_000_100)
     with closing(make_levels_env("fewshot", 50, test, 1, 0, env_kwargs=settings, inputs=())) as held_out:
         episodes = play_levels(model.policy, held_out)
