@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.nn.cnns import ImpalaCNN
 from srwm_rl.nn.few_shot_cnns import FewShotCNN
 from srwm_rl.nn.policy import MASKED, SRWMPolicy
 from srwm_rl.nn.spaces import ACTION_MASK, mask_size

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import ImpalaCNN, fastest_precision
+from srwm_rl.nn.cnns import ImpalaCNN, fastest_precision
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, ratio, speeds, summary
 from srwm_rl.scripts.benchmarks.trainers import PlainFeatures
 from srwm_rl.scripts.cli import check_device

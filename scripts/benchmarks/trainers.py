@@ -13,7 +13,8 @@ from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import Encoder, ImpalaCNN
+from srwm_rl.nn.cnns import ImpalaCNN
+from srwm_rl.nn.encoders import Encoder
 from srwm_rl.scripts.benchmarks.measure import BenchOptions
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.settings import Count, Precision, TrainConfig

@@ -18,7 +18,8 @@ from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.envs.wrappers.grouped import GroupedVecEnv
 from srwm_rl.envs.wrappers.reward import VecClipReward, VecNormalizeReward
 from srwm_rl.errors import UserError
-from srwm_rl.nn.encoders import MIN_FRAMES_PER_THREAD, fastest_precision, flatten_obs_space, is_image
+from srwm_rl.nn.cnns import MIN_FRAMES_PER_THREAD, fastest_precision
+from srwm_rl.nn.encoders import flatten_obs_space, is_image
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, BY_REWARD, Precision, TrainConfig, pairs

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from srwm_rl.agents.engine import cuda_graphs, streams
-from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.nn.cnns import ImpalaCNN
 from srwm_rl.scripts.benchmarks import operators
 from srwm_rl.scripts.main import main
 from tests.simulated_cuda.plugin import GPU

@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from srwm_rl import UserError
 from srwm_rl.agents.base import FRAMES_AT_ONCE
-from srwm_rl.nn.encoders import MIN_FRAMES_PER_THREAD
+from srwm_rl.nn.cnns import MIN_FRAMES_PER_THREAD
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, use_threads

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from srwm_rl.native.fused_policy import FusedPolicy, UnsupportedModuleError, lower
-from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.nn.cnns import ImpalaCNN
 from srwm_rl.nn.layers import FeedForwardBlock
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 from srwm_rl.ops import cpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srwm_rl.nn.encoders import ImpalaCNN
+from srwm_rl.nn.cnns import ImpalaCNN
 from srwm_rl.ops import thread_parallel as parts
 from srwm_rl.ops.thread_parallel import parallel_batch
 

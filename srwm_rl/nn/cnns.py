@@ -1,0 +1,210 @@
+"""The CNNs of frames: the IMPALA paper's ResNet and DQN's three convolutions, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from srwm_rl.errors import UserError
+from srwm_rl.ops.max_pool import max_pool
+from srwm_rl.ops.thread_parallel import parallel_batch
+
+MIN_FRAMES_PER_THREAD = 24  # fewer are not worth a thread
+PRECISIONS = ("float32", "bfloat16")
+
+
+def fastest_precision(device: torch.device | str) -> str:
+    """Return the precision in which a CNN runs fastest: "bfloat16" where the hardware multiplies it, else "float32"."""
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # AVX512-BF16 or AMX; without them it is emulated
+    return "bfloat16" if supported else "float32"
+
+
+def micro_batch_for(precision: str) -> int:
+    """Return about how many frames one CPU thread computes at once (measured: docs/results).
+
+    A pass has a fixed cost, for converting weights and starting operations. With matrix tiles (AMX) it equals that of
+    ten frames; without, larger micro-batches outgrow the caches before they save time.
+    """
+    return 128 if precision == "bfloat16" and torch.cpu._is_amx_tile_supported() else 64
+
+
+class Conv(nn.Conv2d):
+    """A convolution that computes in its input's type; the weights stay float32, and so do their gradients."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride, padding)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """Map `[N, C_in, h, w]` to `[N, C_out, h', w']`, the input multiplied by `scale`."""
+        weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than scaling the frames
+        assert self.bias is not None
+        return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
+
+
+class MaxPool(nn.Module):
+    """Max pooling, 3 x 3 with stride 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, h, w]` to `[N, C, ceil(h / 2), ceil(w / 2)]`."""
+        return max_pool(x)
+
+
+class ResidualBlock(nn.Module):
+    """`x + conv(relu(conv(relu(x))))` at constant width; `[N, C, h, w]` to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = Conv(channels, channels), Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, h, w]` to `[N, C, h, w]`."""
+        inner: Tensor = self.second(torch.relu(self.first(torch.relu(x))))
+        return x + inner
+
+
+class ImpalaCNN(nn.Module):
+    """The IMPALA paper's ResNet (Espeholt et al., 2018, https://arxiv.org/abs/1802.01561, figure 3) on uint8 frames.
+
+    On a CPU each thread converts and encodes one micro-batch at a time.
+
+    Args:
+        shape: the observation space's shape, `(h, w, C)` or `(C, h, w)`.
+        channels_first: whether `shape` is `(C, h, w)`.
+        channels: width of each stage; each halves height and width.
+        features: width of the output.
+        micro_batch: about how many frames a CPU thread computes at once; None: `micro_batch_for`.
+        scale: factor on the pixels.
+        precision: of the arithmetic, "float32" or "bfloat16"; weights, gradients and output are float32 either way.
+
+    Raises:
+        UserError: an unknown precision.
+    """
+
+    title = "IMPALA CNN"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels_first: bool,
+        channels: tuple[int, ...] = (16, 32, 32),
+        features: int = 256,
+        micro_batch: int | None = None,
+        scale: float = 1 / 255,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise UserError(f"the encoder's precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.precision = precision
+        self.channels_first, self.scale = channels_first, scale
+        self.micro_batch = micro_batch or micro_batch_for(precision)
+        size, depth = (shape[1:], shape[0]) if channels_first else (shape[:2], shape[2])
+        stages, n_outputs = self._make_stages(size[0], size[1], depth, channels)
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(n_outputs, features)
+        self.n_features = features
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _make_stages(
+        self, height: int, width: int, depth: int, channels: tuple[int, ...]
+    ) -> tuple[list[nn.Module], int]:
+        """Return the layers before the linear one, and the number of their outputs for a frame."""
+        stages: list[nn.Module] = []
+        for out in channels:
+            stages += [Conv(depth, out), MaxPool(), ResidualBlock(out), ResidualBlock(out)]
+            depth, width, height = out, (width + 1) // 2, (height + 1) // 2
+        return stages, depth * width * height
+
+    def describe(self) -> str:
+        """Return the kind, the stages' widths and the output's, such as "IMPALA CNN 16/32/32-256 in bfloat16"."""
+        widths = [str(stage.out_channels) for stage in self.stages if isinstance(stage, nn.Conv2d)]
+        return f"{self.title} {'/'.join(widths)}-{self.head.out_features} in {self.precision}"
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map frames `[N, *shape]` of any number type to `[N, features]`."""
+        # An exported graph must not depend on the batch's size.
+        one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
+        n_parts = 1 if one_part else self._n_parts(len(frames))
+        if n_parts == 1:
+            return self._encode(frames)
+        return parallel_batch(self._encode, frames.tensor_split(n_parts), self.parameters())
+
+    def _n_parts(self, n_frames: int) -> int:
+        """Return the number of micro-batches: a multiple of the number of threads, or fewer without multithreading."""
+        threads = torch.get_num_threads()
+        if n_frames < threads * min(MIN_FRAMES_PER_THREAD, self.micro_batch):
+            threads = 1
+        return threads * max(1, round(n_frames / (threads * self.micro_batch)))
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
+        # Integers up to 256 are exact in bfloat16.
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
+        x = x.to(dtype, memory_format=torch.channels_last)
+        first, *stages = self.stages
+        x = first(x, self.scale)
+        for stage, weights in zip(stages, self._converted(stages, x), strict=True):
+            x = functional_call(stage, weights, x) if weights else stage(x)
+        x = torch.relu(x).flatten(1)
+        head = self.head
+        return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
+
+    def _converted(self, stages: list[nn.Module], x: Tensor) -> list[dict[str, Tensor]]:
+        """Return the stages' weights in the dtype of `x`, or empty dicts where each stage converts its own.
+
+        When acting on a GPU one conversion per weight would be 30 kernel launches, a quarter of all.
+        """
+        if x.device.type != "cuda" or x.dtype == self.head.weight.dtype or torch.is_grad_enabled():
+            return [{}] * len(stages)
+        weights = [dict(stage.named_parameters()) for stage in stages]
+        converted = [{name: torch.empty_like(w, dtype=x.dtype) for name, w in part.items()} for part in weights]
+        targets, sources = ([w for part in parts for w in part.values()] for parts in (converted, weights))
+        torch._foreach_copy_(targets, sources)
+        return converted
+
+
+class NatureCNN(ImpalaCNN):
+    """DQN's three convolutions (Mnih et al., 2015, https://doi.org/10.1038/nature14236), each followed by a ReLU.
+
+    On a CPU a frame takes a third to a seventh of the time of an `ImpalaCNN` of half the published widths.
+
+    Args:
+        channels: widths of the convolutions of 8 x 8 pixels with stride 4, 4 x 4 with stride 2, and 3 x 3.
+
+    The others are those of `ImpalaCNN`.
+
+    Raises:
+        UserError: an unknown precision, other than three widths, or frames of fewer than 36 pixels a side.
+    """
+
+    title = "Nature CNN"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels_first: bool,
+        channels: tuple[int, ...] = (32, 64, 64),
+        **settings: Any,
+    ) -> None:
+        super().__init__(shape, channels_first, channels, **settings)
+
+    def _make_stages(
+        self, height: int, width: int, depth: int, channels: tuple[int, ...]
+    ) -> tuple[list[nn.Module], int]:
+        if len(channels) != 3 or min(height, width) < 36:
+            raise UserError(
+                f"the nature CNN has three convolutions, for frames of at least 36 x 36 pixels: give three channels, "
+                f"not {len(channels)}, and frames that large, not {height} x {width}"
+            )
+        stages: list[nn.Module] = []
+        for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1), strict=True):
+            stages += [*([nn.ReLU()] if stages else []), Conv(depth, out, kernel, stride, padding=0)]
+            depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        return stages, depth * height * width
