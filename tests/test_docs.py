@@ -56,7 +56,16 @@ def test_the_notebooks_are_pages_with_their_outputs(site: Path, name: str) -> No
 
 def test_the_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
-        assert not re.findall(r'(?:src|href)="(https?:[^"]+\.(?:js|css|woff2?))"', page.read_text()), page
+        text = page.read_text()
+        assert not re.findall(r'src="(?:https?:)?//[^"]+"', text), page
+        assert not re.findall(r'<link rel="(?:stylesheet|preconnect|icon)" [^>]*href="https?:[^"]+"', text), page
+
+
+def test_the_search_works_in_pages_opened_from_a_file(site: Path) -> None:
+    page = (site / "how-to" / "resume.html").read_text()
+    (script,) = re.findall(r'<script src="(\S+iframe-worker.js)"', page)
+    assert (site / "how-to" / script).exists()
+    assert (site / "search" / "search_index.js").exists()
 
 
 PUBLIC = [
