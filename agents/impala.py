@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from threading import Thread
 from typing import Any
@@ -18,7 +18,7 @@ from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.engine.nan_guard import OnNan
-from srwm_rl.agents.engine.streams import StreamContext, StreamLock
+from srwm_rl.agents.engine.streams import StreamContext, StreamLock, short_switch_interval
 from srwm_rl.agents.engine.updates import CheckedUpdates
 from srwm_rl.agents.losses.impala_loss import IMPALALossSums, impala_loss
 from srwm_rl.errors import UserError
@@ -190,7 +190,8 @@ class IMPALA(CollectingAlgorithm):
         n_steps = batch.rewards.numel() * self.processes.size
         sums = IMPALALossSums(*self.engine.backward(self._parts(batch)))
         grad_norm = self._all_reduce(sums)
-        # The check waits for the gradient before the lock is taken: actors wait for the optimizer step alone.
+        # The check waits for the gradient: an update's only wait for the device. Nothing reads the batch afterwards, so
+        # that its memory may be freed. The lock is taken later: actors wait for the optimizer step alone.
         updates = CheckedUpdates(self.nan_guard, self.policy, self.engine.parameters, self.max_grad_norm)
         if not updates.check(sums, grad_norm, n_steps, version):
             return  # not finite: skipped
@@ -263,7 +264,8 @@ class IMPALA(CollectingAlgorithm):
         thread = Thread(target=self._run_learner, name="srwm-learner", daemon=True)
         thread.start()
         try:
-            yield
+            with short_switch_interval() if self._learner_stream.on_device else nullcontext():
+                yield
             self.rollout_buffer.finish()  # the learner takes what was collected
             thread.join()
         except BaseException:
@@ -281,7 +283,6 @@ class IMPALA(CollectingAlgorithm):
             with suppress(CancelledError), self._learner_stream.entered():
                 while (batch := self.rollout_buffer.take(self.unrolls_per_batch, wait=True)) is not None:
                     self._update(batch)
-                    self._learner_stream.finish()
         except BaseException as error:
             self.rollout_buffer.close(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from srwm_rl.agents.distributed import LostProcessError
+
+SWITCH_INTERVAL = 5e-4  # seconds: about an acting step on a GPU; Python's default is ten times as long
 
 
 class StreamEvent:
@@ -92,3 +95,14 @@ class StreamContext(StreamEvent):
         """Wait until all work on this stream is done, so that the memory it reads may be freed."""
         if self._stream is not None:
             self._stream.synchronize()
+
+
+@contextmanager
+def short_switch_interval() -> Iterator[None]:
+    """Let threads wait for Python's interpreter for at most `SWITCH_INTERVAL`: one acts while another learns."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -1,5 +1,7 @@
 """Trainers on a GPU: frames, options of the recurrence, captures beside a learner, and memory over many updates."""
 
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from srwm_rl.agents.engine import cuda_graphs
+from srwm_rl.agents.engine.streams import SWITCH_INTERVAL
 from tests.agents.probe import small_model
 
 pytestmark = pytest.mark.gpu
@@ -82,3 +85,22 @@ def test_memory_does_not_grow_over_a_thousand_updates(algo: str) -> None:
         bytes_after.append(torch.cuda.memory_allocated())
     assert bytes_after[0] > 0
     assert bytes_after[1] <= bytes_after[0] + 4096
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_switch_interval_is_short_while_a_learner_runs_beside_the_actors(fails: bool) -> None:
+    before, intervals = sys.getswitchinterval(), set()
+
+    def on_step(*_: Any) -> bool:
+        intervals.add(sys.getswitchinterval())
+        if fails:
+            raise KeyError("the callback is gone")
+        return True
+
+    for synchronous in (False, True):
+        model = small_model("impala", device="cuda", synchronous=synchronous)
+        with pytest.raises(KeyError) if fails else nullcontext():
+            model.learn(64, on_step)
+        assert sys.getswitchinterval() == before
+        assert intervals == {before if synchronous else SWITCH_INTERVAL}
+        intervals.clear()
