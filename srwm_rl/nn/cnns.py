@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +12,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from srwm_rl.errors import UserError
+from srwm_rl.ops import cnn
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
 MIN_FRAMES_PER_THREAD = 24  # fewer are not worth a thread
 PRECISIONS = ("float32", "bfloat16")
+# How a CNN runs on a GPU: operation by operation, or with fused ones (`srwm_rl.ops.cnn`), frames being padded with
+# channels of zeros to a multiple of this number.
+KERNELS = {"plain": 1, "fused": 1, "fused4": 4, "fused8": 8}
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -46,6 +52,24 @@ class Conv(nn.Conv2d):
         weight = self.weight if scale == 1.0 else self.weight * scale  # cheaper than scaling the frames
         assert self.bias is not None
         return F.conv2d(x, weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
+
+    def fused(
+        self,
+        weight: Tensor,
+        x: Tensor,
+        skip: Tensor | None = None,
+        total: bool = False,
+        relu: bool = True,
+        pool: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `cnn.epilogue` of the convolution of `x` with `weight`, max-pooled if `pool`."""
+        y = F.conv2d(x, weight, None, self.stride, self.padding)
+        assert self.bias is not None
+        # A bias is the same for all of a window: adding it after pooling is four times less work.
+        return cnn.epilogue(cnn.max_pool(y) if pool else y, self.bias, skip, total, relu)
+
+
+FusedConv = Callable[..., tuple[Tensor, Tensor]]
 
 
 class MaxPool(nn.Module):
@@ -83,11 +107,15 @@ class ImpalaCNN(nn.Module):
         scale: factor on the pixels.
         precision: of the arithmetic, "float32" or "bfloat16"; weights, gradients and output are float32 either way.
 
+    Attributes:
+        kernels: how it runs on a GPU, a key of `KERNELS`; the results are the same up to rounding.
+
     Raises:
         UserError: an unknown precision.
     """
 
     title = "IMPALA CNN"
+    kernels = "plain"
 
     def __init__(
         self,
@@ -144,6 +172,8 @@ class ImpalaCNN(nn.Module):
         return threads * max(1, round(n_frames / (threads * self.micro_batch)))
 
     def _encode(self, frames: Tensor) -> Tensor:
+        if self.kernels != "plain" and frames.is_cuda:
+            return self._encode_fused(frames)
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
         # Integers up to 256 are exact in bfloat16.
         dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
@@ -152,22 +182,52 @@ class ImpalaCNN(nn.Module):
         x = first(x, self.scale)
         for stage, weights in zip(stages, self._converted(stages, x), strict=True):
             x = functional_call(stage, weights, x) if weights else stage(x)
-        x = torch.relu(x).flatten(1)
-        head = self.head
+        return self._end(torch.relu(x))
+
+    def _end(self, x: Tensor) -> Tensor:
+        """Map the last stage's rectified output to the features."""
+        x, head = x.flatten(1), self.head
         return torch.relu(F.linear(x, head.weight.to(x.dtype), head.bias.to(x.dtype))).to(head.weight.dtype)
 
     def _converted(self, stages: list[nn.Module], x: Tensor) -> list[dict[str, Tensor]]:
-        """Return the stages' weights in the dtype of `x`, or empty dicts where each stage converts its own.
-
-        When acting on a GPU one conversion per weight would be 30 kernel launches, a quarter of all.
-        """
-        if x.device.type != "cuda" or x.dtype == self.head.weight.dtype or torch.is_grad_enabled():
+        """Return the stages' weights in the dtype of `x`, or empty dicts where each stage converts its own."""
+        if not x.is_cuda or x.dtype == self.head.weight.dtype or torch.is_grad_enabled():
             return [{}] * len(stages)
         weights = [dict(stage.named_parameters()) for stage in stages]
-        converted = [{name: torch.empty_like(w, dtype=x.dtype) for name, w in part.items()} for part in weights]
-        targets, sources = ([w for part in parts for w in part.values()] for parts in (converted, weights))
-        torch._foreach_copy_(targets, sources)
-        return converted
+        converted = iter(_convert_together([w for part in weights for w in part.values()], x.dtype))
+        return [{name: next(converted) for name in part} for part in weights]
+
+    def _encode_fused(self, frames: Tensor) -> Tensor:
+        """Encode frames with biases, skip connections and ReLUs in one pass over memory after each convolution."""
+        x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else self.head.weight.dtype
+        padding = (0, 0, 0, 0, 0, -x.shape[1] % KERNELS[self.kernels])  # of channels
+        x = F.pad(x, padding).to(dtype, memory_format=torch.channels_last)
+        convs = [module for module in self.stages.modules() if isinstance(module, Conv)]
+        weights = [F.pad(convs[0].weight, padding) * self.scale, *(conv.weight for conv in convs[1:])]
+        if torch.is_grad_enabled() or dtype == self.head.weight.dtype:
+            weights = [weight.to(dtype) for weight in weights]
+        else:
+            weights = _convert_together(weights, dtype)
+        fused = (partial(conv.fused, weight) for conv, weight in zip(convs, weights, strict=True))
+        return self._end(self._fused_stages(x, fused))
+
+    def _fused_stages(self, x: Tensor, convs: Iterator[FusedConv]) -> Tensor:
+        """Return the last stage's rectified output, by convolutions in the order of their use."""
+        for later in reversed(range(len(self.stages) // 4)):  # number of stages to come
+            x, rectified = next(convs)(x, pool=True, total=True)
+            _, inner = next(convs)(rectified)
+            x, rectified = next(convs)(inner, skip=x, total=True)
+            _, inner = next(convs)(rectified)
+            x, rectified = next(convs)(inner, skip=x, total=later > 0, relu=later == 0)
+        return rectified
+
+
+def _convert_together(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return weights in another dtype. One conversion for each, when acting, would be a quarter of all launches."""
+    converted = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+    torch._foreach_copy_(converted, weights)
+    return converted
 
 
 class NatureCNN(ImpalaCNN):
@@ -208,3 +268,8 @@ class NatureCNN(ImpalaCNN):
             stages += [*([nn.ReLU()] if stages else []), Conv(depth, out, kernel, stride, padding=0)]
             depth, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         return stages, depth * height * width
+
+    def _fused_stages(self, x: Tensor, convs: Iterator[FusedConv]) -> Tensor:
+        for conv in convs:
+            _, x = conv(x)
+        return x

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -72,6 +73,16 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         raise ValueError(f"backend {backend!r} cannot run: {why_not}")
     log_fallback(function, why_not)
     return "reference"
+
+
+def triton_module(name: str, device_type: str) -> Any:
+    """Return the module `srwm_rl.ops.<name>` of Triton kernels, or None where they cannot run."""
+    if _BACKEND_OF_DEVICE.get(device_type) != "triton":
+        return None
+    try:
+        return import_module(f"srwm_rl.ops.{name}")
+    except ImportError:
+        return None
 
 
 def _is_forward_mode() -> bool:

@@ -125,6 +125,58 @@ def test_weights_converted_together_equal_weights_converted_one_by_one(monkeypat
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
+def features_and_gradients(network: ImpalaCNN, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = network(frames)
+    generator = torch.Generator().manual_seed(1)
+    network.zero_grad()
+    features.backward(torch.randn(features.shape, generator=generator).to(features.device))
+    return features.detach(), torch.cat([weight.grad.flatten() for weight in network.parameters()])  # type: ignore[union-attr]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.dtype == b.dtype == torch.float32
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("kernels", ["fused", "fused4", "fused8"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("kind", "shape", "channels_first"),
+    [(ImpalaCNN, (36, 41, 3), False), (ImpalaCNN, (12, 20, 16), True), (NatureCNN, (40, 44, 3), False)],
+)
+def test_fused_operations_give_the_features_and_gradients_of_plain_ones(
+    kind: type[ImpalaCNN], shape: tuple[int, ...], channels_first: bool, device: str, kernels: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    frames = torch.randint(0, 256, (5, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    of_precision = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network = kind(shape, channels_first, (8, 16, 16), features=12, precision=precision).to(device)
+        plain = features_and_gradients(network, frames.to(device))
+        network.kernels = kernels
+        if device == "cpu":  # on which only the plain ones run, unless forced
+            monkeypatch.setattr(network, "_encode", network._encode_fused)
+        fused = features_and_gradients(network, frames.to(device))
+        with torch.no_grad():
+            assert torch.equal(network(frames.to(device)), fused[0])  # weights converted together
+        of_precision[precision] = plain, fused
+    exact, fused = of_precision["float32"]
+    tolerance = 1e-5 if device == "cpu" else 5e-3  # GPUs compute float32 convolutions with ten bits of mantissa
+    assert max(map(difference, fused, exact)) < tolerance
+    plain, fused = of_precision["bfloat16"]
+    for ours, theirs, truth in zip(fused, plain, exact, strict=True):
+        assert difference(ours, truth) < 1.5 * difference(theirs, truth) + tolerance < 0.1
+
+
+def test_fused_operations_are_for_gpus_only() -> None:
+    network = ImpalaCNN((16, 16, 3), False)
+    frames = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    expected = network(frames)
+    network.kernels = "fused8"
+    assert torch.equal(network(frames), expected)
+
+
 def test_float64_stays_float64() -> None:
     network = ImpalaCNN((16, 16, 3), False).double()
     assert network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).dtype == torch.float64

@@ -87,11 +87,17 @@ def disassemble(cubin: bytes, *options: str, tool: str = "nvdisasm") -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def resources(built: Any) -> tuple[int, int]:
+    """Return a compiled kernel's registers per thread and bytes of stack."""
+    usage = disassemble(built.asm["cubin"], "--dump-resource-usage", tool="cuobjdump")
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    return registers, stack
+
+
 def measure(kernel: Kernel, architecture: int) -> dict[str, int]:
     """Compile a kernel and return its figures."""
     built = kernel.compile(architecture)
-    usage = disassemble(built.asm["cubin"], "--dump-resource-usage", tool="cuobjdump")
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    registers, stack = resources(built)
     code = disassemble(built.asm["cubin"], "-hex", "-c")
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", code, re.M)
     return {
