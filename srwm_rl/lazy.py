@@ -1,4 +1,4 @@
-"""Lazy imports of a package's public names, so that importing it imports nothing heavy; imports of users' modules."""
+"""Imports that wait or may fail: public names on first use, modules of users, packages that are optional."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -56,3 +57,23 @@ def import_own_module(name: str, what: str) -> ModuleType:
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{reason} ({place.filename}, line {place.lineno})"
         raise UserError(f"{what}: module {name!r} cannot be imported: {reason}") from error
+
+
+def import_optional(name: str, user: str, install: str) -> ModuleType:
+    """Import a package that is not among the requirements.
+
+    Args:
+        name: the package.
+        user: what needs it, for the error message: "--track wandb".
+        install: what pip is to install: "'srwm-rl[wandb]'".
+
+    Raises:
+        UserError: it is not installed, or its own imports fail.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if find_spec(name) is None:
+            raise UserError(f"{user} needs {name}: pip install {install}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{user} needs {name}, which cannot be imported: {reason}; pip install {install}") from error

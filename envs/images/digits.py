@@ -6,7 +6,7 @@ import numpy as np
 
 from srwm_rl.envs.images.image_files import resized
 from srwm_rl.envs.images.image_set import ImageArray, ImageSet
-from srwm_rl.errors import UserError
+from srwm_rl.lazy import import_optional
 
 SIZE = 28
 ENDS = (0.6, 0.8)  # of the training and the validation images of each class
@@ -19,13 +19,12 @@ def load_digits() -> ImageSet:
     the same ten classes: with five for training and five for the test, nothing can be learned (too few classes).
 
     Raises:
-        UserError: If scikit-learn is not installed.
+        UserError: If scikit-learn is not installed or cannot be imported.
     """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise UserError("data 'digits' needs scikit-learn: pip install 'srwm-rl[digits]'") from error
-    digits = datasets.load_digits()
+    import_optional("sklearn", "data 'digits'", "'srwm-rl[digits]'")
+    from sklearn.datasets import load_digits as read_digits
+
+    digits = read_digits()
     pixels = np.minimum(digits.images * 16, 255).astype(np.uint8)  # 0 .. 16 before
     images = resized(pixels[..., None], SIZE)
     return ImageSet.from_classes(list(zip(*(_blocks(images[digits.target == i]) for i in range(10)), strict=True)))

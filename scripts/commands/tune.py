@@ -12,6 +12,7 @@ import tyro
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError
+from srwm_rl.lazy import import_optional
 from srwm_rl.scripts.cli import INTERRUPTED, allow_core, parse, peek, quoted_path, warn
 from srwm_rl.scripts.config.config_file import dump_yaml, from_mapping, read_config_file, to_mapping
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
@@ -85,11 +86,9 @@ def main(argv: list[str]) -> int:
         print(dump_yaml(settings.space), end="")
         return 0
     default = _default(settings)
-    try:
-        from srwm_rl.scripts.tuning.search import Search, Stopped, open_study
-    except ImportError as error:
-        raise UserError(f"srwm-rl tune needs optuna ({error}): pip install 'srwm-rl[tune]'") from error
+    import_optional("optuna", "srwm-rl tune", "'srwm-rl[tune]'")
     from srwm_rl.scripts.tuning.results import write_results
+    from srwm_rl.scripts.tuning.search import Search, Stopped, open_study
 
     if config.resume is not None:
         folder = Path(config.resume)

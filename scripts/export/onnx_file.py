@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 import srwm_rl
 from srwm_rl.envs.make import make_vec_env, resolve
-from srwm_rl.errors import UserError
+from srwm_rl.lazy import import_optional
 from srwm_rl.onnx_export import ActingStep, to_onnx
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.export.onnx_check import TOLERANCE, Comparison, check_onnx
@@ -35,10 +34,7 @@ class DifferenceError(Exception):
 def check_packages() -> None:
     """Raise a `UserError` if a package for ONNX is missing."""
     for name in PACKAGES:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise UserError(f"--format onnx needs {name}: pip install 'srwm-rl[export]'") from error
+        import_optional(name, "--format onnx", "'srwm-rl[export]'")
 
 
 def write_onnx(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:

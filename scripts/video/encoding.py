@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from srwm_rl.errors import UserError
+from srwm_rl.lazy import import_optional
 from srwm_rl.scripts.video.canvas import Bytes
 from srwm_rl.storage.safe_file import TEMPORARY
 
@@ -31,10 +32,7 @@ def check_video(path: Path) -> None:
 
 
 def _encoder() -> str:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("videos need the package av: pip install av; or name a .gif") from error
+    av = import_optional("av", "an MP4", "av, or name a .gif")
     for name in ENCODERS:
         with suppress(ValueError):  # no such encoder
             av.Codec(name, "w")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srwm_rl.errors import UserError
-from srwm_rl.lazy import import_own_module
+from srwm_rl.lazy import import_optional, import_own_module
 
 PACKAGE = """
 from typing import TYPE_CHECKING
@@ -79,3 +79,13 @@ def test_what_cannot_be_imported_is_one_line(folder: Path, name: str, code: str 
     with pytest.raises(UserError, match=message) as error:
         import_own_module(name, "env 'x'")
     assert "\n" not in str(error.value)
+
+
+def test_an_optional_package_is_missing_or_cannot_be_imported(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^--fast needs no_such_package: pip install 'srwm-rl\[fast\]'$"):
+        import_optional("no_such_package", "--fast", "'srwm-rl[fast]'")
+    sys.path.insert(0, str(folder))
+    (folder / "broken_optional_package.py").write_text("import no_such_part\n")
+    with pytest.raises(UserError, match=r"^--fast needs broken_optional_package, which cannot .* 'no_such_part'; pip"):
+        import_optional("broken_optional_package", "--fast", "'srwm-rl[fast]'")
+    assert import_optional("json", "--fast", "json").loads("3") == 3

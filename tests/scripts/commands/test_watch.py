@@ -259,7 +259,7 @@ def test_a_codec_that_is_missing(
     monkeypatch.chdir(untouched)
     if missing == "package":
         monkeypatch.setitem(sys.modules, "av", None)
-        part = "videos need the package av: pip install av; or name a .gif"
+        part = "an MP4 needs av: pip install av, or name a .gif"
     else:
         monkeypatch.setattr(video, "ENCODERS", ("no_such_encoder",))
         part = "this build of av has no H.264 encoder"
