@@ -19,6 +19,7 @@ from srwm_rl.scripts.benchmarks.measure import BenchOptions
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.settings import Count, Precision, TrainConfig
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model
+from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ def train_config(config: TrainBench) -> TrainConfig:
 def make_ours(config: TrainBench) -> RecurrentAlgorithm:
     """Return our trainer."""
     train = train_config(config)
-    return make_model(train, make_env(train))
+    model = make_model(train, make_env(train))
+    use_kernels(choose_kernels(train, model), model)
+    return model
 
 
 class PlainFeatures(BaseFeaturesExtractor):

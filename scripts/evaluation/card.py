@@ -23,7 +23,7 @@ from srwm_rl.storage.safe_file import MAX_BYTES
 # Settings of the machine, of one's folders and of how a run was watched: they do not change what is learned.
 NOT_SHARED = (
     *("resume", "override", "verify", "supervise", "hang_seconds", "dry_run", "env_list", "profile", "progress"),
-    *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq", "track"),
+    *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq", "track", "cnn_kernels"),
 )
 MAX_ATTEMPTS = 6
 

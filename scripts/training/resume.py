@@ -24,7 +24,7 @@ FREE = {
 WITH_OVERRIDE = {
     "learning_rate", "lr_decay", "batch_size", "n_epochs", "bptt", "gamma", "gae_lambda", "clip_range", "ent_coef",
     "vf_coef", "max_grad_norm", "target_kl", "vtrace_lambda", "rho_clip", "c_clip", "synchronous", "eval_levels",
-    "device",
+    "device", "cnn_kernels",
 }  # fmt: skip
 
 

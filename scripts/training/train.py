@@ -26,6 +26,7 @@ from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_pat
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.training import build
 from srwm_rl.scripts.training.checkpoints import Session, check_resumable
+from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
 from srwm_rl.scripts.training.launch import (
     FOLDER,
     NOT_SAVED,
@@ -70,6 +71,10 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
         build.use_deterministic_cudnn()
         model = build.make_model(own, env)
         model.join(processes)
+        if run is None:
+            chosen: dict[str, Any] = {"cnn_kernels": choose_kernels(own, model)}
+            config = replace(config, **chosen)
+        use_kernels(config.cnn_kernels, model)
         if ":" in config.core:  # a user's core might mix up environments
             check_core(make_core(config.core, model.policy.features_dim, **pairs(config.core_kwargs, "core_kwargs")))
         code = _run(config, model, run, changes)

@@ -108,6 +108,7 @@ class ImpalaCNN(nn.Module):
         precision: of the arithmetic, "float32" or "bfloat16"; weights, gradients and output are float32 either way.
 
     Attributes:
+        shape, depth: of a frame, and its number of channels.
         kernels: how it runs on a GPU, a key of `KERNELS`; the results are the same up to rounding.
 
     Raises:
@@ -115,7 +116,7 @@ class ImpalaCNN(nn.Module):
     """
 
     title = "IMPALA CNN"
-    kernels = "plain"
+    kernels: str = "plain"
 
     def __init__(
         self,
@@ -133,8 +134,9 @@ class ImpalaCNN(nn.Module):
         self.precision = precision
         self.channels_first, self.scale = channels_first, scale
         self.micro_batch = micro_batch or micro_batch_for(precision)
-        size, depth = (shape[1:], shape[0]) if channels_first else (shape[:2], shape[2])
-        stages, n_outputs = self._make_stages(size[0], size[1], depth, channels)
+        size, self.depth = (shape[1:], shape[0]) if channels_first else (shape[:2], shape[2])
+        self.shape = tuple(shape)
+        stages, n_outputs = self._make_stages(size[0], size[1], self.depth, channels)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(n_outputs, features)
         self.n_features = features

@@ -42,8 +42,9 @@ FRAMES = ("--n-envs", "4", "--n-steps", "16", "--batch-size", "32", "--n-epochs"
         ("recall", ("--algo", "ppo"), 8192),
         ("recall", ("--algo", "impala", "--synchronous"), 8192),
         ("coinrun", FRAMES, 256),
+        ("coinrun", (*FRAMES, "--cnn-kernels", "fused8"), 256),
     ],
-    ids=["ppo", "impala", "frames"],
+    ids=["ppo", "impala", "frames", "frames with fused operations"],
 )
 def test_a_run_resumes_exactly(
     env: str, settings: tuple[str, ...], steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

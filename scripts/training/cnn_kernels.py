@@ -1,0 +1,102 @@
+"""How a run's CNN computes on a GPU, chosen by a measurement when the run begins; a resumed run keeps the choice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srwm_rl.agents.base import FRAMES_AT_ONCE, RecurrentAlgorithm
+from srwm_rl.agents.engine.cuda_graphs import capture, first_line
+from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
+from srwm_rl.scripts.config.settings import TrainConfig
+
+ROUNDS, REPLAYS = 5, 4  # of each candidate, in alternation
+MAX_DIFFERENCE = 0.1  # relative, of gradients in bfloat16
+logger = logging.getLogger(__name__)
+
+
+def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
+    """Return the fastest kernels for the model's CNNs, "auto" where there is no choice; the same in all processes.
+
+    On a GPU gradients of as many frames as are learned at once are timed as CUDA graphs; what fails or gives other
+    numbers than plain operations is left out. No random numbers are drawn.
+    """
+    if config.cnn_kernels != "auto":
+        return config.cnn_kernels
+    choice, cnns = "auto", cnns_of(model)
+    if model.device.type == "cuda" and cnns:
+        choice = _measured(cnns, min(config.batch_size, FRAMES_AT_ONCE["cuda"]), model.device)
+    return str(model.processes.all_gather(choice)[0])
+
+
+def use_kernels(kernels: str, model: RecurrentAlgorithm) -> None:
+    """Let the model's CNNs run in this way; "auto" stands for plain operations, as in runs without a choice."""
+    for cnn in cnns_of(model):
+        cnn.kernels = "plain" if kernels == "auto" else kernels
+
+
+def cnns_of(model: RecurrentAlgorithm) -> list[ImpalaCNN]:
+    """Return the policy's CNNs that have a choice of kernels."""
+    return [module for module in model.policy.modules() if isinstance(module, ImpalaCNN)]
+
+
+def _measured(cnns: list[ImpalaCNN], n_frames: int, device: torch.device) -> str:
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randint(0, 256, (n_frames, *cnn.shape), dtype=torch.uint8, generator=generator) for cnn in cnns]
+    run = partial(_gradients, cnns, [part.to(device) for part in frames])
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    replays: dict[str, Callable[[], object]] = {}
+    expected: list[Tensor] = []
+    for kernels in _candidates(cnns):
+        for cnn in cnns:
+            cnn.kernels = kernels
+        try:
+            results = [part.clone() for part in run()]
+            expected = expected or results
+            error = max(float((a - b).norm() / b.norm()) for a, b in zip(results, expected, strict=True))
+            if not error <= MAX_DIFFERENCE:
+                raise ValueError(f"its results differ by {error:.2g} of their norm")
+            replays[kernels] = capture(run, stream, pool, draws=False)
+        except Exception as error:  # whatever compiler, driver and memory refuse: plain operations remain
+            logger.warning("the CNN's %s kernels are not used: %s", kernels, first_line(error))
+    times: dict[str, list[float]] = {kernels: [] for kernels in replays}
+    for _ in range(ROUNDS):
+        for kernels, replay in replays.items():
+            times[kernels].append(_milliseconds(replay, device))
+    del replays
+    torch.cuda.empty_cache()
+    return min(times, key=lambda kernels: median(times[kernels]), default="plain")
+
+
+def _candidates(cnns: list[ImpalaCNN]) -> list[str]:
+    """Return the kernels without those that pad as others do."""
+    by_padding: dict[Any, str] = {}
+    for kernels, multiple in KERNELS.items():
+        padding = tuple(-cnn.depth % multiple for cnn in cnns)
+        by_padding.setdefault((kernels == "plain", padding), kernels)
+    return list(by_padding.values())
+
+
+def _gradients(cnns: list[ImpalaCNN], frames: list[Tensor]) -> list[Tensor]:
+    """Return features and the gradients of their squares' sum, each as one vector."""
+    features = torch.cat([cnn(part) for cnn, part in zip(cnns, frames, strict=True)], dim=1)
+    weights = [weight for cnn in cnns for weight in cnn.parameters()]
+    grads = torch.autograd.grad(features.square().sum(), weights)
+    return [features.detach(), torch.cat([grad.flatten() for grad in grads])]
+
+
+def _milliseconds(replay: Callable[[], object], device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(REPLAYS):
+            replay()
+        end.record()
+        end.synchronize()
+    return float(start.elapsed_time(end))

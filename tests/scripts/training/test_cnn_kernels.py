@@ -1,0 +1,99 @@
+"""The choice of a CNN's kernels: measured on a GPU when a run begins, kept by a resumed run, none on a CPU."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
+from srwm_rl.ops import cnn
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.main import main
+from srwm_rl.scripts.training.cnn_kernels import _candidates, choose_kernels, cnns_of, use_kernels
+from tests.agents.probe import small_model
+
+FRAMES = spaces.Box(0, 255, (16, 20, 3), np.uint8)
+ENCODER = {"precision": "bfloat16", "cnn": {"channels": [8, 16]}}
+
+
+def model_of_frames(device: str, space: spaces.Space[Any] = FRAMES) -> Any:
+    policy_kwargs = {"encoder_kwargs": ENCODER if space is FRAMES else {}}
+    return small_model("ppo", observation_space=space, device=device, policy_kwargs=policy_kwargs)
+
+
+def test_the_setting_has_the_names_of_the_kernels() -> None:
+    assert get_args(get_type_hints(TrainConfig)["cnn_kernels"]) == ("auto", *KERNELS)
+
+
+def test_on_a_cpu_nothing_is_chosen_and_the_cnn_is_plain() -> None:
+    model = model_of_frames("cpu")
+    assert choose_kernels(TrainConfig(env="recall"), model) == "auto"
+    use_kernels("auto", model)
+    assert [network.kernels for network in cnns_of(model)] == ["plain"]
+    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="fused4"), model) == "fused4"
+    use_kernels("fused4", model)
+    assert [network.kernels for network in cnns_of(model)] == ["fused4"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "kernels"),
+    [(3, ["plain", "fused", "fused4", "fused8"]), (4, ["plain", "fused", "fused8"]), (16, ["plain", "fused"])],
+)
+def test_paddings_that_are_the_same_are_measured_once(depth: int, kernels: list[str]) -> None:
+    assert _candidates([ImpalaCNN((16, 16, depth), False)]) == kernels
+
+
+@pytest.mark.gpu
+def test_the_choice_draws_no_numbers_and_leaves_the_weights(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of_frames("cuda")
+    before = [weight.detach().clone() for weight in model.policy.parameters()]
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    choice = choose_kernels(TrainConfig(env="recall", batch_size=64), model)
+    assert choice in KERNELS
+    assert not caplog.text
+    assert all(map(torch.equal, states, (torch.get_rng_state(), torch.cuda.get_rng_state())))
+    assert all(map(torch.equal, before, model.policy.parameters()))
+    assert all(weight.grad is None for weight in model.policy.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fault", ["raises", "is wrong"])
+def test_kernels_with_a_fault_are_not_chosen(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faulty(x: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
+        if fault == "raises":
+            raise RuntimeError("no compiler")
+        total, relu = epilogue(x, *arguments, **settings)
+        return total, relu * 2
+
+    epilogue = cnn.epilogue
+    monkeypatch.setattr(cnn, "epilogue", faulty)
+    assert choose_kernels(TrainConfig(env="recall", batch_size=64), model_of_frames("cuda")) == "plain"
+    assert caplog.text.count("kernels are not used") == 3
+    assert ("no compiler" if fault == "raises" else "its results differ by") in caplog.text
+
+
+@pytest.mark.gpu
+def test_vectors_have_no_choice() -> None:
+    model = model_of_frames("cuda", spaces.Box(-1, 1, (4,)))
+    assert choose_kernels(TrainConfig(env="recall"), model) == "auto"
+
+
+@pytest.mark.gpu
+def test_a_run_keeps_its_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--n-envs", "2", "--n-steps", "8", "--batch-size", "16", "--n-epochs", "1", "--device", "cuda"]
+    start = ["train", "--env", "coinrun", *small, "--no-progress", "-f", str(tmp_path)]
+    assert main([*start, "-n", "16"]) == 0
+    run = next(tmp_path.glob("*/coinrun_1"))
+    config = json.loads((run / "config.json").read_text())
+    assert config["train"]["cnn_kernels"] in KERNELS
+    config["train"]["cnn_kernels"] = "fused4"
+    (run / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--no-progress", "-n", "32"]) == 0
+    assert ", CNN fused4\n" in capsys.readouterr().out
