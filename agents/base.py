@@ -25,15 +25,13 @@ from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
 from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_unused_masks, wrap_env
+from srwm_rl.agents.frames_at_once import default_frames_at_once
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 from srwm_rl.ops.checks import is_autocast
 from srwm_rl.storage.model_schema import weights_of
 
 SelfRecurrent = TypeVar("SelfRecurrent", bound="RecurrentAlgorithm")
-# By device type. With the published CNN a frame's activations take about a megabyte. More frames at once are not
-# faster on a CPU; on a GPU they are fewer launches.
-FRAMES_AT_ONCE = {"cpu": 256, "cuda": 4096}
 NOT_SAVED = ("_core_state", "engine", "nan_guard", "processes", "rollout_buffer_class", "_ended_episodes", "_progress")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 # Settings of SB3's algorithms that these have not, with the only values they may have.
@@ -221,7 +219,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         if not self.policy.has_images:
             return None
         if self.frames_at_once is None:  # rounded: IMPALA's sequences are one step longer than its unrolls
-            return max(1, round(FRAMES_AT_ONCE.get(self.device.type, 256) / sequence_length))
+            return max(1, round(default_frames_at_once(self.policy, self.device) / sequence_length))
         return max(1, self.frames_at_once // sequence_length)
 
     def _all_reduce(self, sums: Iterable[Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ class PPO(CollectingAlgorithm):
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; the gradient of a larger minibatch is
             accumulated over parts of whole sequences, which changes memory use and nothing else. None: about 256 on a
-            CPU, 4,096 on a GPU.
+            CPU, 4,096 to 16,384 on a GPU, by its memory.
         on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" skips the
             step or the update and logs how many (`train/skipped`).
 

@@ -11,8 +11,9 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from srwm_rl.agents import IMPALA, PPO, Supervised
-from srwm_rl.agents.base import FRAMES_AT_ONCE, RecurrentAlgorithm
+from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.distributed import ProcessGroup, RankInfo
+from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
 from srwm_rl.agents.run.checkpoint_state import fresh_seed
 from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.envs.wrappers.grouped import GroupedVecEnv

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srwm_rl.agents.base import FRAMES_AT_ONCE, RecurrentAlgorithm
+from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.engine.cuda_graphs import capture, first_line
+from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
 from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
 from srwm_rl.scripts.config.settings import TrainConfig
 

@@ -224,7 +224,9 @@ STAND_INS: dict[str, Any] = {
     "set_device": lambda device: GPU.swap_device(index_of(device)),
     "get_device_name": always("Simulated CUDA"),
     "get_device_capability": always((9, 0)),
-    "get_device_properties": always(SimpleNamespace(name="Simulated", major=9, minor=0, multi_processor_count=132)),
+    "get_device_properties": always(
+        SimpleNamespace(name="Simulated", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30)
+    ),
     "default_generators": (Generator(), Generator()),
     "default_stream": lambda device=None: Stream(device, stream_id=index_of(device)),
     "graph_pool_handle": always((0, 1)),

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl import UserError
-from srwm_rl.agents.base import FRAMES_AT_ONCE
+from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
 from srwm_rl.nn.cnns import MIN_FRAMES_PER_THREAD
 from srwm_rl.ops import cpu
 from srwm_rl.scripts.config.settings import TrainConfig
