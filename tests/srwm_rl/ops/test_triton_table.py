@@ -1,8 +1,8 @@
 """Registers, spills, shared memory and shuffles of the Triton kernels, compiled ahead of time: a table that is held.
 
 After a change of a kernel: `python -m tests.srwm_rl.ops.triton_compile > docs/results/triton_kernels.json`, then put
-the rows that `test_the_page_has_the_table` prints on docs/results/README.md. `triton_kernels_before.json` has the kernels
-that did not load ahead.
+the rows that `test_the_page_has_the_table` prints on docs/results/README.md. `triton_kernels_before.json` has the
+kernels that did not load ahead.
 """
 
 import json
