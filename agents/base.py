@@ -23,7 +23,7 @@ from torch import Tensor
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
-from srwm_rl.agents.engine.transfer import map_obs, to_device, to_host
+from srwm_rl.agents.engine.transfer import map_obs, to_device
 from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_unused_masks, wrap_env
 from srwm_rl.agents.frames_at_once import default_frames_at_once
 from srwm_rl.errors import UserError, check_settings
@@ -117,6 +117,9 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         """Number of gradients that are made of a rollout before the next one begins."""
         return 1
 
+    def wait_for_learner(self) -> None:
+        """Wait until no other thread is within an update: there is none here."""
+
     def native_gradient(self, batch: Any, *scalars: float | None) -> Tensor | None:
         """Add the gradient of `loss` in C; None: not possible, and nothing was done. See `engine.Trainer`."""
         return None
@@ -179,7 +182,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             return rewards
         rewards = rewards.astype(np.float32, copy=True)
         known = [i for i in truncated if infos[i].get("terminal_observation") is not None]
-        values = to_host(acted.values)[0].copy()
+        values = acted.values.numpy().copy()
         if known:
             obs = map_obs(lambda *parts: np.stack(parts), *[infos[i]["terminal_observation"] for i in known])
             obs = self.nan_guard.check_arrays("last observation", obs, self.num_timesteps, [envs[i] for i in known])

@@ -158,7 +158,9 @@ class IMPALA(CollectingAlgorithm):
             yield RolloutWriter(unrolls, unrolls.core_state)
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
-        group.writer.observe(t, group.obs, group.starts)  # for the value that the unroll is bootstrapped with
+        # For the value that the unroll is bootstrapped with.
+        group.writer.observe(t, group.obs, group.starts)
+        group.actor.store(t, group.obs)
 
     def _store(self, groups: list[EnvGroup]) -> None:
         for group in groups:
@@ -171,6 +173,14 @@ class IMPALA(CollectingAlgorithm):
                 copy_weights(self._actor, self.policy)
                 self._actor_version = self._n_updates
             return self._n_updates
+
+    def wait_for_learner(self) -> None:
+        """Wait until the learner has used all batches that it can have before this thread collects more.
+
+        That waits for no other process's collecting: all of them have collected as much.
+        """
+        if self._actor is not None:
+            self.rollout_buffer.wait_until_idle(self.unrolls_per_batch)
 
     def train(self) -> None:
         """Learn from the batches that wait (synchronous mode), and log the updates since the last call."""

@@ -121,7 +121,7 @@ class PPO(CollectingAlgorithm):
         yield from (RolloutWriter(buffer.tensors, buffer.core_states, group.rows) for group in groups)
 
     def _finish_group(self, group: EnvGroup, t: int) -> None:
-        self._act(group)  # for the values that the rollout is bootstrapped with
+        self._act(group, t)  # for the values that the rollout is bootstrapped with
 
     def _after_step(self, t: int, groups: list[EnvGroup], results: list[StepResult], callback: BaseCallback) -> bool:
         continue_training = super()._after_step(t, groups, results, callback)

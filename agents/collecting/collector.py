@@ -17,8 +17,9 @@ from torch import Tensor
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
+from srwm_rl.agents.engine.engine import Actor
 from srwm_rl.agents.engine.transfer import map_obs
-from srwm_rl.nn.policy import ActStep, Obs
+from srwm_rl.nn.policy import ActStep
 from srwm_rl.nn.spaces import env_actions
 
 EnvStep = tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]  # what `VecEnv.step` returns
@@ -31,7 +32,7 @@ class StepResult(NamedTuple):
     rewards: np.ndarray  # [B]
     dones: np.ndarray  # [B]
     infos: list[dict[str, Any]]
-    acted: ActStep  # the policy's step that chose the actions
+    acted: ActStep  # the policy's step that chose the actions; only its core state is on the device
     clipped_actions: np.ndarray  # these as the environments got them, [B, ...]
 
 
@@ -42,9 +43,8 @@ class EnvGroup:
     starts: np.ndarray  # [B], episode starts
     core_state: Tensor  # [L, B, S], with which the next step begins
     acted: ActStep  # the policy's last step
-    actions: np.ndarray  # its actions [B, ...]
-    clipped_actions: np.ndarray  # these as the environments get them
-    obs_tensor: Obs  # what it acted on
+    clipped_actions: np.ndarray  # its actions as the environments get them, [B, ...]
+    actor: Actor
     writer: RolloutWriter
 
     def __init__(self, env: VecEnv, first: int) -> None:
@@ -99,9 +99,15 @@ class CollectingAlgorithm(RecurrentAlgorithm):
         groups = groups_of(env)
         for group, writer in zip(groups, self._writers(groups, core_state, n_rollout_steps), strict=True):
             group.begin(self._last_obs, self._last_episode_starts, core_state, writer)
+            first_step = group.obs, group.core_state, group.starts
+            group.actor = self.engine.actor(
+                self.acting_policy, group.rows.start, writer.observations, n_rollout_steps + 1, *first_step
+            )
         if not self._collect(env, groups, callback, rollout_buffer, n_rollout_steps):
             return False
         self._gather_episodes()
+        for group in groups:
+            group.writer.finish(group.actor.observations)
         self._store(groups)
         with self.weights_lock:
             callback.on_rollout_end()
@@ -126,7 +132,7 @@ class CollectingAlgorithm(RecurrentAlgorithm):
 
         Callbacks are called after a step of all groups. Beside this method's arguments their `locals` hold, under SB3's
         names, `actions`, `clipped_actions`, `values`, `log_probs`, `rewards`, `dones` and `infos` of all environments,
-        and `obs_tensor` and `new_obs` where there is one group. However this ends, the next
+        all of them on the host, and `obs_tensor` and `new_obs` where there is one group. However this ends, the next
         rollout goes on from the environments' present state; if a step raised, `learn` resets them all.
         """
         constant = {"self": self, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
@@ -157,22 +163,18 @@ class CollectingAlgorithm(RecurrentAlgorithm):
             self._core_state = states[0] if len(states) == 1 else torch.cat(states, dim=1)
         return True
 
-    def _act(self, group: EnvGroup) -> tuple[Any, Any]:
-        """Act for a group; return its observations and episode starts as `RolloutWriter.observe` takes them."""
-        policy, obs = self.acting_policy, self.obs_tensor(group.obs)
-        starts: Any = self.obs_tensor(group.starts)
-        group.obs_tensor = obs
-        group.acted, group.core_state, group.actions = self.nan_guard.act(
-            policy, obs, group.core_state, starts, self.num_timesteps, self.engine.act_fn(policy), group.env_indices
-        )
-        # On a CPU they share memory, and an array is written faster than a tensor.
-        return (group.obs, group.starts) if self.device.type == "cpu" else (obs, starts)
+    def _act(self, group: EnvGroup, t: int) -> None:
+        """Act for a group in step t of the rollout."""
+        act = partial(group.actor, t)
+        args = self.acting_policy, group.obs, group.core_state, group.starts, self.num_timesteps, act
+        group.acted, group.core_state = self.nan_guard.act(*args, group.env_indices)
 
     def _start_step(self, group: EnvGroup, t: int, start_step: StartStep) -> None:
-        group.writer.observe(t, *self._act(group))
+        self._act(group, t)
+        group.writer.observe(t, group.obs, group.starts)
         group.writer.act(t, group.acted, group.core_state)
         # The buffer keeps the sample.
-        group.clipped_actions = env_actions(group.actions, self.action_space)
+        group.clipped_actions = env_actions(group.acted.actions.numpy(), self.action_space)
         group.wait = start_step(group.env, group.clipped_actions)
 
     def _finish_step(self, group: EnvGroup) -> StepResult:
@@ -233,17 +235,17 @@ def _policy_locals(groups: list[EnvGroup], results: list[StepResult]) -> dict[st
     if len(groups) == 1:
         (group,), acted = groups, results[0].acted
         return {
-            "actions": group.actions,
+            "actions": acted.actions.numpy(),
             "clipped_actions": group.clipped_actions,
             "values": acted.values.unsqueeze(1),
             "log_probs": acted.log_probs,
-            "obs_tensor": group.obs_tensor,
+            "obs_tensor": group.actor.obs_tensor,
             "new_obs": group.obs,
         }
     # Without observations: joining those of several groups would take as long as some environments' steps.
     actions, values, log_probs = (torch.cat([result.acted[i] for result in results]) for i in range(3))
     return {
-        "actions": actions.cpu().numpy(),
+        "actions": actions.numpy(),
         "clipped_actions": np.concatenate([result.clipped_actions for result in results]),
         "values": values.unsqueeze(1),
         "log_probs": log_probs,

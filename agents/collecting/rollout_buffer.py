@@ -134,7 +134,7 @@ class SequenceRolloutBuffer:
         )  # step t ended an episode where t + 1 starts one
         tensors = self.tensors
         result = generalized_advantages(
-            tensors.rewards, tensors.values, episode_ends, last_values, self.gamma, self.gae_lambda
+            tensors.rewards, tensors.values, episode_ends, last_values.to(self.device), self.gamma, self.gae_lambda
         )
         tensors.advantages.copy_(result.advantages)
         tensors.returns.copy_(result.returns)
@@ -227,54 +227,62 @@ def action_storage(shape: tuple[int, int], space: spaces.Space[Any], device: tor
 
 
 class RolloutWriter:
-    """Writes steps of some environments into `[T, B, ...]` storage.
+    """Writes steps of some environments into `[T, B, ...]` storage, as NumPy arrays.
 
-    On a CPU through NumPy views: torch's `copy_` takes several times as long for a row of this size.
+    On a CPU these are views: torch's `copy_` takes several times as long for a row of this size. Storage elsewhere is
+    filled at the end of the rollout, in one copy for each kind of number, and with observations that are there already.
 
     Args:
         stored: `RolloutTensors` or `Unrolls`, with `values` or without.
         core_states: `[L, sequences, S]`, of each one's first step, to be written.
         rows: which of the B environments.
+
+    Attributes:
+        observations: these environments' part of the storage, `[T, n, ...]`, or `[T + 1, n, ...]` of `Unrolls`.
     """
 
     def __init__(self, stored: Any, core_states: Tensor, rows: slice = slice(None)) -> None:
-        def columns(tensor: Tensor) -> Any:
-            own = tensor[:, rows]
-            return own.numpy() if own.device.type == "cpu" else own
-
         self.stored = stored
-        self._observations = map_obs(columns, stored.observations)
-        self._episode_starts, self._actions = columns(stored.episode_starts), columns(stored.actions)
-        self._log_probs, self._rewards = columns(stored.log_probs), columns(stored.rewards)
-        self._values = columns(stored.values) if hasattr(stored, "values") else None
+        self.observations: Obs = map_obs(lambda tensor: tensor[:, rows], stored.observations)
+        self._on_host = core_states.device.type == "cpu"
+        self._obs_arrays = map_obs(lambda own: own.numpy(), self.observations) if self._on_host else None
+        self._arrays: dict[str, np.ndarray] = {}
+        self._not_filled: list[tuple[Tensor, np.ndarray]] = []  # storage on the device, and what is to be copied to it
+        for name in ("episode_starts", "actions", "log_probs", "rewards", "values"):
+            if hasattr(stored, name):
+                own = getattr(stored, name)[:, rows]
+                self._arrays[name] = own.numpy() if self._on_host else torch.zeros_like(own, device="cpu").numpy()
+                if not self._on_host:
+                    self._not_filled.append((own, self._arrays[name]))
         chunks = core_states.unflatten(1, (-1, stored.actions.shape[1])).unbind(1)
         self._core_states = [states[:, rows] for states in chunks]
         self._sequence_length = len(stored.actions) // len(chunks)
 
     def observe(self, t: int, obs: Any, episode_starts: np.ndarray) -> None:
-        """Store the observations `[n, ...]` (arrays or tensors) and `episode_starts` `[n]` of step t."""
-        _write(self._observations, t, obs)
-        _write(self._episode_starts, t, episode_starts)
+        """Store the observations `[n, ...]` (on a CPU) and `episode_starts` `[n]` of step t."""
+        if isinstance(self._obs_arrays, dict):
+            for key, array in self._obs_arrays.items():
+                array[t] = obs[key]
+        elif self._obs_arrays is not None:
+            self._obs_arrays[t] = obs
+        self._arrays["episode_starts"][t] = episode_starts
 
     def act(self, t: int, acted: ActStep, core_state: Tensor) -> None:
         """Store the policy's step t, and if a sequence begins there its `core_state` `[L, n, S]`."""
         if t % self._sequence_length == 0:
             self._core_states[t // self._sequence_length].copy_(core_state)
-        _write(self._actions, t, acted.actions)
-        _write(self._log_probs, t, acted.log_probs)
-        if self._values is not None:
-            _write(self._values, t, acted.values)
+        self._arrays["actions"][t] = acted.actions.numpy()
+        self._arrays["log_probs"][t] = acted.log_probs.numpy()
+        if "values" in self._arrays:
+            self._arrays["values"][t] = acted.values.numpy()
 
     def reward(self, t: int, rewards: np.ndarray) -> None:
         """Store the rewards `[n]` of step t."""
-        _write(self._rewards, t, rewards)
+        self._arrays["rewards"][t] = rewards
 
-
-def _write(columns: Any, t: int, values: Any) -> None:
-    if isinstance(columns, np.ndarray):
-        columns[t] = values.numpy() if isinstance(values, Tensor) else values
-    elif isinstance(columns, dict):
-        for key, column in columns.items():
-            _write(column, t, values[key])
-    else:
-        columns[t].copy_(values if isinstance(values, Tensor) else to_device(values, columns.device))
+    def finish(self, observations: Obs | None) -> None:
+        """Fill storage that is not on a CPU, with `observations` `[T + 1, n, ...]`."""
+        for own, array in self._not_filled:
+            own.copy_(to_device(array, own.device))
+        if observations is not None:
+            map_obs(lambda own, tensor: own.copy_(tensor[: len(own)]), self.observations, observations)

@@ -115,6 +115,12 @@ class UnrollQueue:
             self._changed.wait_for(lambda: self._error is not None or self.closed or len(self) < limit)
             self.check()
 
+    def wait_until_idle(self, n: int) -> None:
+        """Wait until the learner waits for a batch of `n` unrolls."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or self.closed or (self._idle and len(self) < n))
+            self.check()
+
     def take(self, n: int, wait: bool = False) -> Unrolls | None:
         """Remove and return the n oldest unrolls; None when there are fewer or, with `wait`, when the queue is closed.
 
@@ -123,7 +129,10 @@ class UnrollQueue:
         with self._changed:
             self._taken = []
             if wait:
+                self._idle = True
+                self._changed.notify_all()
                 self._changed.wait_for(lambda: self.closed or self._finishing or len(self) >= n)
+                self._idle = False
                 if self.closed:
                     return None
             if len(self) < n:
@@ -144,6 +153,7 @@ class UnrollQueue:
     def open(self) -> None:
         """Let a learner wait for unrolls (again)."""
         self._finishing = self.closed = False
+        self._idle = False  # whether the learner waits
         self._error: BaseException | None = None
 
     def finish(self) -> None:

@@ -1,20 +1,15 @@
-"""CUDA graphs: many kernel launches as one; graphs that are checked when captured; and acting by a captured graph."""
+"""CUDA graphs: many kernel launches as one; and graphs that are checked when captured."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from threading import RLock
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
-
-from srwm_rl.nn.module_fingerprint import ModuleFingerprint
-from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -87,7 +82,7 @@ def _restored_after_failure(pool: Any, draws: bool) -> Iterator[None]:
 
 
 class CheckedGraphs:
-    """A function's CUDA graphs, one for each shape of its arguments.
+    """A function's CUDA graphs, for different arguments.
 
     If a capture fails or a graph's first results differ from the function's, a warning is logged and all goes on
     without graphs.
@@ -103,83 +98,35 @@ class CheckedGraphs:
     def __init__(self) -> None:
         self._stream: Any = None
         self._pool: Any = None
-        self._graphs: dict[Hashable, tuple[Any, Callable[[], Any]]] = {}  # the tensors that it reads, and its launch
         self.disabled = False
 
     def _try_to_capture(
-        self, key: Hashable, args: Any, function: Callable[[Any], Any], difference: Callable[[Callable[[], Any]], str]
-    ) -> None:
-        """Capture `function` of arguments like `args`; `difference` names what is wrong with the graph, if anything."""
-        device = next(leaf.device for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
-        inputs = empty_like_args(args, device)
-        copy_into(inputs, args)
+        self, work: Callable[[], Result], device: torch.device, difference: Callable[[Callable[[], Result]], str]
+    ) -> Callable[[], Result] | None:
+        """Return what launches `work` as a graph; None: that is not possible, and graphs are disabled from now on.
+
+        Args:
+            work: see `capture`.
+            device: on which it runs.
+            difference: names what is wrong with the graph's results, if anything.
+        """
         try:
-            replay = self._make_graph(lambda: function(inputs), device)
+            replay = self._make_graph(work, device)
             problem = difference(replay)
         except RuntimeError as error:
             problem = first_line(error)
         if problem:
-            self.disabled, self._graphs = True, {}
+            self.disabled = True
             logger.warning("%s goes on without CUDA graphs: %s", self.what, problem)
-            return
-        self._graphs[key] = inputs, replay
+            return None
+        return replay
 
-    def _make_graph(self, work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    def _make_graph(self, work: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
         if self._stream is None or self._stream.device != device:
             self._stream = torch.cuda.Stream(device, priority=self.priority)
             # One pool: graphs are replayed one at a time and may share the memory of what is not their result.
             self._pool = torch.cuda.graph_pool_handle()
         return capture(work, self._stream, self._pool, self.draws)
-
-
-class GraphedActing(CheckedGraphs):
-    """`policy.act` as a CUDA graph, captured at the first call for a batch size; the results are the same.
-
-    Weights are read in place, so the policy may learn between calls. Graphs are captured anew when weights or modules
-    were replaced, moved or frozen (`ModuleFingerprint`).
-
-    Args:
-        policy: that acts, sampling its actions.
-    """
-
-    what = "acting"
-    priority = -1  # acting goes before a learner's kernels, each of which takes as long as a whole acting step
-    draws = True
-
-    def __init__(self, policy: SRWMPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-        self._fingerprint: ModuleFingerprint | None = None
-
-    @torch.no_grad()
-    def __call__(self, obs: Obs, core_state: Tensor, episode_starts: Tensor) -> ActStep:
-        """Sample actions; arguments and result as in `SRWMPolicy.act`, the result in memory of its own."""
-        args = (obs, core_state, episode_starts)
-        with CAPTURING:
-            if self._fingerprint is None or not self._fingerprint.matches():
-                self._fingerprint, self._graphs, self.disabled = ModuleFingerprint(self.policy), {}, False
-            if not self.disabled and core_state.shape not in self._graphs:
-                # A resumed run captures again, and must draw the same numbers as the run before.
-                with torch.random.fork_rng([core_state.device] if core_state.is_cuda else []):
-                    self._try_to_capture(
-                        core_state.shape, args, lambda inputs: self.policy.act(*inputs), partial(self._difference, args)
-                    )
-            if self.disabled:
-                return self.policy.act(*args)
-            inputs, replay = self._graphs[core_state.shape]
-            copy_into(inputs, args)
-            # Cloned: the next replay writes over these tensors, while a rollout may still hold them.
-            return ActStep(*(tensor.clone() for tensor in replay()))
-
-    def _difference(self, args: tuple[Obs, Tensor, Tensor], replay: Callable[[], ActStep]) -> str:
-        """Name what differs between a graph's result and the policy's own, apart from sampled actions."""
-        for result in replay()[1:]:  # so that a graph that writes nothing is noticed
-            result.fill_(torch.nan)
-        step, expected = replay(), self.policy.act(*args)
-        for name in ("values", "core_state"):
-            if not torch.allclose(getattr(step, name), getattr(expected, name), rtol=1e-3, atol=1e-3, equal_nan=True):
-                return f"its {name} differ from those of the policy"
-        return ""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,15 +7,50 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from srwm_rl.agents.engine.cuda_graphs import GraphedActing
+from srwm_rl.agents.engine.graphed_acting import GraphedActing
 from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
+from srwm_rl.agents.engine.transfer import map_obs
 from srwm_rl.native.fused_policy import FusedPolicy
 from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 
-ActFn = Callable[[Obs, Tensor, Tensor], ActStep]
+
+class Actor(Protocol):
+    """Acts for one group of environments during a rollout; see `GraphedActor`."""
+
+    @property
+    def observations(self) -> Obs | None:
+        """The rollout's observations `[T + 1, B, ...]`, on the device; None: they are not stored."""
+
+    @property
+    def obs_tensor(self) -> Obs:
+        """The observations of the last step `[B, ...]`, on the device."""
+
+    def __call__(self, t: int, obs: Any, core_state: Tensor, episode_starts: np.ndarray) -> ActStep:
+        """Sample the actions of step t for arrays `[B, ...]`; only the step's core state is on the device."""
+
+    def store(self, t: int, obs: Any) -> None:
+        """Store observations `[B, ...]` as those of step t, without acting."""
+
+
+class HostActor:
+    """Acts on a CPU, where a rollout's observations are written by the collector."""
+
+    observations: Obs | None = None
+
+    def __init__(self, act: Callable[[Obs, Tensor, Tensor], ActStep]) -> None:
+        self._act = act
+
+    def __call__(self, t: int, obs: Any, core_state: Tensor, episode_starts: np.ndarray) -> ActStep:
+        """Sample actions for arrays `[B, ...]`, which are not copied."""
+        self.obs_tensor: Obs = map_obs(torch.from_numpy, obs)
+        return self._act(self.obs_tensor, core_state, torch.from_numpy(episode_starts))
+
+    def store(self, t: int, obs: Any) -> None:
+        """Do nothing."""
 
 
 class Trainer(Protocol):
@@ -25,6 +60,9 @@ class Trainer(Protocol):
     device: torch.device
     weights_lock: AbstractContextManager[Any]  # held while weights change, and while a CUDA graph is captured
     loss_settings: Hashable  # what the loss depends on beside the weights and its arguments
+
+    def wait_for_learner(self) -> None:
+        """Wait until no other thread is within an update, or begins one before this thread collects more."""
 
     def loss(self, batch: Any, *scalars: float | Tensor | None) -> tuple[Tensor, NamedTuple]:
         """Return the loss of a micro-batch, `[]`, and its terms summed over steps, a NamedTuple of scalars `[]`."""
@@ -51,7 +89,7 @@ class Engine:
         self._trainer = trainer
         self.fused = lru_cache(maxsize=2)(FusedPolicy)  # two: IMPALA's actors use a copy of the policy
         self.listeners: list[Callable[[], None]] = []
-        self._graphed_acting = lru_cache(maxsize=1)(GraphedActing)
+        self._graphed_acting = lru_cache(maxsize=1)(lambda policy: GraphedActing(policy, trainer.wait_for_learner))
         self._graphed_gradient: GraphedGradient | None = None
 
     def release(self) -> None:
@@ -59,12 +97,24 @@ class Engine:
         self.fused.cache_clear()
         self._graphed_acting.cache_clear()
 
-    def act_fn(self, policy: SRWMPolicy) -> ActFn:
-        """Return the function that computes `policy.act`, sampling actions, in the fastest way."""
-        device = self._trainer.device.type
-        if device == "cpu":
-            return self.fused(policy).act
-        return self._graphed_acting(policy) if device == "cuda" else policy.act
+    def actor(
+        self,
+        policy: SRWMPolicy,
+        first: int,
+        observations: Obs,
+        n_rows: int,
+        obs: Any,
+        core_state: Tensor,
+        episode_starts: np.ndarray,
+    ) -> Actor:
+        """Return what acts for a group in a rollout as `policy.act` does, sampling actions, in the fastest way.
+
+        The arguments are those of `GraphedActing.actor`.
+        """
+        if self._trainer.device.type == "cpu":
+            return HostActor(self.fused(policy).act)
+        acting = self._graphed_acting(policy)
+        return acting.actor(first, observations, n_rows, obs, core_state, episode_starts)
 
     def evaluate_sequence(
         self, obs: Obs, actions: Tensor, core_state: Tensor, episode_starts: Tensor, bptt: int | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from srwm_rl.agents.engine.cuda_graphs import CheckedGraphs, copy_into
+from srwm_rl.agents.engine.cuda_graphs import CheckedGraphs, copy_into, empty_like_args
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 
 Grads = list[Tensor | None]
@@ -50,6 +50,7 @@ class GraphedGradient(CheckedGraphs):
         self.gradient, self.parameters, self.lock = gradient, list(parameters), lock
         self._fingerprint = ModuleFingerprint(network)
         self._grads: Grads = [None] * len(self.parameters)  # the tensors that the graphs add to
+        self._graphs: dict[Hashable, tuple[Any, Callable[[], Tensor]]] = {}  # what each reads, and its launch
         self._settings: Hashable = None
         self._n_captures = 0
 
@@ -85,7 +86,7 @@ class GraphedGradient(CheckedGraphs):
             return self.gradient(args) if len(self._graphs) == MAX_SHAPES else self._first_call(key, args)
         inputs, replay = self._graphs[key]
         copy_into(inputs, args)
-        return replay().clone()  # type: ignore[no-any-return]
+        return replay().clone()
 
     def _first_call(self, key: Hashable, args: Any) -> Tensor:
         """Compute without a graph, then capture one and compare."""
@@ -102,10 +103,16 @@ class GraphedGradient(CheckedGraphs):
                     self._grads[i] = torch.zeros_like(self.parameters[i])
             self.zero()
             self._n_captures += 1
+            inputs = empty_like_args(args, norm.device)
+            copy_into(inputs, args)
             with self.lock:
-                self._try_to_capture(key, args, self.gradient, partial(self._difference, sums, grads))
-            if self.disabled:
-                self._grads = [None] * len(self.parameters)
+                replay = self._try_to_capture(
+                    partial(self.gradient, inputs), norm.device, partial(self._difference, sums, grads)
+                )
+            if replay is None:
+                self._graphs, self._grads = {}, [None] * len(self.parameters)
+            else:
+                self._graphs[key] = inputs, replay
         self.zero()
         for parameter, *parts in zip(self.parameters, before, grads, strict=True):
             for part in parts:

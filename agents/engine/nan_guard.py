@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srwm_rl.agents.engine.transfer import map_obs, to_host
+from srwm_rl.agents.engine.transfer import map_obs, to_device
 from srwm_rl.errors import FaultError
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
 
@@ -22,9 +22,6 @@ OnNan = Literal["stop", "skip"]
 ON_NAN = ("stop", "skip")
 MAX_WARNINGS = 10
 logger = logging.getLogger(__name__)
-
-
-CheckedStep = tuple[ActStep, Tensor, np.ndarray]  # a finite step, its core state before, its actions on the host
 
 
 class NanGuard:
@@ -82,37 +79,39 @@ class NanGuard:
         policy: SRWMPolicy,
         obs: Any,
         core_state: Tensor,
-        episode_starts: Tensor,
+        episode_starts: np.ndarray,
         step: int,
-        act: Callable[[Any, Tensor, Tensor], ActStep],
+        act: Callable[[Any, Tensor, np.ndarray], ActStep],
         env_indices: Sequence[int],
-    ) -> CheckedStep:
+    ) -> tuple[ActStep, Tensor]:
         """Act, and check that values and log-probabilities are finite.
 
         Args:
-            policy, obs, core_state, episode_starts: see `SRWMPolicy.act`.
+            policy, core_state: see `SRWMPolicy.act`.
+            obs, episode_starts: arrays `[B, ...]` and `[B]`.
             step: environment steps so far.
-            act: `policy.act` or a faster equivalent.
+            act: acts as `policy.act`; of its result, only the core state is not on the host.
             env_indices: of the environments, `[B]`.
 
         Returns:
-            The step, the core state with which it began (those that are not finite are reset), its actions as an array.
+            The step, as of `act`, and the core state with which it began (those that are not finite are reset).
 
         Raises:
             FaultError: `on_nan` is "stop"; or the weights themselves are not finite.
         """
+        move = partial(to_device, device=core_state.device)
         with torch.no_grad():
-            checked = _try_to_act(act, obs, core_state, episode_starts)
-            if checked is not None:
-                return checked
-            arrays = self.check_arrays("observation", map_obs(lambda x: x.cpu().numpy(), obs), step, env_indices)
-            obs = map_obs(partial(torch.as_tensor, device=core_state.device), arrays)
-            core_state = self.check_state(core_state, step, env_indices)
-            checked = _try_to_act(policy.act, obs, core_state, episode_starts)
-            if checked is None:
-                origin = _first_non_finite_module(policy, obs, core_state, episode_starts)
-                raise FaultError(f"the policy's output is not finite at step {step:,}: {origin}")
-            return checked
+            acted = act(obs, core_state, episode_starts)
+            if not _is_finite(acted):
+                arrays = self.check_arrays("observation", obs, step, env_indices)
+                core_state = self.check_state(core_state, step, env_indices)
+                args = map_obs(move, arrays), core_state, move(episode_starts)
+                *results, state = policy.act(*args)
+                acted = ActStep._make([*(tensor.cpu() for tensor in results), state])
+                if not _is_finite(acted):
+                    origin = _first_non_finite_module(policy, *args)
+                    raise FaultError(f"the policy's output is not finite at step {step:,}: {origin}")
+            return acted, core_state
 
     def check_state(self, core_state: Tensor, step: int, env_indices: Sequence[int]) -> Tensor:
         """Return the core state `[L, B, S]` with zeros for each environment whose state is not finite.
@@ -159,13 +158,8 @@ def non_finite_gradients(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iter
             yield name
 
 
-def _try_to_act(
-    act: Callable[[Any, Tensor, Tensor], ActStep], obs: Any, core_state: Tensor, episode_starts: Tensor
-) -> CheckedStep | None:
-    step = act(obs, core_state, episode_starts)
-    # In one transfer: the only wait for a GPU in a step.
-    actions, values, log_probs = to_host(step.actions, step.values, step.log_probs)
-    return (step, core_state, actions) if _finite(values) and _finite(log_probs) else None
+def _is_finite(step: ActStep) -> bool:
+    return _finite(step.values.numpy()) and _finite(step.log_probs.numpy())
 
 
 def _finite(values: np.ndarray) -> bool:

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+ALIGNMENT = 16  # bytes, of tensors within a buffer
 
 
 def map_obs(function: Callable[..., Any], *obs: Any) -> Any:
@@ -25,13 +28,40 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Return tensors of one device as arrays, waiting for it once; on a CPU without a copy."""
-    device = tensors[0].device
-    if device.type != "cuda":
-        return [tensor.cpu().numpy() for tensor in tensors]
-    copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
-    for copy, tensor in zip(copies, tensors, strict=True):
-        copy.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(device).synchronize()
-    return [copy.numpy() for copy in copies]
+class PackedTensors:
+    """Tensors that cross between the host and a device in one copy: views of a buffer on each side, pinned on the host.
+
+    Args:
+        examples: tensors in tuples and dicts, whose shapes and dtypes are taken.
+        device: the other side.
+
+    Attributes:
+        on_host: the tensors on the host, arranged as `examples`, zeros at first.
+        on_device: the tensors on the device.
+    """
+
+    def __init__(self, examples: Any, device: torch.device) -> None:
+        leaves, structure = pytree.tree_flatten(examples)
+        stops = np.cumsum([-(-leaf.nbytes // ALIGNMENT) * ALIGNMENT for leaf in leaves]).tolist()
+        self._host = torch.zeros(stops[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._device = torch.zeros(stops[-1], dtype=torch.uint8, device=device)
+        self.on_host, self.on_device = (
+            pytree.tree_unflatten(
+                [
+                    buffer[start : start + leaf.nbytes].view(leaf.dtype).view(leaf.shape)
+                    for leaf, start in zip(leaves, [0, *stops], strict=False)
+                ],
+                structure,
+            )
+            for buffer in (self._host, self._device)
+        )
+
+    def to_device(self) -> None:
+        """Copy all tensors to the device, without waiting for it."""
+        self._device.copy_(self._host, non_blocking=True)
+
+    def to_host(self) -> None:
+        """Copy all tensors to the host, and wait for the work launched so far."""
+        self._host.copy_(self._device, non_blocking=True)
+        if self._device.is_cuda:
+            torch.cuda.current_stream(self._device.device).synchronize()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
@@ -15,9 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch
+from srwm_rl.agents.collecting.rollout_buffer import SequenceBatch, storage
 from srwm_rl.agents.collecting.unroll_queue import Unrolls
-from srwm_rl.agents.engine.transfer import to_host
 from srwm_rl.agents.ppo import PPO
 from srwm_rl.errors import UserError
 from srwm_rl.nn.policy import Obs
@@ -36,14 +36,14 @@ def make_components(model: RecurrentAlgorithm, env: VecEnv, batch_size: int) -> 
     """
     policy, n_envs, clock = model.policy, env.num_envs, device_clock(model.device)
     env.reset()
-    obs, actions = model.obs_tensor(sample(policy.observation_space, n_envs)), sample(policy.action_space, n_envs)
-    act_fn, state = model.engine.act_fn(policy), policy.initial_state(n_envs)
-    starts = torch.zeros(n_envs, device=model.device)
+    obs, actions = sample(policy.observation_space, n_envs), sample(policy.action_space, n_envs)
+    first_step = obs, policy.initial_state(n_envs), np.zeros(n_envs, np.float32)
+    stored = storage((1, n_envs), policy.observation_space, model.device)
+    actor = model.engine.actor(policy, 0, stored, 1, *first_step)
 
     def act() -> None:
         with torch.no_grad():
-            step = act_fn(obs, state, starts)
-        to_host(step.actions, step.values, step.log_probs)
+            actor(0, *first_step)
 
     n_sequences = max(1, batch_size // model.n_steps)
     at_once = model.sequences_at_once(model.n_steps) or n_sequences

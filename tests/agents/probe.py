@@ -147,7 +147,7 @@ def eager_graph(work: Callable[[], Result]) -> Callable[[], Result]:
     """Stand in for `cuda_graphs.capture`: `work` is called again at each replay, its results in the same tensors."""
     for _ in range(3):
         work()
-    result: Any = pytree.tree_map(torch.zeros_like, work())
+    result: Any = pytree.tree_map(lambda leaf: None if leaf is None else torch.zeros_like(leaf), work())
 
     def replay() -> Result:
         copy_into(result, work())

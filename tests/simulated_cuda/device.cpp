@@ -495,6 +495,8 @@ Tensor as_strided(const Tensor &self, SymIntArrayRef size, SymIntArrayRef stride
 
 Tensor view(const Tensor &self, SymIntArrayRef size) { return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size)); }
 
+Tensor view_dtype(const Tensor &self, at::ScalarType dtype) { return at::native::view_dtype(self, dtype); }
+
 Tensor reshape_alias(const Tensor &self, SymIntArrayRef size, SymIntArrayRef stride) {
     return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
 }
@@ -834,6 +836,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
     library.impl("empty_strided", TORCH_FN(empty_strided));
     library.impl("as_strided", TORCH_FN(as_strided));
     library.impl("view", TORCH_FN(view));
+    library.impl("view.dtype", TORCH_FN(view_dtype));
     library.impl("_reshape_alias", TORCH_FN(reshape_alias));
     library.impl("unfold", TORCH_FN(unfold));
     library.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));

@@ -242,25 +242,22 @@ def test_wrapped_groups_are_one_group() -> None:
     assert collect_rollout(small_model("ppo", wrapped)).rewards.max() == 0.5  # normalised over all environments
 
 
-@pytest.mark.parametrize("kind", ["array", "tensor"])
-def test_a_writer_writes_its_environments_rows_only(kind: str) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_writer_writes_its_environments_rows_only(device: str) -> None:
     space = spaces.Dict(a=spaces.Box(0, 255, (2,), np.uint8), b=spaces.Discrete(9))
-    buffer = SequenceRolloutBuffer(4, space, spaces.MultiBinary(3), n_envs=5, sequence_length=2)
-    buffer.reset(torch.zeros(1, 5, 7))
+    buffer = SequenceRolloutBuffer(4, space, spaces.MultiBinary(3), device, n_envs=5, sequence_length=2)
+    buffer.reset(torch.zeros(1, 5, 7, device=device))
     assert buffer.core_states.shape == (1, 2 * 5, 7)
     buffer.core_states.zero_()
     writer = RolloutWriter(buffer.tensors, buffer.core_states, slice(1, 3))
-    if kind == "tensor":  # as if the storage was not on a CPU
-        for name in ("_episode_starts", "_actions", "_log_probs", "_rewards", "_values"):
-            setattr(writer, name, torch.from_numpy(getattr(writer, name)))
-        writer._observations = {key: torch.from_numpy(array) for key, array in writer._observations.items()}
     obs = {"a": np.array([[1, 2], [3, 4]], np.uint8), "b": np.array([5, 6])}
     acted = ActStep(torch.ones(2, 3), torch.tensor([1.5, 2.5]), torch.tensor([-1.0, -2.0]), torch.zeros(1, 2, 7))
     for t in range(4):
-        step_obs = {key: torch.from_numpy(array) for key, array in obs.items()} if kind == "tensor" else obs
-        writer.observe(t, step_obs, np.array([True, False]))
-        writer.act(t, acted, torch.full((1, 2, 7), float(t)))
+        writer.observe(t, obs, np.array([True, False]))
+        writer.act(t, acted, torch.full((1, 2, 7), float(t), device=device))
         writer.reward(t, np.array([t, 10.0 * t]))
+    rows = {key: torch.from_numpy(np.stack(5 * [array])).to(device) for key, array in obs.items()}
+    writer.finish(rows if device == "cuda" else None)
     own, others = [1, 2], [0, 3, 4]
     assert buffer.tensors.observations["a"][3, own].tolist() == [[1, 2], [3, 4]]  # type: ignore[call-overload,index]
     assert buffer.tensors.observations["b"][0].tolist() == [0, 5, 6, 0, 0]  # type: ignore[index,call-overload]
