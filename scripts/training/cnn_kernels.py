@@ -18,6 +18,7 @@ from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
 from srwm_rl.scripts.config.settings import TrainConfig
 
 ROUNDS, REPLAYS = 5, 4  # of each candidate, in alternation
+MARGIN = 1.05  # by which a later candidate must be faster: two runs should not differ by noise
 MAX_DIFFERENCE = 0.1  # relative, of gradients in bfloat16
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,13 @@ def _measured(cnns: list[ImpalaCNN], n_frames: int, device: torch.device) -> str
             times[kernels].append(_milliseconds(replay, device))
     del replays
     torch.cuda.empty_cache()
-    return min(times, key=lambda kernels: median(times[kernels]), default="plain")
+    return _fastest({kernels: median(parts) for kernels, parts in times.items()})
+
+
+def _fastest(times: dict[str, float]) -> str:
+    """Return the first of those that are not slower than the fastest by more than the margin."""
+    limit = MARGIN * min(times.values(), default=0.0)
+    return next((kernels for kernels, time in times.items() if time <= limit), "plain")
 
 
 def _candidates(cnns: list[ImpalaCNN]) -> list[str]:

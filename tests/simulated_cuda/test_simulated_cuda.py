@@ -1,6 +1,5 @@
 """GPU code on simulated CUDA devices, in subprocesses: the devices must exist before torch is imported."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+TWO_GPUS = "tests/scripts/training/test_launch_gpu.py"
 NEEDS = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
     pytest.mark.skipif(torch.version.cuda is not None, reason="this build of torch has real CUDA"),
@@ -38,18 +38,9 @@ def test_hazards_are_found_and_the_commands_have_none() -> None:
 
 def test_tests_marked_gpu_pass() -> None:
     # Without Triton's kernels, which run in its interpreter.
-    run_pytest("-m", "gpu", "tests", "--ignore-glob", "tests/srwm_rl/ops/test_triton*.py")
+    others = ("tests/srwm_rl/ops/test_triton*.py", TWO_GPUS)
+    run_pytest("-m", "gpu", "tests", *(f"--ignore-glob={path}" for path in others))
 
 
-@pytest.mark.parametrize("algo", ["ppo", "impala"])
-def test_two_processes_with_a_gpu_each(algo: str, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    train = ["train", "--env", "recall", "--algo", algo, "-n", "8192", "--no-progress", "-f", str(tmp_path)]
-    command = [*torchrun, "-m", "tests.simulated_cuda.run", *train, "--device", "cuda"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "2 processes, 32 environments each" in result.stdout
-    assert "done: 8192 steps" in result.stdout
-    assert "CUDA graph" not in result.stdout + result.stderr
-    metrics = next(tmp_path.glob("*/recall_1/metrics.jsonl")).read_text().splitlines()
-    assert "train/loss" in json.loads(metrics[-1])
+def test_two_processes_with_a_gpu_each() -> None:
+    run_pytest(TWO_GPUS)

@@ -13,7 +13,7 @@ from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
 from srwm_rl.ops import cnn
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.main import main
-from srwm_rl.scripts.training.cnn_kernels import _candidates, choose_kernels, cnns_of, use_kernels
+from srwm_rl.scripts.training.cnn_kernels import _candidates, _fastest, choose_kernels, cnns_of, use_kernels
 from tests.agents.probe import small_model
 
 FRAMES = spaces.Box(0, 255, (16, 20, 3), np.uint8)
@@ -45,6 +45,13 @@ def test_on_a_cpu_nothing_is_chosen_and_the_cnn_is_plain() -> None:
 )
 def test_paddings_that_are_the_same_are_measured_once(depth: int, kernels: list[str]) -> None:
     assert _candidates([ImpalaCNN((16, 16, depth), False)]) == kernels
+
+
+def test_noise_does_not_decide() -> None:
+    assert _fastest({"plain": 10.2, "fused": 10.0, "fused4": 9.9}) == "plain"
+    assert _fastest({"plain": 20.0, "fused": 10.5, "fused4": 10.4, "fused8": 10.0}) == "fused"
+    assert _fastest({"plain": 20.0, "fused": 15.0, "fused4": 15.0, "fused8": 10.0}) == "fused8"
+    assert _fastest({}) == "plain"
 
 
 @pytest.mark.gpu
