@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from srwm_rl.agents.engine.cuda_graphs import capture
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import ImpalaCNN, fastest_precision
+from srwm_rl.nn.cnns import KERNELS, ImpalaCNN, fastest_precision
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, ratio, speeds, summary
 from srwm_rl.scripts.benchmarks.trainers import PlainFeatures
 from srwm_rl.scripts.cli import check_device
@@ -61,12 +62,14 @@ def run(config: EncoderBench) -> dict[str, Any]:
     )
     peak = {dtype: _matmul_speed(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     print(f"matrix products: {peak[torch.float32]:.0f} GFLOP/s in float32, {peak[torch.bfloat16]:.0f} in bfloat16")
-    sides: dict[str, Callable[[], dict[str, float]]] = {
-        name: partial(speeds, _passes(network, frames), len(frames), device_clock(device))
-        for name, network in networks.items()
-    }
+
+    def sides_of(networks: dict[str, nn.Module]) -> dict[str, Callable[[], dict[str, float]]]:
+        clock = device_clock(device)
+        return {name: partial(speeds, _passes(net, frames), len(frames), clock) for name, net in networks.items()}
+
+    sides = sides_of(networks)
     if device.type == "cuda":  # what training would gain by it
-        sides |= {f"{name}, {BY_TRIAL}": _by_trial(side) for name, side in sides.items()}
+        sides |= {f"{name}, {BY_TRIAL}": _by_trial(side) for name, side in sides_of(networks).items()}
     rates, rows = alternate(sides, config.rounds), []
     for work, factor in (("forward", 1), ("forward and backward", 3)):
         for name, parts in rates.items():
@@ -80,12 +83,17 @@ def run(config: EncoderBench) -> dict[str, Any]:
 
 
 def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module]:
-    """Return the same network by layout and precision."""
+    """Return the same network by layout and precision, and on a GPU with fused operations."""
     make = partial(ImpalaCNN, (64, 64, 3), False, micro_batch=config.micro_batch)
     plain = PlainCNN(spaces.Box(0, 1, (3, 64, 64)))
     networks: dict[str, nn.Module] = {PLAIN: plain, "ours, float32": make()}
     if fastest_precision(device) == "bfloat16":
         networks["ours, bfloat16"] = make(precision="bfloat16")
+    fastest = [*networks][-1]
+    for kernels in KERNELS if device.type == "cuda" else ():
+        if kernels != "plain":
+            fused = make(precision=fastest.removeprefix("ours, "))
+            networks[f"{fastest}, {kernels}"], fused.kernels = fused, kernels
     for network in [*networks.values()][1:]:
         network.load_state_dict(plain.network.state_dict())
     return {name: network.to(device) for name, network in networks.items()}
@@ -103,10 +111,19 @@ def check_same(networks: dict[str, nn.Module], frames: Tensor) -> None:
 
 def _passes(network: nn.Module, frames: Tensor) -> dict[str, Callable[[], object]]:
     def train() -> None:
-        network.zero_grad()
-        network(frames).square().sum().backward()
+        torch.autograd.grad(network(frames).square().sum(), [*network.parameters()])
 
-    return {"forward": torch.no_grad()(partial(network, frames)), "forward and backward": train}
+    passes: dict[str, Callable[[], object]] = {
+        "forward": torch.no_grad()(partial(network, frames)),
+        "forward and backward": train,
+    }
+    return {name: _captured(work) for name, work in passes.items()} if frames.is_cuda else passes
+
+
+def _captured(work: Callable[[], object]) -> Callable[[], object]:
+    """Return `work` as a CUDA graph, as in training, captured at the first call; Python's launches take longer."""
+    graph = cache(lambda: capture(work, torch.cuda.Stream(), draws=False))
+    return lambda: graph()()
 
 
 def _by_trial(run: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
