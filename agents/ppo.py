@@ -15,6 +15,7 @@ from torch import Tensor
 from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, StepResult
 from srwm_rl.agents.collecting.rollout_buffer import Minibatch, RolloutWriter, SequenceBatch, SequenceRolloutBuffer
 from srwm_rl.agents.engine.nan_guard import OnNan
+from srwm_rl.agents.engine.transfer import to_device
 from srwm_rl.agents.engine.updates import make_updates
 from srwm_rl.agents.losses.ppo_loss import PPOLossSums, Scalar, ppo_loss
 from srwm_rl.errors import FaultError, UserError
@@ -130,7 +131,7 @@ class PPO(CollectingAlgorithm):
         return continue_training
 
     def _store(self, groups: list[EnvGroup]) -> None:
-        last_values = torch.cat([group.acted.values for group in groups])
+        last_values = to_device(np.concatenate([group.acted.values.numpy() for group in groups]), self.device)
         assert self._last_episode_starts is not None
         self.rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)
 

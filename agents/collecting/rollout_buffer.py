@@ -134,7 +134,7 @@ class SequenceRolloutBuffer:
         )  # step t ended an episode where t + 1 starts one
         tensors = self.tensors
         result = generalized_advantages(
-            tensors.rewards, tensors.values, episode_ends, last_values.to(self.device), self.gamma, self.gae_lambda
+            tensors.rewards, tensors.values, episode_ends, last_values, self.gamma, self.gae_lambda
         )
         tensors.advantages.copy_(result.advantages)
         tensors.returns.copy_(result.returns)

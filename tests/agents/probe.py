@@ -121,6 +121,22 @@ def collect_rollout(model: Any, callback: BaseCallback | None = None, continued:
     return model.rollout_buffer if isinstance(model, PPO) else model.rollout_buffer.take(model.n_envs)
 
 
+class AddHooks(BaseCallback):
+    """Adds a hook to the acting policy before some rollouts, so that its graphs are captured anew."""
+
+    def __init__(self, rollouts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rollouts, self.number = rollouts, 0
+
+    def _on_rollout_start(self) -> None:
+        self.number += 1
+        if self.number in self.rollouts:
+            self.model.acting_policy.value_net.register_forward_hook(lambda *_: None)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class StopAtMeanReturn(BaseCallback):
     """Ends training when the mean return of the last `stats_window_size` episodes is above a threshold."""
 

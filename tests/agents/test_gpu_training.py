@@ -1,20 +1,25 @@
 """Trainers on a GPU: frames, options of the recurrence, captures beside a learner, and memory over many updates."""
 
+import json
+import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 
 from srwm_rl.agents.engine import cuda_graphs
 from srwm_rl.agents.engine.streams import SWITCH_INTERVAL
-from tests.agents.probe import small_model
+from tests.agents.probe import AddHooks, small_model
+from tests.agents.two_gpu_processes import N_UPDATES, RECAPTURED
 
 pytestmark = pytest.mark.gpu
+ROOT = Path(__file__).parents[2]
+SIMULATED = () if torch.version.cuda is not None else ("tests.simulated_cuda.run", "-m")
 
 
 def assert_captured(model: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -38,22 +43,6 @@ def test_a_retention_and_a_bound_are_captured(algo: str, caplog: pytest.LogCaptu
     model = small_model(algo, device="cuda", policy_kwargs={"core_kwargs": core})
     model.learn(128)
     assert_captured(model, caplog)
-
-
-class AddHooks(BaseCallback):
-    """Adds a hook to the acting policy before some rollouts, so that its graphs are captured anew."""
-
-    def __init__(self, rollouts: tuple[int, ...]) -> None:
-        super().__init__()
-        self.rollouts, self.number = rollouts, 0
-
-    def _on_rollout_start(self) -> None:
-        self.number += 1
-        if self.number in self.rollouts:
-            self.model.acting_policy.value_net.register_forward_hook(lambda *_: None)  # type: ignore[attr-defined]
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def test_acting_is_captured_again_beside_a_learner(
@@ -104,3 +93,21 @@ def test_the_switch_interval_is_short_while_a_learner_runs_beside_the_actors(fai
         assert sys.getswitchinterval() == before
         assert intervals == {before if synchronous else SWITCH_INTERVAL}
         intervals.clear()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_one_of_two_processes_captures_acting_anew_while_they_learn(tmp_path: Path) -> None:
+    # On simulated CUDA a capture within a collective operation of another thread is an error: it might never end.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*torchrun, *SIMULATED, "tests.agents.two_gpu_processes", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-6000:]
+    assert "CUDA graphs" not in output  # a warning where they are disabled
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (first["acting graphs"], second["acting graphs"]) == (2 * (1 + len(RECAPTURED)), 2)
+    for process in (first, second):
+        assert process["updates"] == N_UPDATES
+        assert process["graphs in use"]
+    assert first["weights"] == second["weights"]

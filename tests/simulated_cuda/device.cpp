@@ -570,7 +570,7 @@ Tensor &copy(Tensor &to, const Tensor &from, bool non_blocking) {
     if (later) {
         Lock lock;
         const int64_t stream = current[device];
-        shared.counts["copies that do not wait"]++;
+        shared.counts[what + ", not waiting"]++;
         string bytes(static_cast<char *>(host.data_ptr()), host.nbytes());
         if (to_host) memset(host.data_ptr(), UNINITIALISED, host.nbytes());
         shared.crossings.push_back({stream, shared.seen[stream][stream], host, std::move(bytes), to_host});
