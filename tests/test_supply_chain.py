@@ -143,6 +143,7 @@ OTHER_READS = {
     "scripts/tuning/search.py": {"(path / 'train.log').open": "to write", "(path / 'lock').open": "to write"},
     "scripts/video/encoding.py": {"av.open": "to write"},
     "scripts/video/trace.py": {"zipfile.ZipFile": "bytes that were read"},
+    "srwm_rl/ops/triton_cnn.py": {"tl.load": "no file"},
     "srwm_rl/ops/triton_delta.py": {"tl.load": "no file"},
     "srwm_rl/ops/triton_scan.py": {"tl.load": "no file"},
     "srwm_rl/ops/triton_step.py": {"tl.load": "no file"},

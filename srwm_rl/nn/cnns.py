@@ -184,7 +184,7 @@ class ImpalaCNN(nn.Module):
         return threads * max(1, round(n_frames / (threads * self.micro_batch)))
 
     def _encode(self, frames: Tensor) -> Tensor:
-        if self.kernels != "plain" and frames.is_cuda:
+        if self.kernels != "plain" and frames.is_cuda and self._can_be_fused():
             return self._encode_fused(frames)
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
         # Integers up to 256 are exact in bfloat16.
@@ -208,6 +208,14 @@ class ImpalaCNN(nn.Module):
         weights = [dict(stage.named_parameters()) for stage in stages]
         converted = iter(_convert_together([w for part in weights for w in part.values()], x.dtype))
         return [{name: next(converted) for name in part} for part in weights]
+
+    def _can_be_fused(self) -> bool:
+        """Return whether the stages' modules are the class's own, without hooks: fused operations call no modules."""
+        return all(
+            type(m) in (nn.Sequential, nn.ReLU, Conv, MaxPool, ResidualBlock)
+            and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+            for m in self.stages.modules()
+        )
 
     def _encode_fused(self, frames: Tensor) -> Tensor:
         """Encode frames with biases, skip connections and ReLUs in one pass over memory after each convolution."""

@@ -177,6 +177,25 @@ def test_fused_operations_are_for_gpus_only() -> None:
     assert torch.equal(network(frames), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("change", ["none", "hook", "module"])
+def test_hooks_and_modules_of_users_are_called_beside_fused_operations(change: str) -> None:
+    network, called = ImpalaCNN((16, 16, 3), False, channels=(4,)).to("cuda"), []
+
+    class OwnPool(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            called.append("module")
+            return x[:, :, ::2, ::2]
+
+    network.kernels = "fused8"
+    if change == "hook":
+        network.stages[2].first.register_forward_hook(lambda *_: called.append("hook"))  # type: ignore[union-attr]
+    elif change == "module":
+        network.stages[1] = OwnPool()
+    network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8, device="cuda"))
+    assert called == [change] * (change != "none")
+
+
 def test_float64_stays_float64() -> None:
     network = ImpalaCNN((16, 16, 3), False).double()
     assert network(torch.zeros(2, 16, 16, 3, dtype=torch.uint8)).dtype == torch.float64
