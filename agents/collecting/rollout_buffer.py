@@ -54,7 +54,8 @@ class SequenceRolloutBuffer:
     that is 3.4 MB, where a state per step (sb3-contrib keeps four) would be 0.9 GB each.
 
     `observations`, `actions`, `rewards`, `values`, `log_probs`, `advantages`, `returns` and `episode_starts` are arrays
-    `[T, B, ...]` as in SB3: views of `tensors` on the CPU, copies from a GPU.
+    `[T, B, ...]` as in SB3: views of `tensors` on the CPU, copies from a GPU, where they are complete
+    when the rollout is.
 
     Args:
         buffer_size: T, steps per environment.

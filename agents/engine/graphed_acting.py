@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srwm_rl.agents.engine.cuda_graphs import CAPTURING, CheckedGraphs
-from srwm_rl.agents.engine.transfer import PackedTensors, map_obs
+from srwm_rl.agents.engine.transfer import PackedTensors, map_obs, to_device
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
 
@@ -64,6 +64,10 @@ class GraphedActor:
         self.observations = map_obs(lambda x: x.new_zeros((n_rows, *x.shape[1:])), observations)
         examples = map_obs(lambda x: x[0], observations), torch.empty(len(episode_starts)), torch.empty(1).long()
         self._inputs = PackedTensors(StepInputs(*examples), core_state.device)
+        # What the steps copy: rows of the rollout, and the row of a step.
+        self._words = map_obs(
+            lambda rows, row: (as_words(rows), as_words(row[None])), self.observations, self.obs_tensor
+        )
         self._put(0, obs, episode_starts)
         self._outputs = PackedTensors(StepOutputs(*self._act(0)[:3]), core_state.device)
         self.launch: list[Callable[[], Any]] = [partial(self.step, 0), partial(self.step, 1)]
@@ -104,15 +108,15 @@ class GraphedActor:
 
     def store(self, t: int, obs: Any) -> None:
         """Store observations `[B, ...]` as those of step t, without acting."""
-        self._put(t, obs, np.zeros(len(self._inputs.on_host.episode_starts)))
-        self._store()
+        # Not through the pinned buffer, which the host may write again only after a wait.
+        map_obs(lambda rows, array: rows[t].copy_(to_device(array, rows.device)), self.observations, obs)
 
     @torch.no_grad()
     def step(self, number: int) -> None:
         """Compute a step from the inputs on the device and core state `number`."""
         acted = self._act(number)
         self.core_states[1 - number].copy_(acted.core_state)
-        self._store()
+        map_obs(lambda pair: pair[0].index_copy_(0, self._inputs.on_device.t, pair[1]), self._words)
         for output, tensor in zip(self._outputs.on_device, acted, strict=False):
             output.copy_(tensor)
 
@@ -142,9 +146,14 @@ class GraphedActor:
         inputs: StepInputs = self._inputs.on_device
         return self._policy.act(inputs.obs, self.core_states[number], inputs.episode_starts)
 
-    def _store(self) -> None:
-        inputs: StepInputs = self._inputs.on_device
-        map_obs(lambda rows, tensor: rows.index_copy_(0, inputs.t, tensor[None]), self.observations, inputs.obs)
+
+def as_words(tensor: Tensor) -> Tensor:
+    """Return the memory of a contiguous tensor of any dtype as rows of the largest integers: few elements to copy.
+
+    Rows are those of the first dimension.
+    """
+    rows = tensor.flatten(1).view(torch.uint8)
+    return rows.view(torch.int64) if rows.shape[1] % 8 == 0 else rows
 
 
 class GraphedActing(CheckedGraphs):

@@ -380,6 +380,28 @@ def test_the_queue_is_first_in_first_out_for_blocks_of_any_size() -> None:
     assert len(queue) == 2
 
 
+def test_a_learner_is_idle_once_it_has_used_all_whole_batches() -> None:
+    queue, used = UnrollQueue(3), []
+    queue.put(unrolls_of(5))
+
+    def learn() -> None:
+        while (batch := queue.take(2, wait=True)) is not None:
+            time.sleep(0.05)
+            used.append(batch.n)
+
+    learner = threading.Thread(target=learn)
+    learner.start()
+    for n_batches in (2, 3):
+        queue.wait_until_idle(2)
+        assert len(used) == n_batches
+        queue.put(unrolls_of(1))
+    queue.finish()
+    learner.join()
+    queue.close(RuntimeError("the learner is gone"))
+    with pytest.raises(RuntimeError, match="gone"):
+        queue.wait_until_idle(2)
+
+
 def test_a_queue_restored_from_a_checkpoint_returns_the_same_unrolls() -> None:
     queue = UnrollQueue(3)
     queue.put(unrolls_of(4, 7))

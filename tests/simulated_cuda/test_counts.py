@@ -18,7 +18,7 @@ COLUMNS = ("copies in", "copies out", "launches", "graphs", "waits")
 @pytest.mark.parametrize("algo", ["PPO", "IMPALA"])
 def test_an_acting_step_is_a_copy_each_way_a_graph_and_a_wait(algo: str) -> None:
     step = TABLE[algo]["acting step"]
-    assert 1 <= step["copies in"] < 1.2  # IMPALA's last observation is copied alone
+    assert 1 <= step["copies in"] < 1.3  # IMPALA's last observation, of two parts, is copied alone
     assert step["copies out"] == step["graphs"] == step["waits"] == 1
     # Beside these three, where a training sequence begins, its core state, and IMPALA's last observation.
     assert step["launches"] < 3 + 1

@@ -4,6 +4,7 @@ On a CPU `eager_graph` stands in for the graph; tests marked `gpu` capture real 
 """
 
 import logging
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from threading import Thread
@@ -16,7 +17,7 @@ from gymnasium import spaces
 
 from srwm_rl.agents.collecting.rollout_buffer import storage
 from srwm_rl.agents.engine import cuda_graphs
-from srwm_rl.agents.engine.graphed_acting import GraphedActing, GraphedActor
+from srwm_rl.agents.engine.graphed_acting import GraphedActing, GraphedActor, as_words
 from srwm_rl.nn.policy import ActStep, SRWMPolicy
 from tests.agents.probe import capturing, eager_graph
 
@@ -123,6 +124,18 @@ def test_the_graph_stores_the_observations_of_its_step(device: str, capture: Any
     actor.store(T, args[T][0])
     for key, stored in actor.observations.items():  # type: ignore[union-attr]
         np.testing.assert_array_equal(stored.cpu().numpy(), np.stack([obs[key] for obs, *_ in args]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.uint16, torch.int64, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5,), (4, 2), (3, 8, 1)])
+def test_memory_as_words_is_the_same_memory(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.arange(math.prod(shape)).view(shape)[:, None].to(dtype)
+    words, copy = as_words(tensor), torch.zeros_like(tensor)
+    as_words(copy).index_copy_(0, torch.arange(len(tensor)), words)
+    assert torch.equal(copy, tensor)
+    assert words.data_ptr() == tensor.data_ptr()
+    n_bytes = tensor[0].nbytes
+    assert words.shape == (len(tensor), n_bytes // 8 if n_bytes % 8 == 0 else n_bytes)
 
 
 def test_the_capture_lock_is_held_while_actions_are_sampled() -> None:
