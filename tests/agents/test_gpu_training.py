@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from srwm_rl.agents.engine import cuda_graphs
 from srwm_rl.agents.engine.streams import SWITCH_INTERVAL
+from srwm_rl.nn.module_fingerprint import ModuleFingerprint
 from tests.agents.probe import AddHooks, small_model
 from tests.agents.two_gpu_processes import N_UPDATES, RECAPTURED
 
@@ -111,3 +112,49 @@ def test_one_of_two_processes_captures_acting_anew_while_they_learn(tmp_path: Pa
         assert process["updates"] == N_UPDATES
         assert process["graphs in use"]
     assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_a_core_state_that_is_not_finite_within_a_rollout_is_reset(algo: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model(algo, device="cuda", n_groups=2, on_nan="skip", length=100)
+
+    def on_step(local: dict[str, Any], _: Any) -> bool:
+        if local["self"].num_timesteps == 20:
+            actors = model.engine._graphed_acting(model.policy)._actors
+            for core_state in actors[2].core_states:
+                core_state[:, 1] = torch.nan
+        return True
+
+    model.learn(64, on_step)
+    assert "layer 0, environment 3); that core state is reset" in caplog.text
+    assert model.nan_guard.skipped == 1
+    assert torch.isfinite(model._core_state).all()
+    assert_captured(model, caplog)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "impala"])
+def test_the_network_is_compared_when_a_rollout_begins_not_in_its_steps(
+    algo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    matches = ModuleFingerprint.matches
+
+    def noting(fingerprint: ModuleFingerprint) -> bool:
+        compared.append("a comparison")
+        return matches(fingerprint)
+
+    model = small_model(algo, device="cuda", n_groups=2)
+    monkeypatch.setattr(ModuleFingerprint, "matches", noting)
+    collect = model._collect
+
+    def collect_noted(*args: Any) -> bool:
+        compared.append("the steps begin")
+        result: bool = collect(*args)
+        compared.append("the steps end")
+        return result
+
+    model._collect = collect_noted
+    model.learn(3 * 32)
+    for i in np.flatnonzero([name == "the steps begin" for name in compared]):
+        assert compared[i + 1] == "the steps end"
+    assert compared.count("a comparison") > 2 * 2  # groups and rollouts
