@@ -194,12 +194,9 @@ class GraphedActing(CheckedGraphs):
             # A resumed run captures again, and must draw the same numbers as the run before.
             with CAPTURING, torch.random.fork_rng([core_state.device] if core_state.is_cuda else []):
                 actor = GraphedActor(self._policy, observations, n_rows, obs, core_state, episode_starts)
-                for number in range(2):
-                    replay = None
+                for number, step in enumerate(actor.launch):
                     if not self.disabled:
-                        replay = self._try_to_capture(
-                            partial(actor.step, number), core_state.device, partial(actor.difference, number)
-                        )
-                    actor.launch[number] = replay or actor.launch[number]
+                        difference = partial(actor.difference, number)
+                        actor.launch[number] = self._try_to_capture(step, core_state.device, difference) or step
             self._actors[first] = actor
         return actor
