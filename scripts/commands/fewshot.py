@@ -18,6 +18,8 @@ from srwm_rl.scripts.config.settings import TrainConfig
 QUICK_STEPS = 2_000_000
 # About as many steps per update at any episode length.
 QUICK_BATCH = 832
+# `delayed` shows a label beside the next image: memory layers see two steps at once.
+DELAYED_CORE = "short_conv:2"
 # The published setting for Omniglot: IDSIA/modern-srwm, supervised_learning/README.md and main_few_shot_sync.py. Batch
 # normalisation, pooling and the output layer are the encoder's and the policy's.
 PAPER_BATCH = 128  # episodes
@@ -81,14 +83,17 @@ def main(argv: list[str]) -> int:
     if peek(own, "--preset") == "paper":
         default = PAPER_EPISODES
     config = parse(FewShotConfig, own, "srwm-rl fewshot", default)
-    options = train_options(config, others)
+    argv = train_argv(config, others)
     if config.preset == "paper":
-        say(f"paper: {estimate([*options, *others])}")
-    return train.main([*options, *others])
+        say(f"paper: {estimate(argv)}")
+    return train.main(argv)
 
 
-def train_options(config: FewShotConfig, others: list[str]) -> list[str]:
-    """Return the options of `srwm-rl train` that a command stands for, without those in `others`.
+def train_argv(config: FewShotConfig, others: list[str]) -> list[str]:
+    """Return the command line of `srwm-rl train` that a command stands for.
+
+    Args:
+        others: options of `srwm-rl train`, which go before those that the command stands for.
 
     Raises:
         UserError: data, ways, shots and so on that do not go together, or an option that they stand for.
@@ -102,14 +107,27 @@ def train_options(config: FewShotConfig, others: list[str]) -> list[str]:
     settings = config.env_settings()
     n_steps = longest_episode(settings)
     chosen = {"--algo": ("supervised",), "--n-steps": (str(n_steps),), **_preset(config, n_steps, others)}
-    if peek(others, "--core") == "prototype":
+    core = peek(others, "--core") or "srwm"
+    if config.preset == "quick" and config.labels == "delayed" and core in PAPER_CORES:
+        others = _with_core_setting(others, DELAYED_CORE)
+    if core == "prototype":
         outputs = FewShotBatch(1, **settings).protocol.outputs
         chosen["--core-kwargs"] = (f"n_classes:{outputs}", f"delayed:{config.labels == 'delayed'}")
     result = ["--env", "fewshot", "--env-kwargs", *(f"{name}:{value}" for name, value in settings.items())]
     for name, values in chosen.items():
         if name not in given:
             result += [name, *values]
-    return result
+    return [*result, *others]
+
+
+def _with_core_setting(argv: list[str], setting: str) -> list[str]:
+    """Return the command line with a setting of the core, unless it sets that itself."""
+    name = f"{setting.partition(':')[0]}:"
+    if any(word.startswith(name) for word in argv):
+        return argv
+    words = [word.replace("_", "-") for word in argv]
+    at = words.index("--core-kwargs") + 1 if "--core-kwargs" in words else 0
+    return [*argv[:at], setting, *argv[at:]] if at else ["--core-kwargs", setting, *argv]
 
 
 def longest_episode(settings: dict[str, Any]) -> int:

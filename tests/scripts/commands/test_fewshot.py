@@ -2,12 +2,13 @@
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from srwm_rl.scripts.commands.fewshot import FewShotConfig, train_options
+from srwm_rl.scripts.commands.fewshot import FewShotConfig, train_argv
 from srwm_rl.storage.run_folder import Run
 from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
 
@@ -135,7 +136,7 @@ def test_the_paper_preset_is_the_published_setting(call: Any, tmp_path: Path) ->
     assert "1,342,278 parameters" in result.out  # 1,342,021 published, and a value head of 257
     assert "Conv-4 64/64/64/64 in float32 + vectors as they are" in result.out
     assert result.out.startswith("paper: an update takes ")
-    words = train_options(FewShotConfig(ways="5", shots="1", queries=1, labels="sync", preset="paper"), [])
+    words = train_argv(FewShotConfig(ways="5", shots="1", queries=1, labels="sync", preset="paper"), [])
     text = " ".join(words)
     for setting in (
         "--n-envs 128",
@@ -145,20 +146,34 @@ def test_the_paper_preset_is_the_published_setting(call: Any, tmp_path: Path) ->
         "hidden_size:256 n_layers:2 n_heads:16 ff_size:1024 norm:residual query_init:1 identity_init:0",
     ):
         assert setting in text
-    words = train_options(FewShotConfig(preset="paper"), ["--core", "lstm", "--learning_rate", "3e-4"])
+    words = train_argv(FewShotConfig(preset="paper"), ["--core", "lstm", "--learning_rate", "3e-4"])
     assert "--core-kwargs" not in words
     assert "--learning-rate" not in words
 
 
 def test_a_rollout_holds_the_longest_episode() -> None:
     def n_steps(**settings: Any) -> str:
-        words = train_options(FewShotConfig(**settings), [])
+        words = train_argv(FewShotConfig(**settings), [])
         return words[words.index("--n-steps") + 1]
 
     assert n_steps(ways="3:5", shots="1:4", queries=3) == str(5 * 4 * 2 + 3)
     assert n_steps(ways="5", shots="2", queries=3, labels="sync") == str(13)
     assert n_steps(ways="5", shots="2", queries=0, labels="delayed") == str(10)
     assert n_steps(data="glyphs,glyphs", ways="5", shots="2", queries=1, labels="delayed") == str(22)
+
+
+def test_memory_layers_see_a_delayed_label_beside_its_image(call: Any, argv: list[str], tmp_path: Path) -> None:
+    delayed = FewShotConfig(ways="5", labels="delayed")
+    assert train_argv(delayed, ["--core", "delta"])[-4:] == ["--core-kwargs", "short_conv:2", "--core", "delta"]
+    own = ["--core_kwargs", "hidden_size:8", "--seed", "3"]
+    assert train_argv(delayed, own)[-5:] == ["--core_kwargs", "short_conv:2", "hidden_size:8", "--seed", "3"]
+    for core_kwargs in (["--core-kwargs", "short_conv:4"], ["--core", "lstm"]):
+        assert "short_conv:2" not in train_argv(delayed, core_kwargs)
+    assert "short_conv:2" not in train_argv(FewShotConfig(ways="5"), [])
+    assert "short_conv:2" not in train_argv(replace(delayed, preset="paper"), [])
+    assert call(*argv, "--labels", "delayed", "-n", 10, "-f", tmp_path).code == 0
+    config = Run.open(tmp_path / "supervised_srwm" / "fewshot_1").config["train"]
+    assert {"short_conv:2", "hidden_size:8", "n_layers:1"} < set(config["core_kwargs"])
 
 
 def test_help_names_the_options_of_train(call: Any) -> None:
