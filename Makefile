@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 
-.PHONY: demo test test-heavy test-lowest test-all slow lint types docs wheel lock audit install clean
+.PHONY: demo test test-heavy test-lowest test-all slow gpu lint types docs wheel lock audit install clean
 
 # The newest run on a task or game.
 newest = $$(ls -dt logs/ppo_srwm/$(1)_* | head -1)
@@ -42,6 +42,13 @@ test-lowest: install
 	build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not heavy"
 
 test-all: test test-heavy slow test-lowest
+
+# On a machine with a GPU: its tests, an exact resume, a profile, and every benchmark for docs/results; about ten minutes.
+gpu: install
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/srwm-rl train --env bigfish --device cuda --n-envs 256 -n 131072 --profile --save-freq 16384
+	$(BIN)/srwm-rl train --resume $(call newest,bigfish) --verify
+	$(BIN)/srwm-rl bench suite --device cuda --out build/gpu
 
 lint: install
 	$(BIN)/ruff check .
