@@ -14,6 +14,7 @@ from torch import Tensor
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.engine.cuda_graphs import capture, first_line
 from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
+from srwm_rl.errors import UserError
 from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
 from srwm_rl.scripts.config.settings import TrainConfig
 
@@ -28,11 +29,17 @@ def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
 
     On a GPU gradients of as many frames as are learned at once are timed as CUDA graphs; what fails or gives other
     numbers than plain operations is left out. No random numbers are drawn.
+
+    Raises:
+        UserError: fused operations are asked for where there is no choice.
     """
+    cnns = cnns_of(model) if model.device.type == "cuda" else []
     if config.cnn_kernels != "auto":
+        if config.cnn_kernels != "plain" and not cnns:
+            raise UserError(f"--cnn-kernels {config.cnn_kernels} is for an IMPALA or Nature CNN on a GPU: leave it out")
         return config.cnn_kernels
-    choice, cnns = "auto", cnns_of(model)
-    if model.device.type == "cuda" and cnns:
+    choice = "auto"
+    if cnns:
         choice = _measured(cnns, min(config.batch_size, FRAMES_AT_ONCE["cuda"]), model.device)
     return str(model.processes.all_gather(choice)[0])
 

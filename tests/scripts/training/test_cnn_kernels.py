@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from srwm_rl.errors import UserError
 from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
 from srwm_rl.ops import cnn
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -34,8 +35,10 @@ def test_on_a_cpu_nothing_is_chosen_and_the_cnn_is_plain() -> None:
     assert choose_kernels(TrainConfig(env="recall"), model) == "auto"
     use_kernels("auto", model)
     assert [network.kernels for network in cnns_of(model)] == ["plain"]
-    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="fused4"), model) == "fused4"
-    use_kernels("fused4", model)
+    with pytest.raises(UserError, match="--cnn-kernels fused4 is for an IMPALA or Nature CNN on a GPU: leave it out"):
+        choose_kernels(TrainConfig(env="recall", cnn_kernels="fused4"), model)
+    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
+    use_kernels("fused4", model)  # of a run that a GPU began
     assert [network.kernels for network in cnns_of(model)] == ["fused4"]
 
 
