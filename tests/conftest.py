@@ -1,6 +1,7 @@
 """Settings of every test process, made before torch is loaded; which tests are heavy; no GPU tests without a GPU."""
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 # torch's OpenMP threads spin while they wait; beside another busy process that costs ten times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell's background job ignores Ctrl-C, and so would the processes that are tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent
 # Tests that `make test` leaves to `make test-all`, by file: simulated CUDA, torchrun, kills and signals, fuzzing,
