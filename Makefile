@@ -43,7 +43,7 @@ test-lowest: install
 
 test-all: test test-heavy slow test-lowest
 
-# On a machine with a GPU: its tests, an exact resume, a profile, and every benchmark for docs/results; about ten minutes.
+# On a machine with a GPU: its tests, an exact resume, a profile, and every benchmark for docs/results.
 gpu: install
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/srwm-rl train --env bigfish --device cuda --n-envs 256 -n 131072 --profile --save-freq 16384

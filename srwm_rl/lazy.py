@@ -63,7 +63,7 @@ def import_optional(name: str, user: str, install: str) -> ModuleType:
     """Import a package that is not among the requirements.
 
     Args:
-        name: the package.
+        name: the package, or a module of it.
         user: what needs it, for the error message: "--track wandb".
         install: what pip is to install: "'srwm-rl[wandb]'".
 
@@ -73,7 +73,8 @@ def import_optional(name: str, user: str, install: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        if find_spec(name) is None:
-            raise UserError(f"{user} needs {name}: pip install {install}") from error
+        package = name.partition(".")[0]
+        if find_spec(package) is None:
+            raise UserError(f"{user} needs {package}: pip install {install}") from error
         reason = " ".join(str(error).split())
         raise UserError(f"{user} needs {name}, which cannot be imported: {reason}; pip install {install}") from error

@@ -99,12 +99,12 @@ class NanGuard:
         Raises:
             FaultError: `on_nan` is "stop"; or the weights themselves are not finite.
         """
-        move = partial(to_device, device=core_state.device)
         with torch.no_grad():
             acted = act(obs, core_state, episode_starts)
             if not _is_finite(acted):
                 arrays = self.check_arrays("observation", obs, step, env_indices)
                 core_state = self.check_state(core_state, step, env_indices)
+                move = partial(to_device, device=core_state.device)
                 args = map_obs(move, arrays), core_state, move(episode_starts)
                 *results, state = policy.act(*args)
                 acted = ActStep._make([*(tensor.cpu() for tensor in results), state])

@@ -21,10 +21,7 @@ def load_digits() -> ImageSet:
     Raises:
         UserError: If scikit-learn is not installed or cannot be imported.
     """
-    import_optional("sklearn", "data 'digits'", "'srwm-rl[digits]'")
-    from sklearn.datasets import load_digits as read_digits
-
-    digits = read_digits()
+    digits = import_optional("sklearn.datasets", "data 'digits'", "'srwm-rl[digits]'").load_digits()
     pixels = np.minimum(digits.images * 16, 255).astype(np.uint8)  # 0 .. 16 before
     images = resized(pixels[..., None], SIZE)
     return ImageSet.from_classes(list(zip(*(_blocks(images[digits.target == i]) for i in range(10)), strict=True)))

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
     """Return the fastest kernels for the model's CNNs, "auto" where there is no choice; the same in all processes.
 
-    On a GPU gradients of as many frames as are learned at once are timed as CUDA graphs; what fails or gives other
-    numbers than plain operations is left out. No random numbers are drawn.
+    On a GPU gradients of a batch, of at most 4,096 frames, are timed as CUDA graphs; what fails or gives other numbers
+    than plain operations is left out. No random numbers are drawn.
 
     Raises:
         UserError: fused operations are asked for where there is no choice.

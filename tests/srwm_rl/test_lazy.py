@@ -83,7 +83,7 @@ def test_what_cannot_be_imported_is_one_line(folder: Path, name: str, code: str 
 
 def test_an_optional_package_is_missing_or_cannot_be_imported(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^--fast needs no_such_package: pip install 'srwm-rl\[fast\]'$"):
-        import_optional("no_such_package", "--fast", "'srwm-rl[fast]'")
+        import_optional("no_such_package.part", "--fast", "'srwm-rl[fast]'")
     sys.path.insert(0, str(folder))
     (folder / "broken_optional_package.py").write_text("import no_such_part\n")
     with pytest.raises(UserError, match=r"^--fast needs broken_optional_package, which cannot .* 'no_such_part'; pip"):
