@@ -1,10 +1,13 @@
 """Settings of every test process, made before torch is loaded; which tests are heavy; no GPU tests without a GPU."""
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 # Tests that `make test` leaves to `make test-all`, by file: simulated CUDA, torchrun, kills and signals, fuzzing,
 # learning. None: every test of the file. tests/test_architecture.py checks that the names exist.
 HEAVY: dict[str, tuple[str, ...] | None] = {
@@ -100,3 +108,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Return a function that opens a page in headless Chromium."""
+    browser = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("there is no Chromium on this machine to open pages with")
+
+    def run(page: Path, *options: str, query: str = "") -> "subprocess.CompletedProcess[str]":
+        profile = tmp_path / "profile"
+        shutil.rmtree(profile, ignore_errors=True)
+        command = [str(browser), *QUIET, f"--user-data-dir={profile}", *options, page.resolve().as_uri() + query]
+        result: Any = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        return result
+
+    return run

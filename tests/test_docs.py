@@ -9,6 +9,7 @@ from dataclasses import fields
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,12 @@ def test_the_search_works_in_pages_opened_from_a_file(site: Path) -> None:
     (script,) = re.findall(r'<script src="(\S+iframe-worker.js)"', page)
     assert (site / "how-to" / script).exists()
     assert (site / "search" / "search_index.js").exists()
+
+
+def test_a_browser_searches_a_page_opened_from_a_file(site: Path, browse: Any) -> None:
+    options = ("--virtual-time-budget=10000", "--dump-dom")
+    page = browse(site / "how-to" / "resume.html", *options, query="?q=resume").stdout
+    assert re.search(r'<a href="[^"]*how-to/resume.html[^"]*" class="md-search-result__link"', page)
 
 
 PUBLIC = [

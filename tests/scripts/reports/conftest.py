@@ -1,8 +1,7 @@
-"""Report pages, a strict parser for them, and a browser."""
+"""Report pages, and a strict parser for them."""
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,11 +12,6 @@ import pytest
 from srwm_rl.scripts.main import main
 
 VOID = {"meta", "br", "img", "hr", "input", "link", "source", "col"}
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 GAMES = ("bigfish", "fruitbot", "leaper", "maze", "plunder", "starpilot")
 
 
@@ -139,20 +133,3 @@ def procgen_page(tmp_path_factory: pytest.TempPathFactory, recall: Path) -> Path
     page = folder / "report.html"
     assert main(["report", str(run), "--eval", str(evaluation), "-o", str(page), "--verbose", "0"]) == 0
     return page
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Return a function that opens a page in headless Chromium."""
-    browser = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("there is no Chromium on this machine to open pages with")
-
-    def run(page: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-        profile = tmp_path / "profile"
-        shutil.rmtree(profile, ignore_errors=True)
-        command = [str(browser), *QUIET, f"--user-data-dir={profile}", *options, page.resolve().as_uri()]
-        result: Any = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-        return result
-
-    return run
