@@ -33,12 +33,17 @@ class PlotConfig:
     """Over seeds: the mean, the median, or the mean of the middle half (interquartile mean, Agarwal et al. 2021)."""
     labels: tuple[str, ...] = ()
     """Names of the lines, in the order of the runs."""
+    published: bool = False
+    """Also draw PPO's published learning curves of ProcGen's games in easy mode: on training levels, or with a value of
+    eval_test on the full distribution of levels."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise UserError("name one run folder or more")
         if Path(self.output).suffix.lower() not in FORMATS:
             raise UserError(f"-o {self.output}: the picture's name must end in {', '.join(FORMATS)}")
+        if self.published and self.x != "steps":
+            raise UserError("--published: the published curves are over steps; leave out --x hours")
 
 
 def main(argv: list[str]) -> int:
@@ -51,6 +56,6 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{run} is given twice; give each run once")
     from srwm_rl.scripts.reports.plot import plot_runs
 
-    plot_runs(runs, Path(config.output), config.y, config.x, config.statistic, config.labels)
+    plot_runs(runs, Path(config.output), config.y, config.x, config.statistic, config.labels, config.published)
     print(f"wrote {config.output}")
     return 0

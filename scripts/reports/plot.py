@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import trim_mean
 
+from srwm_rl.envs.procgen.published import PPO_CURVES
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import write_output
 from srwm_rl.scripts.config.foreign_settings import read_settings
@@ -25,6 +26,7 @@ from srwm_rl.scripts.reports.sections import FREE, settings_key
 from srwm_rl.storage.run_folder import CONFIG, METRICS, Run, run_folder
 
 DEFAULT_VALUES = ("rollout/ep_rew_mean", "rollout/accuracy")
+PUBLISHED_VALUES = {"rollout/ep_rew_mean": "train", "eval_test/mean_reward": "held_out"}  # fields of a `CurvePoint`
 TIME = "time/time_elapsed"
 STATISTICS: dict[str, Any] = {
     "mean": None,
@@ -45,7 +47,13 @@ class Line:
 
 
 def plot_runs(
-    names: Sequence[str], path: Path, y: str | None, x: str, statistic: str, labels: Sequence[str] = ()
+    names: Sequence[str],
+    path: Path,
+    y: str | None,
+    x: str,
+    statistic: str,
+    labels: Sequence[str] = (),
+    published: bool = False,
 ) -> None:
     """Draw a logged value of runs over training into a file, whose format its suffix chooses.
 
@@ -56,9 +64,11 @@ def plot_runs(
         x: "steps" or "hours".
         statistic: a name of `STATISTICS`, over seeds; the band is its 95% interval, see `combine`.
         labels: names of the lines, in the order in which their first runs are named.
+        published: also draw PPO's published curves, where a run trains on one game in easy mode.
 
     Raises:
-        UserError: a run cannot be read, has no such value, or there are more or fewer lines than labels.
+        UserError: a run cannot be read, has no such value, there are more or fewer lines than labels, or nothing
+            published belongs beside the runs.
         OSError: the picture cannot be written.
     """
     runs = [Run.open(run_folder(name)) for name in names]
@@ -72,12 +82,36 @@ def plot_runs(
         line = groups.setdefault(settings_key(trained), Line(trained, []))
         line.curves.append(_over(x, curves, key))
     lines = _labelled(list(groups.values()), labels)
+    curves_beside = _published_curves(lines, key) if published else {}
     with rc_context({**STYLE, "font.size": 10, "axes.titlesize": 11, "svg.fonttype": "path"}):
-        figure = _draw(lines, key, x, statistic)
+        figure = _draw(lines, key, x, statistic, curves_beside)
         metadata: Any = {"Date": None} if path.suffix.lower() == ".svg" else {}
         picture, form = BytesIO(), path.suffix.lower().removeprefix(".")
         figure.savefig(picture, format=form, dpi=160, facecolor="white", metadata=metadata)
     write_output(path, picture.getvalue())
+
+
+def _published_curves(lines: list[Line], key: str) -> dict[str, Curve]:
+    """Return PPO's published curve by environment, up to the steps of the longest run, or its first point.
+
+    Raises:
+        UserError: there is none.
+    """
+    if key not in PUBLISHED_VALUES:
+        raise UserError(f"--published: the published curves are of {' and '.join(PUBLISHED_VALUES)}, not of {key}")
+    found = {}
+    for line in lines:
+        points = PPO_CURVES.get(line.trained.env, ())
+        if points and line.trained.mode == "easy":
+            end = max(
+                curve.steps[-1] for other in lines if other.trained.env == line.trained.env for curve in other.curves
+            )
+            shown = [point for point in points if point.steps <= 1.05 * end] or points[:1]
+            steps, values = zip(*((point.steps, getattr(point, PUBLISHED_VALUES[key])) for point in shown), strict=True)
+            found[line.trained.env] = Curve(np.array(steps, float), np.array(values))
+    if not found:
+        raise UserError(f"--published: only for runs on one game in easy mode: {', '.join(sorted(PPO_CURVES))}")
+    return found
 
 
 def _over(x: str, curves: dict[str, Curve], key: str) -> Curve:
@@ -113,7 +147,7 @@ def _setting(trained: TrainConfig, name: str) -> str:
     return text if name in ("core", "algo", "core_kwargs", "env_kwargs") else f"{name} {text}"
 
 
-def _draw(lines: list[Line], key: str, x: str, statistic: str) -> Figure:
+def _draw(lines: list[Line], key: str, x: str, statistic: str, published: dict[str, Curve]) -> Figure:
     envs = list(dict.fromkeys(line.trained.env for line in lines))
     n_columns = min(len(envs), MAX_COLUMNS)
     n_rows = -(-len(envs) // n_columns)
@@ -124,8 +158,10 @@ def _draw(lines: list[Line], key: str, x: str, statistic: str) -> Figure:
         of_env = [line for line in lines if line.trained.env == env]
         for line in of_env:
             _draw_line(axes, line, statistic, colours[line.label])
+        if env in published:
+            axes.plot(*published[env], color="black", linestyle="--", marker="o", markersize=4, label="PPO, published")
         axes.set_title(env)
-        if len(of_env) > 1 or any(line.label != line.trained.core for line in of_env):
+        if env in published or len(of_env) > 1 or any(line.label != line.trained.core for line in of_env):
             axes.legend(frameon=False)
         axes.set(xlabel="environment steps" if x == "steps" else "hours", ylabel=key)
         axes.locator_params(axis="both", nbins=6)

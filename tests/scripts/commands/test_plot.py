@@ -1,5 +1,6 @@
 """`srwm-rl plot` on runs of the real trainer."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from matplotlib.image import imread
 
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.main import main
-from srwm_rl.scripts.reports.plot import STATISTICS, plot_runs
+from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.reports.curves import Curve
+from srwm_rl.scripts.reports.plot import STATISTICS, Line, _published_curves, plot_runs
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,9 @@ def test_the_same_runs_give_the_same_file(runs: list[str], tmp_path: Path) -> No
         (("RUN", "--y", "rollout/ep_rew_men"), "did you mean 'rollout/ep_rew_mean'"),
         (("RUN", "--labels", "a", "b"), "2 labels for 1 lines"),
         (("RUN", "RUN"), "is given twice"),
+        (("RUN", "--published"), "only for runs on one game in easy mode: bigfish, coinrun"),
+        (("RUN", "--published", "--y", "train/value_loss"), "of rollout/ep_rew_mean and eval_test/mean_reward, not"),
+        (("RUN", "--published", "--x", "hours"), "leave out --x hours"),
         (("nothing",), "nothing"),
     ],
 )
@@ -77,3 +83,18 @@ def test_labels_name_the_lines(runs: list[str], tmp_path: Path) -> None:
 def test_the_interquartile_mean_is_of_the_middle_half() -> None:
     values = np.array([[0.0], [1.0], [2.0], [30.0]])
     assert STATISTICS["iqm"](values, axis=0) == 1.5
+
+
+@pytest.mark.parametrize("y", ["rollout/ep_rew_mean", "eval_test/mean_reward"])
+def test_a_published_curve_stands_beside_a_game(tmp_path: Path, y: str) -> None:
+    """With the value that belongs to the split: 6.1 on training levels, 5.3 on held-out ones, after 1 M steps."""
+    run = tmp_path / "starpilot"
+    run.mkdir()
+    settings = {"env": "starpilot", "core": "srwm"}
+    (run / "config.json").write_text(json.dumps({"train": settings, "version": 1}))
+    rows = [{"step": step, y: value} for step, value in ((1_000, 1.5), (1_100_000, 4.0))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot_runs([str(run)], tmp_path / "x.svg", y, "steps", "mean", published=True)
+    assert "<!-- PPO, published -->" in (tmp_path / "x.svg").read_text()
+    curves = _published_curves([Line(TrainConfig(env="starpilot"), [Curve(np.array([1.1e6]), np.array([4.0]))])], y)
+    assert curves["starpilot"].values.tolist() == [6.1 if y.startswith("rollout") else 5.3]
