@@ -21,7 +21,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtr
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.cores import Core, make_core
 from srwm_rl.nn.distributions import (
     UncheckedBernoulli,
@@ -29,9 +29,16 @@ from srwm_rl.nn.distributions import (
     UncheckedDiagGaussian,
     UncheckedMultiCategorical,
 )
-from srwm_rl.nn.encoders import MAIN_KEY, Encoder, check_widths, flatten_obs_space
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space
 from srwm_rl.nn.extractors import ExtractorInputs
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
+from srwm_rl.nn.policy_settings import (
+    ACTIVATIONS,
+    activation_class,
+    checked_net_arch,
+    encoder_settings,
+    refuse_unsupported,
+)
 from srwm_rl.nn.spaces import (
     ACTION_MASK,
     as_floats,
@@ -45,20 +52,7 @@ from srwm_rl.nn.spaces import (
 )
 
 Obs = Tensor | dict[str, Tensor]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU}
 MASKED = -1e8  # logit of an action that is not allowed: finite, so that its probability of 0 has an entropy
-_NO_SDE = "SRWMPolicy has no state-dependent exploration; leave it out"
-_OWN_CORE = 'the memory is a core here: core="lstm", core_kwargs={"hidden_size": 64, "n_layers": 1}'
-_SHARED = "actor and critic share encoder and core; leave it out"
-# Settings of SB3's and sb3-contrib's policies that this one has not, and why.
-_UNSUPPORTED = {
-    "use_sde": _NO_SDE, "full_std": _NO_SDE, "use_expln": _NO_SDE, "squash_output": _NO_SDE,
-    "lstm_hidden_size": _OWN_CORE, "n_lstm_layers": _OWN_CORE, "lstm_kwargs": _OWN_CORE,
-    "shared_lstm": _SHARED, "enable_critic_lstm": _SHARED, "share_features_extractor": _SHARED,
-}  # fmt: skip
-_DEFAULTS = {"share_features_extractor": True, "full_std": True}  # of those that are not False
-# SB3's names of the width that its encoders of images have.
-_CNN_WIDTHS = ("features_dim", "cnn_output_dim")
 
 
 class ActStep(NamedTuple):
@@ -127,7 +121,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         **unsupported: Any,
     ) -> None:
-        _refuse(unsupported)
+        refuse_unsupported(unsupported, inspect.signature(SRWMPolicy).parameters.keys() - {"unsupported"})
         check_action_space(action_space)
         self.core_name, self.core_kwargs = core, core_kwargs or {}
         if "input_size" in (core_kwargs or {}):
@@ -136,7 +130,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self._input_space = without_mask(observation_space) if self.masked else observation_space
         self.obs_spaces = flatten_obs_space(self._input_space)
         own = features_extractor_class not in (None, Encoder)
-        settings = {**(encoder_kwargs or {}), **({} if own else _encoder_settings(features_extractor_kwargs or {}))}
+        settings = {**(encoder_kwargs or {}), **({} if own else encoder_settings(features_extractor_kwargs or {}))}
         check_settings("the encoder", settings, inspect.signature(Encoder).parameters.keys() - {"observation_space"})
         normalize_images = settings.pop("normalize_images", normalize_images)
         self.encoder_kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
@@ -150,8 +144,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            net_arch=_checked_net_arch(net_arch),
-            activation_fn=_activation(activation_fn),
+            net_arch=checked_net_arch(net_arch),
+            activation_fn=activation_class(activation_fn),
             ortho_init=ortho_init,
             log_std_init=log_std_init,
             features_extractor_class=features_extractor_class or Encoder,
@@ -504,46 +498,6 @@ def run_in_segments(
         y, state = recur(segment, state.detach(), starts)
         outputs.append(y)
     return torch.cat(outputs), state
-
-
-def _checked_net_arch(net_arch: Any) -> Any:
-    """Return layers between core and heads, checked; None: none."""
-    if isinstance(net_arch, list) and len(net_arch) == 1 and isinstance(net_arch[0], dict):
-        net_arch = net_arch[0]  # SB3's former spelling
-    if isinstance(net_arch, dict):
-        check_settings("net_arch", net_arch, ("pi", "vf"))
-        for name, widths in net_arch.items():
-            check_widths(f"net_arch[{name!r}]", widths, may_be_empty=True)
-    else:
-        check_widths("net_arch, a list or {'pi': [...], 'vf': [...]},", net_arch or [], may_be_empty=True)
-    return net_arch or []
-
-
-def _activation(activation_fn: str | type[nn.Module]) -> type[nn.Module]:
-    if isinstance(activation_fn, type) and issubclass(activation_fn, nn.Module):
-        return activation_fn
-    if activation_fn not in ACTIVATIONS:
-        raise UserError(f"activation_fn must be one of {', '.join(ACTIVATIONS)}, or a class, not {activation_fn!r}")
-    return ACTIVATIONS[activation_fn]
-
-
-def _refuse(settings: dict[str, Any]) -> None:
-    """Raise a `UserError` for settings that the policy has not, unless they ask for what it does anyway."""
-    for name, value in settings.items():
-        if name not in _UNSUPPORTED:
-            known = inspect.signature(SRWMPolicy).parameters.keys() - {"unsupported"}
-            raise UserError(f"SRWMPolicy has no setting {name!r}{did_you_mean(name, known)}")
-        if value is not None and value != _DEFAULTS.get(name, False):
-            raise UserError(f"{name}={value!r}: {_UNSUPPORTED[name]}")
-
-
-def _encoder_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return `features_extractor_kwargs` as settings of `Encoder`; SB3's widths are those of its CNN."""
-    result = {name: value for name, value in settings.items() if name not in _CNN_WIDTHS}
-    for name in _CNN_WIDTHS:
-        if name in settings:
-            result["cnn"] = {**result.get("cnn", {}), "features": settings[name]}
-    return result
 
 
 def _time_major(batch_major: Tensor, batch: int) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from srwm_rl.errors import UserError
-from srwm_rl.scripts.main import main
 from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.main import main
 from srwm_rl.scripts.reports.curves import Curve
 from srwm_rl.scripts.reports.plot import STATISTICS, Line, _published_curves, plot_runs
 

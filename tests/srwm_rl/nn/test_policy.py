@@ -107,11 +107,6 @@ def test_a_cut_unroll_has_the_same_values_and_no_gradient_across_the_cut() -> No
     assert not stopped[:3].any()
 
 
-def test_state_dependent_exploration_is_refused() -> None:
-    with pytest.raises(UserError, match="use_sde"):
-        SRWMPolicy(VECTOR, spaces.Box(-1, 1, (2,)), lambda _: 1e-3, use_sde=True)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -125,6 +120,8 @@ def test_state_dependent_exploration_is_refused() -> None:
         ({"encoder_kwargs": {"cnn": {"chanels": [4]}}}, "did you mean 'channels'"),
         ({"encoder_kwargs": {"cnn": {"features": 0}}}, "encoder's cnn features must be"),
         ({"activation_fn": "swish"}, "activation_fn must be one of"),
+        ({"use_sde": True}, "use_sde=True: SRWMPolicy has no state-dependent exploration"),
+        ({"net_arhc": [8]}, "no setting 'net_arhc'; did you mean 'net_arch'"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
