@@ -4,9 +4,11 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from srwm_rl import core_names, make_core
+from srwm_rl.envs import make_vec_env
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import parse, peek
@@ -264,6 +266,19 @@ def test_a_rollout_of_the_trial_tasks_holds_whole_episodes_in_whole_sequences(ta
     assert config.n_steps % longest == config.batch_size % config.n_steps == 0
     assert config.normalize_reward
     assert config.inputs == TASKS[task].memory_inputs
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if "reward" in task.memory_inputs])
+def test_a_tasks_rewards_reach_its_agents_unclipped(task: str) -> None:
+    """Clipped to 1, most rewards of `mdp` looked alike: agents that are to learn from them could not."""
+    config = defaults(task, None)
+    env = make_vec_env(task, 16, config.levels, config.seed, **config.env_settings())
+    env.action_space.seed(0)
+    env.reset()
+    for _ in range(20):
+        obs, rewards, dones, _ = env.step(np.array([env.action_space.sample() for _ in range(16)]))
+        assert isinstance(obs, dict)
+        np.testing.assert_array_equal(obs["previous_reward"][:, 0], np.where(dones, 0, rewards).astype(np.float32))
 
 
 def test_defaults_fit_every_core() -> None:
