@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_
 from torch import Tensor, nn
 
 from srwm_rl.errors import UserError, check_settings, did_you_mean
-from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN
+from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN, PatchCNN
 from srwm_rl.nn.few_shot_cnns import Conv4, FewShotCNN, ResNet12
 
 # Keys of the inputs that srwm_rl.envs.VecMemoryInputs and AttemptsBatch add; they bypass the MLP.
@@ -30,6 +30,7 @@ MIN_FRAME_SIZE = 16  # pixels; a smaller Box of three dimensions need not be a f
 CNNS: dict[str, type[ImpalaCNN | FewShotCNN]] = {
     "impala": ImpalaCNN,
     "nature": NatureCNN,
+    "patch": PatchCNN,
     "conv4": Conv4,
     "resnet12": ResNet12,
 }
@@ -90,8 +91,8 @@ class Encoder(BaseFeaturesExtractor):
     Args:
         observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of them.
         mlp: widths of the MLP's layers; empty: no MLP.
-        cnn: settings of `ImpalaCNN`; with `"kind"` "nature", "conv4" or "resnet12" those of `NatureCNN`, `Conv4` or
-            `ResNet12`.
+        cnn: settings of `ImpalaCNN`; with `"kind"` "nature", "patch", "conv4" or "resnet12" those of `NatureCNN`,
+            `PatchCNN`, `Conv4` or `ResNet12`.
         vector_scale: factor on vectors.
         step_periods, step_longest: settings of `StepEmbedding`.
         normalize_images: multiply pixels by 1/255. False: as in SB3, every Box of three dimensions is an image, of

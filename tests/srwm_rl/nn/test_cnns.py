@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srwm_rl import UserError
-from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN, fastest_precision
+from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN, PatchCNN, fastest_precision
 
 
 def test_both_image_layouts_give_the_same_features() -> None:
@@ -142,7 +142,12 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
     ("kind", "shape", "channels_first"),
-    [(ImpalaCNN, (36, 41, 3), False), (ImpalaCNN, (12, 20, 16), True), (NatureCNN, (40, 44, 3), False)],
+    [
+        (ImpalaCNN, (36, 41, 3), False),
+        (ImpalaCNN, (12, 20, 16), True),
+        (NatureCNN, (40, 44, 3), False),
+        (PatchCNN, (36, 41, 3), False),
+    ],
 )
 def test_fused_operations_give_the_features_and_gradients_of_plain_ones(
     kind: type[ImpalaCNN], shape: tuple[int, ...], channels_first: bool, device: str, kernels: str,
@@ -224,3 +229,31 @@ def test_the_nature_cnn_is_three_convolutions_with_relus_between() -> None:
     x = torch.relu(torch.conv2d(x, third.weight, third.bias)).flatten(1)
     torch.testing.assert_close(network(frames), torch.relu(network.head(x)), rtol=1e-4, atol=1e-5)
     assert [conv.weight.shape[2] for conv in (first, second, third)] == [8, 4, 3]
+
+
+def test_a_patch_cnn_is_a_convolution_of_patches_and_one_residual_block_per_stage() -> None:
+    torch.manual_seed(0)
+    network = PatchCNN((26, 19, 3), False, (4, 6), patch=5, features=7)
+    frames = torch.randint(0, 256, (3, 26, 19, 3), dtype=torch.uint8)
+    pixels = frames.permute(0, 3, 1, 2) / 255
+    weights = dict(network.named_parameters())
+
+    def conv(x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+    def block(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x + conv(torch.relu(conv(torch.relu(x), f"{name}.first")), f"{name}.second")
+
+    # Patches beside each other, what is left over at the edges not at all.
+    patches = pixels[:, :, :25, :15].unfold(2, 5, 5).unfold(3, 5, 5)  # [N, C, 5, 3, 5, 5]
+    x = torch.einsum("nchwij,ocij->nohw", patches, weights["stages.0.weight"]) + weights["stages.0.bias"][:, None, None]
+    x = block(x, "stages.1")
+    x = torch.max_pool2d(conv(x, "stages.2"), 3, 2, 1)
+    x = torch.relu(block(x, "stages.4")).flatten(1)
+    assert x.shape == (3, 6 * 3 * 2)
+    torch.testing.assert_close(network(frames), torch.relu(network.head(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_patch_larger_than_the_frame_is_refused() -> None:
+    with pytest.raises(UserError, match="cnn patch must be at most 16, the frame's size"):
+        PatchCNN((16, 20, 3), False, patch=17)

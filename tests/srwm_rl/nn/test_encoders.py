@@ -16,6 +16,8 @@ def test_wrong_settings_of_a_cnn_are_named() -> None:
         ({"kind": "natur"}, "no kind 'natur'; did you mean 'nature'"),
         ({"kind": ["nature"]}, "no kind"),
         ({"kind": "nature", "channels": [8]}, "give three channels, not 1"),
+        ({"kind": "nature", "patch": 4}, "has no setting 'patch'"),
+        ({"kind": "patch", "patch": 0}, "the encoder's cnn patch must be"),
     ):
         with pytest.raises(UserError, match=message):
             Encoder(frames, cnn=cnn)
@@ -59,6 +61,7 @@ def test_describe_names_the_layers() -> None:
     assert Encoder(frames).describe() == "IMPALA CNN 16/32/32-256 in float32"
     large = spaces.Box(0, 255, (64, 64, 3), np.uint8)
     assert Encoder(large, cnn={"kind": "nature"}).describe() == "Nature CNN 32/64/64-256 in float32"
+    assert Encoder(large, cnn={"kind": "patch"}).describe() == "Patch CNN 32/32/32-256 in float32"
     space = spaces.Dict(v=spaces.Box(-1, 1, (4,)), episode_step=spaces.Box(0, np.inf, (1,)))
     assert Encoder(space, mlp=(8, 4)).describe() == "MLP 8/4 + episode_step"
     assert Encoder(spaces.Discrete(3), mlp=()).describe() == "vectors as they are"
