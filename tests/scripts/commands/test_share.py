@@ -84,7 +84,8 @@ ARGV = (
     ("--env", "coinrun,maze", "--algo", "impala", "--synchronous", "--inputs", "reward"),
     ("--preset", "demo", "--no-normalize-reward", "--loss-reward-clip", "1"),
     ("--env", "recall", "--env-kwargs", "delay:3", "n_symbols:5", "--attempts", "2"),
-    ("--env", "CartPole-v1", "--core-kwargs", "hidden_size:16", "--encoder-kwargs", "mlp:[8]", "--inputs"),
+    ("--env", "CartPole-v1", "--preset", "none", "--core-kwargs", "hidden_size:16", "--encoder-kwargs", "mlp:[8]"),
+    ("--env", "CartPole-v1", "--preset", "tuned", "--core", "lstm", "-n", "5000", "--inputs"),
 )
 
 
