@@ -119,6 +119,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_PAPER, "env": "paper6"},
     "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
     "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
+    # What learned most on a CPU in half an hour, and in two minutes (docs/procgen.md).
+    "procgen-cpu": {
+        "n_timesteps": 2_000_000,
+        "n_steps": 64,
+        "batch_size": 512,
+        "n_epochs": 1,
+        "learning_rate": 1e-3,
+        "encoder_kwargs": ('cnn:{"kind":"patch"}',),
+    },
     "demo": {
         "env": "starpilot",  # on CoinRun the same settings learn no more than one constant action earns
         "n_timesteps": 300_000,

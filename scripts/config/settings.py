@@ -49,8 +49,8 @@ class TrainConfig:
     n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
-    """A set of defaults: for a purpose (quickstart, demo, paper, paper-memory); tuned, what a search found for this
-    environment and core, the default where it comes with the package; or none. Other options override it."""
+    """A set of defaults: for a purpose (quickstart, demo, procgen-cpu, paper, paper-memory); tuned, what a search found
+    for this environment and core, the default where it comes with the package; or none. Other options override it."""
     config: str | None = None
     """A YAML file of settings, by the names of these options; other options override it. See --print-config."""
     print_config: bool = False

@@ -61,8 +61,9 @@ def _updates(config: TrainConfig, model: RecurrentAlgorithm, steps: int) -> str:
     if config.algo == "supervised":
         return f"{n_rollouts:,} of {rollouts}, by right answers"
     if config.algo == "ppo":
+        epochs = "1 epoch" if config.n_epochs == 1 else f"{config.n_epochs} epochs"
         n_minibatches = model.minibatches_per_update // config.n_epochs
-        return f"{n_rollouts:,} of {rollouts}, {config.n_epochs} epochs of {n_minibatches} minibatches"
+        return f"{n_rollouts:,} of {rollouts}, {epochs} of {n_minibatches} minibatches"
     order = "in turn with playing" if config.synchronous else "while the actors play on"
     n_unrolls = config.batch_size // config.n_steps
     return f"{steps // config.batch_size:,} of {n_unrolls} unrolls, {order}; {rollouts} at a time"
