@@ -10,7 +10,10 @@ import pytest
     [
         (("-n", "4096", "--n-epochs", "1"), "1 of 64 environments x 64 steps, 1 epoch of 8 minibatches"),
         (("-n", "8000", "--n-epochs", "2"), "2 of 64 environments x 64 steps, 2 epochs of 8 minibatches"),
-        (("-n", "4096", "--algo", "impala"), "16 of 16 unrolls, while the actors play on; 64 environments x 16 steps at"),
+        (
+            ("-n", "4096", "--algo", "impala"),
+            "16 of 16 unrolls, while the actors play on; 64 environments x 16 steps at",
+        ),
         (("-n", "4096", "--algo", "supervised"), "1 of 64 environments x 64 steps, by right answers"),
     ],
 )
