@@ -55,13 +55,18 @@ def resolve(env: str) -> EnvSpec:
     """
     if not isinstance(env, str) or not env.strip():
         raise UserError("env must be the name of an environment, such as 'coinrun', 'recall' or 'CartPole-v1'")
-    name = env.strip().removeprefix("srwm_rl:")
-    name = PROCGEN_IDS.get(name, TASK_IDS.get(name, name))
+    name = short_name(env)
     if name in TASKS:
         return EnvSpec("task", (name,))
     if name in PRESETS or {part.strip() for part in name.split(",")} & set(GAMES):
         return EnvSpec("procgen", parse_games(name))
     return EnvSpec("gymnasium", (_gymnasium_id(name),))
+
+
+def short_name(env: str) -> str:
+    """Return the name of a game or a task for its Gymnasium id ("srwm_rl/Recall-v0": "recall"); other names as is."""
+    name = env.strip().removeprefix("srwm_rl:")
+    return PROCGEN_IDS.get(name, TASK_IDS.get(name, name))
 
 
 def _gymnasium_id(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from srwm_rl.envs.make import resolve
+from srwm_rl.envs.make import resolve, short_name
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS, BY_REWARD, KWARGS, TrainConfig, merged_pairs
@@ -167,7 +167,7 @@ def defaults(
         UserError: an unknown preset or environment, a preset of another algorithm, or no tuned settings.
     """
     chosen = _preset(preset, env, core)
-    env = env or chosen.get("env", TrainConfig.env)
+    env = short_name(env or chosen.get("env", TrainConfig.env))
     algo = algo or chosen.get("algo") or TrainConfig.algo
     if chosen.get("algo", algo) != algo:
         raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from msgspec import Meta
 
+from srwm_rl.envs.make import short_name
 from srwm_rl.envs.wrappers.named_wrapper import NamedWrapper
 from srwm_rl.errors import UserError
 
@@ -202,6 +203,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        object.__setattr__(self, "env", short_name(self.env))
         for name in KWARGS:
             pairs(getattr(self, name), name)
         check_wrappers(self.wrapper)

@@ -75,8 +75,9 @@ class SRWMLayer(MemoryLayer):
 
     Irie et al., ICML 2022, eqs. 5-9 and section 3 (https://arxiv.org/abs/2202.05780).
 
+    `hidden_size`, `n_heads`, `input_softmax` and `norm` are those of `MemoryLayer`.
+
     Args:
-        hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
         query_init: initial standard deviation of the query columns, as a multiple of `1/sqrt(head_size)`.
             A small one makes the first queries uniform, and so the first edits small.
         beta_init: initial mean of the beta columns. Under `input_softmax` it is the mean of the rates' initial
@@ -225,8 +226,9 @@ class DeltaLayer(MemoryLayer):
     Schlag, Irie, Schmidhuber, ICML 2021 (https://arxiv.org/abs/2102.11174), with the feature map of its RL version in
     Irie et al., NeurIPS 2021 (https://arxiv.org/abs/2106.06295): `elu + 1`, divided by its sum.
 
+    `hidden_size`, `n_heads`, `input_softmax` and `norm` are those of `MemoryLayer`.
+
     Args:
-        hidden_size, n_heads, input_softmax, norm: see `MemoryLayer`.
         query_init: factor on the slow net's initial query rows.
         beta_init: added to the pre-activation of every rate; 0 makes the untrained rates 1/2 on average.
         key_init: factor on the slow net's initial key rows.

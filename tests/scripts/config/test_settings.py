@@ -253,6 +253,19 @@ def test_presets_set_all_their_settings(preset: str) -> None:
     assert config.preset == preset
 
 
+@pytest.mark.parametrize(
+    "env", ["srwm_rl/HiddenControls-v0", "srwm_rl:hidden_controls", "srwm_rl:srwm_rl/HiddenControls-v0"]
+)
+def test_a_tasks_gymnasium_id_has_the_settings_of_its_name(env: str) -> None:
+    assert defaults(env, None) == defaults("hidden_controls", None)
+    assert read("--env", env).env == "hidden_controls"
+
+
+@pytest.mark.parametrize("env", ["procgen-starpilot-v0", "srwm_rl:procgen-starpilot-v0"])
+def test_a_games_gymnasium_id_has_the_settings_of_its_name(env: str) -> None:
+    assert defaults(env, None) == defaults("starpilot", None)
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(UserError, match="did you mean 'quickstart'"):
         defaults(None, "quikstart")
