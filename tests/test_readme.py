@@ -55,12 +55,12 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("task", ["hidden_controls", "bandit", "recall", "parity"])
-def test_edits_withheld_constant_and_random_play_are_those_of_the_cards(task: str) -> None:
+def test_edits_frozen_constant_and_random_play_are_those_of_the_cards(task: str) -> None:
     card = load(f"zoo:{task}").card
     assert card is not None
     scores = {score.player: score.returns.mean for score in card.scores}
     columns = {
-        "its edits withheld": "edits frozen",
+        "its edits frozen": "edits frozen",
         "one constant action": "best constant action",
         "random play": "random play",
     }
