@@ -28,10 +28,10 @@ class StackCore(Core):
     A subclass sets `layer_class` and `variants`.
 
     Args:
-        input_size: I.
+        input_size: I, width of the encoder's features.
         hidden_size: width of the layers and of the output.
-        n_layers: L.
-        n_heads: H; `D = hidden_size / H`.
+        n_layers: L, number of memory layers.
+        n_heads: H, number of heads in a layer; `D = hidden_size / H`.
         ff_size: inner width of the feed-forward blocks; None: four times `hidden_size`, as published.
         short_conv: width of a causal depthwise convolution between the projection and the first layer, at least 2:
             each channel weighs its last inputs of the episode; see `srwm_rl.nn.short_conv.ShortConv`. 0: none.
