@@ -119,7 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_PAPER, "env": "paper6"},
     "paper-memory": {**_PAPER, "env": "dodgeball,heist,maze,miner", "mode": "memory", "levels": "0:500"},
     "quickstart": {"env": "recall", "n_timesteps": 1_000_000},
-    # What learned most on a CPU in half an hour, and in two minutes (docs/procgen.md).
+    # For a quarter of an hour and more on a CPU; in minutes the demo's smaller CNN learns as much (docs/procgen.md).
     "procgen-cpu": {
         "n_timesteps": 2_000_000,
         "n_steps": 64,

@@ -33,7 +33,7 @@ def test_activations_take_a_third_of_the_memory(
 
 
 @pytest.mark.parametrize(("kind", "estimate"), [(ImpalaCNN, 2**20), (NatureCNN, 2**17), (PatchCNN, 2**17)])
-def test_the_published_cnn_needs_about_a_megabyte_per_frame(kind: type[ImpalaCNN], estimate: int) -> None:
+def test_the_estimate_of_a_frames_activations_is_about_what_is_saved(kind: type[ImpalaCNN], estimate: int) -> None:
     cnn, saved = kind((64, 64, 3), False, precision="bfloat16"), 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
