@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from srwm_rl.envs.make import normalizer as normalizer
     from srwm_rl.envs.make import resolve as resolve
     from srwm_rl.envs.procgen.batch import ProcgenBatch as ProcgenBatch
+    from srwm_rl.envs.procgen.games import GAME_SETS as GAME_SETS
     from srwm_rl.envs.procgen.games import GAMES as GAMES
     from srwm_rl.envs.procgen.games import MODE_GAMES as MODE_GAMES
-    from srwm_rl.envs.procgen.games import PRESETS as PRESETS
     from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION as PROCGEN_NORMALIZATION
     from srwm_rl.envs.registration import register_envs as register_envs
     from srwm_rl.envs.tasks import TASKS as TASKS

@@ -17,7 +17,7 @@ from srwm_rl.envs.batch import BatchEnv
 from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.procgen.batch import ProcgenBatch
-from srwm_rl.envs.procgen.games import GAMES, OPTIONS, PRESETS, PROCGEN_IDS, SETTINGS, parse_games
+from srwm_rl.envs.procgen.games import GAME_SETS, GAMES, OPTIONS, PROCGEN_IDS, SETTINGS, parse_games
 from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
 from srwm_rl.envs.procgen.simulator import find_distribution
 from srwm_rl.envs.tasks import TASK_IDS, TASKS
@@ -58,7 +58,7 @@ def resolve(env: str) -> EnvSpec:
     name = short_name(env)
     if name in TASKS:
         return EnvSpec("task", (name,))
-    if name in PRESETS or {part.strip() for part in name.split(",")} & set(GAMES):
+    if name in GAME_SETS or {part.strip() for part in name.split(",")} & set(GAMES):
         return EnvSpec("procgen", parse_games(name))
     return EnvSpec("gymnasium", (_gymnasium_id(name),))
 
@@ -89,7 +89,7 @@ def _gymnasium_id(name: str) -> str:
         for installed in filter(find_spec, PACKAGES):
             with suppress(Exception):  # a hint alone depends on it
                 import_module(installed)
-        known = [*GAMES, *PRESETS, *TASKS, *gymnasium.registry]
+        known = [*GAMES, *GAME_SETS, *TASKS, *gymnasium.registry]
         hint = did_you_mean(name, known)
         if "known:" in hint:  # Gymnasium's whole list would not be one clear line
             hint = f"; give a ProcGen game, a task ({', '.join(TASKS)}) or a registered Gymnasium id"
@@ -107,7 +107,7 @@ def list_envs() -> dict[str, list[str]]:
     has_procgen = find_distribution() is not None
     return {
         "procgen": list(GAMES) if has_procgen else [],
-        "presets": list(PRESETS) if has_procgen else [],
+        "game sets": list(GAME_SETS) if has_procgen else [],
         "task": list(TASKS),
         "gymnasium": sorted(
             env_id for env_id in gymnasium.registry if _is_of_gymnasium(env_id) and _can_be_made(env_id)

@@ -30,7 +30,7 @@ class ProcgenBatch(BatchEnv):
     (`step_data.level_complete` in procgen/src/games/*.cpp), be it a coin, the last enemy or a quota of fish.
 
     Args:
-        games: A game, "coinrun,maze", a list of games, or a preset ("paper6", "all16").
+        games: A game, "coinrun,maze", a list of games, or a game set ("paper6", "all16").
         n_envs: How many environments; a multiple of the number of games.
         levels: The levels that episodes are drawn from.
         mode: easy, hard, extreme, memory or exploration, where the games have it.

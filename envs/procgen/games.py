@@ -30,7 +30,7 @@ IDLE_MOVES = {
 PROCGEN_IDS = {f"procgen-{game}-v0": game for game in GAMES}
 """The games' Gymnasium ids, the same as in the original package."""
 
-PRESETS: dict[str, tuple[str, ...]] = {
+GAME_SETS: dict[str, tuple[str, ...]] = {
     "paper6": ("bigfish", "fruitbot", "maze", "leaper", "plunder", "starpilot"),
     "all16": GAMES,
 }
@@ -88,17 +88,17 @@ def timeout(game: str, mode: str) -> int:
 
 
 def parse_games(games: str | Sequence[str]) -> tuple[str, ...]:
-    """Read a game, a comma-separated list, a preset's name or a list of games.
+    """Read a game, a comma-separated list, a game set's name or a list of games.
 
     Raises:
         UserError: If a name is not known, twice there, or there is none.
     """
     names = [part.strip() for part in games.split(",")] if isinstance(games, str) else list(games)
-    if len(names) == 1 and names[0] in PRESETS:
-        return PRESETS[names[0]]
+    if len(names) == 1 and names[0] in GAME_SETS:
+        return GAME_SETS[names[0]]
     for name in names:
         if name not in GAMES:
-            raise UserError(f"there is no ProcGen game {name!r}{did_you_mean(str(name), [*GAMES, *PRESETS])}")
+            raise UserError(f"there is no ProcGen game {name!r}{did_you_mean(str(name), [*GAMES, *GAME_SETS])}")
     if len(set(names)) != len(names) or not names:
         raise UserError(f"ProcGen games {games!r}: name each game once, and at least one")
     return tuple(names)

@@ -168,7 +168,7 @@ def defaults(
     """
     chosen = _preset(preset, env, core)
     env = short_name(env or chosen.get("env", TrainConfig.env))
-    algo = algo or chosen.get("algo") or TrainConfig.algo
+    algo = algo or chosen.get("algo") or ("supervised" if env == "fewshot" else TrainConfig.algo)
     if chosen.get("algo", algo) != algo:
         raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")
     kind = resolve(env).kind

@@ -57,7 +57,7 @@ def test_missing_procgen_is_reported_when_an_environment_is_made(monkeypatch):
     monkeypatch.setattr("srwm_rl.envs.procgen.simulator.find_spec", lambda name: None)
     assert resolve("coinrun").kind == "procgen"  # --help and --env-list need no ProcGen
     listed = envs.list_envs()
-    assert listed["procgen"] == listed["presets"] == []
+    assert listed["procgen"] == listed["game sets"] == []
     assert "recall" in listed["task"]
     with pytest.raises(UserError, match="ProcGen is not installed; run: pip install 'procgen"):
         envs.make_vec_env("coinrun", 1, "0:10", seed=0)
@@ -67,8 +67,8 @@ def test_every_listed_name_resolves():
     names = envs.list_envs()
     has_procgen = find_distribution() is not None
     assert len(names["procgen"]) == 16 * has_procgen
-    assert names["presets"] == ["paper6", "all16"][: 2 * has_procgen]
-    for kind in ("procgen", "presets", "task"):
+    assert names["game sets"] == ["paper6", "all16"][: 2 * has_procgen]
+    for kind in ("procgen", "game sets", "task"):
         assert all(resolve(name) for name in names[kind])
     assert resolve(names["gymnasium"][0]).kind == "gymnasium"
     assert "CartPole-v1" in names["gymnasium"]

@@ -245,6 +245,12 @@ def test_impala_keeps_its_settings_for_tasks(task: str, gamma: float, rate: floa
     assert not config.normalize_reward
 
 
+def test_fewshot_is_trained_by_right_answers_unless_another_algorithm_is_chosen() -> None:
+    assert defaults("fewshot", None) == defaults("fewshot", None, algo="supervised")
+    assert defaults("fewshot", None, algo="ppo").algo == "ppo"
+    assert defaults("recall", None).algo == "ppo"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_set_all_their_settings(preset: str) -> None:
     config = defaults(None, preset)
