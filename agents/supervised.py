@@ -22,8 +22,9 @@ from srwm_rl.agents.engine.transfer import map_obs, to_device
 from srwm_rl.agents.engine.updates import CheckedUpdates
 from srwm_rl.agents.losses.supervised_loss import SupervisedLossSums, answer_loss, prototype_loss
 from srwm_rl.errors import UserError
+from srwm_rl.nn.cores.unroll import run_core
 from srwm_rl.nn.encoders import PREVIOUS_ACTION, PREVIOUS_REWARD, Encoder
-from srwm_rl.nn.policy import Obs, SRWMPolicy, run_core
+from srwm_rl.nn.policy import Obs, SRWMPolicy
 
 LABEL = "label"
 """Key of an observation's label, a one-hot of the image's class, or zeros where it is not told."""

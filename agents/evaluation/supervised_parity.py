@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.cores import make_core
+from srwm_rl.nn.cores.unroll import run_core
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
-from srwm_rl.nn.policy import run_core
 
 EMBEDDING = 16
 TEST_SEED = 10**9  # far from every training seed

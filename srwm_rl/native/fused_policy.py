@@ -13,8 +13,9 @@ from torch import Tensor
 from srwm_rl.native.lowering import LoweredPolicy, UnsupportedModuleError, lower
 from srwm_rl.native.ppo_gradient import PPOGradient
 from srwm_rl.nn.cores.stack import StackCore
+from srwm_rl.nn.cores.unroll import run_in_segments
 from srwm_rl.nn.module_fingerprint import ModuleFingerprint
-from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy, run_in_segments
+from srwm_rl.nn.policy import ActStep, Obs, SequenceEvaluation, SRWMPolicy
 from srwm_rl.ops.backends import preferred
 from srwm_rl.ops.program import PPOLossParams
 

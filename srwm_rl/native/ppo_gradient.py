@@ -11,8 +11,9 @@ from torch import Tensor
 
 from srwm_rl.native.lowering import LoweredPolicy
 from srwm_rl.nn.cores.stack import StackCore
+from srwm_rl.nn.cores.unroll import run_in_segments
 from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
-from srwm_rl.nn.policy import Obs, SRWMPolicy, run_in_segments
+from srwm_rl.nn.policy import Obs, SRWMPolicy
 from srwm_rl.nn.short_conv import ShortConv
 from srwm_rl.ops import cpu
 from srwm_rl.ops.checks import as_uint8

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.common.distributions import Distribution as SB3Distribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal
 
@@ -84,3 +88,15 @@ class UncheckedDiagGaussian(DiagGaussianDistribution):
         """Set means `[B, n]` and log standard deviations `[n]`."""
         self.distribution = Normal(mean_actions, log_std.exp().expand_as(mean_actions), validate_args=False)
         return self
+
+
+def make_distribution(action_space: spaces.Space[Any]) -> SB3Distribution:
+    """Return the distribution of an action space that `srwm_rl.nn.spaces.check_action_space` accepts."""
+    if isinstance(action_space, spaces.Discrete):
+        return UncheckedCategorical(int(action_space.n))
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return UncheckedMultiCategorical(action_space.nvec.ravel().tolist())
+    if isinstance(action_space, spaces.MultiBinary):
+        return UncheckedBernoulli(*action_space.shape)
+    assert isinstance(action_space, spaces.Box)
+    return UncheckedDiagGaussian(int(np.prod(action_space.shape)))

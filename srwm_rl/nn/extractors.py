@@ -1,15 +1,18 @@
-"""Inputs for an encoder of one's own, as Stable-Baselines3 gives them to its encoders."""
+"""Encoders of one's own, and their inputs as Stable-Baselines3 gives them to its encoders."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
+from srwm_rl.errors import UserError
 from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space
 from srwm_rl.nn.spaces import as_floats
 
@@ -49,6 +52,27 @@ class ExtractorInputs:
         obs = obs.reshape(n, *space.shape).float()
         obs = obs.permute(0, 3, 1, 2) if key in self._transposed else obs
         return obs / 255 if key in self._scaled else obs
+
+
+def make_extractor(
+    extractor_class: type[BaseFeaturesExtractor], space: spaces.Space[Any], settings: Mapping[str, Any]
+) -> BaseFeaturesExtractor:
+    """Build an encoder of one's own for the observations of an `ExtractorInputs`.
+
+    Raises:
+        UserError: the class does not take the space and its settings, or refuses the space.
+    """
+    try:
+        inspect.signature(extractor_class).bind(space, **settings)
+    except TypeError as error:
+        raise UserError(
+            f"features_extractor_class {extractor_class!r} does not take the observation space and "
+            f"features_extractor_kwargs: {error}"
+        ) from error
+    try:
+        return extractor_class(space, **settings)
+    except AssertionError as error:  # as SB3's encoders refuse a space
+        raise UserError(f"{extractor_class.__name__}: {error}") from error
 
 
 def _is_image(space: spaces.Space[Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
 from copy import copy
 from functools import partial
 from types import SimpleNamespace
@@ -23,14 +22,10 @@ from torch import Tensor, nn
 
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.cores import Core, make_core
-from srwm_rl.nn.distributions import (
-    UncheckedBernoulli,
-    UncheckedCategorical,
-    UncheckedDiagGaussian,
-    UncheckedMultiCategorical,
-)
+from srwm_rl.nn.cores.unroll import run_core
+from srwm_rl.nn.distributions import make_distribution
 from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space
-from srwm_rl.nn.extractors import ExtractorInputs
+from srwm_rl.nn.extractors import ExtractorInputs, make_extractor
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
 from srwm_rl.nn.policy_settings import (
     ACTIVATIONS,
@@ -39,17 +34,8 @@ from srwm_rl.nn.policy_settings import (
     encoder_settings,
     refuse_unsupported,
 )
-from srwm_rl.nn.spaces import (
-    ACTION_MASK,
-    as_floats,
-    batched_observation,
-    check_action_space,
-    check_masks,
-    env_actions,
-    has_action_mask,
-    mask_size,
-    without_mask,
-)
+from srwm_rl.nn.predict_inputs import batched_masks, batched_observation, batched_starts, check_state, mask_of
+from srwm_rl.nn.spaces import ACTION_MASK, as_floats, check_action_space, env_actions, has_action_mask, without_mask
 
 Obs = Tensor | dict[str, Tensor]
 MASKED = -1e8  # logit of an action that is not allowed: finite, so that its probability of 0 has an entropy
@@ -162,19 +148,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             settings: dict[str, Any] = {**self.encoder_kwargs, "normalize_images": self.normalize_images}
             return Encoder(self._input_space, **settings)
         self._extractor_inputs = ExtractorInputs(self._input_space, self.normalize_images)
-        try:
-            inspect.signature(self.features_extractor_class).bind(
-                self._extractor_inputs.space, **self.features_extractor_kwargs
-            )
-        except TypeError as error:
-            raise UserError(
-                f"features_extractor_class {self.features_extractor_class!r} does not take the observation space and "
-                f"features_extractor_kwargs: {error}"
-            ) from error
-        try:
-            return self.features_extractor_class(self._extractor_inputs.space, **self.features_extractor_kwargs)
-        except AssertionError as error:  # as SB3's encoders refuse a space
-            raise UserError(f"{self.features_extractor_class.__name__}: {error}") from error
+        return make_extractor(
+            self.features_extractor_class, self._extractor_inputs.space, self.features_extractor_kwargs
+        )
 
     @property
     def has_images(self) -> bool:
@@ -185,14 +161,7 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         # SB3 calls this after it builds the encoder and before heads and optimizer.
-        if isinstance(self.action_space, spaces.Discrete):
-            self.action_dist = UncheckedCategorical(int(self.action_space.n))
-        elif isinstance(self.action_space, spaces.MultiDiscrete):
-            self.action_dist = UncheckedMultiCategorical(self.action_space.nvec.ravel().tolist())
-        elif isinstance(self.action_space, spaces.MultiBinary):
-            self.action_dist = UncheckedBernoulli(*self.action_space.shape)
-        elif isinstance(self.action_space, spaces.Box):
-            self.action_dist = UncheckedDiagGaussian(int(np.prod(self.action_space.shape)))
+        self.action_dist = make_distribution(self.action_space)
         self.core = make_core(self.core_name, self.features_dim, **self.core_kwargs)
         self.mlp_extractor = MlpExtractor(
             self.core.output_size, net_arch=self.net_arch, activation_fn=self.activation_fn, device=self.device
@@ -419,9 +388,14 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         arrays, batch, vectorized = batched_observation(observation, self.obs_spaces, MAIN_KEY)
         obs: dict[str, Tensor] = {key: torch.as_tensor(array, device=self.device) for key, array in arrays.items()}
         core_state = self._state_tensor(state, batch)
-        masks = self._mask_tensor(observation, action_masks, batch)
+        starts = torch.as_tensor(batched_starts(episode_start, batch), device=self.device)
+        if action_masks is None and self.masked:
+            action_masks = mask_of(observation)
+        allowed = None
+        if action_masks is not None:
+            allowed = torch.as_tensor(batched_masks(action_masks, self.action_space, batch), device=self.device)
         with torch.no_grad():
-            step = self.act(obs, core_state, self._starts_tensor(episode_start, batch), deterministic, masks)
+            step = self.act(obs, core_state, starts, deterministic, allowed)
         if not torch.isfinite(step.log_probs).all():
             raise UserError(
                 "the policy's output is not finite: its weights are, or its state is; use another checkpoint"
@@ -429,39 +403,10 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         actions = env_actions(step.actions.cpu().numpy(), self.action_space)
         return actions if vectorized else actions.squeeze(axis=0), (step.core_state.cpu().numpy(),)
 
-    def _mask_tensor(self, observation: Any, action_masks: np.ndarray | None, batch: int) -> Tensor | None:
-        size = mask_size(self.action_space)
-        if action_masks is None and self.masked:
-            if not isinstance(observation, Mapping) or ACTION_MASK not in observation:
-                raise UserError(
-                    "this policy was trained with action masks: give action_masks=..., or observations with an entry "
-                    "'action_mask', such as of srwm_rl.agents.VecActionMasks"
-                )
-            action_masks = observation[ACTION_MASK]
-        if action_masks is None:
-            return None
-        masks = np.asarray(action_masks)
-        if size is None or masks.shape not in ((batch, size), *([(size,)] if batch == 1 else ())):
-            wanted = "none for such actions" if size is None else f"of shape {(batch, size)}"
-            raise UserError(f"action_masks must be {wanted}, not {masks.shape}")
-        masks = masks.reshape(batch, size) != 0
-        check_masks(masks, self.action_space)
-        return torch.as_tensor(masks, device=self.device)
-
-    def _starts_tensor(self, episode_start: np.ndarray | bool | None, batch: int) -> Tensor:
-        starts = np.asarray(False if episode_start is None else episode_start)
-        if starts.shape not in ((), (1,), (batch,)):
-            raise UserError(f"episode_start must be one flag or {batch}, not of shape {starts.shape}")
-        return torch.as_tensor(np.broadcast_to(starts != 0, (batch,)).copy(), device=self.device)
-
     def _state_tensor(self, state: tuple[np.ndarray, ...] | None, batch: int) -> Tensor:
         if state is None:
             return self.initial_state(batch)
-        shape = (self.core.state_layers, batch, self.core.state_size)
-        if np.shape(state[0]) != shape:
-            raise UserError(f"core {self.core_name!r} needs a state of shape {shape}, not {np.shape(state[0])}")
-        if not np.isfinite(state[0]).all():
-            raise UserError("the state is not finite; begin new episodes with state=None")
+        check_state(state[0], (self.core.state_layers, batch, self.core.state_size), self.core_name)
         return torch.as_tensor(state[0], dtype=torch.float32, device=self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -471,33 +416,6 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
             inherited |= {"features_extractor_class", "features_extractor_kwargs"}
         data = {name: value for name, value in data.items() if name not in inherited}
         return data | {"core": self.core_name, "core_kwargs": self.core_kwargs, "encoder_kwargs": self.encoder_kwargs}
-
-
-def run_core(
-    core: Core, x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run a core over `x` `[T, B, I]`, cutting the gradient through its state every `bptt` steps (None: never).
-
-    A core that does not carry its state over runs each step from zeros, as when acting.
-    """
-    if not core.carries_over:
-        n_steps, batch, size = x.shape
-        y, state = core(x.reshape(1, n_steps * batch, size), state.repeat(1, n_steps, 1), episode_starts.reshape(1, -1))
-        return y.view(n_steps, batch, -1), state[:, -batch:]
-    return run_in_segments(core, x, state, episode_starts, bptt)
-
-
-def run_in_segments(
-    recur: Callable[..., tuple[Tensor, Tensor]], x: Tensor, state: Tensor, episode_starts: Tensor, bptt: int | None
-) -> tuple[Tensor, Tensor]:
-    """Run a recurrence over an unroll, cutting the gradient through its state every `bptt` steps (None: never)."""
-    if bptt is None or bptt >= len(x):
-        return recur(x, state, episode_starts)
-    outputs = []
-    for segment, starts in zip(x.split(bptt), episode_starts.split(bptt), strict=True):
-        y, state = recur(segment, state.detach(), starts)
-        outputs.append(y)
-    return torch.cat(outputs), state
 
 
 def _time_major(batch_major: Tensor, batch: int) -> Tensor:

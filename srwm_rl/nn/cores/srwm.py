@@ -34,7 +34,7 @@ class SRWMNoCarryCore(SRWMCore):
 
     Every call starts from the slow weight, whatever the state argument. Called one step at a time, as by an acting
     policy and by the authors' RL code, it never reads its own edits and is memoryless. Over a whole unroll in one call
-    it computes another policy than the one that acts; `srwm_rl.nn.policy.run_core` therefore evaluates steps apart.
+    it computes another policy than the one that acts: `srwm_rl.nn.cores.unroll.run_core` evaluates steps apart.
 
     Arguments as `SRWMCore`. The state it returns is zeros, in `SRWMCore`'s shape.
     """

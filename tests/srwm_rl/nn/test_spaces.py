@@ -1,4 +1,4 @@
-"""Spaces: one-hots from any start, batches of observations, actions as an environment takes them, masks."""
+"""Spaces: one-hots from any start, actions as an environment takes them, masks."""
 
 from typing import Any
 
@@ -11,8 +11,6 @@ from srwm_rl import UserError
 from srwm_rl.nn.spaces import (
     ACTION_MASK,
     as_floats,
-    batched,
-    batched_observation,
     check_masks,
     env_actions,
     has_action_mask,
@@ -34,55 +32,6 @@ def test_one_hots_count_from_the_start_of_the_space() -> None:
 def test_boxes_of_any_shape_become_rows(shape: tuple[int, ...]) -> None:
     obs = torch.rand(4, *shape)
     assert torch.equal(as_floats(obs, spaces.Box(0, 1, shape)), obs.reshape(4, -1))
-
-
-def test_batches_and_single_observations_are_told_apart() -> None:
-    single, vectorized = batched(np.zeros(3), VECTOR, "it")
-    assert single.shape == (1, 3)
-    assert not vectorized
-    assert batched(np.zeros((5, 3)), VECTOR, "it")[1]
-    assert batched(2, spaces.Discrete(3), "it")[0].tolist() == [2]
-    assert batched([2, 1], spaces.Discrete(3), "it")[1]
-    frame = np.arange(16 * 18 * 3, dtype=np.uint8).reshape(16, 18, 3)
-    first, _ = batched(frame, spaces.Box(0, 255, (3, 16, 18), np.uint8), "it")
-    assert np.array_equal(first[0], frame.transpose(2, 0, 1))
-    last, _ = batched(frame.transpose(2, 0, 1)[None], spaces.Box(0, 255, (16, 18, 3), np.uint8), "it")
-    assert np.array_equal(last[0], frame)
-
-
-@pytest.mark.parametrize(
-    ("observation", "space", "words"),
-    [
-        (np.zeros(4), VECTOR, r"\(3,\), or \(n, 3\), not \(4,\)"),
-        (np.zeros((2, 2, 3)), VECTOR, "not "),
-        ([0, np.nan, 0], VECTOR, "not finite"),
-        ([[0, 0, 0], [0, 0, -np.inf]], VECTOR, "not finite: it holds -inf"),
-        ("abc", VECTOR, "must hold numbers"),
-        ([None] * 3, VECTOR, "must hold numbers"),
-        ([1, 4], spaces.Discrete(3, start=1), r"must be of Discrete\(3, start=1\), and holds 4"),
-        (0.5, spaces.Discrete(3), "holds 0.5"),
-        ([[0, 2]], spaces.MultiDiscrete([2, 2]), "holds 2"),
-        ([[0, 0.5]], spaces.MultiDiscrete([2, 2]), "holds 0.5"),
-        ([0, 2], spaces.MultiBinary(2), "holds 2"),
-        (np.full((12, 12, 3), 300.0), spaces.Box(0, 255, (12, 12, 3), np.uint8), "holds 300"),
-        (np.full((12, 12, 3), -1), spaces.Box(0, 255, (12, 12, 3), np.uint8), "holds -1"),
-    ],
-)
-def test_observations_that_do_not_fit_are_named(observation: Any, space: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
-        batched(observation, space, "observation 'x'")
-    assert str(error.value).startswith("observation 'x' ")
-
-
-def test_parts_of_an_observation_must_be_of_as_many_environments() -> None:
-    parts = {"a": VECTOR, "b": spaces.Discrete(2)}
-    arrays, n, vectorized = batched_observation({"a": np.zeros((2, 3)), "b": [0, 1], "c": "ignored"}, parts, "main")
-    assert (arrays.keys(), n, vectorized) == ({"a", "b"}, 2, True)
-    for b in ([0, 1, 1], 0):
-        with pytest.raises(UserError, match="different numbers of environments: a \\(2, 3\\)"):
-            batched_observation({"a": np.zeros((2, 3)), "b": b}, parts, "main")
-    with pytest.raises(UserError, match="must be a dict of a, b: b is missing"):
-        batched_observation({"a": np.zeros(3)}, parts, "main")
 
 
 def test_whole_boxes_get_rounded_actions_and_others_clipped_ones() -> None:
