@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from srwm_rl.agents.evaluation.statistics import t_interval
 from srwm_rl.errors import UserError
+from srwm_rl.nn.cores import core_defaults
 from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.config.config_file import dump_yaml
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -82,7 +83,7 @@ class Search:
         stored = study.user_attrs.get(SETTINGS)
         if stored is None:
             study.set_user_attr(SETTINGS, asdict(settings))
-            study.enqueue_trial(default_values(space, default), skip_if_exists=True)
+            study.enqueue_trial(default_values(space, default, core_defaults(default.core)), skip_if_exists=True)
         elif stored != json.loads(json.dumps(asdict(settings))):
             changed = [name for name, value in asdict(settings).items() if stored.get(name) != value]
             raise UserError(f"the study {study.study_name} searches with other {', '.join(changed)}; choose a new one")

@@ -153,18 +153,32 @@ def to_settings(values: Mapping[str, Value], default: TrainConfig) -> dict[str, 
     return settings
 
 
-def default_values(space: Space, default: TrainConfig) -> dict[str, Value]:
-    """Return the values that the defaults have in a space, without those that lie outside of it."""
-    values: dict[str, Any] = {MINIBATCHES: default.n_envs * default.n_steps / default.batch_size}
+def default_values(space: Space, default: TrainConfig, of_core: Mapping[str, Any] | None = None) -> dict[str, Value]:
+    """Return the values of a space that are nearest to the defaults; without texts and switches that lie outside of it.
+
+    Args:
+        space: what may vary.
+        default: settings of a training.
+        of_core: settings of its core that they do not name.
+    """
+    values: dict[str, Any] = {f"core_kwargs.{name}": value for name, value in (of_core or {}).items()}
+    values[MINIBATCHES] = default.n_envs * default.n_steps / default.batch_size
     for name in NAMES:
         value = getattr(default, name)
         values |= {f"{name}.{part}": of for part, of in pairs(value, name).items()} if name in KWARGS else {name: value}
-    inside: dict[str, Value] = {}
-    for name, allowed in space.items():
-        value = values.get(name)
-        if isinstance(allowed, Range):
-            if isinstance(value, int | float) and allowed.low <= value <= allowed.high:
-                inside[name] = value
-        elif value in allowed:
-            inside[name] = allowed[allowed.index(value)]
-    return inside
+    nearest = {name: _nearest(values.get(name), allowed) for name, allowed in space.items()}
+    return {name: value for name, value in nearest.items() if value is not None}
+
+
+def _nearest(value: Any, allowed: Range | Choices) -> Value | None:
+    if isinstance(allowed, tuple) and value in allowed:
+        return allowed[allowed.index(value)]
+    if not _is_number(value):
+        return None
+    if isinstance(allowed, Range):
+        return type(allowed.low)(min(max(value, allowed.low), allowed.high))
+    return min((choice for choice in allowed if _is_number(choice)), key=lambda of: abs(of - value), default=None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

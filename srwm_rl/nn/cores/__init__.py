@@ -102,10 +102,8 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
             f"core {name!r} is not imported: call srwm_rl.import_core({name!r}) first, or give --core {name} on the "
             "command line, if you trust that code to run"
         )
-    core_class = (_CORES | _SPECIAL).get(name)
-    if core_class is None:
-        raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
-    known = core_class.setting_names()
+    core_class = _core_class(name)
+    known = core_class.setting_defaults()
     if known is not None:
         check_settings(f"core {name!r}", settings, known)
     for setting, value in settings.items():
@@ -116,3 +114,19 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
                 f"core {name!r}: {setting} must be a whole number from 1 to {_COUNTS[setting]}, not {value!r}"
             )
     return core_class(input_size, **settings)
+
+
+def core_defaults(name: str) -> dict[str, Any]:
+    """Return the settings of the core called `name` and their defaults; none if its constructor takes any.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return _core_class(name).setting_defaults() or {}
+
+
+def _core_class(name: str) -> type[Core]:
+    core_class = (_CORES | _SPECIAL).get(name)
+    if core_class is None:
+        raise UserError(f"unknown core {name!r}{did_you_mean(name, _CORES)}")
+    return core_class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,12 @@ class Core(nn.Module, ABC):
         self.state_layers, self.state_size = state_layers, state_size
 
     @classmethod
-    def setting_names(cls) -> set[str] | None:
-        """Return the names of the constructor's settings; None: it takes any (`**kwargs`)."""
+    def setting_defaults(cls) -> dict[str, Any] | None:
+        """Return the constructor's settings and their defaults; None: it takes any (`**kwargs`)."""
         parameters = inspect.signature(cls).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return None
-        return parameters.keys() - {"input_size"}
+        return {name: parameter.default for name, parameter in parameters.items() if name != "input_size"}
 
     def initial_state(self, batch: int) -> Tensor:
         """Return the state of `batch` new episodes, `[L, B, S]` zeros on the core's device."""

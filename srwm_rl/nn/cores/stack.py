@@ -72,16 +72,18 @@ class StackCore(Core):
         self.blocks = nn.ModuleList(FeedForwardBlock(hidden_size, ff_size or 4 * hidden_size) for _ in range(n_layers))
 
     @classmethod
-    def setting_names(cls) -> set[str] | None:
-        """Return the names of the constructor's settings; None: a subclass has a constructor that takes any."""
-        return cls.stack_settings() if cls.__init__ is StackCore.__init__ else super().setting_names()
+    def setting_defaults(cls) -> dict[str, Any] | None:
+        """Return the settings and their defaults; None: a subclass has a constructor that takes any."""
+        return cls.stack_settings() if cls.__init__ is StackCore.__init__ else super().setting_defaults()
 
     @classmethod
-    def stack_settings(cls) -> set[str]:
-        """Return the names of the stack's own settings and of its layers'."""
+    def stack_settings(cls) -> dict[str, Any]:
+        """Return the stack's own settings and its layers', with the defaults of the variant `default`."""
+        own = inspect.signature(StackCore).parameters.values()
         layer = inspect.signature(cls.layer_class).parameters.values()
-        own = inspect.signature(StackCore).parameters.keys() - {"input_size", "settings"}
-        return own | {parameter.name for parameter in layer if parameter.kind is parameter.KEYWORD_ONLY}
+        parameters = (*own, *(parameter for parameter in layer if parameter.kind is parameter.KEYWORD_ONLY))
+        defaults = {of.name: of.default for of in parameters if of.name not in ("input_size", "settings")}
+        return defaults | cls.variants["default"]
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""

@@ -1,10 +1,12 @@
 """What a search varies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from srwm_rl.errors import UserError
+from srwm_rl.nn.cores import core_defaults
 from srwm_rl.scripts.config.config_file import dump_yaml, from_mapping
 from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.config.settings import ALGO_SETTINGS
@@ -83,9 +85,19 @@ def test_minibatches_are_a_fraction_of_the_rollout() -> None:
 
 def test_the_first_trial_has_the_defaults() -> None:
     default = defaults("bandit", None)
-    values = default_values(default_space("ppo", "srwm"), default)
+    values = default_values(default_space("ppo", "srwm"), default, core_defaults("srwm"))
+    assert values.keys() == default_space("ppo", "srwm").keys()
     assert values["learning_rate"] == default.learning_rate
     assert values["n_minibatches"] == 8
     assert (values["core_kwargs.n_heads"], values["core_kwargs.edit_lr_multiplier"]) == (2, 3)
-    assert "max_grad_norm" in values
-    assert default_values({"gamma": (0.5,), "n_steps": Range(1, 2)}, default) == {}
+    assert values["core_kwargs.short_conv"] == 0  # of the core itself
+
+
+def test_the_first_trial_has_the_values_nearest_to_the_defaults() -> None:
+    default = replace(defaults("CartPole-v1", None), n_epochs=8, ent_coef=0.0)
+    values = default_values(default_space("ppo", "lstm"), default)
+    assert (values["n_epochs"], values["ent_coef"]) == (10, 1e-4)
+    space = {"gamma": (0.5, "x"), "n_steps": Range(1, 2), "gae_lambda": Range(0.1, 0.2), "lr_decay": ("x", "y")}
+    values = default_values(space, replace(default, gamma=0.9, n_steps=7, gae_lambda=0.05))
+    assert values == {"gamma": 0.5, "n_steps": 2, "gae_lambda": 0.1}
+    assert isinstance(values["n_steps"], int)

@@ -12,10 +12,12 @@ import pytest
 FOLDER = Path(__file__).parent
 READERS = ("load", "eval", "resume", "import")
 MIN_FILES = 300
+TIMEOUT = 800  # seconds: two processes on a loaded machine need several of the suite's minutes
+pytestmark = pytest.mark.timeout(2 * TIMEOUT)
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 
 
-def start(script: str, *arguments: object, timeout: float = 800) -> str:
+def start(script: str, *arguments: object, timeout: float = TIMEOUT) -> str:
     command = [sys.executable, "-X", "faulthandler", str(FOLDER / script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
