@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from srwm_rl import UserError, load
+from srwm_rl.envs.make import resolve
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.evaluation.card import shareable
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_agents_that_the_demo_and_the_documentation_name_are_there() -> None:
-    assert {"bandit", DEMO, f"{DEMO}_feedforward", "parity", "recall"} <= set(zoo_names())
+    assert {"bandit", DEMO, f"{DEMO}_feedforward", "parity", "recall", "starpilot"} <= set(zoo_names())
 
 
 def test_all_together_are_small() -> None:
@@ -38,8 +39,7 @@ def test_an_agents_score_lies_in_its_cards_interval(name: str) -> None:
     card = load(f"zoo:{name}").card
     assert card is not None
     score = card.headline()
-    procgen = score.levels == "1000:1200"
-    n_levels = 200 if procgen else 300
+    n_levels = 200 if resolve(card.task).kind == "procgen" else 300
     start = int(score.levels.partition(":")[0])
     levels = f"{start}:{start + n_levels}"
     config = EvalConfig(run=f"zoo:{name}", train_levels="none", eval_levels=(levels,), progress=False)
