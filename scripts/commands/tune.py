@@ -15,7 +15,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.lazy import import_optional
 from srwm_rl.scripts.cli import INTERRUPTED, allow_core, parse, peek, quoted_path, warn
 from srwm_rl.scripts.config.config_file import dump_yaml, from_mapping, read_config_file, to_mapping
-from srwm_rl.scripts.config.defaults import defaults, with_defaults
+from srwm_rl.scripts.config.defaults import default_algo, defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import allow_env
 from srwm_rl.scripts.config.settings import Count, TrainConfig, check_bounds, parse_seeds
 from srwm_rl.scripts.tuning.record import BEST_SETTINGS, RECORD, STUDY, SearchRecord, SearchSettings
@@ -37,8 +37,8 @@ class TuneConfig:
     """The environment, as in srwm-rl train."""
     core: str = "srwm"
     """The core, as in srwm-rl train; each has settings of its own to vary."""
-    algo: Literal["ppo", "impala", "supervised"] = "ppo"
-    """The trainer."""
+    algo: Literal["ppo", "impala", "supervised"] | None = None
+    """The trainer. Default: as in srwm-rl train."""
     n_timesteps: Annotated[Count | None, tyro.conf.arg(aliases=["-n"])] = None
     """Environment steps of each run. Default: as in srwm-rl train."""
     trials: Count = 50
@@ -123,26 +123,27 @@ def _new(config: TuneConfig, argv: list[str]) -> SearchRecord:
     assert config.env is not None
     allow_core(config.core, config.core)
     fixed = read_config_file(config.config) if config.config else {}
-    for name in NAMED_HERE[:3]:
-        if fixed.get(name, getattr(config, name)) != getattr(config, name):
+    algo = config.algo or default_algo(config.env)
+    for name, value in (("env", config.env), ("core", config.core), ("algo", algo)):
+        if fixed.get(name, value) != value:
             raise UserError(f"{config.config} names another {name}, {fixed[name]!r}: leave it out, or --{name} it")
-    default = replace(defaults(config.env, fixed.get("preset"), config.core, config.algo), **fixed)
+    default = replace(defaults(config.env, fixed.get("preset"), config.core, algo), **fixed)
     kind = resolve(config.env).kind
     settings = SearchSettings(
         env=config.env,
         core=config.core,
-        algo=config.algo,
+        algo=algo,
         n_timesteps=config.n_timesteps or default.n_timesteps,
         seeds=config.seeds,
         levels=config.levels or (FEW_SHOT_LEVELS if config.env == "fewshot" else LEVELS[kind]),
         fixed=to_mapping({name: value for name, value in fixed.items() if name not in NAMED_HERE}),
-        space=space_to_mapping(read_space(config.space) if config.space else default_space(config.algo, config.core)),
+        space=space_to_mapping(read_space(config.space) if config.space else default_space(algo, config.core)),
         prune=config.prune,
     )
     for option, levels in (("levels", default.levels), ("eval-levels", default.eval_levels)):
         if LevelRange.parse(settings.levels).overlap(LevelRange.parse(levels)):
             raise UserError(f"--levels {settings.levels} overlap the runs' --{option} {levels}; choose others")
-    name = config.study_name or f"{config.env}_{config.core}_{config.algo}"
+    name = config.study_name or f"{config.env}_{config.core}_{algo}"
     return SearchRecord(settings, name, config.storage is None, config.trials, argv)
 
 

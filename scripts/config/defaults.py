@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from srwm_rl.envs.make import resolve, short_name
 from srwm_rl.envs.tasks import TASKS
@@ -168,7 +168,7 @@ def defaults(
     """
     chosen = _preset(preset, env, core)
     env = short_name(env or chosen.get("env", TrainConfig.env))
-    algo = algo or chosen.get("algo") or ("supervised" if env == "fewshot" else TrainConfig.algo)
+    algo = algo or chosen.get("algo") or default_algo(env)
     if chosen.get("algo", algo) != algo:
         raise UserError(f"preset {preset!r} trains with {chosen['algo']}; leave out --algo, or choose no preset")
     kind = resolve(env).kind
@@ -201,6 +201,11 @@ def defaults(
     return TrainConfig(**settings)
 
 
+def default_algo(env: str | None) -> Literal["ppo", "impala", "supervised"]:
+    """Return the trainer of an environment where none is chosen: few-shot episodes are learned from right answers."""
+    return "supervised" if env is not None and short_name(env) == "fewshot" else TrainConfig.algo
+
+
 def _preset(preset: str | None, env: str | None, core: str | None) -> dict[str, Any]:
     if preset in (None, NONE):
         return {}
@@ -224,7 +229,8 @@ def with_defaults(config: TrainConfig, default: TrainConfig) -> TrainConfig:
     """
     for name in BY_REWARD if config.algo == "supervised" else ():
         if getattr(config, name) != getattr(default, name):
-            raise UserError(f"--{name.replace('_', '-')} is a setting of ppo and impala, not of supervised")
+            option, hint = f"--{name.replace('_', '-')}", "leave it out, or give --algo ppo"
+            raise UserError(f"{option} is a setting of ppo and impala, not of supervised: {hint}")
     merged: dict[str, Any] = {name: merged_pairs(getattr(default, name), getattr(config, name)) for name in KWARGS}
     is_new = config.core_kwargs != default.core_kwargs  # not those of a resumed run
     if is_new and any(text.startswith("variant:") for text in config.core_kwargs):

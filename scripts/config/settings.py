@@ -40,13 +40,14 @@ class TrainConfig:
 
     env: str = "coinrun"
     """A ProcGen game, several (coinrun,maze) or paper6; a task (recall, bandit, parity, repeat_previous,
-    associative_recall, hidden_controls, mdp); any Gymnasium id. See --env-list."""
+    associative_recall, hidden_controls, mdp, fewshot); any Gymnasium id. See --env-list."""
     core: str = "srwm"
     """The agent's memory: srwm, srwm_no_carry, sr_delta, fake_sr, delta, lstm, gru, feedforward; of few-shot episodes
     also prototype; or a class of your own, my_module:MyCore."""
     algo: Literal["ppo", "impala", "supervised"] = "ppo"
     """The trainer: ppo; impala, whose actors play on while it learns (V-trace corrects for the lag); or supervised, by
-    right answers, for tasks that have them: recall, parity, repeat_previous, associative_recall, fewshot."""
+    right answers, for tasks that have them: recall, parity, repeat_previous, associative_recall, and fewshot, for
+    which it is the default."""
     n_timesteps: Annotated[Steps, Arg(aliases=["-n"])] = 1_000_000
     """Environment steps in all, rounded up to whole rollouts of n_envs * n_steps."""
     preset: str | None = None
@@ -219,7 +220,8 @@ class TrainConfig:
         for algo, names in ALGO_SETTINGS.items():
             for name in names:
                 if algo != self.algo and getattr(self, name) != getattr(TrainConfig, name):
-                    raise UserError(f"--{name.replace('_', '-')} is a setting of {algo}, not of {self.algo}")
+                    option, hint = f"--{name.replace('_', '-')}", f"leave it out, or give --algo {algo}"
+                    raise UserError(f"{option} is a setting of {algo}, not of {self.algo}: {hint}")
 
     def _check_seeds(self, seeds: str) -> None:
         parse_seeds(seeds)

@@ -10,7 +10,7 @@ from typing import Any
 import srwm_rl
 from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_small
-from srwm_rl.scripts.config.defaults import defaults
+from srwm_rl.scripts.config.defaults import default_algo, defaults
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.config.tuned import NONE, OF_ENVIRONMENT, default_preset
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
@@ -42,7 +42,8 @@ def training_command(trained: TrainConfig) -> str:
     words = ["srwm-rl", "train"]
     for field in fields(TrainConfig):
         value, always = getattr(trained, field.name), field.name in ("env", "n_timesteps", "seed")
-        same = value == getattr(TrainConfig if field.name in ("core", "algo", "preset") else default, field.name)
+        of = TrainConfig if field.name in ("core", "preset") else default
+        same = value == (default_algo(trained.env) if field.name == "algo" else getattr(of, field.name))
         if field.name not in (*NOT_SHARED, "precision") and (always or not same):
             words += _option(field.name.replace("_", "-"), value)
     return shlex.join(words)

@@ -66,7 +66,7 @@ def defaults_for(
     Args:
         env: as after `--env`: a game, a task, or a Gymnasium id.
         core: name of the core, `my_module:MyCore` for one of your own, which is imported.
-        algo: the trainer.
+        algo: the trainer; the command line trains `fewshot` with "supervised" unless another is chosen.
         preset: a set of defaults for a purpose; "tuned": those that a search found for the environment and the core,
             the default where they come with the package; "none": neither.
         changes: other options by name, such as `n_envs=8` or `core_kwargs={"hidden_size": 32}`, which is merged with

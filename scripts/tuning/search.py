@@ -22,7 +22,7 @@ from srwm_rl.errors import UserError
 from srwm_rl.nn.cores import core_defaults
 from srwm_rl.regular_file import read_end
 from srwm_rl.scripts.config.config_file import dump_yaml
-from srwm_rl.scripts.config.settings import TrainConfig
+from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.config.tuned import NONE
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.scripts.evaluation.runner import evaluate
@@ -83,7 +83,7 @@ class Search:
         stored = study.user_attrs.get(SETTINGS)
         if stored is None:
             study.set_user_attr(SETTINGS, asdict(settings))
-            study.enqueue_trial(default_values(space, default, core_defaults(default.core)), skip_if_exists=True)
+            study.enqueue_trial(default_values(space, default, _of_core(settings.core, default)), skip_if_exists=True)
         elif stored != json.loads(json.dumps(asdict(settings))):
             changed = [name for name, value in asdict(settings).items() if stored.get(name) != value]
             raise UserError(f"the study {study.study_name} searches with other {', '.join(changed)}; choose a new one")
@@ -330,3 +330,8 @@ def _stopping() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _of_core(core: str, default: TrainConfig) -> dict[str, Any]:
+    """Return a core's own settings; none where its `variant` has others."""
+    return {} if "variant" in pairs(default.core_kwargs, "core_kwargs") else core_defaults(core)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -176,9 +177,10 @@ def _nearest(value: Any, allowed: Range | Choices) -> Value | None:
     if not _is_number(value):
         return None
     if isinstance(allowed, Range):
-        return type(allowed.low)(min(max(value, allowed.low), allowed.high))
+        inside = min(max(value, allowed.low), allowed.high)
+        return round(inside) if isinstance(allowed.low, int) and isinstance(allowed.high, int) else float(inside)
     return min((choice for choice in allowed if _is_number(choice)), key=lambda of: abs(of - value), default=None)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -388,12 +388,12 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         arrays, batch, vectorized = batched_observation(observation, self.obs_spaces, MAIN_KEY)
         obs: dict[str, Tensor] = {key: torch.as_tensor(array, device=self.device) for key, array in arrays.items()}
         core_state = self._state_tensor(state, batch)
-        starts = torch.as_tensor(batched_starts(episode_start, batch), device=self.device)
         if action_masks is None and self.masked:
             action_masks = mask_of(observation)
         allowed = None
         if action_masks is not None:
             allowed = torch.as_tensor(batched_masks(action_masks, self.action_space, batch), device=self.device)
+        starts = torch.as_tensor(batched_starts(episode_start, batch), device=self.device)
         with torch.no_grad():
             step = self.act(obs, core_state, starts, deterministic, allowed)
         if not torch.isfinite(step.log_probs).all():

@@ -117,12 +117,13 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
 
 
 def core_defaults(name: str) -> dict[str, Any]:
-    """Return the settings of the core called `name` and their defaults; none if its constructor takes any.
+    """Return the settings of the core called `name` that have defaults; none if its constructor takes any.
 
     Raises:
         UserError: an unknown name.
     """
-    return _core_class(name).setting_defaults() or {}
+    known = _core_class(name).setting_defaults() or {}
+    return {setting: value for setting, value in known.items() if value is not inspect.Parameter.empty}
 
 
 def _core_class(name: str) -> type[Core]:

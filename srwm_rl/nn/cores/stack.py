@@ -83,7 +83,7 @@ class StackCore(Core):
         layer = inspect.signature(cls.layer_class).parameters.values()
         parameters = (*own, *(parameter for parameter in layer if parameter.kind is parameter.KEYWORD_ONLY))
         defaults = {of.name: of.default for of in parameters if of.name not in ("input_size", "settings")}
-        return defaults | cls.variants["default"]
+        return defaults | cls.variants.get("default", {})
 
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """Run over an unroll; shapes as in `Core.forward`."""

@@ -82,6 +82,8 @@ ARGV = (
     ("--env", "recall"),
     ("--env", "parity", "--core", "gru", "--seed", "3", "-n", "5000"),
     ("--env", "coinrun,maze", "--algo", "impala", "--synchronous", "--inputs", "reward"),
+    ("--env", "fewshot", "--core-kwargs", "hidden_size:16"),
+    ("--env", "fewshot", "--algo", "ppo", "--n-epochs", "2"),
     ("--preset", "demo", "--no-normalize-reward", "--loss-reward-clip", "1"),
     ("--env", "recall", "--env-kwargs", "delay:3", "n_symbols:5", "--attempts", "2"),
     ("--env", "CartPole-v1", "--preset", "none", "--core-kwargs", "hidden_size:16", "--encoder-kwargs", "mlp:[8]"),

@@ -103,9 +103,12 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
         (["stray"], "unexpected argument 'stray'; see srwm-rl train --help"),
         (
             ["--algo", "impala", "--n-epochs", "7"],
-            "--n-epochs is a setting of ppo, not of impala; see srwm-rl train --help",
+            "--n-epochs is a setting of ppo, not of impala: leave it out, or give --algo ppo; see srwm-rl train --help",
         ),
-        (["--rho-clip", "2"], "--rho-clip is a setting of impala, not of ppo; see srwm-rl train --help"),
+        (
+            ["--rho-clip", "2"],
+            "--rho-clip is a setting of impala, not of ppo: leave it out, or give --algo impala; see srwm-rl train --help",
+        ),
         (
             ["--loss-reward-clip", "1"],
             "--loss-reward-clip clips raw rewards: give --no-normalize-reward too, or leave it out; "

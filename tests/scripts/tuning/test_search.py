@@ -6,14 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from srwm_rl.scripts.config.config_file import read_config_file
+from srwm_rl.scripts.config.defaults import defaults
 from srwm_rl.scripts.main import main
+from srwm_rl.scripts.tuning.record import SearchSettings
+from srwm_rl.scripts.tuning.space import Space, space_to_mapping
 
 optuna = pytest.importorskip("optuna", reason="srwm-rl tune needs optuna")
+from srwm_rl.scripts.tuning.search import Search  # noqa: E402
 
 FIXED = "n_envs: 4\nn_steps: 32\ncore_kwargs: {hidden_size: 8}\n"
 SPACE = "learning_rate: {low: 1e-3, high: 1e-2, log: true}\nn_minibatches: [1, 2]\ncore_kwargs.n_heads: [2, 4]\n"
@@ -33,6 +38,31 @@ def _study(folder: Path) -> "optuna.Study":
 
 def _start(arguments: list[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-m", "srwm_rl", *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def _first_trial(folder: Path, core: str, space: Space, *core_kwargs: str) -> dict[str, object]:
+    """Return what the first trial of a search will have."""
+    default = replace(defaults("recall", None, core), core_kwargs=core_kwargs)
+    search = SearchSettings("recall", core, "ppo", 512, "7", "2000000:2000020", {}, space_to_mapping(space), True)
+    study = optuna.create_study()
+    Search(folder, study, search, space, default)
+    (trial,) = study.get_trials()
+    values: dict[str, object] = trial.system_attrs["fixed_params"]
+    return values
+
+
+def test_the_first_trial_has_what_the_core_itself_has(tmp_path: Path) -> None:
+    assert _first_trial(tmp_path, "lstm", {"core_kwargs.hidden_size": (128, 256)}) == {"core_kwargs.hidden_size": 256}
+    query: Space = {"core_kwargs.query_init": (0.01, 1.0)}
+    assert _first_trial(tmp_path, "srwm", query) == {"core_kwargs.query_init": 0.01}
+    assert _first_trial(tmp_path, "delta", query) == {"core_kwargs.query_init": 1.0}
+    assert _first_trial(tmp_path, "srwm", query, "variant:paper") == {}  # which has settings of its own
+
+
+def test_few_shot_learning_is_searched_by_right_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, setting in (((), "warmup_updates"), (("--algo", "ppo"), "gae_lambda")):
+        assert main(["tune", "--env", "fewshot", *options, "--print-space"]) == 0
+        assert setting in capsys.readouterr().out
 
 
 @pytest.mark.heavy

@@ -101,3 +101,9 @@ def test_the_first_trial_has_the_values_nearest_to_the_defaults() -> None:
     values = default_values(space, replace(default, gamma=0.9, n_steps=7, gae_lambda=0.05))
     assert values == {"gamma": 0.5, "n_steps": 2, "gae_lambda": 0.1}
     assert isinstance(values["n_steps"], int)
+
+
+def test_a_range_with_one_whole_end_holds_fractions() -> None:
+    default = replace(defaults("bandit", None), gae_lambda=0.3, n_epochs=3)
+    values = default_values({"gae_lambda": Range(0, 0.9), "n_epochs": Range(1, 8)}, default)
+    assert values == {"gae_lambda": 0.3, "n_epochs": 3}
