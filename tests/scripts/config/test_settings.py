@@ -107,7 +107,8 @@ def test_coefficients_are_finite_and_in_range(name: str, value: str) -> None:
         ),
         (
             ["--rho-clip", "2"],
-            "--rho-clip is a setting of impala, not of ppo: leave it out, or give --algo impala; see srwm-rl train --help",
+            "--rho-clip is a setting of impala, not of ppo: leave it out, or give --algo impala; "
+            "see srwm-rl train --help",
         ),
         (
             ["--loss-reward-clip", "1"],
