@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 # torch's OpenMP threads spin while they wait; beside another busy process that costs ten times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# SB3 makes a folder of its own in the temporary folder for every model that logs nowhere: thousands in one run.
+os.environ.setdefault("SB3_LOGDIR", str(Path(tempfile.gettempdir()) / "srwm-rl-tests-sb3"))
 # A shell's background job ignores Ctrl-C, and so would the processes that are tested.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -50,6 +50,16 @@ SETTINGS = "srwm-rl"  # attribute of a study: what it searches
 MAX_REFUSED = 3  # trials in a row whose settings are refused, after which the search gives up
 
 
+def score(rows: list[dict[str, Any]]) -> float:
+    """Return what a trial is compared by, of an evaluation's rows: the mean return.
+
+    Of several games it is the mean over games of normalised returns, where the range of each game's returns is known.
+    """
+    together, *by_game = rows
+    score = together["normalized"] if by_game else None
+    return float(together["return"]["mean"] if score is None else score)
+
+
 class Stopped(Exception):
     """A signal asked the search to stop."""
 
@@ -202,7 +212,7 @@ class Search:
         return False
 
     def _score(self, run: Path) -> float:
-        """Return a run's mean return on the levels that score trials; of several games the mean normalised score."""
+        """Return a run's score on the levels that score trials."""
         wanted = self.settings
         config = EvalConfig(
             run=str(run),
@@ -213,10 +223,7 @@ class Search:
             progress=False,
             verbose=0,
         )
-        rows = evaluate(config)["rows"]
-        if len(rows) == 1:
-            return float(rows[0]["return"]["mean"])
-        return float(np.mean([row["normalised"]["mean"] for row in rows]))
+        return score(evaluate(config)["rows"])
 
     def settings_of(self, values: dict[str, Value]) -> dict[str, Any]:
         """Return a trial's settings as the content of a file for `srwm-rl train --config`."""

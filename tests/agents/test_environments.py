@@ -41,6 +41,10 @@ def venv(**settings: Any) -> VecEnv:
         (spaces.Dict({"cam.rgb": PIXELS, "keys": PIXELS, "training": PIXELS, "": PIXELS, "a%2Eb": PIXELS}), None),
         (spaces.Dict({"episode_step": spaces.Discrete(5), "previous_action": PIXELS}), None),
         (spaces.Dict({"previous_reward": spaces.Discrete(5), "episode_step": VECTOR}), None),
+        (None, spaces.Discrete(3)),
+        (None, spaces.MultiDiscrete([2, 3])),
+        (None, spaces.MultiBinary(3)),
+        (None, spaces.Box(-1, 1, (2,), np.float32)),
         (None, spaces.Box(-1, 1, (2, 3))),
         (None, spaces.Box(-1, 1, ())),
         (None, spaces.Box(-5, 5, (2,), np.int32)),
@@ -86,6 +90,7 @@ def test_other_actions_are_refused(algo: type[Any], action_space: Any, words: st
         (spaces.Tuple((VECTOR,)), "FlatDictObservation"),
         (spaces.Sequence(VECTOR), "Sequence space; wrap"),
         (spaces.OneOf([VECTOR]), "OneOf space; wrap"),
+        (spaces.Graph(VECTOR, None), "Graph"),
     ],
 )
 @pytest.mark.parametrize("algo", [PPO, IMPALA])

@@ -3,15 +3,12 @@
 import threading
 import time
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
-from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
@@ -99,48 +96,12 @@ def test_the_gradient_is_that_of_the_papers_loss_written_out_step_by_step() -> N
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_full_bptt_trains_the_self_modification_and_bptt_1_does_not() -> None:
-    largest = []
-    for bptt in (None, 1):
-        model = probe_model(bptt=bptt)
-        unroll_gradient(model, collect_rollout(model))
-        weight: Any = model.policy.core.layers[0].weight  # type: ignore[index,union-attr]
-        size = weight.shape[1]
-        largest.append([part.abs().max().item() for part in weight.grad.split((size, size, size, 4), dim=-1)])
-    assert min(largest[0]) > 0
-    assert largest[1][0] > 0
-    assert largest[1][1:] == [0, 0, 0]
-
-
-def test_micro_batches_give_the_gradient_of_the_batch() -> None:
-    gradients = []
-    for frames_at_once in (10**6, 1):
-        model = probe_model(observation_space=spaces.Box(0, 255, (32, 32, 3), np.uint8), frames_at_once=frames_at_once)
-        unroll_gradient(model, collect_rollout(model))
-        gradients.append({name: parameter.grad for name, parameter in model.policy.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4, msg=name)
-
-
 def test_the_bootstrap_step_does_not_reduce_the_sequences_per_micro_batch() -> None:
     frames = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     lengths = (65, 51, 257, 1000)
     assert [probe_model(observation_space=frames).sequences_at_once(n) for n in lengths] == [4, 5, 1, 1]
     limited = probe_model(observation_space=frames, frames_at_once=256)  # a limit that is never exceeded
     assert [limited.sequences_at_once(n) for n in lengths] == [3, 5, 1, 1]
-
-
-@pytest.mark.parametrize("synchronous", [True, False])
-@pytest.mark.parametrize("core", core_names())
-def test_learning_changes_every_parameter(core: str, synchronous: bool) -> None:
-    model = probe_model(core=core, synchronous=synchronous)
-    before = {name: parameter.detach().clone() for name, parameter in model.policy.named_parameters()}
-    model.learn(4 * 8 * 4)
-    assert model.num_timesteps == 4 * 8 * 4
-    assert model._n_updates >= 1
-    for name, parameter in model.policy.named_parameters():
-        assert not torch.equal(parameter, before[name]), name
-        assert torch.isfinite(parameter).all(), name
 
 
 @pytest.mark.parametrize("n_groups", [1, 2])
@@ -255,24 +216,6 @@ def test_a_wrapper_around_groups_is_not_bypassed() -> None:
     assert collect_rollout(model).rewards[:, 0].tolist() == [2, 4, 6, 8]
 
 
-def test_truncated_episodes_bootstrap_with_the_core_state_of_the_episode() -> None:
-    model = probe_model(n_envs=1, n_groups=1, n_steps=4, length=4, cut=True, gamma=0.9)
-    steps: list[Any] = []
-    assert model.env is not None
-    step = model.env.step
-    model.env.step = lambda actions: steps.append(step(actions)) or steps[-1]  # type: ignore[func-returns-value]
-    unrolls = collect_rollout(model)
-    final = steps[-1][3][0]["terminal_observation"]
-    assert isinstance(unrolls.observations, torch.Tensor)
-    observations = torch.cat((unrolls.observations[:4, 0], torch.as_tensor(final)[None]))[:, None]
-    starts = torch.tensor([[1.0], [0], [0], [0], [0]])
-    with torch.no_grad():
-        actions = torch.zeros(5, 1, dtype=torch.int64)
-        values = model.policy.evaluate_sequence(observations, actions, model.policy.initial_state(1), starts).values
-    assert unrolls.rewards[:3, 0].tolist() == [1, 2, 3]
-    torch.testing.assert_close(unrolls.rewards[3, 0], 4 + 0.9 * values[4, 0])
-
-
 def test_the_default_optimizer_is_the_papers_rmsprop() -> None:
     optimizer = probe_model().policy.optimizer
     assert isinstance(optimizer, torch.optim.RMSprop)
@@ -283,48 +226,6 @@ def test_the_default_optimizer_is_the_papers_rmsprop() -> None:
     }
     adam = probe_model(policy_kwargs={"optimizer_class": torch.optim.Adam}).policy.optimizer
     assert isinstance(adam, torch.optim.Adam)
-
-
-@pytest.mark.parametrize(
-    "action_space",
-    [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1, 1, (2,), np.float32)],
-    ids=str,
-)
-def test_action_spaces(action_space: Any) -> None:
-    model = probe_model(action_space=action_space, synchronous=False)
-    model.learn(64)
-    assert model.env is not None
-    actions, _ = model.predict(model.env.reset(), None, np.ones(4, bool))  # type: ignore[arg-type]
-    assert all(action_space.contains(action) for action in actions)
-
-
-def test_a_loaded_model_acts_the_same_and_continues_learning(tmp_path: Path) -> None:
-    model = probe_model(synchronous=False)
-    model.learn(128)
-    model.save(tmp_path / "model")
-    loaded = IMPALA.load(tmp_path / "model", env=model.env, device="cpu")
-    obs = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
-    actions, state = model.predict(obs, deterministic=True)
-    assert state is not None
-    np.testing.assert_equal(loaded.predict(obs, deterministic=True), (actions, state))
-    loaded.learn(64)
-    assert loaded.num_timesteps == 64
-    assert isinstance(loaded.policy.optimizer, torch.optim.RMSprop)
-
-
-def test_sb3s_callbacks_work_while_the_learner_runs(tmp_path: Path) -> None:
-    model = IMPALA(
-        "MlpPolicy", sb3_make_vec_env("CartPole-v1", 4), n_steps=16, policy_kwargs=SMALL, seed=0,
-        tensorboard_log=str(tmp_path / "tb"), device="cpu",
-    )  # fmt: skip
-    held_out = sb3_make_vec_env("CartPole-v1", 2)
-    callbacks = [
-        CheckpointCallback(64, str(tmp_path)),
-        EvalCallback(held_out, eval_freq=64, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0),
-    ]
-    model.learn(512, callbacks, progress_bar=True)
-    assert (tmp_path / "best_model.zip").exists()
-    assert list((tmp_path / "tb" / "IMPALA_1").glob("events*"))
 
 
 @pytest.mark.parametrize(

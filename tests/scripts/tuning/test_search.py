@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from srwm_rl.scripts.config.config_file import read_config_file
@@ -18,7 +19,9 @@ from srwm_rl.scripts.tuning.record import SearchSettings
 from srwm_rl.scripts.tuning.space import Space, space_to_mapping
 
 optuna = pytest.importorskip("optuna", reason="srwm-rl tune needs optuna")
-from srwm_rl.scripts.tuning.search import Search  # noqa: E402
+from srwm_rl.scripts.evaluation.protocol import EvalConfig  # noqa: E402
+from srwm_rl.scripts.evaluation.runner import evaluate  # noqa: E402
+from srwm_rl.scripts.tuning.search import Search, score  # noqa: E402
 
 FIXED = "n_envs: 4\nn_steps: 32\ncore_kwargs: {hidden_size: 8}\n"
 SPACE = "learning_rate: {low: 1e-3, high: 1e-2, log: true}\nn_minibatches: [1, 2]\ncore_kwargs.n_heads: [2, 4]\n"
@@ -63,6 +66,22 @@ def test_few_shot_learning_is_searched_by_right_answers(capsys: pytest.CaptureFi
     for options, setting in (((), "warmup_updates"), (("--algo", "ppo"), "gae_lambda")):
         assert main(["tune", "--env", "fewshot", *options, "--print-space"]) == 0
         assert setting in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("games", ["maze", "maze,coinrun"])
+def test_of_several_games_the_normalised_score_counts(games: str, tmp_path: Path) -> None:
+    network = ["--core-kwargs", "hidden_size:8", "n_layers:1", "--encoder-kwargs", 'cnn:{"channels":[4]}']
+    sizes = ["-n", "32", "--n-envs", "2", "--n-steps", "16", "--batch-size", "16", "--n-epochs", "1"]
+    assert main(["train", "--env", games, "--levels", "0:9", *sizes, *network, "-f", str(tmp_path)]) == 0
+    (run,) = (path.parent for path in tmp_path.glob("*/*/config.json"))
+    rows = evaluate(EvalConfig(run=str(run), train_levels="none", eval_levels=("20:24",), progress=False, verbose=0))[
+        "rows"
+    ]
+    returns = [row["return"]["mean"] for row in rows]
+    if games == "maze":
+        assert score(rows) == returns[0]
+    else:  # which pay 10 or nothing: chance is at 5 in both
+        assert score(rows) == pytest.approx((np.mean(returns[1:]) - 5) / 5)
 
 
 @pytest.mark.heavy
