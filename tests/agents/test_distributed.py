@@ -13,8 +13,8 @@ from srwm_rl import UserError
 from srwm_rl.agents.collecting.unroll_queue import Unrolls, concatenate
 from srwm_rl.agents.distributed import SINGLE, RankInfo, from_bytes, init_processes, to_bytes
 from srwm_rl.storage.safe_file import read_file, unpack
-from tests.agents.probe import gradient_of, unroll_gradient
-from tests.agents.two_processes import FIELDS, NON_FINITE, B, T, build, gradient, play
+from tests.agents.probe import collect_rollout, gradient_of, unroll_gradient
+from tests.agents.two_processes import FIELDS, NON_FINITE, B, T, build, gradient
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
@@ -83,7 +83,7 @@ def whole_model(algo: str, weights: np.ndarray) -> Any:
 def test_ppo_has_the_gradient_of_one_process_with_both_rollouts(by_rank: Any) -> None:
     parts = [process["ppo"]["rollout"] for process in by_rank]
     model = whole_model("ppo", by_rank[0]["ppo"]["weights"])
-    buffer = play(model)  # for its shape; the data are replaced
+    buffer = collect_rollout(model)  # for its shape; the data are replaced
     for name in FIELDS:
         both = np.concatenate([process[name] for process in parts], axis=1)
         getattr(buffer.tensors, name).copy_(torch.from_numpy(both))

@@ -25,7 +25,7 @@ from srwm_rl.agents.engine.updates import DeferredUpdates
 from srwm_rl.errors import FaultError
 from srwm_rl.storage.model_file import policy_arrays
 from srwm_rl.storage.safe_file import pack, write_file
-from tests.agents.probe import Probe, gradient_of, unroll_gradient
+from tests.agents.probe import Probe, collect_rollout, gradient_of, unroll_gradient, weight_vector
 
 SMALL = {"core_kwargs": {"hidden_size": 16, "n_layers": 1}}
 FIELDS = ("observations", "actions", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -52,28 +52,19 @@ def build(algo: str, n_envs: int = B, seed: int = 0, slow: bool = False, **setti
     return trainer("SRWMPolicy", env, seed=seed, device="cpu", **{"policy_kwargs": SMALL, **settings})
 
 
-def play(model: Any) -> Any:
-    """Play one rollout; return PPO's buffer or IMPALA's unrolls."""
-    _, callback = model._setup_learn(10**6)
-    callback.on_training_start(locals(), globals())
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    return model.rollout_buffer if isinstance(model, PPO) else model.rollout_buffer.take(model.n_envs)
+def weights(model: Any) -> np.ndarray:
+    return weight_vector(model).numpy()
 
 
 def gradient(model: Any) -> np.ndarray:
     return torch.cat([parameter.grad.flatten() for parameter in model.policy.parameters()]).numpy().copy()
 
 
-def weights(model: Any) -> np.ndarray:
-    vector: np.ndarray = torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().numpy().copy()
-    return vector
-
-
 def gradients(algo: str, processes: ProcessGroup) -> dict[str, Any]:
     """Collect a rollout with different data in each process, and sum the gradient over both."""
     model = build(algo, seed=processes.rank)
     model.join(processes)
-    rollout = play(model)
+    rollout = collect_rollout(model)
     rollout = rollout.tensors if algo == "ppo" else rollout
     log_probs = rollout.log_probs
     log_probs.add_(0.3 * torch.randn_like(log_probs))  # those of another policy
@@ -98,7 +89,7 @@ def learn_with_nan(algo: str, how: str, on_nan: str, processes: ProcessGroup) ->
     if algo.startswith("late_"):
         ppo.make_updates = lambda *args, defer: DeferredUpdates(*args)
     model.join(processes)
-    rollout = play(model)
+    rollout = collect_rollout(model)
     if processes.rank == 1:
         _inject_nan(model, rollout, how)
     before = weights(model)
@@ -140,7 +131,7 @@ def messages(processes: ProcessGroup) -> dict[str, int]:
     """Count the messages of PPO's update of two epochs over minibatches of one sequence."""
     model = build("ppo", seed=processes.rank, batch_size=T)
     model.join(processes)
-    rollout = play(model)
+    rollout = collect_rollout(model)
     sent, send = 0, processes.sum_
 
     def counted(tensors: Any) -> None:

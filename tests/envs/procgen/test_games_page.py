@@ -23,18 +23,3 @@ def test_the_table_has_the_figures_of_the_package() -> None:
             f"{ppo.scores[game]}",
             f"{PROCGEN_NORMALIZATION['easy'][game][1]:g}",
         ], game
-
-
-def test_the_results_have_the_same_constant_actions() -> None:
-    rows = re.findall(r"^\| (\w+) \| (\d+) \(([\w-]+)\) \| (\S+) \((\S+)\) \| (\S+) \|$", results(), re.MULTILINE)
-    assert [row[0] for row in rows] == list(GAMES)
-    for game, action, name, constant, error, random in rows:
-        play = CONSTANT_PLAY[game]
-        assert (int(action), name, float(constant), float(error), float(random)) == (
-            *(play.action, ACTIONS[play.action]),
-            *(play.constant, play.standard_error, play.random),
-        )
-
-
-def results() -> str:
-    return (DOCS / "results" / "README.md").read_text()

@@ -3,29 +3,18 @@
 import json
 import subprocess
 import sys
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srwm_rl.scripts.config.foreign_settings import read_settings
+from tests.srwm_rl.hostile import official_checkpoints as official
 
 TESTS = Path(__file__).parents[2]
 GOLDEN = TESTS / "golden" / "full_srwm_model.tar"
 
 
-def _load_helper():  # type: ignore[no-untyped-def]
-    # Tests are no package (import mode importlib), so a file of theirs is loaded by its path.
-    name = "srwm_rl_official_checkpoints"
-    if name not in sys.modules:
-        spec = util.spec_from_file_location(name, TESTS / "srwm_rl" / "hostile" / "official_checkpoints.py")
-        sys.modules[name] = util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-official = _load_helper()
 FRUITBOT = {"multi_env": 1, "env": "procgen:procgen-fruitbot-v0", "num_levels": 2}
 
 

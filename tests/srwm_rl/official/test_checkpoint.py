@@ -2,8 +2,6 @@
 
 import json
 import os
-import sys
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,11 @@ from srwm_rl.official import import_checkpoint
 from srwm_rl.official.checkpoint import read_checkpoint
 from srwm_rl.official.importer import build_policy
 from srwm_rl.storage.model_file import policy_arrays
+from tests.srwm_rl.hostile import official_checkpoints as official
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def _load_helper():  # type: ignore[no-untyped-def]
-    # Tests are no package (import mode importlib), so a file beside this one is loaded by its path.
-    name = "srwm_rl_official_checkpoints"
-    if name not in sys.modules:
-        spec = util.spec_from_file_location(name, Path(__file__).parents[1] / "hostile" / "official_checkpoints.py")
-        sys.modules[name] = util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-official = _load_helper()
 CORES = tuple(official.OPTIONS)
 
 

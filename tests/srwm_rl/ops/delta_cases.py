@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from srwm_rl import delta_scan
+from tests.srwm_rl.ops.cases import scattered
 
 
 class Case(NamedTuple):
@@ -39,11 +40,6 @@ def make_case(
         inputs["weight"] = draw(batch, heads, size, size)
     starts = None if resets is None else torch.rand(n_steps, batch, generator=generator) < resets
     return Case(inputs, starts, (draw(*unroll), draw(batch, heads, size, size)))
-
-
-def scattered(tensor: Tensor) -> Tensor:
-    """Return an equal tensor whose memory has gaps and another order."""
-    return torch.stack((tensor, torch.full_like(tensor, 7)), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
 
 
 def results(case: Case, backend: str, dtype: torch.dtype, contiguous: bool = True) -> dict[str, Tensor]:

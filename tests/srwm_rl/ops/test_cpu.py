@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,8 @@ from torch import Tensor
 
 from srwm_rl import srwm_scan
 from srwm_rl.ops import backends, cpu
+from tests.srwm_rl.ops import cases
 
-
-def _load_cases():  # type: ignore[no-untyped-def]
-    # Tests are no package (import mode importlib), so a file beside this one is loaded by its path.
-    name = "srwm_rl_ops_cases"
-    if name not in sys.modules:
-        spec = util.spec_from_file_location(name, Path(__file__).with_name("cases.py"))
-        sys.modules[name] = util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-cases = _load_cases()
 ROOT = Path(__file__).parents[3]
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))

@@ -63,42 +63,6 @@ def test_random_cases(
         check(case, "cpu", dtype, contiguous)
 
 
-@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
-def test_resets_beside_checkpoints(level: int, starts: list[int]) -> None:
-    case = make_case(36, 2, 1, 8)
-    assert case.starts is not None
-    case.starts.zero_()
-    case.starts[starts, 1] = True
-    check(case, "cpu", torch.float32)
-    check(case, "cpu", torch.float64)
-
-
-def test_an_episode_that_blew_up_leaves_nothing_behind(level: int) -> None:
-    case = make_case(40, 2, 2, 5, resets=None)
-    case.inputs["rate"][3, 0] = torch.nan  # the padding of its matrices is then NaN, too
-    starts = torch.zeros(40, 2)
-    starts[20] = 1
-    ours = results(case._replace(starts=starts), "cpu", torch.float32)
-    assert ours["y"][3:20, 0].isnan().all()
-    for name in ("y", "key", "value", "query", "rate"):
-        assert torch.isfinite(ours[name][20:]).all(), name
-        assert torch.isfinite(ours[name][:, 1]).all(), name
-    assert torch.isfinite(ours["final"]).all()
-
-
-def test_only_one_output_used() -> None:
-    case = make_case(20, 2, 2, 8)
-    for chosen in (0, 1):
-        grads = []
-        for backend in ("cpu", "reference"):
-            inputs = {name: tensor.clone().requires_grad_() for name, tensor in case.inputs.items()}
-            out = delta_scan(**inputs, episode_starts=case.starts, backend=backend)[chosen]
-            wanted = [tensor for name, tensor in inputs.items() if chosen == 0 or name != "query"]
-            grads.append(torch.autograd.grad(out.square().sum(), wanted))
-        for ours, theirs in zip(*grads, strict=True):
-            torch.testing.assert_close(ours, theirs)
-
-
 def test_same_bits_with_any_number_of_threads_and_from_many_threads() -> None:
     case = make_case(40, 32, 4, 16)
     before = torch.get_num_threads()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib import util
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.srwm_rl.ops import cases
 
-def _load(name: str, path: Path):  # type: ignore[no-untyped-def]
-    # Tests are no package (import mode importlib), so a file beside this one is loaded by its path.
-    if name not in sys.modules:
-        spec = util.spec_from_file_location(name, path)
-        sys.modules[name] = util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-cases = _load("srwm_rl_ops_cases", Path(__file__).with_name("cases.py"))
 # Read when triton and its parts are imported, some of them during a test: so it stays set for this process. Where there
 # is a GPU to test on it must not be: all other tests in this process would go without the kernels.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed (it has wheels for Linux only)")
-from srwm_rl.ops import triton_launch  # noqa: E402
+from srwm_rl.ops import triton_launch
 
 interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="imported without Triton's interpreter")
 
@@ -125,9 +115,9 @@ def test_compiles_for_a_gpu_without_one(size: int, tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_the_kernel_matches_the_reference_and_can_be_captured() -> None:
     code = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch, cases
+import torch
 from srwm_rl import srwm_scan
+from tests.srwm_rl.ops import cases
 for size, options in [(n, {}) for n in (4, 8, 16, 24, 32, 64)] + [
     (16, dict(read=49)), (24, dict(retained=True)), (16, dict(bound=1.0)),
     (64, dict(read=70, retained=True, bound=2.0)),
@@ -152,6 +142,6 @@ graph.replay()
 torch.testing.assert_close(y, srwm_scan(x, weight, backend="reference")[0])
 """
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    here = str(Path(__file__).parent)
-    result = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, env=env)
+    root = Path(__file__).parents[3]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=root)
     assert result.returncode == 0, result.stderr
