@@ -138,10 +138,6 @@ class FewShotBatch(TaskBatch):
         """Return the right action for the current observations, `[n]`; -1 where nothing is asked."""
         return np.where(self._now("asked"), self._now("label"), -1)
 
-    def image_labels(self) -> IntArray:
-        """Return the label of the image of the current observations, asked, told or neither, `[n]`."""
-        return self._now("label").copy()
-
     def asked_about(self) -> dict[str, Array]:
         """Return what the current observations ask about, `[n]` per key; see the class."""
         keys = ("asked", "seen", "query", "part", "data_set", "position")

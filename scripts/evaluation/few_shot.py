@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from srwm_rl.agents.evaluation.play_levels import Answered, Episodes, Predictor
+from srwm_rl.agents.evaluation.play_levels import Answered, Episodes
 from srwm_rl.agents.evaluation.statistics import FloatArray, Interval, normal_interval, t_interval
 from srwm_rl.envs.fewshot.episodes import Episodes as Steps
 from srwm_rl.envs.make import resolve
@@ -18,11 +18,6 @@ from srwm_rl.envs.tasks.fewshot import FewShotBatch
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.few_shot_tables import N_BEFORE_END, AccuracyInterval, AccuracyRow
-from srwm_rl.scripts.evaluation.protocol import Split
-
-Play = Callable[[Predictor, Split, TrainConfig], Episodes]
-Side = tuple[Predictor, TrainConfig]
-"""An agent, and its settings in the environment that is played."""
 
 
 def is_few_shot(trained: TrainConfig) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 import srwm_rl
 from srwm_rl.envs.make import make_vec_env, resolve
+from srwm_rl.envs.procgen.games import ACTIONS
 from srwm_rl.lazy import import_optional
 from srwm_rl.onnx_export import ActingStep, to_onnx
 from srwm_rl.scripts.config.settings import TrainConfig
@@ -21,10 +22,7 @@ from srwm_rl.storage.space_json import space_to_json
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MIN_CHECK_ENVS = 4
 # The keys of each action: get_combos in https://github.com/openai/procgen/blob/master/procgen/env.py.
-PROCGEN_ACTIONS = (
-    *("LEFT+DOWN", "LEFT", "LEFT+UP", "DOWN", "NOTHING", "UP", "RIGHT+DOWN", "RIGHT", "RIGHT+UP"),
-    *("D", "A", "W", "S", "Q", "E"),
-)
+PROCGEN_ACTIONS = tuple(name.upper().replace("-", "+") for name in ACTIONS)
 
 
 class DifferenceError(Exception):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, PAPER, RULE, Bytes, Canvas, Colour
-from srwm_rl.scripts.video.film import COLUMNS, GAME, MARGIN, POLICY, RIGHT, SIZE, TOP, Film
+from srwm_rl.scripts.video.canvas import BLUE, DIM, EMPTY, GREEN, INK, ORANGE, RULE, Bytes, Canvas, Colour
+from srwm_rl.scripts.video.film import COLUMNS, GAME, MARGIN, POLICY, RIGHT, SIZE, TOP, Film, into_square
 from srwm_rl.scripts.video.panel import running_accuracy
 from srwm_rl.scripts.video.scene import Album
 from srwm_rl.scripts.video.trace import Trace
@@ -34,7 +33,7 @@ class FewShotFilm(Film):
         canvas = Canvas(SIZE)
         canvas.paste(self.panel.at(t), RIGHT + 28, 12)
         self._header(canvas, t, over)
-        canvas.paste(_scaled(self._album.picture(t), IMAGE), MARGIN, TOP)
+        canvas.paste(into_square(self._album.picture(t), IMAGE), MARGIN, TOP)
         self._question(canvas, t)
         self._shelf(canvas, t)
         self._guess(canvas, t)
@@ -85,7 +84,7 @@ class FewShotFilm(Film):
             x = round(MARGIN + (label + 0.5) * self._pitch - size / 2)
             for row, s in enumerate(steps[-n_rows:]):
                 y = _SHELF + row * (size + _GAP)
-                canvas.paste(_scaled(self._album.picture(s), size), x, y)
+                canvas.paste(into_square(self._album.picture(s), size), x, y)
                 if (s, t) in self._examples:
                     canvas.draw.rectangle((x - 1, y - 1, x + size, y + size), None, ORANGE, 2)
 
@@ -114,9 +113,3 @@ def _example_steps(arrays: dict[str, np.ndarray]) -> list[tuple[int, int]]:
         return [(int(s), int(s)) for s in np.flatnonzero(arrays["own"])]
     told = (arrays["told"][1:] >= 0) & ~arrays["starts"][1:]
     return [(int(s), int(s) + 1) for s in np.flatnonzero(told)]
-
-
-def _scaled(picture: Bytes, size: int) -> Bytes:
-    """Return a picture scaled into a square; enlarged pixels stay sharp."""
-    method = Image.Resampling.NEAREST if 1.5 * max(picture.shape[:2]) < size else Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.pad(Image.fromarray(picture), (size, size), method, PAPER))

@@ -164,11 +164,11 @@ class Film:
         canvas.draw.circle((x, self._y(action)), min(radius, 4), ORANGE)
 
 
-def into_square(picture: Bytes) -> Bytes:
-    """Scale a picture to `GAME` pixels, keeping its aspect ratio; enlarged pixels stay sharp."""
-    sharp = 1.5 * max(picture.shape[:2]) < GAME
+def into_square(picture: Bytes, size: int = GAME) -> Bytes:
+    """Scale a picture to `size` x `size` pixels, keeping its aspect ratio; enlarged pixels stay sharp."""
+    sharp = 1.5 * max(picture.shape[:2]) < size
     method = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
-    return np.asarray(ImageOps.pad(Image.fromarray(picture), (GAME, GAME), method, PAPER))
+    return np.asarray(ImageOps.pad(Image.fromarray(picture), (size, size), method, PAPER))
 
 
 def observation_chart(observations: Arrays, starts: Array, names: Mapping[str, Sequence[str]] | None = None) -> Chart:
