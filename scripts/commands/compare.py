@@ -42,17 +42,14 @@ class CompareConfig(PlayOptions):
 def main(argv: list[str]) -> int:
     """Run the command; return the exit code."""
     config = parse(CompareConfig, argv, "srwm-rl compare")
-    sides_named = [expand_groups(runs) for runs in (config.a or config.runs[:1], config.b or config.runs[1:])]
-    names = [*sides_named[0], *sides_named[1]]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{name} is given twice; give each run once")
+    names = [expand_groups(runs) for runs in (config.a or config.runs[:1], config.b or config.runs[1:])]
+    expand_groups([*names[0], *names[1]])  # no run is on both sides
     check_writable(config.output, "-o")
     check_writable(config.json, "--json")
     from srwm_rl.scripts.evaluation.paired import compare, evaluate_sides
     from srwm_rl.scripts.reports.pages import comparison_page
 
-    sides = evaluate_sides(config, sides_named)
+    sides = evaluate_sides(config, names)
     report = compare(sides, config.seed)
     print(render_comparison(report))
     write_json(config.json, report)

@@ -51,9 +51,6 @@ def main(argv: list[str]) -> int:
     config = parse(PlotConfig, argv, "srwm-rl plot")
     check_writable(config.output, "-o")
     runs = expand_groups(config.runs)
-    for run in runs:
-        if runs.count(run) > 1:
-            raise UserError(f"{run} is given twice; give each run once")
     from srwm_rl.scripts.reports.plot import plot_runs
 
     plot_runs(runs, Path(config.output), config.y, config.x, config.statistic, config.labels, config.published)

@@ -64,9 +64,6 @@ class ReportConfig(PlayOptions):
         super().__post_init__()
         if not self.runs:
             raise UserError("name a run folder: srwm-rl report RUN")
-        for run in self.runs:
-            if self.runs.count(run) > 1:
-                raise UserError(f"{run} is given twice; give each run once")
         if self.eval and len(self.eval) != len(expand_groups(self.runs)):
             raise UserError(
                 f"{len(self.eval)} --eval files for {len(self.runs)} runs: give one per run, in their order"

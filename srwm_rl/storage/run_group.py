@@ -92,7 +92,7 @@ def expand_groups(names: Sequence[str]) -> tuple[str, ...]:
     """Return names of runs: GROUP becomes its runs, GROUP/best each run's best model, other names stay.
 
     Raises:
-        UserError: a group without runs.
+        UserError: a group without runs, or a run twice.
     """
     runs: list[str] = []
     for name in names:
@@ -106,4 +106,7 @@ def expand_groups(names: Sequence[str]) -> tuple[str, ...]:
         if not paths:
             raise UserError(f"{folder} is a group without runs: srwm-rl train --resume {folder} trains them")
         runs += [str(run / BEST if is_best else run) for run in paths]
+    for run in runs:
+        if runs.count(run) > 1:
+            raise UserError(f"{run} is given twice; give each run once")
     return tuple(runs)
