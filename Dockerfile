@@ -5,7 +5,7 @@ ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
 ARG DEVICE=cpu
-ARG EXTRAS=procgen
+ARG EXTRAS=
 # The C compiler builds the CPU kernels; it stays in this stage.
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -26,7 +26,7 @@ COPY srwm_rl srwm_rl
 COPY agents agents
 COPY envs envs
 COPY scripts scripts
-RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
+RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM python:${PYTHON}-slim-bookworm
 ARG DEVICE=cpu
