@@ -24,7 +24,7 @@ from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device
-from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_unused_masks, wrap_env
+from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_symbols, warn_of_unused_masks, wrap_env
 from srwm_rl.agents.frames_at_once import default_frames_at_once
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
@@ -301,6 +301,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             )
         result = super()._setup_learn(*args, **kwargs)
         warn_of_unused_masks(self.env)
+        warn_of_symbols(self._last_obs, self.policy)
         return result
 
     def predict(

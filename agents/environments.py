@@ -19,6 +19,7 @@ from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.nn.spaces import ACTION_MASK, check_action_space, has_action_mask, without_mask
 
 logger = logging.getLogger(__name__)
+SYMBOLS = 32  # numbers below are no pixels: a picture of 0 to 31 of 255 is all but black
 
 
 def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
@@ -128,6 +129,24 @@ def check_policy(policy: Any, names: Iterable[str]) -> None:
 
 def _is_own(policy: type[SRWMPolicy], method: str) -> bool:
     return getattr(policy, method) is not getattr(SRWMPolicy, method)
+
+
+def warn_of_symbols(observations: Any, policy: SRWMPolicy) -> None:
+    """Warn, after a reset, of images of small numbers: symbols, which would hardly differ once they are scaled.
+
+    Args:
+        observations: of all environments, `[n, h, w, C]`, or a dict of such.
+        policy: that reads them.
+    """
+    parts = observations if isinstance(observations, dict) else {MAIN_KEY: observations}
+    for key, cnn in getattr(policy.features_extractor, "images", {}).items():
+        highest = parts[key].max()
+        if cnn.scale == 1 / 255 and 0 < highest < SYMBOLS:
+            logger.warning(
+                f"observation {key} holds no number above {highest}: if these are symbols, not pixels, one-hots are "
+                "learned from faster (docs/how-to/environments.md), or at least a larger scale of the CNN: "
+                f"--encoder-kwargs 'cnn:{{\"scale\":{1 / highest:.1g}}}'"
+            )
 
 
 def warn_of_unused_masks(venv: VecEnv) -> None:

@@ -205,7 +205,7 @@ def imports_by_environments() -> list[str]:
     """Return what envs/ imports of ours beside errors and reading, and where it imports torch."""
     ours = [link for link in imports() if link.source.startswith("envs/") and not link.target.startswith("envs/")]
     torch = [path for path, tree in trees().items() if path.startswith("envs/") and "torch" in foreign_imports(tree)]
-    allowed = {f"srwm_rl/{name}.py" for name in ("errors", "lazy", "regular_file")}
+    allowed = {f"srwm_rl/{name}.py" for name in ("errors", "image_layout", "lazy", "regular_file")}
     return [*(str(link) for link in ours if link.target not in allowed), *torch]
 
 

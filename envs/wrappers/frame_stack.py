@@ -11,14 +11,15 @@ from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, Observation, Space, c
 from srwm_rl.envs.levels import BoolArray, IntArray
 from srwm_rl.envs.wrappers.wrapped_batch import WrappedBatch
 from srwm_rl.errors import UserError
+from srwm_rl.image_layout import is_channels_first
 
 
 class FrameStackBatch(WrappedBatch):
-    """Stack the last `n_stack` observations of the episode on their last axis, as SB3's `VecFrameStack` does.
+    """Stack the last `n_stack` observations of the episode, as SB3's `VecFrameStack` does.
 
-    Images `[n, h, w, C]` become `[n, h, w, n_stack * C]` and vectors `[n, k]` become `[n, n_stack * k]`, the newest
-    last; before an episode's first observation there are zeros. Of a Dict, the entries that are Boxes are stacked, and
-    the others (such as an action mask) are left as they are.
+    Images `[n, h, w, C]` become `[n, h, w, n_stack * C]`, `[n, C, h, w]` become `[n, n_stack * C, h, w]`, and vectors
+    `[n, k]` become `[n, n_stack * k]`, the newest last; before an episode's first observation there are zeros. Of a
+    Dict, the entries that are Boxes are stacked, and the others (such as an action mask) are left as they are.
 
     Args:
         batch_env: The environments, which start over.
@@ -39,11 +40,12 @@ class FrameStackBatch(WrappedBatch):
                 f"only Box observations can be stacked; {batch_env.games[0]} has {type(space).__name__} observations, "
                 "leave --frame-stack out"
             )
+        self._axes = {key: _stacked_axis(part) for key, part in boxes.items()}
+        stacks = {key: _stacked_space(part, n_stack, self._axes[key]) for key, part in boxes.items()}
         self._stacks: dict[str, Array] = {
-            key: np.zeros((batch_env.n_envs, *part.shape[:-1], n_stack * part.shape[-1]), part.dtype)
-            for key, part in boxes.items()
+            key: np.zeros((batch_env.n_envs, *part.shape), part.dtype) for key, part in stacks.items()
         }
-        stacked = {key: _stacked_space(part, n_stack) if key in boxes else part for key, part in parts.items()}  # type: ignore[arg-type]
+        stacked = {**parts, **stacks}
         super().__init__(batch_env, spaces.Dict(stacked) if self._is_dict else stacked["observation"])
 
     def _start(self) -> None:
@@ -78,16 +80,18 @@ class FrameStackBatch(WrappedBatch):
         """Move the stacks by one and add an observation."""
         for key, part in self._parts(obs).items():
             if key in self._stacks:
-                stack, width = self._stacks[key], part.shape[-1]
+                stack, newest = (np.moveaxis(array, self._axes[key], -1) for array in (self._stacks[key], part))
+                width = newest.shape[-1]
                 stack[..., :-width] = stack[..., width:].copy()
-                stack[..., -width:] = part
+                stack[..., -width:] = newest
 
     def _restart_stacks(self, mask: BoolArray, obs: Observation) -> None:
         """Fill the masked environments' stacks with zeros and an episode's first observation."""
         for key, part in self._parts(obs).items():
             if key in self._stacks:
                 self._stacks[key][mask] = 0
-                self._stacks[key][mask, ..., -part.shape[-1] :] = part[mask]
+                stack, first = (np.moveaxis(array, self._axes[key], -1) for array in (self._stacks[key], part))
+                stack[mask, ..., -first.shape[-1] :] = first[mask]
 
     def _observation(self, obs: Observation) -> Observation:
         """Return an observation with copies of the stacks in the place of its Boxes."""
@@ -105,11 +109,17 @@ class FrameStackBatch(WrappedBatch):
         return {**super()._arrays(), **{f"stack {key}": stack for key, stack in self._stacks.items()}}
 
 
-def _stacked_space(space: spaces.Box, n_stack: int) -> spaces.Box:
-    """Return the space of `n_stack` observations, wide enough for the zeros that stand for none yet."""
-    low, high = (
-        np.concatenate([end] * n_stack, axis=-1) for end in (np.minimum(space.low, 0), np.maximum(space.high, 0))
+def _stacked_axis(space: spaces.Box) -> int:
+    """Return the axis on which observations are stacked: the channels of images, else the last."""
+    is_image = (
+        len(space.shape) == 3 and space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all()
     )
+    return -3 if is_image and is_channels_first(space.shape) else -1
+
+
+def _stacked_space(space: spaces.Box, n_stack: int, axis: int) -> spaces.Box:
+    """Return the space of `n_stack` observations, wide enough for the zeros that stand for none yet."""
+    low, high = (np.concatenate([end] * n_stack, axis) for end in (np.minimum(space.low, 0), np.maximum(space.high, 0)))
     return spaces.Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 
 

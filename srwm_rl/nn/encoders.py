@@ -12,11 +12,12 @@ from urllib.parse import unquote
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 
 from srwm_rl.errors import UserError, check_settings, did_you_mean
+from srwm_rl.image_layout import is_channels_first
 from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN, PatchCNN
 from srwm_rl.nn.few_shot_cnns import Conv4, FewShotCNN, ResNet12
 
@@ -128,7 +129,7 @@ class Encoder(BaseFeaturesExtractor):
                 scale = 1 / 255 if normalize_images else 1.0
                 settings: dict[str, Any] = {"scale": scale, "precision": precision, **(cnn or {})}
                 kind = CNNS[settings.pop("kind", "impala")]
-                network = kind(space.shape, is_image_space_channels_first(space), **settings)
+                network = kind(space.shape, is_channels_first(space.shape), **settings)
                 self.images[key] = network
                 width += network.n_features
             elif is_episode_step(key, space):

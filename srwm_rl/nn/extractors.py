@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from srwm_rl.errors import UserError
+from srwm_rl.image_layout import is_channels_first
 from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space
 from srwm_rl.nn.spaces import as_floats
 
@@ -36,7 +37,7 @@ class ExtractorInputs:
         self._single = not isinstance(observation_space, spaces.Dict)
         images = {key for key, space in self._spaces.items() if _is_image(space)}
         self._scaled = images if normalize_images else set()
-        self._transposed = {key for key in images if not is_image_space_channels_first(self._spaces[key])}  # type: ignore[arg-type]
+        self._transposed = {key for key in images if not is_channels_first(self._spaces[key].shape)}  # type: ignore[arg-type]
         parts = {key: _transpose(part) if key in self._transposed else part for key, part in self._spaces.items()}
         self.space: spaces.Space[Any] = parts[MAIN_KEY] if self._single else spaces.Dict(parts)
 

@@ -194,6 +194,22 @@ def test_a_vec_env_without_reset_infos_is_not_asked_for_masks() -> None:
     warn_of_unused_masks(env)
 
 
+@pytest.mark.parametrize(
+    ("highest", "settings", "warned"), [(10, {}, True), (255, {}, False), (10, {"scale": 0.1}, False)]
+)
+def test_symbols_in_the_place_of_pixels_are_warned_of(
+    highest: int, settings: Any, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Symbols(Probe):
+        def reset(self, **kwargs: Any) -> Any:
+            obs, info = super().reset(**kwargs)
+            return obs % (highest + 1), info
+
+    env = Symbols(spaces.Box(0, 255, (7, 7, 3), np.uint8))
+    make(PPO, env, policy_kwargs={"encoder_kwargs": {"cnn": {"channels": [4], **settings}}}).learn(8)
+    assert ("no number above 10" in caplog.text) == warned
+
+
 def test_stock_ppo_says_that_it_keeps_no_memory() -> None:
     model = stable_baselines3.PPO(SRWMPolicy, Probe(), n_steps=8, batch_size=8)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="keeps no memory"):

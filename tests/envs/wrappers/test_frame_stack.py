@@ -38,7 +38,20 @@ class Masked(gymnasium.Env[Any, Any]):
         return observation_space.sample()
 
 
+class ChannelsFirst(Masked):
+    """An environment with images of two channels, which come first."""
+
+    observation_space = spaces.Box(0, 255, (2, 5, 5), np.uint8)  # type: ignore[assignment]
+
+    def reset(self, **kwargs: Any) -> Any:
+        return super().reset(**kwargs)[0], {}
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {}
+
+
 gymnasium.register("Masked-v0", Masked)
+gymnasium.register("ChannelsFirst-v0", ChannelsFirst)
 
 
 def walk(env: BatchEnv, n_steps: int, seed: int = 0) -> list[Any]:
@@ -57,7 +70,7 @@ def assert_equal(first: Any, second: Any) -> None:
         np.testing.assert_array_equal(parts[0][key], parts[1][key])
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "coinrun", "repeat_previous"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "coinrun", "repeat_previous", "ChannelsFirst-v0"])
 def test_stacks_are_those_of_sb3(name: str) -> None:
     ours = make_vec_env(name, 3, "0:50", 0, inputs=(), frame_stack=4)
     sb3 = VecFrameStack(make_vec_env(name, 3, "0:50", 0, inputs=()), 4)

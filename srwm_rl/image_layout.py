@@ -1,0 +1,17 @@
+"""Whether an image has its channels first or last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def is_channels_first(shape: Sequence[int]) -> bool:
+    """Return whether an image's shape is `(C, h, w)`; else it is `(h, w, C)`.
+
+    Two equal neighbouring sizes are height and width: one-hot images may have more channels than pixels in a row. Where
+    that does not decide, channels come first if the first size is the smallest, as in SB3.
+    """
+    first, second, third = shape
+    if (first == second) != (second == third):
+        return second == third
+    return first <= min(second, third)
