@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from srwm_rl.agents.action_masks import VecActionMasks
 from srwm_rl.errors import UserError, did_you_mean
-from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space, is_episode_step, is_image
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_episode_step, is_image
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.nn.spaces import ACTION_MASK, check_action_space, has_action_mask, without_mask
 
@@ -139,7 +139,8 @@ def warn_of_symbols(observations: Any, policy: SRWMPolicy) -> None:
         policy: that reads them.
     """
     parts = observations if isinstance(observations, dict) else {MAIN_KEY: observations}
-    for key, cnn in getattr(policy.features_extractor, "images", {}).items():
+    encoder = policy.features_extractor
+    for key, cnn in encoder.images.items() if isinstance(encoder, Encoder) else ():
         highest = parts[key].max()
         if cnn.scale == 1 / 255 and 0 < highest < SYMBOLS:
             logger.warning(
