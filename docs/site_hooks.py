@@ -21,11 +21,23 @@ REPOSITORY_FILES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANG
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in what a page asks for: `<!-- options: module.Class -->` and `<!-- file -->`."""
+    """Fill in what a page asks for: `<!-- options: module.Class -->` and `<!-- README: a section -->`."""
     source = REPOSITORY_FILES.get(page.file.src_uri)
     if source:
-        markdown = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text())
+        markdown = _from_docs((ROOT / source).read_text())
+    markdown = re.sub(r"<!-- README: (.+) -->", lambda match: readme_section(match[1]), markdown)
     return re.sub(r"<!-- options: (\S+) -->", lambda match: options_table(match[1]), markdown)
+
+
+def readme_section(title: str) -> str:
+    """Return a section of the README, its heading included."""
+    (section,) = re.findall(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
+    return _from_docs(section)
+
+
+def _from_docs(text: str) -> str:
+    """Return a text of the repository's root with its links as from the folder of the site's pages."""
+    return re.sub(r"\]\(docs/", "](", text)
 
 
 def on_files(files: Any, config: Any) -> Any:
