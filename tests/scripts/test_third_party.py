@@ -19,7 +19,14 @@ CASES = (
     Case(
         "MiniGrid-MemoryS7-v0",
         ("minigrid",),
-        ("--wrapper", "minigrid.wrappers:ImgObsWrapper", "--frame-stack", "2", "--env-kwargs", "max_steps:20"),
+        (
+            "--wrapper",
+            "minigrid.wrappers:OneHotPartialObsWrapper",
+            "--frame-stack",
+            "2",
+            "--env-kwargs",
+            "max_steps:20",
+        ),
     ),
     Case("popgym-AutoencodeEasy-v0", ("popgym",)),
     Case("popgym-CountRecallEasy-v0", ("popgym",), ("--inputs", "action", "observation")),
