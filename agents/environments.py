@@ -143,10 +143,11 @@ def warn_of_symbols(observations: Any, policy: SRWMPolicy) -> None:
     for key, cnn in encoder.images.items() if isinstance(encoder, Encoder) else ():
         highest = parts[key].max()
         if cnn.scale == 1 / 255 and 0 < highest < SYMBOLS:
+            scale = f"--encoder-kwargs 'cnn:{{\"scale\":{1 / highest:.1g}}}'"
+            one_hots = "" if highest == 1 else "--wrapper srwm_rl.envs:OneHotImage, or at least "
             logger.warning(
-                f"observation {key} holds no number above {highest}: if these are symbols, not pixels, one-hots are "
-                "learned from faster (docs/how-to/environments.md), or at least a larger scale of the CNN: "
-                f"--encoder-kwargs 'cnn:{{\"scale\":{1 / highest:.1g}}}'"
+                f"observation {key} holds no number above {highest}, and the CNN divides by 255: if these are symbols, "
+                f"not pixels, add {one_hots}{scale} (docs/how-to/environments.md)"
             )
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from srwm_rl.envs.wrappers.grouped import GroupedVecEnv as GroupedVecEnv
     from srwm_rl.envs.wrappers.memory_inputs import VecMemoryInputs as VecMemoryInputs
     from srwm_rl.envs.wrappers.named_wrapper import NamedWrapper as NamedWrapper
+    from srwm_rl.envs.wrappers.one_hot_image import OneHotImage as OneHotImage
     from srwm_rl.envs.wrappers.shuffled_actions import ShuffledActionsBatch as ShuffledActionsBatch
 else:
     # The adapters to SB3 import torch.

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from itertools import pairwise
@@ -27,6 +27,7 @@ from srwm_rl.errors import FaultError, UserError
 from srwm_rl.storage.safe_file import write_whole
 
 Config = TypeVar("Config")
+OWN_WRAPPER = "srwm_rl.envs:OneHotImage"  # of this package: a file may name it
 FAULT = 3  # exit code after a failure while training
 INTERRUPTED = 130  # exit code after Ctrl-C
 MIN_COLUMNS = 40
@@ -337,6 +338,11 @@ def quoted_path(path: str | Path) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+def foreign_wrappers(wrappers: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return those that are not of this package: code that is not imported because a file names it."""
+    return [words for words in wrappers if words[0] != OWN_WRAPPER]
+
+
 def own_code_options(settings: Mapping[str, Any]) -> str:
     """Return the options, after a space each, by which a command names the code of one's own that a run needs.
 
@@ -344,7 +350,8 @@ def own_code_options(settings: Mapping[str, Any]) -> str:
     """
     own = {name: settings[name] for name in ("core", "env") if ":" in settings[name].removeprefix("srwm_rl:")}
     options = [[f"--{name}", value] for name, value in own.items()]
-    options += [["--wrapper", *words] for words in settings.get("wrapper", ())]
+    wrappers = settings.get("wrapper", ())
+    options += [["--wrapper", *words] for words in wrappers if foreign_wrappers(wrappers)]
     return "".join(f" {option} {shlex.join(values)}" for option, *values in options)
 
 

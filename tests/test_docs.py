@@ -157,6 +157,12 @@ def test_the_commands_have_the_options_that_are_given(argv: list[str]) -> None:
         parse(config, options, f"srwm-rl {command}")
 
 
+def test_the_sections_of_the_readme_that_pages_repeat_exist() -> None:
+    titles = re.findall(r"<!-- README: (.+) -->", "".join(page.read_text() for page in PAGES))
+    assert titles
+    assert {*titles} <= {*re.findall(r"^## (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)}
+
+
 OF_OTHERS = {
     *("requeue", "signal"),  # sbatch
     *("nproc-per-node", "nnodes", "max-restarts", "rdzv-endpoint", "rdzv-id", "standalone"),  # torchrun

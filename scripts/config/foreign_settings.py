@@ -9,6 +9,7 @@ from typing import Any
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.make import make_vec_env, resolve
 from srwm_rl.errors import UserError, named
+from srwm_rl.scripts.cli import foreign_wrappers
 from srwm_rl.scripts.config.settings import TrainConfig, Wrappers, pairs
 from srwm_rl.storage.strict_json import convert
 
@@ -45,7 +46,7 @@ def allow_env(env: str, requested: str | None, source: str) -> None:
 
 def allow_wrappers(wrappers: Wrappers, requested: Wrappers, source: str) -> None:
     """Check that the wrappers of a file, whose modules are imported, are also named by the command line."""
-    if wrappers and wrappers != requested:
+    if foreign_wrappers(wrappers) and wrappers != requested:
         options = " ".join(f"--wrapper {shlex.join(words)}" for words in wrappers)
         raise UserError(
             f"{source} needs wrappers, code that is not imported because a file names it: add {options:.500}"

@@ -11,6 +11,7 @@ import srwm_rl
 from srwm_rl.envs.make import resolve
 from srwm_rl.errors import UserError, named
 from srwm_rl.regular_file import read_small
+from srwm_rl.scripts.cli import foreign_wrappers
 from srwm_rl.scripts.config.config_file import MAX_BYTES, convert_texts, from_mapping, parse_yaml
 from srwm_rl.scripts.config.settings import TrainConfig
 
@@ -59,7 +60,10 @@ def read_tuned(path: Path) -> dict[str, Tuned]:
 def _read_section(core: str, section: dict[str, Any]) -> Tuned:
     with named(core):
         settings = from_mapping({name: value for name, value in section.items() if name != "found_by"})
-        if wrong := settings.keys() & {*NOT_TUNED, *OF_ENVIRONMENT}:
+        wrong = settings.keys() & {*NOT_TUNED, *OF_ENVIRONMENT}
+        if not foreign_wrappers(settings.get("wrapper", ())):
+            wrong -= {"wrapper"}
+        if wrong:
             raise UserError(f"such a file does not hold {', '.join(sorted(wrong))}")
         with named("found_by"):
             return Tuned(settings, convert_texts(section.get("found_by"), FoundBy))

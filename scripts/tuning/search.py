@@ -56,8 +56,8 @@ def score(rows: list[dict[str, Any]]) -> float:
     Of several games it is the mean over games of normalised returns, where the range of each game's returns is known.
     """
     together, *by_game = rows
-    score = together["normalized"] if by_game else None
-    return float(together["return"]["mean"] if score is None else score)
+    normalized = together["normalized"] if by_game else None
+    return float(together["return"]["mean"] if normalized is None else normalized)
 
 
 class Stopped(Exception):

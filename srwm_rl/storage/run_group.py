@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def expand_groups(names: Sequence[str]) -> tuple[str, ...]:
         if not paths:
             raise UserError(f"{folder} is a group without runs: srwm-rl train --resume {folder} trains them")
         runs += [str(run / BEST if is_best else run) for run in paths]
-    for run in runs:
-        if runs.count(run) > 1:
+    paths_of_runs = [os.path.abspath(run) for run in runs]
+    for run, path_of_run in zip(runs, paths_of_runs, strict=True):
+        if paths_of_runs.count(path_of_run) > 1:
             raise UserError(f"{run} is given twice; give each run once")
     return tuple(runs)

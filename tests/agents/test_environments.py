@@ -54,13 +54,15 @@ def venv(**settings: Any) -> VecEnv:
     ],
 )
 def test_every_space_is_learned_and_predicted_in(algo: type[Any], observation_space: Any, action_space: Any) -> None:
-    model = make(algo, Probe(observation_space, action_space))
-    model.learn(16)
+    model = make(algo, venv(observation_space=observation_space, action_space=action_space))
+    model.learn(32)
     env = model.get_env()
     action, _ = model.predict(env.observation_space.sample())
     assert np.shape(action) == env.action_space.shape
-    actions, _ = model.predict(env.reset())
-    assert env.action_space.contains(np.asarray(actions[0], env.action_space.dtype))
+    starts = np.ones(env.num_envs, bool)
+    actions, state = model.predict(env.reset(), None, starts)
+    more, _ = model.predict(env.reset(), state, ~starts, deterministic=True)
+    assert all(env.action_space.contains(action) for action in (*actions, *more))
 
 
 @pytest.mark.parametrize(
@@ -195,19 +197,25 @@ def test_a_vec_env_without_reset_infos_is_not_asked_for_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("highest", "settings", "warned"), [(10, {}, True), (255, {}, False), (10, {"scale": 0.1}, False)]
+    ("highest", "settings", "words"),
+    [(10, {}, "OneHotImage"), (1, {}, "add --encoder-kwargs"), (255, {}, None), (10, {"scale": 0.1}, None)],
 )
+@pytest.mark.parametrize("in_dict", [True, False])
 def test_symbols_in_the_place_of_pixels_are_warned_of(
-    highest: int, settings: Any, warned: bool, caplog: pytest.LogCaptureFixture
+    highest: int, settings: Any, words: str | None, in_dict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    image = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+
     class Symbols(Probe):
         def reset(self, **kwargs: Any) -> Any:
             obs, info = super().reset(**kwargs)
-            return obs % (highest + 1), info
+            small = (obs["image"] if in_dict else obs) % (highest + 1)
+            return {**obs, "image": small} if in_dict else small, info
 
-    env = Symbols(spaces.Box(0, 255, (7, 7, 3), np.uint8))
+    env = Symbols(spaces.Dict(image=image, vector=VECTOR) if in_dict else image)
     make(PPO, env, policy_kwargs={"encoder_kwargs": {"cnn": {"channels": [4], **settings}}}).learn(8)
-    assert ("no number above 10" in caplog.text) == warned
+    assert (f"no number above {highest}," in caplog.text) == (words is not None)
+    assert (words or "") in caplog.text
 
 
 def test_stock_ppo_says_that_it_keeps_no_memory() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from srwm_rl.scripts.cli import own_code_options
@@ -229,3 +230,36 @@ def test_an_environment_that_fails_in_its_first_reset_is_one_line(call: Any, unt
     assert "stopped: BrokenReset-v0 failed in reset" in result.err
     assert result.err.strip().endswith("RuntimeError: no power")
     assert result.err.count("\n") == 1
+
+
+class Symbols(gymnasium.Env[Any, Any]):
+    """Shows images of symbols."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._image(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self._image(), 1.0, self.t == 5, False, {}
+
+    def _image(self) -> Any:
+        return self.np_random.integers((11, 6, 4), size=(7, 7, 3), dtype=np.uint8)
+
+
+gymnasium.register("Symbols-v0", Symbols)
+
+
+def test_a_wrapper_of_the_package_need_not_be_named_again(call: Any, procgen_argv: list[str], tmp_path: Path) -> None:
+    argv = [*procgen_argv, "--env", "Symbols-v0", "-f", tmp_path]
+    result = call("train", *argv, "--wrapper", "srwm_rl.envs:OneHotImage", "kinds:[11,6,4]", "-n", 64)
+    assert result.code == 0, result
+    run = tmp_path / "ppo_srwm" / "Symbols-v0_1"
+    assert result.out.endswith(f"Now: srwm-rl eval {run}\n")
+    assert "no number above" not in result.err
+    assert call("train", "--resume", run, "-n", 128).code == 0
+    assert call("eval", run, "--train-levels", "none", "--eval-levels", "1000000:1000004").code == 0

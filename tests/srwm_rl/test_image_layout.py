@@ -13,15 +13,16 @@ from srwm_rl.nn.extractors import ExtractorInputs
 
 
 @pytest.mark.parametrize(
-    "shape", [(84, 84, 4), (4, 84, 84), (210, 160, 3), (3, 210, 160), (64, 64, 64), (3, 4, 5), (5, 4, 3), (1, 8, 8)]
+    "shape", [(84, 84, 4), (4, 84, 84), (210, 160, 3), (3, 210, 160), (3, 4, 5), (5, 4, 3), (1, 8, 8)]
 )
 def test_usual_images_are_read_as_by_sb3(shape: tuple[int, int, int]) -> None:
     assert is_channels_first(shape) == is_image_space_channels_first(spaces.Box(0, 255, shape, np.uint8))
 
 
-@pytest.mark.parametrize(("shape", "first"), [((7, 7, 20), False), ((20, 7, 7), True)])
+@pytest.mark.parametrize(("shape", "first"), [((7, 7, 20), False), ((20, 7, 7), True), ((7, 7, 7), False)])
 def test_more_channels_than_pixels_in_a_row(shape: Any, first: bool) -> None:
     space = spaces.Box(0, 255, shape, np.uint8)
     assert is_channels_first(shape) is first
-    assert Encoder(space, cnn={"channels": [4]}).images["observation"].depth == 20
-    assert ExtractorInputs(space, True).space.shape == (20, 7, 7)
+    depth = max(shape)
+    assert Encoder(space, cnn={"channels": [4]}).images["observation"].depth == depth
+    assert ExtractorInputs(space, True).space.shape == (depth, 7, 7)

@@ -89,6 +89,15 @@ def test_stacks_are_those_of_sb3(name: str) -> None:
     assert name == "coinrun" or ends > 5
 
 
+@pytest.mark.parametrize(("shape", "stacked"), [((7, 7, 20), (7, 7, 40)), ((20, 7, 7), (40, 7, 7)), ((6, 5), (6, 10))])
+def test_images_are_stacked_on_their_channels(shape: Any, stacked: Any) -> None:
+    class Picture(ChannelsFirst):
+        observation_space = spaces.Box(0, 255, shape, np.uint8)  # type: ignore[assignment]
+
+    batch = GymnasiumBatch("ChannelsFirst-v0", 2, "0:9", 0, wrappers=(lambda _: Picture(),))
+    assert FrameStackBatch(batch, 2).observation_space.shape == stacked
+
+
 def test_of_a_dict_the_boxes_are_stacked() -> None:
     env = make_batch_env("Masked-v0", 2, "0:9", 0, frame_stack=3)
     shapes = {key: space.shape for key, space in env.observation_space.spaces.items()}

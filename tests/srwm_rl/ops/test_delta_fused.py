@@ -30,9 +30,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return "cpu"
 
 
-@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(33))])
+@pytest.mark.parametrize("starts", [[0], [5], [15, 16], [16], [17, 18, 31], list(range(36))])
 def test_resets_beside_checkpoints(backend: str, starts: list[int]) -> None:
-    case = make_case(33, 2, 1, 4)
+    case = make_case(36, 2, 1, 8)
     assert case.starts is not None
     case.starts.zero_()
     case.starts[starts, 1] = True
@@ -42,9 +42,9 @@ def test_resets_beside_checkpoints(backend: str, starts: list[int]) -> None:
 
 
 def test_an_episode_that_blew_up_leaves_nothing_behind(backend: str) -> None:
-    case = make_case(24, 2, 2, 5, resets=None)
+    case = make_case(36, 2, 2, 5, resets=None)
     case.inputs["rate"][3, 0] = torch.nan  # the padding of its matrices is then NaN, too
-    starts = torch.zeros(24, 2)
+    starts = torch.zeros(36, 2)
     starts[20] = 1
     ours = results(case._replace(starts=starts), backend, torch.float32)
     assert ours["y"][3:20, 0].isnan().all()
@@ -56,11 +56,15 @@ def test_an_episode_that_blew_up_leaves_nothing_behind(backend: str) -> None:
 
 @pytest.mark.parametrize("chosen", [0, 1])
 def test_only_one_output_used(backend: str, chosen: int) -> None:
-    case, grads = make_case(20, 2, 2, 4), []
-    for name in (backend, "reference"):
-        inputs = {key: tensor.float().requires_grad_() for key, tensor in case.inputs.items()}
+    case = make_case(20, 2, 2, 8)
+
+    def gradients(name: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        inputs = {key: tensor.to(dtype).requires_grad_() for key, tensor in case.inputs.items()}
         out = delta_scan(**inputs, episode_starts=case.starts, backend=name)[chosen]
-        wanted = [tensor for key, tensor in inputs.items() if chosen == 0 or key != "query"]
-        grads.append(torch.autograd.grad(out.square().sum(), wanted))
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        return torch.autograd.grad(out.square().sum(), [inputs[key] for key in inputs if chosen == 0 or key != "query"])
+
+    torch.testing.assert_close(
+        gradients(backend, torch.float32), gradients("reference", torch.float32), rtol=1e-4, atol=1e-5
+    )
+    if backend == "cpu":
+        torch.testing.assert_close(gradients(backend, torch.float64), gradients("reference", torch.float64))
