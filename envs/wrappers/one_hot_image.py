@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from srwm_rl.errors import UserError
 
+MOST = 256  # symbols that a byte holds
 MINIGRID = (11, 6, 4)  # kinds of objects, colours, and states or directions: minigrid/core/constants.py
 
 
@@ -25,7 +26,7 @@ class OneHotImage(gymnasium.ObservationWrapper[Any, Any, Any]):
         key: The image in a Dict observation.
 
     Raises:
-        UserError: If there is no image with as many channels, or it holds a larger symbol.
+        UserError: If there is no such image, `kinds` do not fit it, or it holds a larger symbol.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], kinds: Sequence[int] = MINIGRID, key: str = "image") -> None:
@@ -35,9 +36,11 @@ class OneHotImage(gymnasium.ObservationWrapper[Any, Any, Any]):
         image = whole.spaces.get(key) if isinstance(whole, spaces.Dict) else whole
         if not isinstance(image, spaces.Box) or image.dtype != np.uint8 or len(image.shape) != 3:
             raise UserError(f"the observation has no uint8 image {key!r}: it is {whole}")
-        self._kinds = np.asarray(kinds)
+        if not all(isinstance(n, int) and 1 <= n <= MOST for n in kinds):
+            raise UserError(f"kinds must be whole numbers from 1 to {MOST}, not {list(kinds)!r:.100}")
         if image.shape[-1] != len(kinds):
             raise UserError(f"the image has {image.shape[-1]} channels, kinds {len(kinds)}: give a number for each")
+        self._kinds = np.asarray(kinds)
         self._offsets = np.cumsum(self._kinds) - self._kinds
         box = spaces.Box(0, 255, (*image.shape[:2], int(self._kinds.sum())), np.uint8)
         self.observation_space = spaces.Dict({**whole.spaces, key: box}) if isinstance(whole, spaces.Dict) else box

@@ -57,6 +57,9 @@ def test_what_is_no_image_of_symbols_is_refused() -> None:
         OneHotImage(Shown(spaces.Box(-1, 1, (4, 5, 3)), None))
     with pytest.raises(UserError, match="3 channels, kinds 1"):
         OneHotImage(Shown(SYMBOLS, None), kinds=[4])
+    for kinds in ([10**9, 6, 4], [0, 6, 4], [1.5, 6, 4], "abc"):
+        with pytest.raises(UserError, match="whole numbers from 1 to 256"):
+            OneHotImage(Shown(SYMBOLS, None), kinds=kinds)  # type: ignore[arg-type]
     pixels = OneHotImage(Shown(SYMBOLS, np.full((4, 5, 3), 200, np.uint8)))
     with pytest.raises(UserError, match=r"symbols up to \[200, 200, 200\]"):
         pixels.reset()
