@@ -159,4 +159,4 @@ def test_importing_envs_loads_no_torch_and_no_other_folder_of_ours():
         assert not {"torch", "stable_baselines3", "procgen", "gym"} & set(loaded)
     loaded = run_python(f"import srwm_rl.envs as e; [getattr(e, n) for n in e.__all__]{print_modules}")
     ours = {name.split(".")[1] for name in loaded if name.startswith("srwm_rl.")}
-    assert ours <= {"envs", "errors", "lazy"}
+    assert ours <= {"envs", "errors", "image_layout", "lazy"}
