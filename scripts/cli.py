@@ -340,7 +340,7 @@ def quoted_path(path: str | Path) -> str:
 
 def foreign_wrappers(wrappers: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """Return those that are not of this package: code that is not imported because a file names it."""
-    return [words for words in wrappers if words[0] != OWN_WRAPPER]
+    return [words for words in wrappers if OWN_WRAPPER not in words[:1]]
 
 
 def own_code_options(settings: Mapping[str, Any]) -> str:
