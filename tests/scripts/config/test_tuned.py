@@ -149,7 +149,7 @@ def test_a_search_begins_without_them(call: Call, folder: Path) -> None:
         ("srwm:\n  gamma: 2", "gamma: Expected `float` <= 1.0"),
         ("srwm:\n  env: recall", "does not hold env"),
         ("srwm:\n  wrapper: [[os:System]]", "does not hold wrapper"),
-        ("srwm:\n  wrapper: [[]]", "does not hold wrapper"),
+        ("srwm:\n  wrapper: [[]]", "takes my_module:MyWrapper, not"),
         ("srwm:\n  wrapper: [[srwm_rl.envs:OneHotImage], [os:System]]", "does not hold wrapper"),
         (f"srwm:\n  found_by: {FOUND_BY.replace('8', 'many')}", "trials"),
         (f"srwm:\n  found_by: {FOUND_BY.replace('date', 'day')}", "date"),
