@@ -224,8 +224,8 @@ def test_a_stopped_group_is_saved_and_resumes_as_if_it_had_not_been(
     process = start("train", *argv, "--seeds", "3,5", "--jobs", "1", "-n", 2_000_000)
     folder = tmp_path / "ppo_srwm" / "recall_1"
     metrics, end = folder / "seed_3" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < end:
-        time.sleep(0.1)
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < end:
+        time.sleep(0.1)  # a rollout's line is written before its update, and a run is saved after an update
     process.send_signal(signal.SIGINT)  # to this process alone, as a terminal does not
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
