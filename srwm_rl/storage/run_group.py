@@ -107,8 +107,10 @@ def expand_groups(names: Sequence[str]) -> tuple[str, ...]:
         if not paths:
             raise UserError(f"{folder} is a group without runs: srwm-rl train --resume {folder} trains them")
         runs += [str(run / BEST if is_best else run) for run in paths]
-    paths_of_runs = [os.path.abspath(run) for run in runs]
-    for run, path_of_run in zip(runs, paths_of_runs, strict=True):
-        if paths_of_runs.count(path_of_run) > 1:
+    seen = set[str]()
+    for run in runs:
+        path_of_run = os.path.abspath(run)
+        if path_of_run in seen:
             raise UserError(f"{run} is given twice; give each run once")
+        seen.add(path_of_run)
     return tuple(runs)

@@ -162,6 +162,12 @@ def test_each_seed_has_its_run_and_the_table_their_mean(group: tuple[Path, str])
 def test_a_group_stands_for_its_runs(group: tuple[Path, str], recall: Path) -> None:
     path = group[0]
     assert expand_groups([str(recall), str(path)]) == (str(recall), *(str(path / f"seed_{seed}") for seed in (3, 5)))
+    for again in (path, f"{path}/", f"{path}/seed_3/", path / ".." / path.name / "seed_5"):
+        with pytest.raises(UserError, match="is given twice"):
+            expand_groups([str(path), str(again)])
+    for again in (recall, f"{recall}/"):
+        with pytest.raises(UserError, match="is given twice"):
+            expand_groups([str(recall), str(again)])
     assert expand_groups([f"{path}/best"]) == tuple(str(path / f"seed_{seed}" / "best") for seed in (3, 5))
 
 
