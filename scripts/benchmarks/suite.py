@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import check_device
-from srwm_rl.scripts.training.launch import StopSignal, raise_on_signals
+from srwm_rl.scripts.signals import StopSignal, raise_on_signals
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 FAILED = "FAILED: "

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO
 
 import torch
@@ -35,7 +34,8 @@ from srwm_rl.scripts.cli import (
 from srwm_rl.scripts.config.settings import TrainConfig, parse_seeds
 from srwm_rl.scripts.seeds.progress import RUNNING, WAITING, SeedProgress
 from srwm_rl.scripts.seeds.summary import render_group, steps_of_run
-from srwm_rl.scripts.training.launch import FOLDER, STOP_SIGNALS
+from srwm_rl.scripts.signals import catch_signals
+from srwm_rl.scripts.training.launch import FOLDER
 from srwm_rl.storage.run_group import GroupRecord, RunGroup
 
 POLL = 0.5  # seconds between looks at the processes
@@ -206,8 +206,10 @@ def _run_all(runs: list[SeedRun], resources: Resources, signals: list[int], prog
         while waiting and free and not signals:
             run = waiting.pop(0)
             run.slot = free.pop(0)
-            _start(run, resources)
+            process = _start(run, resources)
             active.append(run)
+            if signals:  # it came while the process was made
+                process.terminate()
         time.sleep(POLL)
         for run in [run for run in active if run.code is not None]:
             active.remove(run)
@@ -217,7 +219,7 @@ def _run_all(runs: list[SeedRun], resources: Resources, signals: list[int], prog
         progress.update({run.seed: run.state(bool(signals)) for run in runs})
 
 
-def _start(run: SeedRun, resources: Resources) -> None:
+def _start(run: SeedRun, resources: Resources) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **resources.environment(run.slot), FOLDER: str(run.path)}
     with _open_log(run.log) as log:
         # A session of its own: a terminal's Ctrl-C reaches this process alone, which passes one signal on.
@@ -229,6 +231,7 @@ def _start(run: SeedRun, resources: Resources) -> None:
             stderr=log,
             start_new_session=True,
         )
+    return run.process
 
 
 def _open_log(path: Path) -> BinaryIO:
@@ -254,23 +257,19 @@ def _stopping(runs: list[SeedRun]) -> Iterator[list[int]]:
 
     Processes that still run when an error ends the block get SIGTERM too, and are killed after `GRACE` seconds.
     """
-    caught: list[int] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        for run in runs:
-            if run.process is not None and run.code is None:
-                run.process.send_signal(signal.SIGTERM)
+    def running() -> list[subprocess.Popen[bytes]]:
+        return [run.process for run in runs if run.process is not None and run.code is None]
 
-    # An ignored signal stays ignored: nohup relies on it.
-    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, stop) for number in handled}
+    def stop(_number: int) -> None:
+        for process in running():
+            process.terminate()
+
     try:
-        yield caught
+        with catch_signals(stop) as caught:
+            yield caught
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        left = [run.process for run in runs if run.process is not None and run.code is None]
+        left = running()
         for process in left:
             process.terminate()
         end = time.monotonic() + GRACE

@@ -1,4 +1,4 @@
-"""The processes of a training run: started by torchrun, stopped by signals.
+"""The processes of a training run: one, or those that torchrun started.
 
 Each of those that torchrun started (`torchrun ... -m srwm_rl train`) makes its own environments and trainer. Process 0
 also does what a single process does beside that; the others write no files and print nothing that process 0 prints.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn
 
 from srwm_rl.errors import UserError
@@ -23,7 +21,6 @@ from srwm_rl.storage.run_folder import Run
 # Seconds before a process other than 0 prints an error: process 0 usually prints the same one, and torchrun then ends
 # the others.
 ERROR_DELAY = 20.0
-STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 NOT_SAVED = 74  # exit code of a trainer whose files cannot be written (EX_IOERR of sysexits.h)
 FOLDER = "SRWM_RL_RUN_FOLDER"  # environment variable: path of the folder of a new run, in the place of a numbered one
 
@@ -76,50 +73,3 @@ def command_to_resume(run: Run) -> str:
     several_machines = f"--nnodes {size // local} --rdzv-backend c10d --rdzv-endpoint HOST:PORT"
     machines = "--standalone" if size == local else several_machines
     return f"torchrun {machines} --nproc-per-node {local} -m srwm_rl {arguments}"
-
-
-class StopSignal(BaseException):
-    """A signal asked the run to stop; raised between any two bytecodes."""
-
-
-@contextmanager
-def raise_on_signals(ignore_signals_after: bool = False) -> Iterator[None]:
-    """Raise `StopSignal` at the first SIGINT, SIGTERM or SIGHUP inside the block; restore the handlers after it.
-
-    `ignore_signals_after` ignores them once an exception has ended the block: for process 0 of several, which still
-    saves the run, as torchrun signals all processes as soon as one has ended.
-    """
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    # An ignored signal stays ignored: nohup relies on it.
-    previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
-
-    def restore(ignore: bool) -> None:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_IGN if ignore else handler)
-
-    def stop(number: int, frame: object) -> None:
-        restore(ignore_signals_after)
-        raise StopSignal(signal.Signals(number).name)
-
-    for number in previous:
-        signal.signal(number, stop)
-    try:
-        yield
-    except BaseException:
-        restore(ignore_signals_after)
-        raise
-    restore(ignore=False)
-
-
-@contextmanager
-def hold_signals() -> Iterator[None]:
-    """Handle SIGINT, SIGTERM and SIGHUP after the block, which an exception must not leave half done."""
-    held: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for caught in held:
-            signal.raise_signal(caught)

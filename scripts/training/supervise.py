@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.cli import INTERRUPTED, own_code_options, peek, warn
+from srwm_rl.scripts.signals import catch_signals
 from srwm_rl.scripts.training.launch import NOT_SAVED
 from srwm_rl.storage.run_folder import Run, steps_of
 
@@ -102,36 +102,33 @@ def _run_once(argv: list[str], status: Path, hang_seconds: int, signals: list[in
     command = [sys.executable, "-X", "faulthandler", "-m", "srwm_rl", "train", *argv]
     child: subprocess.Popen[bytes] | None = None
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int) -> None:
         signals.append(number)
         if number != signal.SIGINT and child is not None:  # a terminal sends that to the child as well
             child.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        child = subprocess.Popen(command, env=environment)
-        for number in signals:  # it came while the process was made
-            child.send_signal(number)
-        timer, last_beat = AwakeTimer(longest_tick=2.0), _beat(status)
-        while True:
-            try:
-                return child.wait(timeout=1.0)
-            except subprocess.TimeoutExpired:
-                idle = timer.tick()
-            beat = _beat(status)
-            if beat != last_beat or _is_stopped(child):
-                last_beat = beat
-                timer.restart()
-            elif hang_seconds and idle > hang_seconds + GRACE:
-                child.kill()  # its watchdog is stuck too: a simulator holds the GIL
-                child.wait()
-                return HUNG
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if child is not None and child.poll() is None:
-            child.kill()
+    with catch_signals(stop):
+        try:
+            child = subprocess.Popen(command, env=environment)
+            for number in signals:  # it came while the process was made
+                child.send_signal(number)
+            timer, last_beat = AwakeTimer(longest_tick=2.0), _beat(status)
+            while True:
+                try:
+                    return child.wait(timeout=1.0)
+                except subprocess.TimeoutExpired:
+                    idle = timer.tick()
+                beat = _beat(status)
+                if beat != last_beat or _is_stopped(child):
+                    last_beat = beat
+                    timer.restart()
+                elif hang_seconds and idle > hang_seconds + GRACE:
+                    child.kill()  # its watchdog is stuck too: a simulator holds the GIL
+                    child.wait()
+                    return HUNG
+        finally:
+            if child is not None and child.poll() is None:
+                child.kill()
 
 
 def _beat(status: Path) -> int:

@@ -24,18 +24,11 @@ from srwm_rl.agents.run.progress import ProgressBar
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
+from srwm_rl.scripts.signals import StopSignal, hold_signals, raise_on_signals
 from srwm_rl.scripts.training import build
 from srwm_rl.scripts.training.checkpoints import Session, check_resumable
 from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
-from srwm_rl.scripts.training.launch import (
-    FOLDER,
-    NOT_SAVED,
-    StopSignal,
-    command_to_resume,
-    hold_signals,
-    is_distributed,
-    raise_on_signals,
-)
+from srwm_rl.scripts.training.launch import FOLDER, NOT_SAVED, command_to_resume, is_distributed
 from srwm_rl.scripts.training.monitoring import make_callbacks, make_video_callback
 from srwm_rl.scripts.training.plan import describe, duration, measure
 from srwm_rl.scripts.training.profiling import Profile

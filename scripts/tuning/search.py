@@ -28,6 +28,7 @@ from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.scripts.evaluation.runner import evaluate
 from srwm_rl.scripts.reports.curves import read_curves
 from srwm_rl.scripts.seeds.summary import steps_of_run
+from srwm_rl.scripts.signals import catch_signals
 from srwm_rl.scripts.tuning.record import SearchSettings
 from srwm_rl.scripts.tuning.space import Choices, Range, Space, Value, default_values, to_settings
 from srwm_rl.storage.run_folder import METRICS
@@ -106,7 +107,7 @@ class Search:
             Stopped: by a signal; the trial is continued by the next call.
         """
         refused = 0
-        with _stopping() as signals:
+        with catch_signals() as signals:
             while (trial := self._next(n_trials)) is not None:
                 path = Path(trial.user_attrs[FOLDER])
                 path.mkdir(parents=True, exist_ok=True)
@@ -324,19 +325,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Give the list of the stop signals that were caught in the block, instead of ending the process."""
-    caught: list[int] = []
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, lambda received, _: caught.append(received)) for number in numbers}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _of_core(core: str, default: TrainConfig) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_a_stopped_group_is_saved_and_resumes_as_if_it_had_not_been(
     argv = [*recall_argv, "--eval-freq", "128", "-f", tmp_path]
     process = start("train", *argv, "--seeds", "3,5", "--jobs", "1", "-n", 2_000_000)
     folder = tmp_path / "ppo_srwm" / "recall_1"
-    metrics, end = folder / "seed_3" / "metrics.jsonl", time.monotonic() + 120
+    metrics, end = folder / "seed_3" / "metrics.jsonl", time.monotonic() + 600  # a hang, not a loaded machine
     while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < end:
         time.sleep(0.1)  # a rollout's line is written before its update, and a run is saved after an update
     process.send_signal(signal.SIGINT)  # to this process alone, as a terminal does not
@@ -300,6 +300,21 @@ def test_an_error_lets_running_seeds_save(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="full"), _stopping([run]):
         raise RuntimeError("full")
     assert process.poll() == 7
+
+
+def test_a_signal_while_a_seed_starts_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(train.subprocess, "Popen", start)
+    monkeypatch.setattr(train, "_command", lambda _: [sys.executable, "-c", "import time; time.sleep(60)"])
+    runs = [SeedRun(seed, tmp_path, tmp_path / "log", []) for seed in (0, 1)]
+    with _stopping(runs) as signals, SeedProgress([(0, tmp_path), (1, tmp_path)], 1, shown=False) as progress:
+        train._run_all(runs, Resources(jobs=1, threads=1), signals, progress)
+    assert [run.code for run in runs] == [-signal.SIGTERM, None]
 
 
 def test_a_group_of_which_every_seed_fails_keeps_their_output(

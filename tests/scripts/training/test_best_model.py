@@ -10,9 +10,9 @@ import pytest
 
 from srwm_rl import UserError, load
 from srwm_rl.scripts.main import main
+from srwm_rl.scripts.signals import StopSignal
 from srwm_rl.scripts.training import checkpoints
 from srwm_rl.scripts.training.checkpoints import Session
-from srwm_rl.scripts.training.launch import StopSignal
 from srwm_rl.storage.run_folder import Run, steps_of
 from srwm_rl.storage.safe_file import read_file, write_file
 

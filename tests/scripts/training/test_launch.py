@@ -20,7 +20,6 @@ from srwm_rl.agents.distributed import RankInfo
 from srwm_rl.scripts.commands import train
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.training.build import make_env, make_model, shard_config
-from srwm_rl.scripts.training.launch import StopSignal, hold_signals, raise_on_signals
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import pack, read_file, unpack, write_file
 from tests.scripts.commands.test_train import assert_same_end, metrics, updates, wait_until
@@ -303,22 +302,6 @@ def test_a_process_ends_without_the_interpreters_teardown(code: int, output: str
     command = [sys.executable, "-c", RANK.replace("CODE", str(code))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, "")
-
-
-def test_a_held_signal_stops_after_the_block() -> None:
-    handler, done = signal.getsignal(signal.SIGTERM), []
-
-    @raise_on_signals()
-    def work() -> None:
-        with hold_signals():
-            signal.raise_signal(signal.SIGTERM)
-            done.append("inside")
-        done.append("after")
-
-    with pytest.raises(StopSignal, match="SIGTERM"):
-        work()
-    assert done == ["inside"]
-    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_log_is_written_whole_before_a_signal_stops_the_run(

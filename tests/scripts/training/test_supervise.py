@@ -202,6 +202,21 @@ def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_argv:
     assert "stopped by SIGTERM; saved at" in err
 
 
+def test_nohup_holds_for_the_trainer_too(tmp_path: Path, recall_argv: list[str]) -> None:
+    command = ["nohup", sys.executable, "-m", "srwm_rl", "train", *recall_argv, "--supervise", "-n", "6400"]
+    process = subprocess.Popen(
+        [*command, "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for_rows(tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl", 3, process)
+        os.killpg(process.pid, signal.SIGHUP)  # as a terminal that is closed does
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert only_run(tmp_path).files("model")[-1].name == "model-000000006400.safetensors"
+
+
 def test_wrong_input_is_not_retried(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "srwm_rl", "train", "--env", "coinrum", "--supervise", "-f", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,66 @@
+"""Stop signals: caught, held and raised, and left alone where they are ignored."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from srwm_rl.scripts.signals import STOP_SIGNALS, StopSignal, catch_signals, hold_signals, raise_on_signals
+
+BLOCKS = [catch_signals, hold_signals, raise_on_signals]
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Restore the handlers after a test that changes them."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_caught_signals_are_listed_and_passed_on() -> None:
+    handlers, passed = [signal.getsignal(number) for number in STOP_SIGNALS], []
+    with catch_signals(passed.append) as caught:
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
+            assert caught[-1] == number
+    assert caught == passed == STOP_SIGNALS
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_ignored_signal_stays_ignored(block: "type[AbstractContextManager[Any]]") -> None:
+    # Under nohup, a closed terminal would otherwise end the run.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with block() as caught:
+        signal.raise_signal(signal.SIGHUP)
+    assert not caught
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_an_error_restores_the_handlers(block: "type[AbstractContextManager[Any]]") -> None:
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(ZeroDivisionError), block():
+        _ = 1 / 0
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
+
+
+def test_a_held_signal_stops_after_the_block() -> None:
+    handler, done = signal.getsignal(signal.SIGTERM), []
+
+    @raise_on_signals()
+    def work() -> None:
+        with hold_signals():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("inside")
+        done.append("after")
+
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        work()
+    assert done == ["inside"]
+    assert signal.getsignal(signal.SIGTERM) is handler
