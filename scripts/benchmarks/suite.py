@@ -71,6 +71,11 @@ BENCHMARKS = (
     Benchmark("bench_bandit_reference_256", "cpu", 1, f"{_REFERENCE} {_PULLS}:100 {_LONG} --n-epochs 4"),
     Benchmark("bench_bandit_autograd", "cpu", 1, f"{_CPU} --against autograd --env bandit {_PULLS}:50 {_LONG}"),
     Benchmark("bench_train_feedforward", "cpu", 2, f"{_CPU} --against feedforward {_SHORT}"),
+    *(
+        Benchmark(f"bench_{env}_{core}", "cpu", 1, f"{_CPU} --against {core} --env {env} {sizes}")
+        for env, sizes in (("recall", ""), ("hidden_controls", "--n-steps 72 --batch-size 1152"))
+        for core in ("gru", "lstm")
+    ),
     Benchmark("bench_impala", "cpu", 1, f"{_CPU} --algo impala"),
     Benchmark("bench_impala_overlapping", "cpu", 1, f"{_CPU} --algo impala --overlapping"),
     Benchmark("bench_bandit_impala", "cpu", 0.5, f"{_CPU} --algo impala --env bandit {_PULLS}:50"),

@@ -18,6 +18,7 @@ from srwm_rl.nn.encoders import Encoder
 from srwm_rl.scripts.benchmarks.measure import BenchOptions
 from srwm_rl.scripts.config.defaults import defaults, with_defaults
 from srwm_rl.scripts.config.settings import Count, Precision, TrainConfig
+from srwm_rl.scripts.evaluation.control_experiments import matched_width, parameter_count
 from srwm_rl.scripts.training.build import groups_of_new_run, make_env, make_model
 from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
 
@@ -48,10 +49,11 @@ class TrainBench(BenchOptions):
     """Passes over each rollout (ppo)."""
     env_kwargs: tuple[str, ...] = ()
     """Settings of the environment, as name:value, such as a longer task."""
-    against: Literal["sb3-contrib", "feedforward", "reference", "autograd"] | None = None
+    against: Literal["sb3-contrib", "feedforward", "lstm", "gru", "reference", "autograd"] | None = None
     """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same encoder, an LSTM as wide as our core,
-    and the same environments, epochs and batch; or our PPO without a memory; or ours with the recurrence step by step
-    in plain PyTorch; or ours with PPO's gradient by autograd instead of C."""
+    and the same environments, epochs and batch; or our PPO without a memory, or with an LSTM or GRU of as many
+    parameters; or ours with the recurrence step by step in plain PyTorch; or ours with PPO's gradient by autograd
+    instead of C."""
     device: str = "auto"
     """auto, cpu, cuda."""
 
@@ -72,6 +74,16 @@ def make_ours(config: TrainBench) -> RecurrentAlgorithm:
     model = make_model(train, make_env(train))
     use_kernels(choose_kernels(train, model), model)
     return model
+
+
+def make_other_core(config: TrainBench, ours: RecurrentAlgorithm, core: str) -> RecurrentAlgorithm:
+    """Return our trainer with another memory, of as many parameters and layers as ours has; "feedforward": as it is."""
+    if core == "feedforward":
+        return make_ours(replace(config, core=core))
+    memory = ours.policy.core
+    n_layers = max(memory.state_layers, 1)
+    width = matched_width(core, memory.input_size, n_layers, parameter_count(memory))
+    return make_ours(replace(config, core=core, core_kwargs=(f"hidden_size:{width}", f"n_layers:{n_layers}")))
 
 
 class PlainFeatures(BaseFeaturesExtractor):

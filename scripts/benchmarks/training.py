@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,18 @@ from srwm_rl.errors import UserError
 from srwm_rl.ops.backends import prefer
 from srwm_rl.scripts.benchmarks import measure
 from srwm_rl.scripts.benchmarks.measure import alternate, device_clock, ratio, speeds, summary
-from srwm_rl.scripts.benchmarks.trainers import TrainBench, make_ours, make_sb3_contrib, train_config
+from srwm_rl.scripts.benchmarks.trainers import (
+    TrainBench,
+    make_other_core,
+    make_ours,
+    make_sb3_contrib,
+    train_config,
+)
 from srwm_rl.scripts.benchmarks.upper_bound import check_same, make_components, report_upper_bound
 from srwm_rl.scripts.training.build import describe_threads, make_env, use_threads
 
 OURS, COMPONENTS = "srwm-rl", "components"
+OTHER_CORES = ("feedforward", "lstm", "gru")
 MAX_STEPS = 10**9  # the timing stops earlier
 TimedTraining = Callable[[], dict[str, float]]
 """Trains for a while and returns the steps per second: "collect", "learn" and "both", or only "both"."""
@@ -79,7 +85,7 @@ def _trainers(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, TimedTr
     if against == "sb3-contrib":
         trainers[against] = timed_training(make_sb3_contrib(config, ours))
     elif against is not None:
-        other = make_ours(replace(config, core="feedforward") if against == "feedforward" else config)
+        other = make_other_core(config, ours, against) if against in OTHER_CORES else make_ours(config)
         if against == "reference":
             check_same(ours, other)
         elif against == "autograd":

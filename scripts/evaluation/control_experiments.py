@@ -107,16 +107,20 @@ def core_settings(control: Control, common: dict[str, Any], input_size: int) -> 
         return {}
     if not control.matched:
         return {**common, **control.core_kwargs}
-    core, n_layers = control.core, common["n_layers"]
     target = parameter_count(make_core("srwm", input_size, **common))
+    width = matched_width(control.core, input_size, common["n_layers"], target)
+    return {"hidden_size": width, "n_layers": common["n_layers"]}
+
+
+def matched_width(core: str, input_size: int, n_layers: int, target: int) -> int:
+    """Return the `hidden_size` with which a core's number of parameters is nearest to `target`."""
 
     def count(width: int) -> int:
         with torch.device("meta"):  # sizes without memory
             return parameter_count(make_core(core, input_size, hidden_size=width, n_layers=n_layers))
 
     above = 1 + bisect_left(range(1, 4096), target, key=count)
-    width = min((max(above - 1, 1), above), key=lambda width: abs(count(width) - target))
-    return {"hidden_size": width, "n_layers": n_layers}
+    return min((max(above - 1, 1), above), key=lambda width: abs(count(width) - target))
 
 
 def parameter_count(module: nn.Module) -> int:

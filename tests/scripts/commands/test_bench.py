@@ -49,7 +49,7 @@ def test_encoder(call: Any, tmp_path: Path) -> None:
     assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in report["rows"])
 
 
-OTHERS = ("feedforward", "sb3-contrib", "reference", "autograd")
+OTHERS = ("feedforward", "gru", "lstm", "sb3-contrib", "reference", "autograd")
 
 
 @pytest.mark.parametrize("more", [[], ["--algo", "impala"], *(["--against", other] for other in OTHERS)])
@@ -64,6 +64,15 @@ def test_train(more: list[str], call: Any, tmp_path: Path) -> None:
     assert 0 < reached["low"] <= reached["median"] <= reached["high"]
     assert ("ratio" in report) == ("--against" in more)
     assert ("peak_mib" in report) == ("sb3-contrib" in more)
+
+
+def test_another_core_has_as_many_parameters_and_layers() -> None:
+    config = trainers.TrainBench(env="recall", n_envs=2, n_steps=4, batch_size=8, core_kwargs=("n_layers:2",))
+    ours = trainers.make_ours(config)
+    other = trainers.make_other_core(config, ours, "gru").policy.core
+    assert other.state_layers == 2
+    sizes = [sum(parameter.numel() for parameter in core.parameters()) for core in (ours.policy.core, other)]
+    assert abs(sizes[1] / sizes[0] - 1) < 0.05
 
 
 def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
