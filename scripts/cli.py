@@ -316,12 +316,15 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def print_own_warnings() -> Iterator[None]:
-    """Print warnings of this package, in the block, in one line, without the place in its code; others as they are."""
+    """Print warnings of this package, in the block, once, in one line, without the place in its code; others as is."""
     show, package = warnings.showwarning, Path(srwm_rl.__file__).parent
+    printed = set[str]()
 
     def show_warning(message: Any, category: Any, filename: str, *more: Any) -> None:
         if Path(filename).is_relative_to(package):
-            warn(f"warning: {message}")
+            if str(message) not in printed:  # Python's own memory of them ends where a library changes the filters
+                printed.add(str(message))
+                warn(f"warning: {message}")
         else:
             show(message, category, filename, *more)
 
