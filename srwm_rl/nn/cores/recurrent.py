@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from srwm_rl.nn.cores.base import Core
 from srwm_rl.ops.checks import has_memory, is_autocast, refuse_tracing
 
-SATURATED = 1e4  # of a gate's input: its sigmoid is 1, or 0 if negative, in float32 and float64
+
+def saturated(dtype: torch.dtype) -> float:
+    """Return a gate's input of which the sigmoid is 1, or 0 if it is negative, whatever is added to it."""
+    return min(1e30, torch.finfo(dtype).max / 4)  # float16 ends at 65504
 
 
 class RecurrentCore(Core):
@@ -56,7 +59,9 @@ class RecurrentCore(Core):
         later = starts[1:]
         resets = [t + 1 for t in later.any(dim=1).nonzero().flatten().tolist()]
         if resets and len(resets) > int(later.sum(dim=0).max()):
-            return self._with_inserted_steps(x, state, later)
+            y, final = self._with_inserted_steps(x, state, later)
+            if final.isfinite().all():  # else a NaN may have passed a closed gate, which multiplies it by 0
+                return y, final
         return self._by_segments(x, state, starts, resets)
 
     def _by_segments(self, x: Tensor, state: Tensor, starts: Tensor, resets: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,7 @@ class LSTMCore(RecurrentCore):
         """See `RecurrentCore.forward_layer`."""
         weight, *others = self.lstm.all_weights[layer]
         # Of the input, forget, cell and output gates, in torch's order: a reset closes three, a hold keeps the cell.
-        gates = weight.new_tensor([[-SATURATED, -SATURATED, 0, -SATURATED], [-SATURATED, SATURATED, 0, 0]])
+        gates = weight.new_tensor([[-1, -1, 0, -1], [-1, 1, 0, 0]]) * saturated(weight.dtype)
         weights = [torch.cat((weight, gates.t().repeat_interleave(self.output_size, dim=0)), dim=1), *others]
         h, c = state.chunk(2, dim=-1)
         initial = (h.contiguous(), c.contiguous())
@@ -131,7 +136,7 @@ class GRUCore(RecurrentCore):
         """See `RecurrentCore.forward_layer`; the output is the whole state."""
         weight, recurrent, bias, recurrent_bias = self.gru.all_weights[layer]
         # Closed reset and update gates, and a new state of tanh(0): the input's bias is subtracted again.
-        closed = bias.new_full((2 * self.output_size,), -SATURATED)
+        closed = bias.new_full((2 * self.output_size,), -saturated(bias.dtype))
         reset = torch.cat((closed, -bias[2 * self.output_size :]))
         weights = [torch.cat((weight, reset[:, None]), dim=1), recurrent, bias, recurrent_bias]
         x = torch.cat((x, flags[..., :1]), dim=-1)

@@ -28,7 +28,7 @@ def starts_at(*resets: tuple[int, int]) -> Tensor:
 def step_by_step(core: RecurrentCore, x: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     outputs = []
     for t in range(len(x)):
-        y, state = core.forward_segment(x[t : t + 1], state * (1 - starts[t, :, None]))
+        y, state = core.forward_segment(x[t : t + 1], state.masked_fill(starts[t, :, None] != 0, 0))
         outputs.append(y)
     return torch.cat(outputs), state
 
@@ -80,16 +80,36 @@ def test_segments_are_called_one_by_one_only_where_episodes_begin_together(
     assert len(lengths) == calls
 
 
+@pytest.mark.parametrize("scale", [1e2, 1e5, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_a_reset_is_exact_whatever_the_weights_are(name: str) -> None:
-    core = make(name, 2, torch.float32)
+def test_a_reset_is_exact_whatever_the_weights_are(name: str, dtype: torch.dtype, scale: float) -> None:
+    core = make(name, 2, dtype)
     with torch.no_grad():
         for parameter in core.parameters():
-            parameter.mul_(100)
-        x = 100 * torch.randn(N_STEPS, BATCH, 5)
+            parameter.mul_(scale)
+        x = 100 * torch.randn(N_STEPS, BATCH, 5, dtype=dtype)
         starts = IRREGULAR["at random"]
-        y, final = core(x, torch.ones(2, BATCH, core.state_size), starts)
+        y, final = core(x, torch.ones(2, BATCH, core.state_size, dtype=dtype), starts)
         last = int(starts[:, 1].nonzero().max())
         alone, alone_final = core(x[last:, 1:2], core.initial_state(1), torch.zeros(N_STEPS - last, 1))
     torch.testing.assert_close(y[last:, 1:2], alone, rtol=1e-6, atol=0)
     torch.testing.assert_close(final[:, 1:2], alone_final, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["x", "state"])
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_numbers_that_are_not_finite_end_with_their_episode(
+    name: str, n_layers: int, where: str, number: float
+) -> None:
+    core = make(name, n_layers, torch.float32)
+    starts = IRREGULAR["one here, two there"]
+    x, state = torch.randn(N_STEPS, BATCH, 5), torch.randn(n_layers, BATCH, core.state_size)
+    (x[1] if where == "x" else state)[..., 2, :] = number
+    y, final = core(x, state, starts)
+    slow, slow_final = step_by_step(core, x, state, starts)
+    assert not slow[1:3, 2].isfinite().all()
+    torch.testing.assert_close(y, slow, rtol=2e-6, atol=2e-6, equal_nan=True)
+    torch.testing.assert_close(final, slow_final, rtol=2e-6, atol=2e-6)
