@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from contextlib import nullcontext
 from importlib import import_module
 
 import srwm_rl
 from srwm_rl.errors import UserError, did_you_mean
 from srwm_rl.scripts.cli import INTERRUPTED, announce, drop_stdout, print_own_warnings, run_command, warn
+from srwm_rl.scripts.signals import restore_handlers
 
 COMMANDS = {
     "train": "train an agent, or resume a run",
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         _open_streams()
     try:
         try:
-            with print_own_warnings() if argv is None else nullcontext():
+            with print_own_warnings() if argv is None else restore_handlers():
                 code = _main(arguments)
         finally:
             sys.stdout.flush()

@@ -6,11 +6,13 @@ A signal that is ignored when a block begins stays ignored: nohup relies on it.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+Handlers = dict[signal.Signals, Any]
 
 
 class StopSignal(BaseException):
@@ -27,41 +29,44 @@ def catch_signals(act: Callable[[int], object] | None = None) -> Iterator[list[i
         if act is not None:
             act(number)
 
-    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, catch) for number in numbers}
-    try:
+    with restore_handlers() as previous:
+        for number in previous:
+            signal.signal(number, catch)
         yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
-def raise_on_signals(ignore_signals_after: bool = False) -> Iterator[None]:
+def restore_handlers() -> Iterator[Handlers]:
+    """Restore the handlers of stop signals after the block; give those that may be replaced in it."""
+    handlers = _handlers()
+    try:
+        yield handlers
+    finally:
+        _restore(handlers)
+
+
+@contextmanager
+def raise_on_signals(ignored_after: Collection[int] = ()) -> Iterator[None]:
     """Raise `StopSignal` at the first stop signal inside the block; restore the handlers after it.
 
-    `ignore_signals_after` ignores them once an exception has ended the block: for process 0 of several, which still
-    saves the run, as torchrun signals all processes as soon as one has ended.
+    Signals `ignored_after` are ignored from then on if an exception has ended the block: one that comes twice is not to
+    end the process while it saves the run. `restore_handlers` around the block ends that.
     """
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    previous = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
-
-    def restore(ignore: bool) -> None:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_IGN if ignore else handler)
+    previous = _handlers()
+    after = {number: signal.SIG_IGN if number in ignored_after else handler for number, handler in previous.items()}
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        restore(ignore_signals_after)
+        _restore(after)
         raise StopSignal(signal.Signals(number).name)
 
-    for number in previous:
-        signal.signal(number, stop)
     try:
+        for number in previous:
+            signal.signal(number, stop)
         yield
     except BaseException:
-        restore(ignore_signals_after)
+        _restore(after)
         raise
-    restore(ignore=False)
+    _restore(previous)
 
 
 @contextmanager
@@ -74,3 +79,15 @@ def hold_signals() -> Iterator[None]:
     finally:
         for number in held:
             signal.raise_signal(number)
+
+
+def _handlers() -> Handlers:
+    """Return the handlers of stop signals, without those that are ignored or that are not of Python (None)."""
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+
+
+def _restore(handlers: Handlers) -> None:
+    for number in reversed(handlers):  # SIGINT last: its handler may raise, and the others would not be restored
+        if signal.getsignal(number) != handlers[number]:  # only the main thread may replace one
+            signal.signal(number, handlers[number])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from contextlib import closing
@@ -24,7 +25,7 @@ from srwm_rl.agents.run.progress import ProgressBar
 from srwm_rl.errors import FaultError, UserError
 from srwm_rl.scripts.cli import FAULT, INTERRUPTED, own_code_options, quoted_path, say, warn
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
-from srwm_rl.scripts.signals import StopSignal, hold_signals, raise_on_signals
+from srwm_rl.scripts.signals import STOP_SIGNALS, StopSignal, hold_signals, raise_on_signals
 from srwm_rl.scripts.training import build
 from srwm_rl.scripts.training.checkpoints import Session, check_resumable
 from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
@@ -126,8 +127,11 @@ def _learn(session: Session, changes: dict[str, list[Any]]) -> int:
         callbacks += [bar]
         callbacks += [Profile(run.path)] if config.profile else []
     silence_tensorboard()
+    # While process 0 saves the run: torchrun signals all processes as soon as one has ended; a supervisor, a closed
+    # terminal, `timeout` and SLURM may signal a process twice. A second Ctrl-C ends a process that is alone.
+    ignored = [number for number in STOP_SIGNALS if first and (is_distributed() or number != signal.SIGINT)]
     try:
-        with raise_on_signals(ignore_signals_after=first and is_distributed()):
+        with raise_on_signals(ignored_after=ignored):
             _prepare(session, changes)
             if config.verbose:
                 done = None if config.resume is None else model.num_timesteps

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from srwm_rl.scripts.signals import STOP_SIGNALS, StopSignal, catch_signals, hold_signals, raise_on_signals
+from srwm_rl.scripts.signals import (
+    STOP_SIGNALS,
+    StopSignal,
+    catch_signals,
+    hold_signals,
+    raise_on_signals,
+    restore_handlers,
+)
 
-BLOCKS = [catch_signals, hold_signals, raise_on_signals]
+BLOCKS = [catch_signals, hold_signals, raise_on_signals, restore_handlers]
 
 
 @pytest.fixture
@@ -36,9 +43,9 @@ def test_caught_signals_are_listed_and_passed_on() -> None:
 def test_an_ignored_signal_stays_ignored(block: "type[AbstractContextManager[Any]]") -> None:
     # Under nohup, a closed terminal would otherwise end the run.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with block() as caught:
+    with block() as given:
         signal.raise_signal(signal.SIGHUP)
-    assert not caught
+    assert not given or signal.SIGHUP not in given
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
@@ -64,3 +71,31 @@ def test_a_held_signal_stops_after_the_block() -> None:
         work()
     assert done == ["inside"]
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_that_comes_twice_is_ignored_until_the_handlers_are_restored() -> None:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    with restore_handlers():
+        with pytest.raises(StopSignal), raise_on_signals([signal.SIGTERM, signal.SIGHUP]):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # would end this process
+        signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGINT) is handlers[signal.SIGINT]
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == handlers
+
+
+def test_an_interrupt_while_handlers_are_restored_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = signal.signal
+
+    def interrupted(number: int, handler: Any) -> None:
+        replace(number, handler)
+        if handler is signal.default_int_handler:
+            signal.raise_signal(signal.SIGINT)
+
+    with restore_handlers():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        before = [signal.getsignal(number) for number in STOP_SIGNALS]
+        with pytest.raises(KeyboardInterrupt), catch_signals():
+            monkeypatch.setattr(signal, "signal", interrupted)
+        monkeypatch.undo()
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before

@@ -85,6 +85,26 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_comes_again_while_the_run_is_saved_does_not_end_it(
+    name: str, call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when a supervisor passes on what its trainer got as well.
+    save, handler, signals = Session.save, signal.getsignal(signal.Signals[name]), []
+
+    def save_and_stop(*args: Any) -> None:
+        signals.append(name)
+        signal.raise_signal(signal.Signals[name])
+        save(*args)
+
+    monkeypatch.setattr(Session, "save", save_and_stop)
+    result = call("train", *recall_argv, "-n", 640, "--save-freq", 64, "-f", tmp_path)
+    assert result.code == 130
+    assert f"stopped by {name}; saved at 64 steps" in result.err
+    assert len(signals) == 2
+    assert signal.getsignal(signal.Signals[name]) == handler
+
+
 def test_an_overlapped_run_warns_that_it_is_not_exact(
     start: Start, call: Any, impala_argv: list[str], tmp_path: Path
 ) -> None:
