@@ -1,7 +1,6 @@
 """Stop signals: caught, held and raised, and left alone where they are ignored."""
 
 import signal
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,16 +15,8 @@ from srwm_rl.scripts.signals import (
     restore_handlers,
 )
 
+pytestmark = pytest.mark.usefixtures("_stop_signals")
 BLOCKS = [catch_signals, hold_signals, raise_on_signals, restore_handlers]
-
-
-@pytest.fixture
-def _handlers() -> Iterator[None]:
-    """Restore the handlers after a test that changes them."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_caught_signals_are_listed_and_passed_on() -> None:
@@ -38,7 +29,6 @@ def test_caught_signals_are_listed_and_passed_on() -> None:
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
 
 
-@pytest.mark.usefixtures("_handlers")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_an_ignored_signal_stays_ignored(block: "type[AbstractContextManager[Any]]") -> None:
     # Under nohup, a closed terminal would otherwise end the run.

@@ -85,6 +85,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     assert_same_end(run, tmp_path / "whole" / f"{algo}_srwm" / "recall_1")
 
 
+@pytest.mark.usefixtures("_stop_signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_comes_again_while_the_run_is_saved_does_not_end_it(
     name: str, call: Any, recall_argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

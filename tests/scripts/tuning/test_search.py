@@ -127,6 +127,7 @@ def test_a_killed_search_continues_as_if_it_was_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("_stop_signals")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_continue(stop: signal.Signals, tmp_path: Path) -> None:
     arguments = [*_arguments(tmp_path, 1), "--no-prune"]
