@@ -53,7 +53,7 @@ def raise_on_signals(ignored_after: Collection[int] = ()) -> Iterator[None]:
     end the process while it saves the run. `restore_handlers` around the block ends that.
     """
     previous = _handlers()
-    after = {number: signal.SIG_IGN if number in ignored_after else handler for number, handler in previous.items()}
+    after = {number: _ignore if number in ignored_after else handler for number, handler in previous.items()}
 
     def stop(number: int, _frame: FrameType | None) -> None:
         _restore(after)
@@ -79,6 +79,10 @@ def hold_signals() -> Iterator[None]:
     finally:
         for number in held:
             signal.raise_signal(number)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Ignore a signal; under SIG_IGN Python prints an error about one that came before that was set."""
 
 
 def _handlers() -> Handlers:

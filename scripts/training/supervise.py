@@ -101,23 +101,30 @@ def _run_once(argv: list[str], status: Path, hang_seconds: int, signals: list[in
     environment = {**os.environ, STATUS: str(status)}
     command = [sys.executable, "-X", "faulthandler", "-m", "srwm_rl", "train", *argv]
     child: subprocess.Popen[bytes] | None = None
+    is_asked = False  # whether the child has been asked to stop
 
     def stop(number: int) -> None:
+        nonlocal is_asked
         signals.append(number)
         if number != signal.SIGINT and child is not None:  # a terminal sends that to the child as well
             child.send_signal(number)
+            is_asked = True
 
     with catch_signals(stop):
         try:
             child = subprocess.Popen(command, env=environment)
             for number in signals:  # it came while the process was made
                 child.send_signal(number)
+                is_asked = True
             timer, last_beat = AwakeTimer(longest_tick=2.0), _beat(status)
             while True:
                 try:
                     return child.wait(timeout=1.0)
                 except subprocess.TimeoutExpired:
                     idle = timer.tick()
+                if signals and not is_asked:  # a SIGINT perhaps to this process alone; a child that saves ignores this
+                    child.send_signal(signal.SIGTERM)
+                    is_asked = True
                 beat = _beat(status)
                 if beat != last_beat or _is_stopped(child):
                     last_beat = beat

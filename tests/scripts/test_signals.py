@@ -74,6 +74,19 @@ def test_a_signal_that_comes_twice_is_ignored_until_the_handlers_are_restored() 
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == handlers
 
 
+@pytest.mark.filterwarnings("error")  # pytest's form of an "Exception ignored in"
+def test_two_signals_at_once_raise_once_and_print_nothing() -> None:
+    @raise_on_signals([signal.SIGTERM])
+    def work() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+
+    with restore_handlers(), pytest.raises(StopSignal, match="SIGINT"):
+        work()
+
+
 def test_an_interrupt_while_handlers_are_restored_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     replace = signal.signal
 

@@ -188,13 +188,16 @@ def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_argv: l
     assert "3 starts in a row made no progress, stopping at 0 steps" in done.stderr
 
 
-def test_a_signal_to_the_supervisor_stops_and_saves(tmp_path: Path, recall_argv: list[str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])  # a terminal sends a SIGINT to both
+def test_a_signal_to_the_supervisor_stops_and_saves(
+    number: signal.Signals, tmp_path: Path, recall_argv: list[str]
+) -> None:
     command = [sys.executable, "-m", "srwm_rl", "train", *recall_argv, "--supervise", "-n", str(10**8)]
     process = subprocess.Popen([*command, "-f", str(tmp_path / "logs")], stderr=subprocess.PIPE, text=True)
     try:
         metrics = tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl"
         wait_for_rows(metrics, 3, process)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
