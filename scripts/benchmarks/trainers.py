@@ -51,8 +51,8 @@ class TrainBench(BenchOptions):
     """Settings of the environment, as name:value, such as a longer task."""
     against: Literal["sb3-contrib", "feedforward", "lstm", "gru", "reference", "autograd"] | None = None
     """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same encoder, an LSTM as wide as our core,
-    and the same environments, epochs and batch; or our PPO without a memory, or with an LSTM or GRU of as many
-    parameters; or ours with the recurrence step by step in plain PyTorch; or ours with PPO's gradient by autograd
+    and the same environments, epochs and batch; or our PPO without a memory (feedforward, as wide), or with an LSTM or
+    GRU of as many parameters; or ours with the recurrence step by step in plain PyTorch; or ours with PPO's gradient by autograd
     instead of C."""
     device: str = "auto"
     """auto, cpu, cuda."""
@@ -77,12 +77,14 @@ def make_ours(config: TrainBench) -> RecurrentAlgorithm:
 
 
 def make_other_core(config: TrainBench, ours: RecurrentAlgorithm, core: str) -> RecurrentAlgorithm:
-    """Return our trainer with another memory, of as many parameters and layers as ours has; "feedforward": as it is."""
-    if core == "feedforward":
-        return make_ours(replace(config, core=core))
+    """Return our trainer with another core of as many layers as ours has, and as many parameters.
+
+    "feedforward", which has no memory, is as wide as ours instead.
+    """
     memory = ours.policy.core
-    n_layers = max(memory.state_layers, 1)
-    width = matched_width(core, memory.input_size, n_layers, parameter_count(memory))
+    n_layers, width = max(memory.state_layers, 1), memory.output_size
+    if core != "feedforward":
+        width = matched_width(core, memory.input_size, n_layers, parameter_count(memory))
     return make_ours(replace(config, core=core, core_kwargs=(f"hidden_size:{width}", f"n_layers:{n_layers}")))
 
 

@@ -75,6 +75,13 @@ def test_another_core_has_as_many_parameters_and_layers() -> None:
     assert abs(sizes[1] / sizes[0] - 1) < 0.05
 
 
+def test_the_core_without_memory_is_as_wide_and_deep() -> None:
+    settings = ("hidden_size:48", "n_layers:3", "n_heads:2")  # the last one it does not have
+    config = trainers.TrainBench(env="recall", n_envs=2, n_steps=4, batch_size=8, core_kwargs=settings)
+    other = trainers.make_other_core(config, trainers.make_ours(config), "feedforward").policy.core
+    assert (other.output_size, len(other.blocks)) == (48, 3)
+
+
 def test_train_on_frames_against_sb3_contrib(call: Any, tmp_path: Path) -> None:
     argv = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--against", "sb3-contrib"]
     assert set(result(call, tmp_path, "train", *argv)["rows"]) == {"srwm-rl", "sb3-contrib"}
