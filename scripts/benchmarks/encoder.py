@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srwm_rl.agents.engine.cuda_graphs import capture
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import KERNELS, ImpalaCNN, fastest_precision
+from srwm_rl.nn.cnns import KERNELS, TILES, ImpalaCNN, fastest_precision
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, ratio, speeds, summary
 from srwm_rl.scripts.benchmarks.trainers import PlainFeatures
 from srwm_rl.scripts.cli import check_device
@@ -83,16 +83,16 @@ def run(config: EncoderBench) -> dict[str, Any]:
 
 
 def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module]:
-    """Return the same network by layout and precision, and on a GPU with fused operations."""
+    """Return the same network by layout and precision, and with the device's other kernels."""
     make = partial(ImpalaCNN, (64, 64, 3), False, micro_batch=config.micro_batch)
     plain = PlainCNN(spaces.Box(0, 1, (3, 64, 64)))
     networks: dict[str, nn.Module] = {PLAIN: plain, "ours, float32": make()}
     if fastest_precision(device) == "bfloat16":
         networks["ours, bfloat16"] = make(precision="bfloat16")
     fastest = [*networks][-1]
-    for kernels in KERNELS if device.type == "cuda" else ():
-        if kernels != "plain":
-            fused = make(precision=fastest.removeprefix("ours, "))
+    for kernels in KERNELS if device.type == "cuda" else ["plain", TILES]:
+        fused = make(precision=fastest.removeprefix("ours, "))
+        if kernels != "plain" and (kernels != TILES or fused.can_use_tiles()):
             networks[f"{fastest}, {kernels}"], fused.kernels = fused, kernels
     for network in [*networks.values()][1:]:
         network.load_state_dict(plain.network.state_dict())

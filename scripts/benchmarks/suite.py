@@ -70,6 +70,7 @@ BENCHMARKS = (
     Benchmark("bench_bandit_reference_100", "cpu", 1, f"{_REFERENCE} {_PULLS}:100 --n-steps 100 --batch-size 1600"),
     Benchmark("bench_bandit_reference_256", "cpu", 1, f"{_REFERENCE} {_PULLS}:100 {_LONG} --n-epochs 4"),
     Benchmark("bench_bandit_autograd", "cpu", 1, f"{_CPU} --against autograd --env bandit {_PULLS}:50 {_LONG}"),
+    Benchmark("bench_train_plain_cnn", "cpu", 2, f"{_CPU} --against plain-cnn {_SHORT}"),
     Benchmark("bench_train_feedforward", "cpu", 2, f"{_CPU} --against feedforward {_SHORT}"),
     *(
         Benchmark(f"bench_{env}_{core}", "cpu", 1, f"{_CPU} --against {core} --env {env} {sizes}")

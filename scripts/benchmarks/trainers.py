@@ -49,11 +49,11 @@ class TrainBench(BenchOptions):
     """Passes over each rollout (ppo)."""
     env_kwargs: tuple[str, ...] = ()
     """Settings of the environment, as name:value, such as a longer task."""
-    against: Literal["sb3-contrib", "feedforward", "lstm", "gru", "reference", "autograd"] | None = None
+    against: Literal["sb3-contrib", "feedforward", "lstm", "gru", "reference", "autograd", "plain-cnn"] | None = None
     """Time another trainer in alternation: sb3_contrib.RecurrentPPO with the same encoder, an LSTM as wide as our core,
     and the same environments, epochs and batch; or our PPO without a memory (feedforward, as wide), or with an LSTM or
-    GRU of as many parameters; or ours with the recurrence step by step in plain PyTorch; or ours with PPO's gradient by autograd
-    instead of C."""
+    GRU of as many parameters; or ours with the recurrence step by step in plain PyTorch; or ours with PPO's gradient by
+    autograd instead of C, or with the CNN operation by operation (plain-cnn)."""
     device: str = "auto"
     """auto, cpu, cuda."""
 

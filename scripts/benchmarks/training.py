@@ -28,6 +28,7 @@ from srwm_rl.scripts.benchmarks.trainers import (
 )
 from srwm_rl.scripts.benchmarks.upper_bound import check_same, make_components, report_upper_bound
 from srwm_rl.scripts.training.build import describe_threads, make_env, use_threads
+from srwm_rl.scripts.training.cnn_kernels import use_kernels
 
 OURS, COMPONENTS = "srwm-rl", "components"
 OTHER_CORES = ("feedforward", "lstm", "gru")
@@ -88,6 +89,8 @@ def _trainers(config: TrainBench, ours: RecurrentAlgorithm) -> dict[str, TimedTr
         other = make_other_core(config, ours, against) if against in OTHER_CORES else make_ours(config)
         if against == "reference":
             check_same(ours, other)
+        elif against == "plain-cnn":
+            use_kernels("plain", other)
         elif against == "autograd":
             other.native_gradient = lambda *_: None  # type: ignore[method-assign]
         trainers[against] = timed_training(other, "reference" if against == "reference" else "auto")

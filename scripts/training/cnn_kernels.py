@@ -1,4 +1,4 @@
-"""How a run's CNN computes on a GPU, chosen by a measurement when the run begins; a resumed run keeps the choice."""
+"""How a run's CNN computes, chosen when the run begins, on a GPU by a measurement; a resumed run keeps the choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.engine.cuda_graphs import capture, first_line
 from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
+from srwm_rl.nn.cnns import KERNELS, TILES, ImpalaCNN
+from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import TrainConfig
 
 ROUNDS, REPLAYS = 5, 4  # of each candidate, in alternation
@@ -28,26 +29,41 @@ def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
     """Return the fastest kernels for the model's CNNs, "auto" where there is no choice; the same in all processes.
 
     On a GPU gradients of a batch, of at most 4,096 frames, are timed as CUDA graphs; what fails or gives other numbers
-    than plain operations is left out. No random numbers are drawn.
+    than plain operations is left out. No random numbers are drawn. On a CPU matrix tiles are taken where they can be.
 
     Raises:
-        UserError: fused operations are asked for where there is no choice.
+        UserError: kernels are asked for that the CNNs or the device do not have.
     """
-    cnns = cnns_of(model) if model.device.type == "cuda" else []
-    if config.cnn_kernels != "auto":
-        if config.cnn_kernels != "plain" and not cnns:
-            raise UserError(f"--cnn-kernels {config.cnn_kernels} is for an IMPALA or Nature CNN on a GPU: leave it out")
-        return config.cnn_kernels
-    choice = "auto"
-    if cnns:
+    cnns, on_gpu, wanted = cnns_of(model), model.device.type == "cuda", config.cnn_kernels
+    tiles = bool(cnns) and not on_gpu and all(cnn.can_use_tiles() for cnn in cnns)
+    if wanted == TILES and not tiles:
+        raise UserError(
+            f"--cnn-kernels {wanted} is for an IMPALA or patch CNN in bfloat16, all widths multiples of 16, on a CPU "
+            "with AMX: leave it out"
+        )
+    if wanted in KERNELS.keys() - {"plain"} and not (cnns and on_gpu):
+        raise UserError(f"--cnn-kernels {wanted} is for an IMPALA or Nature CNN on a GPU: leave it out")
+    if wanted != "auto":
+        return wanted
+    choice = TILES if tiles else "auto"
+    if cnns and on_gpu:
         choice = _measured(cnns, min(config.batch_size, FRAMES_AT_ONCE["cuda"]), model.device)
     return str(model.processes.all_gather(choice)[0])
 
 
 def use_kernels(kernels: str, model: RecurrentAlgorithm) -> None:
-    """Let the model's CNNs run in this way; "auto" stands for plain operations, as in runs without a choice."""
-    for cnn in cnns_of(model):
+    """Let the model's CNNs run in this way; "auto" stands for plain operations, as in runs without a choice.
+
+    A run that another machine began may have kernels that this one does not have: its CNNs run operation by operation.
+    """
+    cnns = cnns_of(model)
+    for cnn in cnns:
         cnn.kernels = "plain" if kernels == "auto" else kernels
+    if kernels == TILES and not all(cnn.can_use_tiles() for cnn in cnns):
+        warn(
+            "this processor has no matrix tiles (AMX), which the run's CNN used: it is not exactly the same run "
+            "from here on"
+        )
 
 
 def cnns_of(model: RecurrentAlgorithm) -> list[ImpalaCNN]:

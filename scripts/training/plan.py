@@ -31,10 +31,8 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
     mode += f"; {config.frame_stack} observations stacked" if config.frame_stack > 1 else ""
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
-    mode_of_device = build.describe_threads()
-    if model.device.type == "cuda":
-        fused = f", CNN {config.cnn_kernels}" if config.cnn_kernels not in ("auto", "plain") else ""
-        mode_of_device = build.describe_cudnn() + fused
+    mode_of_device = build.describe_cudnn() if model.device.type == "cuda" else build.describe_threads()
+    mode_of_device += f", CNN {config.cnn_kernels}" if config.cnn_kernels not in ("auto", "plain") else ""
     per_rollout = config.n_envs * config.n_steps
     steps = (done or 0) + max(0, ceil((config.n_timesteps - (done or 0)) / per_rollout)) * per_rollout
     length = f"for {steps:,} steps" if done is None else f"from {done:,} to {steps:,} steps"

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from srwm_rl.errors import UserError
-from srwm_rl.ops import cnn
+from srwm_rl.ops import cnn, tile_cnn
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
@@ -23,6 +23,7 @@ PRECISIONS = ("float32", "bfloat16")
 # How a CNN runs on a GPU: operation by operation, or with fused ones (`srwm_rl.ops.cnn`), frames being padded with
 # channels of zeros to a multiple of this number.
 KERNELS = {"plain": 1, "fused": 1, "fused4": 4, "fused8": 8}
+TILES = "tiles"  # on a CPU with matrix tiles: the whole CNN in C (`srwm_rl.ops.tile_cnn`)
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -111,7 +112,8 @@ class ImpalaCNN(nn.Module):
 
     Attributes:
         shape, depth: of a frame, and its number of channels.
-        kernels: how it runs on a GPU, a key of `KERNELS`; the results are the same up to rounding.
+        kernels: how it runs: "plain", on a GPU another key of `KERNELS`, on a CPU `TILES`. The results are the same up
+            to rounding. Where the hardware does not have them, operation by operation.
 
     Raises:
         UserError: an unknown precision.
@@ -172,6 +174,8 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
+        if self.kernels == TILES and tile_cnn.can_encode(frames) and self.can_use_tiles() and self._is_unchanged():
+            return self._encode_with_tiles(frames)
         # An exported graph must not depend on the batch's size.
         one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
         n_parts = 1 if one_part else self._n_parts(len(frames))
@@ -187,7 +191,7 @@ class ImpalaCNN(nn.Module):
         return threads * max(1, round(n_frames / (threads * self.micro_batch)))
 
     def _encode(self, frames: Tensor) -> Tensor:
-        if self.kernels != "plain" and frames.is_cuda and self._can_be_fused():
+        if self.kernels in KERNELS.keys() - {"plain"} and frames.is_cuda and self._is_unchanged():
             return self._encode_fused(frames)
         x = frames if self.channels_first else frames.permute(0, 3, 1, 2)  # [N, C, h, w], a view
         # Integers up to 256 are exact in bfloat16.
@@ -212,13 +216,42 @@ class ImpalaCNN(nn.Module):
         converted = iter(_convert_together([w for part in weights for w in part.values()], x.dtype))
         return [{name: next(converted) for name in part} for part in weights]
 
-    def _can_be_fused(self) -> bool:
+    def _is_unchanged(self) -> bool:
         """Return whether the stages' modules are the class's own, without hooks: fused operations call no modules."""
         return all(
             type(m) in (nn.Sequential, nn.ReLU, Conv, MaxPool, ResidualBlock)
             and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
             for m in self.stages.modules()
         )
+
+    def can_use_tiles(self) -> bool:
+        """Return whether the CNN can run on this processor's matrix tiles: in bfloat16, widths multiples of 16."""
+        return self.precision == "bfloat16" and tile_cnn.can_run(self._tile_layers())
+
+    def _tile_layers(self) -> list[tile_cnn.Layer]:
+        """Return the stages as the layers of `srwm_rl.ops.tile_cnn`, or an empty list where there are others."""
+        h, w, c = (*self.shape[1:], self.depth) if self.channels_first else self.shape
+        modules, layers = list(self.stages), list[tile_cnn.Layer]()
+        for module, after in zip_longest(modules, modules[1:]):
+            if isinstance(module, ResidualBlock):
+                layers.append(tile_cnn.Layer("block", 3, h, w, c, h, w, c))
+            elif isinstance(module, Conv) and isinstance(after, MaxPool) and module.kernel_size == (3, 3):
+                layers.append(
+                    tile_cnn.Layer("conv and pool", 3, h, w, c, (h + 1) // 2, (w + 1) // 2, module.out_channels)
+                )
+            elif isinstance(module, Conv) and module.kernel_size == module.stride:
+                k = module.stride[0]
+                layers.append(tile_cnn.Layer("patches", k, h, w, c, h // k, w // k, module.out_channels))
+            elif not isinstance(module, MaxPool):
+                return []
+            *_, h, w, c = layers[-1]
+        return layers
+
+    def _encode_with_tiles(self, frames: Tensor) -> Tensor:
+        convs = [module for module in self.stages.modules() if isinstance(module, Conv)]
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        x = frames.permute(0, 2, 3, 1) if self.channels_first else frames
+        return self._end(tile_cnn.encode(x, self._tile_layers(), self.scale, [conv.weight for conv in convs], biases))
 
     def _encode_fused(self, frames: Tensor) -> Tensor:
         """Encode frames with biases, skip connections and ReLUs in one pass over memory after each convolution."""

@@ -1,5 +1,5 @@
-/* The recurrences, the short convolution, the row-wise parts of a small network and max pooling on the CPU: plain C,
- * without headers of Python or torch, called through ctypes.
+/* The recurrences, the short convolution, the row-wise parts of a small network, max pooling and, on processors with matrix
+ * tiles, a CNN on the CPU: plain C, without headers of Python or torch, called through ctypes.
  *
  * kernels.h includes the algorithms. They are compiled for float and (but for lanes, programs, short convolutions and max pooling) double, each
  * portably and, on x86 with GCC or clang, for AVX2 and AVX-512; the caller passes the level to run, at most
@@ -173,6 +173,12 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #if defined(__GNUC__) && defined(__x86_64__)
 #define HAVE_X86
 #include <immintrin.h>
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAVE_TILES
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #define IS_DOUBLE 0
 #define VLEN 8
@@ -198,7 +204,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 10; }
+EXPORT int srwm_cpu_version(void) { return 11; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -356,6 +362,32 @@ EXPORT void srwm_cpu_max_pool(Pool *pool, int level, unsigned threads, Parallel 
     pool->next = 0;
     pool->grain = grain_of(pool->n * (pool->back ? pool->h : (pool->h + 1) / 2), parallel ? threads : 1);
     run_parallel(max_pool_worker(pool->c, level), pool, threads, parallel);
+}
+
+#ifdef HAVE_TILES
+#include "cnn_kernel.h"
+#else
+typedef struct Cnn Cnn;
+#endif
+
+/* Whether a CNN can be run; then once and for the whole process. */
+EXPORT int srwm_cpu_has_tiles(void) {
+#ifdef HAVE_TILES
+    return srwm_cpu_level() == 2 && has_tiles();
+#else
+    return 0;
+#endif
+}
+
+/* Run a CNN, or its gradient, with torch's threads unless `parallel` is NULL. Return 1 without memory. Requires
+ * srwm_cpu_has_tiles. */
+EXPORT int srwm_cpu_cnn(Cnn *cnn, int level, unsigned threads, Parallel parallel) {
+    (void)level;
+#ifdef HAVE_TILES
+    return run_cnn(cnn, threads, parallel);
+#else
+    return (void)cnn, (void)threads, (void)parallel, 1;
+#endif
 }
 
 /* setuptools tells Windows' linker to export a Python module's entry. */

@@ -49,7 +49,7 @@ def test_encoder(call: Any, tmp_path: Path) -> None:
     assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in report["rows"])
 
 
-OTHERS = ("feedforward", "gru", "lstm", "sb3-contrib", "reference", "autograd")
+OTHERS = ("feedforward", "gru", "lstm", "sb3-contrib", "reference", "autograd", "plain-cnn")
 
 
 @pytest.mark.parametrize("more", [[], ["--algo", "impala"], *(["--against", other] for other in OTHERS)])

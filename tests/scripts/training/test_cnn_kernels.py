@@ -1,4 +1,4 @@
-"""The choice of a CNN's kernels: measured on a GPU when a run begins, kept by a resumed run, none on a CPU."""
+"""The choice of a CNN's kernels: measured on a GPU when a run begins, tiles on a CPU; kept by a resumed run."""
 
 import json
 from pathlib import Path
@@ -10,27 +10,27 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import KERNELS, ImpalaCNN
-from srwm_rl.ops import cnn
+from srwm_rl.nn.cnns import KERNELS, TILES, ImpalaCNN
+from srwm_rl.ops import cnn, tile_cnn
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training.cnn_kernels import _candidates, _fastest, choose_kernels, cnns_of, use_kernels
 from tests.agents.probe import small_model
 
 FRAMES = spaces.Box(0, 255, (16, 20, 3), np.uint8)
-ENCODER = {"precision": "bfloat16", "cnn": {"channels": [8, 16]}}
 
 
-def model_of_frames(device: str, space: spaces.Space[Any] = FRAMES) -> Any:
-    policy_kwargs = {"encoder_kwargs": ENCODER if space is FRAMES else {}}
+def model_of_frames(device: str, space: spaces.Space[Any] = FRAMES, channels: tuple[int, ...] = (8, 16)) -> Any:
+    encoder_kwargs = {"precision": "bfloat16", "cnn": {"channels": [*channels]}}
+    policy_kwargs = {"encoder_kwargs": encoder_kwargs if space is FRAMES else {}}
     return small_model("ppo", observation_space=space, device=device, policy_kwargs=policy_kwargs)
 
 
 def test_the_setting_has_the_names_of_the_kernels() -> None:
-    assert get_args(get_type_hints(TrainConfig)["cnn_kernels"]) == ("auto", *KERNELS)
+    assert get_args(get_type_hints(TrainConfig)["cnn_kernels"]) == ("auto", *KERNELS, TILES)
 
 
-def test_on_a_cpu_nothing_is_chosen_and_the_cnn_is_plain() -> None:
+def test_on_a_cpu_without_a_choice_the_cnn_is_plain() -> None:
     model = model_of_frames("cpu")
     assert choose_kernels(TrainConfig(env="recall"), model) == "auto"
     use_kernels("auto", model)
@@ -40,6 +40,22 @@ def test_on_a_cpu_nothing_is_chosen_and_the_cnn_is_plain() -> None:
     assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
     use_kernels("fused4", model)  # of a run that a GPU began
     assert [network.kernels for network in cnns_of(model)] == ["fused4"]
+
+
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_on_a_cpu_tiles_are_chosen_where_they_can_be(
+    has_tiles: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tile_cnn, "has_tiles", lambda: has_tiles)
+    model = model_of_frames("cpu", channels=(16, 32))
+    assert choose_kernels(TrainConfig(env="recall"), model) == (TILES if has_tiles else "auto")
+    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
+    use_kernels(TILES, model)
+    assert [network.kernels for network in cnns_of(model)] == [TILES]
+    assert capsys.readouterr().err.count("not exactly the same run from here on") == (not has_tiles)
+    for wrong in [model_of_frames("cpu"), *[model] * (not has_tiles)]:
+        with pytest.raises(UserError, match="--cnn-kernels tiles is for an IMPALA or patch CNN in bfloat16"):
+            choose_kernels(TrainConfig(env="recall", cnn_kernels=TILES), wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,252 @@
+"""The CNN on matrix tiles against a twin in plain PyTorch that rounds in the same places: outputs and gradients.
+
+Weights, frames and gradients are small integers, whose sums are exact in any order: the bits must be the same.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srwm_rl.nn.cnns import TILES, Conv, ImpalaCNN, NatureCNN, PatchCNN, ResidualBlock
+from srwm_rl.ops import tile_cnn
+
+with_tiles = pytest.mark.skipif(not tile_cnn.has_tiles(), reason="no matrix tiles (AMX)")
+NETWORKS = {
+    "published": (ImpalaCNN, (64, 64, 3), {}),
+    "four grey frames": (ImpalaCNN, (44, 44, 4), {"channels": (16, 32)}),
+    "odd": (ImpalaCNN, (21, 35, 1), {"channels": (48, 16, 64)}),
+    "down to a pixel": (ImpalaCNN, (5, 3, 3), {"channels": (32, 16, 16)}),
+    "one pixel": (ImpalaCNN, (1, 1, 5), {"channels": (16,)}),
+    "large": (ImpalaCNN, (210, 160, 3), {"channels": (16, 16)}),
+    "wide": (ImpalaCNN, (12, 12, 2), {"channels": (80, 96)}),
+    "patches": (PatchCNN, (64, 64, 3), {}),
+    "patches that leave pixels out": (PatchCNN, (50, 61, 1), {"channels": (16, 48), "patch": 5}),
+    "patches of a frame": (PatchCNN, (8, 8, 2), {"channels": (32,), "patch": 8}),
+}
+
+
+class Rounded(torch.autograd.Function):
+    """Rounds to bfloat16 what goes forward and, backward, its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.bfloat16().to(grad.dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    result: Tensor = Rounded.apply(x)
+    return result
+
+
+def convolved(conv: Conv, x: Tensor, scale: float = 1.0) -> Tensor:
+    weight = conv.weight * scale
+    weight = weight + (weight.bfloat16() - weight).detach()  # its gradient is not rounded
+    assert conv.bias is not None
+    return F.conv2d(x, weight.double(), conv.bias.double(), conv.stride, conv.padding)
+
+
+def twin(cnn: ImpalaCNN, frames: Tensor) -> Tensor:
+    x = (frames if cnn.channels_first else frames.permute(0, 3, 1, 2)).double()
+    for module in cnn.stages:
+        if isinstance(module, ResidualBlock):
+            inner = torch.relu(rounded(convolved(module.first, torch.relu(x))))
+            x = rounded(x + convolved(module.second, inner))
+        elif isinstance(module, Conv):
+            x = rounded(convolved(module, x, cnn.scale if module is cnn.stages[0] else 1.0))
+        else:
+            x = rounded(F.max_pool2d(x, 3, stride=2, padding=1))
+    return torch.relu(x).flatten(1)
+
+
+def make(name: str, **settings: Any) -> ImpalaCNN:
+    kind, shape, more = NETWORKS[name]
+    torch.manual_seed(0)
+    cnn: ImpalaCNN = kind(shape, False, precision="bfloat16", **more, **settings)
+    cnn.kernels = TILES
+    return cnn
+
+
+def make_integer(name: str) -> ImpalaCNN:
+    """Return a network with some three weights of 1 or -1 for each output."""
+    cnn = make(name, scale=1.0)
+    with torch.no_grad():
+        for weight in cnn.stages.parameters():
+            is_any = torch.rand(weight.shape) < 3 / (weight[0].numel() if weight.dim() > 1 else 9)
+            weight.copy_(torch.randint(0, 2, weight.shape).mul(2).sub(1) * is_any)
+    return cnn
+
+
+def draw(cnn: ImpalaCNN, n: int, high: int = 256) -> Tensor:
+    return torch.randint(0, high, (n, *cnn.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def encoded(cnn: ImpalaCNN, frames: Tensor) -> Tensor:
+    convs = [module for module in cnn.stages.modules() if isinstance(module, Conv)]
+    biases = [conv.bias for conv in convs if conv.bias is not None]
+    return tile_cnn.encode(frames, cnn._tile_layers(), cnn.scale, [conv.weight for conv in convs], biases)
+
+
+def gradients(cnn: ImpalaCNN, y: Tensor) -> list[Tensor]:
+    grad = torch.randint(-2, 3, y.shape, generator=torch.Generator().manual_seed(2)).to(y.dtype)
+    return list(torch.autograd.grad(y, list(cnn.stages.parameters()), grad))
+
+
+def difference(x: Tensor, expected: Tensor) -> float:
+    return float((x.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    n = torch.get_num_threads()
+    yield
+    torch.set_num_threads(n)
+
+
+@with_tiles
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("n", [1, 37])
+def test_outputs_and_gradients(name: str, n: int) -> None:
+    cnn = make_integer(name)
+    frames = draw(cnn, n, high=4)
+    y, expected = encoded(cnn, frames), twin(cnn, frames)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.double(), expected)
+    pairs = list(zip(gradients(cnn, y), gradients(cnn, expected), strict=True))
+    assert all(torch.equal(grad, expected_grad) for grad, expected_grad in pairs)
+    if n > 1 and min(cnn.shape[:2]) > 8:
+        assert 0 < (y > 0).float().mean() < 1
+        assert all(grad.abs().max() > 0 for grad, _ in pairs)
+
+
+@with_tiles
+def test_the_cnn_is_the_same_as_operation_by_operation() -> None:
+    results = []
+    for kernels in ("plain", TILES):
+        cnn = make("published")
+        cnn.kernels = kernels
+        y = cnn(draw(cnn, 30))
+        assert y.dtype == torch.float32
+        y.square().sum().backward()
+        assert all(weight.grad is not None for weight in cnn.parameters())
+        results.append([y.detach(), torch.cat([weight.grad.flatten() for weight in cnn.parameters()])])  # type: ignore[union-attr]
+    assert [difference(x, expected) < 0.02 for x, expected in zip(*results, strict=True)] == [True, True]
+
+
+@with_tiles
+def test_bits_depend_neither_on_threads_nor_on_other_frames(threads: None) -> None:
+    cnn = make("published")
+    frames, results = draw(cnn, 70), []
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        y = encoded(cnn, frames)
+        results.append([y.detach(), *gradients(cnn, y)])
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    with torch.no_grad():
+        assert torch.equal(encoded(cnn, frames[50:53]), results[0][0][50:53])
+
+
+@with_tiles
+def test_channels_first() -> None:
+    torch.manual_seed(0)
+    cnn = ImpalaCNN((3, 20, 24), True, channels=(16, 16), precision="bfloat16")
+    frames = torch.randint(0, 256, (3, 3, 20, 24), dtype=torch.uint8)
+    cnn.kernels = TILES
+    with torch.no_grad():
+        y = cnn(frames)
+        cnn.kernels = "plain"
+        assert difference(y, cnn(frames)) < 0.02
+
+
+@with_tiles
+def test_torch_and_tiles_take_turns() -> None:
+    """Torch's own kernels set up the tiles in their way, and may rely on it later."""
+    cnn, frames = make("published"), draw(make("published"), 8)
+    with torch.no_grad():
+        results = []
+        for kernels in ("plain", TILES) * 3:
+            cnn.kernels = kernels
+            results.append(cnn(frames))
+    assert all(torch.equal(a, b) for a, b in zip(results, results[2:], strict=False))
+
+
+@with_tiles
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_seen(number: float) -> None:
+    cnn = make("published")
+    with torch.no_grad():
+        cnn.stages[0].weight[:, 0, 1, 1] = number  # type: ignore[index,union-attr]
+        assert not encoded(cnn, draw(cnn, 2)).isfinite().all()
+
+
+@with_tiles
+def test_a_subset_of_the_weights_can_be_learned() -> None:
+    cnn = make("four grey frames")
+    for weight in cnn.stages[0].parameters():
+        weight.requires_grad_(False)
+    cnn(draw(cnn, 3)).sum().backward()
+    assert [weight.grad is None for weight in cnn.stages.parameters()] == [True] * 2 + [False] * 18
+
+
+@with_tiles
+def test_what_cannot_run_on_tiles_runs_operation_by_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Tensor:
+        raise AssertionError("tiles were used")
+
+    cnn = make("published")
+    frames = draw(cnn, 2)
+    monkeypatch.setattr(tile_cnn, "encode", refuse)
+    with pytest.raises(AssertionError):
+        cnn(frames)
+    assert cnn(frames.float()).shape == (2, 256)
+    assert cnn(frames[:0]).shape == (0, 256)
+    cnn.stages[1].register_forward_hook(lambda *_: None)
+    assert cnn(frames).shape == (2, 256)
+    exported = torch.export.export(make("published"), (frames,)).module()
+    assert exported(frames).shape == (2, 256)
+
+
+@with_tiles
+@pytest.mark.parametrize(
+    ("cnn", "can"),
+    [
+        (ImpalaCNN((64, 64, 3), False, precision="bfloat16"), True),
+        (ImpalaCNN((64, 64, 3), False), False),  # float32
+        (ImpalaCNN((64, 64, 3), False, channels=(8, 16), precision="bfloat16"), False),
+        (ImpalaCNN((64, 64, 6), False, precision="bfloat16"), False),
+        (ImpalaCNN((64, 64, 3), False, channels=(16, 512), precision="bfloat16"), False),
+        (NatureCNN((64, 64, 3), False, channels=(16, 32, 32), precision="bfloat16"), False),
+        (ImpalaCNN((210, 160, 3), False, precision="bfloat16"), True),
+        (ImpalaCNN((400, 300, 3), False, precision="bfloat16"), False),
+        (PatchCNN((64, 64, 3), False, precision="bfloat16"), True),
+        (PatchCNN((64, 64, 3), False, patch=8, precision="bfloat16"), False),
+    ],
+)
+def test_which_networks_can(cnn: ImpalaCNN, can: bool) -> None:
+    assert cnn.can_use_tiles() is can
+
+
+def test_without_tiles_none_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_cnn, "has_tiles", lambda: False)
+    cnn = ImpalaCNN((64, 64, 3), False, precision="bfloat16")
+    cnn.kernels = TILES
+    assert not cnn.can_use_tiles()
+    assert cnn(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 256)
+
+
+def test_without_the_library_there_are_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_cnn, "load_kernel", lambda: "not built")
+    assert not tile_cnn.has_tiles.__wrapped__()
+
+
+def test_a_network_of_other_modules_has_no_layers() -> None:
+    cnn = ImpalaCNN((16, 16, 3), False, precision="bfloat16")
+    cnn.stages.append(nn.ReLU())
+    assert cnn._tile_layers() == []
