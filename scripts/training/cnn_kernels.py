@@ -35,7 +35,7 @@ def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
         UserError: kernels are asked for that the CNNs or the device do not have.
     """
     cnns, on_gpu, wanted = cnns_of(model), model.device.type == "cuda", config.cnn_kernels
-    tiles = bool(cnns) and not on_gpu and all(cnn.can_use_tiles() for cnn in cnns)
+    tiles = _can_use_tiles(model)
     if wanted == TILES and not tiles:
         raise UserError(
             f"--cnn-kernels {wanted} is for an IMPALA or patch CNN in bfloat16, all widths multiples of 16, on a CPU "
@@ -56,14 +56,18 @@ def use_kernels(kernels: str, model: RecurrentAlgorithm) -> None:
 
     A run that another machine began may have kernels that this one does not have: its CNNs run operation by operation.
     """
-    cnns = cnns_of(model)
-    for cnn in cnns:
-        cnn.kernels = "plain" if kernels == "auto" else kernels
-    if kernels == TILES and not all(cnn.can_use_tiles() for cnn in cnns):
+    if kernels == TILES and not _can_use_tiles(model):
         warn(
-            "this processor has no matrix tiles (AMX), which the run's CNN used: it is not exactly the same run "
-            "from here on"
+            "the run's CNN ran on matrix tiles (AMX), which it cannot here: it is not exactly the same run from here on"
         )
+        kernels = "plain"
+    for cnn in cnns_of(model):
+        cnn.kernels = "plain" if kernels == "auto" else kernels
+
+
+def _can_use_tiles(model: RecurrentAlgorithm) -> bool:
+    cnns = cnns_of(model)
+    return bool(cnns) and model.device.type == "cpu" and all(cnn.can_use_tiles() for cnn in cnns)
 
 
 def cnns_of(model: RecurrentAlgorithm) -> list[ImpalaCNN]:

@@ -14,6 +14,7 @@ from srwm_rl.envs.procgen.simulator import find_distribution
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.config.tuned import NONE, TUNED
 from srwm_rl.scripts.training import build
+from srwm_rl.scripts.training.cnn_kernels import cnns_of
 
 MEASURE_SECONDS = 10.0
 
@@ -32,7 +33,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
     size = model.processes.size
     processes = f"; {size} processes, {config.n_envs // size} environments each" if size > 1 else ""
     mode_of_device = build.describe_cudnn() if model.device.type == "cuda" else build.describe_threads()
-    mode_of_device += f", CNN {config.cnn_kernels}" if config.cnn_kernels not in ("auto", "plain") else ""
+    mode_of_device += "".join(f", CNN {kernels}" for kernels in {cnn.kernels for cnn in cnns_of(model)} - {"plain"})
     per_rollout = config.n_envs * config.n_steps
     steps = (done or 0) + max(0, ceil((config.n_timesteps - (done or 0)) / per_rollout)) * per_rollout
     length = f"for {steps:,} steps" if done is None else f"from {done:,} to {steps:,} steps"

@@ -68,6 +68,8 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
         if run is None:
             chosen: dict[str, Any] = {"cnn_kernels": choose_kernels(own, model)}
             config = replace(config, **chosen)
+        elif "cnn_kernels" in changes:
+            choose_kernels(own, model)  # refuses what cannot run
         use_kernels(config.cnn_kernels, model)
         if ":" in config.core:  # a user's core might mix up environments
             check_core(make_core(config.core, model.policy.features_dim, **pairs(config.core_kwargs, "core_kwargs")))

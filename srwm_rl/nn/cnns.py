@@ -174,7 +174,7 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
-        if self.kernels == TILES and tile_cnn.can_encode(frames) and self.can_use_tiles() and self._is_unchanged():
+        if self.kernels == TILES and self._fits_tiles(frames) and self.can_use_tiles() and self._is_unchanged():
             return self._encode_with_tiles(frames)
         # An exported graph must not depend on the batch's size.
         one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
@@ -225,8 +225,12 @@ class ImpalaCNN(nn.Module):
         )
 
     def can_use_tiles(self) -> bool:
-        """Return whether the CNN can run on this processor's matrix tiles: in bfloat16, widths multiples of 16."""
-        return self.precision == "bfloat16" and tile_cnn.can_run(self._tile_layers())
+        """Return whether the CNN can run on this processor's matrix tiles: in bfloat16, see `tile_cnn.can_run`."""
+        are_float32 = tile_cnn.are_float32(self.stages.parameters())
+        return self.precision == "bfloat16" and are_float32 and tile_cnn.can_run(self._tile_layers())
+
+    def _fits_tiles(self, frames: Tensor) -> bool:
+        return tile_cnn.can_encode(frames) and tuple(frames.shape[1:]) == self.shape
 
     def _tile_layers(self) -> list[tile_cnn.Layer]:
         """Return the stages as the layers of `srwm_rl.ops.tile_cnn`, or an empty list where there are others."""

@@ -54,13 +54,13 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
     """
     if backend == "auto":
         # Only the reference is made of operations that an exported graph can hold, and that have forward derivatives.
-        backend = "reference" if torch.compiler.is_exporting() or _is_forward_mode() else preferred()
+        backend = "reference" if torch.compiler.is_exporting() or is_forward_mode() else preferred()
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name
     if name not in FUSED[function]:
         why_not = f"no fused kernel for {device_type} tensors"
-    elif _is_forward_mode():
+    elif is_forward_mode():
         why_not = "it has no forward-mode derivatives"
     else:
         try:
@@ -85,7 +85,7 @@ def triton_module(name: str, device_type: str) -> Any:
         return None
 
 
-def _is_forward_mode() -> bool:
+def is_forward_mode() -> bool:
     """Return whether `torch.func.jvp` or a dual level of forward-mode differentiation is active.
 
     An operation registered with torch has no tangent there, without an error.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from srwm_rl.ops.backends import is_forward_mode
 from srwm_rl.ops.checks import has_memory
 from srwm_rl.ops.cpu import load_kernel
 
@@ -46,7 +47,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 def _in_c(x: Tensor) -> bool:
-    if x.device.type != "cpu" or x.dtype not in DTYPES or not has_memory(x) or x.numel() == 0:
+    if x.device.type != "cpu" or x.dtype not in DTYPES or not has_memory(x) or x.numel() == 0 or is_forward_mode():
         return False
     kernel = load_kernel()
     return (

@@ -7,7 +7,8 @@ that of bfloat16 with sums in float32. The gradient computes the activations aga
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from srwm_rl.ops.backends import is_forward_mode
 from srwm_rl.ops.checks import has_memory
 from srwm_rl.ops.cpu import load_kernel
 
 KINDS = ("conv and pool", "patches", "block")  # CONV_AND_POOL, PATCHES, BLOCK of csrc/cnn_kernel.h
 SIDE = 16  # of a tile: widths are multiples of it
 MOST_LAYERS, MOST_CHANNELS, MOST_PIXELS = 64, 256, 2**16  # what the arrays of csrc/cnn_kernel.h hold
+MOST_WEIGHTS = 2**19  # with more, preparing them takes longer than torch for a few frames
 
 
 class Layer(NamedTuple):
@@ -43,6 +46,11 @@ class Layer(NamedTuple):
     def n_convs(self) -> int:
         """The number of its convolutions."""
         return 2 if self.kind == "block" else 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """The shape of the weight of each of its convolutions."""
+        return (self.c, self.c_in, self.kernel, self.kernel)
 
 
 _SIZES = ("kind", "conv", "kernel", "h_in", "w_in", "c_in", "h", "w", "c", "reserved")
@@ -76,7 +84,10 @@ def has_tiles() -> bool:
 
 
 def can_run(layers: Sequence[Layer]) -> bool:
-    """Return whether a CNN of these layers can run here: widths are multiples of 16, a frame has few channels."""
+    """Return whether a CNN of these layers can run here: widths are multiples of 16, the frames' channels few.
+
+    CNNs with so many weights that torch can be faster are left to it.
+    """
     if not layers or not has_tiles() or len(layers) > MOST_LAYERS:
         return False
     first, *others = layers
@@ -85,6 +96,7 @@ def can_run(layers: Sequence[Layer]) -> bool:
         and first.kernel * first.c_in <= SIDE
         and all(layer.kind != "patches" for layer in others)
         and all(layer.c % SIDE == 0 and layer.c <= MOST_CHANNELS for layer in layers)
+        and sum(layer.n_convs * math.prod(layer.weight_shape) for layer in layers) <= MOST_WEIGHTS
         and all(min(layer.h, layer.w) > 0 and layer.h_in * (layer.w_in + 2) <= MOST_PIXELS for layer in layers)
     )
 
@@ -95,15 +107,17 @@ def encode(
     """Return the rectified output of a CNN, `[N, c * h * w]` of its last layer, channels first, in bfloat16.
 
     Args:
-        frames: uint8 `[N, h, w, C]` on the CPU.
+        frames: uint8 `[N, h, w, C]` on the CPU. They must not change before the backward pass.
         layers: For which `can_run` is true.
         scale: Factor on the frames' numbers.
         weights: float32 `[c, c_in, kernel, kernel]` of each convolution, in the order of their use.
         biases: float32 `[c]` of each.
 
     Raises:
+        ValueError: tensors of other shapes or types than the layers have.
         MemoryError: too little memory for a thread's activations.
     """
+    _check(frames, layers, weights, biases)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, *biases)):
         output: Tensor = _Encode.apply(frames, layers, scale, *weights, *biases)
         return output
@@ -113,9 +127,27 @@ def encode(
     return y
 
 
+def _check(frames: Tensor, layers: Sequence[Layer], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    first, shapes = layers[0], [layer.weight_shape for layer in layers for _ in range(layer.n_convs)]
+    if not can_encode(frames) or frames.shape[1:] != (first.h_in, first.w_in, first.c_in):
+        raise ValueError(f"frames must be uint8 [N, {first.h_in}, {first.w_in}, {first.c_in}] on the CPU")
+    if [tuple(weight.shape) for weight in weights] != shapes or [tuple(b.shape) for b in biases] != [
+        s[:1] for s in shapes
+    ]:
+        raise ValueError(f"weights and biases must be of the layers' shapes, {shapes}")
+    if not all(are_float32(tensors) for tensors in (weights, biases)):
+        raise ValueError("weights and biases must be float32 on the CPU")
+
+
+def are_float32(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all tensors are float32 on the CPU."""
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, layers: Sequence[Layer], scale: float, *parameters: Tensor) -> Tensor:
+        frames = frames.clone() if frames.is_inference() else frames.contiguous()
         ctx.save_for_backward(frames, *parameters)
         ctx.layers, ctx.scale = layers, scale
         half = len(parameters) // 2
@@ -152,7 +184,8 @@ def _run(
         for name, number in zip(_SIZES, (KINDS.index(kind), n_convs, *sizes), strict=False):
             setattr(struct, name, number)
         n_convs += layer.n_convs
-    frames, weights = frames.contiguous(), [weight.contiguous() for weight in weights]
+    frames = frames.contiguous()
+    weights, biases = [weight.contiguous() for weight in weights], [bias.contiguous() for bias in biases]
     inputs = {"layers": structs, "frames": frames, "weights": _pointers(weights), "biases": _pointers(biases), **more}
     cnn = _Cnn(len(frames), len(layers), n_convs, scale=scale)
     for name, part in inputs.items():
@@ -170,4 +203,5 @@ def can_encode(frames: Tensor) -> bool:
         and frames.dim() == 4
         and len(frames) > 0
         and has_memory(frames)
+        and not is_forward_mode()
     )

@@ -12,7 +12,7 @@
 
 #define TILES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma")))
 #define INLINED __attribute__((always_inline))
-enum { SIDE = 16, SPAN = 32, SLACK = 5 * SIDE, MOST_STEPS = 2048, MOST_LAYERS = 64, MOST_ROW_TILES = 9 * 16 };
+enum { SIDE = 16, SPAN = 32, SLACK = 5 * SIDE, MOST_STEPS = 2048, MOST_LAYERS = 64, MOST_ROW_TILES = 9 * 16, MOST_SUMS = 1 << 23 };
 enum { CONV_AND_POOL, PATCHES, BLOCK };
 
 typedef uint16_t Half;
@@ -240,7 +240,7 @@ static TILES void convolve(const Half *image, int rows, int h, int w, int c_in, 
 }
 
 /* One window of 16 channels, limited to rows and columns first to last of its three: of equals the first.
- * A NaN is kept only if no pixel after it is a number; what computes NaNs in a CNN computes few numbers. */
+ * A NaN may be lost here, if a pixel after it is a number. */
 static inline TILES INLINED void window(const Half *from, size_t row, int c, int first_y, int last_y,
                                                                int first_x, int last_x, Half *total, Half *rectified,
                                                                uint8_t *which) {
@@ -398,7 +398,6 @@ static size_t plane_size(int h, int w) { return ((size_t)(h + 2) * (w + 2) + SLA
 typedef struct {
     Half *frame, *columns, *planes, *pairs;
     Activations layers[MOST_LAYERS];
-    char *block;
 } Thread;
 
 /* Set the pointers of a thread's memory from `at` on; return its size. */
@@ -455,7 +454,7 @@ static TILES void load_frame(const uint8_t *bytes, const Layer *layer, Half *fra
         for (int x = 0; x < w; x++) {
             const Half *from = frame + (size_t)y * stride * width + x * stride * c;
             Half *to = columns + ((size_t)y * (w + 2) + x) * size;
-            for (int i = 0; i < k; i++) /* 16 numbers for k * c; what follows is written after it */
+            for (int i = 0; i < k; i++) /* 16 numbers for k * c: the next row, or pixel, or nothing that is used, replaces the others */
                 _mm256_storeu_si256((__m256i *)(to + i * k * c), _mm256_loadu_si256((const __m256i *)(from + i * width)));
         }
     }
@@ -593,17 +592,15 @@ static Half to_half(float number) {
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-/* Number `i` of row `y` of a convolution's kernel, of weight [n_out][n_in][k][k]; of the first one all rows are in one. */
-static float weight_at(const float *weight, const Weights *conv, int output, int y, int i) {
-    const int k = conv->kernel, x = i / conv->n_in, input = i % conv->n_in;
-    if (conv->is_first) return x < k * k ? weight[((size_t)output * conv->n_in + input) * k * k + x] : 0;
-    return x < k ? weight[(((size_t)output * conv->n_in + input) * k + y) * k + x] : 0;
-}
-
-/* The same for the gradient of its input, which is a convolution with the kernel turned round */
-static float back_weight_at(const float *weight, const Weights *conv, int input, int y, int i) {
-    const int x = i / conv->n_out, output = i % conv->n_out;
-    return x < 3 ? weight[(((size_t)output * conv->n_in + input) * 3 + 2 - y) * 3 + 2 - x] : 0;
+/* Where a convolution's weight [n_out][n_in][k][k] has number `i` of what row `y` of its kernel covers, of which the first
+ * convolution has all in one row; or, back, the same of the gradient of its input, a convolution with the kernel turned
+ * round. NULL: beyond the kernel. `stride`: from one output to the next. */
+static const float *weight_at(const float *weight, const Weights *conv, int back, int y, int i, size_t *stride) {
+    const int k = conv->kernel, n = back ? conv->n_out : conv->n_in, x = i / n, channel = i % n;
+    if (x >= (conv->is_first ? k * k : k)) return 0;
+    *stride = back ? k * k : (size_t)conv->n_in * k * k;
+    if (back) return weight + ((size_t)channel * conv->n_in * k + k - 1 - y) * k + k - 1 - x;
+    return weight + (size_t)channel * k * k + y * k + x;
 }
 
 static void make_tiles(const float *weight, const Weights *conv, int back, float scale, Half *to) {
@@ -612,17 +609,15 @@ static void make_tiles(const float *weight, const Weights *conv, int back, float
     for (int output = 0; output < n_out;) {
         const int n_tiles = n_out - output >= SPAN ? 2 : 1;
         for (int s = 0; s < steps; s++) {
-            for (int tile = 0; tile < n_tiles; tile++) {
-                for (int i = 0; i < SPAN; i++) {
-                    for (int o = 0; o < SIDE; o++) {
-                        const int number = output + tile * SIDE + o, at = s % per_row * SPAN + i;
-                        const float w = (back ? back_weight_at : weight_at)(weight, conv, number, s / per_row, at);
-                        to[i / 2 * SPAN + o * 2 + i % 2] = to_half(w * scale);
-                    }
-                }
-                to += 512;
+            for (int i = 0; i < SPAN; i++) {
+                size_t stride = 0;
+                const float *from = weight_at(weight, conv, back, s / per_row, s % per_row * SPAN + i, &stride);
+                Half *tile = to + (size_t)s * n_tiles * 512 + i / 2 * SPAN + i % 2;
+                for (int o = 0; o < n_tiles * SIDE; o++)
+                    tile[o / SIDE * 512 + o % SIDE * 2] = from ? to_half(from[(output + o) * stride] * scale) : 0;
             }
         }
+        to += (size_t)steps * n_tiles * 512;
         output += n_tiles * SIDE;
     }
 }
@@ -648,24 +643,23 @@ static void reduce_cnn(const Cnn *cnn) {
     const Prepared *prepared = cnn->prepared;
     for (int number = 0; number < cnn->n_convs; number++) {
         const Weights *conv = prepared->convs + number;
-        const int k = conv->kernel, n_tiles = conv->n_out / SIDE, m = conv->n_in / SIDE;
+        const int k = conv->kernel, n_tiles = conv->n_out / SIDE;
         float *weight = cnn->grad_weights[number], *bias = cnn->grad_biases[number];
         const float scale = conv->is_first ? cnn->scale : 1;
         memset(weight, 0, (size_t)conv->n_out * conv->n_in * k * k * sizeof(float));
         memset(bias, 0, conv->n_out * sizeof(float));
         for (int64_t share = 0; share < cnn->n_shares; share++) {
             const float *sums = prepared->sums + share * prepared->n_sums + conv->sums;
-            for (int output = 0; output < conv->n_out; output++) {
-                for (int input = 0; input < conv->n_in; input++) {
-                    for (int tap = 0; tap < k * k; tap++) {
-                        const int at = conv->is_first ? tap * conv->n_in + input : input % SIDE;
-                        const int tile = conv->is_first ? at / SIDE : tap * m + input / SIDE, row = at % SIDE;
-                        weight[((size_t)output * conv->n_in + input) * k * k + tap] +=
-                            scale * sums[((size_t)tile * n_tiles + output / SIDE) * 256 + row * SIDE + output % SIDE];
-                    }
-                }
-                bias[output] += sums[(size_t)conv->row_tiles * n_tiles * 256 + output];
+            for (int row = 0; row < conv->row_tiles * SIDE; row++) {
+                const int input = row % conv->n_in, tap = row / conv->n_in;
+                if (tap >= k * k) break;
+                const float *from = sums + (size_t)(row / SIDE) * n_tiles * 256 + row % SIDE * SIDE;
+                float *to = weight + (size_t)input * k * k + tap;
+                for (int output = 0; output < conv->n_out; output++)
+                    to[(size_t)output * conv->n_in * k * k] += scale * from[output / SIDE * 256 + output % SIDE];
             }
+            for (int output = 0; output < conv->n_out; output++)
+                bias[output] += sums[(size_t)conv->row_tiles * n_tiles * 256 + output];
         }
     }
 }
@@ -679,9 +673,9 @@ static int run_cnn(Cnn *cnn, unsigned threads, Parallel parallel) {
     size_t size = 0;
     for (Weights *conv = prepared.convs; conv < prepared.convs + cnn->n_convs; conv++)
         size += ((size_t)conv->steps * conv->n_out + (size_t)conv->back_steps * conv->n_in) * SPAN;
-    /* The number of shares, and so the gradients' last bits, depends on n alone. */
-    const int64_t shares = (cnn->n + (back ? 31 : 7)) / (back ? 32 : 8);
-    cnn->n_shares = back && shares > 64 ? 64 : shares;
+    /* The number of shares, and so the gradients' last bits, depends on the sizes alone. */
+    const int64_t shares = (cnn->n + (back ? 31 : 7)) / (back ? 32 : 8), most = MOST_SUMS / (int64_t)prepared.n_sums + 1;
+    cnn->n_shares = back && shares > most ? most : shares;
     cnn->grain = 1;
     cnn->next = cnn->failed = 0;
     cnn->prepared = &prepared;

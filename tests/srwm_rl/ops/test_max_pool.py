@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from srwm_rl.ops import cpu
@@ -29,10 +30,14 @@ def images(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return drawn.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def plain(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
 def twins(x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return output and gradient of the kernel, then torch's."""
     results = []
-    for function in (max_pool, lambda frames: F.max_pool2d(frames, 3, stride=2, padding=1)):
+    for function in (max_pool, plain):
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         y = function(leaf)
         y.backward(images(*y.shape, dtype=x.dtype, seed=1))
@@ -157,6 +162,14 @@ def test_a_gradient_in_another_layout() -> None:
     (gradient,) = torch.autograd.grad(y, x, grad, retain_graph=True)
     (expected,) = torch.autograd.grad(y, x, grad.contiguous(memory_format=torch.channels_last))
     assert torch.equal(gradient, expected)
+
+
+def test_forward_derivatives_are_those_of_torch() -> None:
+    x, tangent = images(2, 16, 6, 6, dtype=torch.float32), images(2, 16, 6, 6, dtype=torch.float32, seed=1)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        tangents = [forward_ad.unpack_dual(pool(dual)).tangent for pool in (max_pool, plain)]
+    assert torch.equal(*tangents)
 
 
 def test_an_exported_pool_has_the_same_output() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from srwm_rl.nn.cnns import TILES, Conv, ImpalaCNN, NatureCNN, PatchCNN, ResidualBlock
@@ -214,6 +215,85 @@ def test_what_cannot_run_on_tiles_runs_operation_by_operation(monkeypatch: pytes
 
 
 @with_tiles
+@pytest.mark.parametrize("shape", [(64, 64, 1), (64, 64, 4), (32, 32, 3), (63, 63, 3), (1, 1, 3)])
+def test_frames_of_another_shape_are_never_read_as_ours(shape: tuple[int, ...]) -> None:
+    cnn, frames = make("published"), torch.zeros(40, *shape, dtype=torch.uint8)
+    convs = [module for module in cnn.stages.modules() if isinstance(module, Conv)]
+    with pytest.raises(ValueError, match=r"frames must be uint8 \[N, 64, 64, 3\] on the CPU"):
+        tile_cnn.encode(frames, cnn._tile_layers(), 1.0, [conv.weight for conv in convs], [])
+    results = []
+    for kernels in (TILES, "plain"):
+        cnn.kernels = kernels
+        try:
+            results.append(cnn(frames).tolist())
+        except RuntimeError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
+@with_tiles
+def test_wrong_weights_are_refused() -> None:
+    cnn = make("published")
+    frames, layers = draw(cnn, 2), cnn._tile_layers()
+    convs = [module for module in cnn.stages.modules() if isinstance(module, Conv)]
+    weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs if conv.bias is not None]
+    for wrong in (weights[:-1], [weights[0].transpose(2, 3)[:8], *weights[1:]]):
+        with pytest.raises(ValueError, match="must be of the layers' shapes"):
+            tile_cnn.encode(frames, layers, 1.0, wrong, biases)
+    with pytest.raises(ValueError, match="must be of the layers' shapes"):
+        tile_cnn.encode(frames, layers, 1.0, weights, biases[1:])
+    with pytest.raises(ValueError, match="must be float32 on the CPU"):
+        tile_cnn.encode(frames, layers, 1.0, weights, [bias.double() for bias in biases])
+
+
+@with_tiles
+def test_weights_and_biases_in_any_layout() -> None:
+    cnn = make_integer("four grey frames")
+    frames = draw(cnn, 3)
+    expected = encoded(cnn, frames)
+    for conv in [module for module in cnn.stages.modules() if isinstance(module, Conv)]:
+        assert conv.bias is not None
+        conv.bias = nn.Parameter(conv.bias.detach()[:, None].repeat(1, 7)[:, 2])
+        conv.weight = nn.Parameter(conv.weight.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0))
+        assert (conv.bias.stride(), conv.weight.stride()[0]) == ((7,), 1)
+    assert torch.equal(encoded(cnn, frames), expected)
+
+
+@with_tiles
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_in_another_type_is_computed_by_torch(dtype: torch.dtype) -> None:
+    cnn = make("published").to(dtype)
+    assert not cnn.can_use_tiles()
+    y = cnn(draw(cnn, 2))
+    cnn.kernels = "plain"
+    assert torch.equal(y, cnn(draw(cnn, 2)))
+
+
+@with_tiles
+def test_frames_of_inference_mode() -> None:
+    cnn = make("four grey frames")
+    with torch.inference_mode():
+        frames = draw(cnn, 2)
+    cnn(frames).sum().backward()
+    assert all(weight.grad is not None for weight in cnn.parameters())
+
+
+@with_tiles
+def test_forward_derivatives_are_those_of_torch() -> None:
+    cnn = make("four grey frames")
+    weight = cnn.stages[0].weight
+    tangents = []
+    for kernels in (TILES, "plain"):
+        cnn.kernels = kernels
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(weight.detach(), torch.ones_like(weight))  # type: ignore[arg-type]
+            y = torch.func.functional_call(cnn, {"stages.0.weight": dual}, (draw(cnn, 2),))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    assert tangents[0] is not None
+    assert torch.equal(tangents[0], tangents[1])
+
+
+@with_tiles
 @pytest.mark.parametrize(
     ("cnn", "can"),
     [
@@ -221,7 +301,8 @@ def test_what_cannot_run_on_tiles_runs_operation_by_operation(monkeypatch: pytes
         (ImpalaCNN((64, 64, 3), False), False),  # float32
         (ImpalaCNN((64, 64, 3), False, channels=(8, 16), precision="bfloat16"), False),
         (ImpalaCNN((64, 64, 6), False, precision="bfloat16"), False),
-        (ImpalaCNN((64, 64, 3), False, channels=(16, 512), precision="bfloat16"), False),
+        (ImpalaCNN((64, 64, 3), False, channels=(32, 64, 64), precision="bfloat16"), True),
+        (ImpalaCNN((64, 64, 3), False, channels=(64, 128, 128), precision="bfloat16"), False),
         (NatureCNN((64, 64, 3), False, channels=(16, 32, 32), precision="bfloat16"), False),
         (ImpalaCNN((210, 160, 3), False, precision="bfloat16"), True),
         (ImpalaCNN((400, 300, 3), False, precision="bfloat16"), False),
