@@ -90,10 +90,10 @@ def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module
     if fastest_precision(device) == "bfloat16":
         networks["ours, bfloat16"] = make(precision="bfloat16")
     fastest = [*networks][-1]
-    for kernels in KERNELS if device.type == "cuda" else ["plain", TILES]:
-        fused = make(precision=fastest.removeprefix("ours, "))
-        if kernels != "plain" and (kernels != TILES or fused.can_use_tiles()):
-            networks[f"{fastest}, {kernels}"], fused.kernels = fused, kernels
+    for kernels in (name for name in KERNELS if name != "plain") if device.type == "cuda" else [TILES]:
+        other = make(precision=fastest.removeprefix("ours, "))
+        if kernels != TILES or other.can_use_tiles():
+            networks[f"{fastest}, {kernels}"], other.kernels = other, kernels
     for network in [*networks.values()][1:]:
         network.load_state_dict(plain.network.state_dict())
     return {name: network.to(device) for name, network in networks.items()}

@@ -24,7 +24,7 @@ from srwm_rl.ops.registration import (
     srwm_widths,
 )
 
-VERSION = 11  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 12  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "E", "grain", "next")

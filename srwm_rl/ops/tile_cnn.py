@@ -53,7 +53,7 @@ class Layer(NamedTuple):
         return (self.c, self.c_in, self.kernel, self.kernel)
 
 
-_SIZES = ("kind", "conv", "kernel", "h_in", "w_in", "c_in", "h", "w", "c", "reserved")
+_SIZES = ("kind", "conv", "kernel", "h_in", "w_in", "c_in", "h", "w", "c")
 _COUNTS = ("n", "n_layers", "n_convs", "n_shares", "grain", "next")
 _POINTERS = ("layers", "frames", "y", "grad_y", "weights", "biases", "grad_weights", "grad_biases")
 
@@ -121,6 +121,12 @@ def encode(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, *biases)):
         output: Tensor = _Encode.apply(frames, layers, scale, *weights, *biases)
         return output
+    return _forward(frames, layers, scale, weights, biases)
+
+
+def _forward(
+    frames: Tensor, layers: Sequence[Layer], scale: float, weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
     last = layers[-1]
     y = torch.empty(len(frames), last.c * last.h * last.w, dtype=torch.bfloat16)
     _run(frames, layers, scale, weights, biases, y=y)
@@ -131,9 +137,8 @@ def _check(frames: Tensor, layers: Sequence[Layer], weights: Sequence[Tensor], b
     first, shapes = layers[0], [layer.weight_shape for layer in layers for _ in range(layer.n_convs)]
     if not can_encode(frames) or frames.shape[1:] != (first.h_in, first.w_in, first.c_in):
         raise ValueError(f"frames must be uint8 [N, {first.h_in}, {first.w_in}, {first.c_in}] on the CPU")
-    if [tuple(weight.shape) for weight in weights] != shapes or [tuple(b.shape) for b in biases] != [
-        s[:1] for s in shapes
-    ]:
+    sizes = [tuple(tensor.shape) for tensor in (*weights, *biases)]
+    if sizes != [*shapes, *(shape[:1] for shape in shapes)]:
         raise ValueError(f"weights and biases must be of the layers' shapes, {shapes}")
     if not all(are_float32(tensors) for tensors in (weights, biases)):
         raise ValueError("weights and biases must be float32 on the CPU")
@@ -151,7 +156,7 @@ class _Encode(torch.autograd.Function):
         ctx.save_for_backward(frames, *parameters)
         ctx.layers, ctx.scale = layers, scale
         half = len(parameters) // 2
-        return encode(frames, layers, scale, parameters[:half], parameters[half:])
+        return _forward(frames, layers, scale, parameters[:half], parameters[half:])
 
     @staticmethod
     @once_differentiable
@@ -181,7 +186,7 @@ def _run(
     assert not isinstance(kernel, str)
     structs, n_convs = (_Layer * len(layers))(), 0
     for struct, (kind, *sizes), layer in zip(structs, layers, layers, strict=True):
-        for name, number in zip(_SIZES, (KINDS.index(kind), n_convs, *sizes), strict=False):
+        for name, number in zip(_SIZES, (KINDS.index(kind), n_convs, *sizes), strict=True):
             setattr(struct, name, number)
         n_convs += layer.n_convs
     frames = frames.contiguous()

@@ -20,7 +20,7 @@ typedef uint16_t Half;
 /* A part of the CNN: a convolution of 3 x 3 followed by max pooling; one of patches, `kernel` pixels wide, that do not
  * overlap; or a residual block, x + conv(relu(conv(relu(x)))). `conv`: the index of its first convolution. */
 typedef struct {
-    int32_t kind, conv, kernel, h_in, w_in, c_in, h, w, c, reserved;
+    int32_t kind, conv, kernel, h_in, w_in, c_in, h, w, c;
 } Layer;
 
 typedef struct {
@@ -65,21 +65,14 @@ static const struct __attribute__((packed)) {
     uint8_t rows[16];
 } TILE_CONFIG = {.palette = 1, .bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
-/* c[n][256] (+)= the sums over steps of n <= 5 row tiles times one column tile; a_at: a's place in each step */
-static inline TILES INLINED void tiles_5x1(int n, const Half *const *a, size_t a_row, const int *a_at, const Half *b, size_t b_row,
-                            size_t b_step, int steps, float *c, int add) {
+/* c[n][256] = the sums over steps of n <= 5 row tiles times one column tile; a_at: a's place in each step */
+static inline TILES INLINED void tiles_5x1(int n, const Half *const *a, size_t a_row, const int *a_at, const Half *b,
+                                           size_t b_row, size_t b_step, int steps, float *c) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     _tile_zero(4);
-    if (add) {
-        _tile_loadd(0, c, 64);
-        if (n > 1) _tile_loadd(1, c + 256, 64);
-        if (n > 2) _tile_loadd(2, c + 512, 64);
-        if (n > 3) _tile_loadd(3, c + 768, 64);
-        if (n > 4) _tile_loadd(4, c + 1024, 64);
-    }
     for (int s = 0; s < steps; s++) {
         _tile_loadd(5, b + s * b_step, b_row * 2);
         _tile_loadd(6, a[0] + a_at[s], a_row * 2);
@@ -229,7 +222,7 @@ static TILES void convolve(const Half *image, int rows, int h, int w, int c_in, 
             for (int i = 0; i < 4 && p + i * SIDE < end; i += two ? 2 : 4) {
                 const Group group = {c[flip], p + i * SIDE, output, two};
                 if (two) tiles_2x2(2, a + i, c_in, at, tile, SPAN, 512, 1024, steps, c[flip], 256, 512, 0);
-                else tiles_5x1(4, a, c_in, at, tile, SPAN, 512, steps, c[flip], 0);
+                else tiles_5x1(4, a, c_in, at, tile, SPAN, 512, steps, c[flip]);
                 finish_group(&last, h, w, c_out, after);
                 last = group, flip = !flip;
             }
@@ -375,7 +368,7 @@ static TILES void add_weight_gradient(const Half *const *row_tiles, int n_row_ti
             _Alignas(64) float part[5 * 256];
             for (int r = 0; r < n_row_tiles; r += 5) {
                 const int n = n_row_tiles - r > 5 ? 5 : n_row_tiles - r;
-                tiles_5x1(n, row_tiles + r, plane, at, b, 2 * c, (size_t)SPAN * c, steps, part, 0);
+                tiles_5x1(n, row_tiles + r, plane, at, b, 2 * c, (size_t)SPAN * c, steps, part);
                 for (int i = 0; i < n; i++) {
                     float *to = sums + ((size_t)(r + i) * n_tiles + tile) * 256;
                     for (int k = 0; k < 256; k++) to[k] += part[i * 256 + k];

@@ -204,7 +204,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 11; }
+EXPORT int srwm_cpu_version(void) { return 12; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {

@@ -58,6 +58,27 @@ def test_on_a_cpu_tiles_are_chosen_where_they_can_be(
             choose_kernels(TrainConfig(env="recall", cnn_kernels=TILES), wrong)
 
 
+def test_a_run_on_a_cpu_begins_with_tiles_and_says_so(call: Any, tmp_path: Path) -> None:
+    small = ["--n-envs", 2, "--n-steps", 4, "--batch-size", 8, "--n-epochs", 1, "--precision", "bfloat16"]
+    result = call("train", "--env", "coinrun", *small, "-n", 8, "--no-progress", "-f", tmp_path)
+    assert result.code == 0, result
+    (config,) = tmp_path.glob("*/*/config.json")
+    kernels = TILES if tile_cnn.has_tiles() else "auto"
+    assert json.loads(config.read_text())["train"]["cnn_kernels"] == kernels
+    assert (", CNN tiles\n" in result.out) == tile_cnn.has_tiles()
+
+
+def test_a_resumed_run_is_refused_kernels_that_it_cannot_have(
+    call: Any, recall_argv: list[str], tmp_path: Path
+) -> None:
+    assert call("train", *recall_argv, "-n", 64, "-f", tmp_path).code == 0
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    result = call("train", "--resume", run, "--override", "--cnn-kernels", "tiles", "-n", 128)
+    assert result.code == 2
+    assert "--cnn-kernels tiles is for an IMPALA or patch CNN in bfloat16" in result.err
+    assert json.loads((run / "config.json").read_text())["train"]["cnn_kernels"] == "auto"
+
+
 @pytest.mark.parametrize(
     ("depth", "kernels"),
     [(3, ["plain", "fused", "fused4", "fused8"]), (4, ["plain", "fused", "fused8"]), (16, ["plain", "fused"])],

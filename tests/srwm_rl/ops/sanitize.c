@@ -169,9 +169,9 @@ static void run_pool(int64_t n, int64_t h, int64_t w, int64_t c, int is_half, in
 static void run_tiles(int64_t n, int kind, int h, int w, int c_in, int c) {
     const int k = kind == PATCHES ? 4 : 3, h_out = kind == PATCHES ? h / k : (h + 1) / 2;
     const int w_out = kind == PATCHES ? w / k : (w + 1) / 2;
-    const Layer layers[] = {{kind, 0, k, h, w, c_in, h_out, w_out, c, 0},
-                            {BLOCK, 1, 3, h_out, w_out, c, h_out, w_out, c, 0},
-                            {CONV_AND_POOL, 3, 3, h_out, w_out, c, (h_out + 1) / 2, (w_out + 1) / 2, 32, 0}};
+    const Layer layers[] = {{kind, 0, k, h, w, c_in, h_out, w_out, c},
+                            {BLOCK, 1, 3, h_out, w_out, c, h_out, w_out, c},
+                            {CONV_AND_POOL, 3, 3, h_out, w_out, c, (h_out + 1) / 2, (w_out + 1) / 2, 32}};
     const int64_t n_out = (int64_t)layers[2].h * layers[2].w * 32;
     const int64_t sizes[] = {c * c_in * k * k, c * c * 9, c * c * 9, 32 * c * 9}, widths[] = {c, c, c, 32};
     float *weights[4], *biases[4], *grad_weights[4], *grad_biases[4];
