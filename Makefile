@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=30
 # The newest run on a task or game.
 newest = $$(ls -dt logs/ppo_srwm/$(1)_* | head -1)
 
-demo: install
+demo: $(VENV)/.package
 	$(BIN)/srwm-rl train --env hidden_controls -n 600000
 	$(BIN)/srwm-rl eval $(call newest,hidden_controls) --train-levels none --baselines --freeze-edits \
 		--beside zoo:hidden_controls_feedforward --json logs/hidden_controls.json
@@ -78,11 +78,15 @@ audit: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard srwm_rl/ops/csrc/*)
+# The package alone, which is what the demo needs; with all that development needs.
+$(VENV)/.package: NEEDS := .
+$(VENV)/.installed: NEEDS := .[dev]
+$(VENV)/.package $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard srwm_rl/ops/csrc/*)
 	@test -n "$(PYTHON)" || { echo "srwm-rl needs Python 3.10 to 3.14; install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
-	@touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --editable '$(NEEDS)'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > $(VENV)/compileall.log 2>&1 || true # on all cores, which pip does not
+	@touch $(VENV)/.package $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

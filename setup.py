@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError
 
 ROOT = Path(__file__).parent
 UNIX = sys.platform != "win32"
@@ -23,7 +24,7 @@ kernel = Extension(
 
 
 class BuildKernel(build_ext):
-    """Links the kernel without a path to the libraries of the Python that builds it: it needs none of them."""
+    """Compiles the kernel on all cores, and links it without a path to the libraries of the Python that builds it."""
 
     def build_extensions(self) -> None:
         """See `build_ext`."""
@@ -32,6 +33,18 @@ class BuildKernel(build_ext):
             if words:
                 setattr(self.compiler, name, [word for word in words if not word.startswith("-Wl,-rpath")])
         super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        """Leave optimizing to the linker, which GCC does on all cores; without that where it fails."""
+        options = ext.extra_compile_args, ext.extra_link_args
+        if UNIX:
+            ext.extra_compile_args, ext.extra_link_args = ([*some, "-flto=auto"] for some in options)
+            try:
+                super().build_extension(ext)
+                return
+            except CCompilerError:
+                ext.extra_compile_args, ext.extra_link_args = options
+        super().build_extension(ext)
 
 
 def readme() -> str:

@@ -131,11 +131,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "demo": {
         "env": "starpilot",  # on CoinRun the same settings learn no more than one constant action earns
-        "n_timesteps": 300_000,
+        "n_timesteps": 200_000,
         "n_envs": 32,
         "n_steps": 64,
         "batch_size": 512,
-        "n_epochs": 2,
+        "n_epochs": 1,
         "learning_rate": 1e-3,
         # A step takes a quarter of the time that it takes with an IMPALA CNN of half the published widths.
         "encoder_kwargs": ('cnn:{"kind":"nature","channels":[16,32,32]}',),

@@ -591,7 +591,7 @@ static Half to_half(float number) {
 static const float *weight_at(const float *weight, const Weights *conv, int back, int y, int i, size_t *stride) {
     const int k = conv->kernel, n = back ? conv->n_out : conv->n_in, x = i / n, channel = i % n;
     if (x >= (conv->is_first ? k * k : k)) return 0;
-    *stride = back ? k * k : (size_t)conv->n_in * k * k;
+    *stride = back ? (size_t)k * k : (size_t)conv->n_in * k * k;
     if (back) return weight + ((size_t)channel * conv->n_in * k + k - 1 - y) * k + k - 1 - x;
     return weight + (size_t)channel * k * k + y * k + x;
 }
