@@ -7,13 +7,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from srwm_rl.envs.batch import Array, FloatArray, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels, hash_uniform
 from srwm_rl.envs.tasks.attempts import AttemptsTask
+from srwm_rl.envs.tasks.mdp_policies import Believe, Doubles, Seen, exploration_bonus, greedy, posterior_sampling
 
-Doubles = npt.NDArray[np.float64]
 MEANS, TRANSITIONS, REWARD, MOVE = range(4)  # second keys of the hashes
 RANGE_LEVELS = 4096
 """Levels over which the score range's upper end is averaged."""
@@ -67,14 +66,35 @@ class MDPBatch(AttemptsTask):
 
     @classmethod
     def reference_returns(cls, levels: Sequence[int] | IntArray | LevelRange, **settings: Any) -> dict[str, FloatArray]:
-        """Return the returns of the policy that value iteration finds for each level's MDP."""
+        """Return the returns of the optimal policy, by value iteration, and of some that learn the MDP while they act.
+
+        Returns:
+            The policies' names and their returns on the levels, `[n]` each; see `mdp_policies`.
+        """
         levels = check_levels(levels)
-        env, rows, total = cls(len(levels), **settings), np.arange(len(levels)), np.zeros(len(levels), np.float32)
-        env.reset(levels=levels)
-        values = optimal_action_values(*draw_mdps(levels, env.n_states, env.n_actions), env.attempt_steps)
-        for t in range(env.attempts * env.attempt_steps):
-            total += env.step(values[t % env.attempt_steps, rows, env._state].argmax(axis=1)).rewards
-        return {"optimal policy (knows the MDP)": total}
+        env = cls(len(levels), **settings)
+        learning: dict[str, Believe] = {
+            "exploration bonus (BEB)": exploration_bonus,
+            "posterior sampling (PSRL)": posterior_sampling(),
+            "greedy, by posterior means": greedy,
+        }
+        mdps = draw_mdps(levels, env.n_states, env.n_actions)
+        returns = {"optimal policy (knows the MDP)": env._play(levels, lambda _: mdps)}
+        return returns | {name: env._play(levels, believe) for name, believe in learning.items()}
+
+    def _play(self, levels: IntArray, believe: Believe) -> FloatArray:
+        """Return the returns of a policy that plans each attempt in the MDPs that it believes in, `[n]`."""
+        self.reset(levels=levels)
+        rows, total = np.arange(self.n_envs), np.zeros(self.n_envs, np.float32)
+        seen = Seen.nothing(levels, self.n_states, self.n_actions)
+        for _ in range(self.attempts):
+            for t, values in enumerate(optimal_action_values(*believe(seen), self.attempt_steps), 1):
+                states = self._state.copy()
+                actions = values[rows, states].argmax(axis=1)
+                rewards = self.step(actions).rewards
+                seen.add(states, actions, rewards, self._state if t < self.attempt_steps else None)
+                total += rewards
+        return total
 
     @classmethod
     def feature_names(cls, **settings: Any) -> tuple[str, ...]:
