@@ -35,7 +35,8 @@ def test_there_is_one_wheel_for_every_python_on_manylinux(wheel: Path) -> None:
 
 def test_it_holds_the_presets(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if name.startswith("srwm_rl/presets/")}
+        names = {info.filename for info in archive.infolist() if not info.is_dir()}
+        names = {name for name in names if name.startswith("srwm_rl/presets/")}
     assert names == {f"srwm_rl/presets/{path.name}" for path in (ROOT / "srwm_rl" / "presets").glob("*.yml")}
 
 
