@@ -1,5 +1,5 @@
 # make demo: set up, train an agent that finds out its controls and one on ProcGen StarPilot, evaluate both on levels
-# never seen, write a film and a page to logs/; five to seven minutes on two cores.
+# never seen, write a film and a page to logs/; seven minutes on two slow cores.
 # make test: set up, then lint, types and the fast tests; make test-all: every test.
 
 VENV ?= .venv

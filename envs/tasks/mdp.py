@@ -75,7 +75,7 @@ class MDPBatch(AttemptsTask):
         env = cls(len(levels), **settings)
         learning: dict[str, Believe] = {
             "exploration bonus (BEB)": exploration_bonus,
-            "posterior sampling (PSRL)": posterior_sampling(),
+            "posterior sampling (PSRL)": posterior_sampling(levels),
             "greedy, by posterior means": greedy,
         }
         mdps = draw_mdps(levels, env.n_states, env.n_actions)
@@ -86,7 +86,7 @@ class MDPBatch(AttemptsTask):
         """Return the returns of a policy that plans each attempt in the MDPs that it believes in, `[n]`."""
         self.reset(levels=levels)
         rows, total = np.arange(self.n_envs), np.zeros(self.n_envs, np.float32)
-        seen = Seen.nothing(levels, self.n_states, self.n_actions)
+        seen = Seen.nothing(self.n_envs, self.n_states, self.n_actions)
         for _ in range(self.attempts):
             for t, values in enumerate(optimal_action_values(*believe(seen), self.attempt_steps), 1):
                 states = self._state.copy()

@@ -25,8 +25,6 @@ _NOISE = 2**32  # second part of the generators' seeds
 class Seen:
     """What has been seen in `n` MDPs of S states and A actions."""
 
-    levels: IntArray
-    """The MDPs, `[n]`."""
     tries: Doubles
     """How often an action was taken in a state, `[n, S, A]`."""
     rewards: Doubles
@@ -35,18 +33,18 @@ class Seen:
     """How often which state was seen to follow, `[n, S, A, S]`."""
 
     @classmethod
-    def nothing(cls, levels: IntArray, n_states: int, n_actions: int) -> Seen:
+    def nothing(cls, n: int, n_states: int, n_actions: int) -> Seen:
         """Return that nothing has been seen."""
-        shape = (len(levels), n_states, n_actions)
-        return cls(levels, np.zeros(shape), np.zeros(shape), np.zeros((*shape, n_states)))
+        shape = (n, n_states, n_actions)
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros((*shape, n_states)))
 
     def add(self, states: IntArray, actions: Array, rewards: Array, following: IntArray | None) -> None:
         """Add a step of each MDP, all `[n]`; `following`: None where attempts end, and the next states are not seen."""
-        at = np.arange(len(self.levels)), states, actions
-        self.tries[at] += 1
-        self.rewards[at] += rewards
+        rows = np.arange(len(self.tries))
+        self.tries[rows, states, actions] += 1
+        self.rewards[rows, states, actions] += rewards
         if following is not None:
-            self.moves[at[0], states, actions, following] += 1
+            self.moves[rows, states, actions, following] += 1
 
     @property
     def mean_rewards(self) -> Doubles:
@@ -76,16 +74,14 @@ def exploration_bonus(seen: Seen) -> tuple[Doubles, Doubles]:
     return seen.mean_rewards + BONUS / (1.0 + seen.tries), seen.mean_transitions
 
 
-def posterior_sampling() -> Believe:
+def posterior_sampling(levels: IntArray) -> Believe:
     """Return the policy that plans in an MDP drawn from the posterior (PSRL: Osband, Russo and Van Roy, 2013).
 
-    Each MDP has a random generator of its own, seeded with its level.
+    Each MDP has a random generator of its own, seeded with its level, of `levels` `[n]`.
     """
-    generators: list[np.random.Generator] = []
+    generators = [np.random.default_rng([_NOISE, level]) for level in levels.tolist()]
 
     def draw(seen: Seen) -> tuple[Doubles, Doubles]:
-        if not generators:
-            generators.extend(np.random.default_rng([_NOISE, level]) for level in seen.levels.tolist())
         noise = np.stack([rng.standard_normal(seen.rewards.shape[1:]) for rng in generators])
         weights = np.stack([rng.standard_gamma(1.0 + moves) for rng, moves in zip(generators, seen.moves, strict=True)])
         rewards = seen.mean_rewards + noise / np.sqrt(1.0 + seen.tries)

@@ -114,9 +114,13 @@ def test_the_score_range_is_that_of_random_play_and_of_the_optimal_policy() -> N
     total = sum(env.step(rng.integers(0, 5, 1000)).rewards.sum() for _ in range(100)) / 1000
     random, best = MDPBatch.score_range()
     assert total == pytest.approx(random, abs=2.0)  # standard error 0.4
-    returns = MDPBatch.reference_returns(range(10_000, 10_300))["optimal policy (knows the MDP)"]
-    assert returns.mean() == pytest.approx(best, abs=float(4 * returns.std() / 300**0.5))
+    references = MDPBatch.reference_returns(range(10_000, 11_000))
+    returns = references["optimal policy (knows the MDP)"]
+    assert returns.mean() == pytest.approx(best, abs=float(4 * returns.std() / 1000**0.5))
     assert best == pytest.approx(219, abs=1)
+    bonus, drawn, greedy = (references[name].mean() for name in [*references][1:])
+    assert bonus == pytest.approx(150.2, abs=4)  # Duan et al. 2016, table 2; standard error .8
+    assert best - 50 > bonus > greedy > drawn > random + 25
 
 
 @pytest.mark.parametrize("settings", [{"n_states": 0}, {"n_actions": 0}, {"attempts": 0}, {"attempt_steps": True}])

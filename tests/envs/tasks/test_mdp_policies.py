@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from srwm_rl.envs.tasks import MDPBatch
+from srwm_rl.envs.tasks.mdp import optimal_action_values
 from srwm_rl.envs.tasks.mdp_policies import BONUS, Seen, exploration_bonus, greedy, posterior_sampling
 
 
 def seen_after(n_steps: int) -> Seen:
     """Return what is seen in two MDPs of three states and two actions after random steps, of which every 5th ends."""
-    seen, rng = Seen.nothing(np.array([3, 8]), 3, 2), np.random.default_rng(0)
+    seen, rng = Seen.nothing(2, 3, 2), np.random.default_rng(0)
     for t in range(n_steps):
         states, following, actions = rng.integers(0, 3, 2), rng.integers(0, 3, 2), rng.integers(0, 2, 2)
         seen.add(states, actions, rng.normal(size=2), None if t % 5 == 4 else following)
@@ -32,7 +33,7 @@ def test_what_was_seen_is_counted_per_mdp() -> None:
 
 
 def test_draws_are_those_of_the_posterior() -> None:
-    seen, draw = seen_after(40), posterior_sampling()
+    seen, draw = seen_after(40), posterior_sampling(np.array([3, 8]))
     drawn = [draw(seen) for _ in range(4000)]
     rewards, transitions = (np.stack(part) for part in zip(*drawn, strict=True))
     variance = 1 / (1 + seen.tries)  # of a normal mean with prior N(1, 1) after `tries` numbers of variance 1
@@ -46,7 +47,7 @@ def test_draws_are_those_of_the_posterior() -> None:
 
 
 def test_plans_without_draws_are_the_means_of_draws() -> None:
-    seen, draw = seen_after(40), posterior_sampling()
+    seen, draw = seen_after(40), posterior_sampling(np.array([3, 8]))
     rewards, transitions = (np.mean(part, axis=0) for part in zip(*(draw(seen) for _ in range(4000)), strict=True))
     assert greedy(seen)[0] == pytest.approx(rewards, abs=0.07)
     assert greedy(seen)[1] == pytest.approx(transitions, abs=0.02)
@@ -55,20 +56,25 @@ def test_plans_without_draws_are_the_means_of_draws() -> None:
     assert bonus[1] == pytest.approx(greedy(seen)[1])
 
 
-def test_with_one_state_and_one_step_the_policies_are_those_of_a_bandit() -> None:
-    settings = {"n_states": 1, "n_actions": 4, "attempts": 20, "attempt_steps": 1}
-    levels = np.arange(300)
-    returns = MDPBatch.reference_returns(levels, **settings)["greedy, by posterior means"]
-    env = MDPBatch(300, **settings)
-    env.reset(levels=levels)
-    sums, tries, total = np.zeros((300, 4)), np.zeros((300, 4)), np.zeros(300)
-    for _ in range(20):
-        arms = ((1 + sums) / (1 + tries)).argmax(axis=1)
-        rewards = env.step(arms).rewards
-        sums[np.arange(300), arms] += rewards
-        tries[np.arange(300), arms] += 1
-        total += rewards
-    assert returns == pytest.approx(total, abs=1e-4)
+def test_greed_plans_with_what_an_agent_is_shown() -> None:
+    settings = {"n_states": 3, "n_actions": 2, "attempts": 5, "attempt_steps": 4}
+    returns = MDPBatch.reference_returns(range(50), **settings)["greedy, by posterior means"]
+    for level, expected in enumerate(returns):
+        env, total = MDPBatch(1, **settings), 0.0
+        obs = env.reset(levels=np.array([level]))
+        sums, tries, moves = np.ones((1, 3, 2)), np.ones((1, 3, 2)), np.ones((1, 3, 2, 3))
+        for t in range(20):
+            if obs[0, -1]:  # an attempt begins
+                plan = optimal_action_values(sums / tries, moves / moves.sum(-1, keepdims=True), 4)
+            state = obs[0, :3].argmax()
+            action = plan[t % 4, 0, state].argmax()
+            step = env.step(np.array([action]))
+            obs, total = step.obs, total + step.rewards[0]
+            sums[0, state, action] += step.rewards[0]
+            tries[0, state, action] += 1
+            if not obs[0, -1]:  # else it is the next attempt's first state
+                moves[0, state, action, obs[0, :3].argmax()] += 1
+        assert expected == pytest.approx(total, abs=1e-4)
 
 
 def test_reference_returns_depend_on_each_level_alone() -> None:
@@ -78,10 +84,3 @@ def test_reference_returns_depend_on_each_level_alone() -> None:
     assert len(returns) == 4
     for name, of_all in returns.items():
         assert some[name] == pytest.approx(of_all[[41, 7]])
-
-
-def test_exploring_earns_more_than_greed_and_less_than_knowledge() -> None:
-    returns = {name.split()[0]: r.mean() for name, r in MDPBatch.reference_returns(range(600)).items()}
-    assert returns["optimal"] > 210
-    assert returns["exploration"] == pytest.approx(150.2, abs=4)  # Duan et al. 2016, table 2; standard error 1
-    assert returns["exploration"] > returns["greedy,"] > returns["posterior"] > 125
