@@ -30,7 +30,7 @@ test: lint types
 
 # What `make test` leaves out: simulated CUDA, torchrun, kills, fuzzing, learning.
 test-heavy: install
-	$(PYTEST) -m "heavy and not slow" --timeout 900
+	$(PYTEST) -m "heavy and not slow"
 
 # Minutes each: long learning runs, fuzzing, repeated kills.
 slow: install

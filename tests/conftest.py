@@ -133,7 +133,7 @@ def browse(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
         profile = tmp_path / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         command = [str(browser), *QUIET, f"--user-data-dir={profile}", *options, page.resolve().as_uri() + query]
-        result: Any = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        result: Any = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
         return result
 
     return run

@@ -5,6 +5,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -279,6 +280,15 @@ def test_heavy_tests_exist() -> None:
     for path, names in ast.literal_eval(assignments["HEAVY"]).items():
         text = (ROOT / "tests" / path).read_text()
         assert [name for name in names or () if f"def {name}(" not in text] == [], path
+
+
+def test_time_limits_are_for_hangs() -> None:
+    """A slow machine fails no test: a limit is ten minutes or more, or 0 for none."""
+    limit = re.compile(r"(?:\btimeout ?= ?|\btimeout\(|\.wait\(|\.join\()([0-9.]+)\b")
+    files = [ROOT / "pyproject.toml", *(ROOT / "tests").rglob("*.py")]
+    found = [(path, float(value)) for path in files for value in limit.findall(path.read_text(encoding="utf-8"))]
+    assert len(found) > 50
+    assert [(path, value) for path, value in found if 0 < value < 600] == []
 
 
 QUIET = """

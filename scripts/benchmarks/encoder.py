@@ -23,6 +23,7 @@ from srwm_rl.scripts.training.build import describe_cudnn
 PLAIN = "channels first, float32, whole batch"
 BY_TRIAL = "cuDNN by trial"
 MFLOP = 61.0  # of a 64 x 64 frame, forward; forward and backward are about three times that
+MATMUL_SIZE = {"cpu": 1024, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _by_trial(run: Callable[[], dict[str, float]]) -> Callable[[], dict[str, flo
 
 def _matmul_speed(dtype: torch.dtype, device: torch.device) -> float:
     """Return the GFLOP/s of a large matrix product, the best of eight."""
-    size = 4096 if device.type == "cuda" else 1024
+    size = MATMUL_SIZE[device.type]
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     product = partial(torch.matmul, a, b)
     return max(speeds({"": product}, 2 * size**3, device_clock(device))[""] for _ in range(8)) / 1e9

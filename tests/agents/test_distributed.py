@@ -27,7 +27,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     argv = [*TORCHRUN, "tests.agents.two_processes", str(folder)]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=600)
     finally:
         process.terminate()  # SIGKILL would leave its child processes
     assert process.returncode == 0, err

@@ -144,7 +144,7 @@ def test_every_public_name_can_be_imported():
 
 
 def run_python(code):
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout.split()
 

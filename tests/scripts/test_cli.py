@@ -80,7 +80,7 @@ def test_numbers_and_texts_of_any_length(
 def test_a_path_that_is_no_utf_8_is_refused(recall_argv: list[str], untouched: Path) -> None:
     folder = os.path.join(os.fsencode(untouched), b"\xff\xfe")
     command = [sys.executable, "-m", "srwm_rl", "train", *recall_argv, "-n", "64", "-f", folder]
-    done = subprocess.run(command, capture_output=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, timeout=600)
     assert done.returncode == 2
     assert b"is no UTF-8 text; a path can be given from a folder inside of it" in done.stderr
     assert done.stderr.count(b"\n") == 1
@@ -90,7 +90,7 @@ def test_a_path_that_is_no_utf_8_is_refused(recall_argv: list[str], untouched: P
 def test_help_ends_on_a_terminal_of_any_width(columns: str) -> None:
     command = [sys.executable, "-m", "srwm_rl", "eval", "--help"]
     environment = {**os.environ, "COLUMNS": columns}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert 40 < len(lines) < 1000

@@ -74,7 +74,7 @@ def script(folder: Path, *argv: object, code: int = 0) -> "subprocess.CompletedP
         "-c",
         "import sys; sys.path.pop(0); from srwm_rl.scripts.main import main; sys.exit(main())",
     ]
-    result = subprocess.run([*program, *map(str, argv)], capture_output=True, text=True, cwd=folder, timeout=120)
+    result = subprocess.run([*program, *map(str, argv)], capture_output=True, text=True, cwd=folder, timeout=600)
     assert result.returncode == code, result
     return result
 

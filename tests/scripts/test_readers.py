@@ -95,7 +95,6 @@ def words(tmp_path: Path, recall: Path, evaluation: Path) -> Callable[..., list[
     return argv
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", FILES)
 def test_a_file_that_is_named(
@@ -109,7 +108,6 @@ def test_a_file_that_is_named(
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", [*KINDS, "folder"])
 @pytest.mark.parametrize("reader", OF_A_RUN)
 def test_a_file_of_a_run(reader: str, kind: str, words: Callable[..., list[str]], call: Any, tmp_path: Path) -> None:
@@ -125,7 +123,6 @@ def test_a_file_of_a_run(reader: str, kind: str, words: Callable[..., list[str]]
         assert str(tmp_path / "run") in result.error()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("value", [int(LONG), -1, 2**70, 1.5, "x", None, [], 1e300])
 @pytest.mark.parametrize("entry", [1, 2, 3])  # level, return, length of an episode
 def test_an_evaluation_with_odd_numbers(
@@ -155,7 +152,6 @@ def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
     return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + data
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "content",
     [
@@ -178,7 +174,6 @@ def test_a_trace_with_odd_arrays(content: bytes, words: Callable[..., list[str]]
     assert line == f"{tmp_path / 'file'} is no trace of srwm-rl, or is damaged; srwm-rl watch --trace writes one"
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("value", [LONG, "-1", str(2**40), "1e300", "1.5", "[[[[[[[[", '"x"', "null"])
 @pytest.mark.parametrize("name", ["level", "seed", "n_levels", "attempts", "frame_stack"])
 def test_a_trace_with_odd_numbers(
@@ -194,7 +189,6 @@ def test_a_trace_with_odd_numbers(
     assert str(tmp_path / "file") in call(*words(FILES["replay"])).error()
 
 
-@pytest.mark.timeout(120)
 def test_a_trace_that_unpacks_to_gigabytes(words: Callable[..., list[str]], call: Any, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "file", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
         for _ in range(2**10):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from srwm_rl.agents.engine import cuda_graphs, streams
 from srwm_rl.nn.cnns import ImpalaCNN
-from srwm_rl.scripts.benchmarks import operators
+from srwm_rl.scripts.benchmarks import encoder, operators
 from srwm_rl.scripts.main import main
 from tests.simulated_cuda.counts import table
 from tests.simulated_cuda.plugin import GPU
@@ -210,7 +210,8 @@ def test_a_learner_stream_without_a_wait_is_found(tmp_path: Path, monkeypatch: p
 def test_frames_of_procgen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     settings = ["--env", "coinrun", "--device", "cuda", "--no-progress", "-f", str(tmp_path), "-n", "512"]
-    small = ["--n-envs", "8", "--n-steps", "16", "--batch-size", "64"]
+    # Small: processors without bfloat16 compute it element by element.
+    small = ["--n-envs", "8", "--n-steps", "16", "--batch-size", "16", "--encoder-kwargs", 'cnn:{"channels":[4]}']
     assert main(["train", *settings, *small]) == 0
     assert "device    cuda, cuDNN deterministic\n" in capsys.readouterr().out
     assert torch.backends.cudnn.deterministic
@@ -229,6 +230,7 @@ def test_bench_encoder_times_the_algorithms_of_training(
 
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     monkeypatch.setattr(ImpalaCNN, "forward", recorded)
+    monkeypatch.setattr(encoder, "MATMUL_SIZE", {"cuda": 16})
     assert main(["bench", "encoder", "--device", "cuda", "--n-frames", "4", "--rounds", "1"]) == 0
     assert modes == {(True, False), (False, True)}
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)

@@ -37,7 +37,6 @@ def odd(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "loop", "missing"])
 def test_what_is_no_regular_file_is_refused_at_once(kind: str, reader: str, odd: Callable[[str], Path]) -> None:

@@ -95,7 +95,7 @@ def test_the_policy_acts_for_one_group_while_another_steps(algo: str) -> None:
 
     def step_after_two_acts(actions: np.ndarray) -> Any:
         # For this group and for the second group, which happens only if the policy does not wait for this thread.
-        assert all(n_acted.acquire(timeout=30) for _ in range(2))
+        assert all(n_acted.acquire(timeout=600) for _ in range(2))
         return step(actions)
 
     model.policy.act = counting_act

@@ -65,7 +65,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     run = tmp_path / "cut" / "supervised_srwm" / "fewshot_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.Signals[name])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert f"stopped by {name}; saved at " in err
     assert updates(run) < 60

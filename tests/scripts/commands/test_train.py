@@ -74,7 +74,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(
     run = tmp_path / "cut" / f"{algo}_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.Signals[name])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert f"stopped by {name}; saved at " in err
     assert err.rstrip().endswith(f"srwm-rl train --resume {run}")
@@ -113,7 +113,7 @@ def test_an_overlapped_run_warns_that_it_is_not_exact(
     run = tmp_path / "impala_srwm" / "recall_1"
     wait_until(lambda: updates(run) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     steps = int(err.partition("saved at ")[2].split()[0])
     result = call("train", "--resume", run, "-n", steps + 128)
@@ -130,7 +130,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
     run = tmp_path / "cut" / "ppo_srwm" / "coinrun+starpilot_1"
     wait_until(lambda: len(list(run.glob("checkpoints/model-*"))) >= 2, process)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     saved = Run.open(run).files("checkpoint")
     assert int(saved[-1].stem.rpartition("-")[2]) < 64 * 14

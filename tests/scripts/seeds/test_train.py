@@ -52,7 +52,7 @@ def group(tmp_path_factory: pytest.TempPathFactory, recall_argv: list[str]) -> t
     logs = tmp_path_factory.mktemp("group")
     argv = [*recall_argv, "--seeds", "3,5", "--jobs", "2", "-n", "256", "--eval-freq", "128", "-f", str(logs)]
     command = [sys.executable, "-m", "srwm_rl", "train", *argv]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert result.stderr == ""
     return logs / "ppo_srwm" / "recall_1", result.stdout
 
@@ -233,7 +233,7 @@ def test_a_stopped_group_is_saved_and_resumes_as_if_it_had_not_been(
     while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < end:
         time.sleep(0.1)  # a rollout's line is written before its update, and a run is saved after an update
     process.send_signal(signal.SIGINT)  # to this process alone, as a terminal does not
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert f"stopped by SIGINT. Resume with: srwm-rl train --resume {folder}" in err
     assert "(not finished)" in out

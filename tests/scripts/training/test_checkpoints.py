@@ -108,7 +108,7 @@ def rows(run: Path) -> list[int]:
 
 def in_process(argv: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "srwm_rl", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread

@@ -90,7 +90,7 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
     for job in started:
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGTERM)  # the script, srun and torchrun, which ends its workers
-        job.communicate(timeout=60)
+        job.communicate(timeout=600)
 
 
 def children(pid: int) -> list[int]:
@@ -120,7 +120,7 @@ def test_the_slurm_script_trains_on_two_machines_and_resumes_when_requeued(submi
         job = submit(restarts)
         wait_until(lambda before=before: updates(run) >= before + 3, job)  # type: ignore[misc]
         warn(tmp_path)
-        out, err = job.communicate(timeout=120)
+        out, err = job.communicate(timeout=600)
         assert job.returncode != 0
         (line,) = [line for line in err.splitlines() if line.startswith("srwm-rl: ")]  # no warning that it is not exact
         steps.append(int(line.partition("saved at ")[2].split()[0]))
@@ -142,7 +142,7 @@ def test_a_lost_machine_ends_the_job_and_the_run_is_saved(submit: Submit, tmp_pa
     wait_until(lambda: updates(run) >= 3, job)
     for pid in machine_of(1, tmp_path):
         os.kill(pid, signal.SIGKILL)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=600)
     assert job.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
     assert "another process of this run has ended" in line

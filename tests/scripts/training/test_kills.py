@@ -53,11 +53,11 @@ def test_killed_at_random_moments_no_run_and_at_most_one_interval_is_lost(
             time.sleep(rng.uniform(0, 0.1))
         seen = newest(run)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert newest(run) >= seen - STEPS
         process = start("train", "--resume", run, "--no-progress")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert inside == kills // 2
     steps = newest(run) + 4 * STEPS
     assert call("train", "--resume", run, "-n", steps, "--no-progress").code == 0

@@ -54,12 +54,12 @@ def torchrun() -> Iterator[Start]:
     yield run
     for process in started:
         process.terminate()  # SIGKILL would leave its child processes
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 def end_of(process: Any) -> tuple[int, str, list[str]]:
     """Return the exit code, stdout, and our own lines of stderr."""
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=600)
     print(err, file=sys.stderr)  # shown if the test fails
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("srwm-rl: ")]
 
@@ -300,7 +300,7 @@ run_rank(lambda: CODE, ["train"])
 def test_a_process_ends_without_the_interpreters_teardown(code: int, output: str) -> None:
     # At interpreter exit, a thread of torch.distributed that releases a tensor aborts the process.
     command = [sys.executable, "-c", RANK.replace("CODE", str(code))]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, output, "")
 
 

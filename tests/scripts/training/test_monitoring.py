@@ -85,7 +85,7 @@ def test_a_picture_that_cannot_be_made_costs_nothing_else(fault: str, recall_arg
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        timeout=250,
+        timeout=600,
     )
     assert done.returncode == 0, done
     assert "done: 640 steps" in done.stdout

@@ -72,7 +72,7 @@ def supervised(tmp_path: Path, recall_argv: list[str]) -> Callable[..., Outcome]
         command = [sys.executable, "-m", "srwm_rl", "train", *argv, "--supervise", "--save-freq", "64", "-n", "640"]
         command += ["-f", str(tmp_path / "logs"), *more, "--env-kwargs", f"fault:{fault}"]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -137,7 +137,7 @@ def test_time_in_which_it_is_stopped_is_no_hang(stopped: str, recall_argv: list[
             os.kill(pid, signal.SIGCONT)
         wait_for_rows(metrics, metrics.read_bytes().count(b"\n") + 50, process)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -161,7 +161,7 @@ def test_a_signal_while_the_trainer_starts_is_no_crash(
             os.killpg(process.pid, number)  # as a terminal does
         else:
             process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -183,7 +183,7 @@ def test_it_stops_after_restarts_without_progress(tmp_path: Path, recall_argv: l
     command = [sys.executable, "-m", "srwm_rl", "train", *argv, "--supervise", "-n", "640", "-f", str(tmp_path / "l")]
     command += ["--env-kwargs", "fault:start", "always:true"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 1
     assert "3 starts in a row made no progress, stopping at 0 steps" in done.stderr
 
@@ -198,7 +198,7 @@ def test_a_signal_to_the_supervisor_stops_and_saves(
         metrics = tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl"
         wait_for_rows(metrics, 3, process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -213,7 +213,7 @@ def test_nohup_holds_for_the_trainer_too(tmp_path: Path, recall_argv: list[str])
     try:
         wait_for_rows(tmp_path / "logs" / "ppo_srwm" / "recall_1" / "metrics.jsonl", 3, process)
         os.killpg(process.pid, signal.SIGHUP)  # as a terminal that is closed does
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, err

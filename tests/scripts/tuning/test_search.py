@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_a_killed_search_continues_as_if_it_was_not(tmp_path: Path) -> None:
     assert main([*_arguments(tmp_path / "a", 2), "--no-prune"]) == 0
     process = _start([*_arguments(tmp_path / "b", 2), "--no-prune"])
     folder = tmp_path / "b" / "tune" / "recall_srwm_ppo_1"
-    _wait_for(folder / "trials" / "trial_0000", "*/*/seed_7/metrics.jsonl")
+    _wait_for_a_row(folder / "trials" / "trial_0000")
     process.send_signal(signal.SIGKILL)
     process.wait()
     _wait_until_free(folder / "trials" / "trial_0000" / "lock")  # the orphan trains its runs to their end
@@ -134,7 +135,7 @@ def test_a_signal_saves_and_says_how_to_continue(stop: signal.Signals, tmp_path:
     arguments[arguments.index("512")] = "200000"
     process = subprocess.Popen([sys.executable, "-m", "srwm_rl", *arguments], stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "tune" / "recall_srwm_ppo_1"
-    _wait_for(folder / "trials" / "trial_0000", "*/*/seed_7/metrics.jsonl")
+    _wait_for_a_row(folder / "trials" / "trial_0000")
     process.send_signal(stop)
     _, error = process.communicate(timeout=600)
     assert process.returncode == 130
@@ -147,18 +148,23 @@ def test_a_signal_saves_and_says_how_to_continue(stop: signal.Signals, tmp_path:
 def test_two_processes_share_a_search(tmp_path: Path) -> None:
     first = _start([*_arguments(tmp_path, 3), "--no-prune"])
     folder = tmp_path / "tune" / "recall_srwm_ppo_1"
-    _wait_for(folder / "trials", "trial_0000")
+    _wait_until((folder / "trials" / "trial_0000").exists)
     second = _start(["tune", "--resume", str(folder)])
-    assert [process.wait(300) for process in (first, second)] == [0, 0]
+    assert [process.wait(600) for process in (first, second)] == [0, 0]
     trials = _study(folder).get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert len(list((folder / "trials").iterdir())) == 3
 
 
-def _wait_for(folder: Path, pattern: str) -> None:
+def _wait_for_a_row(trial: Path) -> None:
+    """Wait until the trial's first run has learned: before that a stopped run keeps nothing."""
+    _wait_until(lambda: any(path.stat().st_size for path in trial.glob("*/*/seed_7/metrics.jsonl")))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 600  # a hang, not a loaded machine
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < end, f"no {pattern} in {folder}"
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.05)
 
 

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 READERS = ("load", "eval", "resume", "import")
 MIN_FILES = 300
 TIMEOUT = 800  # seconds: two processes on a loaded machine need several of the suite's minutes
-pytestmark = pytest.mark.timeout(2 * TIMEOUT)
+pytestmark = pytest.mark.timeout(TIMEOUT * 2)
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
 
 
