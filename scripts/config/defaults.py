@@ -83,6 +83,13 @@ TASK_SETTINGS: dict[str, dict[str, Any]] = {
     # Rewards are normal around means of 1 +- 1: clipped to 1, most would look alike.
     "mdp": {"learning_rate": 3e-3, "n_steps": 100, "batch_size": 16 * 100, "reward_clip": 0.0},
 }
+# Of PPO with other memories, in all tasks (None) or in one: as many parameters as the SRWM has, and the learning rates
+# that were the best of those tried (docs/results/README.md).
+TASK_CORES: dict[tuple[str | None, str | None], dict[str, Any]] = {
+    (None, "gru"): {"learning_rate": 1e-2, "core_kwargs": ("hidden_size:38", "n_layers:1")},
+    (None, "lstm"): {"core_kwargs": ("hidden_size:30", "n_layers:1")},
+    ("hidden_controls", "lstm"): {"learning_rate": 2e-2},
+}
 # Actions affect only their own reward: a discount of 0 removes the noise of later rewards. A rollout holds whole
 # episodes, so that no gradient is cut inside one. repeat_previous: a larger entropy bonus prevents early convergence to
 # some of the four suits.
@@ -176,7 +183,9 @@ def defaults(
     if algo == "impala":
         settings |= IMPALA_KINDS[kind]
     if kind == "task":
-        settings |= {"inputs": TASKS[env].memory_inputs, **TASK_SETTINGS.get(env, {})}
+        others = TASK_CORES if algo == "ppo" else {}
+        settings |= {"inputs": TASKS[env].memory_inputs, **others.get((None, core), {})}
+        settings |= {**TASK_SETTINGS.get(env, {}), **others.get((env, core), {})}
         if algo == "supervised":
             settings |= {**SUPERVISED, **SUPERVISED_TASK_SETTINGS.get(env, {})}
             settings["inputs"] = tuple(name for name in settings["inputs"] if name not in ("action", "reward"))

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from srwm_rl import core_names, make_core
+from srwm_rl.agents import PPO
 from srwm_rl.envs import make_vec_env
 from srwm_rl.envs.tasks import TASKS
 from srwm_rl.errors import UserError
+from srwm_rl.scripts import defaults_for
 from srwm_rl.scripts.cli import parse, peek
 from srwm_rl.scripts.config.defaults import EDITING_HEADS, KINDS, PRESETS, defaults, with_defaults
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig, bounds_of, pairs
+from srwm_rl.scripts.evaluation.control_experiments import parameter_count
 
 COUNTS = (
     "n_timesteps",
@@ -201,6 +204,27 @@ def test_tasks_are_trained_as_their_ten_seeds_were(task: str) -> None:
     assert config.core_kwargs == heads
 
 
+@pytest.mark.parametrize("task", ["hidden_controls", "bandit", "recall", "parity", "repeat_previous"])
+def test_other_memories_have_about_as_many_parameters_in_a_task(task: str) -> None:
+    """The comparison of the README: `srwm-rl train --env TASK --core CORE`, and the sizes of docs/results."""
+    sizes = {}
+    for core in ("srwm", "delta", "gru", "lstm"):
+        settings = defaults_for(task, core=core, n_envs=1)
+        model: Any = PPO("SRWMPolicy", settings.make_env(), **settings.kwargs)
+        sizes[core] = parameter_count(model.policy.core)
+    if task == "hidden_controls":
+        assert sizes == {"srwm": 13_408, "delta": 14_944, "gru": 12_426, "lstm": 12_120}
+    assert max(sizes.values()) < 1.35 * min(sizes.values())
+
+
+def test_other_memories_have_their_own_learning_rates_in_tasks() -> None:
+    cases = {("recall", "gru"): 1e-2, ("recall", "lstm"): 5e-3, ("recall", "delta"): 5e-3, ("mdp", "gru"): 3e-3}
+    cases |= {("hidden_controls", "gru"): 1e-2, ("hidden_controls", "lstm"): 2e-2, ("CartPole-v1", "gru"): 1e-3}
+    assert {case: defaults(case[0], None, case[1]).learning_rate for case in cases} == cases
+    assert defaults("recall", None, "gru", "impala").learning_rate == 4e-3
+    assert defaults("recall", None, "gru", "supervised").core_kwargs == ("hidden_size:32", "n_layers:1")
+
+
 def merged(env: str, *argv: str, preset: str | None = None, core: str | None = None) -> TrainConfig:
     default = defaults(env, preset, core)
     return with_defaults(parse(TrainConfig, list(argv), "srwm-rl train", default), default)
@@ -308,7 +332,7 @@ def test_defaults_fit_every_core() -> None:
     assert any(text.startswith("n_heads:") for text in defaults("recall", None, "srwm").core_kwargs)
     for core in core_names():
         kwargs = defaults("recall", None, core).core_kwargs
-        assert "hidden_size:32" in kwargs
+        assert ("hidden_size:32" in kwargs) == (core not in ("gru", "lstm"))
         make_core(core, 7, **pairs(kwargs, "core_kwargs"))
     assert defaults("recall", None, "mine:Core").core_kwargs == ()
 
