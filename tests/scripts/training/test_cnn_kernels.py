@@ -134,6 +134,7 @@ def test_vectors_have_no_choice() -> None:
 @pytest.mark.gpu
 def test_a_run_keeps_its_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--n-envs", "2", "--n-steps", "8", "--batch-size", "16", "--n-epochs", "1", "--device", "cuda"]
+    small += ["--encoder-kwargs", 'cnn:{"channels":[4]}']  # processors without bfloat16 simulate it slowly
     start = ["train", "--env", "coinrun", *small, "--no-progress", "-f", str(tmp_path)]
     assert main([*start, "-n", "16"]) == 0
     run = next(tmp_path.glob("*/coinrun_1"))
