@@ -1,15 +1,19 @@
 """The README: short, with a small moving picture; its code runs, its links lead somewhere, its figures have sources."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from srwm_rl import load
+from srwm_rl.agents.evaluation.statistics import t_interval
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 README = (ROOT / "README.md").read_text()
 PICTURES = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
 MAX_PICTURE = 3_000_000
@@ -55,16 +59,33 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("task", ["hidden_controls", "bandit", "recall", "parity"])
-def test_edits_frozen_constant_and_random_play_are_those_of_the_cards(task: str) -> None:
+def test_constant_and_random_play_are_those_of_the_cards(task: str) -> None:
     card = load(f"zoo:{task}").card
     assert card is not None
     scores = {score.player: score.returns.mean for score in card.scores}
-    columns = {
-        "its edits frozen": "edits frozen",
-        "one constant action": "best constant action",
-        "random play": "random play",
-    }
-    for column, player in columns.items():
+    for column, player in (("one constant action", "best constant action"), ("random play", "random play")):
         text = rows()[task][column]
         decimals = len(text.partition(".")[2])
         assert abs(float(text) - scores[player]) <= 0.51 * 10**-decimals, (column, text, scores[player])
+
+
+@pytest.mark.parametrize("task", ["hidden_controls", "bandit", "recall", "parity"])
+def test_edits_frozen_is_of_the_seeds_in_the_results(task: str) -> None:
+    seeds = json.loads((RESULTS / "frozen.json").read_text())["tasks"][task]["seeds"]
+    check_mean(rows()[task]["its edits frozen"], [seed["edits frozen"] for seed in seeds])
+
+
+@pytest.mark.parametrize("task", ["bandit", "recall", "parity"])
+def test_memories_are_of_the_seeds_in_the_results(task: str) -> None:
+    results = json.loads((RESULTS / "task_defaults.json").read_text())
+    for column, core in {"SRWM": "srwm", "GRU": "gru", "LSTM": "lstm", "no memory": "feedforward"}.items():
+        check_mean(rows()[task][column], [seed["held_out"] for seed in results[f"{task} {core}"]])
+
+
+def check_mean(text: str, values: list[float]) -> None:
+    """Check a cell, "mean" or "mean ± half of the 95% t-interval", against the values of seeds."""
+    cell = text.replace("*", "").split(" ± ")
+    interval = t_interval(np.array(values))
+    for number, expected in zip(cell, [interval.mean, interval.high - interval.mean], strict=False):
+        decimals = len(number.partition(".")[2])
+        assert abs(float(number) - expected) <= 0.51 * 10**-decimals, (text, values)
