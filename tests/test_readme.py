@@ -82,6 +82,14 @@ def test_memories_are_of_the_seeds_in_the_results(task: str) -> None:
         check_mean(rows()[task][column], [seed["held_out"] for seed in results[f"{task} {core}"]])
 
 
+def test_memories_in_the_room_are_of_the_seeds_in_the_results() -> None:
+    results = json.loads((RESULTS / "hidden_controls.json").read_text())
+    seeds = {"SRWM": [*results["srwm"], *results["srwm, 600,000 steps"]], "Delta Net": results["delta"]}
+    seeds |= {"GRU": results["gru"], "LSTM": results["lstm, tuned here (learning rate 2e-2)"]}
+    for column, runs in (seeds | {"no memory": results["ff"]}).items():
+        check_mean(rows()["hidden_controls"][column], [run["held_out"] for run in runs])
+
+
 def check_mean(text: str, values: list[float]) -> None:
     """Check a cell, "mean" or "mean ± half of the 95% t-interval", against the values of seeds."""
     cell = text.replace("*", "").split(" ± ")
