@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.agents.evaluation.play_levels import Episodes
 from srwm_rl.agents.run.checkpoint_state import undisturbed
-from srwm_rl.nn.diagnostics import count_heads, introspect
+from srwm_rl.nn.diagnostics import count_heads, head_norms, introspect
 
 # Time that capturing states may take: a share of the run's time, and at its start so many seconds.
 SHARE, GRACE = 0.05, 10.0
@@ -179,7 +179,8 @@ class EditStatsCallback(RolloutCallback):
     Logged per layer, as means over environments and heads: `srwm/l0/edit`, |W_{t+1} - W_t|; `srwm/l0/drift`,
     |W_t - W_0|; `srwm/l0/rate_y`, `rate_query`, `rate_key`, `rate_beta`, the self-chosen learning rates; and
     `srwm/l0/drift_max`, the largest drift, which first shows a head that diverges. Every `histogram_every` rollouts
-    TensorBoard gets all drifts, `srwm/l0/drifts`. Nothing is logged for a core without state.
+    TensorBoard gets all drifts, `srwm/l0/drifts`. Where an episode has just ended, the drift is the one at its end; the
+    edit and the rates are those of the next episode's first step. Nothing is logged for a core without state.
     """
 
     def __init__(self, histogram_every: int = 20) -> None:
@@ -198,7 +199,9 @@ class EditStatsCallback(RolloutCallback):
         with undisturbed(self.model.device):
             step = introspect(policy, obs, core_state, starts, deterministic=True)
         self.rollouts += 1
-        for layer, (edit, drift) in enumerate(zip(step.edit, step.drift, strict=True)):
+        # Not `step.drift`, which is 0 where an episode begins: in all environments if rollouts are whole episodes.
+        drifts = head_norms(policy.core, core_state)
+        for layer, (edit, drift) in enumerate(zip(step.edit, drifts, strict=True)):
             stats = {"edit": edit.mean(), "drift": drift.mean(), "drift_max": drift.max()}
             if step.rates is not None:
                 rates = step.rates[layer].mean((0, 1))
@@ -206,8 +209,8 @@ class EditStatsCallback(RolloutCallback):
             for name, value in stats.items():
                 self.logger.record(f"srwm/l{layer}/{name}", value.item())
             if self.rollouts % self.histogram_every == 0:
-                drifts = drift.flatten().cpu()
-                self.logger.record(f"srwm/l{layer}/drifts", drifts, exclude=("stdout", "log", "json", "csv"))
+                histogram = drift.flatten().cpu()
+                self.logger.record(f"srwm/l{layer}/drifts", histogram, exclude=("stdout", "log", "json", "csv"))
 
 
 class PeriodicCallback(RolloutCallback):

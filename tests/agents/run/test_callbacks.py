@@ -246,16 +246,24 @@ def test_the_logged_drift_is_the_norm_of_the_states_shift() -> None:
     agent, log = model()
     agent.learn(128, EditStatsCallback(histogram_every=1))
     assert agent._core_state is not None
-    fresh = torch.as_tensor(agent._last_episode_starts)
     core: Any = agent.policy.core
-    state = agent._core_state.masked_fill(fresh[:, None], 0)
-    norms = state.unflatten(-1, core.layers[0].shift_shape).flatten(3).norm(dim=-1)
+    norms = agent._core_state.unflatten(-1, core.layers[0].shift_shape).flatten(3).norm(dim=-1)
     for layer in (0, 1):
         assert log.rows[0][f"srwm/l{layer}/drift"] == pytest.approx(norms[layer].mean().item(), rel=1e-4)
         assert log.rows[0][f"srwm/l{layer}/drift_max"] == pytest.approx(norms[layer].max().item(), rel=1e-4)
         assert log.rows[0][f"srwm/l{layer}/drifts"].shape == (8 * 8,)
         for rate in ("y", "query", "key", "beta"):
             assert 0 < log.rows[0][f"srwm/l{layer}/rate_{rate}"] < 1
+
+
+def test_the_logged_drift_is_of_the_end_where_rollouts_are_whole_episodes() -> None:
+    env = make_vec_env("bandit", 4, "0:50", 0, env_kwargs={"n_pulls": 16})
+    agent = PPO("SRWMPolicy", env, n_steps=16, batch_size=64, policy_kwargs={"core": "srwm"}, seed=0, device="cpu")
+    log = LogRecorder()
+    agent.set_logger(Logger(None, [log]))
+    agent.learn(2 * 64, EditStatsCallback())
+    assert agent._last_episode_starts.all()
+    assert min(line["srwm/l0/drift"] for line in log.rows) > 0
 
 
 def test_callbacks_do_not_change_training() -> None:
