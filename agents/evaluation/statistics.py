@@ -105,8 +105,12 @@ def outcomes(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> list[
 
     Arguments and errors are those of `paired_difference`.
     """
-    # Means over repeats may differ by rounding.
-    return [np.where(np.isclose(a, b, rtol=1e-9, atol=1e-12), 0.5, a > b) for a, b in _pairs(first, second)]
+    return [_better(a, b) for a, b in _pairs(first, second)]
+
+
+def _better(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return 1 where a is greater, 1/2 where they are equal but for the rounding of means, else 0."""
+    return np.where(np.isclose(a, b, rtol=1e-9, atol=1e-12), 0.5, a > b)
 
 
 def _pairs(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> list[tuple[FloatArray, FloatArray]]:
@@ -121,7 +125,7 @@ def run_improvement(first: FloatArray, second: FloatArray, seed: int = 0) -> Int
 
     def statistic(*columns: FloatArray, axis: int) -> Any:
         pairs = zip(columns[: first.shape[1]], columns[first.shape[1] :], strict=True)
-        return np.mean([np.heaviside(a[..., None] - b[..., None, :], 0.5).mean((-2, -1)) for a, b in pairs], 0)
+        return np.mean([_better(a[..., None], b[..., None, :]).mean((-2, -1)) for a, b in pairs], 0)
 
     return _interval(statistic, (*first.T, *second.T), seed, RESAMPLES)
 

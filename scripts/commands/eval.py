@@ -9,7 +9,7 @@ from pathlib import Path
 
 from srwm_rl.scripts.cli import check_writable, parse, write_json
 from srwm_rl.scripts.evaluation.few_shot_tables import AccuracyRow
-from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig
+from srwm_rl.scripts.evaluation.protocol import PAPER, EvalConfig, with_own_draws
 from srwm_rl.scripts.evaluation.table import render_evaluation, render_few_shot
 from srwm_rl.storage.run_group import expand_groups
 
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> int:
     from srwm_rl.scripts.evaluation.over_seeds import over_seeds, render_over_seeds
 
     reports = []
-    for run in runs:
-        reports.append(evaluate(replace(config, run=run)))
-        print(f"{run}: {render_evaluation(reports[-1])}\n")
+    for of_run in with_own_draws(replace(config, run=run) for run in runs):
+        reports.append(evaluate(of_run))
+        print(f"{of_run.run}: {render_evaluation(reports[-1])}\n")
     means = over_seeds(reports)
     few_shot = over_runs([report["few_shot"] for report in reports]) if "few_shot" in reports[0] else []
     print("\n".join([render_over_seeds(means), "", *render_few_shot(few_shot, f"{len(reports)} runs (t)")]).rstrip())

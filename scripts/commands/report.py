@@ -11,7 +11,7 @@ import tyro
 
 from srwm_rl.errors import UserError
 from srwm_rl.scripts.cli import check_device, check_writable, parse, write_output
-from srwm_rl.scripts.evaluation.protocol import PlayOptions
+from srwm_rl.scripts.evaluation.protocol import PlayOptions, with_own_draws
 from srwm_rl.storage.run_group import expand_groups
 
 PLAYING = (
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
     options = {name: getattr(config, name) for name in ("train_levels", "random", "undo", "lesion", "beside")}
     playing = replace(config, baselines=config.baselines and config.random)
-    configs = [playing.eval_config(run, **options) for run in config.runs]
+    configs = with_own_draws(playing.eval_config(run, **options) for run in config.runs)
     command = shlex.join(["srwm-rl", "report", *argv])
     page = make_report(configs, config.eval, config.freeze, config.video, command, config.rank_heads)
     write_output(config.output, page.encode())

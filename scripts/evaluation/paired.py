@@ -28,7 +28,7 @@ from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.comparable import check_comparable
 from srwm_rl.scripts.evaluation.load_agent import open_agent
-from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits, merged
+from srwm_rl.scripts.evaluation.protocol import PlayOptions, choose_splits, merged, with_own_draws
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits, normalise
 from srwm_rl.scripts.evaluation.runner import evaluate
 
@@ -72,7 +72,8 @@ def evaluate_sides(options: PlayOptions, sides: Sequence[Sequence[str]]) -> list
         UserError: other environments, other held-out levels, or levels that one of them was trained on.
     """
     device = check_device(options.device)
-    configs = {run: options.eval_config(run, train_levels="none") for runs in sides for run in runs}
+    by_side = (with_own_draws(options.eval_config(run, train_levels="none") for run in runs) for runs in sides)
+    configs = {config.run: config for config in chain(*by_side)}
     agents = {run: open_agent(config, device) for run, config in configs.items()}
     trained = {run: settings for run, (_, settings) in agents.items()}
     check_comparable(trained, named_levels=bool(options.eval_levels))

@@ -58,7 +58,7 @@ class PlayOptions:
     n_envs: Count | None = None
     """Environments that step together, a multiple of the number of games. Default: the most up to 64."""
     seed: Seed = 0
-    """Of sampled actions and of the bootstrap."""
+    """Of sampled actions and of the bootstrap. Of several runs the second is played with seed + 1, and so on."""
     core: str | None = None
     """The agent's core, if it is a class of your own: my_module:MyCore."""
     env: str | None = None
@@ -182,6 +182,14 @@ def choose_splits(config: EvalConfig, trained: TrainConfig, seen: SeenLevels | N
         if first == second or (n_shared and not config.allow_overlap):
             raise UserError(f"--eval-levels {first} and {second} overlap in {n_shared} levels; separate them")
     return [*_training_splits(config, LevelRange.parse(trained.levels)), *splits]
+
+
+def with_own_draws(configs: Iterable[Options]) -> list[Options]:
+    """Return the settings of runs that are evaluated together, where run i draws its actions with `seed` + i.
+
+    With the same draws the runs' errors would be correlated, and an interval over the runs too short.
+    """
+    return [replace(config, seed=(config.seed + i) % 2**31) for i, config in enumerate(configs)]
 
 
 def held_out_ranges(config: PlayOptions, trained: TrainConfig) -> list[LevelRange]:

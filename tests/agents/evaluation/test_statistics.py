@@ -125,6 +125,12 @@ def test_run_improvement_is_the_fraction_of_pairs_of_runs() -> None:
     assert 0 <= interval.low <= interval.mean <= interval.high <= 1
 
 
+def test_means_that_differ_by_rounding_are_ties_of_runs_too() -> None:
+    mean = np.array([[0.1 + 0.2]])
+    assert mean > 0.3
+    assert run_improvement(mean, np.array([[0.3]])).mean == 0.5
+
+
 def literal_interquartile_mean(scores: np.ndarray) -> float:
     values = sorted(scores.ravel())
     cut = len(values) // 4

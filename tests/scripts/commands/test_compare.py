@@ -82,14 +82,14 @@ def test_several_seeds_a_side(call: Any, recall: Path, other_runs: list[Path], t
     )
     seeds = comparison["seeds"]
     means = {}
-    for run in (recall, *other_runs):
+    for seed, run in zip((0, 1, 0, 1), (recall, *other_runs), strict=True):  # the second of a side as with --seed 1
         opponent = recall if run != recall else other_runs[0]
-        (row,) = report(call, tmp_path, run, opponent, "--eval-levels", "100:130")["rows"]
+        (row,) = report(call, tmp_path, run, opponent, "--eval-levels", "100:130", "--seed", str(seed))["rows"]
         means[run] = (row["A"] - 0.25) / 0.75  # recall's random and best returns
     assert seeds["A"]["scores"] == [[pytest.approx(means[recall])], [pytest.approx(means[other_runs[0]])]]
     assert seeds["B"]["scores"] == [[pytest.approx(means[other_runs[1]])], [pytest.approx(means[other_runs[2]])]]
     sides = (means[recall], means[other_runs[0]]), (means[other_runs[1]], means[other_runs[2]])
-    better = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(*sides)]
+    better = [0.5 if a == pytest.approx(b) else a > b for a, b in itertools.product(*sides)]
     assert seeds["improvement"]["mean"] == pytest.approx(sum(better) / 4)
     assert seeds["A"]["interquartile_mean"]["mean"] == pytest.approx(np.mean([means[recall], means[other_runs[0]]]))
     first, second = map(np.array, sides)

@@ -302,7 +302,7 @@ def test_baselines_are_played_once_for_runs_of_one_environment(
     files = []
     for i, run in enumerate((recall, other_seed)):
         files += ["--eval", tmp_path / f"{i}.json"]
-        assert call("eval", run, "--baselines", "--json", files[-1]).code == 0
+        assert call("eval", run, "--baselines", "--seed", i, "--json", files[-1]).code == 0
     apart = page(call, tmp_path, recall, other_seed, "--no-rank-heads", *files)
     assert played == [3]
     assert apart.partition("<h3>Commands</h3>")[0] == together.partition("<h3>Commands</h3>")[0]

@@ -181,6 +181,12 @@ def test_eval_plays_each_run_of_a_group(call: Any, group: tuple[Path, str], tmp_
     expected = np.mean([report["rows"][0]["return"]["mean"] for report in written["runs"]])
     assert means["held-out"]["return"]["mean"] == pytest.approx(expected)
     assert "over seeds" in result.out
+    # Were actions drawn alike for all seeds, their errors would not be independent.
+    for i, seed in enumerate((3, 5)):
+        argv = ("--train-levels", "none", "--seed", str(i), "--json", tmp_path / "one.json")
+        assert call("eval", path := group[0] / f"seed_{seed}", *argv).code == 0, path
+        alone = json.loads((tmp_path / "one.json").read_text())
+        assert alone["episodes"] == written["runs"][i]["episodes"]
 
 
 def test_compare_and_report_take_groups(call: Any, group: tuple[Path, str], recall: Path, tmp_path: Path) -> None:
