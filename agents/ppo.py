@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,8 @@ class PPO(CollectingAlgorithm):
         env: a Gymnasium environment or id, or an SB3 `VecEnv`. Wrap it in `srwm_rl.envs.VecMemoryInputs` to show the
             core its previous action, previous reward and step within the episode. The groups of a
             `srwm_rl.envs.GroupedVecEnv` step while the policy acts for another group, which pays where a GPU acts.
-        batch_size: steps per minibatch, at least `sequence_length`; None: a quarter of the rollout.
+        batch_size: steps per minibatch, at least `sequence_length`, of which those in whole sequences are used (with a
+            warning where some are not); None: a quarter of the rollout.
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; the gradient of a larger minibatch is
@@ -115,6 +117,12 @@ class PPO(CollectingAlgorithm):
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        if self.batch_size is not None and (remainder := self.batch_size % length):
+            warnings.warn(
+                f"batch_size {self.batch_size} is no multiple of the sequences' {length} steps: minibatches have at "
+                f"most {self.batch_size - remainder}",
+                stacklevel=2,
+            )
 
     def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
         buffer = self.rollout_buffer

@@ -22,7 +22,7 @@ from srwm_rl.scripts.config.foreign_settings import allow_env, allow_wrappers
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.config.tuned import default_preset
 from srwm_rl.scripts.training.launch import is_distributed, run_rank
-from srwm_rl.scripts.training.resume import check_changes, stored_config
+from srwm_rl.scripts.training.resume import check_algo, check_changes, stored_config
 from srwm_rl.scripts.training.supervise import supervise
 from srwm_rl.storage.run_folder import CONFIG, GROUP, Run
 from srwm_rl.storage.run_group import RunGroup, is_group
@@ -43,7 +43,7 @@ def _main(argv: list[str]) -> int:
     if path is not None and not {"-h", "--help"} & set(argv):
         run = Run.open(Path(path))
         stored = stored_config(run, path)
-        config = _parse(argv, stored)
+        config = _parse_resumed(argv, stored)
         _allow_own_code(stored, argv, str(run.path / CONFIG))
         changes = check_changes(stored, config)
     else:
@@ -99,6 +99,11 @@ def _parse(argv: list[str], default: TrainConfig) -> TrainConfig:
     return with_defaults(replace(config, wrapper=config.wrapper or default.wrapper), default)
 
 
+def _parse_resumed(argv: list[str], stored: TrainConfig) -> TrainConfig:
+    check_algo(stored, peek(argv, "--algo"))
+    return _parse(argv, stored)
+
+
 def _allow_own_code(stored: TrainConfig, argv: list[str], source: str) -> None:
     """Check that the command line names the code of one's own that a file's settings name."""
     allow_core(stored.core, peek(argv, "--core"))
@@ -124,7 +129,7 @@ def _resume_group(argv: list[str], group: RunGroup) -> int:
         stored = stored_config(run, str(group.path))
         _allow_own_code(stored, argv, str(run.path / CONFIG))
     stored = replace(stored, progress=TrainConfig.progress)  # that of the runs is off: the group shows it
-    config = _parse(argv, stored)
+    config = _parse_resumed(argv, stored)
     check_changes(stored, config)
     if config.verify:
         raise UserError(f"--verify is for one run: name one, such as {group.run_path(group.record.seeds[0])}")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import shlex
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import srwm_rl
 from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_small
 from srwm_rl.scripts.config.defaults import default_algo, defaults
+from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.config.tuned import NONE, OF_ENVIRONMENT, default_preset
 from srwm_rl.scripts.evaluation.protocol import BEST_CONSTANT
 from srwm_rl.scripts.evaluation.results import Evaluation, held_out_splits
 from srwm_rl.scripts.evaluation.table import aligned, text
+from srwm_rl.scripts.training.resume import FREE, changes_of
 from srwm_rl.storage.card import Card, Interval, Score
 from srwm_rl.storage.model_file import Agent
+from srwm_rl.storage.run_folder import CHECKPOINTS, CONFIG, Run
 from srwm_rl.storage.safe_file import MAX_BYTES
 
 # Settings of the machine, of one's folders and of how a run was watched: they do not change what is learned.
@@ -26,6 +30,7 @@ NOT_SHARED = (
     *("verbose", "log_folder", "device", "n_threads", "n_groups", "video_freq", "track", "cnn_kernels"),
 )
 MAX_ATTEMPTS = 6
+MAX_CHANGES = 2_000  # characters in a card
 
 
 def shareable(trained: TrainConfig) -> TrainConfig:
@@ -47,6 +52,29 @@ def training_command(trained: TrainConfig) -> str:
         if field.name not in (*NOT_SHARED, "precision") and (always or not same):
             words += _option(field.name.replace("_", "-"), value)
     return shlex.join(words)
+
+
+def training_commands(trained: TrainConfig, path: Path, steps: int) -> str:
+    """Return the command that began the run of a model file, and those that changed its settings before `steps`.
+
+    A file that is in no run's folder has none of the latter: it does not say what was changed.
+
+    Raises:
+        UserError: the run's config.json is damaged.
+    """
+    folder = path.parent.parent
+    is_run = path.parent.name == CHECKPOINTS and (folder / CONFIG).exists()
+    changes = changes_of(Run.open(folder)) if is_run else []
+    commands: list[str] = []
+    for change in reversed([change for change in changes if change.at < steps]):
+        options = [word for name, (_, now) in change.changed.items() for word in _option(name.replace("_", "-"), now)]
+        override = ["--override"] * bool(change.changed.keys() - FREE)
+        resumed = shlex.join(["srwm-rl", "train", "--resume", "RUN", *options, *override])
+        commands.insert(0, f"at {change.at:,} steps {resumed}")
+        before = {name: before for name, (before, _) in change.changed.items()}
+        trained = read_settings(trained.to_json() | before, str(folder / CONFIG))
+    more = len("; ".join(commands)) > MAX_CHANGES
+    return "; ".join([training_command(trained), *([f"changed {len(commands)} times since"] if more else commands)])
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -71,7 +99,7 @@ def make_card(report: Evaluation, agent: Agent, trained: TrainConfig, command: s
     ]
     return Card(
         task=trained.env,
-        command=training_command(trained),
+        command=training_commands(trained, agent.path, agent.num_timesteps),
         evaluation=command,
         actions=report["actions"],
         seed=trained.seed,

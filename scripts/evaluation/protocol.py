@@ -102,7 +102,8 @@ class EvalConfig(PlayOptions):
     """Play the held-out levels with random actions too, for comparison; --baselines plays them and more."""
     freeze_edits: Annotated[int, Meta(ge=0)] | None = None
     """Play once more with the network's edits of itself frozen: its weights stay as they were learnt. With a number,
-    --freeze-edits=5: from that step of each episode on they stay as they are then."""
+    --freeze-edits=5: from that step of each episode on they stay as they are then. The state of an LSTM or GRU, which
+    edit no weights, is frozen likewise and called memory."""
     lesion: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Play once more with the edits of one head left out, layer.head, counted from 0; repeat the option for others,
     each by itself."""

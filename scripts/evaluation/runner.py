@@ -22,7 +22,7 @@ from srwm_rl.envs.make import make_levels_env, resolve
 from srwm_rl.envs.procgen.games import OPTIONS
 from srwm_rl.envs.procgen.leakage import same_first_frame
 from srwm_rl.errors import UserError, named
-from srwm_rl.nn.diagnostics import count_heads
+from srwm_rl.nn.diagnostics import count_heads, has_fast_weights
 from srwm_rl.scripts.cli import check_device
 from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
@@ -203,17 +203,20 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
         UserError: the agent carries nothing from step to step, or has no such head or columns.
     """
     policy, interventions = agent.policy, dict[str, Predictor]()
+    what = "edits" if has_fast_weights(policy.core) else "memory"
     if config.freeze_edits is not None:
         if not _has_state(policy.core):
             raise UserError(
                 f"--freeze-edits: core {policy.core_name!r} carries nothing from step to step, so there is nothing to "
                 "freeze"
             )
-        name = f"edits frozen from step {config.freeze_edits} on" if config.freeze_edits else "edits frozen"
+        name = f"{what} frozen from step {config.freeze_edits} on" if config.freeze_edits else f"{what} frozen"
         interventions[name] = FrozenStateAgent(agent, config.freeze_edits, memory_part(policy))
     for lesion in config.lesion:
         layer, head = map(int, lesion.split("."))
-        interventions[f"no edits in head {layer}.{head}"] = FrozenStateAgent(agent, part=head_part(policy, layer, head))
+        interventions[f"no {what} in head {layer}.{head}"] = FrozenStateAgent(
+            agent, part=head_part(policy, layer, head)
+        )
     for groups in config.undo:
         with named("--undo"):
             name = f"edits of {', '.join(parse_groups(groups))} undone"

@@ -193,7 +193,10 @@ def eval_command(run: SeedRun) -> str:
         argv += ["--train-levels", train]
     argv += ["--deterministic"] * (evaluation["actions"] == "deterministic")
     for name in (results["name"] for results in evaluation.get("interventions", [])):
-        step, head = re.fullmatch(r"edits frozen(?: from step (\d+) on)?", name), re.search(r"\d+\.\d+$", name)
+        step, head = (
+            re.fullmatch(r"(?:edits|memory) frozen(?: from step (\d+) on)?", name),
+            re.search(r"\d+\.\d+$", name),
+        )
         undone = re.fullmatch(r"edits of (.+) undone", name)
         argv += [f"--freeze-edits={step[1] or 0}"] if step else [f"--lesion={head[0]}"] if head else []
         argv += [f"--undo={undone[1].replace(', ', ',')}"] if undone else []

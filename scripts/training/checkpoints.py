@@ -343,9 +343,14 @@ def check_resumable(run: Run, config: TrainConfig) -> None:
     A width of a billion in config.json is refused here, by the shapes of the weights in the file.
 
     Raises:
-        UserError: there is no intact checkpoint, it contradicts itself, or the settings are not its own.
+        UserError: there is no intact checkpoint, it contradicts itself, the settings are not its own, or the run is
+            being trained and has no checkpoint yet.
     """
-    checkpoint, _ = Checkpoint.newest(run)
+    try:
+        checkpoint, _ = Checkpoint.newest(run)
+    except UserError:
+        with run.lock():  # says so of a run that is being trained, and has none yet
+            raise
     if "policy" not in checkpoint.meta:  # written by a version that did not describe the policy
         return
     policy, path = checkpoint.check(config), str(checkpoint.path)

@@ -33,7 +33,7 @@ from srwm_rl.scripts.training.launch import FOLDER, NOT_SAVED, command_to_resume
 from srwm_rl.scripts.training.monitoring import make_callbacks, make_video_callback
 from srwm_rl.scripts.training.plan import describe, duration, measure
 from srwm_rl.scripts.training.profiling import Profile
-from srwm_rl.scripts.training.resume import installed_versions, keep_settings
+from srwm_rl.scripts.training.resume import changed_schedule, installed_versions, keep_settings
 from srwm_rl.scripts.training.tracking import check_tracking
 from srwm_rl.scripts.training.verify import verify
 from srwm_rl.scripts.training.watchdog import Watchdog
@@ -199,6 +199,8 @@ def _prepare(session: Session, changes: dict[str, list[Any]]) -> None:
         if model.num_timesteps >= config.n_timesteps:
             raise UserError(f"{run.path} has its {model.num_timesteps} steps already; give more with -n to continue")
     if model.processes.first:
+        if config.verbose and (line := changed_schedule(run, config, model.num_timesteps)) is not None:
+            say(line)
         keep_settings(run, config, model.num_timesteps, changes)
         session.open_logs()
         # An exception within TensorBoard's queue could make `close` wait two minutes for its thread.

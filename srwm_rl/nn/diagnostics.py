@@ -108,6 +108,11 @@ def state_columns(core: Core) -> Tensor:
     return columns
 
 
+def has_fast_weights(core: Core) -> bool:
+    """Return whether the core's state is of weights that it edits; that of an LSTM, for example, is not."""
+    return isinstance(core, StackCore) and any(isinstance(layer, SRWMLayer | DeltaLayer) for layer in core.layers)
+
+
 def count_heads(core: Core) -> int:
     """Return H, the heads per layer: 1 for a core without heads, 0 for one without state."""
     heads = state_heads(core)

@@ -36,7 +36,7 @@ class Card(Struct, forbid_unknown_fields=True):
     """How a shared agent was trained, and its scores beside what could explain them away."""
 
     task: Text
-    command: Text  # that trains it with the version `srwm_rl`
+    command: Text  # that trains it with the version `srwm_rl`, and those that changed a resumed run, after "; "
     evaluation: Text  # the command of the scores
     actions: Text  # stochastic or deterministic
     seed: Count

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,14 @@ def test_invalid_settings_raise_a_one_line_error(settings: dict[str, Any], messa
     with pytest.raises(UserError, match=message) as error:
         probe_model(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_batch_with_part_of_a_sequence_warns_of_the_steps_that_it_leaves_out() -> None:
+    with pytest.warns(UserWarning, match="no multiple of the sequences' 16 steps: minibatches have at most 32"):
+        probe_model(batch_size=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe_model(batch_size=32)
 
 
 def test_a_small_memory_task_is_learned_by_the_srwm_and_not_without_memory() -> None:

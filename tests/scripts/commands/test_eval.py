@@ -259,6 +259,21 @@ def test_frozen_edits_are_compared_level_by_level(call: Any, recall: Path, tmp_p
     assert report(call, tmp_path, recall, *argv) == result
 
 
+def test_what_is_frozen_in_an_lstm_is_not_called_edits(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    short = [word for word in recall_argv if word not in ("--core-kwargs", "hidden_size:16", "n_layers:1")]
+    assert call("train", *short, "--core", "lstm", "-n", "128", "-f", tmp_path).code == 0
+    run = tmp_path / "ppo_lstm" / "recall_1"
+    result = report(call, tmp_path, run, "--freeze-edits", "--lesion", "0.0")
+    assert [part["name"] for part in result["interventions"]] == ["memory frozen", "no memory in head 0.0"]
+    pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
+    page = tmp_path / "page.html"
+    assert call("report", run, "--eval", tmp_path / "report.json", "--no-rank-heads", "-o", page).code == 0
+    text = page.read_text()
+    assert "--freeze-edits=0 --lesion=0.0" in text
+    assert " live, " in text
+    assert "frozen</small>" in text
+
+
 def test_the_table_shows_both_and_the_difference(call: Any, recall: Path) -> None:
     output = call("eval", recall, "--freeze-edits=after=3", "--train-levels", "none")
     lines = [line for line in output.out.splitlines() if line]

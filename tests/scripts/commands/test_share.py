@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,32 @@ def read(argv: list[str]) -> TrainConfig:
     """Return the settings of `srwm-rl train`."""
     default = defaults(peek(argv, "--env"), peek(argv, "--preset"), peek(argv, "--core"), peek(argv, "--algo"))
     return with_defaults(parse(TrainConfig, argv, "srwm-rl train", default), default)
+
+
+def command_of(file: Path) -> str:
+    card = load(file).card
+    assert card is not None
+    return card.command
+
+
+def test_a_card_names_the_commands_that_changed_the_run(call: Any, recall_argv: list[str], tmp_path: Path) -> None:
+    assert call("train", *recall_argv, "-n", 128, "-f", tmp_path).code == 0
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    first = next((run / "checkpoints").glob("model-*"))
+    shutil.copy(first, tmp_path / "first.safetensors")
+    assert call("train", "--resume", run, "-n", 192).code == 0
+    assert call("train", "--resume", run, "-n", 256, "--learning-rate", 1e-4, "--override").code == 0
+    argv = ("--no-baselines", "--no-freeze", "-o", tmp_path / "agent.safetensors")
+    assert call("share", run, *argv).code == 0
+    began, *changes = command_of(tmp_path / "agent.safetensors").split("; ")
+    assert read(shlex.split(began)[2:]) == shareable(read([*map(str, recall_argv), "-n", "128"]))
+    assert changes == [
+        "at 128 steps srwm-rl train --resume RUN --n-timesteps 192",
+        "at 192 steps srwm-rl train --resume RUN --n-timesteps 256 --learning-rate 0.0001 --override",
+    ]
+    shutil.copy(tmp_path / "first.safetensors", first)  # which knows nothing of what came later
+    assert call("share", first, *argv, "--force").code == 0
+    assert command_of(tmp_path / "agent.safetensors") == began
 
 
 @pytest.mark.parametrize("argv", ARGV, ids=" ".join)

@@ -52,11 +52,14 @@ def test_the_history_says_since_when_other_versions_train(call: Any, copied: Pat
     here = dict(stored["versions"])
     stored["versions"]["python"] = "3.9.1"
     (copied / "config.json").write_text(json.dumps(stored | {"history": [{"at": 64, "changed": {}}, 5]}))
-    for n in (320, 384):  # the second time nothing changes
+    lengths = [{"at": 256, "changed": {"n_timesteps": [256, 320]}}, {"at": 320, "changed": {"n_timesteps": [320, 384]}}]
+    for n, length in ((320, 1), (384, 2)):  # the second time the versions are the same
         assert call("train", "--resume", copied, "-n", n).code == 0
         config = json.loads((copied / "config.json").read_text())
         assert config["versions"]["python"] == "3.9.1"
-        assert config["history"] == [{"at": 64, "changed": {}}, {"at": 256, "versions": here}]
+        first, second, *further = config["history"]
+        assert (first, [second, *further[1:]]) == ({"at": 64, "changed": {}}, lengths[:length])
+        assert further[0] == {"at": 256, "versions": here}
 
 
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
@@ -153,18 +156,47 @@ def test_override_changes_the_trainers_settings_and_records_it(call: Any, copied
     assert call(*argv, "--override").code == 0
     config = json.loads((copied / "config.json").read_text())
     assert config["train"]["learning_rate"] == 0.0005
-    assert config["history"] == [{"at": 256, "changed": {"learning_rate": [0.005, 0.0005]}}]
+    assert config["history"] == [{"at": 256, "changed": {"n_timesteps": [256, 384], "learning_rate": [0.005, 0.0005]}}]
     assert call("train", "--resume", copied, "-n", 448).code == 0  # the new rate is the run's own now
     last = json.loads((copied / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["train/learning_rate"] == 0.0005
 
 
+def test_a_longer_run_says_that_its_learning_rate_decays_anew(
+    call: Any, recall_argv: list[str], tmp_path: Path, copied: Path
+) -> None:
+    assert "learning rate falls" not in call("train", "--resume", copied, "-n", 384).out  # --lr-decay none
+    decay = recall_argv.index("--lr-decay") + 1
+    argv = [*recall_argv[:decay], "linear", *recall_argv[decay + 1 :], "-n", 128, "-f", tmp_path]
+    assert call("train", *argv).code == 0
+    run = tmp_path / "ppo_srwm" / "recall_1"
+    longer = call("train", "--resume", run, "-n", 512)
+    assert (
+        "learning rate falls to 0 at 512 steps instead of 128: from 128 on it begins with 0.00375 instead" in longer.out
+    )
+    assert json.loads((run / "config.json").read_text())["history"] == [
+        {"at": 128, "changed": {"n_timesteps": [128, 512]}}
+    ]
+
+
 @pytest.mark.parametrize(
-    "argv", [["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:24"]]
+    "argv",
+    [
+        *(["--core", "lstm"], ["--env", "bandit"], ["--n-envs", "8"], ["--core-kwargs", "hidden_size:24"]),
+        ["--algo", "impala"],  # which has no --gae-lambda, a setting of the run
+    ],
 )
 def test_settings_of_the_network_cannot_be_overridden(argv: list[str], call: Any, recall: Path) -> None:
     result = call("train", "--resume", recall, "-n", 384, "--override", *argv)
     assert "a resumed run keeps its settings" in result.error()
+
+
+def test_a_run_in_training_without_a_checkpoint_is_said_to_be_in_training(call: Any, copied: Path) -> None:
+    for checkpoint in (copied / "checkpoints").iterdir():
+        checkpoint.unlink()
+    with Run.open(copied).lock():
+        assert "is being trained by process" in call("train", "--resume", copied, "-n", 384).error()
+    assert "has no intact checkpoint" in call("train", "--resume", copied, "-n", 384).error()
 
 
 @pytest.mark.parametrize("word", ["--override", "--verify"])
