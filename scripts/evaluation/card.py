@@ -67,11 +67,14 @@ def training_commands(trained: TrainConfig, path: Path, steps: int) -> str:
     changes = changes_of(Run.open(folder)) if is_run else []
     commands: list[str] = []
     for change in reversed([change for change in changes if change.at < steps]):
-        options = [word for name, (_, now) in change.changed.items() for word in _option(name.replace("_", "-"), now)]
-        override = ["--override"] * bool(change.changed.keys() - FREE)
+        changed = {name: of for name, of in change.changed.items() if name not in NOT_SHARED}
+        if not changed:
+            continue
+        options = [word for name, (_, now) in changed.items() for word in _option(name.replace("_", "-"), now)]
+        override = ["--override"] * bool(changed.keys() - FREE)
         resumed = shlex.join(["srwm-rl", "train", "--resume", "RUN", *options, *override])
         commands.insert(0, f"at {change.at:,} steps {resumed}")
-        before = {name: before for name, (before, _) in change.changed.items()}
+        before = {name: before for name, (before, _) in changed.items()}
         trained = read_settings(trained.to_json() | before, str(folder / CONFIG))
     more = len("; ".join(commands)) > MAX_CHANGES
     return "; ".join([training_command(trained), *([f"changed {len(commands)} times since"] if more else commands)])

@@ -214,9 +214,8 @@ def choose_interventions(config: EvalConfig, agent: Any) -> dict[str, Predictor]
         interventions[name] = FrozenStateAgent(agent, config.freeze_edits, memory_part(policy))
     for lesion in config.lesion:
         layer, head = map(int, lesion.split("."))
-        interventions[f"no {what} in head {layer}.{head}"] = FrozenStateAgent(
-            agent, part=head_part(policy, layer, head)
-        )
+        part = head_part(policy, layer, head)
+        interventions[f"no {what} in head {layer}.{head}"] = FrozenStateAgent(agent, part=part)
     for groups in config.undo:
         with named("--undo"):
             name = f"edits of {', '.join(parse_groups(groups))} undone"

@@ -61,7 +61,8 @@ def make_report(
     heads = [_head_costs(config, play=not eval_files) if rank_heads else None for config in configs]
     groups: dict[tuple[Any, ...], list[SeedRun]] = {}
     for run, settings, evaluation, config, costs in zip(runs, trained, evaluations, configs, heads, strict=True):
-        seed_run = SeedRun(run, settings, evaluation, config.seed, config.run, costs)
+        drawn_with = None if eval_files else config.seed
+        seed_run = SeedRun(run, settings, evaluation, config.seed, drawn_with, config.run, costs)
         groups.setdefault(settings_key(settings), []).append(seed_run)
     charts, seed = Charts(), configs[0].seed
     sections = [Section(group, charts, seed, command) for group in groups.values()]

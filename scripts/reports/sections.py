@@ -62,6 +62,7 @@ class SeedRun:
     trained: TrainConfig
     evaluation: Evaluation
     bootstrap_seed: int
+    drawn_with: int | None  # the seed of its sampled actions; None: not known, the evaluation is from a file
     name: str
     heads: HeadCosts | None = None
 
@@ -192,11 +193,10 @@ def eval_command(run: SeedRun) -> str:
     if train != run.trained.levels and "every" not in train:
         argv += ["--train-levels", train]
     argv += ["--deterministic"] * (evaluation["actions"] == "deterministic")
+    argv += ["--seed", str(run.drawn_with)] if run.drawn_with else []
     for name in (results["name"] for results in evaluation.get("interventions", [])):
-        step, head = (
-            re.fullmatch(r"(?:edits|memory) frozen(?: from step (\d+) on)?", name),
-            re.search(r"\d+\.\d+$", name),
-        )
+        step = re.fullmatch(r"(?:edits|memory) frozen(?: from step (\d+) on)?", name)
+        head = re.search(r"\d+\.\d+$", name)
         undone = re.fullmatch(r"edits of (.+) undone", name)
         argv += [f"--freeze-edits={step[1] or 0}"] if step else [f"--lesion={head[0]}"] if head else []
         argv += [f"--undo={undone[1].replace(', ', ',')}"] if undone else []

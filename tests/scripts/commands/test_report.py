@@ -299,12 +299,14 @@ def test_baselines_are_played_once_for_runs_of_one_environment(
     monkeypatch.setattr(runner, "play_baselines", counted)
     together = page(call, tmp_path, recall, other_seed, "--no-rank-heads", "--no-freeze")
     assert played == [1]
+    assert "--seed 1" in together.partition("<h3>Commands</h3>")[2]  # with which the second run's actions are drawn
     files = []
     for i, run in enumerate((recall, other_seed)):
         files += ["--eval", tmp_path / f"{i}.json"]
         assert call("eval", run, "--baselines", "--seed", i, "--json", files[-1]).code == 0
     apart = page(call, tmp_path, recall, other_seed, "--no-rank-heads", *files)
     assert played == [3]
+    assert "--seed 1" not in apart.partition("<h3>Commands</h3>")[2]  # the files do not say it
     assert apart.partition("<h3>Commands</h3>")[0] == together.partition("<h3>Commands</h3>")[0]
     without = Text(page(call, tmp_path, recall, "--no-rank-heads", "--no-baselines")).text
     assert "random play" in without
