@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srwm_rl.agents.engine.cuda_graphs import capture
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import KERNELS, TILES, ImpalaCNN, fastest_precision
+from srwm_rl.nn.cnns import IN_C, KERNELS, ImpalaCNN, fastest_precision
 from srwm_rl.scripts.benchmarks.measure import BenchOptions, alternate, device_clock, ratio, speeds, summary
 from srwm_rl.scripts.benchmarks.trainers import PlainFeatures
 from srwm_rl.scripts.cli import check_device
@@ -90,11 +90,16 @@ def _networks(config: EncoderBench, device: torch.device) -> dict[str, nn.Module
     networks: dict[str, nn.Module] = {PLAIN: plain, "ours, float32": make()}
     if fastest_precision(device) == "bfloat16":
         networks["ours, bfloat16"] = make(precision="bfloat16")
-    fastest = [*networks][-1]
-    for kernels in (name for name in KERNELS if name != "plain") if device.type == "cuda" else [TILES]:
-        other = make(precision=fastest.removeprefix("ours, "))
-        if kernels != TILES or other.can_use_tiles():
+    if device.type == "cuda":
+        fastest = [*networks][-1]
+        for kernels in [name for name in KERNELS if name != "plain"]:
+            other = make(precision=fastest.removeprefix("ours, "))
             networks[f"{fastest}, {kernels}"], other.kernels = other, kernels
+    else:
+        for precision, kernels in IN_C.items():
+            other = make(precision=precision)
+            if other.can_run_in_c():
+                networks[f"ours, {precision}, {kernels}"], other.kernels = other, kernels
     for network in [*networks.values()][1:]:
         network.load_state_dict(plain.network.state_dict())
     return {name: network.to(device) for name, network in networks.items()}

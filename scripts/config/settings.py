@@ -177,10 +177,10 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1."""
     precision: Precision = "auto"
     """Precision of the CNN; auto: bfloat16 where the processor supports it (weights stay float32), else float32."""
-    cnn_kernels: Literal["auto", "plain", "fused", "fused4", "fused8", "tiles"] = "auto"
+    cnn_kernels: Literal["auto", "plain", "fused", "fused4", "fused8", "tiles", "vectors"] = "auto"
     """How the CNN runs: operation by operation (plain); on a GPU fused, with frames padded to 4 or 8 channels; on a CPU
-    with matrix tiles (AMX) as one call of C (tiles). auto: the fastest, chosen when a run begins, which a resumed run
-    keeps."""
+    as one call of C, on its matrix tiles in bfloat16 (tiles) or its vectors in float32 (vectors). auto: the fastest,
+    chosen when a run begins, which a resumed run keeps."""
     n_threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Threads for torch; None: one per core for images (half as many where learning overlaps playing), one for vectors
     or with a GPU."""

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from srwm_rl.errors import UserError
-from srwm_rl.ops import cnn, tile_cnn
+from srwm_rl.ops import cnn, cpu_cnn
 from srwm_rl.ops.max_pool import max_pool
 from srwm_rl.ops.thread_parallel import parallel_batch
 
@@ -23,7 +23,8 @@ PRECISIONS = ("float32", "bfloat16")
 # How a CNN runs on a GPU: operation by operation, or with fused ones (`srwm_rl.ops.cnn`), frames being padded with
 # channels of zeros to a multiple of this number.
 KERNELS = {"plain": 1, "fused": 1, "fused4": 4, "fused8": 8}
-TILES = "tiles"  # on a CPU with matrix tiles: the whole CNN in C (`srwm_rl.ops.tile_cnn`)
+# On a CPU the whole CNN in C (`srwm_rl.ops.cpu_cnn`): on matrix tiles, or on the processor's vectors.
+IN_C = {"bfloat16": "tiles", "float32": "vectors"}
 
 
 def fastest_precision(device: torch.device | str) -> str:
@@ -112,8 +113,8 @@ class ImpalaCNN(nn.Module):
 
     Attributes:
         shape, depth: of a frame, and its number of channels.
-        kernels: how it runs: "plain", on a GPU another key of `KERNELS`, on a CPU `TILES`. The results are the same up
-            to rounding. Where the hardware does not have them, operation by operation.
+        kernels: how it runs: "plain", on a GPU another key of `KERNELS`, on a CPU `IN_C` of its precision. The results
+            are the same up to rounding. Where the hardware does not have them, operation by operation.
 
     Raises:
         UserError: an unknown precision.
@@ -174,8 +175,8 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
-        if self.kernels == TILES and self._fits_tiles(frames) and self.can_use_tiles() and self._is_unchanged():
-            return self._encode_with_tiles(frames)
+        if self.kernels == IN_C[self.precision] and self._fits(frames) and self.can_run_in_c() and self._is_unchanged():
+            return self._encode_in_c(frames)
         # An exported graph must not depend on the batch's size.
         one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
         n_parts = 1 if one_part else self._n_parts(len(frames))
@@ -224,38 +225,39 @@ class ImpalaCNN(nn.Module):
             for m in self.stages.modules()
         )
 
-    def can_use_tiles(self) -> bool:
-        """Return whether the CNN can run on this processor's matrix tiles: in bfloat16, see `tile_cnn.can_run`."""
-        are_float32 = tile_cnn.are_float32(self.stages.parameters())
-        return self.precision == "bfloat16" and are_float32 and tile_cnn.can_run(self._tile_layers())
+    def can_run_in_c(self) -> bool:
+        """Return whether the whole CNN can run in C on this processor: see `cpu_cnn.can_run`."""
+        dtype = getattr(torch, self.precision)
+        return cpu_cnn.are_float32(self.stages.parameters()) and cpu_cnn.can_run(self._layers(), dtype)
 
-    def _fits_tiles(self, frames: Tensor) -> bool:
-        return tile_cnn.can_encode(frames) and tuple(frames.shape[1:]) == self.shape
+    def _fits(self, frames: Tensor) -> bool:
+        return cpu_cnn.can_encode(frames) and tuple(frames.shape[1:]) == self.shape
 
-    def _tile_layers(self) -> list[tile_cnn.Layer]:
-        """Return the stages as the layers of `srwm_rl.ops.tile_cnn`, or an empty list where there are others."""
+    def _layers(self) -> list[cpu_cnn.Layer]:
+        """Return the stages as the layers of `srwm_rl.ops.cpu_cnn`, or an empty list where there are others."""
         h, w, c = (*self.shape[1:], self.depth) if self.channels_first else self.shape
-        modules, layers = list(self.stages), list[tile_cnn.Layer]()
+        modules, layers = list(self.stages), list[cpu_cnn.Layer]()
         for module, after in zip_longest(modules, modules[1:]):
             if isinstance(module, ResidualBlock):
-                layers.append(tile_cnn.Layer("block", 3, h, w, c, h, w, c))
+                layers.append(cpu_cnn.Layer("block", 3, h, w, c, h, w, c))
             elif isinstance(module, Conv) and isinstance(after, MaxPool) and module.kernel_size == (3, 3):
                 layers.append(
-                    tile_cnn.Layer("conv and pool", 3, h, w, c, (h + 1) // 2, (w + 1) // 2, module.out_channels)
+                    cpu_cnn.Layer("conv and pool", 3, h, w, c, (h + 1) // 2, (w + 1) // 2, module.out_channels)
                 )
             elif isinstance(module, Conv) and module.kernel_size == module.stride:
                 k = module.stride[0]
-                layers.append(tile_cnn.Layer("patches", k, h, w, c, h // k, w // k, module.out_channels))
+                layers.append(cpu_cnn.Layer("patches", k, h, w, c, h // k, w // k, module.out_channels))
             elif not isinstance(module, MaxPool):
                 return []
             *_, h, w, c = layers[-1]
         return layers
 
-    def _encode_with_tiles(self, frames: Tensor) -> Tensor:
+    def _encode_in_c(self, frames: Tensor) -> Tensor:
         convs = [module for module in self.stages.modules() if isinstance(module, Conv)]
-        biases = [conv.bias for conv in convs if conv.bias is not None]
+        weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs if conv.bias is not None]
         x = frames.permute(0, 2, 3, 1) if self.channels_first else frames
-        return self._end(tile_cnn.encode(x, self._tile_layers(), self.scale, [conv.weight for conv in convs], biases))
+        dtype = getattr(torch, self.precision)
+        return self._end(cpu_cnn.encode(x, self._layers(), self.scale, weights, biases, dtype))
 
     def _encode_fused(self, frames: Tensor) -> Tensor:
         """Encode frames with biases, skip connections and ReLUs in one pass over memory after each convolution."""

@@ -24,7 +24,7 @@ from srwm_rl.ops.registration import (
     srwm_widths,
 )
 
-VERSION = 12  # srwm_cpu_version() in csrc/srwm_cpu.c
+VERSION = 13  # srwm_cpu_version() in csrc/srwm_cpu.c
 DTYPES = (torch.float32, torch.float64)
 REBUILD = "with a C compiler at hand, install the package again"
 _COUNTS = ("T", "B", "H", "D", "E", "grain", "next")
@@ -89,13 +89,16 @@ def load_kernel(folder: Path = Path(__file__).parent) -> Kernel | str:
                 library.srwm_cpu_program_forward,
                 library.srwm_cpu_program_backward,
                 library.srwm_cpu_max_pool,
-                library.srwm_cpu_cnn,
+                library.srwm_cpu_tile_cnn,
+                library.srwm_cpu_vector_cnn,
             ):
                 function.argtypes = (ctypes.c_void_p, *threading)
             for function in (library.srwm_cpu_short_conv_forward, library.srwm_cpu_short_conv_backward):
                 function.argtypes = (ctypes.c_void_p, ctypes.c_int)
                 function.restype = None
             library.srwm_cpu_has_tiles.argtypes = ()
+            library.srwm_cpu_cnn_kept.argtypes = (ctypes.c_void_p, ctypes.c_int)
+            library.srwm_cpu_cnn_kept.restype = ctypes.c_int64
             library.srwm_cpu_can_max_pool.argtypes = (ctypes.c_int64, ctypes.c_int)
         except (OSError, AttributeError) as error:
             return f"the C kernel cannot be loaded ({error}); {REBUILD}"

@@ -26,6 +26,7 @@ class _Pool(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _COUNTS),
         *((name, ctypes.c_void_p) for name in ("x", "y", "which")),
         *((name, ctypes.c_int) for name in ("is_half", "back")),
+        *((name, ctypes.c_int64) for name in ("x_row", "y_row")),
     )
 
 

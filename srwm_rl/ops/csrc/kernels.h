@@ -65,6 +65,7 @@ static TARGET void NAME(scan_worker)(void *data) {
 #if VLEN > 1
 #include "lanes_kernel.h"
 #include "max_pool_kernel.h"
+#include "vector_cnn_kernel.h"
 #endif
 #endif
 

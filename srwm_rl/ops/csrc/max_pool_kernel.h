@@ -60,7 +60,7 @@ INLINE vec NAME(rounded)(vec v) {
 /* One window of VLEN channels, limited to rows and columns first to last of its three. */
 INLINE void NAME(window)(const Pool *pool, size_t at, int first_y, int last_y, int first_x, int last_x, size_t to,
                          int is_half) {
-    const size_t row = (size_t)pool->w * pool->c;
+    const size_t row = (size_t)pool->x_row * pool->c;
     const int first = first_y * 3 + first_x;
     vec best = NAME(pixel)(pool->x, at + first_y * row + first_x * pool->c, is_half);
     ivec which = (ivec){0} + first;
@@ -78,10 +78,10 @@ INLINE void NAME(window)(const Pool *pool, size_t at, int first_y, int last_y, i
 }
 
 INLINE void NAME(max_pool_row)(const Pool *pool, int64_t image, int i, int is_half) {
-    const int64_t h = pool->h, w = pool->w, c = pool->c, w_out = (w + 1) / 2;
+    const int64_t h = pool->h, w = pool->w, c = pool->c, w_out = (w + 1) / 2, x_row = pool->x_row, y_row = pool->y_row;
     const int first_y = i ? 0 : 1, last_y = 2 * i + 1 < h ? 2 : 1;
     for (int64_t j = 0; j < w_out; j++) {
-        const size_t at = ((image * h + 2 * i - 1) * w + 2 * j - 1) * c, to = ((image * ((h + 1) / 2) + i) * w_out + j) * c;
+        const size_t at = ((image * h + 2 * i - 1) * x_row + 2 * j - 1) * c, to = ((image * ((h + 1) / 2) + i) * y_row + j) * c;
         const int first_x = j ? 0 : 1, last_x = 2 * j + 1 < w ? 2 : 1;
         for (int64_t k = 0; k < c; k += VLEN) {
             if (first_y == 0 && last_y == 2 && first_x == 0 && last_x == 2)
@@ -99,18 +99,18 @@ INLINE vec NAME(window_gradient)(const Pool *pool, size_t from, int tap, int is_
 }
 
 INLINE void NAME(max_pool_row_backward)(const Pool *pool, int64_t image, int y, int is_half) {
-    const int64_t h = pool->h, w = pool->w, c = pool->c, h_out = (h + 1) / 2, w_out = (w + 1) / 2;
+    const int64_t h = pool->h, w = pool->w, c = pool->c, h_out = (h + 1) / 2, w_out = (w + 1) / 2, y_row = pool->y_row;
     const int i = y / 2, odd_y = y % 2, below = odd_y && i + 1 < h_out;
     for (int64_t x = 0; x < w; x++) {
         const int64_t j = x / 2;
         const int odd_x = x % 2, beside = odd_x && j + 1 < w_out;
-        const size_t at = ((image * h + y) * w + x) * c, from = ((image * h_out + i) * w_out + j) * c;
+        const size_t at = ((image * h + y) * pool->x_row + x) * c, from = ((image * h_out + i) * y_row + j) * c;
         const int tap = (odd_y ? 6 : 3) + (odd_x ? 2 : 1);
         for (int64_t k = 0; k < c; k += VLEN) {
             vec sum = NAME(window_gradient)(pool, from + k, tap, is_half);
             if (beside) sum += NAME(window_gradient)(pool, from + c + k, tap - 2, is_half);
-            if (below) sum += NAME(window_gradient)(pool, from + w_out * c + k, tap - 6, is_half);
-            if (below && beside) sum += NAME(window_gradient)(pool, from + (w_out + 1) * c + k, tap - 8, is_half);
+            if (below) sum += NAME(window_gradient)(pool, from + y_row * c + k, tap - 6, is_half);
+            if (below && beside) sum += NAME(window_gradient)(pool, from + (y_row + 1) * c + k, tap - 8, is_half);
             NAME(put_pixel)(pool->x, at + k, is_half ? NAME(rounded)(sum) : sum, is_half);
         }
     }

@@ -1,7 +1,7 @@
-/* The recurrences, the short convolution, the row-wise parts of a small network, max pooling and, on processors with matrix
- * tiles, a CNN on the CPU: plain C, without headers of Python or torch, called through ctypes.
+/* The recurrences, the short convolution, the row-wise parts of a small network, max pooling and CNNs on the CPU: plain C,
+ * without headers of Python or torch, called through ctypes.
  *
- * kernels.h includes the algorithms. They are compiled for float and (but for lanes, programs, short convolutions and max pooling) double, each
+ * kernels.h includes the algorithms. They are compiled for float, the recurrences one pair at a time also for double, each
  * portably and, on x86 with GCC or clang, for AVX2 and AVX-512; the caller passes the level to run, at most
  * srwm_cpu_level().
  */
@@ -102,7 +102,31 @@ typedef struct {
     void *x, *y;          /* images and pooled images; in backward their gradients, x is the output */
     unsigned char *which; /* like y: the index of the pixel that each window took, of nine; NULL: not stored */
     int is_half, back;    /* bfloat16 instead of float; backward */
+    int64_t x_row, y_row; /* pixels from one row to the next */
 } Pool;
+
+/* A part of a CNN: a convolution of 3 x 3 followed by max pooling; one of patches, `kernel` pixels wide, that do not
+ * overlap; or a residual block, x + conv(relu(conv(relu(x)))). `conv`: the index of its first convolution. */
+enum { CONV_AND_POOL, PATCHES, BLOCK };
+typedef struct {
+    int32_t kind, conv, kernel, h_in, w_in, c_in, h, w, c;
+} Layer;
+
+/* A CNN of frames; on matrix tiles y and grad_y are bfloat16, else float. */
+enum { MOST_LAYERS = 64, MOST_SUMS = 1 << 23 };
+typedef struct {
+    int64_t n, n_layers, n_convs, n_shares, grain, next;
+    const Layer *layers;
+    const uint8_t *frames; /* [n, h, w, c] of the first layer's input */
+    void *y;               /* [n, c * h * w] of the last layer's output, rectified: channels first */
+    const void *grad_y;    /* NULL: forward */
+    const float *const *weights, *const *biases; /* [c, c_in, kernel, kernel] and [c] of each convolution */
+    float *const *grad_weights, *const *grad_biases;
+    float *kept; /* [n, srwm_cpu_cnn_kept()], written by forward for backward; NULL, or on tiles: nothing is kept */
+    float scale; /* of the frames' numbers */
+    int failed;
+    void *prepared; /* while it runs */
+} Cnn;
 
 #define CONSTRAINED(job) ((job)->bound > 0 || (job)->retention) /* needs constrained_kernel.h */
 
@@ -156,6 +180,20 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
     return begin;
 }
 
+/* Run a worker; parallel: torch's own OpenMP entry, so that torch's threads do the work, or NULL: the calling thread. */
+static void run_parallel(Worker worker, void *job, unsigned threads, Parallel parallel) {
+#if defined(__GNUC__)
+    if (parallel && threads > 1) {
+        parallel(worker, job, threads, 0);
+        return;
+    }
+#endif
+    worker(job);
+}
+
+#if PORTABLE_VLEN > 1
+#include "vector_cnn.h"
+#endif
 #include "simd.h"
 
 #define IS_DOUBLE 0
@@ -204,7 +242,7 @@ static inline int64_t span_begin(const Job *job, int64_t end, int64_t batch) {
 #endif
 
 /* Increased with every change of a struct, enum or exported function, so that a stale build is detected. */
-EXPORT int srwm_cpu_version(void) { return 12; }
+EXPORT int srwm_cpu_version(void) { return 13; }
 
 /* 0: portable, 1: AVX2, 2: AVX-512 */
 EXPORT int srwm_cpu_level(void) {
@@ -216,17 +254,6 @@ EXPORT int srwm_cpu_level(void) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
     return 0;
-}
-
-/* Run a worker; parallel: torch's own OpenMP entry, so that torch's threads do the work, or NULL: the calling thread. */
-static void run_parallel(Worker worker, void *job, unsigned threads, Parallel parallel) {
-#if defined(__GNUC__)
-    if (parallel && threads > 1) {
-        parallel(worker, job, threads, 0);
-        return;
-    }
-#endif
-    worker(job);
 }
 
 /* The grain with which `units` of work are taken: several times per thread, as threads may differ in speed */
@@ -343,34 +370,33 @@ EXPORT void srwm_cpu_short_conv_backward(const Conv *conv, int level) {
     functions[level](conv);
 }
 
-/* The worker whose vectors divide the channels; NULL: none. */
-static Worker max_pool_worker(int64_t channels, int level) {
-#if PORTABLE_VLEN > 1
-    static const Worker workers[] = BY_LEVEL(max_pool_worker);
-    for (; level >= 0; level--) {
-        if (channels % (PORTABLE_VLEN << level) == 0) return workers[level];
-    }
-#endif
-    return 0;
+/* The highest level whose vectors divide a number of channels; -1: none */
+static int level_for(int64_t channels, int level) {
+    for (; level >= 0 && (PORTABLE_VLEN == 1 || channels % (PORTABLE_VLEN << level)); level--) continue;
+    return level;
 }
 
 /* Whether images of so many channels can be pooled. */
-EXPORT int srwm_cpu_can_max_pool(int64_t channels, int level) { return max_pool_worker(channels, level) != 0; }
+EXPORT int srwm_cpu_can_max_pool(int64_t channels, int level) { return level_for(channels, level) >= 0; }
 
 /* Pool images, or backward; arguments as of srwm_cpu_scan. Requires srwm_cpu_can_max_pool. */
 EXPORT void srwm_cpu_max_pool(Pool *pool, int level, unsigned threads, Parallel parallel) {
+#if PORTABLE_VLEN > 1
+    static const Worker workers[] = BY_LEVEL(max_pool_worker);
     pool->next = 0;
     pool->grain = grain_of(pool->n * (pool->back ? pool->h : (pool->h + 1) / 2), parallel ? threads : 1);
-    run_parallel(max_pool_worker(pool->c, level), pool, threads, parallel);
+    pool->x_row = pool->w, pool->y_row = (pool->w + 1) / 2;
+    run_parallel(workers[level_for(pool->c, level)], pool, threads, parallel);
+#else
+    (void)pool, (void)level, (void)threads, (void)parallel;
+#endif
 }
 
 #ifdef HAVE_TILES
-#include "cnn_kernel.h"
-#else
-typedef struct Cnn Cnn;
+#include "tile_cnn_kernel.h"
 #endif
 
-/* Whether a CNN can be run; then once and for the whole process. */
+/* Whether a CNN can be run on matrix tiles; then once and for the whole process. */
 EXPORT int srwm_cpu_has_tiles(void) {
 #ifdef HAVE_TILES
     return srwm_cpu_level() == 2 && has_tiles();
@@ -379,14 +405,35 @@ EXPORT int srwm_cpu_has_tiles(void) {
 #endif
 }
 
-/* Run a CNN, or its gradient, with torch's threads unless `parallel` is NULL. Return 1 without memory. Requires
- * srwm_cpu_has_tiles. */
-EXPORT int srwm_cpu_cnn(Cnn *cnn, int level, unsigned threads, Parallel parallel) {
+/* Run a CNN on matrix tiles, or its gradient, with torch's threads unless `parallel` is NULL. Return 1 without memory.
+ * Requires srwm_cpu_has_tiles. */
+EXPORT int srwm_cpu_tile_cnn(Cnn *cnn, int level, unsigned threads, Parallel parallel) {
     (void)level;
 #ifdef HAVE_TILES
-    return run_cnn(cnn, threads, parallel);
+    return run_tile_cnn(cnn, threads, parallel);
 #else
     return (void)cnn, (void)threads, (void)parallel, 1;
+#endif
+}
+
+/* The numbers that forward keeps of a frame; 0: the vectors of no level divide the widths of such a CNN. */
+EXPORT int64_t srwm_cpu_cnn_kept(const Cnn *cnn, int level) {
+    for (int k = 0; k < cnn->n_layers; k++) level = level_for(cnn->layers[k].c, level);
+#if PORTABLE_VLEN > 1
+    return level < 0 ? 0 : (int64_t)lay_out_kept(cnn, 0, 0);
+#else
+    return 0;
+#endif
+}
+
+/* Run a CNN in float, or its gradient; as srwm_cpu_tile_cnn. Requires srwm_cpu_cnn_kept. */
+EXPORT int srwm_cpu_vector_cnn(Cnn *cnn, int level, unsigned threads, Parallel parallel) {
+#if PORTABLE_VLEN > 1
+    static const Worker workers[] = BY_LEVEL(vector_cnn_worker);
+    for (int k = 0; k < cnn->n_layers; k++) level = level_for(cnn->layers[k].c, level);
+    return run_vector_cnn(cnn, workers[level], threads, parallel);
+#else
+    return (void)cnn, (void)level, (void)threads, (void)parallel, 1;
 #endif
 }
 

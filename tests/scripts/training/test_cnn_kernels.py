@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 
 from srwm_rl.errors import UserError
-from srwm_rl.nn.cnns import KERNELS, TILES, ImpalaCNN
-from srwm_rl.ops import cnn, tile_cnn
+from srwm_rl.nn.cnns import IN_C, KERNELS, ImpalaCNN
+from srwm_rl.ops import cnn, cpu_cnn
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training.cnn_kernels import _candidates, _fastest, choose_kernels, cnns_of, use_kernels
@@ -27,7 +27,7 @@ def model_of_frames(device: str, space: spaces.Space[Any] = FRAMES, channels: tu
 
 
 def test_the_setting_has_the_names_of_the_kernels() -> None:
-    assert get_args(get_type_hints(TrainConfig)["cnn_kernels"]) == ("auto", *KERNELS, TILES)
+    assert get_args(get_type_hints(TrainConfig)["cnn_kernels"]) == ("auto", *KERNELS, *IN_C.values())
 
 
 def test_on_a_cpu_without_a_choice_the_cnn_is_plain() -> None:
@@ -46,16 +46,16 @@ def test_on_a_cpu_without_a_choice_the_cnn_is_plain() -> None:
 def test_on_a_cpu_tiles_are_chosen_where_they_can_be(
     has_tiles: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tile_cnn, "has_tiles", lambda: has_tiles)
+    monkeypatch.setattr(cpu_cnn, "has_tiles", lambda: has_tiles)
     model = model_of_frames("cpu", channels=(16, 32))
-    assert choose_kernels(TrainConfig(env="recall"), model) == (TILES if has_tiles else "auto")
+    assert choose_kernels(TrainConfig(env="recall"), model) == (IN_C["bfloat16"] if has_tiles else "auto")
     assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
-    use_kernels(TILES, model)
-    assert [network.kernels for network in cnns_of(model)] == [TILES if has_tiles else "plain"]
+    use_kernels(IN_C["bfloat16"], model)
+    assert [network.kernels for network in cnns_of(model)] == [IN_C["bfloat16"] if has_tiles else "plain"]
     assert capsys.readouterr().err.count("not exactly the same run from here on") == (not has_tiles)
     for wrong in [model_of_frames("cpu"), *[model] * (not has_tiles)]:
         with pytest.raises(UserError, match="--cnn-kernels tiles is for an IMPALA or patch CNN in bfloat16"):
-            choose_kernels(TrainConfig(env="recall", cnn_kernels=TILES), wrong)
+            choose_kernels(TrainConfig(env="recall", cnn_kernels=IN_C["bfloat16"]), wrong)
 
 
 def test_a_run_on_a_cpu_begins_with_tiles_and_says_so(call: Any, tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_a_run_on_a_cpu_begins_with_tiles_and_says_so(call: Any, tmp_path: Path)
     result = call("train", "--env", "coinrun", *small, "-n", 8, "--no-progress", "-f", tmp_path)
     assert result.code == 0, result
     (config,) = tmp_path.glob("*/*/config.json")
-    kernels = TILES if tile_cnn.has_tiles() else "auto"
+    kernels = IN_C["bfloat16"] if cpu_cnn.has_tiles() else "auto"
     assert json.loads(config.read_text())["train"]["cnn_kernels"] == kernels
-    assert (", CNN tiles\n" in result.out) == tile_cnn.has_tiles()
+    assert (", CNN tiles\n" in result.out) == cpu_cnn.has_tiles()
 
 
 def test_a_resumed_run_is_refused_kernels_that_it_cannot_have(

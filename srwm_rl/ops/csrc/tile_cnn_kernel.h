@@ -12,29 +12,8 @@
 
 #define TILES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16,fma")))
 #define INLINED __attribute__((always_inline))
-enum { SIDE = 16, SPAN = 32, SLACK = 5 * SIDE, MOST_STEPS = 2048, MOST_LAYERS = 64, MOST_ROW_TILES = 9 * 16, MOST_SUMS = 1 << 23 };
-enum { CONV_AND_POOL, PATCHES, BLOCK };
-
+enum { SIDE = 16, SPAN = 32, SLACK = 5 * SIDE, MOST_STEPS = 2048, MOST_ROW_TILES = 9 * 16 };
 typedef uint16_t Half;
-
-/* A part of the CNN: a convolution of 3 x 3 followed by max pooling; one of patches, `kernel` pixels wide, that do not
- * overlap; or a residual block, x + conv(relu(conv(relu(x)))). `conv`: the index of its first convolution. */
-typedef struct {
-    int32_t kind, conv, kernel, h_in, w_in, c_in, h, w, c;
-} Layer;
-
-typedef struct {
-    int64_t n, n_layers, n_convs, n_shares, grain, next;
-    const Layer *layers;
-    const uint8_t *frames;             /* [n, h, w, c] of the first layer's input */
-    Half *y;                           /* [n, c * h * w] of the last layer's output, rectified: channels first */
-    const Half *grad_y;                /* NULL: forward */
-    const float *const *weights, *const *biases; /* [c, c_in, kernel, kernel] and [c] of each convolution */
-    float *const *grad_weights, *const *grad_biases;
-    float scale;                       /* of the frames' numbers */
-    int failed;
-    void *prepared;                    /* set by run_cnn: see Prepared */
-} Cnn;
 
 /* A convolution as tiles of its weights, [group of outputs][step][tile of outputs][16][16][2], and the same for the
  * gradient of its input; and where its sums begin: [row tile][tile of outputs][16][16], then [outputs] */
@@ -550,7 +529,7 @@ static TILES void backward_frame(const Cnn *cnn, Thread *thread, const Half *gra
     }
 }
 
-static TILES void cnn_worker(void *data) {
+static TILES void tile_cnn_worker(void *data) {
     Cnn *cnn = data;
     const Prepared *prepared = cnn->prepared;
     const Layer *first = cnn->layers, *last = first + cnn->n_layers - 1;
@@ -570,8 +549,8 @@ static TILES void cnn_worker(void *data) {
         for (int64_t i = cnn->n * share / cnn->n_shares; i < end; i++) {
             for (size_t at = 0; i + 1 < end && at < n_in; at += 64) _mm_prefetch(cnn->frames + (i + 1) * n_in + at, _MM_HINT_T1);
             forward_frame(cnn, &thread, cnn->frames + i * n_in);
-            if (cnn->grad_y) backward_frame(cnn, &thread, cnn->grad_y + i * n_out, prepared->sums + share * prepared->n_sums);
-            else store_output(cnn, &thread, cnn->y + i * n_out);
+            if (cnn->grad_y) backward_frame(cnn, &thread, (const Half *)cnn->grad_y + i * n_out, prepared->sums + share * prepared->n_sums);
+            else store_output(cnn, &thread, (Half *)cnn->y + i * n_out);
         }
     }
     _tile_loadconfig(before);
@@ -632,7 +611,7 @@ static void describe(const Cnn *cnn, Prepared *prepared) {
 }
 
 /* Add up the shares, always in the same order. */
-static void reduce_cnn(const Cnn *cnn) {
+static void reduce_tiles(const Cnn *cnn) {
     const Prepared *prepared = cnn->prepared;
     for (int number = 0; number < cnn->n_convs; number++) {
         const Weights *conv = prepared->convs + number;
@@ -658,7 +637,7 @@ static void reduce_cnn(const Cnn *cnn) {
 }
 
 /* Make the tiles of all weights, run the worker, and add up the gradients. Return 1 without memory. */
-static int run_cnn(Cnn *cnn, unsigned threads, Parallel parallel) {
+static int run_tile_cnn(Cnn *cnn, unsigned threads, Parallel parallel) {
     const int back = cnn->grad_y != 0;
     Prepared prepared = {.convs = calloc(cnn->n_convs, sizeof(Weights))};
     if (!prepared.convs) return 1;
@@ -688,8 +667,8 @@ static int run_cnn(Cnn *cnn, unsigned threads, Parallel parallel) {
             make_tiles(cnn->weights[i], conv, 1, 1, at);
             at += (size_t)conv->back_steps * conv->n_in * SPAN;
         }
-        run_parallel(cnn_worker, cnn, threads, parallel);
-        if (back && !cnn->failed) reduce_cnn(cnn);
+        run_parallel(tile_cnn_worker, cnn, threads, parallel);
+        if (back && !cnn->failed) reduce_tiles(cnn);
     }
     free(prepared.convs);
     free(tiles);
