@@ -16,7 +16,7 @@ from srwm_rl.agents.engine.cuda_graphs import capture, first_line
 from srwm_rl.agents.frames_at_once import FRAMES_AT_ONCE
 from srwm_rl.errors import UserError
 from srwm_rl.nn.cnns import IN_C, KERNELS, ImpalaCNN
-from srwm_rl.ops.cpu import LEVELS, load_kernel
+from srwm_rl.ops.cpu_cnn import is_faster
 from srwm_rl.scripts.cli import warn
 from srwm_rl.scripts.config.settings import TrainConfig
 
@@ -44,10 +44,8 @@ def choose_kernels(config: TrainConfig, model: RecurrentAlgorithm) -> str:
         raise UserError(f"--cnn-kernels {wanted} is for an IMPALA or Nature CNN on a GPU: leave it out")
     if wanted != "auto":
         return wanted
-    kernel = load_kernel()
-    is_avx2 = not isinstance(kernel, str) and LEVELS[kernel.level] == "AVX2"
-    candidates = ["tiles", *["vectors"] * is_avx2]
-    choice = next((kernels for kernels in candidates if _can_run_in_c(kernels, model)), "auto")
+    faster = (kernels for precision, kernels in IN_C.items() if is_faster(precision) and _can_run_in_c(kernels, model))
+    choice = next(faster, "auto")
     if cnns and on_gpu:
         choice = _measured(cnns, min(config.batch_size, FRAMES_AT_ONCE["cuda"]), model.device)
     return str(model.processes.all_gather(choice)[0])

@@ -113,15 +113,16 @@ class ImpalaCNN(nn.Module):
 
     Attributes:
         shape, depth: of a frame, and its number of channels.
-        kernels: how it runs: "plain", on a GPU another key of `KERNELS`, on a CPU `IN_C` of its precision. The results
-            are the same up to rounding. Where the hardware does not have them, operation by operation.
+        kernels: how it runs: "plain", on a GPU another key of `KERNELS`, on a CPU `IN_C` of its precision, or "auto":
+            on a CPU in C where that is faster (`cpu_cnn.is_faster`), else plain. The results are the same up to
+            rounding. Where the hardware does not have them, operation by operation.
 
     Raises:
         UserError: an unknown precision.
     """
 
     title = "IMPALA CNN"
-    kernels: str = "plain"
+    kernels: str = "auto"
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class ImpalaCNN(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames `[N, *shape]` of any number type to `[N, features]`."""
-        if self.kernels == IN_C[self.precision] and self._fits(frames) and self.can_run_in_c() and self._is_unchanged():
+        if self._prefers_c() and self._fits(frames) and self.can_run_in_c() and self._is_unchanged():
             return self._encode_in_c(frames)
         # An exported graph must not depend on the batch's size.
         one_part = frames.device.type != "cpu" or torch.compiler.is_exporting()
@@ -227,8 +228,15 @@ class ImpalaCNN(nn.Module):
 
     def can_run_in_c(self) -> bool:
         """Return whether the whole CNN can run in C on this processor: see `cpu_cnn.can_run`."""
-        dtype = getattr(torch, self.precision)
-        return cpu_cnn.are_float32(self.stages.parameters()) and cpu_cnn.can_run(self._layers(), dtype)
+        return cpu_cnn.are_float32(self.stages.parameters()) and cpu_cnn.can_run(self._layers(), self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def _prefers_c(self) -> bool:
+        by_choice = self.kernels == IN_C[self.precision]
+        return by_choice or (self.kernels == "auto" and cpu_cnn.is_faster(self.precision))
 
     def _fits(self, frames: Tensor) -> bool:
         return cpu_cnn.can_encode(frames) and tuple(frames.shape[1:]) == self.shape
@@ -256,8 +264,7 @@ class ImpalaCNN(nn.Module):
         convs = [module for module in self.stages.modules() if isinstance(module, Conv)]
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs if conv.bias is not None]
         x = frames.permute(0, 2, 3, 1) if self.channels_first else frames
-        dtype = getattr(torch, self.precision)
-        return self._end(cpu_cnn.encode(x, self._layers(), self.scale, weights, biases, dtype))
+        return self._end(cpu_cnn.encode(x, self._layers(), self.scale, weights, biases, self._dtype))
 
     def _encode_fused(self, frames: Tensor) -> Tensor:
         """Encode frames with biases, skip connections and ReLUs in one pass over memory after each convolution."""

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from srwm_rl.ops.backends import is_forward_mode
 from srwm_rl.ops.checks import has_memory
-from srwm_rl.ops.cpu import load_kernel
+from srwm_rl.ops.cpu import LEVELS, load_kernel
 
 KINDS = ("conv and pool", "patches", "block")  # CONV_AND_POOL, PATCHES, BLOCK of csrc/srwm_cpu.c
 SIDE = 16  # of a tile: widths are multiples of it
@@ -86,6 +86,12 @@ def has_tiles() -> bool:
     """Return whether the C library, the processor and the system have what the CNN needs."""
     kernel = load_kernel()
     return not isinstance(kernel, str) and bool(kernel.library.srwm_cpu_has_tiles())
+
+
+def is_faster(precision: str) -> bool:
+    """Return whether a CNN that can run in C is faster so: on tiles, and on AVX2 (on AVX-512 it was not measured)."""
+    kernel = load_kernel()
+    return not isinstance(kernel, str) and (precision == "bfloat16" or LEVELS[kernel.level] == "AVX2")
 
 
 def can_run(layers: Sequence[Layer], dtype: torch.dtype) -> bool:

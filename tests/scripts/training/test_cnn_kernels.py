@@ -1,4 +1,4 @@
-"""The choice of a CNN's kernels: measured on a GPU when a run begins, tiles on a CPU; kept by a resumed run."""
+"""The choice of a CNN's kernels: measured on a GPU when a run begins, in C on a CPU; kept by a resumed run."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from srwm_rl.errors import UserError
 from srwm_rl.nn.cnns import IN_C, KERNELS, ImpalaCNN
-from srwm_rl.ops import cnn, cpu_cnn
+from srwm_rl.ops import cnn, cpu, cpu_cnn
 from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.training.cnn_kernels import _candidates, _fastest, choose_kernels, cnns_of, use_kernels
@@ -20,8 +20,13 @@ from tests.agents.probe import small_model
 FRAMES = spaces.Box(0, 255, (16, 20, 3), np.uint8)
 
 
-def model_of_frames(device: str, space: spaces.Space[Any] = FRAMES, channels: tuple[int, ...] = (8, 16)) -> Any:
-    encoder_kwargs = {"precision": "bfloat16", "cnn": {"channels": [*channels]}}
+def model_of_frames(
+    device: str,
+    space: spaces.Space[Any] = FRAMES,
+    channels: tuple[int, ...] = (8, 16),
+    precision: str = "bfloat16",
+) -> Any:
+    encoder_kwargs = {"precision": precision, "cnn": {"channels": [*channels]}}
     policy_kwargs = {"encoder_kwargs": encoder_kwargs if space is FRAMES else {}}
     return small_model("ppo", observation_space=space, device=device, policy_kwargs=policy_kwargs)
 
@@ -40,6 +45,29 @@ def test_on_a_cpu_without_a_choice_the_cnn_is_plain() -> None:
     assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
     use_kernels("fused4", model)  # of a run that a GPU began
     assert [network.kernels for network in cnns_of(model)] == ["fused4"]
+
+
+@pytest.mark.parametrize("level", range(len(cpu.LEVELS)))
+def test_on_avx2_the_vectors_are_chosen(
+    level: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = cpu.load_kernel()
+    if isinstance(kernel, str):
+        pytest.skip(kernel)
+    monkeypatch.setattr(cpu_cnn, "load_kernel", lambda: kernel._replace(level=level))
+    model = model_of_frames("cpu", channels=(16, 32), precision="float32")
+    assert choose_kernels(TrainConfig(env="recall"), model) == ("vectors" if cpu.LEVELS[level] == "AVX2" else "auto")
+    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="plain"), model) == "plain"
+    assert choose_kernels(TrainConfig(env="recall", cnn_kernels="vectors"), model) == "vectors"
+    use_kernels("vectors", model)
+    assert [network.kernels for network in cnns_of(model)] == ["vectors"]
+    assert not capsys.readouterr().err
+    for wrong in (model_of_frames("cpu"), model_of_frames("cpu", channels=(6, 16), precision="float32")):
+        with pytest.raises(UserError, match="--cnn-kernels vectors is for an IMPALA or patch CNN in float32 on a CPU"):
+            choose_kernels(TrainConfig(env="recall", cnn_kernels="vectors"), wrong)
+        use_kernels("vectors", wrong)
+        assert [network.kernels for network in cnns_of(wrong)] == ["plain"]
+        assert "ran in C, on a CPU, which it cannot here: it is not exactly the same run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("has_tiles", [True, False])

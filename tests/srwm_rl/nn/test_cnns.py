@@ -1,10 +1,13 @@
 """CNNs: image layouts, micro-batches, precision; frames are not copied."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from srwm_rl import UserError
-from srwm_rl.nn.cnns import ImpalaCNN, NatureCNN, PatchCNN, fastest_precision
+from srwm_rl.nn.cnns import IN_C, ImpalaCNN, NatureCNN, PatchCNN, fastest_precision
+from srwm_rl.ops import cpu_cnn
 
 
 def test_both_image_layouts_give_the_same_features() -> None:
@@ -176,10 +179,30 @@ def test_fused_operations_give_the_features_and_gradients_of_plain_ones(
 
 def test_fused_operations_are_for_gpus_only() -> None:
     network = ImpalaCNN((16, 16, 3), False)
+    network.kernels = "plain"
     frames = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
     expected = network(frames)
     network.kernels = "fused8"
     assert torch.equal(network(frames), expected)
+
+
+@pytest.mark.parametrize("precision", IN_C)
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_on_a_cpu_a_cnn_runs_in_c_where_that_is_faster(
+    precision: str, is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: Any) -> torch.Tensor:
+        raise AssertionError("it runs in C")
+
+    network, frames = ImpalaCNN((16, 16, 3), False, precision=precision), torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    monkeypatch.setattr(cpu_cnn, "is_faster", lambda of: is_faster and of == precision)
+    monkeypatch.setattr(cpu_cnn, "can_run", lambda *_: True)
+    monkeypatch.setattr(cpu_cnn, "encode", encode)
+    if is_faster:
+        with pytest.raises(AssertionError, match="it runs in C"):
+            network(frames)
+    network.kernels = "plain"
+    assert network(frames).shape == (2, 256)
 
 
 @pytest.mark.gpu

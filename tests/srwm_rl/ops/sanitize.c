@@ -165,15 +165,15 @@ static void run_pool(int64_t n, int64_t h, int64_t w, int64_t c, int is_half, in
     free(x), free(y), free(which);
 }
 
-#ifdef HAVE_TILES
-static void run_tiles(int64_t n, int kind, int h, int w, int c_in, int c) {
+/* level -1: on matrix tiles */
+static void run_cnn(int level, int64_t n, int kind, int h, int w, int c_in, int c, int c_last) {
     const int k = kind == PATCHES ? 4 : 3, h_out = kind == PATCHES ? h / k : (h + 1) / 2;
     const int w_out = kind == PATCHES ? w / k : (w + 1) / 2;
     const Layer layers[] = {{kind, 0, k, h, w, c_in, h_out, w_out, c},
                             {BLOCK, 1, 3, h_out, w_out, c, h_out, w_out, c},
-                            {CONV_AND_POOL, 3, 3, h_out, w_out, c, (h_out + 1) / 2, (w_out + 1) / 2, 32}};
-    const int64_t n_out = (int64_t)layers[2].h * layers[2].w * 32;
-    const int64_t sizes[] = {c * c_in * k * k, c * c * 9, c * c * 9, 32 * c * 9}, widths[] = {c, c, c, 32};
+                            {CONV_AND_POOL, 3, 3, h_out, w_out, c, (h_out + 1) / 2, (w_out + 1) / 2, c_last}};
+    const int64_t n_out = (int64_t)layers[2].h * layers[2].w * c_last;
+    const int64_t sizes[] = {c * c_in * k * k, c * c * 9, c * c * 9, c_last * c * 9}, widths[] = {c, c, c, c_last};
     float *weights[4], *biases[4], *grad_weights[4], *grad_biases[4];
     for (int i = 0; i < 4; i++) {
         weights[i] = numbers(sizes[i], 0), grad_weights[i] = numbers(sizes[i], 0);
@@ -181,17 +181,24 @@ static void run_tiles(int64_t n, int kind, int h, int w, int c_in, int c) {
     }
     uint8_t *frames = malloc(n * h * w * c_in);
     for (int64_t i = 0; i < n * h * w * c_in; i++) frames[i] = (uint8_t)(uniform() * 256);
-    Half *y = malloc(n * n_out * sizeof(Half));
+    void *y = malloc(n * n_out * (level < 0 ? sizeof(uint16_t) : sizeof(float)));
     Cnn cnn = {.n = n, .n_layers = 3, .n_convs = 4, .layers = layers, .frames = frames, .y = y, .scale = 1.0f / 255,
                .weights = (const float *const *)weights, .biases = (const float *const *)biases,
                .grad_weights = grad_weights, .grad_biases = grad_biases};
-    if (srwm_cpu_cnn(&cnn, 2, 3, parallel)) abort();
-    cnn.grad_y = y;
-    if (srwm_cpu_cnn(&cnn, 2, 3, parallel)) abort();
+    if (level >= 0) {
+        if (srwm_cpu_vector_cnn(&cnn, level, 3, parallel)) abort();
+        cnn.kept = malloc(n * srwm_cpu_cnn_kept(&cnn, level) * sizeof(float));
+        if (srwm_cpu_vector_cnn(&cnn, level, 3, parallel)) abort();
+        cnn.grad_y = y;
+        if (srwm_cpu_vector_cnn(&cnn, level, 3, parallel)) abort();
+    } else {
+        if (srwm_cpu_tile_cnn(&cnn, 2, 3, parallel)) abort();
+        cnn.grad_y = y;
+        if (srwm_cpu_tile_cnn(&cnn, 2, 3, parallel)) abort();
+    }
     for (int i = 0; i < 4; i++) free(weights[i]), free(biases[i]), free(grad_weights[i]), free(grad_biases[i]);
-    free(frames), free(y);
+    free(frames), free(y), free(cnn.kept);
 }
-#endif
 
 int main(void) {
     int64_t steps[] = {1, 2, 16, 17, 40};
@@ -238,14 +245,18 @@ int main(void) {
             }
         }
     }
-#ifdef HAVE_TILES
-    for (int h = 4; srwm_cpu_has_tiles() && h < 40; h += 5) {
-        for (int w = 4; w < 70; w += 13, runs += 2) {
-            run_tiles(70, CONV_AND_POOL, h, w, 1 + h % 5, h % 2 ? 16 : 48);
-            run_tiles(5, PATCHES, h, w, 1 + w % 4, w % 2 ? 16 : 32);
+    for (int level = srwm_cpu_has_tiles() ? -1 : 0; level <= srwm_cpu_level(); level++) {
+        for (int h = 4; h < 40; h += 5) {
+            for (int w = 4; w < 70; w += 13, runs += 2) {
+                run_cnn(level, 70, CONV_AND_POOL, h, w, 1 + h % 5, h % 2 ? 16 : 48, 32);
+                run_cnn(level, 5, PATCHES, h, w, 1 + w % 4, w % 2 ? 16 : 32, 16);
+            }
+        }
+        for (int h = 8; level >= 0 && h < 50; h += 8, runs += 2) { /* by tiles of 4 x 4 pixels */
+            run_cnn(level, 40, CONV_AND_POOL, h, 56 - h, 3, h % 16 ? 8 : 40, 24);
+            run_cnn(level, 3, PATCHES, 2 * h, 2 * h, 1 + h % 3, 8 + h % 16, 8);
         }
     }
-#endif
     printf("%d runs, levels 0 to %d: clean\n", runs, srwm_cpu_level());
     return 0;
 }
