@@ -27,7 +27,6 @@ KINDS = ("conv and pool", "patches", "block")  # CONV_AND_POOL, PATCHES, BLOCK o
 SIDE = 16  # of a tile: widths are multiples of it
 MOST_LAYERS = 64  # of csrc/srwm_cpu.c
 MOST_CHANNELS, MOST_PIXELS = 256, 2**16  # what the arrays of csrc/tile_cnn_kernel.h hold
-MOST_FREE = 2  # buffers that are held for the next call
 MOST_WEIGHTS = 2**19  # with more, preparing them takes longer than torch for a few frames
 
 
@@ -195,6 +194,7 @@ class _Kept:
     """Memory for what the gradient needs, reused: of a CNN's time a tenth would go to the pages of new memory."""
 
     free: ClassVar[deque[Tensor]] = deque()
+    most_free: ClassVar[int] = 2
 
     def __init__(self, n: int) -> None:
         try:
@@ -205,7 +205,7 @@ class _Kept:
             self.numbers = torch.empty(n)
 
     def __del__(self) -> None:
-        if len(self.free) < MOST_FREE:
+        if len(self.free) < self.most_free:
             self.free.append(self.numbers)
 
 

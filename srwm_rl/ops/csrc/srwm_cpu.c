@@ -139,9 +139,11 @@ typedef struct {
 #define TAKE(job) __atomic_fetch_add(&(job)->next, (job)->grain, __ATOMIC_RELAXED)
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_12 UNROLL
 #define SHUF(ivec, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_12 _Pragma("GCC unroll 12")
 #define SHUF(ivec, a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
 #endif
 #pragma GCC diagnostic ignored "-Wpsabi" /* vectors never leave this file */

@@ -1,7 +1,7 @@
 /* What all versions of vector_cnn_kernel.h share: a thread's memory, and the order of weights. */
 
-enum { AT_ONCE = 32 };             /* tiles */
-enum { MOST_SIDE_BY_SIDE = 12 };   /* pixels, or numbers of a row: times vectors, the most sums that stay in registers */
+enum { AT_ONCE = 32 }; /* tiles that are transformed at once */
+enum { MOST_SIDE_BY_SIDE = 12 }; /* pixels, or numbers of a row: with two vectors each, half as many */
 enum { FROM_INPUT, TO_OUTPUT, FROM_GRADIENT, TO_WEIGHT }; /* Winograd's transforms: B', A', A and G' */
 
 /* A convolution's weight as [rows][what a row of the kernel covers][n_out], or transformed for tiles, [36][n_in][n_out]; and
@@ -35,7 +35,8 @@ typedef struct {
 /* Whether a layer's output is kept rectified: a block follows, or nothing */
 static int is_rectified(const Cnn *cnn, int k) { return k + 1 == cnn->n_layers || cnn->layers[k + 1].kind == BLOCK; }
 
-/* From one of the 36 matrices of transformed numbers to the next: no power of two, which would map all to a few cache lines */
+/* From one of the 36 matrices of transformed numbers to the next: no power of two, which would map all of them to a few
+ * lines of the cache */
 static size_t plane_of(int rows, int columns) { return (size_t)rows * columns + LANES; }
 
 static size_t float_image(int h, int w, int c) { return ((size_t)(h + 2) * (w + 2) * c + LANES - 1) / LANES * LANES; }
@@ -68,7 +69,8 @@ static size_t lay_out_thread(const Cnn *cnn, FloatThread *thread, float *at) {
     size_t largest = 0, inner = 0, scratch = 0;
     for (const Layer *layer = first; layer < first + cnn->n_layers; layer++) {
         const size_t n = float_image(layer->h, layer->w, layer->c), in = float_image(layer->h_in, layer->w_in, layer->c);
-        const size_t tiles = 36 * (plane_of(AT_ONCE, layer->c_in) + plane_of(AT_ONCE, layer->c) + plane_of(layer->c_in, layer->c));
+        const size_t images = plane_of(AT_ONCE, layer->c_in) + plane_of(AT_ONCE, layer->c);
+        const size_t tiles = 36 * (images + plane_of(layer->c_in, layer->c));
         largest = largest > n ? largest : n;
         inner = inner > n ? inner : n;
         if (layer->kind == CONV_AND_POOL && inner < in) inner = in;
@@ -239,7 +241,7 @@ static int run_vector_cnn(Cnn *cnn, Worker worker, unsigned threads, Parallel pa
     cnn->next = cnn->failed = 0;
     cnn->prepared = &prepared;
     size_t size = 0;
-    for (const FloatConv *conv = prepared.convs; conv < prepared.convs + cnn->n_convs; conv++) size += n_stored(conv) * (1 + back);
+    for (int i = 0; i < cnn->n_convs; i++) size += n_stored(prepared.convs + i) * (1 + back);
     float *weights = malloc((size + LANES) * sizeof(float));
     prepared.sums = back ? calloc(cnn->n_shares * prepared.n_sums + LANES, sizeof(float)) : 0;
     cnn->failed = !weights || (back && !prepared.sums);

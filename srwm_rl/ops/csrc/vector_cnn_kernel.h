@@ -24,7 +24,7 @@ INLINE void NAME(add_products)(int P, int V, const float *from, size_t row, size
         for (int j = 0; j < len; j++, weight += n_out) {
             vec w[2];
             UNROLL for (int v = 0; v < V; v++) w[v] = LDU(weight + v * VLEN);
-            _Pragma("GCC unroll 12") for (int p = 0; p < P; p++) {
+            UNROLL_12 for (int p = 0; p < P; p++) {
                 const float x = from[p * step + j];
                 UNROLL for (int v = 0; v < V; v++) sums[p][v] += x * w[v];
             }
@@ -56,8 +56,8 @@ INLINE void NAME(convolve_block)(int P, int V, const float *from, size_t row, si
 
 /* A convolution to an image [h][w][n_out] with a border. Its kernel has `rows` rows, each covering `len` numbers of an image
  * with rows of `row` numbers, and moves by `stride` pixels of n_in. */
-static TARGET NOINLINE void NAME(convolve)(const float *image, size_t row, int n_in, int stride, int rows, int len, int h, int w,
-                                  int n_out, const float *weight, const NAME(after) *after) {
+static TARGET NOINLINE void NAME(convolve)(const float *image, size_t row, int n_in, int stride, int rows, int len, int h,
+                                           int w, int n_out, const float *weight, const NAME(after) *after) {
     const size_t step = (size_t)stride * n_in;
     const NAME(after) local = *after; /* which no store can change */
     for (int output = 0; output < n_out;) {
@@ -82,11 +82,12 @@ static TARGET NOINLINE void NAME(convolve)(const float *image, size_t row, int n
     }
 }
 
-/* sums [J][V] += J numbers of what a row of the kernel covers times V vectors of the output's gradient, over n_rows x w pixels */
+/* sums [J][V] += J numbers of what a row of the kernel covers times V vectors of the output's gradient, summed over
+ * n_rows x w pixels */
 INLINE void NAME(gradient_block)(int J, int V, const float *from, size_t row, size_t step, const float *grad, size_t grad_row,
                                  size_t n_out, int n_rows, int w, float *to) {
     vec sums[MOST_SIDE_BY_SIDE][2];
-    _Pragma("GCC unroll 12") for (int j = 0; j < J; j++) {
+    UNROLL_12 for (int j = 0; j < J; j++) {
         UNROLL for (int v = 0; v < V; v++) sums[j][v] = LDU(to + j * n_out + v * VLEN);
     }
     for (int y = 0; y < n_rows; y++) {
@@ -94,20 +95,20 @@ INLINE void NAME(gradient_block)(int J, int V, const float *from, size_t row, si
         for (int i = 0; i < w; i++, x += step, g += n_out) {
             vec outputs[2];
             UNROLL for (int v = 0; v < V; v++) outputs[v] = LDU(g + v * VLEN);
-            _Pragma("GCC unroll 12") for (int j = 0; j < J; j++) {
+            UNROLL_12 for (int j = 0; j < J; j++) {
                 const float number = x[j];
                 UNROLL for (int v = 0; v < V; v++) sums[j][v] += number * outputs[v];
             }
         }
     }
-    _Pragma("GCC unroll 12") for (int j = 0; j < J; j++) {
+    UNROLL_12 for (int j = 0; j < J; j++) {
         UNROLL for (int v = 0; v < V; v++) STU(to + j * n_out + v * VLEN, sums[j][v]);
     }
 }
 
 /* sums [len][n_out] += as gradient_block */
-INLINE void NAME(add_gradient)(const float *from, size_t row, size_t step, int len, const float *grad, size_t grad_row, int n_out,
-                               int n_rows, int w, float *sums) {
+INLINE void NAME(add_gradient)(const float *from, size_t row, size_t step, int len, const float *grad, size_t grad_row,
+                               int n_out, int n_rows, int w, float *sums) {
     for (int output = 0; output < n_out;) {
         const int two = n_out - output >= 2 * VLEN;
         for (int j = 0; j < len;) {
@@ -145,9 +146,10 @@ static TARGET NOINLINE void NAME(add_conv_gradient)(const float *image, size_t r
     const int at_once = w < 64 ? 64 / w : 1; /* rows of pixels, as many as stay in the first cache */
     grad += grad_row + n_out;
     for (int y = 0; y < h; y += at_once) {
+        const int n_rows = h - y < at_once ? h - y : at_once;
         for (int r = 0; r < rows; r++)
-            NAME(add_gradient)(image + ((size_t)y * stride + r) * row, stride * row, (size_t)stride * n_in, len, grad + y * grad_row,
-                               grad_row, n_out, h - y < at_once ? h - y : at_once, w, sums + (size_t)r * len * n_out);
+            NAME(add_gradient)(image + ((size_t)y * stride + r) * row, stride * row, (size_t)stride * n_in, len,
+                               grad + y * grad_row, grad_row, n_out, n_rows, w, sums + (size_t)r * len * n_out);
     }
     NAME(add_bias_gradient)(grad, h, w, n_out, sums + (size_t)rows * len * n_out);
 }
@@ -367,8 +369,8 @@ static TARGET void NAME(vector_backward)(const Cnn *cnn, const FloatThread *thre
             NAME(add_gradient_3x3)(conv, image, inner, h, w, scratch, sums);
             NAME(convolve_3x3)(conv, 1, inner, h, w, scratch, &second);
         } else if (layer->kind == PATCHES) {
-            NAME(add_conv_gradient)(image, (size_t)w_in * c_in, c_in, layer->kernel, layer->kernel, layer->kernel * c_in, grad, h, w, c,
-                                    sums + conv->sums);
+            NAME(add_conv_gradient)(image, (size_t)w_in * c_in, c_in, layer->kernel, layer->kernel, layer->kernel * c_in,
+                                    grad, h, w, c, sums + conv->sums);
         } else {
             const Pool pool = NAME(pool_of)(layer, inner, grad, kept[k].which);
             const NAME(after) after = {0, 0, 0, other, 0};

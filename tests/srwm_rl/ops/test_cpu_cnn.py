@@ -381,7 +381,7 @@ def test_gradients_of_several_calls_do_not_share_memory() -> None:
     first, second = (torch.autograd.grad(y.sum(), list(cnn.stages.parameters()), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
     del y, outputs
-    assert 0 < len(cpu_cnn._Kept.free) <= cpu_cnn.MOST_FREE
+    assert 0 < len(cpu_cnn._Kept.free) <= cpu_cnn._Kept.most_free
 
 
 @with_vectors
