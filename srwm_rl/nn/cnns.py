@@ -235,6 +235,8 @@ class ImpalaCNN(nn.Module):
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def _prefers_c(self) -> bool:
+        if torch.compiler.is_compiling():  # or exporting: a graph must not depend on the batch's size
+            return False
         by_choice = self.kernels == IN_C[self.precision]
         return by_choice or (self.kernels == "auto" and cpu_cnn.is_faster(self.precision))
 

@@ -132,7 +132,7 @@ static void run_operations(int64_t B, int H, int D, int level, int back) {
     for (int64_t i = 0; i < B; i++) starts[i] = uniform() > 0.3f;
     int scratch = 2 * width + H > (int)padded ? 2 * width + H : (int)padded;
     Program program = {.B = B, .n_ops = n_ops, .n_features = n_features, .n_scratch = scratch > wide ? scratch : (int)wide};
-    program.ops = ops, program.inputs = (const float *const *)inputs;
+    program.ops = ops, program.inputs = (const float *const *)inputs, program.state_size = state;
     if (back) {
         const PPOLossParams params = {0.2f, 0.3f, 0.5f, 0.01f, 0.1f};
         float terms[TERMS];
