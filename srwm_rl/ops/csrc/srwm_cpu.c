@@ -102,7 +102,7 @@ typedef struct {
     void *x, *y;          /* images and pooled images; in backward their gradients, x is the output */
     unsigned char *which; /* like y: the index of the pixel that each window took, of nine; NULL: not stored */
     int is_half, back;    /* bfloat16 instead of float; backward */
-    int64_t x_row, y_row; /* pixels from one row to the next */
+    int64_t x_row, y_row; /* pixels from one row to the next; set by srwm_cpu_max_pool */
 } Pool;
 
 /* A part of a CNN: a convolution of 3 x 3 followed by max pooling; one of patches, `kernel` pixels wide, that do not
