@@ -8,7 +8,7 @@ enum { FROM_INPUT, TO_OUTPUT, FROM_GRADIENT, TO_WEIGHT }; /* Winograd's transfor
  * that of the gradient of its input, a convolution with the kernel turned round; and where its sums begin, in the first
  * order, then [n_out] */
 typedef struct {
-    int n_in, n_out, kernel, by_tiles;
+    int n_in, n_out, kernel, by_tiles, gradient_by_tiles;
     float *weight, *back;
     size_t sums;
 } FloatConv;
@@ -162,7 +162,10 @@ static size_t describe_float(const Cnn *cnn, FloatConv *convs) {
         for (int i = 0; i <= (layer->kind == BLOCK); i++) {
             FloatConv *conv = convs + layer->conv + i;
             *conv = (FloatConv){.n_in = layer->c_in, .n_out = layer->c, .kernel = layer->kernel, .sums = n};
-            conv->by_tiles = layer != cnn->layers && layer->h_in % 4 == 0 && layer->w_in % 4 == 0;
+            /* With few tiles, transforming the weights and their gradient takes longer than tiles save. */
+            const int is_tiled = layer != cnn->layers && layer->h_in % 4 == 0 && layer->w_in % 4 == 0;
+            conv->by_tiles = is_tiled && layer->h_in * layer->w_in >= 4 * 16;
+            conv->gradient_by_tiles = is_tiled && layer->h_in * layer->w_in >= 8 * 16;
             n += n_weights(conv) + conv->n_out;
         }
     }

@@ -5,7 +5,7 @@
  * products of such numbers, one at a time, with vectors of weights, for some pixels side by side whose sums stay in
  * registers. The gradient of the weights does the same with vectors of the output's gradient, summed over pixels.
  *
- * Where height and width are multiples of 4, kernels of 3 x 3 are computed by Winograd's minimal filtering F(4 x 4, 3 x 3)
+ * Where height and width are multiples of 4, and large enough, kernels of 3 x 3 are computed by Winograd's minimal filtering F(4 x 4, 3 x 3)
  * (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308): tiles of 6 x 6 inputs, the kernel and tiles of 4 x 4 outputs are
  * transformed, and in between there are 36 products instead of 144. With the paper's matrices, Y = A' [(G g G') (B' d B)] A;
  * so the gradient of g is G' [(B' d B) (A dY A')] G, summed over tiles.
@@ -117,7 +117,7 @@ INLINE void NAME(add_gradient)(const float *from, size_t row, size_t step, int l
 #define BLOCK_OF(J, V) \
     (NAME(gradient_block)(J, V, from + j, row, step, grad + output, grad_row, n_out, n_rows, w, to), j += J)
             if (!two && left >= 12) BLOCK_OF(12, 1);
-            else if (left >= 6 && left % 3 == 0 && two) BLOCK_OF(6, 2);
+            else if (left >= 6 && left != 8 && two) BLOCK_OF(6, 2);
             else if (left >= 4 && two) BLOCK_OF(4, 2);
             else if (left >= 4) BLOCK_OF(4, 1);
             else if (two) BLOCK_OF(1, 2);
@@ -314,7 +314,7 @@ INLINE void NAME(convolve_3x3)(const FloatConv *conv, int back, const float *ima
 INLINE void NAME(add_gradient_3x3)(const FloatConv *conv, const float *image, const float *grad, int h, int w, float *scratch,
                                    float *sums) {
     const int n_in = conv->n_in, n_out = conv->n_out;
-    if (conv->by_tiles) NAME(add_tiles_gradient)(image, n_in, grad, h, w, n_out, scratch, sums + conv->sums);
+    if (conv->gradient_by_tiles) NAME(add_tiles_gradient)(image, n_in, grad, h, w, n_out, scratch, sums + conv->sums);
     else NAME(add_conv_gradient)(image, (size_t)(w + 2) * n_in, n_in, 1, 3, 3 * n_in, grad, h, w, n_out, sums + conv->sums);
 }
 
