@@ -4,12 +4,12 @@ enum { AT_ONCE = 32 }; /* tiles that are transformed at once */
 enum { MOST_SIDE_BY_SIDE = 12 }; /* pixels, or numbers of a row: with two vectors each, half as many */
 enum { FROM_INPUT, TO_OUTPUT, FROM_GRADIENT, TO_WEIGHT }; /* Winograd's transforms: B', A', A and G' */
 
-/* A convolution's weight as [rows][what a row of the kernel covers][n_out], or transformed for tiles, [36][n_in][n_out]; and
- * that of the gradient of its input, a convolution with the kernel turned round; and where its sums begin, in the first
- * order, then [n_out] */
+/* A convolution's weight as [rows][what a row of the kernel covers][n_out], or transformed for tiles, [36][n_in][n_out]; in
+ * backward that of its input's gradient, a convolution with the kernel turned round, from n_out to n_in; and where its sums
+ * begin: those of the weight in the first order, then [n_out] */
 typedef struct {
     int n_in, n_out, kernel, by_tiles, gradient_by_tiles;
-    float *weight, *back;
+    float *weight;
     size_t sums;
 } FloatConv;
 
@@ -172,41 +172,38 @@ static size_t describe_float(const Cnn *cnn, FloatConv *convs) {
     return n;
 }
 
-/* y = G x: Winograd's transform of a row or column of the kernel; `stride` from one number to the next, of both */
-static void transform_weight(const float *x, size_t stride, float *y, size_t to_stride) {
-    const float even = (x[0] + x[2 * stride]) / -6, odd = x[stride] / 6;
-    const float even2 = x[0] / 24 + x[2 * stride] / 6, odd2 = x[stride] / 12;
-    const float all[6] = {x[0] / 4, even - odd, even + odd, even2 + odd2, even2 - odd2, x[2 * stride]};
-    for (int i = 0; i < 6; i++) y[i * to_stride] = all[i];
-}
-
-/* Store the kernel [k][k] from input `from` to output `to` of a convolution, n_to outputs in all. */
-static void order_kernel(const FloatConv *conv, const float *kernel, int from, int to, int n_from, int n_to, float *weight) {
-    const size_t plane = (size_t)n_from * n_to;
-    weight += (size_t)from * n_to + to;
-    if (conv->by_tiles) {
-        float half[3][6];
-        for (int i = 0; i < 3; i++) transform_weight(kernel + 3 * i, 1, half[i], 1);
-        for (int j = 0; j < 6; j++) transform_weight(half[0] + j, 6, weight + j * plane, 6 * plane);
-    } else {
-        for (int tap = 0; tap < conv->kernel * conv->kernel; tap++) weight[tap * plane] = kernel[tap];
+/* y = G x: Winograd's transform of a row or column of LANES kernels; `stride` from one number to the next */
+static void transform_weights(const float *restrict x, size_t stride, float *restrict y, size_t to_stride) {
+    for (int l = 0; l < LANES; l++) {
+        const float first = x[l], second = x[stride + l], third = x[2 * stride + l];
+        const float even = (first + third) / -6, odd = second / 6;
+        const float even2 = first / 24 + third / 6, odd2 = second / 12;
+        const float all[6] = {first / 4, even - odd, even + odd, even2 + odd2, even2 - odd2, third};
+        for (int i = 0; i < 6; i++) y[i * to_stride + l] = all[i];
     }
 }
 
-/* Order a convolution's weight, [n_out][n_in][k][k]. */
-static void order_weight(const FloatConv *conv, const float *weight, float scale) {
+/* Transform `plane` kernels: their nine numbers are the last nine of 36 planes at `weight`. */
+static void transform_kernels(float *weight, size_t plane) {
+    for (size_t at = 0; at < plane; at += LANES) {
+        float half[3][6][LANES];
+        for (int i = 0; i < 3; i++) transform_weights(weight + (27 + 3 * i) * plane + at, plane, half[i][0], LANES);
+        for (int j = 0; j < 6; j++) transform_weights(half[0][j], 6 * LANES, weight + j * plane + at, 6 * plane);
+    }
+}
+
+/* Order a convolution's weight, [n_out][n_in][k][k]; back: turned round, from outputs to inputs. */
+static void order_weight(const FloatConv *conv, int back, const float *weight, float scale) {
     const int taps = conv->kernel * conv->kernel, n_in = conv->n_in, n_out = conv->n_out;
+    const size_t plane = (size_t)n_in * n_out;
+    float *to = conv->weight + (conv->by_tiles ? 27 * plane : 0);
     for (int o = 0; o < n_out; o++) {
         for (int i = 0; i < n_in; i++, weight += taps) {
-            order_kernel(conv, weight, i, o, n_in, n_out, conv->weight);
-            if (!conv->back) continue;
-            float turned[9];
-            for (int tap = 0; tap < 9; tap++) turned[tap] = weight[8 - tap];
-            order_kernel(conv, turned, o, i, n_out, n_in, conv->back);
+            const size_t at = back ? (size_t)o * n_in + i : (size_t)i * n_out + o;
+            for (int tap = 0; tap < taps; tap++) to[tap * plane + at] = weight[back ? taps - 1 - tap : tap] * scale;
         }
     }
-    if (scale == 1) return;
-    for (size_t i = 0; i < (size_t)taps * n_in * n_out; i++) conv->weight[i] *= scale;
+    if (conv->by_tiles) transform_kernels(conv->weight, plane);
 }
 
 /* Add up the shares, always in the same order. */
@@ -244,7 +241,7 @@ static int run_vector_cnn(Cnn *cnn, Worker worker, unsigned threads, Parallel pa
     cnn->next = cnn->failed = 0;
     cnn->prepared = &prepared;
     size_t size = 0;
-    for (int i = 0; i < cnn->n_convs; i++) size += n_stored(prepared.convs + i) * (1 + back);
+    for (int i = 0; i < cnn->n_convs; i++) size += n_stored(prepared.convs + i);
     float *weights = malloc((size + LANES) * sizeof(float));
     prepared.sums = back ? calloc(cnn->n_shares * prepared.n_sums + LANES, sizeof(float)) : 0;
     cnn->failed = !weights || (back && !prepared.sums);
@@ -253,8 +250,7 @@ static int run_vector_cnn(Cnn *cnn, Worker worker, unsigned threads, Parallel pa
         for (int i = 0; i < cnn->n_convs; i++) {
             FloatConv *conv = prepared.convs + i;
             conv->weight = at, at += n_stored(conv);
-            if (back && i) conv->back = at, at += n_stored(conv);
-            order_weight(conv, cnn->weights[i], i ? 1 : cnn->scale);
+            if (i || !back) order_weight(conv, back, cnn->weights[i], i ? 1 : cnn->scale);
         }
         run_parallel(worker, cnn, threads, parallel);
         if (back && !cnn->failed) reduce_float(cnn, &prepared);

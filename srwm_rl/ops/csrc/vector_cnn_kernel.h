@@ -306,9 +306,8 @@ static Pool NAME(pool_of)(const Layer *layer, float *x, float *y, unsigned char 
 INLINE void NAME(convolve_3x3)(const FloatConv *conv, int back, const float *image, int h, int w, float *scratch,
                                const NAME(after) *after) {
     const int n_in = back ? conv->n_out : conv->n_in, n_out = back ? conv->n_in : conv->n_out;
-    const float *weight = back ? conv->back : conv->weight;
-    if (conv->by_tiles) NAME(convolve_tiles)(image, n_in, h, w, n_out, weight, scratch, after);
-    else NAME(convolve)(image, (size_t)(w + 2) * n_in, n_in, 1, 3, 3 * n_in, h, w, n_out, weight, after);
+    if (conv->by_tiles) NAME(convolve_tiles)(image, n_in, h, w, n_out, conv->weight, scratch, after);
+    else NAME(convolve)(image, (size_t)(w + 2) * n_in, n_in, 1, 3, 3 * n_in, h, w, n_out, conv->weight, after);
 }
 
 INLINE void NAME(add_gradient_3x3)(const FloatConv *conv, const float *image, const float *grad, int h, int w, float *scratch,
