@@ -21,7 +21,7 @@ from srwm_rl.scripts.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("tutorials/*.md"), *DOCS.glob("how-to/*.md")])
+PAGES = sorted(page for folder in (".", "tutorials", "how-to", "reference") for page in DOCS.glob(f"{folder}/*.md"))
 pytest.importorskip("mkdocs", reason="the docs extra is not installed")
 
 
@@ -167,6 +167,7 @@ OF_OTHERS = {
     *("requeue", "signal"),  # sbatch
     *("nproc-per-node", "nnodes", "max-restarts", "rdzv-endpoint", "rdzv-id", "standalone"),  # torchrun
     *("user", "gpus", "build-arg"),  # docker
+    *("vec-env", "n-trials"),  # rl-zoo3
 }
 
 

@@ -95,7 +95,8 @@ class Encoder(BaseFeaturesExtractor):
         cnn: settings of `ImpalaCNN`; with `"kind"` "nature", "patch", "conv4" or "resnet12" those of `NatureCNN`,
             `PatchCNN`, `Conv4` or `ResNet12`.
         vector_scale: factor on vectors.
-        step_periods, step_longest: settings of `StepEmbedding`.
+        step_periods: number of periods of `StepEmbedding`.
+        step_longest: the longest of them, in steps.
         normalize_images: multiply pixels by 1/255. False: as in SB3, every Box of three dimensions is an image, of
             floats too.
         precision: of the CNN, "float32" or "bfloat16"; see `fastest_precision`.

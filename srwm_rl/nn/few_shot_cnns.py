@@ -89,7 +89,8 @@ class Conv4(FewShotCNN):
         channels_first: see `FewShotCNN`.
         channels: width of each block.
         first_stride: stride of the first convolution; 2: in place of its block's pooling, at a quarter of its time.
-        others: see `FewShotCNN`.
+
+    The others are those of `FewShotCNN`.
     """
 
     title = "Conv-4"
@@ -151,7 +152,8 @@ class ResNet12(FewShotCNN):
         shape: see `FewShotCNN`.
         channels_first: see `FewShotCNN`.
         channels: width of each block.
-        others: see `FewShotCNN`.
+
+    The others are those of `FewShotCNN`.
     """
 
     title = "ResNet-12"
