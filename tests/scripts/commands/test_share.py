@@ -110,7 +110,9 @@ def test_a_card_names_the_commands_that_changed_the_run(call: Any, recall_argv: 
     first = next((run / "checkpoints").glob("model-*"))
     shutil.copy(first, tmp_path / "first.safetensors")
     assert call("train", "--resume", run, "-n", 192).code == 0
-    assert call("train", "--resume", run, "-n", 256, "--learning-rate", 1e-4, "--override").code == 0
+    more = ("--learning-rate", 1e-4, "--device", "cpu")  # the device is no part of what is learned
+    assert call("train", "--resume", run, "-n", 256, *more, "--override").code == 0
+    assert {*json.loads((run / "config.json").read_text())["history"][-1]["changed"]} > {"learning_rate", "device"}
     argv = ("--no-baselines", "--no-freeze", "-o", tmp_path / "agent.safetensors")
     assert call("share", run, *argv).code == 0
     began, *changes = command_of(tmp_path / "agent.safetensors").split("; ")
