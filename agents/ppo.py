@@ -46,8 +46,8 @@ class PPO(CollectingAlgorithm):
         on_nan: "stop" raises at the first number that is not finite, before it reaches a weight; "skip" skips the
             step or the update and logs how many (`train/skipped`).
 
-    The others are SB3 PPO's, with its defaults, but for `n_epochs` (10 there, as 2048 and 64 are its `n_steps` and
-    `batch_size`).
+    The others are SB3 PPO's. Three defaults differ from SB3's: `n_steps` (2048 there), `batch_size` (64) and `n_epochs`
+    (10).
 
     Raises:
         UserError: counts or coefficients out of range, a batch that holds no whole sequence.

@@ -5,9 +5,9 @@
  * products of such numbers, one at a time, with vectors of weights, for some pixels side by side whose sums stay in
  * registers. The gradient of the weights does the same with vectors of the output's gradient, summed over pixels.
  *
- * Where height and width are multiples of 4, and large enough, kernels of 3 x 3 are computed by Winograd's minimal filtering F(4 x 4, 3 x 3)
- * (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308): tiles of 6 x 6 inputs, the kernel and tiles of 4 x 4 outputs are
- * transformed, and in between there are 36 products instead of 144. With the paper's matrices, Y = A' [(G g G') (B' d B)] A;
+ * Where height and width are multiples of 4, and not too small, kernels of 3 x 3 are computed by Winograd's minimal
+ * filtering F(4 x 4, 3 x 3) (Lavin and Gray, 2016, https://arxiv.org/abs/1509.09308): tiles of 6 x 6 inputs, the kernel
+ * and tiles of 4 x 4 outputs are transformed, and in between there are 36 products instead of 144. With the paper's matrices, Y = A' [(G g G') (B' d B)] A;
  * so the gradient of g is G' [(B' d B) (A dY A')] G, summed over tiles.
  */
 
