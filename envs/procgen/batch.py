@@ -62,8 +62,9 @@ class ProcgenBatch(BatchEnv):
     ) -> None:
         self.games = parse_games(games)
         levels = level_range(self.games, mode, levels)
-        if check_count("n_envs", n_envs) % len(self.games):
-            raise UserError(f"n_envs={n_envs} must be a multiple of the {len(self.games)} games")
+        if extra := check_count("n_envs", n_envs) % (n_games := len(self.games)):
+            near = n_envs + n_games - extra
+            raise UserError(f"n_envs={n_envs} must be a multiple of the {n_games} games, such as {near}")
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"ProcGen has no render_mode {render_mode!r}; use 'rgb_array' or None")
         self.mode = mode

@@ -207,6 +207,8 @@ def defaults(
         settings["core_kwargs"] = ("variant:paper",)
     if core and (":" in core or core == "prototype"):  # settings of its own
         settings["core_kwargs"] = ()
+    n_envs, n_games = settings.get("n_envs", TrainConfig.n_envs), len(resolve(env).names)
+    settings["n_envs"] = -(-n_envs // n_games) * n_games  # as many of each game
     return TrainConfig(**settings)
 
 

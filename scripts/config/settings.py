@@ -73,7 +73,7 @@ class TrainConfig:
     """List the environments and stop."""
 
     n_envs: Number = 64
-    """Number of environments that step together."""
+    """Number of environments that step together; a default is rounded up to as many of each game."""
     levels: str = "0:200"
     """Training levels, start:stop; a level is a seed where the environment has no levels. "all": no limit."""
     eval_levels: str = "1000:1200"

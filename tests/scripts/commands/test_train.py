@@ -388,7 +388,7 @@ REFUSED = [
     (["--env", "coinrun", "--mode", "memory"], "coinrun has no memory mode"),
     (["--env", "coinrun", "--mode", "esy"], "did you mean 'easy'?"),
     (["--env", "recall", "--mode", "hard"], "recall has no modes"),
-    (["--env", "coinrun,maze", "--n-envs", "3"], "must be a multiple of the 2 games"),
+    (["--env", "coinrun,maze", "--n-envs", "3"], "must be a multiple of the 2 games, such as 4"),
     (["--env", "recall", "--device", "gpu"], "there is no device 'gpu'"),
     (["--env", "recall", "--device", "cuda:99"], "--device cuda:99"),
 ]

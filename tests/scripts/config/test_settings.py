@@ -183,6 +183,20 @@ def test_pairs_refuses(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("env", "preset", "n_envs"),
+    [
+        ("coinrun", None, 64),
+        ("coinrun,maze,heist", None, 66),
+        ("paper6", "procgen-cpu", 66),
+        (None, "paper", 48),
+        ("coinrun,maze,heist", "demo", 33),
+    ],
+)
+def test_several_games_have_as_many_environments_each(env: str | None, preset: str | None, n_envs: int) -> None:
+    assert defaults(env, preset).n_envs == n_envs
+
+
+@pytest.mark.parametrize(
     ("env", "kind"), [("coinrun,maze", "procgen"), ("bandit", "task"), ("CartPole-v1", "gymnasium")]
 )
 def test_each_kind_of_environment_has_its_defaults(env: str, kind: str) -> None:
