@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,15 +83,25 @@ def _new_config(argv: list[str]) -> TrainConfig:
     if path is not None:
         allow_core(stored.get("core", ""), chosen["core"] if peek(argv, "--core") else None)
         allow_env(stored.get("env", ""), peek(argv, "--env"), path)
+    weights = peek(argv, "--init-from", "-i") or stored.get("init_from")
+    network = {} if weights is None else _network_of(weights, chosen["core"])
+    chosen["core"] = network.get("core", chosen["core"])
     others = {option.strip("-").replace("-", "_") for option in options_of(argv)} | stored.keys()
     chosen["preset"] = chosen["preset"] or default_preset(chosen["env"], chosen["core"], chosen["algo"], others)
     default = defaults(**chosen, atari="--atari" in argv or stored.get("atari", False))
     with named(path or ""):
+        default = replace(default, **network)
         default = with_defaults(replace(default, **stored), default)
     config = _parse(argv, default)
     if path is not None:
         allow_wrappers(default.wrapper, config.wrapper if "--wrapper" in options_of(argv) else (), path)
     return config
+
+
+def _network_of(path: str, core: str | None) -> dict[str, Any]:
+    from srwm_rl.scripts.training.initial_weights import network_settings
+
+    return network_settings(path, core)
 
 
 def _parse(argv: list[str], default: TrainConfig) -> TrainConfig:

@@ -59,6 +59,9 @@ class TrainConfig:
     """Print all settings as such a file and stop."""
     resume: str | None = None
     """Resume this run folder, exactly; -n may be given a new value."""
+    init_from: Annotated[str | None, Arg(aliases=["-i"])] = None
+    """Start a new run from the weights of a trained agent: RUN, RUN/best, a model file, zoo:NAME or an address. Its
+    network is the default then; --resume continues a run itself."""
     override: bool = False
     """With --resume: accept new values of the trainer's settings. The run's history keeps them."""
     verify: bool = False

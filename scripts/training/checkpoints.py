@@ -28,10 +28,11 @@ from srwm_rl.scripts.training.tracking import WandbOutput, open_tensorboard
 from srwm_rl.storage.model_file import FORMAT as MODEL_FORMAT
 from srwm_rl.storage.model_file import describe, save_model
 from srwm_rl.storage.model_schema import build_policy, check_meta
-from srwm_rl.storage.run_folder import BEST, CHECKPOINTS, TENSORBOARD, Run
+from srwm_rl.storage.run_folder import BEST, CHECKPOINTS, TENSORBOARD, Run, title_of
 from srwm_rl.storage.safe_file import check_content, pack, publish, read_file, serialise, stage, unpack
 from srwm_rl.storage.seen_levels import SeenLevels
 from srwm_rl.storage.strict_json import convert
+from srwm_rl.zoo import PREFIX
 
 FORMAT = 1
 # Settings that no model file contains, since it may be shared: those of one command, and a local path.
@@ -270,7 +271,10 @@ class Session:
         return describe(self.model.policy, self._shared(), state["counters"]["num_timesteps"])
 
     def _shared(self) -> dict[str, Any]:
-        return {name: value for name, value in self.config.to_json().items() if name not in PRIVATE}
+        shared = {name: value for name, value in self.config.to_json().items() if name not in PRIVATE}
+        if (origin := self.config.init_from) is not None and not origin.startswith(PREFIX):
+            shared["init_from"] = title_of(origin)  # without the folder
+        return shared
 
     def restore(self, checkpoint: Checkpoint) -> bool:
         """Restore a checkpoint's content, and truncate the metrics file to its moment.

@@ -40,6 +40,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
     rounded = f" (-n {config.n_timesteps:,} in whole rollouts)" if steps != config.n_timesteps else ""
     preset = f"; preset {config.preset}" if config.preset not in (None, NONE) else ""
     preset += " (--preset none: without it)" if config.preset == TUNED and done is None else ""
+    weights = [f"  weights   of {config.init_from}"] if config.init_from is not None and done is None else []
     return "\n".join(
         (
             f"{'training' if done is None else 'resuming'} {config.env} {length}{rounded}: {config.algo}, core {core}"
@@ -47,6 +48,7 @@ def describe(config: TrainConfig, model: RecurrentAlgorithm, done: int | None = 
             f"  network   {model.policy.features_extractor.describe()}",
             f"            {n_parameters:,} parameters; memory {memory.state_layers * memory.state_size:,} floats per "
             "environment",
+            *weights,
             f"  levels    {config.levels} for training, {config.eval_levels} held out; seed {config.seed}{mode}",
             f"  updates   {_updates(config, model, steps - (done or 0))}{processes}",
             f"  device    {model.device}, {mode_of_device}",

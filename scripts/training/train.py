@@ -29,6 +29,7 @@ from srwm_rl.scripts.signals import STOP_SIGNALS, StopSignal, hold_signals, rais
 from srwm_rl.scripts.training import build
 from srwm_rl.scripts.training.checkpoints import Session, check_resumable
 from srwm_rl.scripts.training.cnn_kernels import choose_kernels, use_kernels
+from srwm_rl.scripts.training.initial_weights import load_weights
 from srwm_rl.scripts.training.launch import FOLDER, NOT_SAVED, command_to_resume, is_distributed
 from srwm_rl.scripts.training.monitoring import make_callbacks, make_video_callback
 from srwm_rl.scripts.training.plan import describe, duration, measure
@@ -81,6 +82,8 @@ def train(config: TrainConfig, run: Run | None, changes: dict[str, list[Any]]) -
 
 def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, changes: dict[str, list[Any]]) -> int:
     """Train in the run's folder, under its lock; a new one is deleted if the run ends before its first update."""
+    is_new = run is None
+    agent = load_weights(model, config.init_from) if is_new and config.init_from is not None else None
     if config.dry_run:
         print(describe(config, model, None if run is None else _saved_steps(run)))
         if config.progress and (seconds := measure(model, config.n_timesteps)) is not None:
@@ -88,7 +91,6 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
         return 0
     if not model.processes.first:  # which writes nothing, and does not know a new run's folder
         return _learn(Session(config, model, run or Run(Path(), {}), Path(os.devnull)), changes)
-    is_new = run is None
     own = Path(os.environ[FOLDER]) if FOLDER in os.environ else None
     run = run or Run.create(config.run_base(), _run_record(config, model.processes.size), own)
     try:
@@ -97,7 +99,10 @@ def _run(config: TrainConfig, model: RecurrentAlgorithm, run: Run | None, change
                 if config.verify:
                     print(verify(run, config, model))
                     return 0
-                return _learn(Session(config, model, run, run.path / METRICS), changes)
+                session = Session(config, model, run, run.path / METRICS)
+                if agent is not None:
+                    session.best_model.levels.include(agent.levels_played)
+                return _learn(session, changes)
             finally:
                 if is_new:
                     run.delete_if_empty()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -83,6 +83,19 @@ class _GameLevels:
     def __len__(self) -> int:
         return int(self.map.sum()) + len(self.others)
 
+    def __iter__(self) -> Iterator[int]:
+        yield from (np.flatnonzero(self.map) + self.start).tolist()
+        yield from self.in_order
+
+    def include(self, other: _GameLevels) -> None:
+        """Add the levels of another record."""
+        for level in other:
+            self.add(level)
+        if not other.complete:  # levels that are not stored lie within its bounds
+            self.complete = False
+            known = [level for level in (self.low, self.high, other.low, other.high) if level >= 0]
+            self.low, self.high = min(known, default=-1), max(known, default=-1)
+
     def to_tree(self) -> Tree:
         others = np.array(self.in_order, np.int64)
         low, high = self.low, self.high
@@ -105,12 +118,24 @@ class SeenLevels:
 
     def add(self, game: str, level: int) -> None:
         """Add a level of a game."""
+        if (levels := self._levels_of(game)) is not None:
+            levels.add(level)
+
+    def include(self, other: SeenLevels | None) -> None:
+        """Add the levels of another record; None: of levels that are not known."""
+        self.complete = self.complete and other is not None and other.complete
+        for game, theirs in other.games.items() if other is not None else ():
+            if (levels := self._levels_of(game)) is not None:
+                levels.include(theirs)
+
+    def _levels_of(self, game: str) -> _GameLevels | None:
+        """Return a game's levels, none at first; None, and the record is incomplete: there is no room for it."""
         if game not in self.games:
             if len(self.games) == MAX_GAMES or not 0 < len(game) <= MAX_LETTERS:
                 self.complete = False
-                return
+                return None
             self.games[game] = _GameLevels(self.start, self.stop)
-        self.games[game].add(level)
+        return self.games[game]
 
     def among(self, game: str, levels: Iterable[int]) -> list[int]:
         """Return those of `levels` that are known to have been played."""

@@ -160,3 +160,35 @@ def test_inconsistent_records_are_refused(tree: Any) -> None:
     assert not SeenLevels.from_tree(game(complete=False, low=0, high=50), "that file").is_complete("a")
     with pytest.raises(UserError, match="that file is damaged: its record of the levels played"):
         SeenLevels.from_tree(tree, "that file")
+
+
+def test_a_record_includes_another_one() -> None:
+    ours, theirs = SeenLevels(0, 10), SeenLevels(100, 110)
+    for level in (3, 5, 105):
+        ours.add("a", level)
+    for level in (5, 104, 105, 999):
+        theirs.add("a", level)
+    theirs.add("b", 7)
+    ours.include(theirs)
+    assert ours.among("a", range(2000)) == [3, 5, 104, 105, 999]
+    assert (len(ours.games["a"]), ours.games["a"].low, ours.games["a"].high) == (5, 3, 999)
+    assert ours.among("b", range(2000)) == [7]
+    assert ours.is_complete("a")
+    assert ours.is_complete("b")
+    assert theirs.among("a", range(100)) == [5]  # unchanged
+
+
+def test_a_record_that_includes_an_incomplete_or_unknown_one_is_incomplete(tmp_path: Path) -> None:
+    ours, theirs = SeenLevels(0, 10), SeenLevels(0, 10)
+    ours.add("a", 3)
+    for level in range(100, 101 + MAX_OTHERS):
+        theirs.add("a", level)
+    assert not theirs.is_complete("a")
+    ours.include(theirs)
+    ours.add("b", 1)
+    assert (ours.games["a"].low, ours.games["a"].high) == (3, 100 + MAX_OTHERS)
+    same = through_a_file(ours, tmp_path / "record")
+    assert not same.is_complete("a")
+    assert same.is_complete("b")
+    ours.include(None)
+    assert not ours.is_complete("b")
