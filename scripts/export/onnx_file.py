@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,11 +46,13 @@ def write_onnx(path: Path, agent: Agent, trained: TrainConfig) -> list[str]:
     content = to_onnx(step, metadata(agent, trained, step))
     comparison = _check(content, step, agent, trained)
     write_whole(path, content)
-    precisions = {cnn.precision for cnn in agent.policy.features_extractor.images.values()}
+    settings: dict[str, Any] = agent.policy.encoder_kwargs
+    precisions = {settings.get("precision"), (settings.get("cnn") or {}).get("precision")}
     return [
         f"  inputs    {', '.join(map(str, step.inputs))}",
         f"  outputs   {', '.join(map(str, step.outputs))}",
-        *["  note      the run computes its CNN in bfloat16, the graph in float32"] * ("bfloat16" in precisions),
+        *["  note      the run computes its CNN in bfloat16, the graph in float32"]
+        * ("bfloat16" in precisions and bool(agent.policy.features_extractor.images)),
         f"  checked   {comparison.steps} steps of {comparison.n_envs} environments with {comparison.episode_starts} "
         "episode starts, beside PyTorch",
         f"            largest difference: {comparison}",

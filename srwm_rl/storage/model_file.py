@@ -12,6 +12,7 @@ import torch
 from msgspec import UNSET, to_builtins
 
 from srwm_rl.errors import UserError, named
+from srwm_rl.nn.encoders import Encoder
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.storage.card import Card
 from srwm_rl.storage.model_schema import (
@@ -131,6 +132,8 @@ def describe(policy: SRWMPolicy, config: dict[str, Any], num_timesteps: int) -> 
 def load(path: str | Path, device: str = "cpu") -> Agent:
     """Load a model, without executing anything in it.
 
+    A CNN that was trained in bfloat16 computes in float32 on a device that would emulate bfloat16.
+
     Args:
         path: a run folder RUN for its newest intact model, RUN/best for its best, a model file, zoo:NAME for an agent
             that comes with the package (`srwm-rl zoo` lists them), or https://...#sha256=HEX.
@@ -163,7 +166,10 @@ def load(path: str | Path, device: str = "cpu") -> Agent:
             *(file, ", ".join(missing)),
         )
     load_policy_arrays(policy, arrays, str(file))
+    policy = policy.to(device)
+    if isinstance(policy.features_extractor, Encoder):
+        policy.features_extractor.avoid_emulation(device)
     return Agent(
-        *(policy.to(device), meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen")),
+        *(policy, meta["config"], meta["num_timesteps"], file, levels_played, meta.get("chosen")),
         card=None if card is UNSET else card,
     )

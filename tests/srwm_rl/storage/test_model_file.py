@@ -14,6 +14,7 @@ from gymnasium import spaces
 import srwm_rl
 from srwm_rl import SRWMPolicy, UserError, load
 from srwm_rl.nn.cores import _CORES
+from srwm_rl.nn.encoders import MAIN_KEY
 from srwm_rl.storage.model_file import load_policy_arrays, policy_arrays, save_model
 from srwm_rl.storage.run_folder import Run
 from srwm_rl.storage.safe_file import read_file, write_file
@@ -52,6 +53,31 @@ def test_a_loaded_agent_acts_as_the_saved_one(core: str, tmp_path: Path) -> None
         theirs, their_state = agent.predict(obs, their_state, deterministic=True)
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(state[0], their_state[0])
+
+
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["patch", "conv4"])
+def test_bfloat16_is_not_emulated(kind: str, fastest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    cnn = {"kind": kind, "channels": [8, 8, 8]}
+    original = SRWMPolicy(
+        frames,
+        spaces.Discrete(3),
+        lambda _: 1e-3,
+        core_kwargs={"hidden_size": 8},
+        encoder_kwargs={"precision": "bfloat16", "cnn": cnn},
+    )
+    original.set_training_mode(False)  # batch normalisation
+    save_model(tmp_path / "m", original, {}, 0)
+    monkeypatch.setattr("srwm_rl.nn.encoders.fastest_precision", lambda device: fastest)
+    policy = load(tmp_path / "m").policy
+    assert [network.precision for network in policy.features_extractor.images.values()] == [fastest]
+    assert policy.settings() == original.settings()  # as it is saved again, and trained on
+    obs = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        ours, theirs = (each.features_extractor({MAIN_KEY: torch.from_numpy(obs)}) for each in (policy, original))
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    assert torch.equal(ours, theirs) == (fastest == "bfloat16")
 
 
 @pytest.mark.parametrize("core", ["srwm", "sr_delta"])

@@ -39,7 +39,7 @@ def test_an_agents_score_lies_in_its_cards_interval(name: str) -> None:
     card = load(f"zoo:{name}").card
     assert card is not None
     score = card.headline()
-    n_levels = 200 if resolve(card.task).kind == "procgen" else 300
+    n_levels = 100 if resolve(card.task).kind == "procgen" else 300
     start = int(score.levels.partition(":")[0])
     levels = f"{start}:{start + n_levels}"
     config = EvalConfig(run=f"zoo:{name}", train_levels="none", eval_levels=(levels,), progress=False)
