@@ -132,16 +132,6 @@ class IMPALA(CollectingAlgorithm):
         """Number of gradients made of the unrolls that wait, where collecting waits for them; else 0."""
         return len(self.rollout_buffer) // self.unrolls_per_batch if self.synchronous else 0
 
-    @property
-    def max_policy_lag(self) -> int:
-        """Most updates there can be between the start of an unroll and its use, from the queue's limit.
-
-        When an unroll begins, fewer than `waiting_batches` batches wait; the unrolls being played join them, and the
-        learner may be amid an update.
-        """
-        batch = self.unrolls_per_batch
-        return (self.waiting_batches * batch - 1 + self.n_envs) // batch + 1
-
     def extra_state(self) -> dict[str, Any]:
         """Return the unrolls that wait for the learner."""
         return {"unrolls": self.rollout_buffer.to_tree()}

@@ -75,6 +75,11 @@ class LevelRange:
     def __str__(self) -> str:
         return "all" if (self.start, self.stop) == (0, MAX_LEVEL) else f"{self.start}:{self.stop}"
 
+    def spread(self, n: int) -> list[int]:
+        """Return `n` levels spread evenly over the range, or all of a shorter one, in ascending order."""
+        length, n = len(self), min(n, len(self))
+        return [self.start + i * length // n for i in range(n)]
+
     def overlap(self, other: LevelRange) -> int:
         """Count the levels that both ranges hold."""
         return max(0, min(self.stop, other.stop) - max(self.start, other.start))

@@ -112,7 +112,7 @@ def peek(argv: list[str], *names: str) -> str | None:
     """Return the value of an option before the command line is parsed; None: not there."""
     for word, next_word in pairwise([*argv, None]):
         flag, equals, value = (word or "").partition("=")
-        if flag in names:
+        if flag.replace("_", "-") in names:
             return value if equals else next_word
     return None
 

@@ -165,7 +165,8 @@ def _preset(config: FewShotConfig, n_steps: int, others: list[str]) -> dict[str,
     if config.preset == "quick":
         n_envs = max(4, round(QUICK_BATCH / n_steps))
         return {"--n-envs": (str(n_envs),), "--n-timesteps": (str(QUICK_STEPS),)}
-    n_envs = int(peek(others, "--n-envs") or PAPER_BATCH)
+    given = peek(others, "--n-envs") or str(PAPER_BATCH)
+    n_envs = int(given) if given.isdecimal() else PAPER_BATCH  # `train` refuses what is no number
     name = peek(others, "--core") or "srwm"
     core = (*PAPER_CORE, *(PAPER_HEADS if name in EDITING_CORES else ())) if name in PAPER_CORES else ()
     return {

@@ -64,10 +64,8 @@ class ReportConfig(PlayOptions):
         super().__post_init__()
         if not self.runs:
             raise UserError("name a run folder: srwm-rl report RUN")
-        if self.eval and len(self.eval) != len(expand_groups(self.runs)):
-            raise UserError(
-                f"{len(self.eval)} --eval files for {len(self.runs)} runs: give one per run, in their order"
-            )
+        if self.eval and len(self.eval) != (n_runs := len(expand_groups(self.runs))):
+            raise UserError(f"{len(self.eval)} --eval files for {n_runs} runs: give one per run, in their order")
         for name in PLAYING if self.eval else ():
             if getattr(self, name) != getattr(ReportConfig, name):
                 raise UserError(f"with --eval nothing is played: leave out --{name.replace('_', '-')}")

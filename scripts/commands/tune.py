@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     else:
         folder = numbered_folder(Path(config.folder) / record.study_name.replace("/", "+").replace(":", "+"))
         record.write(folder)
-    study = open_study(config.storage or f"sqlite:///{folder / STUDY}", record.study_name, settings.prune)
+    study = open_study(config.storage or f"sqlite:///{folder / STUDY}", record.study_name)
     search = Search(folder, study, settings, parse_space(settings.space), default, config.jobs)
     print(
         f"tuning {settings.env}: {settings.algo}, core {settings.core}, {record.trials} trials of "
@@ -123,6 +123,11 @@ def _new(config: TuneConfig, argv: list[str]) -> SearchRecord:
     assert config.env is not None
     allow_core(config.core, config.core)
     fixed = read_config_file(config.config) if config.config else {}
+    if fixed.get("wrapper"):
+        raise UserError(
+            f"{config.config} names wrappers, which trials cannot have: leave them out, or register an environment "
+            "that has them, and give --env my_module:MyEnv-v0"
+        )
     algo = config.algo or default_algo(config.env)
     for name, value in (("env", config.env), ("core", config.core), ("algo", algo)):
         if fixed.get(name, value) != value:

@@ -61,9 +61,7 @@ def _best_constant(
 
 def _levels_to_choose_on(trained: TrainConfig, held_out: Sequence[Split]) -> list[int]:
     """Return up to `N_LEVELS` training levels, spread evenly, that are not played as held-out ones if possible."""
-    training = LevelRange.parse(trained.levels)
-    step = max(1, len(training) // N_LEVELS)
-    spread = list(range(training.start, training.stop, step))[:N_LEVELS]
+    spread = LevelRange.parse(trained.levels).spread(N_LEVELS)
     played = set(chain.from_iterable(split.levels for split in held_out))
     return [level for level in spread if level not in played] or spread
 

@@ -170,7 +170,7 @@ class TaskExperiment:
         changed = f" with {' '.join(self.test_kwargs)}" if self.test_kwargs else ""
         self.unit = f"mean return on {n_levels} held-out levels{changed}"
         train = self.config.to_json() | BY_CONTROL
-        self.settings = {"train": train, "test_kwargs": self.test_kwargs, "n_levels": n_levels}
+        self.settings = {"train": train, "test_kwargs": self.test_kwargs, "n_levels": n_levels, "rates": self.rates}
         small = replace(self.config, core="feedforward", core_kwargs=("hidden_size:1",), n_envs=1)
         with closing(make_env(small)) as env:
             self.input_size: int = make_model(small, env).policy.core.input_size

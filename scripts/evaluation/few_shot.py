@@ -51,11 +51,13 @@ def grid(trained: TrainConfig, ways: Sequence[int], shots: Sequence[int]) -> lis
     """
     own = pairs(trained.env_kwargs, "env_kwargs")
     protocol = FewShotBatch(1, **own).protocol
-    pairs_of = product(ways or [own.get("ways", 5)], shots or [own.get("shots", "1:5")]) if ways or shots else ()
+    queries = max(1, protocol.queries)
+    all_ways = [(n, n) for n in ways] or [protocol.ways]
+    all_shots = [(n, n) for n in shots] or [protocol.shots]
     return [
-        with_outputs(trained, (f"ways:{n_ways}", f"shots:{n_shots}", f"queries:{max(1, protocol.queries)}"))
-        for n_ways, n_shots in pairs_of
-        if not protocol.queries or (protocol.ways, protocol.shots) != ((n_ways, n_ways), (n_shots, n_shots))
+        with_outputs(trained, (f"ways:{_bounds(n_ways)}", f"shots:{_bounds(n_shots)}", f"queries:{queries}"))
+        for n_ways, n_shots in (product(all_ways, all_shots) if ways or shots else ())
+        if (n_ways, n_shots, queries) != (protocol.ways, protocol.shots, protocol.queries)
     ]
 
 

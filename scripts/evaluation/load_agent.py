@@ -21,6 +21,7 @@ from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.storage.model_file import Agent, load
 
+OF_ZIPS = ("atari", "frame_stack", "shuffle_actions")  # what a run stores and a zip does not
 ZIP = b"PK\x03\x04"
 
 
@@ -32,7 +33,7 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     """
     if config.core is not None:
         allow_core(config.core, config.core)
-    if _is_zip(Path(config.run)):
+    if is_zip(Path(config.run)):
         return _open_zip(config, device)
     if config.trust:
         raise UserError(f"--trust is for zips that model.save() wrote; {config.run} needs none, leave it out")
@@ -43,8 +44,10 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
     allow_wrappers(trained.wrapper, config.wrapper, source)
     if config.wrapper and not trained.wrapper:
         raise UserError(f"--wrapper: {config.run} was trained without; leave it out")
-    if config.atari or config.frame_stack > 1:
-        raise UserError(f"--atari and --frame-stack are for zips; {config.run} knows its own, leave them out")
+    for name in OF_ZIPS:
+        if getattr(config, name) != getattr(EvalConfig, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for zips that model.save() wrote; {config.run} knows its own, leave it out")
     if config.env not in (None, trained.env):
         raise UserError(f"--env {config.env}: {config.run} was trained on {trained.env}; leave it out")
     check_environment(trained, agent.policy.observation_space, agent.policy.action_space, source)
@@ -55,12 +58,13 @@ def open_model(
     run: str, core: str | None, env: str | None, device: str, wrapper: Wrappers = ()
 ) -> tuple[Agent, TrainConfig]:
     """Return the agent of a run folder or a model file, and its training settings."""
-    if _is_zip(Path(run)):
+    if is_zip(Path(run)):
         raise UserError(f"{run} is a zip; give a run folder, or a model file from its checkpoints folder")
     return open_agent(EvalConfig(run=run, core=core, env=env, wrapper=wrapper), device)
 
 
-def _is_zip(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip, such as `model.save()` of SB3 writes."""
     try:
         return read_start(path, len(ZIP)) == ZIP
     except UserError:  # `load` reports it
@@ -100,6 +104,7 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
         wrapper=config.wrapper,
         atari=config.atari,
         frame_stack=config.frame_stack,
+        shuffle_actions=config.shuffle_actions,
     )
     check_environment(trained, model.observation_space, model.action_space, path)
     return model, trained

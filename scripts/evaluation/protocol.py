@@ -131,6 +131,8 @@ class EvalConfig(PlayOptions):
     """Such a zip was trained with --atari."""
     frame_stack: Annotated[int, Meta(ge=1, le=64)] = 1
     """The observations that are stacked for such a zip."""
+    shuffle_actions: bool = False
+    """Such a zip was trained with --shuffle-actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,9 +213,9 @@ def _training_splits(config: EvalConfig, training: LevelRange) -> list[Split]:
     if config.train_levels == "none":
         return []
     if config.train_levels is None and len(training) > MAX_TRAINING_LEVELS:
-        step = len(training) // MAX_TRAINING_LEVELS
-        chosen = tuple(range(training.start, training.stop, step))[:MAX_TRAINING_LEVELS]
-        return [Split("train", chosen, f"{training}, every {step:,}th")]
+        step, rest = divmod(len(training), MAX_TRAINING_LEVELS)
+        which = f"{MAX_TRAINING_LEVELS:,} spread evenly" if rest else f"every {step:,}th"
+        return [Split("train", tuple(training.spread(MAX_TRAINING_LEVELS)), f"{training}, {which}")]
     levels = training if config.train_levels is None else LevelRange.parse(config.train_levels)
     if training.overlap(levels) < len(levels):
         raise UserError(f"--train-levels {levels} were not all trained on ({training}); use --eval-levels for others")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from srwm_rl.scripts.config.settings import TrainConfig, pairs
 from srwm_rl.scripts.evaluation.baselines import MAX_ENVS, play_baselines
 from srwm_rl.scripts.evaluation.comparable import check_comparable
 from srwm_rl.scripts.evaluation.few_shot import few_shot_rows, grid, is_few_shot, with_outputs
-from srwm_rl.scripts.evaluation.load_agent import open_agent
+from srwm_rl.scripts.evaluation.load_agent import OF_ZIPS, is_zip, open_agent
 from srwm_rl.scripts.evaluation.protocol import (
     EvalConfig,
     Split,
@@ -156,7 +157,10 @@ def _open_others(
     """
     others: dict[str, tuple[Predictor, TrainConfig]] = {}
     for name in config.beside:
-        agent, settings = open_agent(replace(config, run=name), check_device(config.device))
+        own = replace(config, run=name)
+        if not is_zip(Path(name)):  # whose options these are
+            own = replace(own, trust=False, **{option: getattr(EvalConfig, option) for option in OF_ZIPS})
+        agent, settings = open_agent(own, check_device(config.device))
         settings = _with_env_kwargs(settings, config)
         settings = replace(settings, attempts=config.attempts or settings.attempts)
         check_comparable({config.run: trained, name: settings}, named_levels=True)

@@ -54,5 +54,5 @@ def _command(config: EvalConfig, frozen: bool) -> str:
         flag = f"--{field.name.replace('_', '-')}"
         values = value if isinstance(value, tuple) else (value,)
         for one in values:
-            words += [flag] if one is True else [flag, str(one)]
+            words += [flag] if one is True else [flag, *(one if isinstance(one, tuple) else (str(one),))]
     return shlex.join([*words, *["--freeze-edits"] * frozen])

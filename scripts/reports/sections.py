@@ -32,6 +32,8 @@ from srwm_rl.storage.run_folder import METRICS, Run
 # Settings that may differ between the runs of one section: the seed, and those that do not change the agent.
 FREE = {
     *("seed", "resume", "dry_run", "env_list", "progress", "verbose", "save_freq", "n_threads", "log_folder", "device"),
+    *("supervise", "hang_seconds", "track", "video_freq", "profile", "config", "override", "verify", "print_config"),
+    *("seeds", "jobs"),
 }
 N_SHADES = 9
 
@@ -190,7 +192,7 @@ def eval_command(run: SeedRun) -> str:
     for split in held_out_splits(evaluation):
         argv += ["--eval-levels", evaluation["levels"][split]]
     train = evaluation["levels"].get("train", "none")
-    if train != run.trained.levels and "every" not in train:
+    if train != run.trained.levels and "," not in train:  # levels spread over the training range are the default
         argv += ["--train-levels", train]
     argv += ["--deterministic"] * (evaluation["actions"] == "deterministic")
     argv += ["--seed", str(run.drawn_with)] if run.drawn_with else []

@@ -40,12 +40,12 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
     """
     config, model, best_model = session.config, session.model, session.best_model
     plays = {
-        split: partial(_play, session, _spread(levels, config.eval_episodes), heartbeat)
+        split: partial(_play, session, LevelRange.parse(levels).spread(config.eval_episodes), heartbeat)
         for split, levels in (("train", config.levels), ("test", config.eval_levels))
     }
     of = f"mean return of the last {model._stats_window_size} training episodes"
     if config.eval_freq:
-        n_levels = len(_spread(config.eval_levels, config.eval_episodes))
+        n_levels = len(LevelRange.parse(config.eval_levels).spread(config.eval_episodes))
         of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
 
     def update(score: float, error: float) -> None:
@@ -59,12 +59,6 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
         *([EditStatsCallback(), AttemptReturns()] if model.processes.first else []),
         HeldOutEvalCallback(plays, config.eval_freq, update) if config.eval_freq else TrainingReturn(update),
     ]
-
-
-def _spread(text: str, n: int) -> list[int]:
-    """Return `n` levels spread evenly over a range, or all of a shorter one."""
-    levels = LevelRange.parse(text)
-    return list(range(levels.start, levels.stop, max(1, len(levels) // n)))[:n]
 
 
 def _play(session: Session, levels: list[int], heartbeat: Callable[[], None]) -> Episodes:

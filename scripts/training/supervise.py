@@ -10,19 +10,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from srwm_rl.errors import UserError
 from srwm_rl.regular_file import read_small
-from srwm_rl.scripts.cli import INTERRUPTED, own_code_options, peek, warn
+from srwm_rl.scripts.cli import INTERRUPTED, drop, own_code_options, warn
+from srwm_rl.scripts.config.settings import TrainConfig
 from srwm_rl.scripts.signals import catch_signals
 from srwm_rl.scripts.training.launch import NOT_SAVED
+from srwm_rl.scripts.training.resume import FREE
 from srwm_rl.storage.run_folder import Run, steps_of
 
 HUNG = 75  # exit code of a trainer that hangs (EX_TEMPFAIL of sysexits.h)
 STATUS = "SRWM_RL_STATUS"  # environment variable: path of a file that the trainer touches at every step
 # Exit codes after which a restart would not help: done, wrong input, a training fault, interrupted, stdout closed.
 FINAL = {0, 2, 3, INTERRUPTED, 141}
+# Options that a restart does not repeat, although the run does not store them: what they ask for is done, or stored.
+OF_THE_FIRST = {
+    "n_timesteps", "resume", "override", "verify", "supervise", "dry_run", "env_list", "log_folder", "preset", "seeds",
+    "jobs", "print_config", "profile",
+}  # fmt: skip
 MAX_RESTARTS = 3  # in a row without progress
 DISK_SECONDS = 10.0  # before a trainer whose files could not be written is restarted
 GRACE = 30.0  # seconds that the trainer's own watchdog has before the supervisor kills it
@@ -170,9 +178,6 @@ def _reason(code: int) -> str:
 
 def _resume_arguments(argv: list[str], run: Run) -> list[str]:
     """Return the arguments that resume a run, with those options that are not stored with it."""
-    kept = [word for word in argv if word in ("--no-progress", "--progress", "-P")]
-    for name in ("--verbose", "--save-freq", "--n-threads", "--hang-seconds"):
-        value = peek(argv, name)
-        if value is not None:
-            kept += [name, value]
+    stored = (field.name for field in fields(TrainConfig) if field.name not in FREE - OF_THE_FIRST)
+    kept = drop(TrainConfig, argv, *(f"--{name.replace('_', '-')}" for name in stored))
     return ["--resume", str(run.path), *kept, *shlex.split(own_code_options(run.config["train"]))]

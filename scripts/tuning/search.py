@@ -197,7 +197,7 @@ class Search:
         return process.returncode, errors[-1][:300] if errors else ""
 
     def _is_hopeless(self, path: Path, trial: Trial, reported: set[int]) -> bool:
-        """Report how the trial's runs do; return whether one is worse than half of the others were at its step."""
+        """Report how the trial's runs do; return whether one is worse than half of other trials were at its step."""
         group = _group(path)
         for index, seed in enumerate(() if group is None else group.record.seeds):
             curves = read_curves(group.run_path(seed) / METRICS)  # type: ignore[union-attr]
@@ -206,11 +206,22 @@ class Search:
                 step, rung = part / RUNGS * self.settings.n_timesteps, index * RUNGS + part
                 if rung in reported or curve.steps[-1] < step:  # type: ignore[union-attr]
                     continue
-                trial.report(float(np.interp(step, *curve)), rung)  # type: ignore[misc]
+                values = np.interp(np.arange(1, part + 1) / RUNGS * self.settings.n_timesteps, *curve)  # type: ignore[misc]
+                trial.report(float(values[-1]), rung)
                 reported.add(rung)
-                if trial.should_prune():
+                if self._is_below_median(float(values.max()), rung):
                     return True
         return False
+
+    def _is_below_median(self, value: float, rung: int) -> bool:
+        """Return whether a run's best value so far is below the median of other trials' values at its rung.
+
+        Of trials that were trained to their end. optuna's `MedianPruner` would take the best value of all of a trial's
+        runs: a second seed would hide behind the first.
+        """
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [trial.intermediate_values[rung] for trial in trials if rung in trial.intermediate_values]
+        return len(others) >= PRUNED_AFTER and value < float(np.median(others))
 
     def _score(self, run: Path) -> float:
         """Return a run's score on the levels that score trials."""
@@ -241,20 +252,15 @@ def _merged(fixed: dict[str, Any], varied: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_study(storage: str, name: str, prune: bool) -> optuna.Study:
+def open_study(storage: str, name: str) -> optuna.Study:
     """Open a study, or make it.
 
     Raises:
         UserError: the storage cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if prune:
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNED_AFTER, n_warmup_steps=1)
     try:
-        return optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
-        )
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     except Exception as error:  # of optuna, SQLAlchemy or a database's driver
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--storage {storage} cannot be used: {reason}") from error

@@ -37,6 +37,7 @@ def test_schedules_end_at_0_where_the_last_rollout_exceeds_the_total(algo: str, 
     wanted = [1 - ROLLOUT / total, 1 - 2 * ROLLOUT / total, 0.0]
     if algo == "impala":  # an update beside playing may have the value of the rollout before
         assert min(rate.remaining) >= 0
+        assert model._current_progress_remaining == 0.0
     else:
         assert sorted({*rate.remaining[1:]}, reverse=True) == pytest.approx(wanted)  # the first built the optimizer
         assert model.policy.optimizer.param_groups[0]["lr"] == 0.0

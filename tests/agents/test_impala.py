@@ -121,7 +121,7 @@ def test_synchronous_runs_are_the_same_for_a_seed(n_groups: int) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "waiting_batches"), [(8, 1), (24, 1), (16, 3), (64, 1)])
-def test_the_policy_lag_stays_within_max_policy_lag(
+def test_the_policy_lag_stays_within_the_queues_limit(
     batch_size: int, waiting_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = probe_model(synchronous=False, batch_size=batch_size, waiting_batches=waiting_batches)
@@ -135,7 +135,11 @@ def test_the_policy_lag_stays_within_max_policy_lag(
     log = LogRecorder()
     model.set_logger(Logger(None, [log]))
     model.learn(4 * 8 * 10)
-    assert 0 < max(log.column("impala/policy_lag_max")) <= model.max_policy_lag
+    # When an unroll begins, fewer than `waiting_batches` batches wait; the unrolls being played join them, and the
+    # learner may be amid an update.
+    batch = model.unrolls_per_batch
+    most = (waiting_batches * batch - 1 + model.n_envs) // batch + 1
+    assert 0 < max(log.column("impala/policy_lag_max")) <= most
     assert all(rho > 0 for rho in log.column("impala/rho_mean"))
 
 

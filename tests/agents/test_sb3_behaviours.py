@@ -159,10 +159,25 @@ def test_batch_norm_and_dropout_are_on_while_learning_alone(algo: Any, env: str)
 
 @ALGORITHMS
 @pytest.mark.parametrize(
-    "net_arch", [None, [], [4], [4, 4], {}, {"pi": [8]}, {"vf": [8, 4]}, {"vf": [16], "pi": [8]}, [{"pi": [4]}]]
+    ("net_arch", "pi", "vf"),
+    [
+        (None, [], []),
+        ([], [], []),
+        ([4], [4], [4]),
+        ([4, 4], [4, 4], [4, 4]),
+        ({}, [], []),
+        ({"pi": [8]}, [8], []),
+        ({"vf": [8, 4]}, [], [8, 4]),
+        ({"vf": [16], "pi": [8]}, [8], [16]),
+        ([{"pi": [4]}], [4], []),
+    ],
 )
-def test_every_net_arch(algo: Any, net_arch: Any) -> None:
-    make(algo, "CartPole-v1", policy_kwargs={"net_arch": net_arch}).learn(32)
+def test_every_net_arch(algo: Any, net_arch: Any, pi: list[int], vf: list[int]) -> None:
+    policy = make(algo, "CartPole-v1", policy_kwargs={"net_arch": net_arch}).learn(32).policy
+    for head, output, wanted in (("policy_net", policy.action_net, pi), ("value_net", policy.value_net, vf)):
+        layers = getattr(policy.mlp_extractor, head)
+        assert [layer.out_features for layer in layers if isinstance(layer, nn.Linear)] == wanted
+        assert output.in_features == (wanted or [policy.core.output_size])[-1]
 
 
 @pytest.mark.parametrize("net_arch", [[12, {"vf": [16]}], [4.5], [-1], "wide", {"value": [8]}, {"pi": [0]}, 16])

@@ -71,3 +71,19 @@ def test_hash_is_uniform_and_depends_on_every_key_and_their_order():
     assert hash_integers(1, 2) != hash_integers(2, 1)
     assert hash_integers(1, 2) != hash_integers(1, 3)
     assert hash_integers(1, np.array([2, 3]))[0] == hash_integers(1, 2)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("0:200", 100), ("0:199", 100), ("0:1999", 1000), ("5:2505", 1000), ("0:200", 150)]
+)
+def test_levels_are_spread_over_the_whole_range(text: str, n: int) -> None:
+    levels, chosen = LevelRange.parse(text), LevelRange.parse(text).spread(n)
+    assert len(set(chosen)) == n
+    gaps = np.diff([*chosen, levels.stop])
+    assert chosen[0] == levels.start
+    assert gaps.min() >= len(levels) // n
+    assert gaps.max() <= -(-len(levels) // n)
+
+
+def test_of_a_short_range_all_levels_are_chosen() -> None:
+    assert LevelRange.parse("3:6").spread(100) == [3, 4, 5]

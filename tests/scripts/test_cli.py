@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from srwm_rl.scripts.cli import write_output
+from srwm_rl.scripts.cli import peek, write_output
 from srwm_rl.storage.safe_file import write_whole
 
 
@@ -154,3 +154,8 @@ def test_results_that_cannot_be_written_are_an_error(
     assert call("eval", recall, "--no-progress", "--json", results).code == 0
     words = [{"RUN": recall, "JSON": results}.get(word, word) for word in option]
     assert call(*words, "/dev/full", "--no-progress").error() == "/dev/full: No space left on device"
+
+
+@pytest.mark.parametrize("argv", [["--init-from", "x"], ["--init_from", "x"], ["--init_from=x"], ["-i", "x"]])
+def test_an_option_is_seen_in_every_spelling(argv: list[str]) -> None:
+    assert peek(["--env", "recall", *argv, "--seed", "1"], "--init-from", "-i") == "x"

@@ -133,6 +133,11 @@ def test_every_command_asks_for_the_code_and_takes_it(
     assert "add --wrapper own_code:Add amount:0.5" in call(command, *words, "--env", ENV).error()
     result = call(command, *words, *OWN)
     assert result.code == 0, result
+    if command == "share":  # the evaluation that its card names can be run
+        line = next(line for line in result.out.splitlines() if line.startswith("evaluated by"))
+        argv = shlex.split(line.removeprefix("evaluated by"))[1:]
+        assert argv[-len(OWN) :] == [*OWN] or " ".join(OWN[2:]) in " ".join(argv)
+        assert call(*argv, "--no-progress").code == 0
 
 
 def test_a_trace_names_its_wrappers(call: Any, run: tuple[Path, str], tmp_path: Path) -> None:

@@ -179,3 +179,7 @@ def test_a_zip_of_a_model_trained_on_trials_needs_their_number(call: Any, trials
     assert call("export", trials, "--format", "sb3", "-o", exported).code == 0
     argv = ("eval", exported, "--trust", "--env", "recall", "--train-levels", "0:2", "--eval-levels", "100:104")
     assert "give their number with --attempts" in call(*argv).error()
+    # The zip's own options are not those of the run beside it.
+    result = call(*argv, "--attempts", 3, "--shuffle-actions", "--beside", trials, "--no-progress")
+    assert result.code == 0, result
+    assert f"{trials}, held-out 100:104" in result.out

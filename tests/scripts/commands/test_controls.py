@@ -96,6 +96,13 @@ def test_a_file_of_something_else_is_not_continued(call: Any, tiny_few_shot: Non
     assert "--resume continues a file" in call(*FEW_SHOT, "--resume").error()
 
 
+def test_a_tasks_file_is_not_continued_with_other_rates(call: Any, tmp_path: Path) -> None:
+    argv = ("controls", "recall", "--only", "random", *TINY, "--json", tmp_path / "report.json")
+    assert call(*argv).code == 0
+    assert call(*argv, "--resume").code == 0
+    assert "other settings" in call(*argv, "--resume", "--learning-rates", 0.5).error()
+
+
 def test_the_supervised_version_runs_and_chooses_rates(call: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     output = call("controls", "parity", "--supervised", "--learning-rates", 0.001, 0.01, "--json", path, *TINY)

@@ -96,6 +96,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
         (("--core", "lstn"), "did you mean 'lstm'"),
         (("--eval-levels", "5:10"), "overlap"),
         (("--eval-levels", "3000000:3000100"), "draw the same classes"),
+        (("--preset", "paper", "--n-envs", "x"), "--n-envs takes a whole number, not 'x'"),
         (("--wayz", "5"), "unknown option '--wayz'"),
         (("more",), "unexpected argument 'more'"),
         (("--queries", "1", "--queries", "2"), "--queries is given twice"),

@@ -144,6 +144,11 @@ def test_settings_keep_the_size_of_labels(few_shot_folder: Path) -> None:
     assert grid(trained, (), ()) == []
     own = settings_of(few_shot_folder)
     assert [pairs(of.env_kwargs, "env_kwargs")["shots"] for of in grid(own, (), (1, 2, 3))] == [1, 3]
+    ranges = settings_of(few_shot_folder, ways="3:5", shots="1:3", queries=2)
+    settings = [pairs(of.env_kwargs, "env_kwargs") for of in grid(ranges, (3,), ())]
+    assert [(of["ways"], of["shots"], of["queries"]) for of in settings] == [(3, "1:3", 2)]
+    fixed = settings_of(few_shot_folder, ways=5, shots="1:3", queries=2)
+    assert grid(fixed, (5,), ()) == []  # the run's own
     with pytest.raises(UserError, match="fewer than shots"):
         grid(trained, (), (12,))
 

@@ -11,8 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from srwm_rl.scripts.training.supervise import AwakeTimer
+from srwm_rl.scripts.training.resume import FREE
+from srwm_rl.scripts.training.supervise import OF_THE_FIRST, AwakeTimer, _resume_arguments
 from srwm_rl.storage.run_folder import Run
+
+
+def test_a_restart_keeps_the_options_that_no_run_stores(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "recall", {"train": {"core": "srwm", "env": "recall", "wrapper": []}})
+    given = ["--on-nan", "skip", "--eval-freq=100", "--track", "wandb", "--save_freq", "7", "--no-progress"]
+    others = ["--resume", "x", "-n", "512", "--supervise", "--profile", "--override", "--learning-rate", "0.5"]
+    assert _resume_arguments([*others, *given], run) == ["--resume", str(run.path), *given]
+    assert OF_THE_FIRST <= FREE
+
 
 MODULE = """
 import os

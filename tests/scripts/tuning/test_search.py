@@ -23,6 +23,7 @@ optuna = pytest.importorskip("optuna", reason="srwm-rl tune needs optuna")
 from srwm_rl.scripts.evaluation.protocol import EvalConfig  # noqa: E402
 from srwm_rl.scripts.evaluation.runner import evaluate  # noqa: E402
 from srwm_rl.scripts.tuning.search import Search, score  # noqa: E402
+from srwm_rl.storage.run_group import GroupRecord, RunGroup  # noqa: E402
 
 FIXED = "n_envs: 4\nn_steps: 32\ncore_kwargs: {hidden_size: 8}\n"
 SPACE = "learning_rate: {low: 1e-3, high: 1e-2, log: true}\nn_minibatches: [1, 2]\ncore_kwargs.n_heads: [2, 4]\n"
@@ -61,6 +62,39 @@ def test_the_first_trial_has_what_the_core_itself_has(tmp_path: Path) -> None:
     assert _first_trial(tmp_path, "srwm", query) == {"core_kwargs.query_init": 0.01}
     assert _first_trial(tmp_path, "delta", query) == {"core_kwargs.query_init": 1.0}
     assert _first_trial(tmp_path, "srwm", query, "variant:paper") == {}  # which has settings of its own
+
+
+@pytest.mark.parametrize(
+    ("second", "is_hopeless"), [(0.9, False), (0.5, False), (0.1, True)]
+)  # the median of the others is .3
+def test_a_trial_is_hopeless_if_any_of_its_runs_is_below_the_median(
+    second: float, is_hopeless: bool, tmp_path: Path
+) -> None:
+    settings = SearchSettings("recall", "srwm", "ppo", 800, "7:9", "2000000:2000020", {}, {}, True)
+    study = optuna.create_study(direction="maximize")
+    rungs = [100 * part for part in range(9)]  # steps of eight comparisons per run
+    finished = [0.1, 0.2, 0.3, 0.4, 0.9]
+    for value in finished[:-1]:
+        _finish(study, value)
+    folder = tmp_path / "trial"
+    group = RunGroup.create(folder / "ppo_srwm" / "recall", GroupRecord([7, 8], ["train"], 1))
+    for seed, value in ((7, 0.8), (8, second)):
+        group.run_path(seed).mkdir(parents=True)
+        rows = [{"step": step, "rollout/ep_rew_mean": value} for step in rungs]
+        (group.run_path(seed) / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    search = Search(tmp_path, study, settings, {}, defaults("recall", None, "srwm"))
+    assert not search._is_hopeless(folder, study.ask(), set())  # four have ended: too few to compare with
+    _finish(study, finished[-1])
+    trial = study.ask()
+    assert search._is_hopeless(folder, trial, set()) == is_hopeless
+    reported = study.get_trials()[trial.number].intermediate_values
+    assert reported[1] == 0.8
+    assert reported[9] == second  # the first of the second run
+
+
+def _finish(study: "optuna.Study", value: float) -> None:
+    values = {index: value for index in range(1, 17)}
+    study.add_trial(optuna.trial.create_trial(value=value, intermediate_values=values))
 
 
 def test_few_shot_learning_is_searched_by_right_answers(capsys: pytest.CaptureFixture[str]) -> None:
