@@ -139,6 +139,7 @@ OTHER_READS = {
     "scripts/export/sb3_zip.py": {"type(model).load": "the zip that was just written"},
     "scripts/main.py": {"os.open": "/dev/null", "open": "/dev/null"},
     "scripts/seeds/train.py": {"path.open": "to write", "open": "/dev/null"},
+    "scripts/training/initial_weights.py": {"load": "model files, by the one reader"},
     "scripts/training/launch.py": {"open": "/dev/null"},
     "scripts/tuning/search.py": {"(path / 'train.log').open": "to write", "(path / 'lock').open": "to write"},
     "scripts/video/encoding.py": {"av.open": "to write"},

@@ -69,7 +69,7 @@ def attempt_rows(report: dict[str, Any]) -> list[list[str]]:
         return []
     n = max(len(row["return"]) for row in by_attempt)
     first = MAX_ATTEMPTS - 2
-    shown = [*range(n)] if n <= MAX_ATTEMPTS else [*range(first), (first + n - 1) // 2, n - 1]
+    shown = [*range(n)] if n <= MAX_ATTEMPTS else [*range(first), max(first, n // 2), n - 1]
     head = ["return by attempt", "game", "levels", *(f"attempt {k + 1} of {n}" for k in shown)]
     rows = [head]
     for row in by_attempt:

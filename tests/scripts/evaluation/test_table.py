@@ -21,7 +21,7 @@ def test_an_interval_is_shown_if_it_is_known(value: Number, expected: str) -> No
 
 @pytest.mark.parametrize(
     ("n", "shown"),
-    [(6, [1, 2, 3, 4, 5, 6]), (7, [1, 2, 3, 4, 6, 7]), (8, [1, 2, 3, 4, 6, 8]), (20, [1, 2, 3, 4, 12, 20])],
+    [(6, [1, 2, 3, 4, 5, 6]), (7, [1, 2, 3, 4, 5, 7]), (8, [1, 2, 3, 4, 5, 8]), (20, [1, 2, 3, 4, 11, 20])],
 )
 def test_of_many_attempts_the_first_a_middle_one_and_the_last_are_shown(n: int, shown: list[int]) -> None:
     interval = {"mean": 1.0, "low": None, "high": None}
