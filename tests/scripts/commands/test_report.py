@@ -15,6 +15,7 @@ from srwm_rl.agents.evaluation.statistics import t_interval
 from srwm_rl.scripts.evaluation import runner
 from srwm_rl.scripts.main import main
 from srwm_rl.scripts.reports import pages
+from srwm_rl.storage.run_group import GroupRecord, RunGroup
 
 pytest.importorskip("matplotlib", reason="pages are drawn with matplotlib")
 
@@ -338,3 +339,11 @@ def test_a_single_level_has_no_interval_and_no_scale(call: Any, recall: Path, tm
     assert "[?, ?]" not in text
     assert " on every level." in text
     assert 'class="key"' not in text
+
+
+def test_one_evaluation_per_run_of_a_group_is_asked_for(call: Any, recall: Path, tmp_path: Path) -> None:
+    group = RunGroup.create(tmp_path / "recall", GroupRecord([0, 1], ["train"], 1))
+    for seed in (0, 1):
+        shutil.copytree(recall, group.run_path(seed))
+    argv = ["report", group.path, "--eval", tmp_path / "eval.json", "-o", tmp_path / "page.html"]
+    assert "1 --eval files for 2 runs: give one per run" in call(*argv).error()

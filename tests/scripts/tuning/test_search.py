@@ -219,6 +219,14 @@ def test_refused_settings_end_the_search_with_their_reason(tmp_path: Path, capsy
     _check_that_it_keeps_its_settings(folder, capsys)
 
 
+def test_wrappers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "fixed.yml"
+    file.write_text("wrapper: [[srwm_rl.envs:OneHotImage]]\n")
+    assert main(["tune", "--env", "CartPole-v1", "--config", str(file), "-f", str(tmp_path / "tune")]) == 2
+    assert "names wrappers, which trials cannot have" in capsys.readouterr().err
+    assert not (tmp_path / "tune").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
