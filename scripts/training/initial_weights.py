@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from srwm_rl.agents.base import RecurrentAlgorithm
 from srwm_rl.errors import UserError
+from srwm_rl.nn.encoders import MAIN_KEY, flatten_obs_space
 from srwm_rl.scripts.cli import allow_core
 from srwm_rl.scripts.config.foreign_settings import read_settings
 from srwm_rl.storage.model_file import Agent, load, load_policy_arrays, policy_arrays
@@ -48,15 +49,11 @@ def _check_spaces(agent: Agent, observed: spaces.Space[Any], acted: spaces.Space
         raise UserError(
             f"{source}: its actions are {agent.policy.action_space}, not {acted}; choose an environment with the same"
         )
-    theirs, ours = (_entries(space) for space in (agent.policy.observation_space, observed))
+    theirs, ours = (flatten_obs_space(space) for space in (agent.policy.observation_space, observed))
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
-            what = f"{name} " if name else ""
+            what = "" if name == MAIN_KEY else f"{name} "
             raise UserError(
                 f"{source}: its observation {what}is {theirs.get(name, 'missing')}, not {ours.get(name, 'missing')}; "
                 "choose an environment, wrappers, --attempts and --inputs with the agent's observations"
             )
-
-
-def _entries(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}

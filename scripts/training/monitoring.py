@@ -45,7 +45,7 @@ def make_callbacks(session: Session, heartbeat: Callable[[], None]) -> list[Base
     }
     of = f"mean return of the last {model._stats_window_size} training episodes"
     if config.eval_freq:
-        n_levels = len(LevelRange.parse(config.eval_levels).spread(config.eval_episodes))
+        n_levels = min(config.eval_episodes, len(LevelRange.parse(config.eval_levels)))
         of = f"mean return on {n_levels} held-out levels of {config.eval_levels}"
 
     def update(score: float, error: float) -> None:
