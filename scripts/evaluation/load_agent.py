@@ -21,7 +21,7 @@ from srwm_rl.scripts.config.settings import TrainConfig, Wrappers
 from srwm_rl.scripts.evaluation.protocol import EvalConfig
 from srwm_rl.storage.model_file import Agent, load
 
-OF_ZIPS = ("atari", "frame_stack", "shuffle_actions")  # what a run stores and a zip does not
+OF_ZIPS = ("mode", "atari", "frame_stack", "shuffle_actions")  # what a run stores and a zip does not
 ZIP = b"PK\x03\x04"
 
 
@@ -35,7 +35,7 @@ def open_agent(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
         allow_core(config.core, config.core)
     if is_zip(Path(config.run)):
         return _open_zip(config, device)
-    if config.trust:
+    if config.trust and not any(is_zip(Path(name)) for name in config.beside):
         raise UserError(f"--trust is for zips that model.save() wrote; {config.run} needs none, leave it out")
     agent = load(config.run, device)
     source = str(agent.path)
@@ -102,6 +102,7 @@ def _open_zip(config: EvalConfig, device: str) -> tuple[Any, TrainConfig]:
         reward_clip=clip if clip < float("inf") else 0.0,
         attempts=config.attempts or 1,
         wrapper=config.wrapper,
+        mode=config.mode,
         atari=config.atari,
         frame_stack=config.frame_stack,
         shuffle_actions=config.shuffle_actions,

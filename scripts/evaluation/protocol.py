@@ -127,6 +127,8 @@ class EvalConfig(PlayOptions):
     It does not hold what it was trained on: give --env, --train-levels and --eval-levels too."""
     env: str | None = None
     """The environment of such a zip; or of a model, if it is of a module of your own: my_module:MyEnv-v0."""
+    mode: str = "easy"
+    """ProcGen's mode in which such a zip was trained: easy, hard, extreme, memory, exploration."""
     atari: bool = False
     """Such a zip was trained with --atari."""
     frame_stack: Annotated[int, Meta(ge=1, le=64)] = 1

@@ -160,6 +160,9 @@ def _open_others(
         own = replace(config, run=name)
         if not is_zip(Path(name)):  # whose options these are
             own = replace(own, trust=False, **{option: getattr(EvalConfig, option) for option in OF_ZIPS})
+        elif not is_zip(Path(config.run)):
+            of_run = {option: getattr(trained, option) for option in ("env", "wrapper", *OF_ZIPS)}
+            own = replace(own, **of_run)
         agent, settings = open_agent(own, check_device(config.device))
         settings = _with_env_kwargs(settings, config)
         settings = replace(settings, attempts=config.attempts or settings.attempts)

@@ -87,6 +87,30 @@ def test_trust_is_for_zips_alone(call: Any, recall: Path) -> None:
     assert "was trained on recall; leave it out" in call("eval", recall, "--env", "bandit").error()
 
 
+def test_a_zip_is_played_beside_a_run(call: Any, recall: Path, tmp_path: Path) -> None:
+    argv = ("--train-levels", "0:12", "--eval-levels", "1000:1004", "--n-envs", 2)
+    path, written = zip_of(tmp_path, PPO), tmp_path / "report.json"
+    assert call("eval", recall, "--trust", "--beside", path, *argv, "--json", written).code == 0
+    (baseline,) = json.loads(written.read_text())["baselines"]
+    assert (baseline["name"], len(baseline["episodes"]["held-out"])) == (str(path), 4)
+    assert "add --trust" in call("eval", recall, "--beside", path, *argv).error()
+
+
+def test_a_zip_is_played_in_the_mode_that_is_said(call: Any, recall: Path, tmp_path: Path) -> None:
+    env = make_vec_env("maze", 2, "0:12", 0, mode="hard")
+    PPO("SRWMPolicy", env, **SMALL).save(tmp_path / "model.zip")
+    env.close()
+    argv = ("--trust", *("maze" if word == "recall" else word for word in SAID), "--json", tmp_path / "report.json")
+    lengths = {}
+    for mode in ("easy", "hard"):
+        assert call("eval", tmp_path / "model.zip", *argv, "--mode", mode).code == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["mode"] == mode
+        lengths[mode] = [row[3] for row in report["episodes"]["held-out"]]
+    assert lengths["easy"] != lengths["hard"]
+    assert "--mode is for zips" in call("eval", recall, "--mode", "hard").error()
+
+
 MODULE = """
 import gymnasium
 (__import__("pathlib").Path(__file__).parent / "imported").touch()
