@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import chain
-from math import ceil
+from itertools import chain, takewhile
+from math import ceil, isfinite
+from numbers import Real
 from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
@@ -61,6 +63,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
     engine: Engine
     nan_guard: NanGuard
     buffer_class: ClassVar[type[Any]]
+    fixed_by_zip: ClassVar[tuple[str, ...]] = ()  # settings of the optimizer, whose state a zip holds
     frames_at_once: int | None
     on_nan: OnNan
     bptt: int | None
@@ -156,9 +159,14 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
         for name, value in fractions.items():
-            if not 0 <= value <= 1:
+            if not (is_number(value) and 0 <= value <= 1):
                 raise UserError(f"{name} must lie in [0, 1], not {value!r}")
-        if not self.max_grad_norm > 0:  # below 0 the weights would move against the gradient's descent
+        for name in ("ent_coef", "vf_coef"):
+            value = getattr(self, name)
+            if not (is_number(value) and isfinite(value)):
+                raise UserError(f"{name} must be a finite number, not {value!r}")
+        # Below 0 the weights would move against the gradient's descent.
+        if not (is_number(self.max_grad_norm) and self.max_grad_norm > 0):
             raise UserError(f"max_grad_norm must be above 0, or infinite for no limit, not {self.max_grad_norm!r}")
 
     @staticmethod
@@ -302,6 +310,9 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         warn_of_unused_masks(self.env)
         warn_of_symbols(self._last_obs, self.policy)
+        envs = range(self.n_envs)  # of later observations this is checked where they are collected
+        check_obs(self._last_obs, self.observation_space, self.num_timesteps, envs)
+        self._last_obs = self.nan_guard.check_arrays("observation", self._last_obs, self.num_timesteps, envs)
         return result
 
     def predict(
@@ -330,7 +341,17 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
         force_reset: bool = True,
         **kwargs: Any,
     ) -> SelfRecurrent:
-        """Load a zip that `save` wrote; arguments as in SB3. Run it only on files you trust: a zip can run code."""
+        """Load a zip that `save` wrote; arguments as in SB3. Run it only on files you trust: a zip can run code.
+
+        Raises:
+            UserError: a keyword that is no setting of the class, or one of an optimizer whose state the zip holds.
+        """
+        _refuse(cls, {name: value for name, value in kwargs.items() if name not in _parameters(cls)})
+        for name in cls.fixed_by_zip:
+            if name in kwargs:
+                raise UserError(
+                    f"{name} is part of the optimizer's state: set it in model.policy.optimizer.param_groups"
+                )
         # Zips of earlier versions name the buffer's class by a path that is gone; the constructor sets it.
         custom_objects = {"rollout_buffer_class": cls.buffer_class, **(custom_objects or {})}
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
@@ -341,12 +362,29 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
 
 def _refuse(algorithm: type[Any], settings: dict[str, Any]) -> None:
     """Raise a `UserError` for settings that an algorithm has not, unless they ask for what it does anyway."""
-    parameters = inspect.signature(algorithm).parameters.keys() - {"_init_setup_model", "unsupported"}
     for name, value in settings.items():
-        check_settings(algorithm.__name__, [name], parameters | UNSUPPORTED.keys())
+        check_settings(algorithm.__name__, [name], _parameters(algorithm) | UNSUPPORTED.keys())
         wanted, reason = UNSUPPORTED[name]
         if value is not None and value != wanted:
             raise UserError(f"{name}={value!r}: {reason}; leave it out")
+
+
+def _parameters(algorithm: type[Any]) -> set[str]:
+    """Return the settings of an algorithm; a subclass may forward some to those that it is derived from."""
+    own = takewhile(lambda of: of is not RecurrentAlgorithm, algorithm.__mro__)
+    names = {name for of in own if "__init__" in vars(of) for name in inspect.signature(of).parameters}
+    return names - {"_init_setup_model", "unsupported", "args", "kwargs"}
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a setting is a number, of NumPy too."""
+    return isinstance(value, Real)
+
+
+def with_optimizer_kwargs(policy_kwargs: dict[str, Any] | None, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of the policy with defaults for those of its optimizer that they leave open."""
+    given = policy_kwargs or {}
+    return {**given, "optimizer_kwargs": {**defaults, **(given.get("optimizer_kwargs") or {})}}
 
 
 @contextmanager

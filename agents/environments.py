@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium import spaces
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
@@ -41,7 +42,8 @@ def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
         env = _gymnasium_env(env)
     flatten_obs_space(env.observation_space)  # both raise for spaces the policy cannot read or act in
     check_action_space(env.action_space)
-    venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env) if monitor_wrapper else env])
+    monitor = monitor_wrapper and not isinstance(env, VecEnv) and not is_wrapped(env, Monitor)
+    venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env) if monitor else env])
     _check_normalization(venv)
     if not has_action_mask(venv.observation_space, venv.action_space) and venv.has_attr("action_masks"):
         venv = VecActionMasks(venv)
@@ -75,6 +77,8 @@ def check_policy_name(name: str, observation_space: spaces.Space[Any], action_sp
     """Raise a `UserError` where a policy was named, in SB3's words, that does not read these observations."""
     space = observation_space
     if has_action_mask(space, action_space):
+        if name == "MultiInputPolicy":  # the observations are a Dict, of the mask and at least one more entry
+            return
         rest: Any = without_mask(space)
         space = rest.spaces[MAIN_KEY] if rest.spaces.keys() == {MAIN_KEY} else rest
     if isinstance(space, spaces.Dict) != (name == "MultiInputPolicy"):

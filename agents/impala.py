@@ -10,10 +10,12 @@ from threading import Thread
 from typing import Any
 
 import torch
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 
+from srwm_rl.agents.base import is_number, with_optimizer_kwargs
 from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
@@ -62,6 +64,8 @@ class IMPALA(CollectingAlgorithm):
 
     rollout_buffer: UnrollQueue  # type: ignore[assignment]
     buffer_class = UnrollQueue
+    fixed_by_zip = ("rms_prop_alpha", "rms_prop_eps")
+    _thread: Thread | None = None  # the learner's
 
     def __init__(
         self,
@@ -96,8 +100,7 @@ class IMPALA(CollectingAlgorithm):
     ) -> None:
         if "optimizer_class" not in (policy_kwargs or {}):
             rms_prop = {"alpha": rms_prop_alpha, "eps": rms_prop_eps}
-            optimizer = {"optimizer_class": torch.optim.RMSprop, "optimizer_kwargs": rms_prop}
-            policy_kwargs = {**optimizer, **(policy_kwargs or {})}
+            policy_kwargs = with_optimizer_kwargs(policy_kwargs, rms_prop) | {"optimizer_class": torch.optim.RMSprop}
         super().__init__(locals(), gae_lambda=vtrace_lambda)
         self.batch_size, self.synchronous, self.waiting_batches = batch_size, synchronous, waiting_batches
         self.rho_clip, self.pg_rho_clip, self.c_clip = rho_clip, pg_rho_clip, c_clip
@@ -106,10 +109,11 @@ class IMPALA(CollectingAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        self.gae_lambda = vars(self).pop("vtrace_lambda", self.gae_lambda)  # of `load`
         counts = ("n_steps", "batch_size", "waiting_batches", "bptt", "frames_at_once")
         self._check_settings(counts, {"gamma": self.gamma, "vtrace_lambda": self.gae_lambda})
         for name, value in self._clips.items():
-            if value is not None and not value > 0:
+            if value is not None and not (is_number(value) and value > 0):
                 raise UserError(f"{name} must be above 0, or None for no clipping, not {value!r}")
         if self.batch_size is not None and self.batch_size % self.n_steps:
             raise UserError(
@@ -142,7 +146,8 @@ class IMPALA(CollectingAlgorithm):
 
     def _writers(self, groups: list[EnvGroup], core_state: Tensor, n_steps: int) -> Iterator[RolloutWriter]:
         for group in groups:
-            self.rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
+            if not self.synchronous:  # where what an earlier call of `learn` left is learned after this rollout
+                self.rollout_buffer.wait_for_room(self.waiting_batches * self.unrolls_per_batch)
             version, spaces = self._update_actor(), (self.observation_space, self.action_space)
             unrolls = Unrolls.empty(n_steps, group.env.num_envs, *spaces, core_state[:, group.rows], version)
             yield RolloutWriter(unrolls, unrolls.core_state)
@@ -261,22 +266,36 @@ class IMPALA(CollectingAlgorithm):
             if isinstance(module, torch.nn.RNNBase):  # deepcopy scatters its weights; cuDNN would gather them each step
                 module.flatten_parameters()
         self._learner_stream.record()
-        thread = Thread(target=self._run_learner, name="srwm-learner", daemon=True)
-        thread.start()
+        self._thread = Thread(target=self._run_learner, name="srwm-learner", daemon=True)
+        self._thread.start()
         try:
             with short_switch_interval() if self._learner_stream.on_device else nullcontext():
                 yield
-            self.rollout_buffer.finish()  # the learner takes what was collected
-            thread.join()
         except BaseException:
             self.processes.abandon()  # the learner may wait for processes that will not come
             raise
         finally:
             self.rollout_buffer.close()
-            thread.join()
-            self._actor = None
+            self._thread.join()
+            self._actor = self._thread = None
             self.engine.release()  # it holds the actors' policy
-        self.rollout_buffer.check()
+
+    def finish_learning(self) -> None:
+        """Wait until the learner has used all whole batches that were collected; it ends.
+
+        Raises:
+            Exception: the learner's, if it failed.
+        """
+        if self._thread is not None:
+            self.rollout_buffer.finish()
+            self._thread.join()
+            self.rollout_buffer.check()
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if callback is not None and not isinstance(callback, list | BaseCallback):
+            callback = ConvertCallback(callback)
+        others = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        return super()._init_callback([_FinishLearning(), *others], progress_bar)
 
     def _run_learner(self) -> None:
         try:
@@ -287,7 +306,19 @@ class IMPALA(CollectingAlgorithm):
             self.rollout_buffer.close(error)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "weights_lock", "_learner_stream", "_actor", "_updates"]
+        return [*super()._excluded_save_params(), "weights_lock", "_learner_stream", "_actor", "_thread", "_updates"]
+
+
+class _FinishLearning(BaseCallback):
+    """Wait for the learner at the end of training, so that other callbacks see the weights that `learn` ends with."""
+
+    model: IMPALA
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.model.finish_learning()
 
 
 @torch.no_grad()

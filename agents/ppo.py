@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
+from srwm_rl.agents.base import is_number
 from srwm_rl.agents.collecting.collector import CollectingAlgorithm, EnvGroup, StepResult
 from srwm_rl.agents.collecting.rollout_buffer import Minibatch, RolloutWriter, SequenceBatch, SequenceRolloutBuffer
 from srwm_rl.agents.engine.nan_guard import OnNan
@@ -37,7 +38,7 @@ class PPO(CollectingAlgorithm):
             core its previous action, previous reward and step within the episode. The groups of a
             `srwm_rl.envs.GroupedVecEnv` step while the policy acts for another group, which pays where a GPU acts.
         batch_size: steps per minibatch, at least `sequence_length`, of which those in whole sequences are used (with a
-            warning where some are not); None: a quarter of the rollout.
+            warning where some are not); None: as many whole sequences as a quarter of the rollout holds, at least one.
         sequence_length: steps per training sequence, a divisor of `n_steps`; None: `n_steps`.
         bptt: cut the gradient through the core's state every so many steps; None: never.
         frames_at_once: image frames whose activations are held at once; the gradient of a larger minibatch is
@@ -87,7 +88,7 @@ class PPO(CollectingAlgorithm):
         _init_setup_model: bool = True,
         **unsupported: Any,
     ) -> None:
-        super().__init__(locals(), rollout_buffer_kwargs={"sequence_length": sequence_length})
+        super().__init__(locals())
         self.batch_size, self.n_epochs, self.target_kl = batch_size, n_epochs, target_kl
         self.clip_range, self.clip_range_vf = clip_range, clip_range_vf
         self.normalize_advantage = normalize_advantage
@@ -99,6 +100,7 @@ class PPO(CollectingAlgorithm):
     def _setup_model(self) -> None:
         counts = ("n_steps", "n_epochs", "batch_size", "sequence_length", "bptt", "frames_at_once")
         self._check_settings(counts, {"gamma": self.gamma, "gae_lambda": self.gae_lambda})
+        self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length}  # `load` may change it
         length = self.sequence_length or self.n_steps
         if self.batch_size is not None and self.batch_size < length:
             raise UserError(
@@ -110,9 +112,11 @@ class PPO(CollectingAlgorithm):
                 "one step's advantage cannot be normalised: collect more, or give normalize_advantage=False"
             )
         for name in ("clip_range", "clip_range_vf"):
-            if isinstance(value := getattr(self, name), float | int) and not value > 0:
-                raise UserError(f"{name} must be above 0, not {value!r}")
-        if self.target_kl is not None and not self.target_kl > 0:
+            value = getattr(self, name)
+            is_range = callable(value) or (is_number(value) and value > 0)
+            if not is_range and (value is not None or name == "clip_range"):
+                raise UserError(f"{name} must be a number above 0, or a schedule, not {value!r}")
+        if self.target_kl is not None and not (is_number(self.target_kl) and self.target_kl > 0):
             raise UserError(f"target_kl must be above 0, or None for no limit, not {self.target_kl!r}")
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
@@ -168,9 +172,9 @@ class PPO(CollectingAlgorithm):
                     continue_training = False
                     break
                 updates.step()
+            self._n_updates += 1  # one that target_kl stopped, too, as in SB3
             if not continue_training:
                 break
-            self._n_updates += 1
         try:
             means = updates.flush()
         except FaultError:

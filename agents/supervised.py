@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from srwm_rl.agents.base import RecurrentAlgorithm
+from srwm_rl.agents.base import RecurrentAlgorithm, is_number, with_optimizer_kwargs
 from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import storage
 from srwm_rl.agents.engine.nan_guard import OnNan
@@ -112,6 +112,7 @@ class Supervised(RecurrentAlgorithm):
 
     rollout_buffer: AnswerBuffer  # type: ignore[assignment]
     buffer_class = AnswerBuffer
+    fixed_by_zip = ("beta2", "adam_eps")
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Supervised(RecurrentAlgorithm):
     ) -> None:
         if "optimizer_class" not in (policy_kwargs or {}):
             adam = {"betas": (0.9, beta2), "eps": adam_eps, "fused": True}
-            policy_kwargs = {"optimizer_kwargs": adam, **(policy_kwargs or {})}
+            policy_kwargs = with_optimizer_kwargs(policy_kwargs, adam)
         super().__init__(locals(), gamma=0.0, gae_lambda=0.0, ent_coef=0.0, vf_coef=0.0)
         self.aux_coef, self.warmup_updates = aux_coef, warmup_updates
         self.beta2, self.adam_eps = beta2, adam_eps
@@ -148,7 +149,7 @@ class Supervised(RecurrentAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_settings(("n_steps", "bptt", "frames_at_once"), {"beta2": self.beta2})
-        if self.aux_coef < 0:
+        if not (is_number(self.aux_coef) and self.aux_coef >= 0):
             raise UserError(f"aux_coef must be at least 0, not {self.aux_coef!r}")
         if not isinstance(self.warmup_updates, int) or self.warmup_updates < 0:
             raise UserError(f"warmup_updates must be a whole number of at least 0, not {self.warmup_updates!r}")

@@ -331,10 +331,13 @@ class NatureCNN(ImpalaCNN):
     def _make_stages(
         self, height: int, width: int, depth: int, channels: tuple[int, ...]
     ) -> tuple[list[nn.Module], int]:
-        if len(channels) != 3 or min(height, width) < 36:
+        if len(channels) != 3:
             raise UserError(
-                f"the nature CNN has three convolutions, for frames of at least 36 x 36 pixels: give three channels, "
-                f"not {len(channels)}, and frames that large, not {height} x {width}"
+                f"the nature CNN has three convolutions: channels must be three widths, not {len(channels)}"
+            )
+        if min(height, width) < 36:
+            raise UserError(
+                f"the nature CNN reads frames of at least 36 x 36 pixels, not {height} x {width}: give the kind impala"
             )
         stages: list[nn.Module] = []
         for out, kernel, stride in zip(channels, (8, 4, 3), (4, 2, 1), strict=True):

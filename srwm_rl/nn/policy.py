@@ -24,7 +24,7 @@ from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.cores import Core, make_core
 from srwm_rl.nn.cores.unroll import run_core
 from srwm_rl.nn.distributions import make_distribution
-from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space
+from srwm_rl.nn.encoders import MAIN_KEY, Encoder, flatten_obs_space, is_image
 from srwm_rl.nn.extractors import ExtractorInputs, make_extractor
 from srwm_rl.nn.optimizer_hooks import scale_edit_columns
 from srwm_rl.nn.policy_settings import (
@@ -116,7 +116,9 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
         self._input_space = without_mask(observation_space) if self.masked else observation_space
         self.obs_spaces = flatten_obs_space(self._input_space)
         own = features_extractor_class not in (None, Encoder)
-        settings = {**(encoder_kwargs or {}), **({} if own else encoder_settings(features_extractor_kwargs or {}))}
+        images = any(is_image(space, normalize_images=False) for space in self.obs_spaces.values())
+        extractor = {} if own else encoder_settings(features_extractor_kwargs or {}, images)
+        settings = {**(encoder_kwargs or {}), **extractor}
         check_settings("the encoder", settings, inspect.signature(Encoder).parameters.keys() - {"observation_space"})
         normalize_images = settings.pop("normalize_images", normalize_images)
         self.encoder_kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
@@ -406,6 +408,8 @@ class SRWMPolicy(RecurrentActorCriticPolicy):
     def _state_tensor(self, state: tuple[np.ndarray, ...] | None, batch: int) -> Tensor:
         if state is None:
             return self.initial_state(batch)
+        if not isinstance(state, tuple | list) or len(state) != 1:
+            raise UserError("state is None at the start, then the tuple that predict returned")
         check_state(state[0], (self.core.state_layers, batch, self.core.state_size), self.core_name)
         return torch.as_tensor(state[0], dtype=torch.float32, device=self.device)
 

@@ -72,10 +72,19 @@ def refuse_unsupported(settings: dict[str, Any], known: Iterable[str]) -> None:
             raise UserError(f"{name}={value!r}: {_UNSUPPORTED[name]}")
 
 
-def encoder_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return `features_extractor_kwargs` as settings of `Encoder`; SB3's widths are those of its CNN."""
+def encoder_settings(settings: dict[str, Any], has_images: bool) -> dict[str, Any]:
+    """Return `features_extractor_kwargs` as settings of `Encoder`; SB3's widths are those of its CNN.
+
+    Raises:
+        UserError: a width of a CNN, and the observations hold no image.
+    """
     result = {name: value for name, value in settings.items() if name not in _CNN_WIDTHS}
     for name in _CNN_WIDTHS:
         if name in settings:
+            if not has_images:
+                raise UserError(
+                    f"{name} is the width of a CNN, and the observations hold no image: for others give "
+                    f"encoder_kwargs={{'mlp': [{settings[name]}]}}"
+                )
             result["cnn"] = {**result.get("cnn", {}), "features": settings[name]}
     return result

@@ -8,6 +8,7 @@ import pytest
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from srwm_rl import SRWMPolicy, UserError
@@ -114,6 +115,23 @@ def test_with_a_learning_rate_of_0_the_divergence_is_0(action_space: Any) -> Non
     model.learn(8)
     assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert model.rollout_buffer.actions.dtype in (np.float32, torch.float32)
+
+
+def test_returns_are_those_of_a_monitor_within() -> None:
+    env = gymnasium.wrappers.TransformReward(Monitor(gymnasium.make("CartPole-v1")), lambda reward: 0.01 * reward)
+    model = make(PPO, env).learn(256)
+    returns = [episode["r"] for episode in model.ep_info_buffer]
+    assert returns == [episode["l"] for episode in model.ep_info_buffer]
+    assert min(returns) > 1
+
+
+@pytest.mark.parametrize("mask", [spaces.MultiBinary(2), spaces.Box(0, 1, (2,))])
+def test_a_dict_with_a_mask_is_named_by_its_kind_or_as_a_dict(mask: Any) -> None:
+    space = spaces.Dict({"observation": VECTOR, "action_mask": mask})
+    for name in ("MultiInputPolicy", "MlpPolicy"):
+        assert make(PPO, Probe(space), name).policy.masked
+    with pytest.raises(UserError, match="CnnPolicy needs images"):
+        make(PPO, Probe(space), "CnnPolicy")
 
 
 def test_a_named_policy_is_never_replaced() -> None:
@@ -238,3 +256,5 @@ def test_sb3s_widths_are_those_of_our_cnn() -> None:
     for name in ("features_dim", "cnn_output_dim"):
         model = make(PPO, Probe(PIXELS), policy_kwargs={"features_extractor_kwargs": {name: 24}})
         assert model.policy.features_dim == 24
+        with pytest.raises(UserError, match=rf"{name} is the width of a CNN.*'mlp': \[24\]"):
+            make(PPO, Probe(), policy_kwargs={"features_extractor_kwargs": {name: 24}})

@@ -3,12 +3,14 @@
 import threading
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
@@ -17,6 +19,7 @@ from srwm_rl.agents import IMPALA
 from srwm_rl.agents.collecting.unroll_queue import UnrollQueue, Unrolls
 from srwm_rl.agents.impala import copy_weights
 from srwm_rl.envs import GroupedVecEnv, make_vec_env
+from srwm_rl.errors import FaultError
 from tests.agents.probe import (
     FailingProbe,
     LogRecorder,
@@ -205,6 +208,38 @@ def test_an_error_in_the_last_update_is_raised(monkeypatch: pytest.MonkeyPatch) 
         model.learn(4 * 8)
 
 
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_what_an_interrupted_rollout_left_is_learned_without_waiting_for_a_learner(batch_size: int | None) -> None:
+    model = probe_model(synchronous=True, batch_size=batch_size)
+    model.ent_coef = float("nan")
+    with pytest.raises(FaultError):
+        model.learn(4 * 8)
+    left = len(model.rollout_buffer)
+    model.rollout_buffer.put(collect_rollout(model))
+    model.ent_coef = 0.01
+    model.learn(4 * 8)
+    assert model._n_updates == (left + 4 + 4) // model.unrolls_per_batch
+
+
+def test_callbacks_see_the_weights_that_learn_ends_with(tmp_path: Path) -> None:
+    class SavesAtTheEnd(BaseCallback):
+        model: IMPALA
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            self.seen = self.model._n_updates
+            self.model.save(tmp_path / "end.zip")
+
+    for wrap in (lambda callback: callback, lambda callback: [callback]):
+        model, callback = probe_model(synchronous=False), SavesAtTheEnd()
+        model.learn(4 * 8 * 6, wrap(callback))
+        assert callback.seen == model._n_updates == 6
+        assert torch.equal(weight_vector(IMPALA.load(tmp_path / "end.zip")), weight_vector(model))
+    assert model.learn(4 * 8, lambda *_: True)._n_updates == 7
+
+
 def test_a_wrapper_around_groups_is_not_bypassed() -> None:
     class Double(VecEnvWrapper):
         def reset(self) -> Any:
@@ -218,6 +253,25 @@ def test_a_wrapper_around_groups_is_not_bypassed() -> None:
         "SRWMPolicy", Double(probe_env(n_groups=2)), n_steps=4, policy_kwargs=SMALL, synchronous=True, device="cpu"
     )
     assert collect_rollout(model).rewards[:, 0].tolist() == [2, 4, 6, 8]
+
+
+def test_settings_of_the_optimizer_leave_the_others_as_they_are() -> None:
+    model = probe_model(rms_prop_eps=0.5, policy_kwargs={"optimizer_kwargs": {"weight_decay": 1e-4}})
+    assert isinstance(model.policy.optimizer, torch.optim.RMSprop)
+    settings = model.policy.optimizer.defaults
+    assert (settings["alpha"], settings["eps"], settings["weight_decay"]) == (0.99, 0.5, 1e-4)
+
+
+def test_settings_are_changed_where_a_zip_is_loaded_or_refused(tmp_path: Path) -> None:
+    probe_model().save(tmp_path / "model.zip")
+    assert IMPALA.load(tmp_path / "model.zip", vtrace_lambda=0.5).gae_lambda == 0.5
+    assert IMPALA.load(tmp_path / "model.zip").gae_lambda == 1.0
+    with pytest.raises(UserError, match="vtrace_lambda must lie in"):
+        IMPALA.load(tmp_path / "model.zip", vtrace_lambda=2)
+    with pytest.raises(UserError, match="rms_prop_eps is part of the optimizer's state"):
+        IMPALA.load(tmp_path / "model.zip", rms_prop_eps=0.9)
+    with pytest.raises(UserError, match="IMPALA has no setting 'gama'; did you mean 'gamma'"):
+        IMPALA.load(tmp_path / "model.zip", gama=0.9)
 
 
 def test_the_default_optimizer_is_the_papers_rmsprop() -> None:

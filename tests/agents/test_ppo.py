@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.logger import Logger
 
 from srwm_rl import UserError, core_names
@@ -17,9 +19,11 @@ from srwm_rl.envs import make_vec_env
 from srwm_rl.nn.policy import ActStep
 from tests.agents.probe import (
     LogRecorder,
+    Probe,
     StopAtMeanReturn,
     collect_rollout,
     mean_return,
+    probe_env,
     small_model,
 )
 
@@ -49,6 +53,29 @@ def test_evaluating_whole_sequences_repeats_the_acting_steps_values_and_log_prob
         new = model.policy.evaluate_sequence(old.observations, old.actions, old.core_state, old.episode_starts)
     torch.testing.assert_close(new.values, old.old_values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(new.log_probs, old.old_log_probs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_sequence_length_is_changed_where_a_zip_is_loaded(tmp_path: Path) -> None:
+    probe_model(n_steps=16, sequence_length=8, batch_size=16).save(tmp_path / "model.zip")
+    for n_steps, length in ((16, 4), (12, None)):
+        settings = {"n_steps": n_steps, "sequence_length": length}
+        model = PPO.load(tmp_path / "model.zip", env=probe_env(), **settings)  # type: ignore[arg-type]
+        assert model.rollout_buffer.sequence_length == (length or n_steps)
+        model.learn(4 * n_steps)
+    with pytest.raises(UserError, match="PPO has no setting 'n_step'; did you mean 'n_steps'"):
+        PPO.load(tmp_path / "model.zip", n_step=8)
+
+
+def test_an_epoch_that_target_kl_stops_is_counted_as_in_sb3() -> None:
+    settings = {"n_steps": 8, "batch_size": 8, "learning_rate": 0.1, "target_kl": 1e-6, "seed": 0, "device": "cpu"}
+    ours, theirs = (algorithm("MlpPolicy", Probe(), **settings) for algorithm in (PPO, SB3PPO))  # type: ignore[operator]
+    # The first epoch is made, at a divergence of 0; the second is stopped.
+    assert ours.learn(8)._n_updates == theirs.learn(8)._n_updates == 2
+
+
+def test_without_a_batch_size_a_minibatch_has_the_whole_sequences_of_a_quarter_rollout() -> None:
+    for n_envs, n_minibatches in ((1, 1), (3, 3), (4, 4), (6, 6), (8, 4), (11, 6)):
+        assert probe_model(n_envs=n_envs, n_epochs=1).minibatches_per_update == n_minibatches
 
 
 def test_a_rollout_stores_one_core_state_per_sequence() -> None:

@@ -334,12 +334,15 @@ def test_coefficients_out_of_range_are_one_line() -> None:
     wrong: tuple[tuple[str, Any], ...] = (
         ("clip_range_vf", -0.2), ("max_grad_norm", 0), ("max_grad_norm", -1.0), ("target_kl", -0.1), ("target_kl", 0),
         ("n_steps", 0), ("n_epochs", 0), ("batch_size", 0), ("gamma", 1.5), ("gae_lambda", 2), ("n_steps", 2.5),
+        ("gamma", None), ("max_grad_norm", None), ("ent_coef", "auto"), ("ent_coef", float("nan")), ("vf_coef", None),
+        ("clip_range", None), ("clip_range", "linear"), ("clip_range_vf", "0.2"), ("target_kl", "0.1"),
     )  # fmt: skip
     for name, value in wrong:
         with pytest.raises(UserError, match=name):
             make(PPO, "CartPole-v1", **{name: value})
-    with pytest.raises(UserError, match="max_grad_norm"):
-        make(IMPALA, "CartPole-v1", max_grad_norm=-1)
+    for name, value in (("max_grad_norm", -1), ("rho_clip", "1"), ("vtrace_lambda", None)):
+        with pytest.raises(UserError, match=name):
+            make(IMPALA, "CartPole-v1", **{name: value})
     for value in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="learning rate"):
             make(PPO, "CartPole-v1", learning_rate=value)

@@ -97,6 +97,11 @@ def make_core(name: str, input_size: int, **settings: Any) -> Core:
     Raises:
         UserError: an unknown name or setting (the message suggests the nearest one), or a setting out of range.
     """
+    if not isinstance(name, str):
+        raise UserError(
+            f"a core is given by its name, not as {name!r}: a class of your own gets one by "
+            "@srwm_rl.register_core('my_core')"
+        )
     if name not in _CORES and ":" in name:
         raise UserError(
             f"core {name!r} is not imported: call srwm_rl.import_core({name!r}) first, or give --core {name} on the "

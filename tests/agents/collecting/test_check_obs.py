@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from srwm_rl.agents import IMPALA, PPO
 from srwm_rl.agents.collecting.check_obs import check_obs
 from srwm_rl.errors import FaultError
+from tests.agents.probe import Probe
 
 PARTS = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3, start=1))
 
@@ -69,6 +70,15 @@ class Stretched(VecEnvWrapper):
         obs, *others = self.venv.step_wait()
         self.steps += 1
         return obs[:, :1] if self.steps == 20 else obs, *others
+
+
+def test_the_first_observation_is_checked_too() -> None:
+    class Outside(Probe):
+        def reset(self, **_: Any) -> Any:
+            return 4, {}
+
+    with pytest.raises(FaultError, match="the observation of environment 0 at step 0 is 4, not of Discrete"):
+        PPO("SRWMPolicy", Outside(spaces.Discrete(4)), n_steps=8).learn(8)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, IMPALA])

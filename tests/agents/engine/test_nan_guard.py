@@ -84,6 +84,26 @@ def test_a_non_finite_reward_or_observation_is_reported_and_never_reaches_a_weig
         assert torch.isfinite(weight_vector(model)).all()
 
 
+class NonFiniteFirstObservation(Probe):
+    """A probe whose first observation of all is NaN."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        self.resets += 1
+        return obs * NAN if self.resets == 1 else obs, info
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_non_finite_first_observation_is_reported_or_skipped(algo: str) -> None:
+    with pytest.raises(FaultError, match="the observation of environment 1 is not finite at step 0"):
+        model_on(DummyVecEnv([Probe, NonFiniteFirstObservation]), algo, "stop").learn(2 * STEPS)
+    model = model_on(DummyVecEnv([Probe, NonFiniteFirstObservation]), algo, "skip")
+    model.learn(4 * 2 * STEPS)
+    assert (model.nan_guard.skipped, model._n_updates >= 3) == (1, True)
+
+
 @pytest.mark.parametrize("algo", ["ppo", "impala"])
 def test_a_non_finite_last_observation_of_a_truncated_episode_is_reported_or_skipped(algo: str) -> None:
     with pytest.raises(FaultError, match="the last observation of environment 0 is not finite"):

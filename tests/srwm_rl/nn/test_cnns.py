@@ -254,6 +254,13 @@ def test_the_nature_cnn_is_three_convolutions_with_relus_between() -> None:
     assert [conv.weight.shape[2] for conv in (first, second, third)] == [8, 4, 3]
 
 
+def test_what_the_nature_cnn_cannot_read_is_named_alone() -> None:
+    with pytest.raises(UserError, match=r"channels must be three widths, not 2$"):
+        NatureCNN((64, 64, 3), False, (4, 6))
+    with pytest.raises(UserError, match=r"at least 36 x 36 pixels, not 24 x 64: give the kind impala$"):
+        NatureCNN((24, 64, 3), False, (4, 6, 8))
+
+
 def test_a_patch_cnn_is_a_convolution_of_patches_and_one_residual_block_per_stage() -> None:
     torch.manual_seed(0)
     network = PatchCNN((26, 19, 3), False, (4, 6), patch=5, features=7)

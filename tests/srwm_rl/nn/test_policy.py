@@ -69,6 +69,9 @@ def test_box_actions_are_clipped_to_their_bounds() -> None:
 def test_a_state_of_the_wrong_shape_is_named() -> None:
     with pytest.raises(UserError, match=r"core 'srwm' needs a state of shape \(2, 4, \d+\), not \(1, 4, 7\)"):
         policy().predict(observations(VECTOR, 4), (np.zeros((1, 4, 7), np.float32),))
+    for state in ((), 0, np.zeros((2, 4, 7)), (np.zeros((2, 4, 7)),) * 2):
+        with pytest.raises(UserError, match="None at the start, then the tuple that predict returned"):
+            policy().predict(observations(VECTOR, 4), state)  # type: ignore[arg-type]
 
 
 def test_missing_memory_inputs_name_the_wrapper() -> None:

@@ -64,5 +64,7 @@ def test_an_activation_is_a_name_or_a_class() -> None:
 @pytest.mark.parametrize("name", ["features_dim", "cnn_output_dim"])
 def test_a_width_of_sb3s_encoders_is_the_width_of_the_cnn(name: str) -> None:
     settings = {name: 64, "cnn": {"channels": [4]}, "mlp": [8]}
-    assert encoder_settings(settings) == {"cnn": {"channels": [4], "features": 64}, "mlp": [8]}
+    assert encoder_settings(settings, has_images=True) == {"cnn": {"channels": [4], "features": 64}, "mlp": [8]}
     assert settings["cnn"] == {"channels": [4]}
+    with pytest.raises(UserError, match=f"{name} is the width of a CNN"):
+        encoder_settings(settings, has_images=False)

@@ -135,6 +135,11 @@ class BatchMean(Good):
         return super().step(now - now.mean(0).clamp(-0.1, 0.1) * (len(now) > 1), state)
 
 
+class BatchMeanOfUnrolls(Good):
+    def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> Result:
+        return super().forward(x - 0.1 * x.mean(1, keepdim=True) * (len(x) > 1), state, episode_starts)
+
+
 class ForgetsBetweenCalls(Good):
     def forward(self, x: Tensor, state: Tensor, episode_starts: Tensor) -> Result:
         return super().forward(x, 0 * state, episode_starts)
@@ -252,6 +257,7 @@ BROKEN: list[tuple[Callable[[], Core], str, str]] = [
     (SingleIsOther, "small", "y differs by up to .* at step 0, environment 0"),
     (Raises, "small", "it raised IndexError: no such step"),
     (BatchMean, "small", "y differs"),
+    (BatchMeanOfUnrolls, "batch", "environment 0 changes with the inputs of the other environments"),
     (ForgetsBetweenCalls, "stepwise", "one step at a time is not the whole unroll"),
     (LooksAhead, "stepwise", "one step at a time is not the whole unroll"),
     (CarriesAfterAll, "stepwise", "carries_over is False"),
@@ -356,6 +362,9 @@ def test_a_core_is_imported_by_its_path(my_memory: Path) -> None:
     check_core(make_core("my_memory:Sum", 3, gain=0.5))
     with pytest.raises(UserError, match="did you mean 'gain'"):
         make_core("my_memory:Sum", 3, gian=0.5)
+    for no_name in (Good, None):
+        with pytest.raises(UserError, match=r"a core is given by its name, not as .*register_core"):
+            make_core(no_name, 3)  # type: ignore[arg-type]
     assert import_core("my_memory:Sum") == "my_memory:Sum"  # again: no error
 
 
