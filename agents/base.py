@@ -21,12 +21,19 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from srwm_rl.agents.collecting.check_obs import check_obs
+from srwm_rl.agents.check_obs import check_obs
 from srwm_rl.agents.distributed import SINGLE, ProcessGroup
 from srwm_rl.agents.engine.engine import Engine
 from srwm_rl.agents.engine.nan_guard import ON_NAN, NanGuard, OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device
-from srwm_rl.agents.environments import check_policy, check_policy_name, warn_of_symbols, warn_of_unused_masks, wrap_env
+from srwm_rl.agents.environments import (
+    check_policy,
+    check_policy_name,
+    warn_of_symbols,
+    warn_of_unused_masks,
+    without_pictures,
+    wrap_env,
+)
 from srwm_rl.agents.frames_at_once import default_frames_at_once
 from srwm_rl.errors import UserError, check_settings
 from srwm_rl.nn.policy import ActStep, Obs, SRWMPolicy
@@ -93,6 +100,7 @@ class RecurrentAlgorithm(OnPolicyAlgorithm):
             raise UserError("env=None: give an id, a gymnasium.Env or a VecEnv of SB3, whose spaces the policy needs")
         for setting in ARGUMENTS_OF_POLICIES & (arguments["policy_kwargs"] or {}).keys():
             raise UserError(f"policy_kwargs have no {setting!r}: the trainer gives it to the policy; leave it out")
+        settings["env"] = without_pictures(settings["env"])
         super().__init__(
             **settings,
             **others,

@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 SYMBOLS = 32  # numbers below are no pixels: a picture of 0 to 31 of 255 is all but black
 
 
+def without_pictures(env: Any) -> Any:
+    """Return an environment of a ProcGen id, others as they are: SB3 would have large pictures drawn in every step."""
+    is_procgen = isinstance(env, str) and env.removeprefix("srwm_rl:").startswith("procgen-")
+    return gymnasium.make(env) if is_procgen else env
+
+
 def wrap_env(env: Any, monitor_wrapper: bool) -> VecEnv:
     """Return environments as a `VecEnv` whose observations the policy can read.
 

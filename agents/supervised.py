@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from srwm_rl.agents.base import RecurrentAlgorithm, is_number, with_optimizer_kwargs
-from srwm_rl.agents.collecting.check_obs import check_obs
+from srwm_rl.agents.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import storage
 from srwm_rl.agents.engine.nan_guard import OnNan
 from srwm_rl.agents.engine.transfer import map_obs, to_device

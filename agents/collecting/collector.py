@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from srwm_rl.agents.base import RecurrentAlgorithm
-from srwm_rl.agents.collecting.check_obs import check_obs
+from srwm_rl.agents.check_obs import check_obs
 from srwm_rl.agents.collecting.rollout_buffer import RolloutWriter
 from srwm_rl.agents.engine.engine import Actor
 from srwm_rl.agents.engine.transfer import map_obs

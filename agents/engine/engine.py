@@ -92,6 +92,13 @@ class Engine:
         self._graphed_acting = lru_cache(maxsize=1)(lambda policy: GraphedActing(policy, trainer.wait_for_learner))
         self._graphed_gradient: GraphedGradient | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy or pickle the trainer alone: the copy makes its own compiled forms, and has no listeners."""
+        return {"_trainer": self._trainer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_trainer"])  # type: ignore[misc]
+
     def release(self) -> None:
         """Forget compiled forms of policies, which keep the policies alive; they are made again when needed."""
         self.fused.cache_clear()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +50,9 @@ class FusedPolicy:
         self._ppo_gradient: PPOGradient | None = None
         self._lowered_from: ModuleFingerprint | None = None  # also where lowering failed
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FusedPolicy:
-        """Copy the policy; the copy is lowered anew, because programs hold pointers."""
-        return FusedPolicy(deepcopy(self.policy, memo))
+    def __reduce__(self) -> tuple[type[FusedPolicy], tuple[SRWMPolicy]]:
+        """Copy or pickle the policy alone; the copy is lowered anew, because programs hold pointers."""
+        return FusedPolicy, (self.policy,)
 
     @property
     def disabled(self) -> bool:
@@ -72,7 +70,7 @@ class FusedPolicy:
                 distribution = self.policy.distribution(action_params, self.policy.action_masks(obs))
                 return self.policy.sample(distribution, values, core_state)
             n_actions = int(self.policy.action_space.n)  # type: ignore[attr-defined]
-            exp_noise = torch.empty(len(episode_starts), n_actions).exponential_()
+            exp_noise = core_state.new_empty(len(episode_starts), n_actions).exponential_()
             return self._step(lowered, obs, core_state, episode_starts, exp_noise)
 
     def evaluate_sequence(
@@ -168,7 +166,7 @@ class FusedPolicy:
         fused_distribution = self.policy.distribution(action_params, self.policy.action_masks(obs))
         results = [(fused_distribution.log_prob(actions), *values_and_state)]
         if lowered.step is not None:  # equal noise for all actions: the most probable one is sampled
-            exp_noise = torch.ones(len(episode_starts), action_params.shape[-1])
+            exp_noise = torch.ones_like(action_params)
             step = self._step(lowered, obs, core_state, episode_starts, exp_noise)
             results.append((step.log_probs, step.values, step.core_state))
         if lowered.log_prob_and_entropy is not None:

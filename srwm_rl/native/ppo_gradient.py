@@ -16,7 +16,7 @@ from srwm_rl.nn.layers import MemoryLayer, SRWMLayer
 from srwm_rl.nn.policy import Obs, SRWMPolicy
 from srwm_rl.nn.short_conv import ShortConv
 from srwm_rl.ops import cpu
-from srwm_rl.ops.checks import as_uint8
+from srwm_rl.ops.checks import as_uint8, check_float32
 from srwm_rl.ops.program import PPOLossParams
 
 BackwardFn = Callable[[Tensor], Tensor]
@@ -53,11 +53,10 @@ class PPOGradient:
         `[5]`, summed over steps.
         """
         core, batch = self._core, episode_starts.shape[1]
-        assert core_state.shape == (core.state_layers, batch, core.state_size), "not the core's state"
-        assert (core_state.dtype, core_state.device.type) == (torch.float32, "cpu"), "C reads float32 on the CPU"
+        check_float32("core_state", core_state, (core.state_layers, batch, core.state_size))
         with torch.no_grad():
             # New memory each time: a caller may keep the gradients of the last update.
-            grads = torch._utils._unflatten_dense_tensors(torch.empty(self._size), self._weights)
+            grads = torch._utils._unflatten_dense_tensors(core_state.new_empty(self._size), self._weights)
             sums = self._run(obs, core_state, episode_starts, inputs, params, grads)
         for weight, grad in zip(self._weights, grads, strict=True):
             if weight.requires_grad:

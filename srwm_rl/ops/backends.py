@@ -53,8 +53,9 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         ValueError: the requested backend cannot run; the message says why.
     """
     if backend == "auto":
-        # Only the reference is made of operations that an exported graph can hold, and that have forward derivatives.
-        backend = "reference" if torch.compiler.is_exporting() or is_forward_mode() else preferred()
+        # Only the reference is made of operations that an exported graph can hold, and that have such derivatives.
+        plain = torch.compiler.is_exporting() or is_forward_mode() or is_func_grad()
+        backend = "reference" if plain else preferred()
     name = _BACKEND_OF_DEVICE.get(device_type, device_type) if backend == "auto" else backend
     if name == "reference":
         return name
@@ -62,6 +63,8 @@ def choose(function: str, backend: str, device_type: str, dtype: torch.dtype, he
         why_not = f"no fused kernel for {device_type} tensors"
     elif is_forward_mode():
         why_not = "it has no forward-mode derivatives"
+    elif is_func_grad():
+        why_not = "torch.func.grad cannot differentiate it"
     else:
         try:
             why_not = import_module(_MODULES[name]).why_not(device_type, dtype, head_size, width)
@@ -91,6 +94,15 @@ def is_forward_mode() -> bool:
     An operation registered with torch has no tangent there, without an error.
     """
     return forward_ad._current_level >= 0
+
+
+def is_func_grad() -> bool:
+    """Return whether `torch.func.grad`, `vjp` or `jacrev` is active.
+
+    They cannot differentiate an operation registered with torch.
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Grad for level in stack)
 
 
 # As torch.compiler.assume_constant_result does, without importing torch's compiler, which takes a second.

@@ -18,6 +18,15 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], like_name: s
         raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, {like_name} is {like.dtype} on {like.device}")
 
 
+def check_float32(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a `ValueError` unless `tensor` is float32 of this shape on the CPU."""
+    if tensor.shape != shape or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be torch.float32 {list(shape)} on the CPU, not {tensor.dtype} {list(tensor.shape)} on "
+            f"{tensor.device}"
+        )
+
+
 def check_input(name: str, tensor: Tensor) -> None:
     """Raise a `ValueError` unless `tensor` can be an unroll's first argument, `[T, B, H, D]`."""
     if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.shape[0] < 1:

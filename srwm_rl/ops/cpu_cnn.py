@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -107,9 +108,22 @@ def can_run(layers: Sequence[Layer], dtype: torch.dtype) -> bool:
         or any(layer.kind == "patches" for layer in layers[1:])
         or any(min(layer.h, layer.w) < 1 for layer in layers)
         or n_weights > MOST_WEIGHTS
+        or not _are_consistent(layers)
     ):
         return False
     return _fit_tiles(layers) if dtype == torch.bfloat16 else dtype == torch.float32 and _n_kept(layers) > 0
+
+
+def _are_consistent(layers: Sequence[Layer]) -> bool:
+    """Return whether the sizes of each layer's output are those of its kind, and of the next layer's input."""
+    for layer in layers:
+        step = {"conv and pool": 2, "patches": max(layer.kernel, 1), "block": 1}[layer.kind]
+        padding = 1 if layer.kind == "conv and pool" else 0
+        if (layer.h, layer.w) != ((layer.h_in + padding) // step, (layer.w_in + padding) // step):
+            return False
+        if (layer.kind != "patches" and layer.kernel != 3) or (layer.kind == "block" and layer.c != layer.c_in):
+            return False
+    return all((a.h, a.w, a.c) == (b.h_in, b.w_in, b.c_in) for a, b in pairwise(layers))
 
 
 def _fit_tiles(layers: Sequence[Layer]) -> bool:
@@ -169,7 +183,7 @@ def _forward(
     kept: _Kept | None,
 ) -> Tensor:
     last = layers[-1]
-    y = torch.empty(len(frames), last.c * last.h * last.w, dtype=dtype)
+    y = frames.new_empty(len(frames), last.c * last.h * last.w, dtype=dtype)
     _run(frames, layers, scale, parameters, dtype, kept, y=y)
     return y
 
@@ -200,9 +214,9 @@ class _Kept:
         try:
             self.numbers = self.free.pop()
         except IndexError:
-            self.numbers = torch.empty(0)
+            self.numbers = torch.empty(0, dtype=torch.float32, device="cpu")
         if self.numbers.numel() < n:
-            self.numbers = torch.empty(n)
+            self.numbers = self.numbers.new_empty(n)
 
     def __del__(self) -> None:
         if len(self.free) < self.most_free:
@@ -225,7 +239,7 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         frames, *parameters = ctx.saved_tensors
         half = len(parameters) // 2
-        gradients = [torch.empty(parameter.shape) for parameter in parameters]
+        gradients = [parameter.new_empty(parameter.shape) for parameter in parameters]
         grad_y = grad.to(ctx.dtype).contiguous()
         outputs = {"grad_weights": _pointers(gradients[:half]), "grad_biases": _pointers(gradients[half:])}
         _run(frames, ctx.layers, ctx.scale, parameters, ctx.dtype, ctx.kept, grad_y=grad_y, **outputs)

@@ -51,7 +51,7 @@ def delta_scan(
         episode_starts: `[T, B]`, bool or number: where non-zero the fast weight is zeroed *before* that step.
         backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64; "triton": CUDA, float32) or,
             if it cannot run, the reference, and logs the reason once; "reference" is plain PyTorch, the only one with
-            second derivatives.
+            second derivatives, with forward-mode ones and under `torch.func.grad`, where "auto" selects it.
 
     Returns:
         `y` `[T, B, H, D]` and the final fast weight `[B, H, D, D]`.

@@ -62,7 +62,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        which = torch.empty(n, (h + 1) // 2, (w + 1) // 2, c, dtype=torch.uint8)
+        which = x.new_empty(n, (h + 1) // 2, (w + 1) // 2, c, dtype=torch.uint8)
         ctx.save_for_backward(which)
         ctx.shape = x.shape
         return _forward(x, which)
@@ -72,14 +72,15 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (which,) = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=torch.channels_last)
+        grad_x = torch.empty(ctx.shape, dtype=grad.dtype, device="cpu", memory_format=torch.channels_last)
         _run(grad_x, grad, which, back=True)
         return grad_x
 
 
 def _forward(x: Tensor, which: Tensor | None) -> Tensor:
     n, c, h, w = x.shape
-    y = torch.empty(n, c, (h + 1) // 2, (w + 1) // 2, dtype=x.dtype, memory_format=torch.channels_last)
+    size = (n, c, (h + 1) // 2, (w + 1) // 2)
+    y = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
     _run(x, y, which)
     return y
 

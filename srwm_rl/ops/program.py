@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from srwm_rl.ops.checks import check_float32
 from srwm_rl.ops.cpu import Kernel, n_threads
 
 INPUT, OUTPUT, LINEAR, NORM, SOFTMAX, LOG_PROB_AND_ENTROPY, PPO_LOSS, SINES, HEADS, SAMPLE, SHORT_CONV = range(11)
@@ -117,7 +118,6 @@ class Program:
     ) -> Features:
         """Append `activation(weight x + bias + add)`; `weight` `[n_out, n_in]`, `bias` `[n_out]`."""
         n_out, n_in = weight.shape
-        assert n_in == x.n, "the weight does not fit the features"
         padded = -(-n_in // _LANES) * _LANES
         self._n_scratch = max(self._n_scratch, padded)
         return self._append(
@@ -130,7 +130,7 @@ class Program:
             n_out=n_out,
             is_leaf=not any(self._needs_grad[x.first : x.first + x.n]),
             sums=self._new_sums(n_out * padded + n_out * _LANES),
-            **self._trainable(weight, bias),
+            **self._trainable((n_out, x.n), weight, bias),
         )
 
     def layer_norm(self, x: Features, weight: Tensor, bias: Tensor, eps: float) -> Features:
@@ -138,7 +138,8 @@ class Program:
         new = self._new(x.n, True)
         self._new(2, False)  # mean and inverse deviation
         sums = self._new_sums(2 * x.n * _LANES)
-        return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **self._trainable(weight, bias))
+        weights = self._trainable((x.n,), weight, bias)
+        return self._append(NORM, new, first=x.first, n_in=x.n, number=eps, sums=sums, **weights)
 
     def softmax(self, x: Features, group: int) -> Features:
         """Append a softmax within every `group` of the features."""
@@ -163,7 +164,7 @@ class Program:
     def sines(self, x: Features, periods: Tensor) -> Features:
         """Append the sines, then the cosines, of one feature by its `periods` `[n]`: 2n features, without gradient."""
         n = len(periods)
-        return self._append(SINES, self._new(2 * n, False), first=x.first, n_out=n, weight=self._pointer(periods))
+        return self._append(SINES, self._new(2 * n, False), first=x.first, n_out=n, weight=self._pointer(periods, (n,)))
 
     def heads(
         self, x: Features, weight: Tensor, retention: Features | None = None, bound: float | None = None
@@ -173,7 +174,8 @@ class Program:
         As `srwm_rl.ops.srwm_scan` for one step; without gradient.
         """
         n_heads, size, columns = weight.shape
-        assert x.n == n_heads * size, "the heads do not fit the features"
+        if x.n != n_heads * size:
+            raise ValueError(f"weight {list(weight.shape)} does not fit {x.n} features")
         self._n_states += 1
         self._state_size = x.n * columns
         self._n_scratch = max(self._n_scratch, 2 * x.n + n_heads)
@@ -186,7 +188,7 @@ class Program:
             n_out=n_heads,
             index=self._n_states - 1,
             number=bound or 0.0,
-            weight=self._pointer(weight),
+            weight=self._pointer(weight, (n_heads, size, columns)),
         )
 
     def short_conv(self, x: Features, weight: Tensor, offset: int) -> Features:
@@ -195,10 +197,10 @@ class Program:
         Its earlier inputs `[W - 1, n]` are numbers `offset` on of the first layer's state, behind that of the heads.
         """
         width, n = weight.shape
-        assert n == x.n, "the weight does not fit the features"
         self._n_conv_inputs = (width - 1) * n
         self._n_scratch = max(self._n_scratch, 2 * n)
-        fields = {"first": x.first, "n_in": n, "n_out": width, "index": offset, "weight": self._pointer(weight)}
+        pointer = self._pointer(weight, (width, x.n))
+        fields = {"first": x.first, "n_in": n, "n_out": width, "index": offset, "weight": pointer}
         return self._append(SHORT_CONV, self._new(n, False), **fields)
 
     def sample(self, logits: Features, exp_noise: Features) -> None:
@@ -220,19 +222,20 @@ class Program:
         `inputs` are `[B, width]`, `state` is `[L, B, S]` of the layers with heads, `episode_starts` `[B]`. Returns the
         outputs `[B, n]`, the actions, int64 `[B]`, and the new state.
         """
+        size = self._state_size + self._n_conv_inputs
+        check_float32("state", state, (self._n_states, len(inputs[0]), size))
+        if episode_starts.shape != inputs[0].shape[:1] or episode_starts.device.type != "cpu":
+            raise ValueError(f"episode_starts must be [{len(inputs[0])}] on the CPU, not {list(episode_starts.shape)}")
         state = state.contiguous()
         starts = episode_starts.contiguous() if episode_starts.dtype == torch.bool else episode_starts.ne(0)
-        size = self._state_size + self._n_conv_inputs
-        assert state.shape == (self._n_states, len(starts), size), "not the program's state"
-        assert (state.dtype, state.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
-        actions, final = torch.empty(len(starts), dtype=torch.int64), torch.empty_like(state)
+        actions, final = state.new_empty(len(starts), dtype=torch.int64), torch.empty_like(state)
         memory = {"actions": actions, "state": state, "final": final, "starts": starts}
         outputs = self.forward(inputs, **{name: tensor.data_ptr() for name, tensor in memory.items()})
         return outputs, actions, final
 
     def forward(self, inputs: Sequence[Tensor], **pointers: int) -> list[Tensor]:
         """Run the kernel forward; return the outputs, `[B, n]` each."""
-        outputs = [torch.empty(inputs[0].shape[0], width) for width in self._outputs]
+        outputs = [inputs[0].new_empty(inputs[0].shape[0], width) for width in self._outputs]
         output_pointers = _pointers(outputs)
         self._call("srwm_cpu_program_forward", inputs, outputs=ctypes.addressof(output_pointers), **pointers)
         return outputs
@@ -244,8 +247,9 @@ class Program:
 
         Returns the gradients of the inputs by `input_needs_grad`, and the loss's terms, sums over rows, `[TERMS]`.
         """
-        assert not self._outputs, "a program with a loss has no outputs"
-        terms = torch.zeros(TERMS)
+        if self._outputs:
+            raise ValueError("a program with a loss has no outputs")
+        terms = inputs[0].new_zeros(TERMS)
         pointers = {"loss_params": ctypes.addressof(params), "terms": terms.data_ptr()}
         return self.backward(inputs, (), self.input_needs_grad, grad_weights, **pointers), terms
 
@@ -271,8 +275,8 @@ class Program:
 
     def _call(self, function: str, inputs: Sequence[Tensor], **pointers: int) -> None:
         batch = inputs[0].shape[0]
-        assert [x.shape for x in inputs] == [(batch, width) for width in self._inputs], "not the program's inputs"
-        assert all(x.dtype == torch.float32 for x in inputs), "the program reads float32"
+        for x, width in zip(inputs, self._inputs, strict=True):
+            check_float32("input", x, (batch, width))
         packed = [x.contiguous() for x in inputs]
         input_pointers = _pointers(packed)
         numbers = (batch, len(self._ops), len(self._needs_grad), self._n_scratch, self._n_sums)
@@ -298,17 +302,18 @@ class Program:
         self._n_sums += n
         return self._n_sums - n
 
-    def _pointer(self, weight: Tensor) -> int:
-        assert weight.is_contiguous(), "the program reads contiguous weights"
-        assert (weight.dtype, weight.device.type) == (torch.float32, "cpu"), "the program reads float32 on the CPU"
+    def _pointer(self, weight: Tensor, shape: tuple[int, ...], name: str = "weight") -> int:
+        check_float32(name, weight, shape)
+        if not weight.is_contiguous():
+            raise ValueError(f"{name} {list(shape)} must be contiguous")
         self.weights.append(weight)
         return weight.data_ptr()
 
-    def _trainable(self, weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
+    def _trainable(self, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None) -> dict[str, int | None]:
         fields: dict[str, int | None] = {}
-        for name, tensor in (("weight", weight), ("bias", bias)):
+        for name, tensor, size in (("weight", weight, shape), ("bias", bias, shape[:1])):
             if tensor is not None:
-                fields |= {name: self._pointer(tensor), f"{name}_index": len(self.trainable)}
+                fields |= {name: self._pointer(tensor, size, name), f"{name}_index": len(self.trainable)}
                 self.trainable.append(tensor)
         return fields
 

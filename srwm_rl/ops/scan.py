@@ -54,7 +54,7 @@ def srwm_scan(
             after each step's edit `shift <- shift * min(1, shift_bound / |shift|)`; None: any.
         backend: "auto" selects the device's fused kernel ("cpu": C, float32 and float64; "triton": CUDA, float32) or,
             if there is none, the reference, and logs the reason once; "reference" is plain PyTorch, the only one with
-            second derivatives and with forward-mode ones, where "auto" selects it.
+            second derivatives, with forward-mode ones and under `torch.func.grad`, where "auto" selects it.
 
     Returns:
         `y` `[T, B, H, E]` and the final `shift` `[B, H, D, E+2D+4]`.

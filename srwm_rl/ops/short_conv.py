@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from srwm_rl.ops.backends import preferred
-from srwm_rl.ops.checks import as_uint8, has_memory
+from srwm_rl.ops.backends import is_forward_mode, preferred
+from srwm_rl.ops.checks import as_uint8, check_starts, check_tensor, has_memory
 from srwm_rl.ops.cpu import load_kernel
 
 _POINTERS = ("x", "weight", "state", "starts", "y", "final", "grad_y", "grad_final")
@@ -39,9 +39,16 @@ def short_conv(x: Tensor, weight: Tensor, state: Tensor, episode_starts: Tensor)
 
     Returns:
         `y` `[T, B, C]` and the new state.
+
+    Raises:
+        ValueError: in C, a shape, dtype or device that does not fit `x`; the message names the argument.
     """
     if not _in_c(x):
         return short_conv_reference(x, weight, state, episode_starts)
+    (_, batch, channels), width = x.shape, len(weight)
+    check_tensor("weight", weight, (width, channels), "x", x)
+    check_tensor("state", state, (batch, width - 1, channels), "x", x)
+    check_starts(episode_starts, "x", x)
     starts = as_uint8(episode_starts)
     assert starts is not None
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, state)):
@@ -70,6 +77,7 @@ def _in_c(x: Tensor) -> bool:
         and preferred() in ("auto", "cpu")
         and has_memory(x)
         and x.numel() > 0
+        and not is_forward_mode()
         and not isinstance(load_kernel(), str)
     )
 
@@ -85,7 +93,7 @@ class _ShortConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, state, starts = ctx.saved_tensors
-        grads = [torch.zeros(tensor.shape) for tensor in (x, weight, state)]
+        grads = [tensor.new_zeros(tensor.shape) for tensor in (x, weight, state)]
         upstream = {"grad_y": grad_y, "grad_final": grad_final}
         outputs = dict(zip(_GRADS, grads, strict=True))
         _run("srwm_cpu_short_conv_backward", x, weight, state, starts, **upstream, **outputs)
@@ -93,7 +101,7 @@ class _ShortConv(torch.autograd.Function):
 
 
 def _forward(x: Tensor, weight: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    y, final = torch.empty(x.shape), torch.empty(state.shape)
+    y, final = x.new_empty(x.shape), state.new_empty(state.shape)
     _run("srwm_cpu_short_conv_forward", x, weight, state, starts, y=y, final=final)
     return y, final
 
@@ -102,9 +110,6 @@ def _run(function: str, x: Tensor, weight: Tensor, state: Tensor, starts: Tensor
     kernel = load_kernel()
     assert not isinstance(kernel, str)
     (n_steps, batch, channels), width = x.shape, len(weight)
-    assert weight.shape == (width, channels), "the weight does not fit the input"
-    assert state.shape == (batch, width - 1, channels), "the state does not fit the input"
-    assert starts.shape == (n_steps, batch), "the episode starts do not fit the input"
     tensors = {"x": x, "weight": weight, "state": state, "starts": starts, **more}
     packed = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     job = _Conv(n_steps, batch, channels, width, **{name: tensor.data_ptr() for name, tensor in packed.items()})

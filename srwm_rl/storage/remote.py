@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
 from srwm_rl.errors import UserError
+from srwm_rl.regular_file import read_small
 from srwm_rl.storage.safe_file import write_whole
 
 SCHEME = "https://"
@@ -25,10 +27,11 @@ def is_address(path: object) -> bool:
 def fetch(address: str) -> Path:
     """Return the file of an address `https://...#sha256=HEX`, from the cache if it was downloaded before.
 
-    The cache is `srwm-rl` in `XDG_CACHE_HOME`, by default `~/.cache`.
+    The cache is `srwm-rl` in `XDG_CACHE_HOME`, by default `~/.cache`; a damaged file there is downloaded again.
 
     Raises:
-        UserError: the address is no such one, cannot be read, or has another content or too much of it.
+        UserError: the address is no such one, cannot be read, or has another content or too much of it; or the cache
+            cannot be written.
     """
     url, _, digest = address.partition("#sha256=")
     if not url.startswith(SCHEME) or not re.fullmatch("[0-9a-f]{64}", digest):
@@ -38,12 +41,19 @@ def fetch(address: str) -> Path:
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srwm-rl"
     file = cache / f"{digest}.safetensors"
-    if not file.is_file():
-        content = _download(url)
-        if (actual := hashlib.sha256(content).hexdigest()) != digest:
-            raise UserError(f"{url:.200} has sha256 {actual}, not the {digest} of its address: it is not used")
+    with suppress(UserError):  # there is none that can be read
+        if hashlib.sha256(read_small(file, MAX_DOWNLOAD)).hexdigest() == digest:
+            return file
+    content = _download(url)
+    if (actual := hashlib.sha256(content).hexdigest()) != digest:
+        raise UserError(f"{url:.200} has sha256 {actual}, not the {digest} of its address: it is not used")
+    try:
         cache.mkdir(parents=True, exist_ok=True)
         write_whole(file, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write a download to {cache}: {error.strerror or error}; set XDG_CACHE_HOME to another folder"
+        ) from error
     return file
 
 

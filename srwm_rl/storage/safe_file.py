@@ -8,6 +8,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def write_file(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) 
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; the old file is untouched.
-        UserError: the file would be larger than `read_file` accepts.
+        UserError: `read_file` would refuse the file, as `serialise` says.
     """
     write_whole(path, serialise(arrays, meta))
 
@@ -58,11 +59,10 @@ def stage(path: Path, content: bytes) -> Path:
     Raises:
         OSError: as `write_whole`; nothing is left behind.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{token_hex(4)}-{path.name}")  # of this call: threads may write one path
     try:
         if path.exists() and not path.is_file() and not path.is_symlink():
             raise OSError(errno.EINVAL, "it is no regular file, and is not replaced by one", str(path))
-        temporary.unlink(missing_ok=True)  # of a killed process with the same id
         with os.fdopen(os.open(temporary, _ONLY_NEW, 0o666), "w+b") as file:
             file.write(content)
             file.flush()
@@ -100,14 +100,19 @@ def serialise(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     """Return the file's content: equal arguments give equal bytes.
 
     Raises:
-        UserError: it is larger than `read_file` accepts.
+        UserError: `read_file` would refuse it: it is too large, an array's type is not among `DTYPES` in this machine's
+            byte order, or JSON would change `meta`.
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    for name, array in contiguous.items():
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.dtype.isnative:
+            raise UserError(f"the array {name!r:.120} cannot be written: its type is {array.dtype.str}")
     text = json.dumps({"meta": meta, "sha256": _digest(contiguous, meta)}, sort_keys=True, allow_nan=False)
     blob: bytes = make_safetensors(contiguous, metadata={_KEY: text})
     size = int.from_bytes(blob[:8], "little")
     if size > MAX_HEADER_BYTES or len(blob) > MAX_BYTES or len(arrays) > MAX_ARRAYS:
         raise UserError(f"{len(arrays):,} arrays of {len(blob):,} bytes are too much for one file; use fewer n_envs")
+    check_content(blob)
     return blob
 
 

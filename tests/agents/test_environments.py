@@ -31,6 +31,12 @@ def venv(**settings: Any) -> VecEnv:
     return DummyVecEnv([lambda: Probe(**settings)] * 2)
 
 
+@pytest.mark.filterwarnings("ignore:.*render_mode")  # SB3 asks every environment for one
+@pytest.mark.parametrize("env", ["procgen-coinrun-v0", "srwm_rl:procgen-coinrun-v0", "srwm_rl/Recall-v0"])
+def test_our_ids_are_made_without_pictures(env: str) -> None:
+    assert make(PPO, env).get_env().render_mode is None
+
+
 @pytest.mark.parametrize("algo", [PPO, IMPALA])
 @pytest.mark.parametrize(
     ("observation_space", "action_space"),
@@ -244,7 +250,7 @@ def test_stock_ppo_says_that_it_keeps_no_memory() -> None:
 
 def test_coefficients_that_sb3_refuses_are_refused() -> None:
     for settings in ({"clip_range_vf": -0.1}, {"clip_range_vf": 0}, {"clip_range": 0.0}):
-        with pytest.raises(UserError, match="must be above 0"):
+        with pytest.raises(UserError, match="above 0"):
             make(PPO, Probe(), **settings)
     for settings in ({"n_steps": 1}, {"n_steps": 1, "batch_size": 1}):
         with pytest.raises(UserError, match="normalize_advantage=False"):

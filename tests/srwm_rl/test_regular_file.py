@@ -79,3 +79,19 @@ def test_long_files_and_lines_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         list(read_lines(path, 100))
     path.write_bytes(b"012345678\n012345678\n")
     assert len(list(read_lines(path, 100))) == 2
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
+    reader: str, odd: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, flags = odd("pipe"), list[int]()
+    file = pipe.with_name("file")
+    file.write_bytes(b"")
+    status, opened = file.stat(), os.open
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda _: status)
+        patch.setattr(os, "open", lambda path, flag: flags.append(flag) or opened(path, flag | os.O_NONBLOCK))
+        with pytest.raises(UserError, match="it is no regular file"):
+            READERS[reader](pipe)
+    assert flags[0] & os.O_NONBLOCK

@@ -1,12 +1,17 @@
 """Autograd, C and captured graphs give the same loss sums and the same gradient."""
 
+import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from torch import Tensor
 
 from srwm_rl.agents import IMPALA, PPO
@@ -15,6 +20,7 @@ from srwm_rl.agents.engine.graphed_gradient import GraphedGradient
 from srwm_rl.ops import cpu
 from srwm_rl.ops.backends import prefer
 from tests.agents.probe import capturing, collect_rollout, eager_graph, gradient_of, small_model, unroll_gradient
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 FRAMES = spaces.Dict({"frame": spaces.Box(0, 255, (8, 8, 3), np.uint8), "vector": VECTOR})
@@ -101,3 +107,35 @@ def test_compiled_policies_are_cached_per_policy_until_released(monkeypatch: pyt
     engine.release()
     assert engine.fused(model.policy) is not fused
     assert engine_module.Engine(model).fused(model.policy) is not fused
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda model: pickle.loads(cloudpickle.dumps(model))])
+def test_a_trained_model_can_be_copied(copy: Callable[[Any], Any]) -> None:
+    model = build("ppo", observation_space=VECTOR)
+    model.learn(24)
+    again, obs = copy(model), np.ones((3, 3), np.float32)
+    torch.testing.assert_close(again.predict(obs, deterministic=True), model.predict(obs, deterministic=True))
+    again.learn(24, reset_num_timesteps=False)
+    assert again.engine._trainer is again
+    assert again.engine.fused is not model.engine.fused
+    assert again.engine.fused(again.policy).policy is again.policy
+
+
+@other_defaults
+@pytest.mark.parametrize("case", ["conv", "frames"])
+def test_defaults_of_torch_do_not_matter_to_a_model(case: str, kind: str) -> None:
+    def train(default: AbstractContextManager[None]) -> tuple[np.ndarray, Tensor]:
+        settings: dict[str, Any] = {"policy_kwargs": {"core_kwargs": {"hidden_size": 16, "short_conv": 4}}}
+        if case == "frames":
+            model = build("ppo", **CASES["frames in micro-batches, Discrete"], n_epochs=1)
+        else:
+            model = small_model("ppo", make_vec_env("CartPole-v1", seed=0), n_epochs=1, **settings)
+        obs = model.env.reset()
+        with default:
+            actions, _ = model.predict(obs, deterministic=True)
+            model.learn(24)
+        return actions, torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
+
+    (actions, weights), (expected_actions, expected) = train(other_default(kind)), train(nullcontext())
+    assert (actions == expected_actions).all()
+    assert torch.equal(weights, expected)

@@ -1,6 +1,7 @@
 """The policy in C has the results and gradients of the policy in torch, and is disabled where it differs."""
 
 import logging
+import pickle
 from copy import deepcopy
 from typing import Any
 
@@ -421,9 +422,9 @@ def test_comparing_draws_no_random_numbers_and_copies_work() -> None:
     fused, before = FusedPolicy(policy), torch.get_rng_state()
     fused.evaluate_sequence(obs, actions, state, starts)
     assert torch.equal(torch.get_rng_state(), before)
-    copied = deepcopy(fused)
-    check_act(copied.policy, copied, 3)
-    assert copied.policy is not policy
+    for copied in (deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        check_act(copied.policy, copied, 3)
+        assert copied.policy is not policy
 
 
 def test_replaced_methods_are_called() -> None:

@@ -15,7 +15,18 @@ from srwm_rl.native.fused_policy import FusedPolicy
 from srwm_rl.nn.layers import SRWMLayer
 from srwm_rl.nn.policy import SRWMPolicy
 from srwm_rl.ops import cpu
-from tests.srwm_rl.native.test_fused_policy import CORES, FRAMES, LONE, MANY, SMALL_CNN, TWO_CAMERAS, policy_of, unroll
+from tests.srwm_rl.native.test_fused_policy import (
+    CORES,
+    FRAMES,
+    LONE,
+    MANY,
+    SMALL_CNN,
+    TWO_CAMERAS,
+    first,
+    policy_of,
+    unroll,
+)
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 pytestmark = pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
 VF_COEF, ENT_COEF, CLIP_RANGE = 0.6, 0.03, 0.15
@@ -229,7 +240,7 @@ def test_a_state_that_does_not_fit_is_not_read(wrong: Any) -> None:
     policy = policy_of()
     fused, old = FusedPolicy(policy), sequence_batch(policy, 3, 2)
     assert native_gradient(fused, old) is not None
-    with pytest.raises(AssertionError, match=r"not the core's state|C reads float32"):
+    with pytest.raises(ValueError, match=r"core_state must be torch.float32 \[1, 2, [0-9]+\] on the CPU, not torch"):
         native_gradient(fused, old._replace(core_state=wrong(old.core_state)))
 
 
@@ -269,3 +280,24 @@ def test_nan_observations_reach_the_loss_terms_and_the_gradient() -> None:
     assert terms is not None
     assert not terms[:3].isfinite().any()
     assert any(not gradient.isfinite().all() for gradient in gradients(policy) if gradient is not None)
+
+
+@other_defaults
+@pytest.mark.parametrize("space", [LONE, FRAMES], ids=["lone", "frames"])
+def test_defaults_of_torch_do_not_matter(space: spaces.Space[Any], kind: str) -> None:
+    policy = policy_of("conv", space, encoder_kwargs={} if space is LONE else SMALL_CNN)
+    old = sequence_batch(policy, 6, 5)
+    obs, state, starts = old.observations, old.core_state, old.episode_starts[0]
+
+    def results() -> list[Tensor]:
+        fused = FusedPolicy(policy)
+        torch.manual_seed(0)
+        terms = native_gradient(fused, old)
+        assert terms is not None
+        step = fused.act(first(obs), state, starts)
+        assert not fused.disabled
+        return [terms, *step, *(gradient for gradient in gradients(policy) if gradient is not None)]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))

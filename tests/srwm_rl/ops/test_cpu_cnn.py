@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from srwm_rl.nn.cnns import IN_C, Conv, ImpalaCNN, NatureCNN, PatchCNN, ResidualBlock
 from srwm_rl.ops import cpu, cpu_cnn
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 KERNEL = cpu.load_kernel()
 LEVELS = () if isinstance(KERNEL, str) else range(KERNEL.level + 1)
@@ -417,3 +418,41 @@ def test_a_network_of_other_modules_has_no_layers() -> None:
     cnn = ImpalaCNN((16, 16, 3), False, precision="bfloat16")
     cnn.stages.append(nn.ReLU())
     assert cnn._layers() == []
+
+
+@in_c
+@other_defaults
+def test_defaults_of_torch_do_not_matter(precision: str, kind: str) -> None:
+    cnn = make("four grey frames", precision)
+    frames = draw(cnn, 3)
+
+    def results() -> list[Tensor]:
+        cpu_cnn._Kept.free.clear()
+        y = encoded(cnn, frames)
+        return [y, *torch.autograd.grad(y.sum(), list(cnn.stages.parameters()))]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))
+
+
+@with_vectors
+def test_layers_that_contradict_each_other_cannot_run() -> None:
+    layers = [
+        cpu_cnn.Layer("conv and pool", 3, 15, 16, 3, 8, 8, 16),
+        cpu_cnn.Layer("block", 3, 8, 8, 16, 8, 8, 16),
+        cpu_cnn.Layer("conv and pool", 3, 8, 8, 16, 4, 4, 32),
+    ]
+    patches = cpu_cnn.Layer("patches", 4, 33, 35, 3, 8, 8, 16)
+    assert cpu_cnn.can_run(layers, torch.float32)
+    assert cpu_cnn.can_run([patches, *layers[1:]], torch.float32)
+    for index, wrong in (
+        (0, layers[0]._replace(h=400)),
+        (0, layers[0]._replace(kernel=5)),
+        (0, patches._replace(w=9)),
+        (0, patches._replace(kernel=0)),
+        (1, layers[1]._replace(c_in=32)),
+        (1, layers[1]._replace(c_in=32, c=32)),
+        (2, layers[2]._replace(h_in=7)),
+    ):
+        assert not cpu_cnn.can_run([*layers[:index], wrong, *layers[index + 1 :]], torch.float32), wrong

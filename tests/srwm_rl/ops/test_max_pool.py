@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from srwm_rl.ops import cpu
 from srwm_rl.ops import max_pool as pool
 from srwm_rl.ops.max_pool import max_pool
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
@@ -181,3 +182,17 @@ def test_an_exported_pool_has_the_same_output() -> None:
 class Pool(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return max_pool(x)
+
+
+@other_defaults
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_defaults_of_torch_do_not_matter(dtype: torch.dtype, kind: str) -> None:
+    x = images(2, 16, 6, 7, dtype=dtype).requires_grad_()
+
+    def results() -> list[Tensor]:
+        y = max_pool(x)
+        return [y, *torch.autograd.grad(y.square().sum(), x)]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))

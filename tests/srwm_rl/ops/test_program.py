@@ -10,6 +10,7 @@ from srwm_rl import srwm_scan
 from srwm_rl.agents.losses.ppo_loss import ppo_loss
 from srwm_rl.ops import cpu
 from srwm_rl.ops.program import PPOLossParams, Program
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 KERNEL = cpu.load_kernel()
 pytestmark = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
@@ -268,3 +269,59 @@ def test_every_nan_bit_pattern_stays_nan(kernel: cpu.Kernel, bits: int) -> None:
     x.view(torch.int32)[2, 1] = bits
     (y,) = program.run([x])
     assert torch.isfinite(y).all(1).tolist() == [True, True, False, True, True]
+
+
+def acting_program() -> tuple[Program, list[Tensor], Tensor, Tensor]:
+    """Return a program of one head, its inputs, state and episode starts for 3 environments."""
+    assert not isinstance(KERNEL, str)
+    program = Program(KERNEL)
+    y = program.heads(program.input(4), drawn(1, 4, 16))
+    program.output(y)
+    program.sample(y, program.input(4))
+    return program, [drawn(3, 4), drawn(3, 4).exp()], drawn(1, 3, 64), torch.zeros(3)
+
+
+@other_defaults
+def test_defaults_of_torch_do_not_matter(kind: str) -> None:
+    assert not isinstance(KERNEL, str)
+    layer, linear = nn.Linear(4, 2), Program(KERNEL)
+    linear.output(linear.linear(linear.input(4, needs_grad=True), layer.weight, layer.bias))
+    loss, loss_inputs = loss_program(KERNEL, 3), [drawn(5, 3), torch.zeros(5, 1), *(drawn(5, 1) for _ in range(5))]
+    acting, inputs, state, starts = acting_program()
+    x = drawn(3, 4).requires_grad_()
+
+    def results() -> list[Tensor]:
+        (y,) = linear.run([x])
+        grads = torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.bias])
+        outputs, actions, final = acting.step(inputs, state, starts)
+        (grad_logits, *_), terms = loss.loss_and_grad(loss_inputs, loss_params(0.4), [])
+        assert grad_logits is not None
+        return [y, *grads, *outputs, actions, final, grad_logits, terms]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))
+
+
+def test_what_does_not_fit_is_named_and_not_read() -> None:
+    program, inputs, state, starts = acting_program()
+    program.step(inputs, state, starts)
+    with pytest.raises(ValueError, match=r"state must be torch.float32 \[1, 3, 64\] on the CPU, not .* \[1, 2,"):
+        program.step(inputs, state[:, :2], starts)
+    with pytest.raises(ValueError, match=r"state must be torch.float32 .*, not torch.float64"):
+        program.step(inputs, state.double(), starts)
+    with pytest.raises(ValueError, match=r"episode_starts must be \[3\] on the CPU, not \[2\]"):
+        program.step(inputs, state, starts[:2])
+    for wrong in (drawn(2, 4), drawn(3, 3), drawn(3, 4).double(), drawn(3, 4).to("meta")):
+        with pytest.raises(ValueError, match=r"input must be torch.float32 \[3, 4\] on the CPU, not"):
+            program.step([inputs[0], wrong], state, starts)
+    x = program.input(4)
+    for weight in (drawn(2, 3), drawn(2, 4).double()):
+        with pytest.raises(ValueError, match=r"weight must be torch.float32 \[2, 4\] on the CPU, not"):
+            program.linear(x, weight, None)
+    with pytest.raises(ValueError, match=r"bias must be torch.float32 \[2\] on the CPU, not"):
+        program.linear(x, drawn(2, 4), drawn(1))
+    with pytest.raises(ValueError, match=r"weight \[2, 4\] must be contiguous"):
+        program.linear(x, drawn(4, 2).t(), None)
+    with pytest.raises(ValueError, match=r"weight \[2, 4, 16\] does not fit 4 features"):
+        program.heads(x, drawn(2, 4, 16))

@@ -1,5 +1,6 @@
 """`srwm_scan` against the authors' data and against the properties the paper's equations imply."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from srwm_rl import srwm_scan
+from srwm_rl.ops import cpu
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "op_srwm.npz"
 
@@ -231,3 +234,39 @@ def test_wrong_arguments_are_named(name: str, change: object) -> None:
     arguments = {"x": x, "weight": weight, "shift": shift, "episode_starts": starts}
     with pytest.raises(ValueError, match=name):
         srwm_scan(**change(arguments))  # type: ignore[operator]
+
+
+@pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
+@other_defaults
+def test_defaults_of_torch_do_not_matter(kind: str) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.rand(20, 2, 2, 4, requires_grad=True), torch.rand(2, 4, 16, requires_grad=True)
+
+    def results() -> list[Tensor]:
+        y, shift = srwm_scan(x, weight, backend="cpu")
+        return [y, shift, *torch.autograd.grad(y.square().sum() + shift.sum(), (x, weight))]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))
+
+
+@pytest.mark.skipif(isinstance(cpu.load_kernel(), str), reason=str(cpu.load_kernel()))
+def test_func_grad_takes_the_reference_and_vmap_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.rand(5, 2, 2, 4), torch.rand(2, 4, 16)
+
+    def loss(weight: Tensor, backend: str = "auto") -> Tensor:
+        return srwm_scan(x, weight, backend=backend)[0].square().sum()
+
+    (expected,) = torch.autograd.grad(loss(weight.requires_grad_()), weight)
+    weight = weight.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(weight), expected)
+    _, pull_back = torch.func.vjp(loss, weight)
+    torch.testing.assert_close(pull_back(torch.ones(()))[0], expected)
+    per_weight = torch.func.vmap(torch.func.grad(loss))(torch.stack((weight, weight)))
+    torch.testing.assert_close(per_weight, torch.stack((expected, expected)))
+    with pytest.raises(ValueError, match=r"backend 'cpu' cannot run: torch.func.grad cannot differentiate it"):
+        torch.func.grad(partial(loss, backend="cpu"))(weight)
+    monkeypatch.setattr("srwm_rl.ops.scan.srwm_scan_reference", None)  # not called
+    assert torch.func.vmap(loss)(torch.stack((weight, weight))).shape == (2,)

@@ -1,10 +1,12 @@
 """The short convolution, in PyTorch and in C, against a loop over steps and environments."""
 
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from srwm_rl import srwm_scan
 from srwm_rl.ops import cpu
@@ -12,6 +14,7 @@ from srwm_rl.ops import short_conv as module
 from srwm_rl.ops.backends import prefer
 from srwm_rl.ops.program import Program
 from srwm_rl.ops.short_conv import short_conv, short_conv_reference
+from tests.srwm_rl.ops.defaults import other_default, other_defaults
 
 KERNEL = cpu.load_kernel()
 LEVELS = [] if isinstance(KERNEL, str) else [*range(KERNEL.level + 1)]
@@ -155,3 +158,43 @@ def test_step_of_a_program(level: int, rows: int, size: int) -> None:
     torch.testing.assert_close(final[:, :, :own], torch.stack(finals), rtol=1e-4, atol=1e-5)
     assert torch.equal(final[0, :, own:], inputs.flatten(1))
     assert not final[1, :, own:].any()
+
+
+@other_defaults
+def test_defaults_of_torch_do_not_matter(kind: str) -> None:
+    *inputs, starts = drawn((9, 3, 17, 4), 0.3, torch.float32)
+
+    def results() -> list[Tensor]:
+        y, final = short_conv(*inputs, starts)
+        return [y, final, *torch.autograd.grad(y.square().sum() + final.sum(), inputs)]
+
+    expected = results()
+    with other_default(kind):
+        assert all(map(torch.equal, results(), expected))
+
+
+@pytest.mark.skipif(not LEVELS, reason=str(KERNEL))
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("state", lambda t: t.double(), r"state is torch.float64 on cpu, x is torch.float32"),
+        ("weight", lambda t: t.bfloat16(), r"weight is torch.bfloat16 on cpu, x is torch.float32"),
+        ("state", lambda t: t[:1], r"state must be \[3, 3, 17\] for x \[9, 3, 17\], not \[1, 3, 17\]"),
+        ("weight", lambda t: t[:, :16], r"weight must be \[4, 17\] for x \[9, 3, 17\], not \[4, 16\]"),
+        ("starts", lambda t: t[:8], r"episode_starts must be \[T, B\] = \[9, 3\], not \[8, 3\]"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_not_read(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
+    arguments = dict(zip(("x", "weight", "state", "starts"), drawn((9, 3, 17, 4), 0.3, torch.float32), strict=True))
+    with pytest.raises(ValueError, match=message):
+        short_conv(*(arguments | {name: change(arguments[name])}).values())
+
+
+def test_forward_derivatives_are_those_of_the_reference() -> None:
+    *inputs, starts = (tensor.detach() for tensor in drawn((9, 3, 17, 4), 0.3, torch.float32))
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(tensor, torch.ones_like(tensor)) for tensor in inputs]
+        tangents = [
+            forward_ad.unpack_dual(run(*duals, starts)[0]).tangent for run in (short_conv, short_conv_reference)
+        ]
+    assert torch.equal(*tangents)

@@ -81,6 +81,26 @@ def test_an_agent_is_downloaded_once_and_checked(server: Server) -> None:
     assert title_of(where) == "agent"
 
 
+def test_a_damaged_file_in_the_cache_is_downloaded_again(server: Server, tmp_path: Path) -> None:
+    server.content = zoo_file("recall").read_bytes()
+    digest = hashlib.sha256(server.content).hexdigest()
+    for damaged in (server.content[:-1], b""):
+        file = remote.fetch(address(server, digest))
+        file.write_bytes(damaged)
+        assert remote.fetch(address(server, digest)).read_bytes() == server.content
+    assert server.n_requests == 3
+
+
+@pytest.mark.parametrize("in_the_way", ["cache", "cache/srwm-rl"])
+def test_a_cache_that_cannot_be_written_is_one_line(in_the_way: str, server: Server, tmp_path: Path) -> None:
+    server.content = zoo_file("recall").read_bytes()
+    (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
+    (tmp_path / in_the_way).write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write a download to .*srwm-rl: .*; set XDG_CACHE_HOME") as error:
+        remote.fetch(address(server, hashlib.sha256(server.content).hexdigest()))
+    assert "\n" not in str(error.value)
+
+
 def test_another_content_is_refused_and_not_kept(server: Server, tmp_path: Path) -> None:
     server.content = zoo_file("recall").read_bytes()
     with pytest.raises(UserError, match=r"has sha256 4.*not the 0000.* it is not used"):

@@ -108,8 +108,11 @@ def test_a_run_whose_files_were_deleted_is_made_again_and_locked(lost: str, run:
     path = run.path / lost
     with run.lock():
         assert not run.restore()
+        lock = run._lock
+        assert lock is not None
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         assert run.restore()
+        assert lock.closed == (run._lock is not lock) == (lost in (".lock", "."))
         assert not run.restore()
         assert (Run.open(run.path).config, (run.path / "checkpoints").is_dir()) == (run.config, True)
         with pytest.raises(UserError, match="is being trained by process"):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,7 @@ def test_a_file_that_cannot_be_read_back_does_not_replace_the_old_one(
 
 def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("keep me")
-    for name in ("f", f".tmp-{os.getpid()}-f"):  # the file itself, and its temporary file
-        (tmp_path / name).symlink_to(tmp_path / "theirs")
+    (tmp_path / "f").symlink_to(tmp_path / "theirs")
     write_file(tmp_path / "f", ARRAYS, {"x": 1})
     assert (tmp_path / "theirs").read_text() == "keep me"
     assert not (tmp_path / "f").is_symlink()
@@ -190,3 +190,40 @@ def test_an_equivalent_change_of_the_header_is_refused(meta: dict[str, Any], aga
 def test_a_tree_that_names_missing_arrays_is_refused(node: Any) -> None:
     with pytest.raises(UserError, match="has no array"):
         unpack({"a": np.zeros(1)}, {"x": node})
+
+
+def test_threads_can_write_one_path(tmp_path: Path) -> None:
+    def write(n: int) -> None:
+        for _ in range(20):
+            write_file(tmp_path / "f", {"a": np.full(1000, n)}, {"n": n})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write, range(4)))
+    arrays, meta = read_file(tmp_path / "f")
+    assert (arrays["a"] == meta["n"]).all()
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "meta", "message"),
+    [
+        ({}, {"a": {9: 1, 10: 2}}, "its metadata is not as srwm-rl writes it"),
+        ({}, {"a": 10**70}, "a number of 71 digits"),
+        ({"__metadata__": np.zeros(1)}, {}, "a key twice"),
+        ({"x": np.zeros(2, ">f4")}, {}, "'x' cannot be written: its type is >f4"),
+        ({"x": np.zeros(2, np.complex64)}, {}, "its type is <c8"),
+        ({"x": np.array([None])}, {}, "its type is [|]O"),
+    ],
+)
+def test_what_cannot_be_read_is_not_written(
+    arrays: dict[str, np.ndarray], meta: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        write_file(tmp_path / "f", arrays, meta)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["?", *"bBhHiIlLqQefd"])
+def test_arrays_of_every_type_come_back(kind: str, tmp_path: Path) -> None:
+    write_file(tmp_path / "f", {"x": np.array([0, 1], kind)}, {})
+    assert read_file(tmp_path / "f")[0]["x"].dtype == np.dtype(kind)

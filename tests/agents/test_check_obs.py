@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from srwm_rl.agents import IMPALA, PPO
-from srwm_rl.agents.collecting.check_obs import check_obs
+from srwm_rl.agents.check_obs import check_obs
 from srwm_rl.errors import FaultError
 from tests.agents.probe import Probe
 
