@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
@@ -66,6 +67,8 @@ class BatchEnv(ABC):
     has_answers: bool = False
     """Whether `answers` works: some steps have one right action, which does not depend on earlier ones."""
     render_mode: str | None = None
+    envs: Sequence[gymnasium.Env[Any, Any]] = ()
+    """The single environments, where these are a list of Gymnasium's."""
 
     def __init__(
         self, n_envs: int, observation_space: Space, action_space: Space, levels: str | LevelRange, seed: int
@@ -261,6 +264,13 @@ def check_count(name: str, value: Any) -> int:
     """Return `value` if it is a whole number above 0, else raise a UserError that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise UserError(f"{name} must be a whole number above 0, not {value!r}")
+    return int(value)
+
+
+def check_count_or_zero(name: str, value: Any) -> int:
+    """Return `value` if it is a whole number of 0 or more, else raise a UserError that names it."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise UserError(f"{name} must be a whole number of 0 or more, not {value!r}")
     return int(value)
 
 

@@ -20,6 +20,10 @@ from srwm_rl.errors import UserError
 _TASK_PICTURES = {"render_modes": ["rgb_array"], "render_fps": 4}  # slow enough to follow every step
 
 
+class NoPicturesError(UserError, TypeError):
+    """A `render_mode` for a task without pictures; a `TypeError`, at which SB3 makes the environment without one."""
+
+
 class BatchGymEnv(gymnasium.Env[Any, Any]):
     """Play a batch of one through Gymnasium's interface.
 
@@ -164,7 +168,7 @@ def _make(
     if mode is not None and distribution_mode is not None:
         raise UserError("mode and distribution_mode are two names for one setting; give one of them")
     if name in TASKS and name not in RENDERED_TASKS and settings.pop("render_mode", None) is not None:
-        raise UserError(f"{name} has no pictures; leave render_mode out")
+        raise NoPicturesError(f"{name} has no pictures; leave render_mode out")
     if levels is None:
         start = start_level or 0
         levels = f"{start}:{start + num_levels}" if num_levels else "all"

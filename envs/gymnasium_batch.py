@@ -16,7 +16,7 @@ from srwm_rl.envs.levels import BoolArray, LevelRange
 from srwm_rl.envs.sampled_levels import SampledLevelsEnv
 from srwm_rl.envs.wrappers.action_masks import ActionMaskObservation, has_action_masks
 from srwm_rl.envs.wrappers.flat_observation import FlatDictObservation, needs_flattening
-from srwm_rl.envs.wrappers.named_wrapper import Env, EnvWrapper
+from srwm_rl.envs.wrappers.named_wrapper import Env, EnvWrapper, NamedWrapper, wrap
 from srwm_rl.errors import FaultError, UserError
 
 FAILURES = (Exception, SystemExit, GeneratorExit)
@@ -194,5 +194,6 @@ def _make(env_id: str, env_kwargs: dict[str, Any], wrappers: Sequence[EnvWrapper
         reason = reason if known else f"{type(error).__name__}: {reason}"
         raise UserError(f"Gymnasium cannot make {env_id!r}: {reason}") from error
     for wrapper in wrappers:
-        env = wrapper(env)
+        name = f"wrapper {getattr(wrapper, '__qualname__', type(wrapper).__name__)!r}"
+        env = wrapper(env) if isinstance(wrapper, NamedWrapper) else wrap(name, wrapper, env)
     return FlatDictObservation(env) if needs_flattening(env.observation_space) else env

@@ -17,7 +17,7 @@ from srwm_rl.envs.batch import BatchEnv
 from srwm_rl.envs.gymnasium_batch import GymnasiumBatch
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.envs.procgen.batch import ProcgenBatch
-from srwm_rl.envs.procgen.games import GAME_SETS, GAMES, OPTIONS, PROCGEN_IDS, SETTINGS, parse_games
+from srwm_rl.envs.procgen.games import GAME_SETS, GAMES, OPTIONS, PROCGEN_IDS, SETTINGS, check_names, parse_games
 from srwm_rl.envs.procgen.published import PROCGEN_NORMALIZATION
 from srwm_rl.envs.procgen.simulator import find_distribution
 from srwm_rl.envs.tasks import TASK_IDS, TASKS
@@ -190,7 +190,7 @@ def _make_plain(
             "--wrapper and --atari out (--frame-stack works for all)"
         )
     if spec.kind == "procgen":
-        check_settings(env, kwargs, {*SETTINGS, *OPTIONS})
+        check_names(env, kwargs, {*SETTINGS, *OPTIONS})
         return ProcgenBatch(spec.names, n_envs, levels, mode, seed, **kwargs)
     if mode != "easy":
         raise UserError(f"mode {mode!r} is for ProcGen games; {spec.names[0]} has no modes, leave it out")
@@ -270,8 +270,11 @@ def normalizer(
     """Return `game -> (return worth 0, return worth 1)` for those games of `env` where it is known.
 
     ProcGen's are published (`PROCGEN_NORMALIZATION`); a task's are its random and its best possible mean return. Those
-    of a trial are `attempts` times as large.
+    of a trial are `attempts` times as large, and not known where luck, which every attempt repeats, decides what can be
+    earned (`TaskBatch.best_averages_luck`).
     """
+    if attempts > 1 and (task := TASKS.get(short_name(env))) and task.best_averages_luck:
+        return {}
     bounds = _normalizer_of_episodes(env, mode, env_kwargs or {})
     return {game: (low * attempts, high * attempts) for game, (low, high) in bounds.items()}
 

@@ -6,10 +6,12 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
@@ -77,18 +79,24 @@ class BatchVecEnv(StatefulVecEnv):
 
     `set_options({"levels": [...]})` fixes the level of every environment at the next `reset`.
 
+    Attributes and methods are those of the simulator; names that it has not are looked up in the environments of a
+    Gymnasium id, each with its own value.
+
     Args:
         batch_env: The simulator.
         on_nan: What to do when it gives a reward or an observation that is not finite, which would destroy whatever is
             trained on it: "stop" raises; "skip" puts 0 in its place and says so once per game.
 
     Raises:
+        UserError: If `on_nan` is neither.
         FaultError: With "stop", from `step_wait` and `reset`; the quantity, game, level and step are named.
     """
 
     _held = "batch_env"
 
     def __init__(self, batch_env: BatchEnv, on_nan: OnNan = "stop") -> None:
+        if on_nan not in get_args(OnNan):
+            raise UserError(f"on_nan must be {' or '.join(get_args(OnNan))}, not {on_nan!r}")
         self.batch_env = batch_env
         self.on_nan = on_nan
         self._games = batch_env.game_names
@@ -101,9 +109,10 @@ class BatchVecEnv(StatefulVecEnv):
         """Start new episodes everywhere and return their first observations."""
         if self._seeds[0] is not None:
             self.batch_env.reseed(int(self._seeds[0]) % MAX_LEVEL)
-        begun = self._begin(self._options[0])
-        self._reset_seeds()
+        options = self._options[0]
         self._reset_options()
+        begun = self._begin(options)
+        self._reset_seeds()
         self._stats.restart(slice(None))
         self.reset_infos = [{"level_seed": level} for level in self.batch_env.level_seed().tolist()]
         obs: Observation = self._finite("observation", begun)
@@ -205,15 +214,24 @@ class BatchVecEnv(StatefulVecEnv):
         return list(self.batch_env.render())
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute of the simulator, once per environment asked for."""
+        """Return an attribute of the simulator, once per environment asked for, or one of theirs."""
+        if envs := self._owners(attr_name, indices):
+            return [env.get_wrapper_attr(attr_name) for env in envs]
         return [getattr(self.batch_env, attr_name)] * self._count(indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the simulator, which all environments share.
+        """Set an attribute of the simulator, which all environments share, or one of theirs.
 
         Raises:
-            UserError: If only some of the environments are meant.
+            UserError: If none has the attribute, or only some of the environments are meant and the simulator has it.
         """
+        envs = self._owners(attr_name, indices)
+        for env in envs:
+            env.set_wrapper_attr(attr_name, value)
+        if envs:
+            return
+        if not hasattr(self.batch_env, attr_name):
+            raise UserError(f"{self._games[0]} has no attribute {attr_name!r}")
         if self._count(indices) != self.num_envs:
             raise UserError("one simulator holds all environments; set attributes for all of them (indices=None)")
         setattr(self.batch_env, attr_name, value)
@@ -221,29 +239,46 @@ class BatchVecEnv(StatefulVecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the simulator once and return its result for every environment asked for."""
+        """Call a method of the simulator once and return its result for every environment asked for, or call theirs."""
+        if envs := self._owners(method_name, indices):
+            return [env.get_wrapper_attr(method_name)(*method_args, **method_kwargs) for env in envs]
         return [getattr(self.batch_env, method_name)(*method_args, **method_kwargs)] * self._count(indices)
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Return True for SB3's `Monitor` alone, whose infos are here already."""
+        """Return whether environments are wrapped in a class; SB3's `Monitor` counts, whose infos are here already."""
+        if envs := [] if issubclass(wrapper_class, Monitor) else self._gymnasium_envs(indices):
+            return [is_wrapped(env, wrapper_class) for env in envs]
         return [issubclass(wrapper_class, Monitor)] * self._count(indices)
+
+    def _owners(self, name: str, indices: VecEnvIndices) -> list[gymnasium.Env[Any, Any]]:
+        """Return the Gymnasium environments asked for if they have a name that the simulator has not; else none."""
+        envs = [] if hasattr(self.batch_env, name) else self._gymnasium_envs(indices)
+        return envs if all(env.has_wrapper_attr(name) for env in envs) else []
+
+    def _gymnasium_envs(self, indices: VecEnvIndices) -> list[gymnasium.Env[Any, Any]]:
+        return [self.batch_env.envs[i] for i in self._get_indices(indices)] if self.batch_env.envs else []
 
     def _count(self, indices: VecEnvIndices) -> int:
         return len(list(self._get_indices(indices)))
 
 
 class ProcgenVecEnv(BatchVecEnv):
-    """Play ProcGen games in Stable-Baselines3; see `ProcgenBatch` for the arguments and `BatchVecEnv` for the infos."""
+    """Play ProcGen games in Stable-Baselines3; see `ProcgenBatch` for the arguments and `BatchVecEnv` for the infos.
+
+    By default `levels` are 0:200, in exploration mode its one level.
+    """
 
     def __init__(
         self,
         games: str | Sequence[str],
         n_envs: int,
-        levels: str | LevelRange = "0:200",
+        levels: str | LevelRange | None = None,
         mode: str = "easy",
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if levels is None:
+            levels = "all" if mode == "exploration" else "0:200"
         super().__init__(ProcgenBatch(games, n_envs, levels, mode, seed, **options))
 
 

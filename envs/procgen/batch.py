@@ -11,7 +11,7 @@ from gymnasium import spaces
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State, check_count
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange
 from srwm_rl.envs.processors import share_of_processors
-from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, level_range, parse_games, timeout
+from srwm_rl.envs.procgen.games import MODE_NUMBERS, check_options, check_switch, level_range, parse_games, timeout
 from srwm_rl.envs.procgen.simulator import Simulator, installed_distribution, make_simulator
 from srwm_rl.envs.procgen.state import check_state, digest
 from srwm_rl.errors import UserError
@@ -71,7 +71,7 @@ class ProcgenBatch(BatchEnv):
         self.render_mode = render_mode
         self.options = check_options(options)
         self.solvable = not self.options["use_sequential_levels"]
-        self.timeout_as_truncation = timeout_as_truncation
+        self.timeout_as_truncation = check_switch("timeout_as_truncation", timeout_as_truncation)
         self.n_threads = _thread_count(n_threads, n_envs)
         self.distribution = installed_distribution()
         self._env: Simulator | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from srwm_rl.envs.levels import LevelRange
 from srwm_rl.errors import UserError, check_settings, did_you_mean
@@ -74,6 +75,13 @@ OPTIONS: dict[str, bool] = {
 SETTINGS = ("n_threads", "timeout_as_truncation", "render_mode")
 """What else `ProcgenBatch` takes beyond games, levels, mode and seed."""
 
+CALLED_HERE = {
+    **dict.fromkeys(("num_levels", "start_level"), "levels, such as '0:200'"),
+    "distribution_mode": "mode",
+    "rand_seed": "seed",
+}
+"""Arguments of the original package -> what they are called here."""
+
 
 def idle_actions(game: str) -> tuple[int, ...]:
     """Return the actions that do nothing in a game: 4, some movements, and keys that the game does not use."""
@@ -132,8 +140,22 @@ def check_options(options: dict[str, bool]) -> dict[str, bool]:
     Raises:
         UserError: If a name is not known or a value is not a boolean.
     """
-    check_settings("ProcGen", options, OPTIONS)
+    check_names("ProcGen", options, OPTIONS)
     for name, value in options.items():
-        if not isinstance(value, bool):
-            raise UserError(f"ProcGen option {name} must be True or False, not {value!r}")
+        check_switch(name, value)
     return {**OPTIONS, **options}
+
+
+def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a `UserError` for a name that is not known, with ours for one of the original package, or the nearest."""
+    for name in names:
+        if name in CALLED_HERE:
+            raise UserError(f"{owner} has no setting {name!r}: here it is {CALLED_HERE[name]}")
+    check_settings(owner, names, known)
+
+
+def check_switch(name: str, value: Any) -> bool:
+    """Return `value` if it is a boolean, else raise a `UserError` that names it."""
+    if not isinstance(value, bool):
+        raise UserError(f"ProcGen option {name} must be True or False, not {value!r}")
+    return value

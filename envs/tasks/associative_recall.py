@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count, check_count_or_zero
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, hash_integers
 from srwm_rl.envs.tasks.base import TaskBatch
 from srwm_rl.errors import UserError
@@ -59,7 +59,7 @@ class AssociativeRecallBatch(TaskBatch):
         self.n_queries = self.n_pairs if n_queries is None else check_count("n_queries", n_queries)
         if n_overwrites is None:
             n_overwrites = self.n_pairs // 2
-        self.n_overwrites = n_overwrites and check_count("n_overwrites", n_overwrites)
+        self.n_overwrites = check_count_or_zero("n_overwrites", n_overwrites)
         self.length = self.n_pairs + self.n_overwrites + self.n_queries
         sizes = self.n_pairs + self.n_values + 1, self.n_values
         super().__init__(n_envs, levels, seed, *sizes, self.n_pairs, self.n_overwrites, self.n_queries)

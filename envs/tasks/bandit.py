@@ -47,6 +47,7 @@ class BanditBatch(TaskBatch):
     """
 
     games = ("bandit",)
+    best_averages_luck = True
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange = "all", seed: int = 0, n_arms: int = 5, n_pulls: int = 10

@@ -27,6 +27,11 @@ class TaskBatch(SampledLevelsEnv):
     """What `VecMemoryInputs` may add without giving the task's answer away."""
     levels_share_content: ClassVar[bool] = False
     """Whether different levels have something in common that can be learned; see `trained_levels`."""
+    draws_controls: ClassVar[bool] = False
+    """Whether a level draws already which action does what."""
+    best_averages_luck: ClassVar[bool] = False
+    """Whether the best mean return of `score_range` averages over luck: more can be earned where the luck of a level is
+    known, as in a second attempt at it (`AttemptsBatch`)."""
 
     def __init__(
         self, n_envs: int, levels: str | LevelRange, seed: int, n_features: int | Space, n_actions: int, *settings: Any

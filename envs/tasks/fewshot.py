@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count
+from srwm_rl.envs.batch import Acted, Array, FloatArray, check_count, check_count_or_zero
 from srwm_rl.envs.fewshot.baselines import reference_answers
 from srwm_rl.envs.fewshot.episodes import (
     LEVELS_PER_SPLIT,
@@ -222,10 +222,10 @@ def _protocol(ways: int | str, shots: int | str, queries: int, labels: str, cut:
     protocol = Protocol(
         _bounds("ways", ways),
         _bounds("shots", shots),
-        queries and check_count("queries", queries),
+        check_count_or_zero("queries", queries),
         labels,
-        cut and check_count("cut", cut),
-        outputs and check_count("outputs", outputs),
+        check_count_or_zero("cut", cut),
+        check_count_or_zero("outputs", outputs),
     )
     if protocol.ways[0] < 2:
         raise UserError("ways must be 2 or more: with one class there is nothing to tell apart")
@@ -249,7 +249,7 @@ def _names(data: str) -> list[str]:
 
 
 def _check_size(size: int) -> int:
-    if size and not 8 <= check_count("size", size) <= 256:
+    if check_count_or_zero("size", size) and not 8 <= size <= 256:
         raise UserError(f"size must be 8 to 256, or 0 for the images' own, not {size}")
     return size
 

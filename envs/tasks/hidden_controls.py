@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from srwm_rl.envs.batch import Array, FloatArray, check_count
+from srwm_rl.envs.batch import Array, FloatArray, check_count, check_count_or_zero
 from srwm_rl.envs.levels import BoolArray, IntArray, LevelRange, check_levels, hash_integers, hash_uniform
 from srwm_rl.envs.tasks.attempts import AttemptsTask
 from srwm_rl.errors import UserError
@@ -49,6 +49,7 @@ class HiddenControlsBatch(AttemptsTask):
 
     games = ("hidden_controls",)
     memory_inputs = ("action", "reward")
+    draws_controls = True
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class HiddenControlsBatch(AttemptsTask):
         if not isinstance(effect, bool):
             raise UserError(f"effect must be true or false, not {effect!r}")
         self.effect = effect
-        self.change_at = change_at and check_count("change_at", change_at)
-        self.flash = flash and check_count("flash", flash)
+        self.change_at = check_count_or_zero("change_at", change_at)
+        self.flash = check_count_or_zero("flash", flash)
         if self.change_at >= check_count("attempts", attempts) > 0:
             raise UserError(f"change_at must be below the {attempts} attempts (the first is 0), not {change_at}")
         n_features = 2 * (2 * self.size - 1) + 1 + 6 * effect + bool(self.flash)
@@ -126,10 +127,6 @@ class HiddenControlsBatch(AttemptsTask):
         self._agent, self._goal, self._effect = np.zeros((3, self.n_envs, 2), np.int64)
         self._controls = np.zeros((self.n_envs, self.n_moves), np.int64)  # the move that each action makes
         super()._start()
-
-    def _begin_episodes(self, mask: BoolArray) -> None:
-        self._effect[mask] = 0
-        super()._begin_episodes(mask)
 
     def _begin_attempts(self, rows: IntArray) -> None:
         starts, goals = self._places(self._level[rows], self._attempt[rows])

@@ -38,6 +38,7 @@ class MDPBatch(AttemptsTask):
     """
 
     games = ("mdp",)
+    best_averages_luck = True
     memory_inputs = ("action", "reward", "observation")  # a transition is (state, action, reward, next state)
 
     def __init__(

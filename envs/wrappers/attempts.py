@@ -66,7 +66,7 @@ class AttemptsBatch(WrappedBatch, SampledLevelsEnv):
         inner = self.batch_env.step(actions)
         self._fresh = False
         self._clock += 1
-        self._return += inner.rewards
+        self._return += np.where(np.isfinite(inner.rewards), inner.rewards, 0)  # as `BatchVecEnv` counts them
         ended = inner.terminated | inner.truncated
         over = ended & (self._attempt == self.attempts - 1)
         info = inner.info | {

@@ -26,7 +26,7 @@ class FrameStackBatch(WrappedBatch):
         n_stack: Number of observations.
 
     Raises:
-        UserError: If `n_stack` is no whole number above 0, or an observation has no part that is a Box.
+        UserError: If `n_stack` is no whole number above 0, or an observation has no part that is a Box with an axis.
     """
 
     def __init__(self, batch_env: BatchEnv, n_stack: int) -> None:
@@ -37,8 +37,8 @@ class FrameStackBatch(WrappedBatch):
         boxes = {key: part for key, part in parts.items() if isinstance(part, spaces.Box) and part.shape}
         if not boxes:
             raise UserError(
-                f"only Box observations can be stacked; {batch_env.games[0]} has {type(space).__name__} observations, "
-                "leave --frame-stack out"
+                f"only Box observations with an axis can be stacked; {batch_env.games[0]} has {space!s:.80}, leave "
+                "--frame-stack out"
             )
         self._axes = {key: _stacked_axis(part) for key, part in boxes.items()}
         stacks = {key: _stacked_space(part, n_stack, self._axes[key]) for key, part in boxes.items()}

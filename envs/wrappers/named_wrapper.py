@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -50,18 +51,22 @@ class NamedWrapper:
         return constructor
 
     def __call__(self, env: Env) -> Env:
-        """Return a wrapped environment.
+        """Return a wrapped environment; see `wrap`."""
+        return wrap(self.label or f"wrapper {self.target!r}", partial(self._wrapper(), **self.kwargs), env)
 
-        Raises:
-            UserError: it cannot be wrapped, or the result is no environment.
-        """
-        name = self.label or f"wrapper {self.target!r}"
-        try:
-            wrapped = self._wrapper()(env, **self.kwargs)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            of = env.spec.id if env.spec is not None else type(env).__name__
-            raise UserError(f"{name} cannot wrap {of}: {type(error).__name__}: {reason}") from error
-        if not isinstance(wrapped, gymnasium.Env):
-            raise UserError(f"{name} returns a {type(wrapped).__name__}, no gymnasium.Env")
-        return wrapped
+
+def wrap(name: str, wrapper: EnvWrapper, env: Env) -> Env:
+    """Return an environment in a wrapper, which error messages call `name`.
+
+    Raises:
+        UserError: it cannot be wrapped, or the result is no environment.
+    """
+    try:
+        wrapped = wrapper(env)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        of = env.spec.id if env.spec is not None else type(env).__name__
+        raise UserError(f"{name} cannot wrap {of}: {type(error).__name__}: {reason}") from error
+    if not isinstance(wrapped, gymnasium.Env):
+        raise UserError(f"{name} returns a {type(wrapped).__name__}, no gymnasium.Env")
+    return wrapped

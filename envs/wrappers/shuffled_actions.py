@@ -8,7 +8,7 @@ from gymnasium import spaces
 from srwm_rl.envs.batch import Array, BatchEnv, BatchStep, State
 from srwm_rl.envs.levels import BoolArray, IntArray, hash_integers
 from srwm_rl.envs.wrappers.action_masks import ACTION_MASK
-from srwm_rl.envs.wrappers.wrapped_batch import WrappedBatch
+from srwm_rl.envs.wrappers.wrapped_batch import WrappedBatch, innermost
 from srwm_rl.errors import UserError
 
 _SALT = 0x5AFF1E  # apart from what tasks hash from a level
@@ -24,7 +24,7 @@ class ShuffledActionsBatch(WrappedBatch):
         batch_env: Environments with Discrete actions; they start over.
 
     Raises:
-        UserError: If the actions are of another kind.
+        UserError: If the actions are of another kind, have masks, or do already what the level draws.
     """
 
     def __init__(self, batch_env: BatchEnv) -> None:
@@ -37,6 +37,10 @@ class ShuffledActionsBatch(WrappedBatch):
         observed = batch_env.observation_space
         if isinstance(observed, spaces.Dict) and ACTION_MASK in observed.spaces:
             raise UserError(f"{batch_env.games[0]} has action masks, which name actions: leave --shuffle-actions out")
+        if getattr(innermost(batch_env), "draws_controls", False):
+            raise UserError(
+                f"{batch_env.games[0]} has controls drawn for every level already: leave --shuffle-actions out"
+            )
         super().__init__(batch_env)
 
     def _start(self) -> None:

@@ -20,6 +20,7 @@ class WrappedBatch(BatchEnv):
         self.batch_env = batch_env
         self.games, self.solvable, self.render_mode = batch_env.games, batch_env.solvable, batch_env.render_mode
         self.supports_state, self.has_answers = batch_env.supports_state, batch_env.has_answers
+        self.envs = batch_env.envs
         space = batch_env.observation_space if observation_space is None else observation_space
         super().__init__(batch_env.n_envs, space, batch_env.action_space, batch_env.levels, batch_env.seed)
 
@@ -63,3 +64,10 @@ class WrappedBatch(BatchEnv):
     def _check_state(self, state: Any) -> None:
         super()._check_state(state)
         self.batch_env._check_state(state["batch_env"])
+
+
+def innermost(batch_env: BatchEnv) -> BatchEnv:
+    """Return the environments inside all wrappers."""
+    while isinstance(batch_env, WrappedBatch):
+        batch_env = batch_env.batch_env
+    return batch_env

@@ -9,6 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from packaging.version import Version
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 from srwm_rl.envs import BatchGymEnv, ProcgenBatch, RecallBatch
 from srwm_rl.envs.registration import PROCGEN_IDS, TASK_IDS, register_envs
@@ -45,6 +46,14 @@ def test_seed_and_level_determine_the_episode():
     assert np.array_equal(obs, ProcgenBatch("coinrun", 1, "1003:1004", "hard").reset()[0])
     assert 300 <= env.reset()[1]["level_seed"] < 500
     env.reset(seed=2**40)
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode")  # SB3 asks every environment for one
+@pytest.mark.parametrize("env_id", TASK_IDS)
+def test_sb3_makes_every_task_by_its_id(env_id):
+    env = make_vec_env(env_id, 2, seed=1)
+    env.reset()
+    assert not env.step(np.zeros(2, int))[2].all()
 
 
 def finish_episode(env, action=4, max_steps=2000):
@@ -107,22 +116,25 @@ def test_rendered_images_are_large_and_match_the_observation():
     assert gymnasium.make("procgen-maze-v0").unwrapped.render() is None
 
 
+@pytest.mark.filterwarnings("ignore:.*render_mode")
 @pytest.mark.parametrize(
-    ("env_id", "kwargs"),
+    ("env_id", "kwargs", "message"),
     [
-        ("procgen-coinrun-v0", {"levels": "0:9", "num_levels": 9}),
-        ("procgen-coinrun-v0", {"mode": "easy", "distribution_mode": "easy"}),
-        ("procgen-coinrun-v0", {"mode": "memory"}),
-        ("procgen-coinrun-v0", {"num_levels": -5}),
-        ("procgen-coinrun-v0", {"num_levels": 5, "start_level": -1}),
-        ("procgen-coinrun-v0", {"use_background": False}),
-        ("srwm_rl/Bandit-v0", {"n_arm": 3}),
-        ("srwm_rl/Bandit-v0", {"n_arms": 0}),
+        ("procgen-coinrun-v0", {"levels": "0:9", "num_levels": 9}, "not both"),
+        ("procgen-coinrun-v0", {"mode": "easy", "distribution_mode": "easy"}, "two names"),
+        ("procgen-coinrun-v0", {"mode": "memory"}, "memory"),
+        ("procgen-coinrun-v0", {"num_levels": -5}, "levels"),
+        ("procgen-coinrun-v0", {"num_levels": 5, "start_level": -1}, "levels"),
+        ("procgen-coinrun-v0", {"use_background": False}, "'use_backgrounds'"),
+        ("procgen-coinrun-v0", {"rand_seed": 3}, "'rand_seed': here it is seed"),
+        ("srwm_rl/Bandit-v0", {"n_arm": 3}, "'n_arms'"),
+        ("srwm_rl/Bandit-v0", {"n_arms": 0}, "n_arms"),
+        ("srwm_rl/Bandit-v0", {"render_mode": "rgb_array"}, "bandit has no pictures"),
     ],
 )
-def test_invalid_settings_are_refused(env_id, kwargs):
+def test_invalid_settings_are_refused(env_id, kwargs, message):
     for make in (gymnasium.make, lambda *a, **k: gymnasium.make_vec(*a, num_envs=2, **k)):
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=message):
             make(env_id, **kwargs)
 
 
@@ -217,6 +229,7 @@ def test_gymnasium_records_the_episodes_of_a_vector(env_id, mode):
         returns, lengths = returns + rewards, lengths + ~begins
         ended = terminated | truncated
         assert not (ended & begins).any()
+        assert (infos["prev_level_seed"] == infos["level_seed"])[begins].all()
         for i in np.flatnonzero(ended):
             n_episodes += 1
             assert infos["episode"]["r"][i] == pytest.approx(returns[i])
@@ -229,20 +242,23 @@ def test_gymnasium_records_the_episodes_of_a_vector(env_id, mode):
 
 
 def test_next_step_autoreset_returns_last_observations_and_keeps_chosen_levels():
-    env = gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, n_pulls=2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = gymnasium.make_vec("srwm_rl/Recall-v0", num_envs=2, delay=1, autoreset_mode=AutoresetMode.NEXT_STEP)
     assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-    _, infos = env.reset(seed=1, options={"levels": [5, 7]})
-    for _ in range(3):
-        for last in (False, True):
-            obs, _, terminated, truncated, infos = env.step(np.array([0, 0]))
-            assert ((terminated | truncated) == last).all()
-            assert infos["level_seed"].tolist() == [5, 7]
-        assert "final_obs" not in infos
-        assert obs.tolist() == [[1.0], [1.0]]  # of the last pull, not of the next episode
+    first, _ = env.reset(seed=1, options={"levels": [5, 7]})
+    ended, n_episodes = np.zeros(2, bool), 0
+    while n_episodes < 6 or not ended.any():
+        begins = ended
         obs, rewards, terminated, truncated, infos = env.step(np.array([0, 0]))
-        assert obs.tolist() == env.reset(options={"levels": [5, 7]})[0].tolist()
-        assert not rewards.any()
-        assert not (terminated | truncated).any()
+        ended = terminated | truncated
+        n_episodes += ended.sum()
+        assert infos["level_seed"].tolist() == [5, 7]
+        assert "final_obs" not in infos
+        assert np.array_equal(obs[begins], first[begins])
+        assert not obs[ended].any()  # what follows the answer, not the next episode's cue
+        assert not rewards[begins].any()
+        assert not ended[begins].any()
+    env.reset(options={"levels": [5, 7]})
+    assert (env.step(np.array([0, 0]))[0] != first).any(axis=1).all()  # the step after a reset counts
     with pytest.raises(UserError, match="'SameStep' or 'NextStep'"):
         gymnasium.make_vec("srwm_rl/Bandit-v0", num_envs=2, autoreset_mode="Disabled")
 

@@ -134,6 +134,8 @@ def test_normalizer_returns_the_bounds_of_games_that_have_them():
     assert envs.normalizer("recall", env_kwargs={"n_symbols": 5}) == {"recall": (0.2, 1.0)}
     assert envs.normalizer("bandit")["bandit"][1] == pytest.approx(6.66, abs=1e-3)
     assert envs.normalizer("CartPole-v1") == {}
+    assert envs.normalizer("recall", attempts=2) == {"recall": (0.5, 2.0)}
+    assert envs.normalizer("bandit", attempts=2) == {}  # the second attempt has the luck of the first
 
 
 def test_every_public_name_can_be_imported():

@@ -26,3 +26,13 @@ def test_a_level_drawn_for_one_environment_does_not_advance_the_others():
     env.reset()
     masked.reset()
     assert masked.level_seed().tolist() == [second[0], env.level_seed()[1], second[2]]
+
+
+def test_chosen_levels_do_not_advance_the_random_sequence():
+    env, chosen = (BanditBatch(3, "0:1000000", seed=1) for _ in range(2))
+    chosen.reset(levels=[1, 2, 3])
+    env.reset()
+    for _ in range(2):
+        env.reset()
+        chosen.reset()
+        assert chosen.level_seed().tolist() == env.level_seed().tolist()

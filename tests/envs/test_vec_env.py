@@ -5,12 +5,21 @@ import warnings
 
 import numpy as np
 import pytest
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
 
-from srwm_rl.envs import BanditBatch, BatchVecEnv, GymnasiumBatch, ProcgenBatch, ProcgenVecEnv, RecallBatch
+from srwm_rl.envs import (
+    AttemptsBatch,
+    BanditBatch,
+    BatchVecEnv,
+    GymnasiumBatch,
+    ProcgenBatch,
+    ProcgenVecEnv,
+    RecallBatch,
+)
 from srwm_rl.errors import FaultError, UserError
 
 
@@ -92,6 +101,16 @@ def test_truncation_is_reported_as_time_limit():
     assert infos[0]["episode"]["l"] == 5
 
 
+def test_an_end_that_is_both_counts_as_terminated():
+    class Both(BanditBatch):
+        def step(self, actions):
+            return (step := super().step(actions))._replace(truncated=step.terminated)
+
+    env = BatchVecEnv(Both(1, n_pulls=1))
+    env.reset()
+    assert env.step(np.zeros(1, int))[3][0]["TimeLimit.truncated"] is False
+
+
 def test_a_reset_in_mid_episode_restarts_the_episode_statistics():
     env = BatchVecEnv(BanditBatch(2, n_pulls=4))
     env.reset()
@@ -124,6 +143,7 @@ def test_a_levels_option_holds_for_one_reset():
     env.set_options({"level": 3})
     with pytest.raises(UserError, match="levels"):
         env.reset()
+    env.reset()  # the refused option is gone
 
 
 def test_attributes_and_methods_are_those_of_the_batch():
@@ -133,12 +153,34 @@ def test_attributes_and_methods_are_those_of_the_batch():
     assert env.get_attr("mode", indices=[0, 2]) == ["easy"] * 2
     assert env.env_method("observe", indices=1)[0].shape == (3, 64, 64, 3)
     assert not env.has_attr("nonsense")
-    env.set_attr("note", 5)
-    assert env.batch_env.note == 5
-    with pytest.raises(UserError):
-        env.set_attr("note", 6, indices=[0])
+    env.set_attr("timeout_as_truncation", True)
+    assert env.batch_env.timeout_as_truncation is True
+    with pytest.raises(UserError, match="one simulator holds all environments"):
+        env.set_attr("timeout_as_truncation", False, indices=[0])
+    with pytest.raises(UserError, match="coinrun has no attribute 'note'"):
+        env.set_attr("note", 5)
     assert env.env_is_wrapped(Monitor) == [True] * 3
     assert env.env_is_wrapped(VecMonitor, 0) == [False]
+
+
+def test_names_that_the_batch_has_not_are_those_of_gymnasium_environments():
+    env = BatchVecEnv(AttemptsBatch(GymnasiumBatch("CartPole-v1", 3), 2))
+    env.set_attr("force_mag", 5.0, indices=[0, 2])
+    assert env.get_attr("force_mag") == [5.0, 10.0, 5.0]
+    assert [single.unwrapped.force_mag for single in env.batch_env.batch_env.envs] == [5.0, 10.0, 5.0]
+    assert env.env_method("get_wrapper_attr", "force_mag", indices=[1, 2]) == [10.0, 5.0]
+    assert env.env_is_wrapped(TimeLimit, [0, 1]) == [True] * 2
+    assert env.env_is_wrapped(RecordEpisodeStatistics) == [False] * 3
+    assert env.env_is_wrapped(Monitor) == [True] * 3
+    assert env.get_attr("attempts") == [2] * 3
+    assert not env.has_attr("nonsense")
+    with pytest.raises(UserError, match="CartPole-v1 has no attribute 'nonsense'"):
+        env.set_attr("nonsense", 1)
+
+
+def test_exploration_mode_needs_no_levels():
+    assert len(ProcgenVecEnv("coinrun", 1, mode="exploration").batch_env.levels) == 1
+    assert str(ProcgenVecEnv("coinrun", 1).batch_env.levels) == "0:200"
 
 
 def test_render_returns_an_image_per_environment():
@@ -207,6 +249,8 @@ def test_a_non_finite_number_raises_or_counts_as_0(quantity):
         env.quantity = quantity
         return env
 
+    with pytest.raises(UserError, match="on_nan must be stop or skip, not 'ignore'"):
+        BatchVecEnv(batch(), on_nan="ignore")
     stopping = BatchVecEnv(batch())
     stopping.reset()
     for _ in range(2):

@@ -253,6 +253,7 @@ def test_labels_alone_know_what_can_be_known_of_new_classes():
         ({"data": "glyphs,digits,glyphs"}, "comma"),
         ({"data": "no_such_folder"}, "no data"),
         ({"data": 5}, "data"),
+        *(({name: None}, f"{name} must be a whole number") for name in ("queries", "cut", "outputs", "size")),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(settings, text):

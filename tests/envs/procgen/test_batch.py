@@ -343,6 +343,11 @@ def test_render_returns_large_frames_and_needs_its_render_mode():
         ({"n_threads": -1}, "n_threads"),
         ({"use_backgrounds": 1}, "True or False"),
         ({"use_background": True}, "'use_backgrounds'"),
+        ({"timeout_as_truncation": "no"}, "timeout_as_truncation must be True or False"),
+        ({"num_levels": 200}, "'num_levels': here it is levels, such as '0:200'"),
+        ({"start_level": 5}, "here it is levels"),
+        ({"distribution_mode": "hard"}, "here it is mode"),
+        ({"rand_seed": 3}, "here it is seed"),
         ({"render_mode": "human"}, "rgb_array"),
     ],
 )

@@ -74,7 +74,15 @@ def test_previous_actions_are_not_inputs_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"n_pairs": 0}, {"n_values": 1}, {"n_overwrites": -1}, {"n_queries": 0}, {"n_overwrites": 1.5}]
+    "settings",
+    [
+        {"n_pairs": 0},
+        {"n_values": 1},
+        {"n_overwrites": -1},
+        {"n_overwrites": 1.5},
+        {"n_overwrites": False},
+        {"n_queries": 0},
+    ],
 )
 def test_invalid_arguments_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):

@@ -208,6 +208,8 @@ def test_the_score_range_is_that_of_random_and_optimal_play() -> None:
         {"change_at": -1},
         {"flash": -1},
         {"flash": 0.5},
+        {"change_at": None},
+        {"flash": None},
     ],
 )
 def test_invalid_arguments_are_refused(settings: dict[str, Any]) -> None:

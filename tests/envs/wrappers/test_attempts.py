@@ -242,6 +242,9 @@ def test_pictures_places_and_closing_are_those_inside():
 def test_gymnasium_infos_tell_of_the_attempts_that_ended():
     env = BatchGymEnv(AttemptsBatch(BanditBatch(1, "0:9", n_pulls=3), 2))
     vector = BatchGymVectorEnv(AttemptsBatch(BanditBatch(2, "0:9", n_pulls=3), 2))
+    next_step = BatchGymVectorEnv(AttemptsBatch(BanditBatch(1, "0:9", n_pulls=1), 2), "NextStep")
+    next_step.reset()
+    assert [next_step.step([0])[4]["_attempt"].tolist() for _ in range(4)] == [[True], [True], [False], [True]]
     env.reset()
     vector.reset()
     for t in range(6):
@@ -252,6 +255,19 @@ def test_gymnasium_infos_tell_of_the_attempts_that_ended():
         *_, infos = vector.step(np.zeros(2, int))
         assert infos["_attempt"].tolist() == [t in (2, 5)] * 2
         assert infos["attempt"].tolist() == [t // 3] * 2
+
+
+def test_rewards_that_are_not_finite_count_as_0_in_the_return_of_an_attempt():
+    class NonFinite(BanditBatch):
+        def step(self, actions):
+            rewards = np.array([1.0, np.nan, np.inf], np.float32)[self._clock]
+            return super().step(actions)._replace(rewards=rewards)
+
+    env = BatchVecEnv(AttemptsBatch(NonFinite(1, n_pulls=3), 1), on_nan="skip")
+    env.reset()
+    with pytest.warns(UserWarning, match="the reward is not finite"):
+        *_, infos = [env.step(np.zeros(1, int)) for _ in range(3)][-1]
+    assert infos[0]["attempt_return"] == infos[0]["episode"]["r"] == 1.0
 
 
 def test_wrong_settings_are_refused():

@@ -50,8 +50,15 @@ class ChannelsFirst(Masked):
         return *super().step(action)[:4], {}
 
 
+class Scalar(ChannelsFirst):
+    """An environment with observations of one number."""
+
+    observation_space = spaces.Box(0, 1, ())  # type: ignore[assignment]
+
+
 gymnasium.register("Masked-v0", Masked)
 gymnasium.register("ChannelsFirst-v0", ChannelsFirst)
+gymnasium.register("Scalar-v0", Scalar)
 
 
 def walk(env: BatchEnv, n_steps: int, seed: int = 0) -> list[Any]:
@@ -159,7 +166,8 @@ def test_an_attempt_begins_with_a_new_stack() -> None:
 
 
 @pytest.mark.parametrize(("name", "n_stack", "message"), [
-    ("FrozenLake-v1", 2, "only Box observations can be stacked"),
+    ("FrozenLake-v1", 2, "only Box observations with an axis can be stacked; FrozenLake-v1 has Discrete"),
+    ("Scalar-v0", 2, r"only Box observations with an axis .* Scalar-v0 has Box\(0.0, 1.0, \(\), float32\)"),
     ("CartPole-v1", 0, "frame_stack must be a whole number above 0"),
 ])  # fmt: skip
 def test_what_cannot_be_stacked_is_refused(name: str, n_stack: int, message: str) -> None:

@@ -74,6 +74,15 @@ def test_what_cannot_wrap_is_refused_in_one_line(module: str, target: str, messa
     assert "\n" not in str(error.value)
 
 
+def test_wrappers_without_a_name_are_refused_in_the_same_way() -> None:
+    for wrapper, message in (
+        (lambda env: None, "returns a NoneType, no gymnasium.Env"),
+        (lambda env: 1 / 0, "cannot wrap CartPole-v1: ZeroDivisionError: division by zero"),
+    ):
+        with pytest.raises(UserError, match=f"wrapper '.*<lambda>' {message}"):
+            make_batch_env("CartPole-v1", 1, "0:9", 0, wrappers=(wrapper,))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["coinrun", "recall"])
 def test_batches_of_their_own_cannot_be_wrapped(name: str) -> None:
     with pytest.raises(UserError, match="wrappers are for Gymnasium environments"):

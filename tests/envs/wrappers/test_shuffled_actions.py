@@ -101,6 +101,8 @@ def test_resets_are_those_of_the_environment_inside():
 def test_other_action_spaces_are_refused():
     with pytest.raises(UserError, match="only Discrete actions can be shuffled; Pendulum-v1 has Box actions"):
         make_batch_env("Pendulum-v1", 1, "0:9", 0, shuffle_actions=True)
+    with pytest.raises(UserError, match="hidden_controls has controls drawn for every level already"):
+        make_batch_env("hidden_controls", 1, "0:9", 0, shuffle_actions=True, frame_stack=2)
     with pytest.raises(UserError, match=r"actions must lie in 0 \.\. 4"):
         ShuffledActionsBatch(BanditBatch(1)).step(np.array([5]))
 
