@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -16,7 +15,7 @@ from PIL import Image
 from srwm_rl.errors import UserError
 from srwm_rl.lazy import import_optional
 from srwm_rl.scripts.video.canvas import Bytes
-from srwm_rl.storage.safe_file import TEMPORARY
+from srwm_rl.storage.safe_file import temporary_path
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox")
 EXTENSIONS = (".mp4", ".gif")
@@ -48,7 +47,7 @@ def write_video(path: Path, frames: Iterator[Bytes], n_frames: int, fps: int) ->
         OSError: the file cannot be written.
     """
     check_video(path)
-    unfinished = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    unfinished = temporary_path(path)
     try:
         if path.suffix.lower() == ".gif":
             _write_gif(unfinished, frames, n_frames, fps)

@@ -26,7 +26,7 @@ from srwm_rl.official.cores import DEEP, copy_weights, core_settings, get_weight
 from srwm_rl.storage.model_file import load_policy_arrays, policy_arrays, save_model
 from srwm_rl.storage.model_schema import TensorBudget, shapes_of
 from srwm_rl.storage.run_folder import CHECKPOINTS, Run
-from srwm_rl.storage.safe_file import TEMPORARY
+from srwm_rl.storage.safe_file import temporary_path
 
 Weights = Mapping[str, np.ndarray]
 SIDE, N_ACTIONS = 64, 15  # ProcGen's
@@ -66,7 +66,7 @@ def import_checkpoint(path: str | Path, run_folder: str | Path) -> Path:
     checkpoint = read_checkpoint(Path(path))
     policy = build_policy(checkpoint.core, checkpoint.weights, str(path))
     # Renamed when complete: a folder without its model would look like a run that failed.
-    temporary = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+    temporary = temporary_path(folder)
     try:
         _write(temporary, Path(path), checkpoint, policy)
         if folder.exists():

@@ -53,13 +53,18 @@ def write_whole(path: Path, content: bytes) -> None:
     publish(stage(path, content), path)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return a name beside `path` of this call's own: threads, and containers with equal process ids, may write one."""
+    return path.with_name(f"{TEMPORARY}{token_hex(4)}-{path.name}")
+
+
 def stage(path: Path, content: bytes) -> Path:
     """Write `content` beside `path` under a temporary name, flush, read back and compare; return that name.
 
     Raises:
         OSError: as `write_whole`; nothing is left behind.
     """
-    temporary = path.with_name(f"{TEMPORARY}{token_hex(4)}-{path.name}")  # of this call: threads may write one path
+    temporary = temporary_path(path)
     try:
         if path.exists() and not path.is_file() and not path.is_symlink():
             raise OSError(errno.EINVAL, "it is no regular file, and is not replaced by one", str(path))
