@@ -112,7 +112,7 @@ class TrainConfig:
     """Settings of the core, as name:value, such as hidden_size:64 n_layers:1 variant:paper. Others keep the
     environment's default; see --dry-run."""
     encoder_kwargs: tuple[str, ...] = ()
-    """Settings of the encoder, as name:value, such as mlp:[64,64] or cnn:{"channels":[8,16,16]}."""
+    """Settings of the encoder, as name:value, such as mlp:[64,64] or, in quotes, 'cnn:{"channels":[8,16,16]}'."""
 
     learning_rate: Coefficient = 5e-4
     """The optimizer's step size."""

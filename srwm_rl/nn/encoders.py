@@ -239,7 +239,11 @@ def _warn_of_frames(key: str, space: spaces.Space[Any]) -> None:
         )
 
 
-def _check_cnn(settings: dict[str, Any]) -> None:
+def _check_cnn(settings: Any) -> None:
+    if not isinstance(settings, dict):
+        raise UserError(
+            f'the encoder\'s cnn takes settings, such as \'cnn:{{"kind":"nature"}}\' in quotes, not {settings!r}'
+        )
     kind = settings.get("kind", "impala")
     if str(kind) not in CNNS:
         raise UserError(f"the encoder's cnn has no kind {kind!r}{did_you_mean(str(kind), CNNS)}")

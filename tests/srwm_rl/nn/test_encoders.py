@@ -15,6 +15,7 @@ def test_wrong_settings_of_a_cnn_are_named() -> None:
     for cnn, message in (
         ({"kind": "natur"}, "no kind 'natur'; did you mean 'nature'"),
         ({"kind": ["nature"]}, "no kind"),
+        ("nature", "takes settings, such as .* in quotes, not 'nature'"),
         ({"kind": "nature", "channels": [8]}, "channels must be three widths, not 1"),
         ({"kind": "nature", "patch": 4}, "has no setting 'patch'"),
         ({"kind": "patch", "patch": 0}, "the encoder's cnn patch must be"),
